@@ -1,0 +1,1 @@
+"""Train audio-visual LLMs for speech recognition, sweep them, and measure their attention sinks."""

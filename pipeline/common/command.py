@@ -1,0 +1,56 @@
+"""What all commands share: `--params`, `--set`, errors as one line, `Ctrl-C` as a pause."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Params, load_params
+
+INTERRUPTED = 130
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the options that every command has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters of the run")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override one parameter (may be repeated)"
+    )
+    return made
+
+
+def params_of(arguments: argparse.Namespace) -> Params:
+    """The parameters that the arguments name."""
+    return load_params(arguments.params, arguments.set)
+
+
+def run_command(body: Callable[[], None]) -> None:
+    """Run a command's body and leave with its exit code.
+
+    A `PipelineError` is one line and 1; `Ctrl-C` and SIGTERM are one line and 130; a full disk is one line and 1.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        body()
+    except PipelineError as error:
+        _leave(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        _leave("interrupted: what was finished is kept; the same command goes on from there", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or os.getcwd()
+        _leave(f"error: {place}: the disk is full; free some space, what was finished is kept and goes on", 1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(line: str, code: int) -> None:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,24 @@
+"""The one error that people see.
+
+Everything that a user can cause (a wrong key, a cut file, a full disk) ends as a `PipelineError`: one line that names
+the place, what was found there, and the way out. Commands print that line and exit with 1; a traceback means a bug.
+"""
+
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """A problem that the person at the keyboard can solve.
+
+    Args:
+        where: the file, key or folder concerned.
+        found: what is there, with the value.
+        remedy: what is expected, or the command that helps.
+    """
+
+    def __init__(self, where: str | Path, found: str, remedy: str) -> None:
+        super().__init__(where, found, remedy)
+        self.where, self.found, self.remedy = str(where), found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}; {self.remedy}"

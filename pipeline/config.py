@@ -1,0 +1,421 @@
+"""`params.yaml` as frozen, strict, typed values.
+
+Each section is a class, each key a field with one line that says what it is. An unknown key, a wrong type, a value out
+of range or two keys that contradict each other end in one `PipelineError` that names file, key, value and remedy,
+before anything runs.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.common.errors import PipelineError
+
+Modality = Literal["audio", "video", "audiovisual"]
+Split = Literal["train", "validation", "test"]
+RoleName = Literal[
+    "bos", "audio_start", "audio", "audio_end", "video_start", "video", "video_end", "prompt", "response"
+]  # fmt: skip
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WheelSource(Section):
+    """A file inside a Python wheel: fetched by pip by name, version and hash, without its dependencies."""
+
+    kind: Literal["wheel"]
+    package: str
+    version: str
+    sha256: Sha256
+    """SHA-256 of the wheel."""
+    member: str
+    """The file or folder inside the wheel."""
+
+
+class PathSource(Section):
+    """A file or folder on this machine or a shared disk."""
+
+    kind: Literal["path"]
+    path: str
+    sha256: Sha256 | None = None
+    """SHA-256 of the file, or null to record it without a check (a folder)."""
+
+
+class HubSource(Section):
+    """A model hub's repository, at a fixed revision."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str
+    """A commit, so that the weights cannot change under the name."""
+
+
+class Weights(Section):
+    """One set of pretrained weights, converted to `<weights.out>/<name>/`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    format: Literal["gguf", "ctranslate2_whisper", "huggingface"]
+    """What the source holds; all become a plain Hugging Face folder."""
+    source: Annotated[WheelSource | PathSource | HubSource, Field(discriminator="kind")]
+
+
+class WeightsSection(Section):
+    """Stage `weights`."""
+
+    out: str = "data/weights"
+    sources: tuple[Weights, ...]
+
+
+class Noise(Section):
+    """Babble of training voices, mixed at a signal-to-noise ratio over the whole utterance."""
+
+    talkers: Annotated[int, Field(ge=1)] = 6
+    """How many voices speak at once."""
+    train_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training utterances that are noisy; each has one ratio, drawn from `train_snrs`."""
+    train_snrs: tuple[float, ...] = ()
+    """In dB."""
+    validation_snrs: tuple[float, ...] = ()
+    """In dB; each adds a noisy copy of the whole split. 0 is a real value."""
+    test_snrs: tuple[float, ...] = ()
+    """In dB; each adds a noisy copy of the whole split."""
+
+
+class Counts(Section):
+    """A number for each split."""
+
+    train: Annotated[int, Field(ge=1)]
+    validation: Annotated[int, Field(ge=1)]
+    test: Annotated[int, Field(ge=1)]
+
+
+class Synthetic(Section):
+    """The corpus that is made on the spot: sentences, spoken by espeak-ng, with a mouth drawn from the phonemes."""
+
+    sentences: str | None = None
+    """A text file with a sentence a line; null takes the GRID grammar."""
+    voices: Counts
+    """Voices of each split; no voice is in two."""
+    utterances: Counts
+    """Utterances of each split, without their noisy copies."""
+
+
+class Corpus(Section):
+    """Stage `prepare`."""
+
+    kind: Literal["synthetic"]
+    root: str | None = None
+    """Where the corpus lies; null for the synthetic one."""
+    out: str = "data/corpus"
+    seed: int = 0
+    synthetic: Synthetic
+    noise: Noise = Noise()
+
+
+class AudioEncoder(Section):
+    """The frozen audio encoder."""
+
+    encoder: Literal["whisper"] = "whisper"
+    weights: str = "data/weights/whisper-tiny.en"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively."""
+
+
+class VideoEncoder(Section):
+    """The frozen video encoder."""
+
+    encoder: Literal["dct"] = "dct"
+    coefficients: Annotated[int, Field(ge=1)] = 44
+    """How many DCT coefficients, in zigzag order; their first and second deltas are added."""
+
+
+class Features(Section):
+    """Stage `features`."""
+
+    mode: Literal["cached"] = "cached"
+    out: str = "data/features"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    audio: AudioEncoder = AudioEncoder()
+    video: VideoEncoder = VideoEncoder()
+
+
+class Rates(Section):
+    """How many encoder frames become one token."""
+
+    audio: Annotated[int, Field(ge=1)] = 16
+    video: Annotated[int, Field(ge=1)] = 5
+
+
+class Projector(Section):
+    """Two linear layers with an activation between, from downsampled features to the LLM's width."""
+
+    hidden: Annotated[int, Field(ge=1)] | None = None
+    """Width of the hidden layer; null takes the LLM's width."""
+    layer_norm: bool = False
+    """LayerNorm after the projector."""
+
+
+class LLM(Section):
+    """The decoder."""
+
+    weights: str = "data/weights/smollm2-135m"
+    blocks: Annotated[int, Field(ge=1)] | None = None
+    """How many blocks are kept, from the first on; null keeps all."""
+
+
+class LoRA(Section):
+    """Low-rank adapters."""
+
+    rank: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 64
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class Model(Section):
+    """The audio-visual LLM."""
+
+    modality: Modality = "audiovisual"
+    rates: Rates = Rates()
+    downsampling: Literal["average", "stack"] = "average"
+    projector: Projector = Projector()
+    llm: LLM = LLM()
+    lora: LoRA = LoRA()
+    prompt: str = "Transcribe speech to text."
+
+
+class Decorrelation(Section):
+    """The decorrelation loss: mean squared cosine between BOS and the other tokens (arXiv 2510.22603)."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """Its factor beside the cross-entropy; 0 leaves it out."""
+    stop_gradient: bool = False
+    """Whether BOS is held fixed, so that only the other tokens move."""
+    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    """Blocks whose output counts; `all` is every block but the last."""
+    roles: Literal["all"] | tuple[RoleName, ...] = "all"
+    """Roles whose tokens count; `all` is all but BOS and the response."""
+
+
+class Train(Section):
+    """Stage `train`."""
+
+    seed: int = 0
+    steps: Annotated[int, Field(ge=1)] = 480
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 60
+    """Steps; a killed run loses at most so many."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    validate_every: Annotated[int, Field(ge=1)] = 120
+    """Steps between two measurements of the validation loss."""
+    runs: str = "runs"
+    """Where trial folders lie."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; null leaves it to PyTorch."""
+
+
+class Evaluate(Section):
+    """Stage `evaluate`: decoding and its score."""
+
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    beams: Annotated[int, Field(ge=1)] = 4
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Resamplings of the utterances for the 95% intervals."""
+
+
+class Sinks(Section):
+    """Stage `evaluate`: the sink instrument."""
+
+    split: Literal["validation", "test"] = "test"
+    utterances: Annotated[int, Field(ge=1)] | None = None
+    """How many utterances are measured, from the first on; null measures all."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Importance above which a key is an attention sink (Gu et al., ICLR 2025)."""
+    tau: Annotated[float, Field(gt=1)] = 1000.0
+    """Ratio to the layer's median above which an activation is massive (Sun et al., COLM 2024)."""
+    minimum_queries: Annotated[int, Field(ge=1)] = 4
+    """Keys that fewer queries see are dropped: their importance is trivially high."""
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    weights: WeightsSection
+    corpus: Corpus
+    features: Features = Features()
+    model: Model = Model()
+    decorrelation: Decorrelation = Decorrelation()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    sinks: Sinks = Sinks()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-3` is a number, and a key given twice is an error, not a silent override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str | Path) -> Any:
+    """Parse YAML text; `where` is named in the error.
+
+    Raises:
+        PipelineError: the text is no YAML, or gives a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else str(where)
+        raise PipelineError(place, f"no valid YAML ({getattr(error, 'problem', error)})", "mend that line") from None
+
+
+def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
+    """Read `params.yaml` and apply `a.b=value` overrides.
+
+    Args:
+        path: the file.
+        overrides: assignments; the value is YAML (`model.rates.audio=4`, `evaluate.splits=[test]`).
+
+    Raises:
+        PipelineError: the file is missing, or anything in it or in an override is not as the classes here say.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", "name the file with --params") from None
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise PipelineError(path, f"holds a {type(values).__name__}", "it must be a mapping of sections")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise PipelineError("--set", f"{override!r} has no '='", "write --set section.key=value")
+        assign(values, key, parse_yaml(value, f"--set {key}"))
+    return validate(values, path)
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` in nested `values`, making sections on the way.
+
+    Raises:
+        PipelineError: the way leads through something that is no section.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise PipelineError("--set", f"{key} leads through {section}, which is no section", "check the key")
+    values[last] = value
+
+
+def validate(values: dict[str, Any], where: str | Path) -> Params:
+    """Turn nested values into `Params`; `where` is named in errors.
+
+    Raises:
+        PipelineError: for the first thing that is wrong.
+    """
+    try:
+        # By way of JSON, where a list is what stands for a tuple.
+        params = Params.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise _one_line(error, where) from None
+    _check_across_sections(params, where)
+    return params
+
+
+def _one_line(error: ValidationError, where: str | Path) -> PipelineError:
+    # Of several complaints about a union, the one about the value that is deepest says most.
+    worst = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
+    steps = [step for step in worst["loc"] if not _names_a_union_member(step)]
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+    if worst["type"] == "missing":
+        return PipelineError(where, f"{key} is missing", "add it")
+    if worst["type"] == "extra_forbidden":
+        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {_known_keys(steps[:-1])}")
+    message = worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
+
+
+def _names_a_union_member(step: str | int) -> bool:
+    return isinstance(step, str) and (step in ("wheel", "path", "hub") or bool(re.search(r"[\[(]", step)))
+
+
+def _known_keys(sections: list[str | int]) -> str:
+    kind: Any = Params
+    for section in sections:
+        field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
+        kind = field.annotation if field else None
+    return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those that the README names"
+
+
+def _check_across_sections(params: Params, where: str | Path) -> None:
+    noise = params.corpus.noise
+    if noise.train_share > 0 and not noise.train_snrs:
+        raise PipelineError(
+            where,
+            f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
+            "name at least one ratio in dB, or set the share to 0",
+        )
+    voices, utterances = params.corpus.synthetic.voices, params.corpus.synthetic.utterances
+    for split in ("train", "validation", "test"):
+        if getattr(utterances, split) < getattr(voices, split):
+            raise PipelineError(
+                where,
+                f"corpus.synthetic.utterances.{split} is {getattr(utterances, split)}",
+                f"it must be at least the {getattr(voices, split)} voices of that split",
+            )
+    names = [source.name for source in params.weights.sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise PipelineError(where, f"weights.sources names {name!r} twice", "give each its own name")
+    if params.sinks.split not in params.evaluate.splits:
+        raise PipelineError(
+            where,
+            f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
+            "sinks are measured on a split that is evaluated",
+        )
+
+
+def streams(modality: Modality) -> tuple[Literal["audio", "video"], ...]:
+    """The input streams of a modality, in the order of the sequence."""
+    return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]

@@ -1,0 +1,1 @@
+"""Corpora: the manifest, media, the synthetic corpus and noise."""

@@ -1,0 +1,1 @@
+"""Frozen encoders behind one protocol, and the store of what they gave."""

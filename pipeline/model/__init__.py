@@ -1,0 +1,1 @@
+"""The audio-visual LLM: roles, downsampling, projector, LoRA, losses, decoding."""

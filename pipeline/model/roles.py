@@ -1,0 +1,31 @@
+"""What a token is for. Every batch carries a role for each position; nothing downstream guesses."""
+
+from enum import IntEnum
+
+
+class Role(IntEnum):
+    """The role of a position in a sequence, in the order in which roles stand there."""
+
+    PADDING = 0
+    BOS = 1
+    AUDIO_START = 2
+    AUDIO = 3
+    AUDIO_END = 4
+    VIDEO_START = 5
+    VIDEO = 6
+    VIDEO_END = 7
+    PROMPT = 8
+    RESPONSE = 9
+
+    @property
+    def label(self) -> str:
+        """The name in parameters, files and figures, such as `audio_start`."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, label: str) -> "Role":
+        """The role with this label."""
+        return cls[label.upper()]
+
+
+REAL_ROLES: tuple[Role, ...] = tuple(role for role in Role if role is not Role.PADDING)

@@ -1,0 +1,1 @@
+"""Text normalisation, error counts, and bootstrap intervals."""
