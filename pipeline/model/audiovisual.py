@@ -1,0 +1,176 @@
+"""The audio-visual LLM: downsampled features through projectors into a frozen decoder with LoRA."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.common.files import written_whole
+from pipeline.common.hardware import autocast
+from pipeline.config import Decorrelation, Model, streams
+from pipeline.model.decoder import add_lora, bos_token, load_lora
+from pipeline.model.decorrelation import decorrelation_loss
+from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
+from pipeline.model.examples import Batch
+from pipeline.model.projector import Projector
+from pipeline.model.roles import Role
+from pipeline.model.sequence import Segment, Sequence, pad_left
+
+IGNORED = -100
+PROJECTOR_FILE = "projector.safetensors"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one batch costs. Scalars."""
+
+    cross_entropy: Tensor
+    """Mean over the response's tokens, its end included, in nats."""
+    decorrelation: Tensor | None
+    """Before its weight; absent where the weight is 0."""
+
+
+class AudioVisualLLM(nn.Module):
+    """BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response.
+
+    Args:
+        decoder: the LLM; LoRA is added to it (or read from `adapter`), everything else of it stays frozen.
+        tokenizer: the LLM's.
+        dimensions: width of the encoder features of each stream.
+        settings: section `model`.
+        precision: `float32` or `bfloat16` for matrix products; residuals, norms and losses stay in float32.
+        adapter: folder of a trained adapter and projector; without it, both begin anew.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dimensions: Mapping[str, int],
+        settings: Model,
+        precision: str,
+        adapter: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.precision, self.tokenizer = settings, precision, tokenizer
+        self.streams = streams(settings.modality)
+        self.bos = bos_token(tokenizer, decoder.config)
+        self.eos = tokenizer.eos_token_id
+        self.prompt = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
+        embedding = decoder.get_input_embeddings().weight
+        width = embedding.shape[1]
+        self.projectors = nn.ModuleDict({stream: self._projector(dimensions[stream], stream, width)
+                                         for stream in self.streams})  # fmt: skip
+        self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
+        self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
+        if adapter:
+            self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
+
+    def _projector(self, dimension: int, stream: str, width: int) -> Projector:
+        rate = getattr(self.settings.rates, stream)
+        hidden = self.settings.projector.hidden or width
+        incoming = downsampled_dimension(dimension, rate, self.settings.downsampling)
+        return Projector(incoming, hidden, width, self.settings.projector.layer_norm)
+
+    def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
+        """(2, width): begin and end, trained from what the LLM makes of the words `<audio>`, `</audio>`."""
+        words = [f"<{stream}>", f"</{stream}>"]
+        tokens = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return nn.Parameter(torch.stack([embedding[ids].float().mean(0) for ids in tokens]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm.device
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The Hugging Face decoder, LoRA in its layers."""
+        return self.llm.get_base_model()
+
+    def respond(self, text: str) -> list[int]:
+        """Token ids of a transcript, without the end of the sequence."""
+        return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+
+    def length(self, frames: Mapping[str, int], response: int) -> int:
+        """Tokens of the sequence of an utterance with so many frames in each stream and so many response tokens."""
+        tokens = [downsampled_length(frames[s], getattr(self.settings.rates, s)) + 2 for s in self.streams]
+        return 1 + sum(tokens) + len(self.prompt) + response
+
+    def sequence(self, batch: Batch, response: bool) -> Sequence:
+        """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
+        embed = self.decoder.get_input_embeddings()
+        fixed = torch.tensor([self.bos, *self.prompt], device=self.device)
+        bos, prompt = embed(fixed).float().tensor_split([1])
+        projected = {stream: self._tokens(batch, stream) for stream in self.streams}
+        utterances: list[list[Segment]] = []
+        for row in range(len(batch["response"])):
+            segments: list[Segment] = [(Role.BOS, bos)]
+            for stream in self.streams:
+                name = stream.upper()
+                rate = getattr(self.settings.rates, stream)
+                tokens = downsampled_length(int(batch[f"{stream}_lengths"][row]), rate)
+                begin, end = self.delimiters[stream].split(1)
+                segments += [
+                    (Role[f"{name}_START"], begin),
+                    (Role[name], projected[stream][row, :tokens]),
+                    (Role[f"{name}_END"], end),
+                ]
+            segments.append((Role.PROMPT, prompt))
+            if response:
+                ids = batch["response"][row, : batch["response_lengths"][row]]
+                segments.append((Role.RESPONSE, embed(ids).float()))
+            utterances.append(segments)
+        return pad_left(utterances)
+
+    def _tokens(self, batch: Batch, stream: str) -> Tensor:
+        lengths = batch[f"{stream}_lengths"]
+        rate = getattr(self.settings.rates, stream)
+        with autocast(self.precision, self.device):
+            tokens = downsample(batch[stream], lengths, rate, self.settings.downsampling)
+            return self.projectors[stream](tokens).float()
+
+    def forward(self, batch: Batch, decorrelation: Decorrelation) -> Losses:
+        """Both losses of a batch, teacher-forced on the reference.
+
+        The head is computed only where the response is predicted: at the last prompt token and the response tokens.
+        """
+        sequence = self.sequence(batch, response=True)
+        wanted = decorrelation.weight > 0
+        with autocast(self.precision, self.device):
+            output = self.decoder.get_decoder()(
+                inputs_embeds=sequence.embeddings,
+                attention_mask=sequence.mask.long(),
+                position_ids=sequence.positions,
+                output_hidden_states=wanted,
+                use_cache=False,
+            )
+            longest = int(batch["response_lengths"].max()) + 1
+            logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -longest:])
+        labels = self._labels(batch, longest)
+        cross_entropy = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        if not wanted:
+            return Losses(cross_entropy, None)
+        return Losses(cross_entropy, decorrelation_loss(output.hidden_states, sequence.roles, decorrelation))
+
+    def _labels(self, batch: Batch, longest: int) -> Tensor:
+        """(batch, longest): the response and its end, at the right, since sequences are padded at the left."""
+        labels = torch.full((len(batch["response"]), longest), IGNORED, device=self.device)
+        for row, length in enumerate(batch["response_lengths"].tolist()):
+            labels[row, longest - length - 1 : -1] = batch["response"][row, :length]
+            labels[row, -1] = self.eos
+        return labels
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training moves, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all."""
+        own = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if not name.startswith("llm.")}
+        with written_whole(folder) as beside:
+            self.llm.save_pretrained(beside)
+            save_file(own, beside / PROJECTOR_FILE)

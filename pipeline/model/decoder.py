@@ -1,0 +1,93 @@
+"""The LLM: loaded from any Hugging Face folder, cut to its first blocks, adapted by LoRA. The only peft importer."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import LLM, LoRA
+
+
+def load_decoder(settings: LLM, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen decoder with its first `settings.blocks` blocks, in evaluation mode, on the CPU.
+
+    Raises:
+        PipelineError: there is no such folder, or it has fewer blocks than asked for.
+    """
+    config = AutoConfig.from_pretrained(_folder(settings))
+    _keep_blocks(config, settings)
+    decoder = AutoModelForCausalLM.from_pretrained(settings.weights, config=config, dtype=dtype)
+    decoder.requires_grad_(False)
+    return decoder.eval()
+
+
+def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
+    """The decoder's own tokenizer, unchanged."""
+    return AutoTokenizer.from_pretrained(_folder(settings))
+
+
+def _folder(settings: LLM) -> str:
+    if not (Path(settings.weights) / "config.json").exists():
+        raise PipelineError(
+            settings.weights, "there is no model here (no config.json)", "make it with: python -m pipeline.weights"
+        )
+    return settings.weights
+
+
+def _keep_blocks(config: PreTrainedConfig, settings: LLM) -> None:
+    """Shorten the configuration, so that only the kept blocks are ever built."""
+    text = config.get_text_config()
+    there = text.num_hidden_layers
+    if settings.blocks is None or settings.blocks == there:
+        return
+    if settings.blocks > there:
+        raise PipelineError(
+            "model.llm.blocks", f"{settings.blocks} are asked for and {settings.weights} has {there}", "ask for fewer"
+        )
+    # Some families list a property for each block (such as its kind of attention).
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == there:
+            setattr(text, name, value[: settings.blocks])
+    text.num_hidden_layers = settings.blocks
+
+
+def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
+    """Put trainable float32 adapters on the decoder's target layers, inside its kept blocks.
+
+    Raises:
+        PipelineError: no layer of the decoder has one of the target names.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    names = {name.rsplit(".", 1)[-1] for name, layer in decoder.named_modules() if _can_adapt(layer)}
+    unknown = sorted(set(settings.targets) - names)
+    if unknown:
+        raise PipelineError("model.lora.targets", f"the LLM has no {', '.join(unknown)}", f"it has: {sorted(names)}")
+    return get_peft_model(decoder, config, autocast_adapter_dtype=True)
+
+
+def _can_adapt(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+
+
+def load_lora(decoder: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a trained adapter on the decoder, frozen."""
+    return PeftModel.from_pretrained(decoder, folder, is_trainable=False)
+
+
+def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
+    for token in (tokenizer.bos_token_id, config.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")
