@@ -1,0 +1,165 @@
+"""Reading and writing of media: 16 kHz mono wav, 25 fps mp4. What is read is whole, or it is an error."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import written_whole
+from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
+
+PCM_STEPS = 1 << 15
+"""Quantisation steps of 16-bit audio on either side of zero."""
+VIDEO_OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0"}
+"""Nearly transparent, and no reordered frames, so that every player shows the first frame at time 0."""
+SOUND_BITS_PER_SECOND = 64_000
+
+
+def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
+    """Band-limited resampling (polyphase filter).
+
+    Args:
+        samples: (samples,), at `rate` Hz.
+        rate: samples a second that come in.
+        target: samples a second that go out.
+
+    Returns:
+        (ceil(samples * target / rate),) float32.
+    """
+    if rate == target:
+        return np.asarray(samples, dtype=np.float32)
+    ratio = Fraction(target, rate)
+    return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """Read a wav (or flac, ogg): any rate is resampled to 16 kHz, channels are averaged.
+
+    Returns:
+        (samples,) float32 in [-1, 1].
+
+    Raises:
+        PipelineError: the file is missing, unreadable, cut (its header promises more than is there) or empty, or holds
+            something that is no finite number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PipelineError(path, "the file is missing", REMEDY)
+    _refuse_cut_wav(path)
+    try:
+        with soundfile.SoundFile(path) as opened:
+            rate, promised = opened.samplerate, opened.frames
+            samples = opened.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise PipelineError(path, f"no readable audio ({error})", REMEDY) from None
+    if len(samples) < promised:
+        raise PipelineError(path, f"cut: {len(samples)} of {promised} samples are there", REMEDY)
+    if not len(samples):
+        raise PipelineError(path, "there is no sample in it", REMEDY)
+    if not np.isfinite(samples).all():
+        raise PipelineError(path, "a sample is no finite number", REMEDY)
+    return resample(samples.mean(axis=1), rate)
+
+
+def _refuse_cut_wav(path: Path) -> None:
+    """libsndfile reads a cut wav as a shorter one without a word, so the chunk sizes are held against the file here."""
+    size = path.stat().st_size
+    with open(path, "rb") as opened:
+        riff, _, wave = struct.unpack("<4sI4s", opened.read(12).ljust(12, b"\0"))
+        if riff != b"RIFF" or wave != b"WAVE":
+            if path.suffix.lower() == ".wav":
+                raise PipelineError(path, "no wav header", REMEDY)
+            return
+        while len(header := opened.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            left = size - opened.tell()
+            if length > left:
+                raise PipelineError(
+                    path, f"cut: chunk {name.decode('ascii', 'replace')!r} has {left} of {length} bytes", REMEDY
+                )
+            opened.seek(length + length % 2, 1)
+            if name == b"data":
+                return
+    raise PipelineError(path, "cut: there is no data chunk in it", REMEDY)
+
+
+def pcm16(samples: np.ndarray) -> np.ndarray:
+    """Float samples in [-1, 1] as 16-bit integers, rounded. What lies beyond is clipped."""
+    return np.clip(np.rint(np.asarray(samples, dtype=np.float64) * PCM_STEPS), -PCM_STEPS, PCM_STEPS - 1).astype("<i2")
+
+
+def write_audio(path: Path, samples: np.ndarray) -> None:
+    """Write 16 kHz mono 16-bit PCM, whole or not at all.
+
+    Args:
+        path: the wav.
+        samples: (samples,) float in [-1, 1].
+    """
+    with written_whole(path) as beside:
+        soundfile.write(beside, pcm16(samples), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+
+
+def read_video_gray(path: Path) -> np.ndarray:
+    """Read all frames of a video as gray values.
+
+    Returns:
+        (frames, height, width) uint8, 0 black to 255 white.
+
+    Raises:
+        PipelineError: the file is missing, no video, cut, or without frames, or its frame rate is not 25.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PipelineError(path, "the file is missing", REMEDY)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise PipelineError(path, "there is no video stream in it", REMEDY)
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            promised, rate = stream.frames, stream.average_rate
+            frames = [frame.to_ndarray(format="gray") for frame in container.decode(stream)]
+    except (av.error.FFmpegError, OSError) as error:
+        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
+    if not frames:
+        raise PipelineError(path, "there is no frame in it", REMEDY)
+    if len(frames) < promised:
+        raise PipelineError(path, f"cut: {len(frames)} of {promised} frames are there", REMEDY)
+    if rate is not None and len(frames) > 1 and abs(rate - FRAME_RATE) > 0.1:
+        raise PipelineError(path, f"has {float(rate):g} frames a second", f"bring it to {FRAME_RATE}")
+    return np.stack(frames)
+
+
+def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None) -> None:
+    """Write an mp4 (H.264, 25 fps), whole or not at all. Equal input gives equal bytes.
+
+    Args:
+        path: the mp4.
+        frames: (frames, height, width, 3) uint8 RGB; height and width even.
+        sound: (samples,) float in [-1, 1] at 16 kHz, for people who play the file; None leaves it silent.
+    """
+    if not len(frames):
+        raise ValueError(f"{path}: a video needs at least one frame")
+    with written_whole(path) as beside, av.open(str(beside), "w", container_options={"fflags": "+bitexact"}) as out:
+        video = out.add_stream("libx264", rate=FRAME_RATE, options=VIDEO_OPTIONS)
+        video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        # One thread: clips are short, and what a frame becomes must not depend on how many cores there are.
+        video.codec_context.thread_count = 1
+        voice = None
+        if sound is not None:
+            voice = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            voice.bit_rate = SOUND_BITS_PER_SECOND
+            voice.codec_context.flags |= av.codec.context.Flags.bitexact
+        for frame in frames:
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        out.mux(video.encode(None))
+        if voice is not None:
+            spoken = av.AudioFrame.from_ndarray(pcm16(sound)[None], format="s16", layout="mono")
+            spoken.sample_rate = SAMPLE_RATE
+            out.mux(voice.encode(spoken))
+            out.mux(voice.encode(None))
