@@ -151,7 +151,9 @@ class AudioVisualLLM(nn.Module):
             longest = int(batch["response_lengths"].max()) + 1
             logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -longest:])
         labels = self._labels(batch, longest)
-        cross_entropy = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        cross_entropy = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
+        )
         if not wanted:
             return Losses(cross_entropy, None)
         return Losses(cross_entropy, decorrelation_loss(output.hidden_states, sequence.roles, decorrelation))
@@ -170,7 +172,9 @@ class AudioVisualLLM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all."""
-        own = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if not name.startswith("llm.")}
+        own = {
+            name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if not name.startswith("llm.")
+        }
         with written_whole(folder) as beside:
             self.llm.save_pretrained(beside)
             save_file(own, beside / PROJECTOR_FILE)

@@ -5,8 +5,15 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, LoRA
@@ -20,6 +27,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = AutoConfig.from_pretrained(_folder(settings))
     _keep_blocks(config, settings)
+    logging.disable_progress_bar()  # a second of loading needs no bar of its own beside ours
     decoder = AutoModelForCausalLM.from_pretrained(settings.weights, config=config, dtype=dtype)
     decoder.requires_grad_(False)
     return decoder.eval()
