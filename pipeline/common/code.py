@@ -1,0 +1,171 @@
+"""The digest of code: what a trial's identity says about the program that made it.
+
+Imports are followed from a module through our own package, by parsing files, never by importing them. Each file's
+syntax tree is walked without positions, docstrings and empty fields, so that a comment, a docstring or formatting
+changes nothing and Python 3.11 to 3.13 agree; anything that could change a result changes the digest.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.common.files import digest
+
+SOURCE = Path(__file__).resolve().parents[2]
+"""The folder that holds our package."""
+
+LEFT_OUT = {
+    "pipeline.common": "errors, files, progress and this digest itself: they touch no number",
+    "pipeline.config": "its values are in the identity by way of the configuration",
+    "pipeline.tracking": "it records results and makes none",
+}
+"""Modules, and all below them, whose code is in no digest, each with its reason."""
+
+# `kind` is the u of u"text"; `ctx` follows from where a name stands; a comment of types has no effect.
+_WITHOUT_MEANING = frozenset({"kind", "ctx", "type_comment"})
+
+
+def code_digest(*modules: str, source: Path = SOURCE) -> str:
+    """SHA-256 of the code of our package that these modules reach, 64 hexadecimal digits.
+
+    Modules reach one another by `import` and `from ... import`, absolute or relative, at the top or inside functions;
+    a package's `__init__` counts as reached with anything in it. `LEFT_OUT` is not followed. The result is kept for
+    the life of the process: it speaks of the code that was loaded, not of what an editor saved since.
+
+    Args:
+        modules: names such as `pipeline.train`.
+        source: the folder that holds the package.
+
+    Raises:
+        ModuleNotFoundError: there is no such module in `source`.
+    """
+    return _code_digest(tuple(sorted(set(modules))), source)
+
+
+@functools.cache
+def _code_digest(modules: tuple[str, ...], source: Path) -> str:
+    reached = _reached(modules, source, follow_all=False)
+    return digest({name: _file_digest(path) for name, path in reached.items()})
+
+
+@functools.cache
+def reached_files(*modules: str, source: Path = SOURCE) -> tuple[Path, ...]:
+    """The files that these modules reach, sorted, with those that `code_digest` leaves out: what it takes to run them.
+
+    Raises:
+        ModuleNotFoundError: there is no such module in `source`.
+    """
+    return tuple(sorted(_reached(modules, source, follow_all=True).values()))
+
+
+def _reached(modules: tuple[str, ...], source: Path, follow_all: bool) -> dict[str, Path]:
+    package = modules[0].partition(".")[0]
+    found: dict[str, Path] = {}
+    waiting = []
+    for module in modules:
+        if _file_of(module, source) is None:
+            raise ModuleNotFoundError(f"no module {module} in {source}", name=module)
+        waiting.append(module)
+    while waiting:
+        module = waiting.pop()
+        path = _file_of(module, source)
+        if path is None or module in found or not (follow_all or not _is_left_out(module)):
+            continue
+        found[module] = path
+        parent = module.rpartition(".")[0]
+        waiting += [parent] if parent else []
+        is_package = path.name == "__init__.py"
+        waiting += [name for name in _imported(module, is_package, path) if name.partition(".")[0] == package]
+    return found
+
+
+def _is_left_out(module: str) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in LEFT_OUT)
+
+
+@functools.cache
+def _file_of(module: str, source: Path) -> Path | None:
+    place = source.joinpath(*module.split("."))
+    for candidate in (place.with_name(place.name + ".py"), place / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes(), filename=str(path))
+
+
+def _imported(module: str, is_package: bool, path: Path) -> Iterator[str]:
+    """Names that may be modules: those that are none have no file and end there."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")
+                above = above[: len(above) - node.level + is_package]
+                base = ".".join([*above, base] if base else above)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _file_digest(path: Path) -> str:
+    return tree_digest(_tree(path))
+
+
+def tree_digest(tree: ast.AST) -> str:
+    """SHA-256 of a syntax tree's meaning, 64 hexadecimal digits, equal on Python 3.11 to 3.13."""
+    written: list[str] = []
+    _write(tree, written)
+    return hashlib.sha256("".join(written).encode("ascii")).hexdigest()
+
+
+def _write(node: object, written: list[str]) -> None:
+    if isinstance(node, ast.JoinedStr):
+        written.append("JoinedStr[")
+        for part in _joined(node.values):
+            _write(part, written)
+        written.append("]")
+    elif isinstance(node, ast.AST):
+        written.append(type(node).__name__ + "(")
+        for name in node._fields:
+            value = getattr(node, name, None)
+            # Fields that a newer Python adds are empty in code that an older one can read.
+            if value is None or value == [] or name in _WITHOUT_MEANING:
+                continue
+            written.append(name + "=")
+            _write(value, written)
+        written.append(")")
+    elif isinstance(node, list):
+        written.append("[")
+        for element in node:
+            if not _is_docstring(element):
+                _write(element, written)
+        written.append("]")
+    else:
+        # ascii, since what repr finds printable follows Python's version of Unicode.
+        written.append(f"{type(node).__name__}:{node!a};")
+
+
+def _is_docstring(node: object) -> bool:
+    """Whether a statement is text alone: a docstring, or the line below a field that says what it is."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _joined(values: list[ast.expr]) -> list[object]:
+    """The parts of an f-string with neighbouring texts made one: how they are cut differs between versions."""
+    parts: list[object] = []
+    for value in values:
+        if not isinstance(value, ast.Constant):
+            parts.append(value)
+        elif parts and isinstance(parts[-1], str):
+            parts[-1] += value.value
+        elif value.value:
+            parts.append(value.value)
+    return parts
