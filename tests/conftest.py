@@ -1,0 +1,18 @@
+"""What tests share. Everything here is made once in a session."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """The folder of the weights that the repository's params.yaml names, fetched if they are not there yet."""
+    from pipeline.config import load_params
+    from pipeline.weights import make_weights
+
+    out = ROOT / "data" / "weights"
+    make_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"]))
+    return out
