@@ -1,0 +1,105 @@
+"""What a trial is: its configuration, its data and its code, as one digest. Equal digests, equal results.
+
+How and where a trial runs stands apart in provenance. A key that its modality or its losses do not use is dropped, so
+an audio trial at two video rates is one trial. Every other key counts, defaults too: a default that is edited later
+must not change what an old digest means.
+"""
+
+from typing import Any
+
+from pipeline.common.code import code_digest
+from pipeline.common.files import digest
+from pipeline.config import Params, streams
+
+LEFT_OUT = {
+    "model.llm.weights": "a path; the digest of what lies there is in the data",
+    "train.runs": "a path",
+    "train.device": "where it runs; in provenance",
+    "train.threads": "where it runs; in provenance",
+    "train.checkpoint_every": "what is kept on the way, not what comes out",
+    "train.log_every": "what is written on the way, not what comes out",
+    "train.validate_every": "what is measured on the way, not what comes out",
+}
+"""Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
+
+TRAINING_SECTIONS = ("model", "decorrelation", "train")
+EVALUATION_SECTIONS = ("evaluate", "sinks")
+FOLDER_DIGITS = 16
+"""Digits of the identity that name its folder: 64 bits, so a million trials meet by chance once in 40 million labs."""
+
+
+def training_identity(params: Params, data: dict[str, str]) -> str:
+    """SHA-256 of all that decides the trained weights, 64 hexadecimal digits.
+
+    Args:
+        params: with `train.precision` as it will really be used, not `auto`.
+        data: digests of what the training reads, by name: utterances, features, the LLM's weights.
+
+    Raises:
+        ValueError: the precision is not resolved, or a digest is missing.
+    """
+    return digest(identity_parts(params, data))
+
+
+def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
+    """What `training_identity` is the digest of: `configuration`, `data`, `code`. Two trials are compared by these.
+
+    Raises:
+        ValueError: as `training_identity`.
+    """
+    if params.train.precision == "auto":
+        raise ValueError("train.precision must be resolved before a trial has an identity")
+    return {"configuration": configuration(params), "data": _checked(data), "code": code_digest("pipeline.train")}
+
+
+def evaluation_digest(params: Params, data: dict[str, str]) -> str:
+    """SHA-256 of all that decides the score of given weights, 64 hexadecimal digits.
+
+    Args:
+        params: sections `evaluate` and `sinks` count.
+        data: digests of what the evaluation reads, by name: utterances and features of the evaluated splits.
+
+    Raises:
+        ValueError: a digest is missing.
+    """
+    settings = _without_left_out(params, EVALUATION_SECTIONS)
+    return digest({"configuration": settings, "data": _checked(data), "code": code_digest("pipeline.evaluate")})
+
+
+def configuration(params: Params) -> dict[str, Any]:
+    """The training configuration in its one form: without what is left out, without what this trial does not use.
+
+    Returns:
+        Nested values as JSON knows them.
+    """
+    settings = _without_left_out(params, TRAINING_SECTIONS)
+    model, decorrelation = settings["model"], settings["decorrelation"]
+    used = streams(params.model.modality)
+    model["rates"] = {stream: rate for stream, rate in model["rates"].items() if stream in used}
+    model["lora"]["targets"] = sorted(set(model["lora"]["targets"]))
+    if params.decorrelation.weight == 0:
+        settings["decorrelation"] = {"weight": decorrelation["weight"]}
+    else:
+        for key in ("layers", "roles"):
+            if decorrelation[key] != "all":
+                decorrelation[key] = sorted(set(decorrelation[key]))
+    return settings
+
+
+def _without_left_out(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
+    settings = params.model_dump(mode="json", include=set(sections))
+    for key in LEFT_OUT:
+        section, *way, last = key.split(".")
+        if section in sections:
+            place = settings[section]
+            for step in way:
+                place = place[step]
+            del place[last]
+    return settings
+
+
+def _checked(data: dict[str, str]) -> dict[str, str]:
+    missing = sorted(name for name, value in data.items() if not value)
+    if missing or not data:
+        raise ValueError(f"no digest of {', '.join(missing) or 'any data'}")
+    return data

@@ -1,0 +1,200 @@
+"""The lease: who runs a trial. One holder at a time, on this machine or on any that shares the folder.
+
+The lease is a small file that names its holder; the holder touches it every few seconds. It is stale, and may be taken
+over, when its process is gone (seen from the same machine; a process id that was given anew is told by its start time)
+or when it was not touched for a while (seen from another). Examining, taking and giving back happen under a lock of
+the file system, so of many that see a stale lease one takes it. A holder that was taken for dead finds another name in
+the file and stops.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.common.errors import PipelineError
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+"""Twelve missed beats; shared file systems may show a change up to a minute late."""
+
+
+class LeaseTakenError(PipelineError):
+    """Somebody else runs this trial."""
+
+
+class LeaseLostError(PipelineError):
+    """Somebody else took this trial over while we held it."""
+
+
+class Lease:
+    """The right to run one trial; a context manager.
+
+    Args:
+        path: the lease's file, in the trial's folder.
+        beat: seconds between two signs of life.
+        stale: seconds without one after which others may take over.
+    """
+
+    def __init__(self, path: str | Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
+        self.path, self._beat, self._stale = Path(path), beat, stale
+        self._token = ""
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._seen = 0.0
+
+    def acquire(self) -> Self:
+        """Take the lease, if it is free or stale.
+
+        Raises:
+            LeaseTakenError: somebody holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            holder = _read(self.path)
+            if holder and not self._is_stale(holder):
+                raise LeaseTakenError(
+                    self.path.parent,
+                    f"is being run by process {holder['pid']} on {holder['host']}",
+                    "wait for it, or end that process; then start the same command again",
+                )
+            self._token = secrets.token_hex(8)
+            beside = self.path.with_name(f".{self._token}.{self.path.name}")
+            beside.write_text(json.dumps({"token": self._token, **_this_process()}))
+            os.replace(beside, self.path)
+        self._seen = _now()
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat_until, args=(self._ended,), name="lease", daemon=True)
+        self._beating.start()
+        return self
+
+    def release(self) -> None:
+        """Give the lease back. If it was lost, whoever has it keeps it."""
+        if not self._token:
+            return
+        self._ended.set()
+        if self._beating:
+            self._beating.join()
+        with contextlib.suppress(FileNotFoundError), self._locked():
+            if self._is_ours():
+                self.path.unlink()
+        self._token = ""
+
+    __enter__ = acquire
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease is still ours. Cheap: the file is looked at only if the last beat is too long ago."""
+        if not self._token or self._ended.is_set():
+            return False
+        if _now() - self._seen > 2 * self._beat:
+            self._look()
+        return not self._ended.is_set()
+
+    def require(self) -> None:
+        """Go on only as long as the lease is ours; call it before anything is written.
+
+        Raises:
+            LeaseLostError: it is not.
+        """
+        if not self.held:
+            raise LeaseLostError(
+                self.path.parent,
+                "another process took this trial over while this one was suspended or cut off",
+                "leave it to that process; nothing is lost",
+            )
+
+    def _beat_until(self, ended: threading.Event) -> None:
+        while not ended.wait(self._beat):
+            self._look()
+
+    def _look(self) -> None:
+        """Give a sign of life if the lease is ours; else, or if nothing was heard of the file for too long, end."""
+        try:
+            if not self._is_ours():
+                self._ended.set()
+                return
+            # A takeover between the look and the touch makes the new lease seem younger by one beat: no harm.
+            os.utime(self.path)
+            self._seen = _now()
+        except OSError:
+            if _now() - self._seen > self._stale:
+                self._ended.set()
+
+    def _is_ours(self) -> bool:
+        holder = _read(self.path)
+        return bool(holder) and holder["token"] == self._token
+
+    def _is_stale(self, holder: dict[str, Any]) -> bool:
+        here = _this_process()
+        if here["machine"] and holder["machine"] == here["machine"]:
+            return _start_of(holder["pid"]) != holder["started"]
+        # Both times are the file system's: clocks of machines need not agree.
+        beside = self.path.with_name(f".{secrets.token_hex(8)}.{self.path.name}")
+        beside.touch()
+        try:
+            return beside.stat().st_mtime - self.path.stat().st_mtime > self._stale
+        finally:
+            beside.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self.path.with_name(self.path.name + ".lock"), "ab") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            except OSError as error:
+                raise PipelineError(
+                    self.path.parent,
+                    f"the file system has no locks ({error.strerror})",
+                    "put train.runs on one that has (a local disk, NFS 4, Lustre mounted with flock)",
+                ) from None
+            yield
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The holder; None where there is no lease. It is renamed into place, so what is there is whole."""
+    try:
+        holder = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise PipelineError(path, "is no lease", "remove it if nothing runs this trial") from None
+    return holder
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_of(pid)}
+
+
+def _machine() -> str:
+    """The running system as processes see it, down to the container: where a process id means the same process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone or only waits to be buried."""
+    try:
+        # The name before the last parenthesis may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
