@@ -17,7 +17,12 @@ SOURCE = Path(__file__).resolve().parents[2]
 """The folder that holds our package."""
 
 LEFT_OUT = {
-    "pipeline.common": "errors, files, progress and this digest itself: they touch no number",
+    "pipeline.common.code": "this digest itself",
+    "pipeline.common.command": "how a command is called",
+    "pipeline.common.errors": "what is said when nothing comes out",
+    "pipeline.common.files": "how files are written, not what is in them",
+    "pipeline.common.progress": "what is shown on the way",
+    "pipeline.common.weights": "it names weights by their content",
     "pipeline.config": "its values are in the identity by way of the configuration",
     "pipeline.tracking": "it records results and makes none",
 }

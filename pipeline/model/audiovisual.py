@@ -91,6 +91,10 @@ class AudioVisualLLM(nn.Module):
         """The Hugging Face decoder, LoRA in its layers."""
         return self.llm.get_base_model()
 
+    def autocast(self) -> torch.autocast:
+        """The context in which matrix products take the model's precision."""
+        return autocast(self.precision, self.device)
+
     def respond(self, text: str) -> list[int]:
         """Token ids of a transcript, without the end of the sequence."""
         return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
@@ -129,7 +133,7 @@ class AudioVisualLLM(nn.Module):
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
         lengths = batch[f"{stream}_lengths"]
         rate = getattr(self.settings.rates, stream)
-        with autocast(self.precision, self.device):
+        with self.autocast():
             tokens = downsample(batch[stream], lengths, rate, self.settings.downsampling)
             return self.projectors[stream](tokens).float()
 
@@ -140,7 +144,7 @@ class AudioVisualLLM(nn.Module):
         """
         sequence = self.sequence(batch, response=True)
         wanted = decorrelation.weight > 0
-        with autocast(self.precision, self.device):
+        with self.autocast():
             output = self.decoder.get_decoder()(
                 inputs_embeds=sequence.embeddings,
                 attention_mask=sequence.mask.long(),

@@ -27,7 +27,9 @@ def load_decoder(settings: LLM, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = AutoConfig.from_pretrained(_folder(settings))
     _keep_blocks(config, settings)
-    logging.disable_progress_bar()  # a second of loading needs no bar of its own beside ours
+    # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     decoder = AutoModelForCausalLM.from_pretrained(settings.weights, config=config, dtype=dtype)
     decoder.requires_grad_(False)
     return decoder.eval()

@@ -2,7 +2,6 @@
 
 import torch
 
-from pipeline.common.hardware import autocast
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.examples import Batch
 
@@ -18,7 +17,7 @@ def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: 
         Texts, white space folded.
     """
     sequence = model.sequence(batch, response=False)
-    with autocast(model.precision, model.device):
+    with model.autocast():
         tokens = model.decoder.generate(
             inputs_embeds=sequence.embeddings,
             attention_mask=sequence.mask.long(),

@@ -32,11 +32,11 @@ def training_identity(params: Params, data: dict[str, str]) -> str:
     """SHA-256 of all that decides the trained weights, 64 hexadecimal digits.
 
     Args:
-        params: with `train.precision` as it will really be used, not `auto`.
+        params: all parameters. `train.precision: auto` counts as it stands; what it came to is in provenance.
         data: digests of what the training reads, by name: utterances, features, the LLM's weights.
 
     Raises:
-        ValueError: the precision is not resolved, or a digest is missing.
+        ValueError: a digest is missing.
     """
     return digest(identity_parts(params, data))
 
@@ -47,8 +47,6 @@ def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: as `training_identity`.
     """
-    if params.train.precision == "auto":
-        raise ValueError("train.precision must be resolved before a trial has an identity")
     return {"configuration": configuration(params), "data": _checked(data), "code": code_digest("pipeline.train")}
 
 

@@ -59,7 +59,7 @@ class Trial:
 
         Args:
             runs: where trial folders lie.
-            params: all parameters, `train.precision` resolved.
+            params: all parameters.
             data: digests of what the training reads.
 
         Raises:

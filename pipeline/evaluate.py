@@ -1,0 +1,114 @@
+"""Stage `evaluate`: the trial of `params.yaml`, decoded, scored, and looked into.
+
+Writes hypotheses, word error rates with intervals, and sink metrics into the trial's folder. A changed beam or sink
+parameter evaluates again and does not train again; a trial that was evaluated like this returns at once.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import write_json, write_text, written_whole
+from pipeline.config import Params
+from pipeline.corpora.manifest import Utterance
+from pipeline.tracking.identity import evaluation_digest
+from pipeline.tracking.trial import State, Trial
+from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
+
+RESULTS = Path("results/evaluate")
+
+
+def evaluate(params: Params) -> Trial:
+    """Evaluate the trained trial of these parameters, or find it evaluated.
+
+    Raises:
+        PipelineError: it is not trained, an input is missing or damaged, or another process evaluates it.
+    """
+    trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
+    inputs = evaluation_inputs(params)
+    evaluation = evaluation_digest(params, inputs.digests)
+    state = trial.state(evaluation)
+    if state is State.DONE:
+        return trial
+    if state is not State.TRAINED:
+        raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+    with trial.lease() as lease:
+        trial.discard_result()
+        metrics, details = _measure(params, inputs, trial, evaluation)
+        lease.require()
+        trial.finish(evaluation, metrics, details)
+    return trial
+
+
+def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> tuple[dict[str, float], dict]:
+    import numpy as np
+
+    from pipeline.trial.build import build_model
+    from pipeline.trial.measure import hypotheses, sinks
+
+    model = build_model(params, inputs, trial.adapter).eval()
+    # Named by the evaluation, so that no other beam's hypotheses are taken for this one's.
+    journal = trial.folder / f"hypotheses.{evaluation[:16]}.journal"
+    texts = hypotheses(model, params, inputs, journal)
+    metrics, lines = _scored(params, inputs, texts)
+    summary = sinks(model, params, inputs)
+    with written_whole(trial.sinks) as beside:
+        np.savez(beside, **summary.arrays)
+    write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    journal.unlink()
+    return metrics | summary.metrics, {"sinks": summary.description}
+
+
+def _scored(params: Params, inputs: Inputs, texts: dict[str, str]) -> tuple[dict[str, float], list[dict]]:
+    """Metrics of each split and condition, and the lines of `hypotheses.jsonl`."""
+    metrics: dict[str, float] = {}
+    lines: list[dict] = []
+    for split in params.evaluate.splits:
+        for condition in inputs.conditions(split):
+            chosen = inputs.chosen(split, condition)
+            name = split if condition == "clean" else f"{split}/{condition}"
+            found, scored = _score_condition(params, chosen, texts, name)
+            metrics |= found
+            lines += [{"split": split, "condition": condition, **line} for line in scored]
+    return metrics, lines
+
+
+def _score_condition(
+    params: Params, chosen: Sequence[Utterance], texts: dict[str, str], name: str
+) -> tuple[dict[str, float], list[dict]]:
+    from pipeline.scoring.errors import score
+
+    result = score([u.text for u in chosen], [texts[u.id] for u in chosen], params.evaluate.bootstrap)
+    lines = [
+        {"id": utterance.id, "reference": utterance.text, "hypothesis": texts[utterance.id], **scored.record()}
+        for utterance, scored in zip(chosen, result.utterances, strict=True)
+    ]
+    return result.metrics(name), lines
+
+
+def publish(trial: Trial, folder: Path = RESULTS) -> None:
+    """Small copies for `dvc metrics` and `dvc plots`."""
+    import numpy as np
+
+    result = trial.result()
+    write_json(folder / "metrics.json", result["metrics"])
+
+
+def main() -> None:
+    """The command."""
+    arguments = parser(__doc__).parse_args()
+
+    def body() -> None:
+        trial = evaluate(params_of(arguments))
+        publish(trial)
+        print(f"evaluated: {trial.folder}")
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()

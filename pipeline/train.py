@@ -1,0 +1,69 @@
+"""Stage `train`: the trial of `params.yaml`, trained in its own folder.
+
+Trains a projector and LoRA on cached features, goes on from the newest checkpoint where there is one, and returns at
+once where the trial is trained already.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.files import write_json, write_text
+from pipeline.config import Params
+from pipeline.tracking.trial import State, Trial
+from pipeline.trial.inputs import training_inputs
+
+RESULTS = Path("results/train")
+CURVES = {
+    "loss": ["loss/cross_entropy", "loss/decorrelation", "loss/validation"],
+    "optimisation": ["learning_rate", "gradient_norm", "throughput/utterances_per_second"],
+}
+"""What `dvc plots` draws: a file each, by step."""
+
+
+def train(params: Params) -> Trial:
+    """Train the trial of these parameters, or find it trained.
+
+    Raises:
+        PipelineError: an input is missing or damaged, another process trains it, the loss is no number, or the disk
+            is full. Whatever the reason, the next call goes on from the last checkpoint.
+        KeyboardInterrupt: after a checkpoint.
+    """
+    inputs = training_inputs(params)
+    trial = Trial.create(params.train.runs, params, inputs.digests)
+    if trial.state() in (State.TRAINED, State.DONE):
+        return trial
+    with trial.lease() as lease:
+        from pipeline.trial.fit import fit
+
+        fit(params, inputs, trial, lease)
+    return trial
+
+
+def publish(trial: Trial, folder: Path = RESULTS) -> None:
+    """Small copies for `dvc plots`: the curves of the spool, and which trial they are of."""
+    records, _ = trial.spool.read()
+    for name, keys in CURVES.items():
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *keys], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(record for record in records if record.keys() & set(keys))
+        write_text(folder / f"{name}.csv", text.getvalue())
+    write_json(folder / "trial.json", {"identity": trial.identity, "folder": str(trial.folder)})
+
+
+def main() -> None:
+    """The command."""
+    arguments = parser(__doc__).parse_args()
+
+    def body() -> None:
+        trial = train(params_of(arguments))
+        publish(trial)
+        print(f"trained: {trial.folder}")
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One trial: what goes into it, and its training."""

@@ -1,0 +1,90 @@
+"""What goes into a trial: utterances, their features, the LLM, and the digests by which a trial is known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest
+from pipeline.common.weights import weights_digest
+from pipeline.config import Params, streams
+from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.encoders.store import Features, open_features
+
+if TYPE_CHECKING:
+    from pipeline.model.examples import Examples
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Utterances with the features of the streams that the modality uses."""
+
+    utterances: tuple[Utterance, ...]
+    features: dict[str, Features]
+    """By stream: `audio`, `video`."""
+    digests: dict[str, str]
+    """What the utterances, the features and the LLM are, by content: equal digests, equal inputs."""
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Width of the features of each stream."""
+        return {stream: features.dimension for stream, features in self.features.items()}
+
+    def chosen(self, split: str, condition: str = "clean") -> list[Utterance]:
+        """The utterances of a split under one condition; the training split mixes its conditions."""
+        return [u for u in self.utterances if u.split == split and (split == "train" or u.condition == condition)]
+
+    def conditions(self, split: str) -> list[str]:
+        """The conditions of a split, clean first."""
+        names = {u.condition for u in self.utterances if u.split == split}
+        return sorted(names, key=lambda name: (name != "clean", name))
+
+    def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
+        """Utterances as a dataset; `respond` gives a transcript's token ids."""
+        from pipeline.model.examples import Examples
+
+        return Examples(self.features, [u.id for u in utterances], [respond(u.text) for u in utterances])
+
+
+def training_inputs(params: Params) -> Inputs:
+    """Inputs of stage `train`: the training split under all its conditions, and the clean validation split.
+
+    Raises:
+        PipelineError: something is missing or damaged, a split is empty, or the corpus lacks a stream that the
+            modality needs.
+    """
+    return _inputs(params, lambda u: u.split == "train" or (u.split == "validation" and u.snr is None))
+
+
+def evaluation_inputs(params: Params) -> Inputs:
+    """Inputs of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions.
+
+    Raises:
+        PipelineError: as `training_inputs`.
+    """
+    return _inputs(params, lambda u: u.split in params.evaluate.splits)
+
+
+def _inputs(params: Params, wanted: Callable[[Utterance], bool]) -> Inputs:
+    utterances = tuple(u for u in read_manifest(params.corpus.out) if wanted(u))
+    _check_streams(params, utterances)
+    digests = {"llm": weights_digest(params.model.llm.weights)}
+    for split in sorted({u.split for u in utterances}):
+        digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
+    features = {stream: open_features(params, stream, utterances) for stream in streams(params.model.modality)}
+    for stream, opened in features.items():
+        digests |= {f"{stream}/{group}": value for group, value in opened.digests.items()}
+    return Inputs(utterances, features, digests)
+
+
+def _check_streams(params: Params, utterances: Sequence[Utterance]) -> None:
+    if "video" not in streams(params.model.modality):
+        return
+    silent = [u.id for u in utterances if u.video is None]
+    if silent:
+        raise PipelineError(
+            "model.modality",
+            f"{params.model.modality} needs video, and {len(silent)} of {len(utterances)} utterances of "
+            f"{params.corpus.out} have none (the first: {silent[0]})",
+            "use model.modality=audio, or a corpus with video",
+        )

@@ -1,0 +1,76 @@
+"""What a trained trial is measured by: hypotheses, and what the sink instrument sees."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline.common.progress import progress
+from pipeline.config import Params
+from pipeline.corpora.manifest import Utterance
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.decoding import transcribe
+from pipeline.model.examples import Batch, collate
+from pipeline.sinks.capture import capture
+from pipeline.sinks.statistics import SinkStatistics, Summary
+from pipeline.trial.inputs import Inputs
+
+
+def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: Path) -> dict[str, str]:
+    """The hypothesis for every utterance, by id.
+
+    Args:
+        model: trained.
+        params: section `evaluate` counts.
+        inputs: the utterances to decode.
+        journal: takes a JSON line an utterance as it is decoded; what is there already is not decoded again.
+    """
+    found = _read_journal(journal)
+    with progress(len(inputs.utterances), "decode", "utterance") as bar, open(journal, "a", encoding="utf-8") as lines:
+        for utterances, batch in _batches(model, inputs, inputs.utterances, params.evaluate.batch_size):
+            # Whole batches, so that each is what it is in an undisturbed run.
+            if not all(u.id in found for u in utterances):
+                texts = transcribe(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
+                for utterance, text in zip(utterances, texts, strict=True):
+                    found[utterance.id] = text
+                    lines.write(json.dumps([utterance.id, text], ensure_ascii=False) + "\n")
+                lines.flush()
+            bar.update(len(utterances))
+    return found
+
+
+def _read_journal(journal: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if journal.exists():
+        for line in journal.read_text(encoding="utf-8").split("\n")[:-1]:
+            identifier, text = json.loads(line)
+            found[identifier] = text
+    return found
+
+
+def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> Summary:
+    """The sink statistics of the clean utterances of `sinks.split`, teacher-forced on the reference."""
+    chosen = inputs.chosen(params.sinks.split)[: params.sinks.utterances]
+    config = model.decoder.config
+    statistics = SinkStatistics(params.sinks, config.num_hidden_layers, config.num_attention_heads)
+    with torch.no_grad(), progress(len(chosen), "sinks", "utterance") as bar:
+        for utterances, batch in _batches(model, inputs, chosen, params.sinks.batch_size):
+            sequence = model.sequence(batch, response=True)
+            with model.autocast():
+                captured = capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
+            statistics.add(captured, [utterance.id for utterance in utterances])
+            bar.update(len(utterances))
+    return statistics.summary()
+
+
+def _batches(
+    model: AudioVisualLLM, inputs: Inputs, utterances: Sequence[Utterance], size: int
+) -> Iterator[tuple[list[Utterance], Batch]]:
+    """Utterances of like length together, the longest first: memory that will not do fails at the beginning."""
+    ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
+    for start in range(0, len(ordered), size):
+        chosen = ordered[start : start + size]
+        examples = inputs.examples(chosen, model.respond)
+        batch = collate([examples[number] for number in range(len(chosen))])
+        yield chosen, {name: tensor.to(model.device) for name, tensor in batch.items()}
