@@ -1,0 +1,34 @@
+# Each target makes the virtual environment first, if it is not there or pyproject.toml or constraints.txt are newer.
+
+PYTHON ?= python3
+PORT ?= 5000
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test lint ui
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
+	@PATH="$(BIN):$$PATH" dvc repro
+
+test: $(READY) ## all tests; ARGS="-k spool" chooses
+	@$(BIN)/python -m pytest $(if $(filter true 1,$(CI)),-p tests.no_skips) $(ARGS)
+
+lint: $(READY) ## style of the code
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root mlartifacts
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "error: $(PYTHON) is no Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "setting up .venv: about three minutes, once"
+	@began=$$(date +%s); \
+	{ test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv; } && \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' && \
+	touch $@ && echo "set up .venv in $$(($$(date +%s) - began)) s"
