@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest
+from pipeline.common.precision import with_precision
 from pipeline.config import Params, streams
 
 LEFT_OUT = {
@@ -70,7 +71,7 @@ def configuration(params: Params) -> dict[str, Any]:
     Returns:
         Nested values as JSON knows them.
     """
-    settings = _without_left_out(params, TRAINING_SECTIONS)
+    settings = _without_left_out(with_precision(params), TRAINING_SECTIONS)
     model, decorrelation = settings["model"], settings["decorrelation"]
     used = streams(params.model.modality)
     model["rates"] = {stream: rate for stream, rate in model["rates"].items() if stream in used}

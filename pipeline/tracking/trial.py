@@ -25,6 +25,7 @@ import yaml
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json, write_json, write_text
+from pipeline.common.precision import with_precision
 from pipeline.config import Params
 from pipeline.tracking.identity import FOLDER_DIGITS, identity_parts
 from pipeline.tracking.lease import Lease
@@ -69,7 +70,9 @@ class Trial:
         identity = digest(parts)
         trial = cls.at(runs, identity)
         if not trial._identity_file.exists():
-            settings = yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            settings = yaml.safe_dump(
+                with_precision(params).model_dump(mode="json"), sort_keys=False, allow_unicode=True
+            )
             write_text(trial.config, settings)
             write_json(trial._identity_file, {"identity": identity, **parts})
         elif trial.identity != identity:

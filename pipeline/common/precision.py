@@ -1,0 +1,63 @@
+"""Whether the hardware multiplies bfloat16 natively, told without torch, so that a command with nothing to do ends soon.
+
+`pipeline.common.hardware` says the same by way of torch; a test holds the two together.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config import Params
+
+Precision = Literal["float32", "bfloat16"]
+_COMPUTE_CAPABILITY_MAJOR = 75
+"""CUdevice_attribute of the CUDA driver."""
+_AMPERE = 8
+
+
+def with_precision(params: Params) -> Params:
+    """The parameters with `train.precision` as it is really used on `train.device` of this machine."""
+    if params.train.precision != "auto":
+        return params
+    precision = native_precision(params.train.device)
+    return params.model_copy(update={"train": params.train.model_copy(update={"precision": precision})})
+
+
+@functools.cache
+def native_precision(device: str) -> Precision:
+    """What `auto` stands for: bfloat16 on GPUs from Ampere on and on CPUs with AMX or AVX512-BF16.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+    """
+    capability = None if device == "cpu" else _capability(int(device.partition(":")[2] or 0))
+    if capability is not None:
+        return "bfloat16" if capability >= _AMPERE else "float32"
+    return "bfloat16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "float32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+
+
+def _capability(index: int) -> int | None:
+    """Major compute capability of a GPU that torch can use; None where there is none."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return None
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major = ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), index)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
+    )
+    return None if failed else major.value

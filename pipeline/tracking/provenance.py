@@ -1,0 +1,203 @@
+"""Where a number comes from: code, data, versions, machine, command, time. Never a user, a secret or a variable of
+the environment.
+
+What a process is and runs on is looked at once; each session of work on a trial adds one entry to `provenance.json`.
+"""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import io
+import os
+import platform
+import sys
+import tarfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.code import SOURCE, reached_files
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, read_json, write_json, written_whole
+from pipeline.config import parse_yaml
+from pipeline.tracking.lease import LeaseLostError
+from pipeline.tracking.trial import Trial
+from pipeline.tracking.version_control import code_state, command_without_credentials
+
+MODULES = ("pipeline.train", "pipeline.evaluate")
+"""A trial is run by these."""
+SETTINGS = ("params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt")
+"""Files that go with the sources."""
+PATCH_LIMIT = 16 << 20
+"""Bytes; what is longer was not written by a person. Its hash is kept, and the sources are whole in the archive."""
+
+
+@contextlib.contextmanager
+def recorded(trial: Trial, purpose: str) -> Iterator[None]:
+    """Record a session of work on a trial: what it was done by, its start, its end and its outcome.
+
+    `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end. The archive of
+    the sources and the patch of what was not committed lie beside it; another content gets another name.
+
+    Args:
+        trial: its lease is held.
+        purpose: `train` or `evaluate`.
+
+    Raises:
+        PipelineError: `provenance.json` is damaged.
+    """
+    path = trial.provenance
+    sessions = _sessions(path)
+    session = {"purpose": purpose, "started": _now(), "ended": None, "outcome": "running", "threads": _threads()}
+    session |= environment()
+    session["source"] = _keep(trial.folder, "source.tar.gz", source_archive())
+    if patch := _code().patch:
+        kept = len(patch) <= PATCH_LIMIT
+        session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if kept else _described(None, patch)
+    write_json(path, {"sessions": [*sessions, session]})
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        session |= {"ended": _now(), "outcome": "interrupted" if interrupted else f"failed: {type(error).__name__}"}
+        with contextlib.suppress(OSError):
+            write_json(path, {"sessions": [*sessions, session]})
+        raise
+    session |= {"ended": _now(), "outcome": "finished", "threads": _threads()}
+    write_json(path, {"sessions": [*sessions, session]})
+
+
+@functools.cache
+def environment(root: Path = SOURCE) -> dict[str, Any]:
+    """What this process is and runs on; looked at once in its life.
+
+    Args:
+        root: the project's folder.
+
+    Returns:
+        `code` (from git), `data` (from `dvc.lock`), `command`, `python`, `packages`, `system`, `hardware`.
+    """
+    return {
+        "code": _code(root).record,
+        "data": _locked_data(root),
+        "command": _command(root),
+        "python": platform.python_version(),
+        "packages": _packages(),
+        "system": {"system": platform.platform(), "libc": " ".join(platform.libc_ver())},
+        "hardware": _hardware(),
+    }
+
+
+@functools.cache
+def source_archive(root: Path = SOURCE) -> bytes:
+    """The sources that a trial reaches, and `SETTINGS`, as a gzipped tar: equal bytes for equal files."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for file in _used_files(root):
+            content = file.read_bytes()
+            entry = tarfile.TarInfo(file.relative_to(root).as_posix())
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@functools.cache
+def _code(root: Path = SOURCE) -> Any:
+    return code_state(root, _used_files(root))
+
+
+def _used_files(root: Path) -> tuple[Path, ...]:
+    settings = (root / name for name in SETTINGS)
+    return tuple(sorted([*reached_files(*MODULES, source=root), *(file for file in settings if file.is_file())]))
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    content = read_json(path, "move it away; a new one is begun")
+    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
+        raise PipelineError(path, "holds no sessions", "move it away; a new one is begun")
+    return content["sessions"]
+
+
+def _keep(folder: Path, name: str, content: bytes) -> dict[str, Any]:
+    """Write the content under the name, or under one with digits of its hash if another content has the name."""
+    described = _described(name, content)
+    path = folder / name
+    if path.exists() and file_sha256(path) != described["sha256"]:
+        stem, dot, ending = name.partition(".")
+        described["file"] = f"{stem}-{described['sha256'][:8]}{dot}{ending}"
+        path = folder / described["file"]
+    if not path.exists():
+        with written_whole(path) as beside:
+            beside.write_bytes(content)
+    return described
+
+
+def _described(file: str | None, content: bytes) -> dict[str, Any]:
+    return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _locked_data(root: Path) -> dict[str, str] | None:
+    """Hash of each output in `dvc.lock`, by path; None where there is no `dvc.lock`."""
+    path = root / "dvc.lock"
+    if not path.exists():
+        return None
+    stages = (parse_yaml(path.read_text(encoding="utf-8"), path) or {}).get("stages", {})
+    outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
+    return {output["path"]: output.get(output.get("hash", "md5"), "") for output in outputs}
+
+
+def _command(root: Path) -> list[str]:
+    """The command line, paths relative to the project or to the home folder: neither names its user."""
+    words = command_without_credentials(list(sys.orig_argv))
+    shorter = [word.replace(f"{root}{os.sep}", "") for word in words]
+    home = str(Path.home())
+    return [word.replace(home, "~") for word in shorter] if home != os.sep else shorter
+
+
+def _packages() -> dict[str, str]:
+    found = {item.name: item.version for item in importlib.metadata.distributions() if item.name}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _hardware() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return {
+        "cpu": _line(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
+        "machine": platform.machine(),
+        "cores": usable,
+        "memory_bytes": memory,
+        "gpus": gpus,
+        "gpu_driver": _line(Path("/proc/driver/nvidia/version"), "NVRM version"),
+    }
+
+
+def _line(path: Path, key: str) -> str | None:
+    """The value of the first line `key : value`."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
+
+
+def _threads() -> int | None:
+    """CPU threads of PyTorch, if it is loaded: it decides the order of sums, so the last bits."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
