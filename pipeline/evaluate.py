@@ -16,6 +16,7 @@ from pipeline.common.files import write_json, write_text, written_whole
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
+from pipeline.tracking.provenance import recorded
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
 
@@ -36,7 +37,7 @@ def evaluate(params: Params) -> Trial:
         return trial
     if state is not State.TRAINED:
         raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
-    with trial.lease() as lease:
+    with trial.lease() as lease, recorded(trial, "evaluate"):
         trial.discard_result()
         metrics, details = _measure(params, inputs, trial, evaluation)
         lease.require()
@@ -94,8 +95,18 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     """Small copies for `dvc metrics` and `dvc plots`."""
     import numpy as np
 
-    result = trial.result()
-    write_json(folder / "metrics.json", result["metrics"])
+    write_json(folder / "metrics.json", trial.result()["metrics"])
+    with np.load(trial.sinks) as arrays:
+        other, sink = arrays["cosine_mean_joined"].T
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["block", "sink", "other"])
+    # Where a block has no sink there is no cosine, and the cell stays empty.
+    writer.writerows(
+        [block, *("" if np.isnan(value) else float(value) for value in pair)]
+        for block, pair in enumerate(zip(sink, other, strict=True))
+    )
+    write_text(folder / "cosine_to_bos.csv", text.getvalue())
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
+from pipeline.tracking.provenance import recorded
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import training_inputs
 
@@ -34,7 +35,7 @@ def train(params: Params) -> Trial:
     trial = Trial.create(params.train.runs, params, inputs.digests)
     if trial.state() in (State.TRAINED, State.DONE):
         return trial
-    with trial.lease() as lease:
+    with trial.lease() as lease, recorded(trial, "train"):
         from pipeline.trial.fit import fit
 
         fit(params, inputs, trial, lease)

@@ -13,7 +13,7 @@ from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, collate
 from pipeline.sinks.capture import capture
-from pipeline.sinks.statistics import SinkStatistics, Summary
+from pipeline.sinks.statistics import SinkStatistics, SinkSummary
 from pipeline.trial.inputs import Inputs
 
 
@@ -49,7 +49,7 @@ def _read_journal(journal: Path) -> dict[str, str]:
     return found
 
 
-def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> Summary:
+def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> SinkSummary:
     """The sink statistics of the clean utterances of `sinks.split`, teacher-forced on the reference."""
     chosen = inputs.chosen(params.sinks.split)[: params.sinks.utterances]
     config = model.decoder.config
@@ -61,7 +61,7 @@ def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> Summary:
                 captured = capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
             statistics.add(captured, [utterance.id for utterance in utterances])
             bar.update(len(utterances))
-    return statistics.summary()
+    return statistics.summary(params.evaluate.bootstrap)
 
 
 def _batches(
