@@ -1,4 +1,4 @@
-"""Whether the hardware multiplies bfloat16 natively, told without torch, so that a command with nothing to do ends soon.
+"""Whether the hardware multiplies bfloat16 natively, told without torch: a command with nothing to do ends at once.
 
 `pipeline.common.hardware` says the same by way of torch; a test holds the two together.
 """

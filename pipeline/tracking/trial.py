@@ -70,10 +70,7 @@ class Trial:
         identity = digest(parts)
         trial = cls.at(runs, identity)
         if not trial._identity_file.exists():
-            settings = yaml.safe_dump(
-                with_precision(params).model_dump(mode="json"), sort_keys=False, allow_unicode=True
-            )
-            write_text(trial.config, settings)
+            trial._write_config(params)
             write_json(trial._identity_file, {"identity": identity, **parts})
         elif trial.identity != identity:
             raise PipelineError(trial.folder, f"holds the trial {trial.identity}, not {identity}", "move it away")
@@ -170,11 +167,20 @@ class Trial:
             return None
         return result
 
-    def discard_result(self) -> None:
-        """Make way for an evaluation: what an earlier one left goes, a damaged `metrics.json` is moved aside.
+    def begin_evaluation(self, params: Params) -> None:
+        """Make way for an evaluation with these parameters: what an earlier one left goes, `config.yaml` follows.
 
         Only who holds the lease calls this.
         """
+        self.discard_result()
+        self._write_config(params)
+
+    def _write_config(self, params: Params) -> None:
+        settings = with_precision(params).model_dump(mode="json")
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def discard_result(self) -> None:
+        """Remove what an evaluation left; a damaged `metrics.json` is moved aside. Only who holds the lease does."""
         if self.metrics.exists() and not self.result():
             os.replace(self.metrics, self.metrics.with_name("metrics.json.damaged"))
         for file in (self.metrics, self.hypotheses, self.sinks):
