@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def make_weights(params: Params) -> None:
-    """Make `<weights.out>/<name>/` of each source: a Hugging Face folder and `weights.json`, which says where it is from.
+    """Make a Hugging Face folder `<weights.out>/<name>/` of each source, with a `weights.json` that says where from.
 
     A folder that is whole (every file is read and its SHA-256 compared) and was made of the same source by the same
     code is left alone.

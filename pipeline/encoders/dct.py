@@ -1,0 +1,92 @@
+"""The 2-D DCT of the mouth, the classical visual feature of speech recognition (Potamianos et al. 2003)."""
+
+from typing import Any
+
+import numpy as np
+from scipy.fft import dctn
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import VideoEncoder
+
+FRAME_RATE = 25
+REGION = 2 / 3
+"""Share of width and height, around the centre, that is transformed: 64x64 of 96x96 pixels, as the source takes."""
+DELTA_REACH = 2
+"""Frames on either side over which a derivative is fitted."""
+
+
+class MouthDCT:
+    """Low-frequency DCT coefficients of the mouth region, with their first and second derivatives in time.
+
+    Of each frame the central region is transformed by an orthonormal 2-D DCT-II, and the first coefficients in zigzag
+    order are kept. The mean over the utterance is removed from each, which takes away skin and light. G.
+    Potamianos, C. Neti, G. Gravier, A. Garg, A. W. Senior, "Recent advances in the automatic recognition of
+    audiovisual speech", Proceedings of the IEEE 91(9), 2003.
+    """
+
+    frame_rate = FRAME_RATE
+
+    def __init__(self, settings: VideoEncoder) -> None:
+        self.rows, self.columns = zigzag(settings.coefficients)
+        self.dimension = 3 * settings.coefficients
+
+    @staticmethod
+    def identity(settings: VideoEncoder) -> dict[str, Any]:
+        """A transform without weights: only the number of its coefficients."""
+        return {"encoder": settings.encoder, "coefficients": settings.coefficients}
+
+    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Encode videos.
+
+        Args:
+            inputs: (frames, height, width) uint8, the mouth in the centre.
+
+        Returns:
+            For each (frames, 3 x coefficients) float32: coefficients, first and second derivatives.
+        """
+        return [self._encode(frames) for frames in inputs]
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        region = central(frames)
+        if max(self.rows.max(), self.columns.max()) >= min(region.shape[1:]):
+            found = f"{len(self.rows)} is too many for frames of {frames.shape[2]}x{frames.shape[1]} pixels"
+            raise PipelineError("features.video.coefficients", found, "give larger frames, or fewer coefficients")
+        spectrum = dctn(region.astype(np.float32) / 255, axes=(1, 2), norm="ortho")
+        static = spectrum[:, self.rows, self.columns]
+        static = static - static.mean(axis=0)
+        velocity = delta(static)
+        return np.concatenate([static, velocity, delta(velocity)], axis=1)
+
+
+def central(frames: np.ndarray) -> np.ndarray:
+    """The region of (frames, height, width) pixels that is transformed."""
+    height, width = (round(size * REGION) for size in frames.shape[1:])
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return frames[:, top : top + height, left : left + width]
+
+
+def zigzag(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the first `count` coefficients, by rising frequency, as JPEG orders them."""
+    side = range(int((2 * count) ** 0.5) + 2)
+    places = [(row, column) for row in side for column in side]
+    # Even diagonals run upwards, odd ones downwards.
+    places.sort(key=lambda at: (sum(at), at[0] if sum(at) % 2 else at[1]))
+    rows, columns = np.array(places[:count]).T
+    return rows, columns
+
+
+def delta(values: np.ndarray) -> np.ndarray:
+    """The slope in time of the least-squares line through each frame and two on either side; the ends are replicated.
+
+    Args:
+        values: (frames, dimension).
+
+    Returns:
+        (frames, dimension), in units a frame: sum_k k (v[t+k] - v[t-k]) / (2 sum_k k^2), k = 1, 2.
+    """
+    padded = np.pad(values, ((DELTA_REACH, DELTA_REACH), (0, 0)), mode="edge")
+    ahead = [padded[DELTA_REACH + k : len(values) + DELTA_REACH + k] for k in range(1, DELTA_REACH + 1)]
+    behind = [padded[DELTA_REACH - k : len(values) + DELTA_REACH - k] for k in range(1, DELTA_REACH + 1)]
+    reach = range(1, DELTA_REACH + 1)
+    slope = sum(k * (after - before) for k, after, before in zip(reach, ahead, behind, strict=True))
+    return slope / (2 * sum(k * k for k in reach))

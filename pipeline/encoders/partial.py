@@ -1,0 +1,157 @@
+"""A group of features that is being made: what is encoded stays, whatever ends the process."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, write_json
+from pipeline.encoders.store import ARRAY, INDEX, TYPE, Group
+
+JOURNAL, LOCK = "journal.jsonl", "lock"
+
+
+class Partial:
+    """An array that grows beside a journal of what is in it, in the folder `<digest>.partial`.
+
+    A batch is in the journal only when its rows are on disk. What a killed process left is cut back to the last whole
+    line of the journal, so that at most one batch is encoded again.
+    """
+
+    def __init__(self, group: Group, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
+        self.group, self.dimension = group, dimension
+        self.media: dict[str, list[int]] = {}
+        """`[first frame, frames]` by the SHA-256 of the media: what is there already."""
+        self.frames = 0
+        self._array, self._journal = array, journal
+        self._recover()
+
+    def _recover(self) -> None:
+        held = os.fstat(self._array.fileno()).st_size // (self.dimension * TYPE.itemsize)
+        kept = 0
+        self._journal.seek(0)
+        for line in self._journal:
+            try:
+                sha256, frames = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or self.frames + frames > held:
+                break
+            self._add(sha256, frames)
+            kept += len(line)
+        self._journal.seek(kept)
+        self._journal.truncate()
+        self._array.seek(self.frames * self.dimension * TYPE.itemsize)
+        self._array.truncate()
+
+    def _add(self, sha256: str, frames: int) -> None:
+        self.media[sha256] = [self.frames, frames]
+        self.frames += frames
+
+    def append(self, batch: dict[str, np.ndarray]) -> None:
+        """Add features of media, by their SHA-256: (frames, dimension) each.
+
+        Raises:
+            PipelineError: the disk is full or fails.
+        """
+        try:
+            for features in batch.values():
+                self._array.write(np.ascontiguousarray(features, TYPE).tobytes())
+            _flush(self._array)
+            self._journal.writelines(f"{json.dumps([s, len(f)])}\n".encode() for s, f in batch.items())
+            _flush(self._journal)
+        except OSError as error:
+            raise PipelineError(
+                self._array.name,
+                f"cannot be written ({error.strerror})",
+                "free some space; what is finished stays and the same command goes on",
+            ) from None
+        for sha256, features in batch.items():
+            self._add(sha256, len(features))
+
+    def finish(self, frame_rate: int) -> None:
+        """Write the index and give the folder its name."""
+        _flush(self._array)
+        folder = Path(self._array.name).parent
+        index: dict[str, Any] = {
+            "stream": self.group.stream,
+            "group": self.group.name,
+            "encoder": self.group.identity,
+            "digest": self.group.digest,
+            "dimension": self.dimension,
+            "frame_rate": frame_rate,
+            "frames": self.frames,
+            "sha256": file_sha256(folder / ARRAY),
+            "media": self.media,
+        }
+        write_json(folder / INDEX, index)
+        (folder / JOURNAL).unlink()
+        if self.group.folder.exists():
+            shutil.rmtree(self.group.folder)
+        folder.rename(self.group.folder)
+        (self.group.folder / LOCK).unlink()
+
+    def discard(self) -> None:
+        """Remove what there is."""
+        shutil.rmtree(Path(self._array.name).parent)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def partial(group: Group, dimension: int) -> Iterator[Partial]:
+    """Open what there is of a group, or begin it. One process at a time: a second one waits for the first.
+
+    Args:
+        group: what is being made.
+        dimension: width of its features.
+    """
+    folder = group.folder.with_name(f"{group.folder.name}.partial")
+    with _held(folder), _grown(folder / ARRAY) as array, _grown(folder / JOURNAL) as journal:
+        yield Partial(group, dimension, array, journal)
+
+
+@contextlib.contextmanager
+def _grown(path: Path) -> Iterator[BinaryIO]:
+    path.touch()
+    file = open(path, "r+b")  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        # A full disk was reported when it was met; closing would try to write once more, and report it again.
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOCK, "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{folder}: waiting for the process that is making it", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_same(folder / LOCK, lock):
+                yield
+                return
+
+
+def _is_same(path: Path, opened: TextIO) -> bool:
+    """Whether the lock is still the folder's: who was waited for may have renamed the folder with the lock in it."""
+    try:
+        return os.stat(path).st_ino == os.fstat(opened.fileno()).st_ino
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,148 @@
+"""Features on disk: for each stream, split and condition one flat float16 array and an index, memory-mapped.
+
+A folder is named by what its content depends on: the encoder, its weights and code, and the media by their hashes. So
+trials share folders, another test condition makes only its own, and nothing of a test set is in a training identity.
+Media that several utterances share, such as the video of noisy copies, are encoded once.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.common.code import code_digest
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest, read_json
+from pipeline.config import Params
+from pipeline.corpora.manifest import Utterance
+from pipeline.encoders.table import ENCODERS, Stream
+
+ARRAY, INDEX = "features.f16", "index.json"
+TYPE = np.dtype("<f2")
+MEDIA_CODE = "pipeline.corpora.media"
+"""How media are read is part of what features are."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is encoded into one folder: the audio of a split under one condition, or the video of a split."""
+
+    stream: Stream
+    name: str
+    """`test/snr_0` for audio, `test` for video, which noise does not touch."""
+    identity: dict[str, Any]
+    """The encoder, as its `identity` tells."""
+    utterances: tuple[Utterance, ...]
+    out: Path
+
+    @property
+    def media(self) -> dict[str, Utterance]:
+        """One utterance for each file, by the file's SHA-256, in the order of the manifest."""
+        found: dict[str, Utterance] = {}
+        for utterance in self.utterances:
+            found.setdefault(_media_sha256(self.stream, utterance), utterance)
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that the features depend on."""
+        code = code_digest(ENCODERS[self.identity["encoder"]].__module__, MEDIA_CODE)
+        return digest({"stream": self.stream, "encoder": self.identity, "code": code, "media": sorted(self.media)})
+
+    @property
+    def folder(self) -> Path:
+        """Where the features lie."""
+        return self.out / self.digest[:16]
+
+
+def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[Group]:
+    """The groups that utterances fall into, in the order of the manifest.
+
+    A group is known by the media in it, so whole groups must be given: all utterances of a split and condition.
+
+    Raises:
+        PipelineError: an utterance has no video, or the encoder's weights are missing.
+    """
+    settings = getattr(params.features, stream)
+    identity = ENCODERS[settings.encoder].identity(settings)
+    members: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        _media_sha256(stream, utterance)
+        name = utterance.split if stream == "video" else f"{utterance.split}/{utterance.condition}"
+        members.setdefault(name, []).append(utterance)
+    return [Group(stream, name, identity, tuple(us), Path(params.features.out)) for name, us in members.items()]
+
+
+def _media_sha256(stream: Stream, utterance: Utterance) -> str:
+    if stream == "audio":
+        return utterance.audio_sha256
+    if utterance.video_sha256 is None:
+        raise PipelineError(
+            f"utterance {utterance.id}", "has no video", "set model.modality to audio, or take a corpus with video"
+        )
+    return utterance.video_sha256
+
+
+class Features(Mapping[str, np.ndarray]):
+    """Features of one stream by the utterance's id: (frames, dimension) float16, read from disk as they are used."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        self.dimension = self.frame_rate = 0
+        self.digests: dict[str, str] = {}
+        """By the name of the group."""
+        self._places: dict[str, tuple[np.ndarray, int, int]] = {}
+        for group in groups:
+            index = read_index(group)
+            self.dimension, self.frame_rate = index["dimension"], index["frame_rate"]
+            self.digests[group.name] = group.digest
+            shape = (index["frames"], index["dimension"])
+            array = np.memmap(group.folder / ARRAY, TYPE, "r", shape=shape).view(np.ndarray)
+            for utterance in group.utterances:
+                begin, frames = index["media"][_media_sha256(group.stream, utterance)]
+                self._places[utterance.id] = (array, begin, begin + frames)
+
+    def __getitem__(self, utterance: str) -> np.ndarray:
+        array, begin, end = self._places[utterance]
+        return array[begin:end]
+
+    def __iter__(self) -> Any:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def open_features(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> Features:
+    """Open the features of utterances, which must be whole groups (see `feature_groups`). Nothing is read or encoded.
+
+    Raises:
+        PipelineError: features are missing or not of the size that their index tells.
+    """
+    return Features(feature_groups(params, stream, utterances))
+
+
+def read_index(group: Group) -> dict[str, Any]:
+    """The index of a group's folder: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`.
+
+    Raises:
+        PipelineError: the folder is missing, the index is damaged, or the array has another size than it tells.
+    """
+    remedy = f"make it again with: python -m pipeline.features {group.stream}"
+    if not group.folder.is_dir():
+        raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name} here", remedy)
+    index = read_json(group.folder / INDEX, remedy)
+    array = group.folder / ARRAY
+    if not array.is_file():
+        raise PipelineError(array, "the file is missing", remedy)
+    try:
+        expected = index["frames"] * index["dimension"] * TYPE.itemsize
+        whole = index["media"].keys() == group.media.keys()
+    except (KeyError, TypeError, AttributeError):
+        raise PipelineError(group.folder / INDEX, "is no index of features", remedy) from None
+    if not whole:
+        raise PipelineError(group.folder / INDEX, "is the index of other media", remedy)
+    if (found := array.stat().st_size) != expected:
+        raise PipelineError(array, f"has {found} bytes instead of {expected}", remedy)
+    return index

@@ -1,0 +1,139 @@
+"""The encoder of Whisper, of any size."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import REMEDY, weights_digest
+from pipeline.config import AudioEncoder
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+SAMPLE_RATE = 16_000
+WINDOW = 30 * SAMPLE_RATE
+"""Samples of the one length of input that Whisper was trained on."""
+FRAME_RATE = 50
+FRAME = SAMPLE_RATE // FRAME_RATE
+"""Samples for which there is one vector."""
+MINIMUM_FRAMES = 25
+"""Half a second, kept of audio that is shorter still."""
+CUDA_WINDOWS = 16
+"""Windows in a pass on a GPU. On a CPU it is one: its 1,500 positions fill the cores, and more at once take longer
+(tiny.en, two cores, bfloat16: 0.055 s for a window alone, 0.068 s for one of eight)."""
+
+
+class Whisper:
+    """Whisper's encoder on windows of 30 s, cut to the length of each utterance.
+
+    The encoder knows no mask and fails on input that is not padded to 30 s. So each window is padded with silence, and
+    of its 1,500 vectors those that fall into the utterance are kept: one for each full 20 ms, at least 25 in all.
+    An utterance over 30 s is cut into windows, which are encoded one by one, as Whisper does with long audio.
+
+    Args:
+        settings: `weights` is a Hugging Face folder of a whole Whisper or of its encoder alone.
+
+    Raises:
+        PipelineError: there are no weights in the folder, or they are no Whisper.
+    """
+
+    frame_rate = FRAME_RATE
+
+    def __init__(self, settings: AudioEncoder) -> None:
+        from transformers import WhisperFeatureExtractor
+
+        from pipeline.common.hardware import resolve_device
+
+        self.device = resolve_device("auto")
+        self.precision = resolve_precision(settings.precision)
+        self.encoder = _load(Path(settings.weights)).to(self.device)
+        self.dimension = self.encoder.config.d_model
+        self.log_mel = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
+        self.windows = CUDA_WINDOWS if self.device.type == "cuda" else 1
+
+    @staticmethod
+    def identity(settings: AudioEncoder) -> dict[str, Any]:
+        """Precision is part of it: bfloat16 moves the vectors of tiny.en by 1.2% of their length."""
+        return {
+            "encoder": settings.encoder,
+            "precision": resolve_precision(settings.precision),
+            "weights": weights_digest(settings.weights),
+        }
+
+    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Encode utterances; neither the others nor the number of CPU threads changes a bit of a result.
+
+        Args:
+            inputs: (samples,) float32 at 16 kHz.
+
+        Returns:
+            For each (max(samples // 320, 25), dimension) float32.
+        """
+        frames = [max(len(samples) // FRAME, MINIMUM_FRAMES) for samples in inputs]
+        cut = [
+            (number, samples[begin : begin + WINDOW])
+            for number, samples in enumerate(inputs)
+            for begin in range(0, max(len(samples) // FRAME * FRAME, 1), WINDOW)
+        ]
+        vectors: list[list[np.ndarray]] = [[] for _ in inputs]
+        for first in range(0, len(cut), self.windows):
+            numbers, windows = zip(*cut[first : first + self.windows], strict=True)
+            for number, window in zip(numbers, self._pass(list(windows)), strict=True):
+                vectors[number].append(window)
+        return [np.concatenate(whole)[:count] for whole, count in zip(vectors, frames, strict=True)]
+
+    def _pass(self, windows: list[np.ndarray]) -> np.ndarray:
+        """(windows, 1500, dimension) of at most `self.windows` windows. The pass is filled up with silence, since on a
+        GPU another size of batch is another kernel, and other last bits."""
+        import torch
+
+        from pipeline.common.hardware import autocast
+
+        silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
+        mel = self.log_mel(windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            vectors = self.encoder(mel.to(self.device)).last_hidden_state
+        return vectors[: len(windows)].float().cpu().numpy()
+
+
+def resolve_precision(precision: str) -> str:
+    """What `auto` stands for here: as `pipeline.common.hardware` says, but without loading torch on a plain Linux CPU.
+
+    The name of a feature folder depends on it, and opening one takes milliseconds.
+    """
+    if precision != "auto":
+        return precision
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and not any(Path(gpu).exists() for gpu in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "").split()
+        return "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
+    from pipeline.common import hardware
+
+    return hardware.resolve_precision(precision, hardware.resolve_device("auto"))
+
+
+def _load(folder: Path) -> "WhisperEncoder":
+    """The encoder in float32, out of a checkpoint of the encoder alone, of `WhisperModel`, or with a head upon it."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    weights_digest(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors |= load_file(file)
+        if config.model_type != "whisper":
+            raise ValueError(f"a {config.model_type}")
+        prefix = next(name for name in tensors if name.endswith("conv1.weight")).removesuffix("conv1.weight")
+        encoder = WhisperEncoder(config)
+        encoder.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    except (OSError, ValueError, RuntimeError, StopIteration, SafetensorError) as error:
+        reason = (str(error) or "no encoder").splitlines()[0]
+        raise PipelineError(folder, f"no Whisper encoder can be loaded ({reason})", REMEDY) from None
+    return encoder.float().eval()

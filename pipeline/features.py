@@ -1,0 +1,152 @@
+"""Stage `features`: the corpus through the frozen encoders, once for all trials."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, require_space, write_json
+from pipeline.config import Params
+from pipeline.corpora.manifest import FRAME_RATE, REMEDY, Utterance, read_manifest
+from pipeline.encoders.store import TYPE, Group, feature_groups, read_index
+from pipeline.encoders.table import ENCODERS, Stream
+
+STREAMS: tuple[Stream, ...] = ("audio", "video")
+RESULTS = Path("results/features")
+READERS = 4
+"""Threads that read media while the encoder is at work."""
+LARGEST = np.finfo(np.float16).max
+
+
+def main() -> None:
+    """Make the features of the streams that are named, or of all that the corpus has."""
+    made = parser("Encode the corpus with the frozen encoders.")
+    made.add_argument("streams", nargs="*", metavar="audio|video", help="which to make; by default all that there are")
+    arguments = made.parse_args()
+    if odd := set(arguments.streams) - set(STREAMS):
+        made.error(f"{min(odd)!r} is no stream: name audio or video")
+    params = params_of(arguments)
+    utterances = read_manifest(params.corpus.out)
+    for stream in arguments.streams or _streams_of(utterances):
+        folders = make_features(params, stream, utterances)
+        write_json(RESULTS / f"{stream}.json", _summary(params, stream, utterances))
+        print(f"{stream}: {len(folders)} groups of features are whole in {params.features.out}", flush=True)
+
+
+def _streams_of(utterances: Sequence[Utterance]) -> tuple[Stream, ...]:
+    return STREAMS if all(utterance.video for utterance in utterances) else ("audio",)
+
+
+def _summary(params: Params, stream: Stream, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """What stands in `results/features/<stream>.json`: the folders themselves are shared and named by their content."""
+    found = {}
+    for group in feature_groups(params, stream, utterances):
+        index = read_index(group)
+        found[group.name] = {
+            "folder": str(group.folder),
+            "utterances": len(group.utterances),
+            "frames": index["frames"],
+            "sha256": index["sha256"],
+        }
+    return found
+
+
+def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
+    """Make the features of a stream that are not there yet; what a killed run has left is used.
+
+    Args:
+        params: corpus and features.
+        stream: `audio` or `video`.
+        utterances: whole groups (see `feature_groups`); None takes the corpus.
+
+    Returns:
+        The folders of all groups.
+
+    Raises:
+        PipelineError: weights or media are missing or damaged, there is no video, or the disk is too small.
+    """
+    groups = feature_groups(params, stream, utterances or read_manifest(params.corpus.out))
+    missing = [group for group in groups if _fault(group)]
+    for group in missing:
+        if group.folder.exists():
+            print(f"{_fault(group)}", flush=True)
+    if missing:
+        _encode(params, missing)
+    return [group.folder for group in groups]
+
+
+def _fault(group: Group) -> PipelineError | None:
+    try:
+        read_index(group)
+    except PipelineError as error:
+        return error
+    return None
+
+
+def _encode(params: Params, groups: Sequence[Group]) -> None:
+    from pipeline.common.progress import progress
+    from pipeline.encoders.partial import partial
+
+    settings = getattr(params.features, groups[0].stream)
+    encoder = ENCODERS[settings.encoder](settings)
+    total = sum(len(group.media) for group in groups)
+    with progress(total, f"{groups[0].stream} features", unit="file") as bar:
+        for group in groups:
+            with partial(group, encoder.dimension) as begun:
+                if not _fault(group):
+                    # Another process made it while this one waited.
+                    begun.discard()
+                    bar.update(len(group.media))
+                    continue
+                todo = {sha256: u for sha256, u in group.media.items() if sha256 not in begun.media}
+                bar.initial += len(begun.media)
+                bar.update(len(begun.media))
+                _require_space(group, list(todo.values()), encoder.frame_rate * encoder.dimension * TYPE.itemsize)
+                for batch in _batches(params, group.stream, todo):
+                    features = encoder.encode(list(batch.values()))
+                    begun.append({sha256: _half(f, todo[sha256]) for sha256, f in zip(batch, features, strict=True)})
+                    bar.update(len(batch))
+                begun.finish(encoder.frame_rate)
+
+
+def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_second: int) -> None:
+    seconds = sum(
+        u.audio_seconds if group.stream == "audio" else (u.video_frames or 0) / FRAME_RATE for u in utterances
+    )
+    require_space(group.out, int(seconds * bytes_per_second), f"{group.stream} features of {group.name}")
+
+
+def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Iterator[dict[str, np.ndarray]]:
+    """Media by their SHA-256, `features.batch_size` at a time; the next are read while these are encoded."""
+    from pipeline.corpora.media import read_audio, read_video_gray
+
+    def load(sha256: str, utterance: Utterance) -> np.ndarray:
+        path = Path(params.corpus.out) / str(utterance.audio if stream == "audio" else utterance.video)
+        content = read_audio(path) if stream == "audio" else read_video_gray(path)
+        if file_sha256(path) != sha256:
+            raise PipelineError(path, "is not the file that the manifest was written for", REMEDY)
+        return content
+
+    items = list(media.items())
+    size = params.features.batch_size
+    with ThreadPoolExecutor(READERS) as pool:
+        ready: dict[str, Future[np.ndarray]] = {}
+        for first in range(0, len(items) + size, size):
+            coming = {sha256: pool.submit(load, sha256, u) for sha256, u in items[first : first + size]}
+            if ready:
+                yield {sha256: content.result() for sha256, content in ready.items()}
+            ready = coming
+
+
+def _half(features: np.ndarray, utterance: Utterance) -> np.ndarray:
+    if not np.abs(features).max() <= LARGEST:
+        raise PipelineError(f"utterance {utterance.id}", "its features do not fit float16", "remove it from the corpus")
+    return features.astype(TYPE)
+
+
+if __name__ == "__main__":
+    run_command(main)
