@@ -216,6 +216,7 @@ def _summands(before: Tensor, after: Tensor, parts: list[Tensor]) -> tuple[int, 
     rounding = 4 * torch.finfo(after.dtype).eps
     for (i, attention), (j, mlp) in combinations(whole, 2):
         error = (before + attention + mlp - after).abs()
-        if bool((error <= rounding * (before.abs() + attention.abs() + mlp.abs())).all()):
+        # Asked this way round, an utterance that is not finite has no say.
+        if not bool((error > rounding * (before.abs() + attention.abs() + mlp.abs())).any()):
             return i, j
     return None

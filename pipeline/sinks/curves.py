@@ -34,6 +34,7 @@ class Curves:
         self._additions = Moments(blocks * 2, 2)
         self._main = torch.zeros(blocks, 2, dtype=torch.long)
         self._first = torch.zeros(blocks, 2, dtype=torch.long)
+        self._origins_known = False
         self._sinks = torch.zeros(2, dtype=torch.long)
         self._features: Tensor | None = None
 
@@ -83,6 +84,7 @@ class Curves:
         self._sinks += torch.stack([(tokens.sink & tokens.is_bos).sum(), tokens.intermediate.sum()]).cpu()
 
     def _add_origin(self, origin: Origin) -> None:
+        self._origins_known = True
         groups = torch.where(origin.is_bos, BOS, SINK).cpu()
         self._additions.add(torch.cat([origin.attention, origin.mlp]), groups)
         ones = torch.ones_like(groups)
@@ -97,7 +99,7 @@ class Curves:
         `importance_intermediate`: (L, H). `norm_*`: (L, 3), BOS, intermediate sinks, others. `role_share`: (L, R),
         attention mass of the response. `features_*`: (D,), share of sink tokens at which the feature is massive.
         `origin_*`: (L, 2), BOS and intermediate sinks: mean additions at the massive feature in the sign of the
-        activation, and the number of sinks that come from that block.
+        activation, and the number of sinks that come from that block; absent where additions are not known.
         """
         top = self._top.means().reshape(self.blocks, 4)
         importance = self._importance.means().reshape(self.blocks, self.heads, 2)
@@ -105,7 +107,7 @@ class Curves:
         by_role = (self.blocks, len(Role), 2)
         joined = [self._cosine.joined([2 * role + sink for role in OTHERS]) for sink in (0, 1)]
         quantiles = [self._histogram.joined([2 * role + sink for role in OTHERS]) for sink in (0, 1)]
-        features = (self._features / self._sinks[:, None].clamp(min=1)).double()
+        features = torch.where(self._sinks[:, None] > 0, self._features / self._sinks[:, None].double(), torch.nan)
         found = {
             "cosine_mean": self._cosine.means().reshape(by_role),
             "cosine_deviation": self._cosine.deviations().reshape(by_role),
@@ -124,25 +126,24 @@ class Curves:
             "role_share": self._share.means(),
             "features_bos": features[0],
             "features_intermediate": features[1],
-            "origin_attention": additions[0],
-            "origin_mlp": additions[1],
-            "origin_main": self._main,
-            "origin_first": self._first,
         }
+        if self._origins_known:
+            found |= {"origin_attention": additions[0], "origin_mlp": additions[1]}
+            found |= {"origin_main": self._main, "origin_first": self._first}
         arrays = {name: value.numpy() for name, value in found.items()}
         return arrays | {"roles": np.array([role.label for role in Role])}
 
     def description(self) -> dict[str, Any]:
         """Sink tokens, their massive features and the blocks that write them, in words and numbers."""
-        return {
-            name: {
-                "sink_tokens": int(self._sinks[group]),
-                "features": self._named_features(group),
-                "main_origin": _numbered(self._main[:, group]),
-                "first_origin": _numbered(self._first[:, group]),
-            }
-            for group, name in enumerate(("bos", "intermediate"))
-        }
+        found: dict[str, Any] = {}
+        for group, name in enumerate(("bos", "intermediate")):
+            found[name] = {"sink_tokens": int(self._sinks[group]), "features": self._named_features(group)}
+            if self._origins_known:
+                found[name] |= {
+                    "main_origin": _numbered(self._main[:, group]),
+                    "first_origin": _numbered(self._first[:, group]),
+                }
+        return found
 
     def _named_features(self, group: int) -> list[dict[str, float]]:
         """The features that are massive at most sink tokens, with the share of those tokens."""

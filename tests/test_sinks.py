@@ -1,0 +1,621 @@
+"""The sink instrument: streaming against storing everything, on a small Llama with planted massive activations."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)  # fmt: skip
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Sinks
+from pipeline.model.roles import REAL_ROLES, Role
+from pipeline.sinks.capture import Captured, capture, decoder_blocks, eager_attention, recorded
+from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
+from pipeline.sinks.statistics import SinkStatistics, SinkSummary
+
+WIDTH, HEADS, BLOCKS = 48, 4, 6
+SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": HEADS,
+         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+PLANTED, WRITER, SECOND_WRITER = 7, 1, 3
+SETTINGS = Sinks(tau=300.0, epsilon=0.2, minimum_queries=3)
+
+
+def llama(blocks: int = BLOCKS, implementation: str = "sdpa") -> LlamaForCausalLM:
+    """A random Llama in which tokens along `planted_direction` get a massive activation from two MLPs."""
+    torch.manual_seed(1)
+    config = LlamaConfig(**SIZES, num_hidden_layers=blocks, initializer_range=0.15, attn_implementation=implementation)
+    model = LlamaForCausalLM(config).eval()
+    feature = nn.functional.one_hot(torch.tensor(PLANTED), WIDTH).float()
+    with torch.no_grad():
+        for block, direction, size in ((WRITER, planted_direction(), 0.6), (SECOND_WRITER, feature, 3.0)):
+            if block < blocks:
+                mlp = model.model.layers[block].mlp
+                mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = direction * 3
+                mlp.down_proj.weight[:, 0] = 0
+                mlp.down_proj.weight[PLANTED, 0] = size
+                mlp.down_proj.weight[PLANTED + 1, 0] = -size / 2
+    return model
+
+
+def planted_direction() -> Tensor:
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
+    direction[PLANTED : PLANTED + 2] = 0
+    return direction / direction.norm()
+
+
+def utterances(number: int = 7, bos_planted: bool = True) -> list[tuple[str, Tensor, Tensor]]:
+    """Ids, embeddings (T, D) and roles (T,) of utterances of different lengths, audio alone and with video."""
+    random = torch.Generator().manual_seed(3)
+    found = []
+    for index in range(number):
+        audio, video, response = 3 + index, index % 3, 2 + index % 4
+        roles = [Role.BOS, Role.AUDIO_START, *[Role.AUDIO] * audio, Role.AUDIO_END]
+        if video:
+            roles += [Role.VIDEO_START, *[Role.VIDEO] * video, Role.VIDEO_END]
+        roles += [Role.PROMPT] * 3 + [Role.RESPONSE] * response
+        embeddings = torch.randn(len(roles), WIDTH, generator=random) * 0.5
+        planted = (
+            [0] * (bos_planted and index != 4) + [4] * (index % 2) + [len(roles) - response - 1] * (index % 3 == 0)
+        )
+        for token in planted:
+            embeddings[token] = planted_direction() * (6 + 2 * (token == 0)) + 0.2 * embeddings[token]
+        found.append((f"utterance {index}", embeddings, torch.tensor([int(role) for role in roles])))
+    return found
+
+
+def batch(
+    some: list[tuple[str, Tensor, Tensor]], extra: int = 0, side: str = "left"
+) -> tuple[list[str], Tensor, Tensor]:
+    """Pad utterances to one batch; padding holds numbers that would show."""
+    length = max(len(roles) for _, _, roles in some) + extra
+    embeddings = torch.full((len(some), length, WIDTH), 3.0)
+    roles = torch.zeros(len(some), length, dtype=torch.long)
+    for row, (_, values, names) in enumerate(some):
+        place = slice(length - len(names), length) if side == "left" else slice(len(names))
+        embeddings[row, place], roles[row, place] = values, names
+    return [id for id, _, _ in some], embeddings, roles
+
+
+def captured_batch(model: nn.Module, some: list, extra: int = 0, side: str = "left") -> tuple[list[str], Captured]:
+    ids, embeddings, roles = batch(some, extra, side)
+    return ids, capture(model, embeddings, roles != Role.PADDING, roles)
+
+
+def streamed(model: nn.Module, batches: list[list], settings: Sinks = SETTINGS, **padding: object) -> SinkSummary:
+    statistics = SinkStatistics(settings, model.config.num_hidden_layers, HEADS)
+    for some in batches:
+        ids, captured = captured_batch(model, some, **padding)
+        statistics.add(captured, ids)
+    return statistics.summary(bootstrap=200, seed=5)
+
+
+def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-4, abs=1e-6)
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, values in one.arrays.items():
+        if name == "roles":
+            continue
+        # A cosine at the edge of a bin may fall to either side.
+        tolerance = 1.01e-3 if "quantiles" in name else 1e-5
+        np.testing.assert_allclose(values, other.arrays[name], rtol=1e-3, atol=tolerance, err_msg=name)
+
+
+# Brute force: one utterance at a time, without padding, everything stored, loops over tokens.
+
+
+def stored(model: LlamaForCausalLM, embeddings: Tensor) -> dict[str, np.ndarray]:
+    """Residuals (L, T, D), maps (L, H, T, T) and what the parts of each block added, by the library's own outputs."""
+    parts: dict[str, list[Tensor]] = {"attention": [], "mlp": []}
+    hooks = []
+    for block in model.model.layers:
+        hooks.append(block.self_attn.register_forward_hook(lambda m, a, out: parts["attention"].append(out[0][0])))
+        hooks.append(block.mlp.register_forward_hook(lambda m, a, out: parts["mlp"].append(out[0])))
+    norm, model.model.norm = model.model.norm, nn.Identity()
+    with torch.no_grad():
+        output = model.model(inputs_embeds=embeddings[None], output_attentions=True, output_hidden_states=True)
+    model.model.norm = norm
+    for hook in hooks:
+        hook.remove()
+    return {
+        "residuals": torch.stack(output.hidden_states[1:])[:, 0].numpy(),
+        "maps": torch.stack(output.attentions)[:, 0].numpy(),
+        **{name: torch.stack(values).numpy() for name, values in parts.items()},
+    }
+
+
+def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list]]:
+    """Values behind each metric, and behind some of the arrays, of all utterances."""
+    model = llama(implementation="eager")
+    metrics: dict[str, list[float]] = {}
+    curves: dict[str, list] = {
+        "cosines": [],
+        "top": [],
+        "median": [],
+        "bos_map": [],
+        "intermediate_map": [],
+        "norms": [],
+        "role_mass": [],
+    }
+
+    def note(name: str, value: float) -> None:
+        metrics.setdefault(f"sinks/{name}", []).append(float(value))
+
+    for _, embeddings, roles in utterances():
+        found = stored(model, embeddings)
+        hidden, maps, length = found["residuals"], found["maps"], len(roles)
+        size = np.abs(hidden)
+        median = np.array([float(torch.from_numpy(layer).median()) for layer in size])
+        ratio = size / median[:, None, None]
+        inner = range(1, BLOCKS - 1)
+        alpha = np.stack([maps[:, :, k:, k].sum(2) / (length - k) for k in range(length)], axis=-1)
+        strength = [max((ratio[b, t].max(), -b) for b in inner) for t in range(length)]
+        sinks = [t for t in range(length) if strength[t][0] > settings.tau]
+        block_of = {t: -strength[t][1] for t in range(length)}
+        massive = {t: {j for b in inner for j in range(WIDTH) if ratio[b, t, j] > settings.tau} for t in range(length)}
+        cosine = np.array([[h @ layer[0] / np.linalg.norm(h) / np.linalg.norm(layer[0]) for h in layer]
+                           for layer in hidden])  # fmt: skip
+
+        note("tokens_per_utterance", length)
+        note("bos_sink_rate", (alpha[:, :, 0] > settings.epsilon).mean())
+        note("intermediate_tokens_per_utterance", sum(t > 0 for t in sinks))
+        for threshold in (100, 300, 1000):
+            over = sum(strength[t][0] > threshold for t in range(1, length))
+            note(f"intermediate_tokens_per_utterance/tau_{threshold}", over)
+        absolute = [t for t in range(1, length)
+                    if any(((ratio[b, t] > settings.tau) & (size[b, t] > 100)).any() for b in inner)]  # fmt: skip
+        note("intermediate_tokens_per_utterance/absolute", len(absolute))
+        for role in REAL_ROLES[1:]:
+            if (roles == role).any():
+                count = sum(t > 0 and int(roles[t]) == role for t in sinks)
+                note(f"intermediate_tokens_per_utterance/{role.label}", count)
+        judged = range(length - settings.minimum_queries + 1)
+        attended = {t for t in judged if (alpha.mean(1)[:, t] > settings.epsilon).any()}
+        note("intermediate_tokens_per_utterance/attention", len(attended - {0}))
+        either = attended | (set(sinks) & set(judged))
+        if either:
+            note("definition_jaccard", len(attended & set(sinks)) / len(either))
+        note("max_ratio/bos", strength[0][0])
+        note("max_ratio/intermediate", max(strength[t][0] for t in range(1, length)))
+        note("relocated_share/ratio", max(strength[1:])[0] > strength[0][0])
+
+        answers = [t for t in range(length) if roles[t] == Role.RESPONSE]
+        given = maps[:, :, answers].mean((0, 1, 2))
+        comparable = given[: answers[0] + 1]
+        note("relocated_share", int(np.argmax(comparable)) != 0)
+        curves["intermediate_map"].append(alpha[:, :, 1 + int(np.argmax(comparable[1:]))])
+        curves["role_mass"].append({int(r): maps[:, :, answers][..., roles.numpy() == int(r)].sum(-1).mean((1, 2))
+                                    for r in roles.unique()})  # fmt: skip
+
+        others = [t for t in range(1, length) if t not in sinks]
+        own = [t for t in sinks if t > 0]
+        for t in own:
+            note("bos_cosine/sink", cosine[block_of[t], t])
+        for t in own or sinks:
+            for other in others:
+                note("bos_cosine/other", cosine[block_of[t], other])
+        for t in own:
+            if massive[0]:
+                note("feature_jaccard", len(massive[t] & massive[0]) / len(massive[t] | massive[0]))
+        for t in sinks:
+            feature = int(ratio[block_of[t], t].argmax())
+            sign = np.sign(hidden[block_of[t], t, feature])
+            added = sign * (found["attention"] + found["mlp"])[: block_of[t] + 1, t, feature]
+            main = int(added.argmax())
+            attention, mlp = (abs(found[part][main, t, feature]) for part in ("attention", "mlp"))
+            note("mlp_share", mlp / (mlp + attention))
+            curves.setdefault("main", []).append((main, t > 0))
+
+        curves["cosines"] += [(int(roles[t]), t in own, cosine[:, t]) for t in range(length)]
+        curves["norms"] += [(0 if t == 0 else 1 if t in own else 2, np.linalg.norm(hidden[:, t], axis=1))
+                            for t in range(length)]  # fmt: skip
+        curves["top"].append(np.sort(size.reshape(BLOCKS, -1), axis=1)[:, :-4:-1])
+        curves["median"].append(median)
+        curves["bos_map"].append(alpha[:, :, 0])
+    return metrics, curves
+
+
+@pytest.fixture(scope="module")
+def brute() -> tuple[dict[str, list[float]], dict[str, list]]:
+    return brute_force(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def summary() -> SinkSummary:
+    all_of_them = utterances()
+    return streamed(llama(), [all_of_them[:3], all_of_them[3:4], all_of_them[4:]])
+
+
+def test_the_planted_model_has_what_the_tests_are_about(brute: tuple) -> None:
+    metrics, _ = brute
+    counts = metrics["sinks/intermediate_tokens_per_utterance"]
+    assert 0 in counts
+    assert max(counts) >= 2
+    assert 0 < np.mean(metrics["sinks/relocated_share/ratio"]) < 1
+    assert len(metrics["sinks/definition_jaccard"]) >= 1
+    assert metrics["sinks/intermediate_tokens_per_utterance/attention"]
+
+
+def test_streaming_metrics_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+    expected = {name: np.mean(values) for name, values in brute[0].items()}
+    for who in ("bos", "intermediate"):
+        expected[f"sinks/max_ratio/{who}/max"] = max(brute[0][f"sinks/max_ratio/{who}"])
+    found = {name: value for name, value in summary.metrics.items() if not name.endswith(("/low", "/high"))}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+    curves, arrays = brute[1], summary.arrays
+    for role in REAL_ROLES:
+        for sink in (0, 1):
+            of_group = np.array([c for r, s, c in curves["cosines"] if (r, s) == (role, bool(sink))])
+            assert arrays["cosine_count"][role, sink] == len(of_group)
+            if not len(of_group):
+                assert np.isnan(arrays["cosine_mean"][:, role, sink]).all()
+                continue
+            np.testing.assert_allclose(arrays["cosine_mean"][:, role, sink], of_group.mean(0), atol=1e-5)
+            np.testing.assert_allclose(arrays["cosine_deviation"][:, role, sink], of_group.std(0), atol=1e-4)
+            exact = np.quantile(of_group, QUANTILES, axis=0, method="inverted_cdf").T
+            np.testing.assert_allclose(arrays["cosine_quantiles"][:, role, sink], exact, atol=5.1e-4)
+    for sink in (0, 1):
+        joined = np.array([c for r, s, c in curves["cosines"] if r != Role.BOS and s == bool(sink)])
+        np.testing.assert_allclose(arrays["cosine_mean_joined"][:, sink], joined.mean(0), atol=1e-5)
+        np.testing.assert_allclose(arrays["cosine_deviation_joined"][:, sink], joined.std(0), atol=1e-4)
+    for group in range(3):
+        norms = np.mean([n for g, n in curves["norms"] if g == group], axis=0)
+        np.testing.assert_allclose(arrays["norm_mean"][:, group], norms, rtol=1e-4)
+    np.testing.assert_allclose(arrays["largest"], np.mean(curves["top"], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(arrays["median"], np.mean(curves["median"], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(arrays["importance_bos"], np.mean(curves["bos_map"], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(
+        arrays["importance_intermediate"], np.mean(curves["intermediate_map"], axis=0), rtol=1e-4
+    )
+    for role in REAL_ROLES:
+        given = [mass[int(role)] for mass in curves["role_mass"] if int(role) in mass]
+        np.testing.assert_allclose(arrays["role_share"][:, role], np.mean(given, axis=0), rtol=1e-4, atol=1e-6)
+    for block in range(BLOCKS):
+        for intermediate in (0, 1):
+            expected = sum(one == (block, bool(intermediate)) for one in curves["main"])
+            assert arrays["origin_main"][block, intermediate] == expected
+
+
+def test_planted_features_and_writers_are_discovered(summary: SinkSummary) -> None:
+    for who in ("bos", "intermediate"):
+        found = summary.description[who]
+        assert {one["feature"] for one in found["features"]} == {PLANTED, PLANTED + 1}
+        assert found["features"][0]["share"] == 1.0
+        assert found["main_origin"][0]["block"] == SECOND_WRITER
+    assert summary.metrics["sinks/mlp_share"] > 0.9
+    assert summary.description["most_massive"]["bos"]["feature"] == PLANTED
+    strongest = summary.description["strongest"]
+    assert set(strongest["ratio_intermediate"]) >= {"audio", "prompt"}
+    assert strongest["ratio"]["bos"] == {
+        "share": pytest.approx(1 - summary.metrics["sinks/relocated_share/ratio"]),
+        "relative_position": 0.0,
+    }
+    relocated = summary.metrics["sinks/relocated_share"]
+    assert sum(one["share"] for role, one in strongest["importance"].items() if role != "bos") == pytest.approx(
+        relocated
+    )
+
+
+@pytest.mark.parametrize("padding", [{"extra": 5}, {"side": "right"}, {"extra": 3, "side": "right"}])
+def test_padding_changes_nothing(summary: SinkSummary, padding: dict) -> None:
+    assert_equal_summaries(streamed(llama(), [utterances()], **padding), summary)
+
+
+def test_the_order_of_batches_changes_nothing(summary: SinkSummary) -> None:
+    shuffled = [utterances()[index] for index in (5, 2, 6, 0, 1, 4, 3)]
+    assert_equal_summaries(streamed(llama(), [[one] for one in shuffled]), summary)
+
+
+def test_intervals_hold_their_figure(summary: SinkSummary) -> None:
+    intervals = [name.removesuffix("/low") for name in summary.metrics if name.endswith("/low")]
+    assert "sinks/max_ratio/bos" in intervals
+    for name in intervals:
+        assert summary.metrics[f"{name}/low"] <= summary.metrics[name] <= summary.metrics[f"{name}/high"]
+    assert summary.metrics["sinks/max_ratio/bos/low"] < summary.metrics["sinks/max_ratio/bos/high"]
+
+
+def test_what_does_not_exist_is_absent() -> None:
+    found = streamed(llama(), [utterances()], replace_tau(1e9))
+    assert found.metrics["sinks/intermediate_tokens_per_utterance"] == 0
+    for name in ("bos_cosine/sink", "bos_cosine/other", "feature_jaccard", "mlp_share"):
+        assert f"sinks/{name}" not in found.metrics
+    assert np.isfinite(list(found.metrics.values())).all()
+
+
+def replace_tau(tau: float) -> Sinks:
+    return SETTINGS.model_copy(update={"tau": tau})
+
+
+def test_roles_that_no_utterance_has_are_absent() -> None:
+    audio_only = [one for one in utterances() if Role.VIDEO not in one[2].tolist()]
+    found = streamed(llama(), [audio_only]).metrics
+    assert "sinks/intermediate_tokens_per_utterance/audio" in found
+    assert "sinks/intermediate_tokens_per_utterance/video" not in found
+
+
+def test_without_a_response_nothing_is_said_of_relocation_by_importance() -> None:
+    text = [
+        (id, values, torch.where(roles == Role.RESPONSE, int(Role.PROMPT), roles)) for id, values, roles in utterances()
+    ]
+    found = streamed(llama(), [text])
+    assert "sinks/relocated_share" not in found.metrics
+    assert "sinks/relocated_share/ratio" in found.metrics
+    assert np.isnan(found.arrays["role_share"]).all()
+    assert np.isfinite(found.arrays["importance_intermediate"]).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_few_blocks(blocks: int) -> None:
+    found = streamed(llama(blocks), [utterances()])
+    assert ("sinks/max_ratio/bos" in found.metrics) == (blocks == 3)
+    assert "sinks/bos_sink_rate" in found.metrics
+    assert found.arrays["cosine_mean"].shape[0] == blocks
+
+
+def test_sequences_of_one_and_two_tokens() -> None:
+    short = [("one", torch.randn(1, WIDTH), torch.tensor([1])), ("two", torch.randn(2, WIDTH), torch.tensor([1, 9]))]
+    found = streamed(llama(), [short])
+    assert found.metrics["sinks/tokens_per_utterance"] == 1.5
+    assert "sinks/bos_sink_rate" not in found.metrics
+    assert np.isfinite(list(found.metrics.values())).all()
+
+
+def test_an_utterance_that_is_not_finite_is_left_out_and_named(summary: SinkSummary) -> None:
+    broken = utterances(1)[0][1].clone()
+    broken[3] = torch.nan
+    with_it = [*utterances(), ("broken", broken, utterances(1)[0][2])]
+    found = streamed(llama(), [with_it])
+    assert found.description["left_out"] == ["broken"]
+    assert_equal_summaries(found, summary)
+    alone = streamed(llama(), [[with_it[-1]]])
+    assert alone.metrics == {}
+    assert alone.description["left_out"] == ["broken"]
+
+
+def test_two_beginnings_are_refused() -> None:
+    id, embeddings, roles = utterances(1)[0]
+    with pytest.raises(ValueError, match="one BOS"):
+        streamed(llama(), [[(id, embeddings, roles.clone().index_fill_(0, torch.tensor([2]), int(Role.BOS)))]])
+
+
+# What the capture does to the model: nothing.
+
+
+def no_hooks(model: nn.Module) -> bool:
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_hooks_change_no_bit() -> None:
+    model = llama()
+    _, embeddings, roles = batch(utterances())
+    mask = roles != Role.PADDING
+    with torch.no_grad(), eager_attention(model):
+        plain = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
+        with recorded(model, mask, roles):
+            watched = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
+    assert torch.equal(plain, watched)
+    assert no_hooks(model)
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = llama().train()
+    model.model.layers[2].eval()
+    modes = [module.training for module in model.modules()]
+    captured_batch(model, utterances())
+    assert model.config._attn_implementation == "sdpa"
+    assert [module.training for module in model.modules()] == modes
+    assert no_hooks(model)
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
+    model = llama().train()
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise RuntimeError("in the middle")
+
+    handle = model.model.layers[3].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        captured_batch(model, utterances())
+    handle.remove()
+    assert model.config._attn_implementation == "sdpa"
+    assert model.training
+    assert no_hooks(model)
+
+
+def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
+    with pytest.raises(PipelineError, match="no attention map"):
+        captured_batch(model, utterances())
+    assert no_hooks(model)
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    model = llama()
+    model.config.num_hidden_layers = 99
+    with pytest.raises(PipelineError, match="no list of 99 blocks"):
+        decoder_blocks(model)
+
+
+# Any decoder.
+
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=4)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=4)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=4, head_dim=16)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=4, n_head=HEADS, bos_token_id=0, eos_token_id=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().to(dtype).eval()
+    ids, embeddings, roles = batch(utterances())
+    captured = capture(model, embeddings.to(dtype), roles != Role.PADDING, roles)
+    assert len(captured.residuals) == 5
+    assert captured.importance.shape == (4, len(ids), HEADS, roles.shape[1])
+    assert captured.importance.dtype == torch.float32
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    norm = model.get_decoder().get_submodule("ln_f" if family == "gpt2" else "norm")
+    with torch.no_grad():
+        final = model.get_decoder()(
+            inputs_embeds=embeddings.to(dtype), attention_mask=captured.mask.long(),
+            position_ids=(captured.mask.long().cumsum(1) - 1).clamp(min=0),
+        ).last_hidden_state  # fmt: skip
+        torch.testing.assert_close(norm(captured.residuals[-1])[captured.mask], final[captured.mask], **close)
+    for before, after, (attention, mlp) in zip(
+        captured.residuals, captured.residuals[1:], captured.additions, strict=False
+    ):
+        torch.testing.assert_close((before + attention + mlp)[captured.mask], after[captured.mask], **close)
+    statistics = SinkStatistics(replace_tau(5.0), 4, HEADS)
+    statistics.add(captured, ids)
+    metrics = statistics.summary(bootstrap=0).metrics
+    assert np.isfinite(list(metrics.values())).all()
+    assert "sinks/mlp_share" in metrics
+
+
+def test_a_decoder_that_does_not_simply_add_has_no_origin() -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
+                       word_embed_proj_dim=WIDTH, do_layer_norm_before=False)  # fmt: skip
+    found = streamed(OPTForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
+    assert "sinks/mlp_share" not in found.metrics
+    assert "origin_main" not in found.arrays
+    assert "sinks/bos_sink_rate" in found.metrics
+
+
+def test_with_lora_on_and_bfloat16_autocast(summary: SinkSummary) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    ids, embeddings, roles = batch(utterances())
+    found = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            captured = capture(model, embeddings, roles != Role.PADDING, roles)
+            assert captured.importance.dtype == captured.residuals[-1].dtype == torch.float32
+            statistics = SinkStatistics(SETTINGS, BLOCKS, HEADS)
+            statistics.add(captured, ids)
+        found[enabled] = statistics.summary(bootstrap=200, seed=5)
+    # A fresh adapter adds zero.
+    assert_equal_summaries(found[False], summary)
+    for name in ("sinks/max_ratio/bos", "sinks/bos_cosine/sink", "sinks/bos_cosine/other", "sinks/mlp_share"):
+        assert found[True].metrics[name] == pytest.approx(summary.metrics[name], rel=0.05, abs=0.02)
+    assert no_hooks(model.get_base_model())
+
+
+def test_memory_is_one_small_record_an_utterance() -> None:
+    model = llama()
+    ids, captured = captured_batch(model, utterances())
+    statistics = SinkStatistics(SETTINGS, BLOCKS, HEADS)
+    held = []
+    for round_ in range(3):
+        statistics.add(captured, [f"{round_}/{id}" for id in ids])
+        held.append(_numbers_held(statistics))
+    per_utterance = (held[2] - held[1]) / len(ids)
+    assert per_utterance == (held[1] - held[0]) / len(ids)
+    assert per_utterance < 100
+
+
+def _numbers_held(thing: object, seen: set | None = None) -> int:
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        return thing.numel()
+    if isinstance(thing, np.ndarray):
+        return thing.size
+    if isinstance(thing, dict):
+        return sum(_numbers_held(value, seen) for value in thing.values())
+    if isinstance(thing, (list, tuple)):
+        return sum(_numbers_held(value, seen) for value in thing)
+    return _numbers_held(vars(thing), seen) if hasattr(thing, "__dict__") else 0
+
+
+# Running statistics.
+
+
+def test_moments_equal_those_of_all_values_at_once() -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 500, generator=random, dtype=torch.float64) * 0.01 + 1000
+    groups = torch.randint(4, (500,), generator=random)
+    moments = Moments(3, 5)
+    for part in torch.arange(500).split([1, 99, 0, 250, 150]):
+        moments.add(values[:, part], groups[part])
+    for group in range(4):
+        of_group = values[:, groups == group]
+        torch.testing.assert_close(moments.means()[:, group], of_group.mean(1))
+        torch.testing.assert_close(moments.deviations()[:, group], of_group.std(1, correction=0), rtol=1e-6, atol=0)
+    assert moments.means()[:, 4].isnan().all()
+    torch.testing.assert_close(moments.joined([0, 1, 2, 3]).deviations()[:, 0], values.std(1, correction=0))
+
+
+def test_histogram_takes_both_ends() -> None:
+    histogram = CosineHistogram(1, 1)
+    histogram.add(torch.tensor([[-1.0, -1.0000001, 1.0, 1.0000001]]), torch.zeros(4, dtype=torch.long))
+    assert histogram.counts[0, 0, 0] == 2
+    assert histogram.counts[0, 0, -1] == 2
+
+
+# The known figures of a real model.
+
+
+@pytest.fixture(scope="module")
+def smollm2(real_weights: Path) -> SinkSummary:
+    """SmolLM2 on the text of the repository's licence, in windows of 64 tokens that begin with BOS."""
+    folder = real_weights / "smollm2-135m"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    windows = tokens[: len(tokens) // 63 * 63].view(-1, 63)
+    windows = torch.cat([torch.full((len(windows), 1), tokenizer.bos_token_id), windows], dim=1)
+    roles = torch.full_like(windows, int(Role.RESPONSE))
+    roles[:, 0] = Role.BOS
+    statistics = SinkStatistics(Sinks(), model.config.num_hidden_layers, model.config.num_attention_heads)
+    for part in torch.arange(len(windows)).split(8):
+        with torch.no_grad():
+            embeddings = model.get_input_embeddings()(windows[part])
+        captured = capture(model, embeddings, torch.ones_like(roles[part], dtype=torch.bool), roles[part])
+        statistics.add(captured, [f"window {number}" for number in part.tolist()])
+    return statistics.summary(bootstrap=1000)
+
+
+def test_known_figures_of_smollm2(smollm2: SinkSummary) -> None:
+    metrics, arrays, description = smollm2.metrics, smollm2.arrays, smollm2.description
+    assert metrics["sinks/tokens_per_utterance"] == 64
+    assert metrics["sinks/bos_sink_rate"] == pytest.approx(0.645, abs=0.03)
+    assert description["bos"]["features"][0] == {"feature": 507, "share": 1.0}
+    assert description["bos"]["main_origin"] == [{"block": 11, "sink_tokens": description["utterances"]}]
+    assert metrics["sinks/max_ratio/bos"] > 10_000
+    assert metrics["sinks/mlp_share"] > 0.99
+    # The MLP of block 2 begins, that of block 11 writes the large one, that of block 28 begins to cancel it.
+    written = arrays["origin_mlp"][:, 0]
+    assert written[:10].argmax() == 2
+    assert 600 < arrays["largest"][2, 0] < 1000
+    assert written[11] == pytest.approx(24_000, rel=0.1)
+    assert written[28] < -10_000
+    assert metrics["sinks/intermediate_tokens_per_utterance"] < 0.1
+    assert metrics["sinks/relocated_share"] == metrics["sinks/relocated_share/ratio"] == 0
