@@ -5,103 +5,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planted import (
+    BLOCKS,
+    HEADS,
+    PLANTED,
+    SECOND_WRITER,
+    SETTINGS,
+    WIDTH,
+    batch,
+    captured_batch,
+    llama,
+    no_hooks,
+    replace_tau,
+    streamed,
+    utterances,
+)
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)  # fmt: skip
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from pipeline.common.errors import PipelineError
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
-from pipeline.sinks.capture import Captured, capture, decoder_blocks, eager_attention, recorded
+from pipeline.sinks.capture import capture
 from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
 from pipeline.sinks.statistics import SinkStatistics, SinkSummary
-
-WIDTH, HEADS, BLOCKS = 48, 4, 6
-SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": HEADS,
-         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
-PLANTED, WRITER, SECOND_WRITER = 7, 1, 3
-SETTINGS = Sinks(tau=300.0, epsilon=0.2, minimum_queries=3)
-
-
-def llama(blocks: int = BLOCKS, implementation: str = "sdpa") -> LlamaForCausalLM:
-    """A random Llama in which tokens along `planted_direction` get a massive activation from two MLPs."""
-    torch.manual_seed(1)
-    config = LlamaConfig(**SIZES, num_hidden_layers=blocks, initializer_range=0.15, attn_implementation=implementation)
-    model = LlamaForCausalLM(config).eval()
-    feature = nn.functional.one_hot(torch.tensor(PLANTED), WIDTH).float()
-    with torch.no_grad():
-        for block, direction, size in ((WRITER, planted_direction(), 0.6), (SECOND_WRITER, feature, 3.0)):
-            if block < blocks:
-                mlp = model.model.layers[block].mlp
-                mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = direction * 3
-                mlp.down_proj.weight[:, 0] = 0
-                mlp.down_proj.weight[PLANTED, 0] = size
-                mlp.down_proj.weight[PLANTED + 1, 0] = -size / 2
-    return model
-
-
-def planted_direction() -> Tensor:
-    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
-    direction[PLANTED : PLANTED + 2] = 0
-    return direction / direction.norm()
-
-
-def utterances(number: int = 7, bos_planted: bool = True) -> list[tuple[str, Tensor, Tensor]]:
-    """Ids, embeddings (T, D) and roles (T,) of utterances of different lengths, audio alone and with video."""
-    random = torch.Generator().manual_seed(3)
-    found = []
-    for index in range(number):
-        audio, video, response = 3 + index, index % 3, 2 + index % 4
-        roles = [Role.BOS, Role.AUDIO_START, *[Role.AUDIO] * audio, Role.AUDIO_END]
-        if video:
-            roles += [Role.VIDEO_START, *[Role.VIDEO] * video, Role.VIDEO_END]
-        roles += [Role.PROMPT] * 3 + [Role.RESPONSE] * response
-        embeddings = torch.randn(len(roles), WIDTH, generator=random) * 0.5
-        planted = (
-            [0] * (bos_planted and index != 4) + [4] * (index % 2) + [len(roles) - response - 1] * (index % 3 == 0)
-        )
-        for token in planted:
-            embeddings[token] = planted_direction() * (6 + 2 * (token == 0)) + 0.2 * embeddings[token]
-        found.append((f"utterance {index}", embeddings, torch.tensor([int(role) for role in roles])))
-    return found
-
-
-def batch(
-    some: list[tuple[str, Tensor, Tensor]], extra: int = 0, side: str = "left"
-) -> tuple[list[str], Tensor, Tensor]:
-    """Pad utterances to one batch; padding holds numbers that would show."""
-    length = max(len(roles) for _, _, roles in some) + extra
-    embeddings = torch.full((len(some), length, WIDTH), 3.0)
-    roles = torch.zeros(len(some), length, dtype=torch.long)
-    for row, (_, values, names) in enumerate(some):
-        place = slice(length - len(names), length) if side == "left" else slice(len(names))
-        embeddings[row, place], roles[row, place] = values, names
-    return [id for id, _, _ in some], embeddings, roles
-
-
-def captured_batch(model: nn.Module, some: list, extra: int = 0, side: str = "left") -> tuple[list[str], Captured]:
-    ids, embeddings, roles = batch(some, extra, side)
-    return ids, capture(model, embeddings, roles != Role.PADDING, roles)
-
-
-def streamed(model: nn.Module, batches: list[list], settings: Sinks = SETTINGS, **padding: object) -> SinkSummary:
-    statistics = SinkStatistics(settings, model.config.num_hidden_layers, HEADS)
-    for some in batches:
-        ids, captured = captured_batch(model, some, **padding)
-        statistics.add(captured, ids)
-    return statistics.summary(bootstrap=200, seed=5)
 
 
 def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
@@ -339,10 +265,6 @@ def test_what_does_not_exist_is_absent() -> None:
     assert np.isfinite(list(found.metrics.values())).all()
 
 
-def replace_tau(tau: float) -> Sinks:
-    return SETTINGS.model_copy(update={"tau": tau})
-
-
 def test_roles_that_no_utterance_has_are_absent() -> None:
     audio_only = [one for one in utterances() if Role.VIDEO not in one[2].tolist()]
     found = streamed(llama(), [audio_only]).metrics
@@ -393,116 +315,6 @@ def test_two_beginnings_are_refused() -> None:
     id, embeddings, roles = utterances(1)[0]
     with pytest.raises(ValueError, match="one BOS"):
         streamed(llama(), [[(id, embeddings, roles.clone().index_fill_(0, torch.tensor([2]), int(Role.BOS)))]])
-
-
-# What the capture does to the model: nothing.
-
-
-def no_hooks(model: nn.Module) -> bool:
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_hooks_change_no_bit() -> None:
-    model = llama()
-    _, embeddings, roles = batch(utterances())
-    mask = roles != Role.PADDING
-    with torch.no_grad(), eager_attention(model):
-        plain = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
-        with recorded(model, mask, roles):
-            watched = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
-    assert torch.equal(plain, watched)
-    assert no_hooks(model)
-
-
-def test_the_model_comes_back_as_it_was() -> None:
-    model = llama().train()
-    model.model.layers[2].eval()
-    modes = [module.training for module in model.modules()]
-    captured_batch(model, utterances())
-    assert model.config._attn_implementation == "sdpa"
-    assert [module.training for module in model.modules()] == modes
-    assert no_hooks(model)
-
-
-def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
-    model = llama().train()
-
-    def fail(module: nn.Module, args: tuple) -> None:
-        raise RuntimeError("in the middle")
-
-    handle = model.model.layers[3].mlp.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        captured_batch(model, utterances())
-    handle.remove()
-    assert model.config._attn_implementation == "sdpa"
-    assert model.training
-    assert no_hooks(model)
-
-
-def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = llama()
-    monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
-    with pytest.raises(PipelineError, match="no attention map"):
-        captured_batch(model, utterances())
-    assert no_hooks(model)
-
-
-def test_a_model_without_blocks_is_refused() -> None:
-    model = llama()
-    model.config.num_hidden_layers = 99
-    with pytest.raises(PipelineError, match="no list of 99 blocks"):
-        decoder_blocks(model)
-
-
-# Any decoder.
-
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=4)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=4)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=4, head_dim=16)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=4, n_head=HEADS, bos_token_id=0, eos_token_id=1)
-    ),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    model = FAMILIES[family]().to(dtype).eval()
-    ids, embeddings, roles = batch(utterances())
-    captured = capture(model, embeddings.to(dtype), roles != Role.PADDING, roles)
-    assert len(captured.residuals) == 5
-    assert captured.importance.shape == (4, len(ids), HEADS, roles.shape[1])
-    assert captured.importance.dtype == torch.float32
-    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
-    norm = model.get_decoder().get_submodule("ln_f" if family == "gpt2" else "norm")
-    with torch.no_grad():
-        final = model.get_decoder()(
-            inputs_embeds=embeddings.to(dtype), attention_mask=captured.mask.long(),
-            position_ids=(captured.mask.long().cumsum(1) - 1).clamp(min=0),
-        ).last_hidden_state  # fmt: skip
-        torch.testing.assert_close(norm(captured.residuals[-1])[captured.mask], final[captured.mask], **close)
-    for before, after, (attention, mlp) in zip(
-        captured.residuals, captured.residuals[1:], captured.additions, strict=False
-    ):
-        torch.testing.assert_close((before + attention + mlp)[captured.mask], after[captured.mask], **close)
-    statistics = SinkStatistics(replace_tau(5.0), 4, HEADS)
-    statistics.add(captured, ids)
-    metrics = statistics.summary(bootstrap=0).metrics
-    assert np.isfinite(list(metrics.values())).all()
-    assert "sinks/mlp_share" in metrics
-
-
-def test_a_decoder_that_does_not_simply_add_has_no_origin() -> None:
-    torch.manual_seed(0)
-    config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
-                       word_embed_proj_dim=WIDTH, do_layer_norm_before=False)  # fmt: skip
-    found = streamed(OPTForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
-    assert "sinks/mlp_share" not in found.metrics
-    assert "origin_main" not in found.arrays
-    assert "sinks/bos_sink_rate" in found.metrics
 
 
 def test_with_lora_on_and_bfloat16_autocast(summary: SinkSummary) -> None:

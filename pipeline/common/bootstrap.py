@@ -37,36 +37,30 @@ def interval(
 
 
 def paired_p_value(
-    numerators: Sequence[float] | np.ndarray,
-    others: Sequence[float] | np.ndarray,
-    denominators: Sequence[float] | np.ndarray,
-    resamplings: int,
-    seed: int,
+    numerators: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray, resamplings: int, seed: int
 ) -> float:
     """Two-sided p-value of the difference between two systems on the same utterances.
 
     Twice the smaller share of resamplings in which the difference has one sign or is zero, never below
-    1 / (resamplings + 1).
+    2 / (resamplings + 1). Both systems are divided by the same reference words, so that these do not matter.
 
     Args:
         numerators: (utterances,) edits of one system.
         others: (utterances,) edits of the other.
-        denominators: (utterances,) reference words, which both share.
         resamplings: at least 1.
         seed: of the draws.
     """
-    differences, _ = _paired(np.asarray(numerators, float) - np.asarray(others, float), denominators)
-    # The denominator is positive and common, so that it does not touch the sign.
-    sums = np.concatenate([differences[drawn].sum(1) for drawn in _draws(len(differences), resamplings, seed)])
+    ours, theirs = _paired(numerators, others)
+    sums = np.concatenate([(ours - theirs)[drawn].sum(1) for drawn in _draws(len(ours), resamplings, seed)])
     smaller = min((sums >= 0).sum(), (sums <= 0).sum())
     return float(min(1.0, 2 * (smaller + 1) / (resamplings + 1)))
 
 
-def _paired(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> tuple:
-    tops, bottoms = np.asarray(numerators, float), np.asarray(denominators, float)
-    if tops.shape != bottoms.shape or tops.ndim != 1:
-        raise ValueError(f"numerators {tops.shape} and denominators {bottoms.shape} must be equally long vectors")
-    return tops, bottoms
+def _paired(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(one, float), np.asarray(other, float)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"values of shape {first.shape} and {second.shape} must be equally long vectors")
+    return first, second
 
 
 def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,127 @@
+"""What the capture sees, of any decoder, and what it does to the model: nothing."""
+
+import numpy as np
+import pytest
+import torch
+from planted import HEADS, SIZES, WIDTH, batch, captured_batch, llama, no_hooks, replace_tau, streamed, utterances
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from pipeline.common.errors import PipelineError
+from pipeline.model.roles import Role
+from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
+from pipeline.sinks.statistics import SinkStatistics
+
+
+def test_hooks_change_no_bit() -> None:
+    model = llama()
+    _, embeddings, roles = batch(utterances())
+    mask = roles != Role.PADDING
+    with torch.no_grad(), eager_attention(model):
+        plain = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
+        with recorded(model, mask, roles):
+            watched = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
+    assert torch.equal(plain, watched)
+    assert no_hooks(model)
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = llama().train()
+    model.model.layers[2].eval()
+    modes = [module.training for module in model.modules()]
+    captured_batch(model, utterances())
+    assert model.config._attn_implementation == "sdpa"
+    assert [module.training for module in model.modules()] == modes
+    assert no_hooks(model)
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
+    model = llama().train()
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise RuntimeError("in the middle")
+
+    handle = model.model.layers[3].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        captured_batch(model, utterances())
+    handle.remove()
+    assert model.config._attn_implementation == "sdpa"
+    assert model.training
+    assert no_hooks(model)
+
+
+def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
+    with pytest.raises(PipelineError, match="no attention map"):
+        captured_batch(model, utterances())
+    assert no_hooks(model)
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    model = llama()
+    model.config.num_hidden_layers = 99
+    with pytest.raises(PipelineError, match="no list of 99 blocks"):
+        decoder_blocks(model)
+
+
+# Any decoder.
+
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=4)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=4)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=4, head_dim=16)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=4, n_head=HEADS, bos_token_id=0, eos_token_id=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().to(dtype).eval()
+    ids, embeddings, roles = batch(utterances())
+    captured = capture(model, embeddings.to(dtype), roles != Role.PADDING, roles)
+    assert len(captured.residuals) == 5
+    assert captured.importance.shape == (4, len(ids), HEADS, roles.shape[1])
+    assert captured.importance.dtype == torch.float32
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    norm = model.get_decoder().get_submodule("ln_f" if family == "gpt2" else "norm")
+    with torch.no_grad():
+        final = model.get_decoder()(
+            inputs_embeds=embeddings.to(dtype), attention_mask=captured.mask.long(),
+            position_ids=(captured.mask.long().cumsum(1) - 1).clamp(min=0),
+        ).last_hidden_state  # fmt: skip
+        torch.testing.assert_close(norm(captured.residuals[-1])[captured.mask], final[captured.mask], **close)
+    for before, after, (attention, mlp) in zip(
+        captured.residuals, captured.residuals[1:], captured.additions, strict=False
+    ):
+        torch.testing.assert_close((before + attention + mlp)[captured.mask], after[captured.mask], **close)
+    statistics = SinkStatistics(replace_tau(5.0), 4, HEADS)
+    statistics.add(captured, ids)
+    metrics = statistics.summary(bootstrap=0).metrics
+    assert np.isfinite(list(metrics.values())).all()
+    assert "sinks/mlp_share" in metrics
+
+
+def test_a_decoder_that_does_not_simply_add_has_no_origin() -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
+                       word_embed_proj_dim=WIDTH, do_layer_norm_before=False)  # fmt: skip
+    found = streamed(OPTForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
+    assert "sinks/mlp_share" not in found.metrics
+    assert "origin_main" not in found.arrays
+    assert "sinks/bos_sink_rate" in found.metrics

@@ -1,0 +1,195 @@
+"""Text normalisation, error rates and intervals."""
+
+import jiwer
+import numpy as np
+import pytest
+
+from pipeline.common.bootstrap import interval, paired_p_value
+from pipeline.common.errors import PipelineError
+from pipeline.scoring.errors import Edits, score
+from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, World!", "hello world"),
+        ("  SPACES\tand\nlines ", "spaces and lines"),
+        ("don't", "don't"),
+        ("DON’T", "don't"),
+        ("'quoted' words", "quoted words"),
+        ("the dogs' bowl", "the dogs bowl"),
+        ("rock 'n' roll", "rock n roll"),
+        ("twenty-one", "twenty one"),
+        ("snake_case", "snake case"),
+        ("a.b", "a b"),
+        ("Café Über", "café über"),
+        ("ﬁne", "fine"),
+        ("bin blue at F 2 now", "bin blue at f 2 now"),
+        ("3.5", "3 5"),
+        ("...", ""),
+        ("'", ""),
+        ("", ""),
+    ],
+)
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+    assert normalise(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2", "two"),
+        ("0", "zero"),
+        ("21", "twenty one"),
+        ("twenty-one", "twenty one"),
+        ("13 30 40", "thirteen thirty forty"),
+        ("100", "one hundred"),
+        ("105", "one hundred five"),
+        ("one hundred and five", "one hundred five"),
+        ("one thousand and one", "one thousand one"),
+        ("two hundred and sheep", "two hundred and sheep"),
+        ("two hundred and onerous", "two hundred and onerous"),
+        ("1,000", "one thousand"),
+        ("10,000,001", "ten million one"),
+        ("1,2", "one two"),
+        ("999999999999", "nine hundred ninety nine billion nine hundred ninety nine million "
+                         "nine hundred ninety nine thousand nine hundred ninety nine"),
+        ("1000000000000", "one zero zero zero zero zero zero zero zero zero zero zero zero"),
+        ("007", "zero zero seven"),
+        ("3.5", "three point five"),
+        ("3.14", "three point one four"),
+        ("It is 3.", "it is three"),
+        ("1st 2nd 3rd 4th 5th 8th 9th 12th", "first second third fourth fifth eighth ninth twelfth"),
+        ("20th 21st 100th 101st", "twentieth twenty first one hundredth one hundred first"),
+        ("one hundred and first", "one hundred first"),
+        ("4th-floor", "fourth floor"),
+        ("b2b", "b two b"),
+        ("x²", "x two"),
+        ("no numbers here, don't worry", "no numbers here don't worry"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_normalise_numbers(text: str, expected: str) -> None:
+    assert normalise_numbers(text) == expected
+    assert normalise_numbers(expected) == expected
+
+
+def test_every_number_is_read_as_itself() -> None:
+    words = [cardinal(number) for number in range(10_000)]
+    assert len(set(words)) == len(words)
+    assert [normalise_numbers(f"{number}") for number in range(10_000)] == words
+    with pytest.raises(ValueError, match="-1"):
+        cardinal(-1)
+
+
+REFERENCES = [
+    "bin blue at f two now",
+    "set red by c nine soon",
+    "lay green in a zero again",
+    "place white with z one please",
+]
+HYPOTHESES = ["bin blue at f 2 now", "set red red c nine", "", "please place white with z one please"]
+
+
+def test_rates_equal_those_of_jiwer_over_the_corpus() -> None:
+    found = score(REFERENCES, HYPOTHESES, bootstrap=0)
+    assert found.wer.value == pytest.approx(jiwer.wer(REFERENCES, HYPOTHESES))
+    assert found.cer.value == pytest.approx(jiwer.cer(REFERENCES, HYPOTHESES))
+    assert found.wer.edits == Edits(substitutions=2, deletions=7, insertions=1, hits=15)
+    assert found.wer_normalised.edits == Edits(substitutions=1, deletions=7, insertions=1, hits=16)
+    assert found.metrics("test") == {
+        "wer/test": found.wer.value, "cer/test": found.cer.value, "wer_normalised/test": 9 / 24
+    }  # fmt: skip
+
+
+def test_edits_of_each_utterance_add_up_and_can_be_read() -> None:
+    found = score(REFERENCES, HYPOTHESES, bootstrap=0)
+    assert [one.edits.errors for one in found.utterances] == [1, 2, 6, 1]
+    assert sum(one.edits.errors for one in found.utterances) == found.wer.edits.errors
+    assert found.utterances[0].record() == {
+        "substitutions": 1, "deletions": 0, "insertions": 0, "hits": 5, "words": 6, "changes": ["two → 2"]
+    }  # fmt: skip
+    assert found.utterances[1].record()["changes"] == ["by → red", "soon → ∅"]
+    assert found.utterances[3].record()["changes"] == ["∅ → please"]
+    assert [change.position for change in found.utterances[1].changes] == [2, 5]
+
+
+def test_an_empty_hypothesis_is_all_deletions() -> None:
+    edits = score(["one two three"], [""], bootstrap=0).utterances[0].edits
+    assert edits == Edits(substitutions=0, deletions=3, insertions=0, hits=0)
+
+
+def test_an_empty_reference_counts_its_insertions_in_the_corpus() -> None:
+    found = score(["", "one two"], ["uh huh", "one two"], bootstrap=100)
+    assert found.utterances[0].edits == Edits(substitutions=0, deletions=0, insertions=2, hits=0)
+    assert found.wer.value == 1.0
+    assert np.isfinite(found.wer.interval).all()
+
+
+def test_a_corpus_without_a_reference_word_has_no_rate() -> None:
+    with pytest.raises(PipelineError, match="no word in 2 references"):
+        score(["", "..."], ["a", "b"], bootstrap=0)
+    with pytest.raises(PipelineError):
+        score([], [], bootstrap=0)
+
+
+def test_references_and_hypotheses_must_go_together() -> None:
+    with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
+        score(["a", "b"], ["a"], bootstrap=0)
+
+
+def test_case_and_punctuation_are_no_errors() -> None:
+    assert score(["Don't stop, now!"], ["don’t STOP now"], bootstrap=0).cer.value == 0
+
+
+def test_interval_is_that_of_a_plain_loop() -> None:
+    random = np.random.default_rng(1)
+    words = random.integers(3, 9, size=40)
+    edits = random.integers(0, 4, size=40)
+    draws = np.random.default_rng(7).integers(40, size=(500, 40))
+    rates = [sum(edits[i] for i in draw) / sum(words[i] for i in draw) for draw in draws]
+    assert interval(edits, words, 500, seed=7) == pytest.approx(tuple(np.percentile(rates, [2.5, 97.5])))
+
+
+def test_interval_covers_the_truth_at_its_level() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        low, high = interval(random.normal(5, 2, size=80), np.ones(80), 300, seed)
+        covered += low <= 5 <= high
+    assert 180 <= covered <= 198
+
+
+def test_interval_in_parts_equals_interval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(10.0)
+    whole = interval(values, np.ones(10), 100, seed=3)
+    monkeypatch.setattr("pipeline.common.bootstrap.CHUNK", 70)
+    assert interval(values, np.ones(10), 100, seed=3) == whole
+
+
+def test_interval_that_does_not_exist() -> None:
+    assert interval([1, 2], [3, 4], 0, seed=0) is None
+    assert interval([0, 0], [0, 0], 100, seed=0) is None
+    assert interval([], [], 100, seed=0) is None
+    # Where most utterances have nothing to divide by, draws of those alone are left out.
+    assert interval([0, 0, 0, 2], [0, 0, 0, 4], 200, seed=0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="equally long"):
+        interval([1, 2], [3], 10, seed=0)
+
+
+def test_score_is_the_same_for_the_same_seed() -> None:
+    assert score(REFERENCES, HYPOTHESES, 100, seed=1) == score(REFERENCES, HYPOTHESES, 100, seed=1)
+    found = score(REFERENCES, HYPOTHESES, 100).metrics("test/snr_0")
+    assert found["wer/test/snr_0/low"] <= found["wer/test/snr_0"] <= found["wer/test/snr_0/high"]
+
+
+def test_p_value_tells_a_difference_from_chance() -> None:
+    random = np.random.default_rng(0)
+    edits = random.binomial(6, 0.2, size=200)
+    assert paired_p_value(edits, np.maximum(edits - 1, 0), 1000, seed=0) < 0.01
+    assert paired_p_value(edits, edits, 1000, seed=0) == 1.0
+    chance = [paired_p_value(*random.binomial(6, 0.2, size=(2, 200)), 300, seed) for seed in range(100)]
+    assert 0 <= np.mean(np.array(chance) < 0.05) <= 0.13
+    assert 0.3 < np.mean(chance) < 0.7
