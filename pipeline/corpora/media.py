@@ -1,5 +1,6 @@
 """Reading and writing of media: 16 kHz mono wav, 25 fps mp4. What is read is whole, or it is an error."""
 
+import io
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
+from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
@@ -33,6 +34,9 @@ def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.nd
     """
     if rate == target:
         return np.asarray(samples, dtype=np.float32)
+    # Half a second to import, and nothing that is already at 16 kHz needs it.
+    from scipy.signal import resample_poly
+
     ratio = Fraction(target, rate)
     return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
 
@@ -100,8 +104,15 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
         path: the wav.
         samples: (samples,) float in [-1, 1].
     """
+    content = io.BytesIO()
+    soundfile.write(content, pcm16(samples), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    _write(path, content)
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    """By Python's own write, which says that a disk is full; the libraries' say anything."""
     with written_whole(path) as beside:
-        soundfile.write(beside, pcm16(samples), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        beside.write_bytes(content.getbuffer())
 
 
 def read_video_gray(path: Path) -> np.ndarray:
@@ -123,7 +134,12 @@ def read_video_gray(path: Path) -> np.ndarray:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             promised, rate = stream.frames, stream.average_rate
-            frames = [frame.to_ndarray(format="gray") for frame in container.decode(stream)]
+            # One reformatter for all frames: making it is what takes the time.
+            reformatter = VideoReformatter()
+            frames = [
+                reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
+                for frame in container.decode(stream)
+            ]
     except (av.error.FFmpegError, OSError) as error:
         raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
     if not frames:
@@ -145,14 +161,15 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
     """
     if not len(frames):
         raise ValueError(f"{path}: a video needs at least one frame")
-    with written_whole(path) as beside, av.open(str(beside), "w", container_options={"fflags": "+bitexact"}) as out:
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4", container_options={"fflags": "+bitexact"}) as out:
         video = out.add_stream("libx264", rate=FRAME_RATE, options=VIDEO_OPTIONS)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         # One thread: clips are short, and what a frame becomes must not depend on how many cores there are.
         video.codec_context.thread_count = 1
         voice = None
         if sound is not None:
-            voice = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            voice = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"})
             voice.bit_rate = SOUND_BITS_PER_SECOND
             voice.codec_context.flags |= av.codec.context.Flags.bitexact
         for frame in frames:
@@ -163,3 +180,4 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
             spoken.sample_rate = SAMPLE_RATE
             out.mux(voice.encode(spoken))
             out.mux(voice.encode(None))
+    _write(path, content)
