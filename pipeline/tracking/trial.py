@@ -60,7 +60,7 @@ class Trial:
 
         Args:
             runs: where trial folders lie.
-            params: all parameters.
+            params: all parameters; `config.yaml` keeps them, `train.precision` as it is really used.
             data: digests of what the training reads.
 
         Raises:

@@ -1,0 +1,154 @@
+"""The lease, with real processes: one holder, whatever dies, sleeps or comes at the same moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking.lease import Lease, LeaseLostError, LeaseTakenError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+HOLD = """
+import sys, time
+from pipeline.tracking.lease import Lease, LeaseLostError, LeaseTakenError
+path, start, beat, stale = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+time.sleep(max(0, start - time.time()))
+try:
+    with Lease(path, beat, stale) as lease:
+        print("held", flush=True)
+        while True:
+            time.sleep(0.02)
+            lease.require()
+except LeaseTakenError as error:
+    print("taken", flush=True)
+except LeaseLostError as error:
+    print("lost", flush=True)
+"""
+
+
+def hold(path: Path, start: float = 0.0, beat: float = 0.05, stale: float = 60.0) -> subprocess.Popen:
+    words = [sys.executable, "-c", HOLD, str(path), str(start), str(beat), str(stale)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trial" / "lease.json"
+
+
+@pytest.fixture
+def started(path: Path):
+    """Starts holders, and ends those that a test leaves."""
+    processes: list[subprocess.Popen] = []
+
+    def start(number: int, **settings: float) -> list[subprocess.Popen]:
+        together = time.time() + (0.7 if number > 1 else 0.0)
+        new = [hold(path, together, **settings) for _ in range(number)]
+        processes.extend(new)
+        return new
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def made_elsewhere(path: Path) -> None:
+    """Make the lease look as if a process on another machine held it."""
+    holder = json.loads(path.read_text())
+    path.write_text(json.dumps(holder | {"machine": "another", "host": "another"}))
+
+
+def test_one_holder_then_the_next(path: Path) -> None:
+    with Lease(path) as lease:
+        assert lease.held
+        with pytest.raises(LeaseTakenError, match=f"process {os.getpid()} on"):
+            Lease(path).acquire()
+        assert lease.held
+    assert not lease.held
+    assert not path.exists()
+    with Lease(path) as second:
+        second.require()
+
+
+def test_given_back_when_the_work_fails(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Lease(path):
+        raise ZeroDivisionError
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_of_many_at_once_one_gets_it(started, number: int) -> None:
+    said = [process.stdout.readline().strip() for process in started(number)]
+    assert sorted(said) == ["held"] + ["taken"] * (number - 1)
+
+
+def test_a_killed_holder_is_followed_by_one_of_eight(path: Path, started) -> None:
+    [first] = started(1)
+    assert first.stdout.readline().strip() == "held"
+    os.kill(first.pid, signal.SIGKILL)
+    # Not waited for: it stays as a zombie, as a killed worker does whose parent is busy.
+    time.sleep(0.1)
+    said = [process.stdout.readline().strip() for process in started(8)]
+    assert sorted(said) == ["held"] + ["taken"] * 7
+
+
+def test_a_reused_process_id_is_not_the_holder(path: Path) -> None:
+    Lease(path).acquire()._ended.set()
+    holder = json.loads(path.read_text())
+    path.write_text(json.dumps(holder | {"token": "x", "started": holder["started"] - 1}))
+    with Lease(path) as lease:
+        assert lease.held
+
+
+def test_a_suspended_holder_here_keeps_it(path: Path, started) -> None:
+    [first] = started(1, stale=0.2)
+    assert first.stdout.readline().strip() == "held"
+    os.kill(first.pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    with pytest.raises(LeaseTakenError):
+        Lease(path, 0.05, 0.2).acquire()
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.poll() is None
+
+
+def test_a_holder_elsewhere_that_beats_keeps_it_and_one_that_does_not_loses_it(path: Path, started) -> None:
+    [first] = started(1, stale=0.5)
+    assert first.stdout.readline().strip() == "held"
+    made_elsewhere(path)
+    time.sleep(1.0)
+    with pytest.raises(LeaseTakenError, match="on another"):
+        Lease(path, 0.05, 0.5).acquire()
+    os.kill(first.pid, signal.SIGSTOP)
+    time.sleep(0.8)
+    with Lease(path, 0.05, 0.5) as lease:
+        os.kill(first.pid, signal.SIGCONT)
+        assert first.stdout.readline().strip() == "lost"
+        first.wait()
+        time.sleep(0.2)
+        assert lease.held, "the loser must not give back what is no longer its own"
+        assert path.exists()
+
+
+def test_a_stale_lease_from_elsewhere_goes_to_one_of_eight(path: Path, started) -> None:
+    Lease(path).acquire()._ended.set()
+    made_elsewhere(path)
+    os.utime(path, (time.time() - 1000, time.time() - 1000))
+    said = [process.stdout.readline().strip() for process in started(8)]
+    assert sorted(said) == ["held"] + ["taken"] * 7
+    assert sorted(file.name for file in path.parent.iterdir()) == ["lease.json", "lease.json.lock"]
+
+
+def test_a_holder_whose_folder_is_gone_stops(path: Path) -> None:
+    with Lease(path, beat=0.02) as lease:
+        path.unlink()
+        time.sleep(0.2)
+        assert not lease.held
+        with pytest.raises(LeaseLostError, match="took this trial over"):
+            lease.require()
