@@ -10,6 +10,10 @@ from typing import Any
 from pipeline.common.files import file_sha256
 
 SECONDS = 60
+PLAIN = (
+    "--binary", "--relative", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+"""Whatever a user's settings of git say, the patch can be applied."""
 _USER_IN_URL = re.compile(r"(\w[\w+.-]*://)[^\s/]*@")
 _USER_IN_SCP = re.compile(r"^[^\s/@]+@(?=[^\s/]+:)")
 # Whole words at the end of a name: `evaluate.max_new_tokens` is no secret.
@@ -43,7 +47,7 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip().partition("\n")[0]
         return Code({"version_control": f"none: {reason}"}, b"")
-    patch = _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--relative")
+    patch = _git(root, "diff", "HEAD", *PLAIN)
     tracked = set(_git(root, "ls-files", "-z").decode(errors="surrogateescape").split("\0"))
     names = {file.relative_to(root).as_posix(): file for file in files}
     untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked}
