@@ -1,0 +1,152 @@
+"""How the code is laid out: imports point one way, commands start at once, set-up is pinned, CI skips nothing."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pipeline"
+
+FOR_ALL = {"common", "config"}
+LIBRARIES = {
+    "common": {"config"},
+    "corpora": set(),
+    "encoders": {"corpora"},
+    "model": set(),
+    "scoring": set(),
+    "sinks": {"model.roles"},
+    "tracking": set(),
+    "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
+    "comparison": {"scoring", "tracking", "sinks.figures"},
+}
+"""Which library knows which, beside `FOR_ALL`; a module where one module is meant."""
+MAY_RUN_STAGES = {"sweep", "reproduce"}
+"""Commands that import other commands."""
+ONLY_IN = {"ray": "sweep.py", "mlflow": "tracking/mlflow_writer.py", "peft": "model/"}
+HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "config"))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module that a file names in an import, at its top or in a function."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(file: Path) -> Iterator[str]:
+    return (name.removeprefix("pipeline.") for name in imported(file) if name.startswith("pipeline."))
+
+
+def test_every_folder_is_a_declared_library() -> None:
+    assert {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")} <= set(LIBRARIES)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_know_each_other_only_as_designed(library: str) -> None:
+    known = FOR_ALL | LIBRARIES[library] | {library}
+    for file in (PACKAGE / library).rglob("*.py"):
+        for name in ours(file):
+            assert any(f"{name}.".startswith(f"{one}.") for one in known), f"{file} imports pipeline.{name}"
+
+
+def test_common_and_config_know_nothing_above_them() -> None:
+    assert {name.split(".")[0] for name in ours(PACKAGE / "config.py")} <= {"common"}
+
+
+def test_only_those_that_run_stages_import_commands() -> None:
+    for file in FILES:
+        if file.parent == PACKAGE and file.stem in MAY_RUN_STAGES:
+            continue
+        for name in ours(file):
+            assert name.split(".")[0] not in COMMANDS, f"{file} imports pipeline.{name}"
+
+
+@pytest.mark.parametrize(("package", "place"), ONLY_IN.items())
+def test_one_place_imports(package: str, place: str) -> None:
+    users = [file for file in FILES if any(name.split(".")[0] == package for name in imported(file))]
+    assert all(file.relative_to(PACKAGE).as_posix().startswith(place) for file in users), users
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
+    program = f"import sys, pipeline.{command}; print(*sorted({HEAVY!r} & {{n.split('.')[0] for n in sys.modules}}))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
+
+
+def test_importing_commands_does_no_work(tmp_path: Path) -> None:
+    """Modules make no file, read no argument and need no params.yaml when they are imported."""
+    program = "import " + ", ".join(f"pipeline.{command}" for command in COMMANDS)
+    words = [sys.executable, "-c", program, "--no-such-option"]
+    settings = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(words, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
+def test_style(words: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
+# Set-up.
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.sub(r"[-_.]+", "-", re.split(r"[\[=<>;~! ]", line)[0]).lower() for line in requirements}
+
+
+def test_every_package_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[^=+\s]+", line) for line in lines)
+    wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["dev"])
+    assert wanted <= names(lines)
+
+
+def test_a_python_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    ran = subprocess.run(["make", "test", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert "error: false is no Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12" in ran.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_alone_lists_its_targets() -> None:
+    ran = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"make ([a-z]+) ", ran.stdout) == targets
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "closing"),
+    [
+        ("def test_a(): pass", 0, "1 passed"),
+        ("def test_a(): pytest.skip('no package')", 1, "1 failed"),
+        ("@pytest.mark.skipif(True, reason='no package')\ndef test_a(): pass", 1, "1 error"),
+        ("pytest.importorskip('no_such_package')", 2, "1 error"),
+        ("@pytest.mark.xfail\ndef test_a(): assert False", 0, "1 xfailed"),
+    ],
+)
+def test_on_ci_a_skip_is_a_failure(tmp_path: Path, body: str, code: int, closing: str) -> None:
+    (tmp_path / "test_some.py").write_text(f"import pytest\n{body}\n")
+    words = [sys.executable, "-m", "pytest", "-p", "tests.no_skips", "--rootdir", str(tmp_path), str(tmp_path)]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == code, ran.stdout
+    assert closing in ran.stdout.splitlines()[-1]
