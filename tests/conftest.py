@@ -16,3 +16,13 @@ def real_weights() -> Path:
     out = ROOT / "data" / "weights"
     make_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"]))
     return out
+
+
+@pytest.fixture(scope="session")
+def real_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By name, the file or folder that the weights of the repository's params.yaml are converted from."""
+    from pipeline.config import load_params
+    from pipeline.weights import fetch
+
+    sources = load_params(ROOT / "params.yaml").weights.sources
+    return {weights.name: fetch(weights.source, tmp_path_factory.mktemp(weights.name)) for weights in sources}

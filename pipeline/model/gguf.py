@@ -1,5 +1,6 @@
 """GGUF files, as llama.cpp reads them, to plain Hugging Face folders."""
 
+import struct
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
@@ -24,7 +25,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     try:
         quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, IndexError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, IndexError, KeyError, NotImplementedError, OSError, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PipelineError(
             file, f"cannot be read as GGUF ({reason})", "fetch it again, or name a model that transformers knows"

