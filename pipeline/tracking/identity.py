@@ -33,7 +33,7 @@ def training_identity(params: Params, data: dict[str, str]) -> str:
     """SHA-256 of all that decides the trained weights, 64 hexadecimal digits.
 
     Args:
-        params: all parameters. `train.precision: auto` counts as it stands; what it came to is in provenance.
+        params: all parameters. `train.precision: auto` counts as what it stands for on this machine.
         data: digests of what the training reads, by name: utterances, features, the LLM's weights.
 
     Raises:
