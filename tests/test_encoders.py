@@ -1,0 +1,197 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pipeline.common import hardware
+from pipeline.common.errors import PipelineError
+from pipeline.config import AudioEncoder, VideoEncoder
+from pipeline.corpora.media import resample
+from pipeline.corpora.speech import speak
+from pipeline.encoders.dct import MouthDCT, delta, zigzag
+from pipeline.encoders.whisper import Whisper, resolve_precision
+
+RECORDED = Path("/usr/share/pocketsphinx/test/data")
+
+
+@pytest.fixture(scope="module")
+def spoken() -> list[np.ndarray]:
+    """Speech of several lengths at 16 kHz."""
+    said = [
+        speak("bin blue at f two now", "en-us+f3", 160, 50),
+        speak("the quick brown fox jumps over the lazy dog", "en-gb-x-rp+m4", 150, 40),
+        speak("no", "en+m1", 170, 60),
+    ]
+    return [resample(speech.samples, speech.rate) for speech in said]
+
+
+@pytest.fixture(scope="module")
+def settings(real_weights) -> AudioEncoder:
+    return AudioEncoder(weights=str(real_weights / "whisper-tiny.en"), precision="float32")
+
+
+@pytest.fixture(scope="module")
+def whisper(settings) -> Whisper:
+    return Whisper(settings)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A small whole Whisper with a head, as transformers saves it."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=128,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("checkpoint")
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def assert_equals_ctranslate2(whisper: Whisper, source: Path, audio: list[np.ndarray]) -> None:
+    import ctranslate2
+
+    other = ctranslate2.models.Whisper(str(source), compute_type="float32")
+    for samples, features in zip(audio, whisper.encode(audio), strict=True):
+        mel = whisper.log_mel(samples, sampling_rate=16_000, return_tensors="np").input_features
+        expected = np.array(other.encode(ctranslate2.StorageView.from_array(mel)))[0]
+        assert np.abs(features).max() > 5
+        assert np.abs(features - expected[: len(features)]).max() < 1e-4
+
+
+def test_whisper_equals_ctranslate2_on_speech(whisper, real_sources, spoken):
+    assert_equals_ctranslate2(whisper, real_sources["whisper-tiny.en"], spoken)
+
+
+def test_whisper_equals_ctranslate2_on_recorded_speech(whisper, real_sources):
+    files = sorted(RECORDED.rglob("*.wav"))[:3]
+    if not files:
+        pytest.skip(f"no recorded speech in {RECORDED}: install the Debian package pocketsphinx-testdata")
+    audio = [soundfile.read(file, dtype="float32") for file in files]
+    assert_equals_ctranslate2(
+        whisper, real_sources["whisper-tiny.en"], [resample(samples, rate) for samples, rate in audio]
+    )
+
+
+def test_whisper_does_not_depend_on_the_batch(whisper, spoken):
+    together = whisper.encode(spoken)
+    backwards = whisper.encode(spoken[::-1])[::-1]
+    alone = [whisper.encode([samples])[0] for samples in spoken]
+    for first, second, third in zip(together, backwards, alone, strict=True):
+        assert np.array_equal(first, second)
+        assert np.array_equal(first, third)
+
+
+def test_whisper_does_not_depend_on_the_number_of_threads(whisper, spoken):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = whisper.encode(spoken)
+        torch.set_num_threads(2)
+        two = whisper.encode(spoken)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+# 0.58 s: 29 frames, where int(9280 / 16000 * 50) is 28 by rounding.
+@pytest.mark.parametrize(("samples", "frames"), [(1, 25), (8000, 25), (8639, 26), (9280, 29), (480_000, 1500)])
+def test_whisper_keeps_the_utterance(checkpoint, samples, frames):
+    noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    whisper = Whisper(AudioEncoder(weights=str(checkpoint)))
+    (features,) = whisper.encode([noise])
+    assert features.shape == (frames, whisper.dimension) == (frames, 16)
+
+
+def test_whisper_cuts_long_audio_into_windows(checkpoint):
+    whisper = Whisper(AudioEncoder(weights=str(checkpoint)))
+    noise = np.random.default_rng(0).standard_normal(35 * 16_000 + 100).astype(np.float32)
+    whole, first, second = whisper.encode([noise, noise[: 30 * 16_000], noise[30 * 16_000 :]])
+    assert np.array_equal(whole, np.concatenate([first, second]))
+    assert len(whole) == 35 * 50
+
+
+def test_bfloat16_is_near_float32(whisper, settings, spoken):
+    rounded = Whisper(settings.model_copy(update={"precision": "bfloat16"}))
+    for exact, near in zip(whisper.encode(spoken), rounded.encode(spoken), strict=True):
+        assert 0 < np.linalg.norm(near - exact) / np.linalg.norm(exact) < 0.02
+
+
+def test_precision_is_what_the_hardware_says():
+    assert resolve_precision("auto") == hardware.resolve_precision("auto", hardware.resolve_device("auto"))
+    assert resolve_precision("float32") == "float32"
+
+
+def test_whisper_loads_from_a_whole_model(checkpoint):
+    from transformers import WhisperFeatureExtractor, WhisperModel
+
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    (features,) = Whisper(AudioEncoder(weights=str(checkpoint), precision="float32")).encode([noise])
+    mel = WhisperFeatureExtractor(feature_size=128)(noise, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.inference_mode():
+        expected = WhisperModel.from_pretrained(checkpoint).eval().encoder(mel).last_hidden_state[0, :50]
+    assert np.allclose(features, expected.numpy(), atol=1e-5)
+
+
+def test_weights_that_are_no_whisper_are_refused(tmp_path, real_weights):
+    with pytest.raises(PipelineError, match=r"nowhere.*pipeline\.weights"):
+        Whisper(AudioEncoder(weights=str(tmp_path / "nowhere")))
+    with pytest.raises(PipelineError, match=r"smollm2-135m: no Whisper encoder.*a llama"):
+        Whisper(AudioEncoder(weights=str(real_weights / "smollm2-135m")))
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for file in (real_weights / "whisper-tiny.en").iterdir():
+        if file.name != "weights.json":
+            (folder / file.name).write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(PipelineError, match="cut: no Whisper encoder"):
+        Whisper(AudioEncoder(weights=str(folder)))
+
+
+def test_zigzag_is_that_of_jpeg():
+    rows, columns = zigzag(11)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [
+        (0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0), (4, 0),
+    ]  # fmt: skip
+    assert len(set(zip(*(places.tolist() for places in zigzag(300)), strict=True))) == 300
+
+
+def test_delta_is_the_slope():
+    time = np.arange(20.0)
+    values = np.stack([3 * time + 1, time**2], axis=1)
+    assert np.allclose(delta(values)[2:-2], np.stack([np.full(16, 3.0), 2 * time[2:-2]], axis=1))
+    # At the ends the first and last frames are repeated: (1 * 3 + 2 * 6) / 10.
+    assert np.isclose(delta(values)[0, 0], 1.5)
+    assert delta(values[:1]).tolist() == [[0, 0]]
+
+
+def test_dct_is_the_sum_of_cosines():
+    frames = np.random.default_rng(0).integers(0, 256, (7, 96, 96), dtype=np.uint8)
+    (features,) = MouthDCT(VideoEncoder(coefficients=10)).encode([frames])
+    assert features.shape == (7, 30)
+    assert features.dtype == np.float32
+    region = frames[:, 16:80, 16:80] / 255
+    row, column = 1, 2
+    places = (2 * np.arange(64) + 1) * np.pi / 128
+    basis = np.outer(np.cos(places * row), np.cos(places * column)) * 2 / 64
+    expected = (region * basis).sum(axis=(1, 2))
+    assert np.allclose(features[:, 7], expected - expected.mean(), atol=1e-4)
+    assert np.allclose(features[:, 10:20], delta(features[:, :10]), atol=1e-5)
+    assert np.allclose(features[:, 20:], delta(features[:, 10:20]), atol=1e-5)
+
+
+def test_dct_knows_neither_skin_nor_light():
+    frames = np.random.default_rng(0).integers(0, 100, (9, 96, 96), dtype=np.uint8)
+    still = np.random.default_rng(1).integers(0, 100, (96, 96), dtype=np.uint8)
+    dct = MouthDCT(VideoEncoder(coefficients=44))
+    plain, painted = dct.encode([frames, frames + still])
+    assert np.allclose(plain, painted, atol=1e-4)
+    assert np.array_equal(plain, dct.encode([frames])[0])
+
+
+def test_too_many_coefficients_for_a_small_video():
+    with pytest.raises(PipelineError, match=r"coefficients: 44 is too many for frames of 10x12"):
+        MouthDCT(VideoEncoder(coefficients=44)).encode([np.zeros((3, 12, 10), np.uint8)])
