@@ -146,13 +146,18 @@ def _make(
     from pipeline.corpora.synthetic import make_babble, make_utterance
 
     if workers is None:
-        workers = 1 if len(todo) <= FEW else len(os.sched_getaffinity(0))
+        workers = 1 if len(todo) <= FEW else _cores()
     with _Workers(workers) as pool, progress(total, "prepare", "utterance", total - len(todo)) as bar:
         for _ in pool.results(make_babble, [(corpus, split, folder) for split in babble]):
             pass
         for (plan, _), lines in pool.results(make_utterance, [(plan, folder) for plan in todo]):
             bar.update()
             yield plan, lines
+
+
+def _cores() -> int:
+    # What a container or a scheduler allows may be less than what the machine has; not every system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Workers:

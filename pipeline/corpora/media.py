@@ -132,6 +132,8 @@ def read_video_gray(path: Path) -> np.ndarray:
             if not container.streams.video:
                 raise PipelineError(path, "there is no video stream in it", REMEDY)
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise PipelineError(path, "its video is in no format that can be decoded", REMEDY)
             stream.codec_context.thread_count = 1
             promised, rate = stream.frames, stream.average_rate
             # One reformatter for all frames: making it is what takes the time.

@@ -26,6 +26,8 @@ JAW_PIXELS = 15.0
 """Gap between the teeth at jaw 1."""
 CHIN_PIXELS = 7.0
 """How far the chin's skin moves down at jaw 1."""
+TIP_PIXELS = 4.2
+"""Half the height of the tongue's tip."""
 UPPER_SHARE = 0.27
 """Share of the gap that the upper lip makes; the lower one, which the jaw carries, makes the rest."""
 
@@ -172,10 +174,11 @@ class _Face:
         _blend(image, teeth, _edge(self.upper_edge - v) * reach)
         _blend(image, 0.86 * teeth, _edge(v - self.lower_edge) * reach)
         if (self.tip > 0.02).any():
-            down = v - (self.upper_edge + self.lower_edge) / 2 - 0.6
-            distance = np.sqrt(np.square(u * (1 / 9.5)) + np.square(down * (1 / 3.6)))
-            there = _edge((1 - distance) * 3.6) * np.clip(self.tip * 1.3, 0, 1)
-            _blend(image, _coloured(look.tongue, 1 - 0.25 * distance), there)
+            # In front of the lower teeth, up to the edge of the upper ones.
+            down = v - self.upper_edge - TIP_PIXELS + 0.8
+            distance = np.sqrt(np.square(u * (1 / 11.0)) + np.square(down * (1 / TIP_PIXELS)))
+            there = _edge((1 - distance) * TIP_PIXELS) * np.clip(self.tip * 1.3, 0, 1)
+            _blend(image, _coloured(look.tongue, 1.08 - 0.30 * distance), there)
         return image
 
     def _teeth(self) -> np.ndarray:

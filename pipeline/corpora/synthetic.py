@@ -133,11 +133,14 @@ def _record(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
 def _in_noise(speech: np.ndarray, snr: float | None, plan: Plan, folder: Path) -> np.ndarray:
     if snr is None:
         return speech
-    return noise.mix(speech, _babble(folder / babble_file(plan.split)), snr, generator("mix", plan.seed, plan.id, snr))
+    path = folder / babble_file(plan.split)
+    babble = _babble(path, path.stat().st_mtime_ns)
+    return noise.mix(speech, babble, snr, generator("mix", plan.seed, plan.id, snr))
 
 
 @functools.lru_cache(maxsize=len(SPLITS))
-def _babble(path: Path) -> np.ndarray:
+def _babble(path: Path, made: int) -> np.ndarray:
+    """Kept for the next utterance; `made` tells a new file under the old name from the one that was read."""
     return media.read_audio(path)
 
 

@@ -1,0 +1,148 @@
+"""Media in and out: what is whole comes back, what is not is one error that names the file."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.common.errors import PipelineError
+from pipeline.corpora.media import read_audio, read_video_gray, resample, write_audio, write_video
+
+SECONDS = np.arange(16_000) / 16_000
+TONE = (0.5 * np.sin(2 * np.pi * 440 * SECONDS)).astype(np.float32)
+
+
+def moving_square(frames: int = 30) -> np.ndarray:
+    film = np.full((frames, 96, 96, 3), (180, 140, 120), dtype=np.uint8)
+    for index in range(frames):
+        film[index, 30:60, 10 + index : 40 + index] = (90, 20, 30)
+    return film
+
+
+def test_audio_comes_back_within_a_step_of_16_bits(tmp_path: Path) -> None:
+    write_audio(tmp_path / "tone.wav", TONE)
+    heard = read_audio(tmp_path / "tone.wav")
+    assert heard.dtype == np.float32
+    assert np.abs(heard - TONE).max() <= 0.5 / 32768 + 1e-7
+    info = soundfile.info(tmp_path / "tone.wav")
+    assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+
+
+def test_full_scale_does_not_wrap_around(tmp_path: Path) -> None:
+    write_audio(tmp_path / "loud.wav", np.array([1.0, -1.0, 1.5]))
+    assert np.allclose(read_audio(tmp_path / "loud.wav"), [1, -1, 1], atol=1e-4)
+
+
+def test_other_rates_and_channels_become_16_khz_mono(tmp_path: Path) -> None:
+    seconds = np.arange(22_050) / 22_050
+    left = 0.5 * np.sin(2 * np.pi * 440 * seconds)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, 0 * left], axis=1), 22_050, subtype="FLOAT")
+    heard = read_audio(tmp_path / "stereo.wav")
+    assert heard.shape == (16_000,)
+    # The ends of a file are a step, which no band-limited signal follows.
+    assert np.abs(heard - TONE / 2)[200:-200].max() < 1e-3
+
+
+def test_resampling_leaves_out_what_the_lower_rate_cannot_hold() -> None:
+    too_high = np.sin(2 * np.pi * 10_000 * np.arange(22_050) / 22_050)
+    assert np.abs(resample(too_high, 22_050)[200:-200]).max() < 0.02
+
+
+@pytest.mark.parametrize("kept", [0, 3, 12, 30, 44, 1000, -1, -2])
+def test_a_cut_wav_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "cut.wav"
+    write_audio(path, TONE)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(PipelineError, match=r"cut\.wav.*(cut|no wav header).*pipeline\.prepare"):
+        read_audio(path)
+
+
+def test_a_wav_without_samples_or_with_a_missing_number_is_refused(tmp_path: Path) -> None:
+    write_audio(tmp_path / "empty.wav", np.zeros(0))
+    with pytest.raises(PipelineError, match=r"empty\.wav: there is no sample"):
+        read_audio(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    with pytest.raises(PipelineError, match="no finite number"):
+        read_audio(tmp_path / "nan.wav")
+
+
+def test_missing_files_and_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.flac").write_text("not audio")
+    (tmp_path / "text.mp4").write_text("not video")
+    for path, read in (("no.wav", read_audio), ("no.mp4", read_video_gray)):
+        with pytest.raises(PipelineError, match=r"the file is missing; .*pipeline\.prepare"):
+            read(tmp_path / path)
+    with pytest.raises(PipelineError, match="no readable audio"):
+        read_audio(tmp_path / "text.flac")
+    with pytest.raises(PipelineError, match="no readable video"):
+        read_video_gray(tmp_path / "text.mp4")
+
+
+def test_video_comes_back_frame_by_frame(tmp_path: Path) -> None:
+    film = moving_square()
+    write_video(tmp_path / "film.mp4", film, TONE)
+    gray = read_video_gray(tmp_path / "film.mp4")
+    assert gray.shape == (30, 96, 96)
+    assert gray.dtype == np.uint8
+    expected = film @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(gray - expected).mean() < 2
+    # The square moves by one pixel a frame: a frame too early or too late would show.
+    for index in (0, 13, 29):
+        errors = np.abs(gray[index].astype(float) - expected).mean(axis=(1, 2))
+        assert errors.argmin() == index
+
+
+def test_players_find_picture_and_sound(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", moving_square(25), TONE)
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        assert (picture.codec_context.name, picture.format.name) == ("h264", "yuv420p")
+        assert picture.average_rate == 25
+        assert float(picture.duration * picture.time_base) == pytest.approx(1.0)
+        assert picture.start_time == 0
+        assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=0.07)
+
+
+def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, moving_square(), TONE)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_cut_mp4_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", moving_square())
+    whole = (tmp_path / "film.mp4").read_bytes()
+    for kept in (0, 10, len(whole) // 2, int(len(whole) * 0.8)):
+        (tmp_path / "cut.mp4").write_bytes(whole[:kept])
+        with pytest.raises(PipelineError, match=r"cut\.mp4.*pipeline\.prepare"):
+            read_video_gray(tmp_path / "cut.mp4")
+
+
+def test_an_mp4_without_frames_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        voice = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux(voice.encode(frame))
+        container.mux(voice.encode(None))
+    with pytest.raises(PipelineError, match=r"sound\.mp4: there is no video stream.*pipeline\.prepare"):
+        read_video_gray(tmp_path / "sound.mp4")
+    with av.open(str(tmp_path / "none.mp4"), "w") as container:
+        picture = container.add_stream("libx264", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 96, 96, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(PipelineError, match=r"none\.mp4: .*pipeline\.prepare"):
+        read_video_gray(tmp_path / "none.mp4")
+
+
+def test_another_frame_rate_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "fast.mp4"), "w") as container:
+        picture = container.add_stream("libx264", rate=30)
+        picture.width, picture.height, picture.pix_fmt = 96, 96, "yuv420p"
+        for frame in moving_square(10):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(picture.encode(None))
+    with pytest.raises(PipelineError, match="30 frames a second"):
+        read_video_gray(tmp_path / "fast.mp4")

@@ -1,0 +1,262 @@
+"""Stage `prepare`: what is in the folder follows from the parameters alone, however often it was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256
+from pipeline.config import Params, load_params
+from pipeline.corpora.manifest import read_manifest
+from pipeline.corpora.media import read_audio, read_video_gray
+from pipeline.corpora.noise import root_mean_square
+from pipeline.corpora.plan import plan_corpus
+from pipeline.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "corpus.synthetic.voices={train: 3, validation: 1, test: 2}",
+    "corpus.synthetic.utterances={train: 6, validation: 2, test: 4}",
+    "corpus.noise={talkers: 2, train_share: 0.5, train_snrs: [0, 5], validation_snrs: [], test_snrs: [0, -5]}",
+]
+
+
+def small(folder: Path, *more: str) -> Params:
+    return load_params(ROOT / "params.yaml", [*SMALL, f"corpus.out={folder}", *more])
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(small(tmp_path_factory.mktemp("corpus") / "out"), workers=1)
+
+
+def test_the_manifest_tells_what_is_there(corpus: Path) -> None:
+    lines = read_manifest(corpus)
+    assert [(line.split, line.condition) for line in lines] == [
+        *[("train", line.condition) for line in lines[:6]],
+        *[("validation", "clean")] * 2,
+        *[("test", condition) for condition in ("clean", "snr_0", "snr_-5") for _ in range(4)],
+    ]
+    for line in lines:
+        assert file_sha256(corpus / line.audio) == line.audio_sha256
+        assert file_sha256(corpus / line.video) == line.video_sha256
+        samples = read_audio(corpus / line.audio)
+        assert len(samples) == line.audio_seconds * 16_000 == line.video_frames * 640
+        assert read_video_gray(corpus / line.video).shape == (line.video_frames, 96, 96)
+        assert len(line.text.split()) == 6
+    copy = next(line for line in lines if line.id == "test/s05/0001+0dB")
+    assert (copy.audio, copy.video, copy.snr) == ("test/s05/0001+0dB.wav", "test/s05/0001.mp4", 0.0)
+    listed = {line.audio for line in lines} | {line.video for line in lines}
+    babble = {"babble/train.wav", "babble/test.wav"}
+    assert content(corpus).keys() == listed | babble | {"manifest.jsonl", "prepare.json"}
+
+
+def test_half_of_the_training_utterances_are_noisy_instead_of_clean(corpus: Path) -> None:
+    train = [line for line in read_manifest(corpus) if line.split == "train"]
+    assert len(train) == 6
+    assert sum(line.snr is not None for line in train) == 3
+    assert {line.snr for line in train} <= {None, 0.0, 5.0}
+    assert all("dB" not in line.id for line in train)
+
+
+def test_splits_share_no_speaker_and_no_voice(corpus: Path) -> None:
+    lines = read_manifest(corpus)
+    speakers = {
+        split: {line.speaker for line in lines if line.split == split} for split in ("train", "validation", "test")
+    }
+    assert [len(speakers[split]) for split in speakers] == [3, 1, 2]
+    voices = json.loads((corpus / "prepare.json").read_text())["voices"]
+    assert voices.keys() == speakers["train"] | speakers["validation"] | speakers["test"]
+    assert len({voice.partition("+")[2] for voice in voices.values()}) == 6
+
+
+def test_noisy_copies_have_their_ratio(corpus: Path) -> None:
+    by_id = {line.id: line for line in read_manifest(corpus)}
+    for name, snr in (("test/s05/0000", 0.0), ("test/s06/0001", -5.0)):
+        clean, noisy = (read_audio(corpus / by_id[i].audio) for i in (name, f"{name}+{snr:g}dB"))
+        added = noisy - clean
+        measured = 20 * np.log10(root_mean_square(clean) / root_mean_square(added))
+        assert measured == pytest.approx(snr, abs=0.05)
+
+
+def test_lips_and_voice_belong_together(corpus: Path) -> None:
+    """The mouth region changes while there is sound, and is nearly still in the silence at both ends."""
+    lines = [line for line in read_manifest(corpus) if line.condition == "clean"]
+    for line in lines[:4]:
+        loud = read_audio(corpus / line.audio).reshape(-1, 640).std(axis=1) > 1e-4
+        mouth = read_video_gray(corpus / line.video)[:, 35:80, 20:76].astype(float)
+        still = mouth[~loud]
+        assert 3 <= (~loud).sum() <= 30
+        assert np.abs(mouth - mouth[0]).mean(axis=(1, 2))[loud].max() > 8
+        assert np.abs(still[:2] - still[0]).mean() < 4
+
+
+def test_bytes_do_not_depend_on_processes_or_order(corpus: Path, tmp_path: Path) -> None:
+    """Two fresh processes, which share the utterances as it happens, against this one, which made them in turn."""
+    folder = prepare(small(tmp_path / "out"), workers=2)
+    assert content(folder) == content(corpus)
+
+
+def test_utterances_stay_when_more_are_asked_for(corpus: Path, tmp_path: Path) -> None:
+    more = plan_corpus(small(tmp_path, "corpus.synthetic.utterances.test=40").corpus)
+    fewer = plan_corpus(small(tmp_path).corpus)
+    assert {plan.id: plan for plan in fewer if plan.split == "test"}.items() <= {p.id: p for p in more}.items()
+
+
+def test_another_seed_is_another_corpus(tmp_path: Path) -> None:
+    one, other = (plan_corpus(small(tmp_path, f"corpus.seed={seed}").corpus) for seed in (0, 1))
+    assert [plan.sentence for plan in one] != [plan.sentence for plan in other]
+    assert {plan.voice for plan in one} != {plan.voice for plan in other}
+
+
+def test_nothing_is_made_twice_and_damage_is_mended(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path / "out"), workers=1)
+    before = content(folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    prepare(small(folder), workers=1)
+    assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+    wav, film = folder / "test/s05/0000.wav", folder / "train/s01/0000.mp4"
+    wav.write_bytes(wav.read_bytes()[:-2000])
+    damaged = bytearray(film.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    film.write_bytes(damaged)
+    (folder / "validation/s04/0001.wav").unlink()
+    (folder / "babble/test.wav").unlink()
+    (folder / "test/s05/.123.0009.wav").write_bytes(b"half")
+    prepare(small(folder), workers=1)
+    assert content(folder) == before
+    untouched = folder / "test/s06/0001.wav"
+    assert untouched.stat().st_mtime_ns == times[untouched]
+
+
+def test_a_lost_manifest_is_made_again_from_the_media(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path / "out"), workers=1)
+    before = content(folder)
+    wav = folder / "test/s05/0000.wav"
+    made = wav.stat().st_mtime_ns
+    (folder / "manifest.jsonl").unlink()
+    (folder / "train/s01/0001.wav").write_bytes(b"RIFF")
+    prepare(small(folder), workers=1)
+    assert content(folder) == before
+    assert wav.stat().st_mtime_ns == made
+
+
+def test_other_settings_replace_the_media(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path / "out"), workers=1)
+    fewer = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"
+    prepare(small(folder, fewer, "corpus.seed=1"), workers=1)
+    lines = read_manifest(folder)
+    assert len(lines) == 3 + 1 + 2 * 3
+    assert len(list(folder.rglob("*.mp4"))) == 6
+    fresh = prepare(small(tmp_path / "fresh", fewer, "corpus.seed=1"), workers=1)
+    assert content(folder) == content(fresh)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(PipelineError, match=r"holds files, but no prepare\.json; name an empty folder as corpus\.out"):
+        prepare(small(tmp_path), workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_sentences_of_a_file_are_said(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("The quick brown fox.\nJumps over it!\n")
+    params = small(
+        tmp_path / "out",
+        f"corpus.synthetic.sentences={tmp_path / 'lines.txt'}",
+        "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}",
+    )
+    texts = [line.text for line in read_manifest(prepare(params, workers=1))]
+    assert set(texts) == {"the quick brown fox", "jumps over it"}
+    settings = (tmp_path / "out/prepare.json").read_text()
+    (tmp_path / "lines.txt").write_text("Something else.\n")
+    assert {line.text for line in read_manifest(prepare(params, workers=1))} == {"something else"}
+    assert (tmp_path / "out/prepare.json").read_text() != settings
+
+
+def test_too_little_room_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(10**9, 10**9, 1000))
+    with pytest.raises(PipelineError, match=r"the corpus needs 0\.00 GB and 0\.00 GB are free; free some space"):
+        prepare(small(tmp_path / "out"), workers=1)
+    assert not list(tmp_path.rglob("*.wav"))
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    options = [f"--set={value}" for value in (*SMALL, f"corpus.out={folder}", *more)]
+    return [sys.executable, "-m", "pipeline.prepare", *options]
+
+
+def wait_for_media(folder: Path, process: subprocess.Popen, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.rglob("*.mp4"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_media(folder, process, 4)
+    # Ctrl-C reaches the whole group, as from a terminal; the others only the command itself.
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number is signal.SIGKILL else 130)
+    if number is not signal.SIGKILL:
+        assert "interrupted: what was finished is kept" in said
+        assert "Traceback" not in said
+    assert not (folder / "manifest.jsonl").exists()
+    # No worker outlives its owner, or it would go on writing.
+    deadline = time.monotonic() + 20
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("[0-9]*.mp4")}
+    assert 4 <= len(kept) < 42
+    assert subprocess.run(command(folder, MANY), cwd=ROOT, capture_output=True).returncode == 0
+    lines = read_manifest(folder)
+    assert len(lines) == 36 + 2 + 4 * 3
+    assert all(file_sha256(folder / line.audio) == line.audio_sha256 for line in lines)
+    assert not list(folder.rglob(".*"))
+    assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_command_says_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    done = subprocess.run(
+        command(tmp_path / "out", f"corpus.synthetic.sentences={tmp_path / 'empty.txt'}"),
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'empty.txt'}: there is no sentence in it; write a sentence a line\n"
