@@ -5,13 +5,12 @@ import pytest
 import soundfile
 import torch
 
-from pipeline.common import hardware
 from pipeline.common.errors import PipelineError
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.corpora.media import resample
 from pipeline.corpora.speech import speak
 from pipeline.encoders.dct import MouthDCT, delta, zigzag
-from pipeline.encoders.whisper import Whisper, resolve_precision
+from pipeline.encoders.whisper import Whisper
 
 RECORDED = Path("/usr/share/pocketsphinx/test/data")
 
@@ -119,11 +118,6 @@ def test_bfloat16_is_near_float32(whisper, settings, spoken):
     rounded = Whisper(settings.model_copy(update={"precision": "bfloat16"}))
     for exact, near in zip(whisper.encode(spoken), rounded.encode(spoken), strict=True):
         assert 0 < np.linalg.norm(near - exact) / np.linalg.norm(exact) < 0.02
-
-
-def test_precision_is_what_the_hardware_says():
-    assert resolve_precision("auto") == hardware.resolve_precision("auto", hardware.resolve_device("auto"))
-    assert resolve_precision("float32") == "float32"
 
 
 def test_whisper_loads_from_a_whole_model(checkpoint):

@@ -35,7 +35,7 @@ def identity_of(*overrides: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _code_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "code_digest", lambda *modules: "c" * 64)
+    monkeypatch.setattr(identity, "code_digest", lambda *modules, **without: "c" * 64)
 
 
 # Identity.
@@ -106,7 +106,7 @@ def test_every_training_parameter_counts_unless_it_is_declared_left_out() -> Non
 def test_data_and_code_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training_identity(params(), DATA | {"llm": "d" * 64}) != identity_of()
     before = identity_of()
-    monkeypatch.setattr(identity, "code_digest", lambda *modules: "e" * 64)
+    monkeypatch.setattr(identity, "code_digest", lambda *modules, **without: "e" * 64)
     assert identity_of() != before
 
 
@@ -127,11 +127,14 @@ def test_evaluation_has_its_own_digest() -> None:
 
 
 def test_precision_is_what_torch_says() -> None:
-    from pipeline.common.hardware import resolve_device, resolve_precision
+    import torch
 
-    for device in ("auto", "cpu"):
-        said = resolve_precision("auto", resolve_device(device))
-        assert with_precision(params("train.precision=auto", f"train.device={device}")).train.precision == said
+    capabilities = torch.cpu.get_capabilities()
+    on_cpu = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    for device, native in (("auto", on_gpu if torch.cuda.is_available() else on_cpu), ("cpu", on_cpu)):
+        expected = "bfloat16" if native else "float32"
+        assert with_precision(params("train.precision=auto", f"train.device={device}")).train.precision == expected
     assert with_precision(params("train.precision=float32")).train.precision == "float32"
     assert identity_of("train.precision=float32") != identity_of("train.precision=bfloat16")
 

@@ -32,7 +32,7 @@ LEFT_OUT = {
 _WITHOUT_MEANING = frozenset({"kind", "ctx", "type_comment"})
 
 
-def code_digest(*modules: str, source: Path = SOURCE) -> str:
+def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOURCE) -> str:
     """SHA-256 of the code of our package that these modules reach, 64 hexadecimal digits.
 
     Modules reach one another by `import` and `from ... import`, absolute or relative, at the top or inside functions;
@@ -41,17 +41,18 @@ def code_digest(*modules: str, source: Path = SOURCE) -> str:
 
     Args:
         modules: names such as `pipeline.train`.
+        without: further modules that are not followed, beside `LEFT_OUT`.
         source: the folder that holds the package.
 
     Raises:
         ModuleNotFoundError: there is no such module in `source`.
     """
-    return _code_digest(tuple(sorted(set(modules))), source)
+    return _code_digest(tuple(sorted(set(modules))), without, source)
 
 
 @functools.cache
-def _code_digest(modules: tuple[str, ...], source: Path) -> str:
-    reached = _reached(modules, source, follow_all=False)
+def _code_digest(modules: tuple[str, ...], without: tuple[str, ...], source: Path) -> str:
+    reached = _reached(modules, source, (*LEFT_OUT, *without))
     return digest({name: _file_digest(path) for name, path in reached.items()})
 
 
@@ -62,10 +63,10 @@ def reached_files(*modules: str, source: Path = SOURCE) -> tuple[Path, ...]:
     Raises:
         ModuleNotFoundError: there is no such module in `source`.
     """
-    return tuple(sorted(_reached(modules, source, follow_all=True).values()))
+    return tuple(sorted(_reached(modules, source, ()).values()))
 
 
-def _reached(modules: tuple[str, ...], source: Path, follow_all: bool) -> dict[str, Path]:
+def _reached(modules: tuple[str, ...], source: Path, left_out: tuple[str, ...]) -> dict[str, Path]:
     package = modules[0].partition(".")[0]
     found: dict[str, Path] = {}
     waiting = []
@@ -76,7 +77,7 @@ def _reached(modules: tuple[str, ...], source: Path, follow_all: bool) -> dict[s
     while waiting:
         module = waiting.pop()
         path = _file_of(module, source)
-        if path is None or module in found or not (follow_all or not _is_left_out(module)):
+        if path is None or module in found or _is_below(module, left_out):
             continue
         found[module] = path
         parent = module.rpartition(".")[0]
@@ -86,8 +87,8 @@ def _reached(modules: tuple[str, ...], source: Path, follow_all: bool) -> dict[s
     return found
 
 
-def _is_left_out(module: str) -> bool:
-    return any(module == name or module.startswith(name + ".") for name in LEFT_OUT)
+def _is_below(module: str, names: tuple[str, ...]) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in names)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What the hardware can do: the device, and whether it multiplies bfloat16 natively. Imports torch."""
+"""The device that is computed on, and the precision of its matrix products. Imports torch."""
 
 import torch
 
@@ -20,22 +20,6 @@ def resolve_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise PipelineError("train.device", f"{device!r} cannot be used ({reason})", "use auto or cpu") from None
     return chosen
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`float32` or `bfloat16`: what `auto` stands for on this device.
-
-    bfloat16 where it is multiplied natively: GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Elsewhere it is
-    emulated, slower than float32 and less exact.
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
-    return "bfloat16" if native else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

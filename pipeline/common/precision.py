@@ -1,6 +1,6 @@
 """Whether the hardware multiplies bfloat16 natively, told without torch: a command with nothing to do ends at once.
 
-`pipeline.common.hardware` says the same by way of torch; a test holds the two together.
+A test holds it against what torch says.
 """
 
 import ctypes
@@ -19,10 +19,13 @@ _AMPERE = 8
 
 def with_precision(params: Params) -> Params:
     """The parameters with `train.precision` as it is really used on `train.device` of this machine."""
-    if params.train.precision != "auto":
-        return params
-    precision = native_precision(params.train.device)
+    precision = resolve_precision(params.train.precision, params.train.device)
     return params.model_copy(update={"train": params.train.model_copy(update={"precision": precision})})
+
+
+def resolve_precision(precision: str, device: str = "auto") -> Precision:
+    """`float32` or `bfloat16`: what a parameter `precision` comes to on a device of this machine."""
+    return native_precision(device) if precision == "auto" else precision
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import REMEDY, weights_digest
 from pipeline.config import AudioEncoder
 
@@ -96,22 +97,6 @@ class Whisper:
         with torch.inference_mode(), autocast(self.precision, self.device):
             vectors = self.encoder(mel.to(self.device)).last_hidden_state
         return vectors[: len(windows)].float().cpu().numpy()
-
-
-def resolve_precision(precision: str) -> str:
-    """What `auto` stands for here: as `pipeline.common.hardware` says, but without loading torch on a plain Linux CPU.
-
-    The name of a feature folder depends on it, and opening one takes milliseconds.
-    """
-    if precision != "auto":
-        return precision
-    cpu = Path("/proc/cpuinfo")
-    if cpu.exists() and not any(Path(gpu).exists() for gpu in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
-        flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "").split()
-        return "bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
-    from pipeline.common import hardware
-
-    return hardware.resolve_precision(precision, hardware.resolve_device("auto"))
 
 
 def _load(folder: Path) -> "WhisperEncoder":

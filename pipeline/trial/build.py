@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from pipeline.common.hardware import resolve_device, resolve_precision
+from pipeline.common.hardware import resolve_device
+from pipeline.common.precision import resolve_precision
 from pipeline.config import Params
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
@@ -18,7 +19,7 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
     Frozen weights are kept in the precision of the matrix products.
     """
     device = resolve_device(params.train.device)
-    precision = resolve_precision(params.train.precision, device)
+    precision = resolve_precision(params.train.precision, params.train.device)
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
     transformers.set_seed(params.train.seed)

@@ -1,0 +1,83 @@
+"""A whole project in small, in a temporary folder: ten utterances, real encoders, a tiny LLM, a real DVC repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = {
+    "corpus.synthetic": {
+        "sentences": None,
+        "voices": {"train": 2, "validation": 1, "test": 1},
+        "utterances": {"train": 6, "validation": 2, "test": 2},
+    },
+    "corpus.noise": {"talkers": 2, "train_share": 0.5, "train_snrs": [5], "validation_snrs": [], "test_snrs": [0]},
+    "features.video.coefficients": 10,
+    "model.llm": {"weights": "data/weights/llm", "blocks": None},
+    "model.lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+    "train.steps": 8,
+    "train.batch_size": 4,
+    "train.checkpoint_every": 3,
+    "train.log_every": 1,
+    "train.validate_every": 4,
+    "train.precision": "float32",
+    "train.device": "cpu",
+    "evaluate.batch_size": 2,
+    "evaluate.beams": 2,
+    "evaluate.max_new_tokens": 6,
+    "evaluate.bootstrap": 20,
+    "sinks.batch_size": 2,
+}
+"""What differs from the repository's params.yaml."""
+
+
+def make_project(folder: Path, real_weights: Path) -> Path:
+    """A folder with our code, a small params.yaml, and weights beside it, to be fetched by their stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    tiny.make_llm(folder / "sources" / "llm")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["weights"]["sources"] = [
+        {"name": "llm", "format": "huggingface", "source": {"kind": "path", "path": "sources/llm"}},
+        {
+            "name": "whisper-tiny.en",
+            "format": "huggingface",
+            "source": {"kind": "path", "path": str(real_weights / "whisper-tiny.en")},
+        },
+    ]
+    for key, value in SMALL.items():
+        *sections, last = key.split(".")
+        place = params
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """The variables that a command of the project runs under: our interpreter's tools first, no bytecode."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def command(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:
+    """Run `python -m pipeline.<words>` in a project; its output is captured as text."""
+    line = [sys.executable, "-m", f"pipeline.{words[0]}", *words[1:]]
+    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    """Begin `python -m pipeline.<words>` in a project."""
+    line = [sys.executable, "-m", f"pipeline.{words[0]}", *words[1:]]
+    return subprocess.Popen(
+        line, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

@@ -1,0 +1,237 @@
+"""Stages train and evaluate on a small project: what cuts them short, and what is the same afterwards."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from project import command, make_project, start
+
+LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
+"""Enough steps to be caught in the middle."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, real_weights):
+    """A project as it is before its first training."""
+    folder = make_project(tmp_path_factory.mktemp("trial") / "project", real_weights)
+    for stage in ("weights", "prepare", "features"):
+        done = command(folder, stage)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path):
+    """A copy of it, to spoil."""
+    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    """The folder of a trial of `LONG` that nobody disturbed."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
+    done = command(folder, "train", *LONG)
+    assert done.returncode == 0, done.stderr
+    return the_trial(folder)
+
+
+def the_trial(folder):
+    (trial,) = (folder / "runs").iterdir()
+    return trial
+
+
+def weights_of(trial):
+    return {name: (trial / "adapter" / name).read_bytes() for name in WEIGHTS}
+
+
+WEIGHTS = ("adapter_model.safetensors", "projector.safetensors")
+
+
+def losses_of(trial):
+    lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss/cross_entropy"]) for line in lines if "loss/cross_entropy" in line]
+
+
+def wait_for_checkpoint(folder, process, step):
+    """Until a checkpoint of `step` or later is sealed."""
+    for _ in range(1200):
+        sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
+        if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint within a minute")
+
+
+def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
+    process = start(project, "train", *LONG)
+    wait_for_checkpoint(project, process, 10)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    trial = the_trial(project)
+    assert not (trial / "adapter").exists()
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert weights_of(trial) == weights_of(undisturbed)
+    assert losses_of(trial) == losses_of(undisturbed)
+    assert not (trial / "checkpoints").exists()
+
+
+def test_an_interrupted_training_keeps_its_last_step(project, undisturbed):
+    process = start(project, "train", *LONG)
+    wait_for_checkpoint(project, process, 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    trial = the_trial(project)
+    steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
+    assert max(steps) == losses_of(trial)[-1][0]
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert weights_of(trial) == weights_of(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut", "unsealed"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed, damage):
+    process = start(project, "train", *LONG)
+    wait_for_checkpoint(project, process, 15)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    trial = the_trial(project)
+    newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    file = newest / "trained.safetensors"
+    if damage == "byte":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        (newest / "complete.json").unlink(missing_ok=True)
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert f"{newest.name}: " in again.stderr
+    assert "going on from the one before" in again.stderr
+    assert weights_of(trial) == weights_of(undisturbed)
+
+
+def test_a_loss_that_is_no_number_is_one_error(project):
+    failed = command(project, "train", "--set", "train.learning_rate=1e30", "--set", "train.gradient_clip=1e30")
+    assert failed.returncode == 1
+    assert "the loss is nan; lower train.learning_rate" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert json.loads((the_trial(project) / "provenance.json").read_text())["sessions"][-1]["outcome"].startswith(
+        "failed"
+    )
+
+
+def test_a_full_disk_is_one_error_and_training_goes_on_with_room(project, undisturbed):
+    runs = project / "runs"
+    runs.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", runs], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        failed = command(project, "train", *LONG)
+        assert failed.returncode == 1, failed.stderr
+        assert "free some space" in failed.stderr
+        assert "Traceback" not in failed.stderr
+        subprocess.run(["mount", "-o", "remount,size=100m", runs], check=True)
+        again = command(project, "train", *LONG)
+        assert again.returncode == 0, again.stderr
+        assert weights_of(the_trial(project)) == weights_of(undisturbed)
+    finally:
+        subprocess.run(["umount", runs], check=True)
+
+
+def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
+    first = start(project, "train", *LONG)
+    wait_for_checkpoint(project, first, 5)
+    second = command(project, "train", *LONG)
+    assert second.returncode == 1
+    assert "is being run by process" in second.stderr
+    assert first.wait(timeout=120) == 0
+    assert weights_of(the_trial(project)) == weights_of(undisturbed)
+
+
+def test_an_evaluation_has_its_own_digest(project):
+    for stage in ("train", "evaluate"):
+        done = command(project, stage)
+        assert done.returncode == 0, done.stderr
+    trial = the_trial(project)
+    before = {name: (trial / name).stat().st_mtime_ns for name in ("adapter", "metrics.json", "hypotheses.jsonl")}
+    metrics = json.loads((trial / "metrics.json").read_text())["metrics"]
+    published = json.loads((project / "results/evaluate/metrics.json").read_text())
+    assert published == metrics
+    assert {"wer/validation", "wer/test", "wer/test/low", "wer/test/snr_0", "cer/test", "wer_normalised/test"} <= set(
+        metrics
+    )
+    assert {"sinks/bos_sink_rate", "sinks/max_ratio/bos", "sinks/bos_cosine/other"} <= set(metrics)
+    lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
+    assert [(line["split"], line["condition"]) for line in lines] == [
+        *[("validation", "clean")] * 2, *[("test", "clean")] * 2, *[("test", "snr_0")] * 2
+    ]  # fmt: skip
+    clean = [line for line in lines if (line["split"], line["condition"]) == ("test", "clean")]
+    errors = sum(line["substitutions"] + line["deletions"] + line["insertions"] for line in clean)
+    assert metrics["wer/test"] == pytest.approx(errors / sum(line["words"] for line in clean))
+
+    again = command(project, "evaluate")
+    assert again.returncode == 0, again.stderr
+    assert {name: (trial / name).stat().st_mtime_ns for name in before} == before
+
+    other = command(project, "evaluate", "--set", "evaluate.beams=1", "--set", "sinks.tau=50")
+    assert other.returncode == 0, other.stderr
+    assert the_trial(project) == trial
+    after = {name: (trial / name).stat().st_mtime_ns for name in before}
+    assert after["adapter"] == before["adapter"]
+    assert after["metrics.json"] != before["metrics.json"]
+
+
+def test_an_evaluation_that_was_killed_decodes_only_the_rest(project):
+    assert command(project, "train").returncode == 0
+    whole = command(project, "evaluate")
+    assert whole.returncode == 0, whole.stderr
+    trial = the_trial(project)
+    hypotheses = (trial / "hypotheses.jsonl").read_bytes()
+    metrics = json.loads((trial / "metrics.json").read_text())
+    (trial / "metrics.json").unlink()
+    process = start(project, "evaluate")
+    journal = trial / f"hypotheses.{metrics['evaluation'][:16]}.journal"
+    while not (journal.exists() and journal.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (trial / "metrics.json").exists()
+    again = command(project, "evaluate")
+    assert again.returncode == 0, again.stderr
+    assert (trial / "hypotheses.jsonl").read_bytes() == hypotheses
+    assert json.loads((trial / "metrics.json").read_text()) == metrics
+
+
+def test_an_untrained_trial_names_the_command(project):
+    failed = command(project, "evaluate")
+    assert failed.returncode == 1
+    assert "python -m pipeline.train" in failed.stderr
+
+
+def test_missing_features_name_the_command(project):
+    shutil.rmtree(project / "data/features")
+    failed = command(project, "train")
+    assert failed.returncode == 1
+    assert "python -m pipeline.features audio" in failed.stderr
+
+
+def test_video_is_refused_where_the_corpus_has_none(project):
+    manifest = project / "data/corpus/manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    silent = {"video": None, "video_frames": None, "video_sha256": None}
+    manifest.write_text("".join(json.dumps(line | silent) + "\n" for line in lines))
+    failed = command(project, "train")
+    assert failed.returncode == 1
+    assert "audiovisual needs video" in failed.stderr
+    assert "Traceback" not in failed.stderr
