@@ -111,8 +111,13 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
 
 def _write(path: Path, content: io.BytesIO) -> None:
     """By Python's own write, which says that a disk is full; the libraries' say anything."""
-    with written_whole(path) as beside:
-        beside.write_bytes(content.getbuffer())
+    try:
+        with written_whole(path) as beside:
+            beside.write_bytes(content.getbuffer())
+    except OSError as error:
+        # A full disk is noticed by a file that is open, which does not say its name.
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_video_gray(path: Path) -> np.ndarray:
