@@ -21,7 +21,7 @@ lint: $(READY) ## style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root mlartifacts
 
 $(READY): pyproject.toml constraints.txt
