@@ -13,17 +13,21 @@ WIDTH, HEADS, BLOCKS = 48, 4, 6
 SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": HEADS,
          "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 PLANTED, WRITER, SECOND_WRITER = 7, 1, 3
-SETTINGS = Sinks(tau=300.0, epsilon=0.2, minimum_queries=3)
+LAST_WRITER = BLOCKS - 1
+"""Writes more than all before it, but lies outside the inner blocks."""
+SETTINGS = Sinks(tau=300.0, epsilon=0.15, minimum_queries=3)
 
 
 def llama(blocks: int = BLOCKS, implementation: str = "sdpa") -> LlamaForCausalLM:
-    """A random Llama in which tokens along `planted_direction` get a massive activation from two MLPs."""
-    torch.manual_seed(1)
+    """A random Llama in which tokens along `planted_direction` get a massive activation from three MLPs."""
+    torch.manual_seed(4)
     config = LlamaConfig(**SIZES, num_hidden_layers=blocks, initializer_range=0.15, attn_implementation=implementation)
     model = LlamaForCausalLM(config).eval()
     feature = nn.functional.one_hot(torch.tensor(PLANTED), WIDTH).float()
     with torch.no_grad():
-        for block, direction, size in ((WRITER, planted_direction(), 0.6), (SECOND_WRITER, feature, 3.0)):
+        for block, direction, size in (
+            (WRITER, planted_direction(), 0.6), (SECOND_WRITER, feature, -3.0), (LAST_WRITER, -feature, -12.0)
+        ):  # fmt: skip
             if block < blocks:
                 mlp = model.model.layers[block].mlp
                 mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = direction * 3
@@ -39,7 +43,7 @@ def planted_direction() -> Tensor:
     return direction / direction.norm()
 
 
-def utterances(number: int = 7, bos_planted: bool = True) -> list[tuple[str, Tensor, Tensor]]:
+def utterances(number: int = 7) -> list[tuple[str, Tensor, Tensor]]:
     """Ids, embeddings (T, D) and roles (T,) of utterances of different lengths, audio alone and with video."""
     random = torch.Generator().manual_seed(3)
     found = []
@@ -50,9 +54,8 @@ def utterances(number: int = 7, bos_planted: bool = True) -> list[tuple[str, Ten
             roles += [Role.VIDEO_START, *[Role.VIDEO] * video, Role.VIDEO_END]
         roles += [Role.PROMPT] * 3 + [Role.RESPONSE] * response
         embeddings = torch.randn(len(roles), WIDTH, generator=random) * 0.5
-        planted = (
-            [0] * (bos_planted and index != 4) + [4] * (index % 2) + [len(roles) - response - 1] * (index % 3 == 0)
-        )
+        planted = [0] * (index != 4) + [4] * (index % 2 or index == 4)
+        planted += [len(roles) - response - 1] * (index % 3 == 0) + [len(roles) - 1] * (index == 5)
         for token in planted:
             embeddings[token] = planted_direction() * (6 + 2 * (token == 0)) + 0.2 * embeddings[token]
         found.append((f"utterance {index}", embeddings, torch.tensor([int(role) for role in roles])))

@@ -26,8 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import capture
+from pipeline.sinks.columns import response_ranking
 from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
 from pipeline.sinks.statistics import SinkStatistics, SinkSummary
+from pipeline.sinks.tokens import inner
 
 
 def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
@@ -171,9 +173,10 @@ def test_the_planted_model_has_what_the_tests_are_about(brute: tuple) -> None:
     counts = metrics["sinks/intermediate_tokens_per_utterance"]
     assert 0 in counts
     assert max(counts) >= 2
-    assert 0 < np.mean(metrics["sinks/relocated_share/ratio"]) < 1
+    for name in ("relocated_share", "relocated_share/ratio"):
+        assert 0 < np.mean(metrics[f"sinks/{name}"]) < 1
     assert len(metrics["sinks/definition_jaccard"]) >= 1
-    assert metrics["sinks/intermediate_tokens_per_utterance/attention"]
+    assert len(set(metrics["sinks/feature_jaccard"])) > 1
 
 
 def test_streaming_metrics_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
@@ -291,12 +294,32 @@ def test_few_blocks(blocks: int) -> None:
     assert found.arrays["cosine_mean"].shape[0] == blocks
 
 
+def test_the_first_and_the_last_block_are_not_inner() -> None:
+    assert inner(torch.ones(5, 1)).flatten().tolist() == [0, 1, 1, 1, 0]
+    assert inner(torch.ones(1, 1)).flatten().tolist() == [0]
+
+
 def test_sequences_of_one_and_two_tokens() -> None:
     short = [("one", torch.randn(1, WIDTH), torch.tensor([1])), ("two", torch.randn(2, WIDTH), torch.tensor([1, 9]))]
     found = streamed(llama(), [short])
     assert found.metrics["sinks/tokens_per_utterance"] == 1.5
     assert "sinks/bos_sink_rate" not in found.metrics
     assert np.isfinite(list(found.metrics.values())).all()
+    # Too short to have a sink rate, they do not touch that of others.
+    mixed = streamed(llama(), [[*short, *utterances(2)]])
+    assert mixed.metrics["sinks/bos_sink_rate"] == streamed(llama(), [utterances(2)]).metrics["sinks/bos_sink_rate"]
+
+
+def test_only_keys_that_the_whole_response_sees_compare() -> None:
+    for side in ("left", "right"):
+        _, captured = captured_batch(llama(), utterances(), side=side)
+        ranking, exists = response_ranking(captured)
+        assert exists.all()
+        for row, (_, _, roles) in enumerate(utterances()):
+            compared = ranking[row][captured.mask[row]] >= 0
+            before_response = int((roles != Role.RESPONSE).sum())
+            assert compared.tolist() == [token <= before_response for token in range(len(roles))]
+        assert (ranking[~captured.mask] == -1).all()
 
 
 def test_an_utterance_that_is_not_finite_is_left_out_and_named(summary: SinkSummary) -> None:
@@ -396,13 +419,13 @@ def test_histogram_takes_both_ends() -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(real_weights: Path) -> SinkSummary:
-    """SmolLM2 on the text of the repository's licence, in windows of 64 tokens that begin with BOS."""
+    """SmolLM2 on the repository's licence: its first 16 windows of 64 tokens, each begun with BOS."""
     folder = real_weights / "smollm2-135m"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")
     tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-    windows = tokens[: len(tokens) // 63 * 63].view(-1, 63)
+    windows = tokens[: 16 * 63].view(16, 63)
     windows = torch.cat([torch.full((len(windows), 1), tokenizer.bos_token_id), windows], dim=1)
     roles = torch.full_like(windows, int(Role.RESPONSE))
     roles[:, 0] = Role.BOS
