@@ -1,0 +1,311 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256
+from pipeline.config import Params, load_params
+from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.encoders.store import feature_groups, open_features
+from pipeline.encoders.table import ENCODERS
+from pipeline.features import make_features
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = {"train": 8, "validation": 2, "test": 4}
+
+
+def utterance(folder: Path, split: str, number: int, snr: float | None, seed: int) -> Utterance:
+    random = np.random.default_rng(seed)
+    frames = 10 + 3 * number
+    noisy = "" if snr is None else f"+{snr:g}dB"
+    audio, video = f"{split}/{number}{noisy}.wav", f"{split}/{number}.mp4"
+    write_audio(folder / audio, 0.1 * random.standard_normal(frames * 640).astype(np.float32))
+    if snr is None:
+        write_video(folder / video, random.integers(0, 256, (frames, 96, 96, 3), dtype=np.uint8))
+    return Utterance(
+        id=f"{split}/s/{number}{noisy}", split=split, speaker="s", text="yes", audio=audio, video=video,
+        audio_seconds=frames / 25, video_frames=frames, snr=snr,
+        audio_sha256=file_sha256(folder / audio), video_sha256=file_sha256(folder / video),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    """A corpus with a noisy copy of its test split, and a small random Whisper."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("original")
+    conditions = [(split, None) for split in COUNTS] + [("test", 0.0)]
+    numbered = [(split, number, snr) for split, snr in conditions for number in range(COUNTS[split])]
+    write_manifest(folder / "corpus", [utterance(folder / "corpus", *n, seed) for seed, n in enumerate(numbered)])
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(folder / "weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(original, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """By stream, the arrays that an undisturbed run makes."""
+    made = {}
+    for stream in ("audio", "video"):
+        folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("finished") / stream))
+        make_features(load_params(ROOT / "params.yaml", overrides(folder)), stream)
+        made[stream] = contents(folder)
+    return made
+
+
+@pytest.fixture
+def folder(original, tmp_path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "work"))
+
+
+@pytest.fixture
+def params(folder) -> Params:
+    return load_params(ROOT / "params.yaml", overrides(folder))
+
+
+def overrides(folder: Path) -> list[str]:
+    return [
+        f"corpus.out={folder / 'corpus'}",
+        f"features.out={folder / 'features'}",
+        f"features.audio.weights={folder / 'weights'}",
+        "features.batch_size=2",
+    ]
+
+
+def command(folder: Path, *streams: str) -> list[str]:
+    sets = [word for override in overrides(folder) for word in ("--set", override)]
+    return [sys.executable, "-m", "pipeline.features", "--params", str(ROOT / "params.yaml"), *sets, *streams]
+
+
+def run(folder: Path, *streams: str, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(folder, *streams), cwd=folder, env=environment, capture_output=True, text=True, check=False, **options
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in sorted((folder / "features").glob("*/features.f16"))}
+
+
+@pytest.mark.parametrize("stream", ["audio", "video"])
+def test_what_is_read_is_what_was_encoded(params, folder, stream):
+    utterances = read_manifest(params.corpus.out)
+    make_features(params, stream)
+    features = open_features(params, stream, utterances)
+    settings = getattr(params.features, stream)
+    encoder = ENCODERS[settings.encoder](settings)
+    assert len(features) == len(utterances) == 18
+    assert (features.dimension, features.frame_rate) == (encoder.dimension, encoder.frame_rate)
+    for u in utterances:
+        path = folder / "corpus" / (u.audio if stream == "audio" else u.video)
+        (expected,) = encoder.encode([read_audio(path) if stream == "audio" else read_video_gray(path)])
+        assert features[u.id].dtype == np.float16
+        assert np.array_equal(features[u.id], expected.astype(np.float16))
+
+
+def test_groups_depend_on_their_own_media_alone(params):
+    utterances = read_manifest(params.corpus.out)
+    every = {group.name: group.digest for group in feature_groups(params, "audio", utterances)}
+    assert list(every) == ["train/clean", "validation/clean", "test/clean", "test/snr_0"]
+    clean = feature_groups(params, "audio", [u for u in utterances if u.snr is None])
+    assert {group.name: group.digest for group in clean} == {k: v for k, v in every.items() if k != "test/snr_0"}
+    backwards = {group.name: group.digest for group in feature_groups(params, "audio", utterances[::-1])}
+    assert backwards == every
+    changed = [replace(u, audio_sha256="0" * 64) if u.id == "train/s/0" else u for u in utterances]
+    others = {group.name: group.digest for group in feature_groups(params, "audio", changed)}
+    assert [name for name in every if others[name] != every[name]] == ["train/clean"]
+
+
+def test_digests_follow_the_encoder(params, folder):
+    utterances = read_manifest(params.corpus.out)
+
+    def digest(stream: str, *more: str) -> str:
+        changed = load_params(ROOT / "params.yaml", overrides(folder) + list(more))
+        return feature_groups(changed, stream, utterances)[0].digest
+
+    usual = digest("audio")
+    assert digest("audio", "features.batch_size=5", "features.video.coefficients=7") == usual
+    precisions = {digest("audio", f"features.audio.precision={p}") for p in ("float32", "bfloat16")}
+    assert usual in precisions
+    assert len(precisions) == 2
+    assert digest("video", "features.video.coefficients=7") != digest("video")
+    shutil.copytree(folder / "weights", folder / "elsewhere")
+    assert digest("audio", f"features.audio.weights={folder / 'elsewhere'}") == usual
+    tensors = folder / "elsewhere" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+    (folder / "elsewhere").rename(folder / "other")
+    assert digest("audio", f"features.audio.weights={folder / 'other'}") != usual
+
+
+def test_another_condition_makes_only_its_own(params):
+    utterances = read_manifest(params.corpus.out)
+    before = make_features(params, "audio", [u for u in utterances if u.snr is None])
+    times = [(path / "features.f16").stat().st_mtime_ns for path in before]
+    after = make_features(params, "audio", utterances)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 1
+    assert [(path / "features.f16").stat().st_mtime_ns for path in before] == times
+
+
+def test_noisy_copies_share_one_video(params):
+    utterances = read_manifest(params.corpus.out)
+    make_features(params, "video")
+    features = open_features(params, "video", utterances)
+    assert list(features.digests) == ["train", "validation", "test"]
+    index = json.loads((feature_groups(params, "video", utterances)[2].folder / "index.json").read_text())
+    assert len(index["media"]) == COUNTS["test"]
+    assert np.shares_memory(features["test/s/1"], features["test/s/1+0dB"])
+    clean = open_features(params, "video", [u for u in utterances if u.snr is None])
+    assert clean.digests == features.digests
+
+
+def test_the_command_writes_results_and_then_has_nothing_to_do(folder):
+    first = run(folder)
+    assert first.returncode == 0, first.stderr
+    results = {s: json.loads((folder / "results" / "features" / f"{s}.json").read_text()) for s in ("audio", "video")}
+    for groups in results.values():
+        for group in groups.values():
+            assert file_sha256(Path(group["folder"]) / "features.f16") == group["sha256"]
+    assert results["video"]["test"]["utterances"] == 2 * COUNTS["test"]
+    made = contents(folder)
+    assert len(made) == 7
+    script = (
+        "import sys; from pipeline.features import main; main()\n"
+        "assert not {'torch', 'transformers', 'scipy.signal', 'av'} & set(sys.modules)"
+    )
+    words = [sys.executable, "-c", script, *command(folder)[3:]]
+    subprocess.run(words, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert contents(folder) == made
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_what_was_stopped_goes_on(params, folder, finished, number, code):
+    going = subprocess.Popen(
+        command(folder, "audio"),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        # What a shell runs in the background ignores SIGINT, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not any(len(j.read_bytes().splitlines()) >= 2 for j in (folder / "features").glob("*.partial/journal.jsonl")):
+        assert going.poll() is None
+        time.sleep(0.001)
+    going.send_signal(number)
+    assert going.wait(timeout=60) == code
+    (partial,) = (folder / "features").glob("*.partial")
+    assert 2 <= len((partial / "journal.jsonl").read_bytes().splitlines()) < 8
+    # What a power cut may leave beside: half a line, and rows that are in no line.
+    with open(partial / "journal.jsonl", "ab") as journal, open(partial / "features.f16", "ab") as array:
+        journal.write(b'["0123')
+        array.write(b"abc")
+    inode = (partial / "features.f16").stat().st_ino
+    make_features(params, "audio")
+    assert contents(folder) == finished["audio"]
+    assert inode in [file.stat().st_ino for file in (folder / "features").glob("*/features.f16")]
+    assert not list((folder / "features").glob("*.partial"))
+
+
+def test_two_processes_make_it_once(folder, finished):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(command(folder, "audio"), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert contents(folder) == finished["audio"]
+    assert not list((folder / "features").glob("*.partial"))
+
+
+def test_missing_and_cut_features_are_named_and_mended(params):
+    utterances = read_manifest(params.corpus.out)
+    with pytest.raises(PipelineError, match=r"no audio features of train/clean.*python -m pipeline\.features audio"):
+        open_features(params, "audio", utterances)
+    (path, *_) = make_features(params, "audio")
+    array = path / "features.f16"
+    whole = array.read_bytes()
+    array.write_bytes(whole[:-2])
+    message = rf"features\.f16: has {len(whole) - 2} bytes instead of {len(whole)}; .*pipeline\.features audio"
+    with pytest.raises(PipelineError, match=message):
+        open_features(params, "audio", utterances)
+    make_features(params, "audio")
+    assert array.read_bytes() == whole
+    (path / "index.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"index\.json: is no index"):
+        open_features(params, "audio", utterances)
+    make_features(params, "audio")
+    assert array.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("stream", "file"), [("audio", "test/2.wav"), ("video", "test/2.mp4")])
+def test_a_damaged_file_is_one_line_and_what_is_finished_stays(folder, stream, file):
+    os.truncate(folder / "corpus" / file, 600)
+    ended = run(folder, stream)
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert file in line
+    assert "pipeline.prepare" in line
+    assert "Traceback" not in ended.stderr
+    assert len(contents(folder)) == 3
+    assert len(list((folder / "features").glob("*.partial"))) == 1
+
+
+def test_a_file_that_changed_since_the_manifest_is_refused(params, folder):
+    write_audio(folder / "corpus" / "train" / "3.wav", np.full(16_000, 0.1, np.float32))
+    with pytest.raises(PipelineError, match=r"train/3\.wav: is not the file that the manifest was written for"):
+        make_features(params, "audio")
+
+
+def test_a_corpus_without_video(params, folder):
+    silent = [replace(u, video=None, video_sha256=None, video_frames=None) for u in read_manifest(params.corpus.out)]
+    with pytest.raises(PipelineError, match=r"utterance train/s/0: has no video; set model\.modality to audio"):
+        feature_groups(params, "video", silent)
+    write_manifest(folder / "corpus", silent)
+    assert run(folder).returncode == 0
+    assert [file.name for file in (folder / "results" / "features").iterdir()] == ["audio.json"]
+    ended = run(folder, "video")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+
+
+def test_a_full_disk_is_one_line_and_goes_on(folder, finished):
+    limit = 9000
+    ended = run(folder, "video", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert ended.returncode == 1
+    assert "features.f16: cannot be written" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    ended = run(folder, "video")
+    assert ended.returncode == 0, ended.stderr
+    assert contents(folder) == finished["video"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before(params, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(PipelineError, match=r"video features of train needs .* GB"):
+        make_features(params, "video")
+
+
+def test_an_unknown_stream_is_refused(folder):
+    ended = run(folder, "smell")
+    assert ended.returncode == 2
+    assert "'smell' is no stream" in ended.stderr
