@@ -7,6 +7,7 @@ parameter evaluates again and does not train again; a trial that was evaluated l
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
 
 RESULTS = Path("results/evaluate")
+EXPERIMENT = "repro"
+"""Where MLflow shows the trials that were made one by one."""
 
 
 def evaluate(params: Params) -> Trial:
@@ -32,16 +35,19 @@ def evaluate(params: Params) -> Trial:
     trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
     inputs = evaluation_inputs(params)
     evaluation = evaluation_digest(params, inputs.digests)
-    state = trial.state(evaluation)
-    if state is State.DONE:
+    if trial.state(evaluation) is State.DONE:
         return trial
-    if state is not State.TRAINED:
-        raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
-    with trial.lease() as lease, recorded(trial, "evaluate"):
-        trial.discard_result()
-        metrics, details = _measure(params, inputs, trial, evaluation)
-        lease.require()
-        trial.finish(evaluation, metrics, details)
+    with trial.lease() as lease:
+        # Only now is the state nobody else's to change.
+        state = trial.state(evaluation)
+        if state is State.TRAINED:
+            with recorded(trial, "evaluate"):
+                trial.begin_evaluation(params)
+                metrics, details = _measure(params, inputs, trial, evaluation)
+                lease.require()
+                trial.finish(evaluation, metrics, details)
+        elif state is not State.DONE:
+            raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
     return trial
 
 
@@ -109,6 +115,16 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     write_text(folder / "cosine_to_bos.csv", text.getvalue())
 
 
+def track(trial: Trial) -> None:
+    """Show the trial in MLflow. If that cannot be done now, it is said and nothing is lost: the folder has it all."""
+    from pipeline.tracking.mlflow_writer import ingest, tracking_uri
+
+    try:
+        ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)
+    except PipelineError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """The command."""
     arguments = parser(__doc__).parse_args()
@@ -116,6 +132,7 @@ def main() -> None:
     def body() -> None:
         trial = evaluate(params_of(arguments))
         publish(trial)
+        track(trial)
         print(f"evaluated: {trial.folder}")
 
     run_command(body)

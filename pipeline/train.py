@@ -16,6 +16,7 @@ from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import training_inputs
 
 RESULTS = Path("results/train")
+TRAINED = (State.TRAINED, State.DONE)
 CURVES = {
     "loss": ["loss/cross_entropy", "loss/decorrelation", "loss/validation"],
     "optimisation": ["learning_rate", "gradient_norm", "throughput/utterances_per_second"],
@@ -33,12 +34,15 @@ def train(params: Params) -> Trial:
     """
     inputs = training_inputs(params)
     trial = Trial.create(params.train.runs, params, inputs.digests)
-    if trial.state() in (State.TRAINED, State.DONE):
+    if trial.state() in TRAINED:
         return trial
-    with trial.lease() as lease, recorded(trial, "train"):
-        from pipeline.trial.fit import fit
+    with trial.lease() as lease:
+        # Another process may have finished it while this one came for the lease.
+        if trial.state() not in TRAINED:
+            from pipeline.trial.fit import fit
 
-        fit(params, inputs, trial, lease)
+            with recorded(trial, "train"):
+                fit(params, inputs, trial, lease)
     return trial
 
 
