@@ -8,7 +8,7 @@ before anything runs.
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,9 @@ class Section(BaseModel):
     """A frozen section that refuses what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Checked = TypeVar("Checked", bound=Section)
 
 
 class WheelSource(Section):
@@ -354,16 +357,25 @@ def validate(values: dict[str, Any], where: str | Path) -> Params:
     Raises:
         PipelineError: for the first thing that is wrong.
     """
-    try:
-        # By way of JSON, where a list is what stands for a tuple.
-        params = Params.model_validate_json(json.dumps(values, default=str))
-    except ValidationError as error:
-        raise _one_line(error, where) from None
+    params = checked(Params, values, where)
     _check_across_sections(params, where)
     return params
 
 
-def _one_line(error: ValidationError, where: str | Path) -> PipelineError:
+def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> Checked:
+    """Turn nested values into a section of this kind; `where` is named in errors.
+
+    Raises:
+        PipelineError: for the first thing that is wrong.
+    """
+    try:
+        # By way of JSON, where a list is what stands for a tuple.
+        return kind.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise _one_line(error, where, kind) from None
+
+
+def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) -> PipelineError:
     # Of several complaints about a union, the one about the value that is deepest says most.
     worst = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
     steps = [step for step in worst["loc"] if not _names_a_union_member(step)]
@@ -371,7 +383,7 @@ def _one_line(error: ValidationError, where: str | Path) -> PipelineError:
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
     if worst["type"] == "extra_forbidden":
-        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {_known_keys(steps[:-1])}")
+        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {_known_keys(kind, steps[:-1])}")
     message = worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
 
@@ -380,8 +392,7 @@ def _names_a_union_member(step: str | int) -> bool:
     return isinstance(step, str) and (step in ("wheel", "path", "hub") or bool(re.search(r"[\[(]", step)))
 
 
-def _known_keys(sections: list[str | int]) -> str:
-    kind: Any = Params
+def _known_keys(kind: Any, sections: list[str | int]) -> str:
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
         kind = field.annotation if field else None
