@@ -383,7 +383,8 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
     if worst["type"] == "extra_forbidden":
-        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {_known_keys(kind, steps[:-1])}")
+        known = _known_keys(kind, steps[:-1])
+        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {known}")
     message = worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
 
