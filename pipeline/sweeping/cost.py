@@ -1,0 +1,138 @@
+"""What trials will take in time and on disk, learnt from those that were finished in the same folder of runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json
+from pipeline.sweeping.plan import Planned
+from pipeline.tracking.identity import configuration
+from pipeline.tracking.trial import State, Trial
+
+NEWEST = 200
+"""So many finished trials are looked at."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What one finished trial took."""
+
+    modality: str
+    rates: dict[str, int]
+    llm: str
+    seconds_an_utterance: float
+    evaluation_seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a trial will still take."""
+
+    training: float
+    """Seconds."""
+    evaluation: float
+    """Seconds."""
+    bytes: int
+
+    @property
+    def seconds(self) -> float:
+        return self.training + self.evaluation
+
+
+class Costs:
+    """Costs of trials, from the finished ones under `runs`."""
+
+    def __init__(self, runs: str | Path) -> None:
+        runs = Path(runs)
+        results = sorted(runs.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        self._finished = [one for path in results[:NEWEST] if (one := _finished(path.parent))]
+
+    def of(self, planned: Planned, state: State) -> Cost | None:
+        """What is left of a trial, by those that are most like it; None where nothing like it was finished."""
+        if state is State.DONE:
+            return Cost(0.0, 0.0, 0)
+        model, parts = planned.params.model, configuration(planned.params)
+        like = [one for one in self._finished if one.llm == _llm(parts)]
+        for nearer in (
+            [one for one in like if one.modality == model.modality],
+            [one for one in like if one.modality == model.modality and one.rates == parts["model"]["rates"]],
+        ):
+            like = nearer or like
+        if not like:
+            return None
+        train = planned.params.train
+        left = 0 if state is State.TRAINED else train.steps - _steps_done(planned.trial)
+        return Cost(
+            fmean(one.seconds_an_utterance for one in like) * left * train.batch_size,
+            fmean(one.evaluation_seconds for one in like),
+            round(fmean(one.bytes for one in like)),
+        )
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files of a folder take; those that vanish meanwhile count as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def summary(costs: Sequence[Cost | None], concurrency: int) -> str:
+    """What the rest will take, in a line."""
+    known = [cost for cost in costs if cost]
+    if len(known) < len(costs):
+        return f"time and disk of {len(costs) - len(known)} trials: unknown until one like them is finished here"
+    seconds = sum(cost.seconds for cost in known) / concurrency
+    size = sum(cost.bytes for cost in known)
+    return f"the rest takes about {duration(seconds)} and {size / 1e9:.2f} GB, going by finished trials"
+
+
+def duration(seconds: float) -> str:
+    """Such as `45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _finished(folder: Path) -> _Finished | None:
+    trial = Trial(folder)
+    try:
+        sessions = read_json(trial.provenance, "")["sessions"]
+        parts = trial.identity_parts()["configuration"]
+        training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
+        evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
+        utterances = parts["train"]["steps"] * parts["train"]["batch_size"]
+        return _Finished(
+            parts["model"]["modality"],
+            parts["model"]["rates"],
+            _llm(parts),
+            sum(training) / utterances,
+            evaluation[-1],
+            folder_bytes(folder),
+        )
+    except (PipelineError, KeyError, TypeError, IndexError):
+        # Cut short by a kill, or made by other means: it says nothing about time.
+        return None
+
+
+def _seconds(session: dict[str, Any]) -> float:
+    ended, started = (datetime.fromisoformat(session[key]) for key in ("ended", "started"))
+    return (ended - started).total_seconds()
+
+
+def _llm(parts: dict[str, Any]) -> str:
+    return json.dumps(parts["model"]["llm"], sort_keys=True)
+
+
+def _steps_done(trial: Trial) -> int:
+    return max((int(path.name.rpartition("-")[2]) for path in trial.checkpoints.glob("checkpoint-*")), default=0)

@@ -1,0 +1,90 @@
+"""Which stages a sweep needs before its first trial. Told from what lies on disk, in a moment; nothing is made here."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.common.code import code_digest
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import canonical, file_sha256, read_json
+from pipeline.common.weights import RECORD, check_sizes
+from pipeline.config import Corpus, Params, Weights, streams
+from pipeline.corpora.manifest import read_manifest
+from pipeline.encoders.store import feature_groups, read_index
+from pipeline.sweeping.specification import Sweep
+
+
+def distinct_inputs(sweep: Sweep) -> list[Params]:
+    """One point's parameters for each different set of inputs in a sweep.
+
+    Raises:
+        PipelineError: two corpora are to lie in one folder.
+    """
+    found: dict[str, Params] = {}
+    corpora: dict[str, Corpus] = {}
+    for point in sweep.points:
+        params = point.params
+        corpus = corpora.setdefault(params.corpus.out, params.corpus)
+        if corpus != params.corpus:
+            raise PipelineError(
+                "axes", f"two corpora are to lie in {corpus.out}", "give each its own corpus.out, in joint settings"
+            )
+        used = streams(params.model.modality)
+        found.setdefault(
+            canonical([params.model_dump(mode="json", include={"weights", "corpus", "features"}), used]), params
+        )
+    return list(found.values())
+
+
+def needed_stages(params: Params) -> list[str]:
+    """The stages whose outputs are missing, damaged or of other settings, in the order in which they run.
+
+    Returns:
+        Some of `weights`, `prepare`, `features@audio`, `features@video`.
+    """
+    needed = [] if all(_is_made(params, weights) for weights in params.weights.sources) else ["weights"]
+    used = streams(params.model.modality)
+    if not _is_prepared(params.corpus):
+        needed.append("prepare")
+    return needed + [f"features@{stream}" for stream in used if needed or not _is_encoded(params, stream)]
+
+
+def _is_made(params: Params, weights: Weights) -> bool:
+    folder = Path(params.weights.out) / weights.name
+    try:
+        record = read_json(folder / RECORD, "")
+        check_sizes(folder, record)
+    except PipelineError:
+        return False
+    return record["made_of"]["source"] == weights.source.model_dump(mode="json")
+
+
+def _is_prepared(corpus: Corpus) -> bool:
+    """Whether the media are of these settings, this code, and complete, by what `prepare.json` tells."""
+    folder = Path(corpus.out)
+    try:
+        recorded = read_json(folder / "prepare.json", "")
+    except PipelineError:
+        return False
+    sentences = corpus.synthetic.sentences
+    wanted = {
+        "corpus": corpus.model_dump(mode="json", exclude={"out", "root"}),
+        "sentences": file_sha256(sentences) if sentences else None,
+        "code": code_digest("pipeline.corpora.synthetic"),
+    }
+    same = all(recorded.get(key) == value for key, value in wanted.items())
+    return same and (folder / "manifest.jsonl").exists()
+
+
+def _is_encoded(params: Params, stream: str) -> bool:
+    try:
+        for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
+            read_index(group)
+    except PipelineError:
+        return False
+    return True
+
+
+def missing_line(stages: Iterable[str]) -> PipelineError:
+    """The error where stages are needed and must not be run."""
+    names = " ".join(stages)
+    return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", f"run: dvc repro {names}")

@@ -1,0 +1,113 @@
+"""The trials of a sweep: which points share one, which are done, and where each lies."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import canonical, read_json
+from pipeline.common.precision import with_precision
+from pipeline.config import Params
+from pipeline.sweeping.specification import Settings, Sweep
+from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
+from pipeline.tracking.mlflow_writer import run_name
+from pipeline.tracking.trial import State, Trial
+from pipeline.trial.inputs import evaluation_inputs, training_inputs
+
+FAILURE = "failed.json"
+"""In the folder of a trial that failed for good: `reason`, `traceback`, `time`. It is tried again by the next sweep."""
+_IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial that a sweep wants."""
+
+    name: str
+    """What tells it from the others, such as `audio a16 weight 0.1 seed 0`."""
+    params: Params
+    """All parameters; `train.precision` as it is really used, so that every machine makes the same trial."""
+    settings: tuple[Settings, ...]
+    """Of each point that it is the trial of, by dotted key: several, where they differ in what it does not use."""
+    identity: str
+    evaluation: str
+    trial: Trial
+
+    @property
+    def state(self) -> State:
+        """How far it has come; read from disk."""
+        return self.trial.state(self.evaluation)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, if it did and was not begun again since."""
+        path = self.trial.folder / FAILURE
+        return read_json(path, "remove it")["reason"] if path.exists() else None
+
+
+def plan_trials(sweep: Sweep) -> list[Planned]:
+    """The trials of a sweep, each once, in the order of the points.
+
+    Raises:
+        PipelineError: an input is missing or damaged, or two points ask for two evaluations of one trial.
+    """
+    digests = _Digests()
+    found: dict[str, Planned] = {}
+    for point in sweep.points:
+        params = with_precision(point.params)
+        training, evaluated = digests.of(params)
+        identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
+        before = found.get(identity)
+        if before and before.evaluation != evaluation:
+            raise PipelineError(
+                "axes",
+                f"{before.name} would be evaluated in two ways, and a trial keeps one evaluation",
+                "make it a sweep for each way, or choose one with --only",
+            )
+        settings = (*before.settings, point.settings) if before else (point.settings,)
+        name = before.name if before else _name(params, point.settings)
+        trial = Trial.at(Path(params.train.runs).absolute(), identity)
+        found[identity] = Planned(name, params, settings, identity, evaluation, trial)
+    return list(found.values())
+
+
+class _Digests:
+    """Digests of inputs, taken once for all trials that have the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+
+    def of(self, params: Params) -> tuple[dict[str, str], dict[str, str]]:
+        """What the training and what the evaluation of these parameters reads."""
+        parts = params.model_dump(mode="json", include={"corpus", "features"})
+        parts |= {"modality": params.model.modality, "llm": params.model.llm.weights, "splits": params.evaluate.splits}
+        key = canonical(parts)
+        if key not in self._known:
+            self._known[key] = (training_inputs(params).digests, evaluation_inputs(params).digests)
+        return self._known[key]
+
+
+def _name(params: Params, settings: Settings) -> str:
+    others = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in _IN_NAME]
+    return " ".join([run_name(configuration(params)), *others])
+
+
+def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:
+    """A line for each trial, and one that counts them."""
+    lines = []
+    width = max(len(planned.name) for planned in trials)
+    for planned, state in zip(trials, states, strict=True):
+        said = {State.NEW: "to do", State.TRAINING: "begun", State.TRAINED: "to evaluate", State.DONE: "done"}[state]
+        if state is not State.DONE and (reason := planned.failure):
+            said = f"failed: {reason}"
+        shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
+        lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {said}{shared}")
+    counts = Counter(states)
+    points = sum(len(planned.settings) for planned in trials)
+    shared = points - len(trials)
+    done = counts[State.DONE]
+    lines.append(
+        f"{points} points, {shared} of them shared: {len(trials)} trials, {done} done, {len(trials) - done} to do"
+    )
+    return lines

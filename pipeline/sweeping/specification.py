@@ -1,0 +1,281 @@
+"""The file of a sweep: which trials are wanted, and what each may use.
+
+An axis is a key of `params.yaml` with the values it takes, or any name with a list of joint settings; trials are the
+product of all axes and seeds. Everything is checked when the file is read: the keys, the values, and each resulting
+set of parameters.
+"""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import canonical
+from pipeline.config import Params, Section, assign, checked, load_params, parse_yaml, validate
+
+SEED = "train.seed"
+Settings = dict[str, Any]
+"""Values by dotted key."""
+
+
+class Resources(Section):
+    """What a trial takes while it runs."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """A fraction lets several trials share a GPU; falls to 0 where there is none."""
+
+
+class Select(Section):
+    """What the best trial is chosen by."""
+
+    by: Annotated[str, Field(pattern=r"^\S+/validation\b\S*$")] = "wer/validation"
+    """A metric of the validation split; the lowest is best. Tables report the test split."""
+
+
+class Specification(Section):
+    """A sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the folder of results, and the sweep in MLflow."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """What differs from params.yaml in all trials, by dotted key."""
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """The product of these."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Values of `train.seed`; null leaves it as it is."""
+    resources: Resources = Resources()
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once; null takes as many as there is room for."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a trial that failed is begun again; it goes on from its checkpoint."""
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+    """What the trials of this sweep may take on disk; null: what is free."""
+    select: Select = Select()
+
+
+class Uniform(Section):
+    """Draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
+
+    uniform: tuple[float, float]
+    samples: Annotated[int, Field(ge=1)]
+
+
+class LogUniform(Section):
+    """Draws whose logarithm is uniform between those of two positive bounds."""
+
+    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    samples: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the product."""
+
+    settings: Settings
+    """What the axes and seeds say, by dotted key."""
+    params: Params
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A specification with the points that follow from it, all of them valid."""
+
+    specification: Specification
+    base: Params
+    """params.yaml as it stands: what `dvc repro` makes."""
+    points: tuple[Point, ...]
+
+
+def load_sweep(
+    path: str | Path, params: str | Path = "params.yaml", overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> Sweep:
+    """Read a sweep file and expand it.
+
+    Args:
+        path: the sweep file.
+        params: the parameters that it starts from.
+        overrides: `key=value`, in all trials, over what the file sets.
+        only: `key=value`, which trials are kept; the key may be shortened to its end (`modality=audio`).
+
+    Raises:
+        PipelineError: for the first thing that is wrong, in the file, in an argument, or in a point's parameters.
+    """
+    specification = _read(path)
+    base = load_params(params)
+    values = base.model_dump(mode="json")
+    common: Settings = {}
+    for key, value in specification.set.items():
+        _require_key(key, f"{path}: set")
+        common[key] = value
+    axes = {name: _axis(path, name, axis) for name, axis in specification.axes.items()}
+    if specification.seeds is not None:
+        axes["seeds"] = _distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
+    _require_apart(path, axes)
+    for key, value in map(_assignment, overrides):
+        _require_key(key, "--set")
+        if any(key in setting for axis in axes.values() for setting in axis):
+            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
+        common[key] = value
+    points = []
+    for chosen in itertools.product(*axes.values()):
+        settings = {key: value for setting in chosen for key, value in setting.items()}
+        points.append(Point(settings, _params(path, values, common, settings)))
+    return Sweep(specification, base, tuple(_narrowed(points, only)))
+
+
+def _read(path: str | Path) -> Specification:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", "name a file of experiments/") from None
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise PipelineError(path, f"holds a {type(values).__name__}", "it must be a mapping with a name and axes")
+    return checked(Specification, values, path)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise PipelineError("the command line", f"{text!r} has no '='", "write key=value")
+    return key, parse_yaml(value, key)
+
+
+def _axis(path: str | Path, name: str, axis: Any) -> list[Settings]:
+    """The settings that an axis takes, one after another."""
+    where = f"{path}: axes.{name}"
+    if _is_key(name):
+        values = _draws(where, name, axis) if isinstance(axis, dict) else axis
+        settings = [{name: value} for value in _required_list(where, values)]
+    else:
+        settings = _required_list(where, axis)
+        if not all(isinstance(setting, dict) and setting for setting in settings):
+            _require_key(name, f"{path}: axes")
+    for setting in settings:
+        for key in setting:
+            _require_key(key, where)
+    return _distinct(path, f"axes.{name}", settings)
+
+
+def _required_list(where: str, values: Any) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise PipelineError(
+            where,
+            f"is {values!r}",
+            "it must be a list of values, or {uniform: [a, b], samples: n}, or {loguniform: [a, b], samples: n}",
+        )
+    return values
+
+
+def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
+    drawn = checked(LogUniform if "loguniform" in axis else Uniform, axis, where)
+    low, high = drawn.loguniform if isinstance(drawn, LogUniform) else drawn.uniform
+    if not low < high:
+        raise PipelineError(where, f"is drawn from {[low, high]}", "the first bound must be below the second")
+    source = random.Random(canonical([key, *axis.keys() - {"samples"}, low, high]))
+    if isinstance(drawn, LogUniform):
+        values = [exp(source.uniform(log(low), log(high))) for _ in range(drawn.samples)]
+    else:
+        values = [source.uniform(low, high) for _ in range(drawn.samples)]
+    # Six digits can be typed again, and lose nothing.
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
+    seen = set()
+    for setting in settings:
+        text = canonical(setting)
+        if text in seen:
+            raise PipelineError(path, f"{name} has {text} twice", "remove one")
+        seen.add(text)
+    return settings
+
+
+def _require_apart(path: str | Path, axes: Mapping[str, Sequence[Settings]]) -> None:
+    owner: dict[str, str] = {}
+    for name, settings in axes.items():
+        for key in {key for setting in settings for key in setting}:
+            for other, first in owner.items():
+                if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                    raise PipelineError(path, f"{first} and {name} both set {key}", "leave it to one of them")
+        owner |= {key: name for setting in settings for key in setting}
+
+
+def _params(path: str | Path, values: dict[str, Any], common: Settings, settings: Settings) -> Params:
+    """The parameters of a point; what an axis says goes before what is common to all."""
+    nested = _copied(values)
+    for key, value in (common | settings).items():
+        assign(nested, key, value)
+    said = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return validate(nested, f"{path} at {said}" if said else path)
+
+
+def _copied(values: Any) -> Any:
+    return {key: _copied(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def _is_key(key: str) -> bool:
+    """Whether this is a key of params.yaml, a section included."""
+    kind: Any = Params
+    for step in str(key).split("."):
+        field = getattr(kind, "model_fields", {}).get(step)
+        if field is None:
+            return False
+        kind = field.annotation
+    return True
+
+
+def _require_key(key: str, where: str) -> None:
+    if not _is_key(key):
+        kind: Any = Params
+        known = list(Params.model_fields)
+        for step in str(key).split("."):
+            field = getattr(kind, "model_fields", {}).get(step)
+            if field is None:
+                break
+            kind = field.annotation
+            known = list(getattr(kind, "model_fields", ()))
+        raise PipelineError(where, f"{key} is no parameter", f"known here: {', '.join(known) or 'nothing below it'}")
+
+
+def _narrowed(points: list[Point], only: Sequence[str]) -> list[Point]:
+    for text in only:
+        key, value = _assignment(text)
+        whole = _whole_key(key, points)
+        kept = [point for point in points if _value(point.params, whole) == value]
+        if not kept:
+            found = sorted({str(_value(point.params, whole)) for point in points})
+            raise PipelineError(f"--only {text}", "no trial is left", f"{whole} is one of: {', '.join(found)}")
+        points = kept
+    return points
+
+
+def _whole_key(key: str, points: Sequence[Point]) -> str:
+    """The one key that ends like this; among several, the one that an axis sets."""
+    flat = [name for name in _flat(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
+    chosen = [name for name in flat if any(name in point.settings for point in points)] or flat
+    if len(chosen) != 1:
+        found = f"may be {' or '.join(chosen)}" if chosen else "is no parameter"
+        raise PipelineError(f"--only {key}", found, "write the key in full, such as model.modality")
+    return chosen[0]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[str]:
+    names = []
+    for key, value in values.items():
+        names += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [f"{before}{key}"]
+    return names
+
+
+def _value(params: Params, key: str) -> Any:
+    value: Any = params
+    for step in key.split("."):
+        value = getattr(value, step)
+    return list(value) if isinstance(value, tuple) else value
