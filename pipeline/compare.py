@@ -1,0 +1,45 @@
+"""Finished trials side by side: word error rates, sinks, and what the decorrelation weight changes.
+
+Prints the table; with --out it also writes it as Markdown, CSV and LaTeX, and draws the figures.
+"""
+
+from pathlib import Path
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.files import write_text
+from pipeline.comparison.selection import named_trials
+from pipeline.comparison.table import Comparison, compare
+
+
+def write_tables(comparison: Comparison, folder: Path) -> None:
+    """`table.md`, `table.csv`, `table.tex`, and `metrics.csv` with a line for each trial and metric."""
+    write_text(folder / "table.md", comparison.markdown())
+    write_text(folder / "table.csv", comparison.csv())
+    write_text(folder / "table.tex", comparison.latex())
+    write_text(folder / "metrics.csv", comparison.long_csv())
+
+
+def main() -> None:
+    """The command."""
+    options = parser(__doc__)
+    options.add_argument(
+        "trials",
+        nargs="*",
+        metavar="RUN_OR_FOLDER",
+        help="identities, their beginnings, trial folders or folders of trials; none: all done trials of train.runs",
+    )
+    options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
+    arguments = options.parse_args()
+
+    def body() -> None:
+        comparison = compare(named_trials(arguments.trials, params_of(arguments).train.runs))
+        print(comparison.text(), end="")
+        if arguments.out:
+            write_tables(comparison, arguments.out)
+            print(f"written: {arguments.out}")
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trial folders to comparative tables and figures."""

@@ -1,0 +1,206 @@
+"""What a comparison knows of one trial: its task, its settings, its figures, or why it has none."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest
+from pipeline.config import parse_yaml, streams
+from pipeline.tracking.trial import State, Trial
+
+PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
+WEIGHT = "decorrelation.weight"
+_OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
+_DATA_SECTIONS = ("corpus", "features")
+_PLACES = ("corpus.out", "features.out", "features.batch_size")
+"""Parameters of those sections that change where something lies or how fast it is made, not what it is."""
+_SHORT = 8
+"""Digits by which a digest is named."""
+
+Edits = dict[str, tuple[int, int]]
+"""Errors and reference words of each utterance, by its id."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A modality at its rates: a row of the tables."""
+
+    modality: str
+    rates: tuple[int, ...]
+    """Encoder frames that become one token, in the order of the sequence: audio, video."""
+
+    def __str__(self) -> str:
+        return f"{PAPER_NAMES[self.modality]} {','.join(map(str, self.rates))}"
+
+    @property
+    def order(self) -> tuple:
+        """Sorts as the paper does: ASR, VSR, AVSR, and low rates first."""
+        return list(PAPER_NAMES).index(self.modality), self.rates
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why a trial has no figures."""
+
+    state: str
+    """One or two words, for a cell of a table."""
+    reason: str
+    """A line, for a note; empty where the state says it all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One trial that is compared."""
+
+    trial: Trial
+    identity: str
+    task: Task
+    settings: dict[str, Any]
+    """Every other key of its training configuration, dotted, without the seed."""
+    seed: int
+    code: str
+    data: dict[str, str]
+    metrics: dict[str, float]
+    """Empty where there is a gap."""
+    evaluation: str | None
+    gap: Gap | None
+
+    @property
+    def weight(self) -> float:
+        return self.settings[WEIGHT]
+
+    @functools.cached_property
+    def edits(self) -> dict[str, Edits]:
+        """By condition (`test`, `test/snr_0`), counted in words.
+
+        Raises:
+            PipelineError: `hypotheses.jsonl` is missing or damaged.
+        """
+        return _read_edits(self.trial)
+
+
+def read_entries(trials: Sequence[Trial]) -> tuple[list[Entry], int]:
+    """The trials that have begun, each once, and how many have not: nothing is known of these.
+
+    Raises:
+        PipelineError: an `identity.json` is damaged.
+    """
+    found: dict[str, Entry] = {}
+    absent = 0
+    for trial in trials:
+        if not trial.folder.is_dir():
+            absent += 1
+            continue
+        entry = _read_entry(trial)
+        found.setdefault(entry.identity, entry)
+    return _told_apart(list(found.values())), absent
+
+
+def _read_entry(trial: Trial) -> Entry:
+    parts = trial.identity_parts()
+    configuration = flattened(parts["configuration"])
+    modality = configuration["model.modality"]
+    result = trial.result()
+    return Entry(
+        trial=trial,
+        identity=parts["identity"],
+        task=Task(modality, tuple(configuration[f"model.rates.{stream}"] for stream in streams(modality))),
+        settings={key: value for key, value in configuration.items() if not key.startswith(_OF_THE_TASK)},
+        seed=configuration["train.seed"],
+        code=parts["code"],
+        data=parts["data"],
+        metrics=result["metrics"] if result else {},
+        evaluation=result["evaluation"] if result else None,
+        gap=None if result else _gap(trial, configuration["train.steps"]),
+    )
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; a list is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _gap(trial: Trial, steps: int) -> Gap:
+    for state in ("failed", "stopped"):
+        mark = trial.folder / f"{state}.json"
+        if mark.exists():
+            return Gap(state, _first_line(mark.read_text(encoding="utf-8", errors="replace")))
+    match trial.state():
+        case State.NEW:
+            return Gap("not run", "")
+        case State.TRAINED:
+            return Gap("not scored", "it is trained, and waits for its evaluation")
+        case _:
+            records, _ = trial.spool.read()
+            return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {steps}")
+
+
+def _first_line(text: str) -> str:
+    """The first line of what a mark says. Of JSON it is the first line of each value that is no number or list."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = text
+    if isinstance(values, dict):
+        said = [values[key] for key in ("error", "reason", "rule") if values.get(key)] or list(values.values())
+        said += [f"rung {values['rung']}"] if "rung" in values else []
+    else:
+        said = [values]
+    lines = [str(one).strip().partition("\n")[0] for one in said if isinstance(one, str)]
+    return ", ".join(line for line in lines if line)
+
+
+def _read_edits(trial: Trial) -> dict[str, Edits]:
+    found: dict[str, Edits] = {}
+    try:
+        content = trial.hypotheses.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(
+            trial.hypotheses, f"cannot be read ({error.strerror})", "evaluate the trial again"
+        ) from None
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
+            errors = record["substitutions"] + record["deletions"] + record["insertions"]
+            found.setdefault(name, {})[record["id"]] = (errors, record["words"])
+        except (ValueError, KeyError, TypeError):
+            where = f"{trial.hypotheses}: line {number}"
+            raise PipelineError(where, f"{line[:80]!r} is no hypothesis", "evaluate the trial again") from None
+    return found
+
+
+def _told_apart(entries: list[Entry]) -> list[Entry]:
+    """Settings that are not in the training configuration join it where trials differ by nothing else."""
+    for task in {entry.task for entry in entries}:
+        alike = [entry for entry in entries if entry.task == task]
+        if len({json.dumps(entry.data, sort_keys=True) for entry in alike}) > 1:
+            for entry in alike:
+                entry.settings.update(_data_settings(entry.trial))
+    for name in ("code", "data"):
+        if _collide(entries):
+            for entry in entries:
+                entry.settings[name] = _digest_named(getattr(entry, name))
+    return entries
+
+
+def _data_settings(trial: Trial) -> dict[str, Any]:
+    values = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
+    chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
+    chosen["model.llm.weights"] = values["model"]["llm"]["weights"]
+    return {key: value for key, value in chosen.items() if key not in _PLACES}
+
+
+def _collide(entries: Sequence[Entry]) -> bool:
+    keys = [json.dumps([str(entry.task), entry.seed, entry.settings], sort_keys=True) for entry in entries]
+    return len(set(keys)) < len(keys)
+
+
+def _digest_named(digests: str | dict[str, str]) -> str:
+    return (digests if isinstance(digests, str) else digest(digests))[:_SHORT]

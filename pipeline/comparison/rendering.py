@@ -1,0 +1,264 @@
+"""A comparison as text, Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.comparison.table import Cell, Change, Comparison, Figure
+
+ABSENT = "–"
+INDENT = "  "
+BETWEEN = 2
+"""Columns of space between two columns of the text."""
+_LATEX = str.maketrans(
+    {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--"}
+)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A line of the tables for each task."""
+
+    label: str
+    metric: str
+    percent: bool = False
+    decimals: int | None = None
+    """None: three significant digits."""
+    bounded: bool = True
+    """Whether the interval is shown."""
+    change: bool = False
+    """Whether the change from weight 0 is shown instead of the figure."""
+
+
+SINKS = (
+    Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
+    Quantity("  of ratio above 300", "sinks/intermediate_tokens_per_utterance/tau_300"),
+    Quantity("  of ratio above 100", "sinks/intermediate_tokens_per_utterance/tau_100"),
+    Quantity("  by attention", "sinks/intermediate_tokens_per_utterance/attention"),
+    Quantity("largest ratio, BOS", "sinks/max_ratio/bos", bounded=False),
+    Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate", bounded=False),
+    Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
+    Quantity("cosine to BOS, others", "sinks/bos_cosine/other", decimals=2),
+    Quantity("BOS sink rate %", "sinks/bos_sink_rate", percent=True, decimals=1),
+    Quantity("relocated by importance %", "sinks/relocated_share", percent=True, decimals=1),
+    Quantity("relocated by ratio %", "sinks/relocated_share/ratio", percent=True, decimals=1),
+)
+LEGEND = (
+    "[ ]: 95% bootstrap interval over utterances. Change: difference to weight 0 of the same task, with the p-value "
+    "of a paired bootstrap over the same utterances. Ratio: the largest |h| of a token over the median of its layer; "
+    "a sink is a token with a ratio above sinks.tau. Relocated: utterances whose strongest sink is not BOS."
+)
+SEEDS = "±: standard deviation over seeds, their number in parentheses."
+
+
+def condition_order(condition: str) -> tuple:
+    """Sorts conditions: test before validation, clean before noise, loud noise last."""
+    split, _, noise = condition.partition("/")
+    level = noise.removeprefix("snr_")
+    return split, bool(noise), -float(level) if _is_number(level) else 0, noise
+
+
+def condition_name(condition: str) -> str:
+    """`test/snr_0` as people say it: `test, 0 dB`."""
+    split, _, noise = condition.partition("/")
+    level = noise.removeprefix("snr_")
+    return ", ".join(part for part in (split, f"{level} dB" if _is_number(level) else noise) if part)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def quantities(comparison: "Comparison") -> list[Quantity]:
+    """What the tables show: error rates of the test set (of validation only if no test was made), then sinks."""
+    shown = [c for c in comparison.conditions if not c.startswith("validation")] or list(comparison.conditions)
+    changed = {condition for cell in comparison.cells.values() for condition in cell.changes}
+    found = []
+    for condition in shown:
+        name = condition_name(condition)
+        found.append(Quantity(f"WER %, {name}", f"wer/{condition}", percent=True, decimals=1))
+        if condition in changed:
+            found.append(Quantity("  change", condition, percent=True, decimals=1, change=True))
+    found += [Quantity(f"CER %, {condition_name(c)}", f"cer/{c}", percent=True, decimals=1) for c in shown]
+    known = {name for cell in comparison.cells.values() for name in cell.figures}
+    return [quantity for quantity in (*found, *SINKS) if quantity.change or quantity.metric in known]
+
+
+def cell_text(cell: "Cell", quantity: Quantity) -> str:
+    """A figure as people read it; a gap says why, `–` that there is nothing to measure."""
+    if cell.gap:
+        return cell.gap.state
+    if quantity.change:
+        change = cell.changes.get(quantity.metric)
+        return _change_text(change) if change else ABSENT
+    figure = cell.figures.get(quantity.metric)
+    return _figure_text(figure, quantity) if figure else ABSENT
+
+
+def _figure_text(figure: "Figure", quantity: Quantity) -> str:
+    def number(value: float) -> str:
+        return rounded(100 * value if quantity.percent else value, quantity.decimals)
+
+    text = number(figure.value)
+    if figure.deviation is not None:
+        return f"{text} ± {number(figure.deviation)} ({figure.seeds})"
+    if figure.interval and quantity.bounded:
+        return f"{text} [{', '.join(map(number, figure.interval))}]"
+    return text
+
+
+def _change_text(change: "Change") -> str:
+    p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
+    return f"{100 * change.difference:+.1f} ({p})"
+
+
+def rounded(value: float, decimals: int | None) -> str:
+    """A number with so many decimals; with None, three significant digits and a comma for thousands."""
+    if decimals is None:
+        size = abs(value)
+        decimals = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2
+        if size >= 1000:
+            value = float(f"{value:.3g}")
+    text = f"{value:,.{decimals}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
+
+
+def _rows(comparison: "Comparison") -> Iterable[tuple[str, str, list[str]]]:
+    """Quantity, task, cells. The quantity is named in the first of its lines."""
+    for quantity in quantities(comparison):
+        for number, task in enumerate(comparison.tasks):
+            cells = [cell_text(comparison.cell(task, variant), quantity) for variant in comparison.variants]
+            yield quantity.label if number == 0 else "", str(task), cells
+
+
+def _notes(comparison: "Comparison") -> list[str]:
+    several = any(
+        figure.deviation is not None for cell in comparison.cells.values() for figure in cell.figures.values()
+    )
+    return [LEGEND, *([SEEDS] if several else []), *comparison.notes]
+
+
+def text(comparison: "Comparison", width: int) -> str:
+    """See `Comparison.text`."""
+    rows = list(_rows(comparison))
+    heads = [variant.parts for variant in comparison.variants]
+    widths = [max(map(len, [*head, *(cells[n] for *_, cells in rows)])) for n, head in enumerate(heads)]
+    labels = max(len(label) for label, *_ in rows), max(len(task) for _, task, _ in rows)
+    first = sum(labels) + 2 * BETWEEN
+    blocks = []
+    for chosen in _fitting(widths, width - first):
+        lines = []
+        height = max(len(heads[n]) for n in chosen)
+        for line in range(height):
+            words = [heads[n][line] if line < len(heads[n]) else "" for n in chosen]
+            lines.append(_joined(("", ""), labels, words, [widths[n] for n in chosen]))
+        lines.append("─" * min(width, first + sum(widths[n] + BETWEEN for n in chosen) - BETWEEN))
+        for label, task, cells in rows:
+            lines.append(_joined((label, task), labels, [cells[n] for n in chosen], [widths[n] for n in chosen]))
+        blocks.append("\n".join(lines))
+    notes = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in _notes(comparison))
+    return "\n\n".join([*blocks, notes]) + "\n"
+
+
+def _joined(labels: tuple[str, str], label_widths: tuple[int, int], words: list[str], widths: list[int]) -> str:
+    padded = [word.ljust(size) for word, size in zip([*labels, *words], [*label_widths, *widths], strict=True)]
+    return (" " * BETWEEN).join(padded).rstrip()
+
+
+def _fitting(widths: list[int], room: int) -> list[list[int]]:
+    """Numbers of columns in groups that fit into `room`, at least one in each."""
+    groups: list[list[int]] = []
+    used = 0
+    for number, size in enumerate(widths):
+        if not groups or used + BETWEEN + size > room:
+            groups.append([])
+            used = -BETWEEN
+        groups[-1].append(number)
+        used += BETWEEN + size
+    return groups
+
+
+def markdown(comparison: "Comparison") -> str:
+    """See `Comparison.markdown`."""
+    heads = ["", "", *map(str, comparison.variants)]
+    lines = [_pipes(heads), _pipes(["---"] * len(heads))]
+    for label, task, cells in _rows(comparison):
+        indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
+        lines.append(_pipes([indented, task, *cells]))
+    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in _notes(comparison))]) + "\n"
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+
+
+def _plain(words: str) -> str:
+    return words.replace("|", r"\|").replace("<", "&lt;")
+
+
+def latex(comparison: "Comparison") -> str:
+    """See `Comparison.latex`."""
+    heads = [r"\shortstack[l]{" + r"\\".join(map(_escaped, v.parts)) + "}" for v in comparison.variants]
+    lines = [f"% {note}" for note in _notes(comparison)]
+    lines += [r"\begin{tabular}{ll" + "l" * len(heads) + "}", r"\toprule", " & ".join(["", "", *heads]) + r" \\"]
+    for label, task, cells in _rows(comparison):
+        if label:
+            lines.append(r"\midrule" if not label.startswith(INDENT) else r"\addlinespace")
+        name = r"\quad " + _escaped(label.strip()) if label.startswith(INDENT) else _escaped(label)
+        lines.append(" & ".join([name, *map(_escaped, [task, *cells])]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escaped(words: str) -> str:
+    return words.translate(_LATEX)
+
+
+def csv_table(comparison: "Comparison") -> str:
+    """See `Comparison.csv`."""
+    lines = []
+    for task in comparison.tasks:
+        for variant in comparison.variants:
+            cell = comparison.cell(task, variant)
+            line: dict[str, object] = {"task": task, "modality": task.modality, "rates": ",".join(map(str, task.rates))}
+            line |= {"variant": variant, "decorrelation.weight": variant.weight, **dict(variant.others)}
+            line |= {"seeds": sum(not entry.gap for entry in cell.entries)}
+            line |= {"gap": f"{cell.gap.state}: {cell.gap.reason}".removesuffix(": ") if cell.gap else ""}
+            for name, figure in cell.figures.items():
+                line[name] = figure.value
+                if figure.interval:
+                    line[f"{name}/low"], line[f"{name}/high"] = figure.interval
+                if figure.deviation is not None:
+                    line[f"{name}/deviation"] = figure.deviation
+            for condition, change in sorted(cell.changes.items()):
+                line[f"change/{condition}"], line[f"change/{condition}/p"] = change.difference, change.p
+            lines.append(line)
+    return _csv(lines)
+
+
+def long_csv(comparison: "Comparison") -> str:
+    """See `Comparison.long_csv`."""
+    lines = []
+    for entry in comparison.entries:
+        of_trial = {"identity": entry.identity, "task": entry.task, "decorrelation.weight": entry.weight}
+        of_trial |= {"seed": entry.seed}
+        if entry.gap:
+            lines.append(of_trial | {"gap": f"{entry.gap.state}: {entry.gap.reason}".removesuffix(": ")})
+        lines += [of_trial | {"metric": name, "value": value} for name, value in sorted(entry.metrics.items())]
+    return _csv(lines)
+
+
+def _csv(lines: list[dict[str, object]]) -> str:
+    written = io.StringIO()
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(written, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return written.getvalue()

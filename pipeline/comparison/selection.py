@@ -1,0 +1,52 @@
+"""Trials as people name them: a folder, a folder of trials, an identity or the beginning of one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.common.errors import PipelineError
+from pipeline.tracking.identity import FOLDER_DIGITS
+from pipeline.tracking.trial import State, Trial
+
+MARK = "identity.json"
+"""What makes a folder a trial's."""
+
+
+def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
+    """The trials that `names` mean, each once; without names, all done trials of `runs`.
+
+    Args:
+        names: a trial's folder; a folder of such folders, which means all of them, done or not; or the beginning of an
+            identity under `runs`.
+        runs: where trial folders lie.
+
+    Raises:
+        PipelineError: a name means no trial, or the beginning of an identity means several.
+    """
+    if not names:
+        done = [trial for trial in _inside(Path(runs)) if trial.state() is State.DONE]
+        if not done:
+            raise PipelineError(runs, "no trial in it is done", "run some: python -m pipeline.sweep")
+        return done
+    found = {trial.folder.resolve(): trial for name in names for trial in _meant(name, Path(runs))}
+    return list(found.values())
+
+
+def _meant(name: str, runs: Path) -> list[Trial]:
+    folder = Path(name)
+    if (folder / MARK).exists():
+        return [Trial(folder)]
+    if folder.is_dir():
+        inside = _inside(folder)
+        if not inside:
+            raise PipelineError(folder, "holds no trial", "name a trial's folder, or the folder of several")
+        return inside
+    alike = [trial for trial in _inside(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
+    alike = [trial for trial in alike if trial.identity.startswith(name)]
+    if len(alike) != 1:
+        found = f"is the beginning of {len(alike)} identities" if alike else "is neither a folder nor an identity"
+        raise PipelineError(name, f"{found} in {runs}", "name one of the folders there")
+    return alike
+
+
+def _inside(folder: Path) -> list[Trial]:
+    return [Trial(mark.parent) for mark in sorted(folder.glob(f"*/{MARK}"))]

@@ -1,0 +1,255 @@
+"""Comparison: rows, columns, changes, gaps, and every form of the table."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trials import finish, make_trial
+
+from pipeline.common.bootstrap import paired_p_value
+from pipeline.common.errors import PipelineError
+from pipeline.comparison.rendering import rounded
+from pipeline.comparison.selection import named_trials
+from pipeline.comparison.table import RESAMPLINGS, compare
+from pipeline.tracking.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[1]
+MANY = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
+FEW = [0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+AUDIO = "model.modality=audio"
+
+
+def lines_of(text: str, label: str) -> str:
+    """The line that begins with a label."""
+    return next(line for line in text.splitlines() if line.startswith(label))
+
+
+def test_rows_are_tasks_as_the_paper_writes_them_and_columns_are_weights(tmp_path: Path) -> None:
+    tasks = [["audiovisual"], ["video"], ["audio", "model.rates.audio=4"], ["audio"]]
+    trials = [
+        make_trial(tmp_path, f"decorrelation.weight={weight}", f"model.modality={modality}", *rates)
+        for weight in (0.1, 0)
+        for modality, *rates in tasks
+    ]
+    comparison = compare(trials)
+    assert list(map(str, comparison.tasks)) == ["ASR 4", "ASR 16", "VSR 5", "AVSR 16,5"]
+    assert list(map(str, comparison.variants)) == ["weight 0", "weight 0.1"]
+    assert comparison.notes == ()
+
+
+def test_columns_are_named_by_what_differs(tmp_path: Path) -> None:
+    trials = [
+        make_trial(tmp_path, *settings)
+        for settings in (
+            ["decorrelation.weight=0"],
+            ["decorrelation.weight=1"],
+            ["decorrelation.weight=1", "decorrelation.stop_gradient=true"],
+            ["decorrelation.weight=1", "decorrelation.roles=[audio_start,video_start]"],
+            ["decorrelation.weight=0", "model.lora.rank=8"],
+        )
+    ]
+    assert [variant.parts for variant in compare(trials).variants] == [
+        ["weight 0", "rank 8"],
+        ["weight 0", "rank 32"],
+        ["weight 1", "roles audio_start,video_start", "no stop_gradient", "rank 32"],
+        ["weight 1", "roles all", "no stop_gradient", "rank 32"],
+        ["weight 1", "roles all", "stop_gradient", "rank 32"],
+    ]
+
+
+def test_what_differs_between_tasks_only_is_a_note(tmp_path: Path) -> None:
+    trials = [make_trial(tmp_path, AUDIO), make_trial(tmp_path, "model.modality=video", "train.learning_rate=0.0005")]
+    comparison = compare(trials)
+    assert list(map(str, comparison.variants)) == ["weight 0"]
+    assert comparison.notes == ("train.learning_rate is 0.001 for ASR 16, 0.0005 for VSR 5.",)
+
+
+def test_a_loss_that_is_not_the_default_everywhere_is_a_note(tmp_path: Path) -> None:
+    trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=1", "decorrelation.stop_gradient=true")]
+    assert compare(trials).notes == ("decorrelation.stop_gradient is True wherever the weight is above 0.",)
+
+
+def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_digest(tmp_path: Path) -> None:
+    one = make_trial(tmp_path, AUDIO)
+    other = make_trial(tmp_path, AUDIO, "corpus.seed=1", data={"utterances": "2" * 64})
+    assert list(map(str, compare([one, other]).variants)) == ["weight 0, seed 0", "weight 0, seed 1"]
+    again = Trial(tmp_path / "older")
+    parts = one.identity_parts() | {"identity": "3" * 64, "code": "4" * 64}
+    again.folder.mkdir()
+    (again.folder / "identity.json").write_text(json.dumps(parts))
+    assert "weight 0, code 44444444" in map(str, compare([one, again]).variants)
+
+
+def test_change_is_paired_over_utterances(tmp_path: Path) -> None:
+    before = finish(make_trial(tmp_path), {"test": MANY})
+    after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
+    comparison = compare([after, before])
+    change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
+    assert change.difference == pytest.approx((sum(FEW) - sum(MANY)) / 60)
+    assert change.p == paired_p_value(FEW, MANY, RESAMPLINGS, seed=0)
+    assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
+    assert lines_of(comparison.text(), "  change").split()[3:] == ["–", "-11.7", f"(p={change.p:.3f})"]
+
+
+def test_another_lora_is_no_baseline(tmp_path: Path) -> None:
+    before = finish(make_trial(tmp_path, "model.lora.rank=8"), {"test": MANY})
+    after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
+    assert not any(cell.changes for cell in compare([before, after]).cells.values())
+
+
+def test_other_utterances_give_no_change_but_a_note(tmp_path: Path) -> None:
+    before = finish(make_trial(tmp_path), {"test": MANY[:-1]})
+    after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": MANY})
+    comparison = compare([before, after])
+    assert not any(cell.changes for cell in comparison.cells.values())
+    assert any("are not those of" in note for note in comparison.notes)
+
+
+def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> None:
+    before = finish(make_trial(tmp_path), {"test": MANY})
+    after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
+    after.hypotheses.write_text("no record\n")
+    comparison = compare([before, after])
+    assert "hypotheses.jsonl: line 1" in comparison.text(1000)
+    assert lines_of(comparison.text(), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
+
+
+def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
+    zero = [finish(make_trial(tmp_path, f"train.seed={seed}"), {"test": MANY}) for seed in (0, 1)]
+    one = [
+        finish(make_trial(tmp_path, f"train.seed={seed}", "decorrelation.weight=1"), {"test": errors})
+        for seed, errors in ((0, FEW), (1, MANY), (2, [6] * 10))
+    ]
+    comparison = compare(zero + one)
+    cell = comparison.cell(comparison.tasks[0], comparison.variants[1])
+    assert cell.figures["wer/test"].seeds == 3
+    assert cell.figures["wer/test"].interval is None
+    # Seed 2 has no counterpart at weight 0, so that it does not count in the change.
+    assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
+    assert "40.6 ± 51.8 (3)" in comparison.text()
+    assert "standard deviation over seeds" in comparison.text(1000)
+
+
+def test_gaps_say_why(tmp_path: Path) -> None:
+    done = finish(make_trial(tmp_path), {"test": MANY})
+    new, training, trained, failed, stopped = (make_trial(tmp_path, f"decorrelation.weight={w}") for w in range(1, 6))
+    training.spool.append(120, {"loss/cross_entropy": 1.0})
+    trained.adapter.mkdir()
+    (failed.folder / "failed.json").write_text(json.dumps({"error": "RuntimeError: no memory\nmore", "attempts": 2}))
+    (stopped.folder / "stopped.json").write_text(json.dumps({"rule": "asha", "rung": 60}))
+    absent = Trial(tmp_path / "nothing")
+    other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
+    comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
+    text = comparison.text(200)
+    row = next(line for line in text.splitlines() if "AVSR 16,5" in line)
+    for state in ("not run", "unfinished", "not scored", "failed", "stopped"):
+        assert state in row
+    assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
+    assert "unfinished: at step 120 of 480." in text
+    assert "stopped: asha, rung 60." in text
+    assert "1 trial has not begun." in text
+    gaps = [line["gap"] for line in csv.DictReader(io.StringIO(comparison.csv())) if line["modality"] == "audio"]
+    assert gaps == ["", *["not run"] * 5]
+
+
+def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
+    finish(make_trial(tmp_path), {"test": MANY})
+    bad = make_trial(tmp_path, "train.seed=1")
+    (bad.folder / "failed.json").write_text('{"error": "diverged"}')
+    comparison = compare(named_trials([str(tmp_path)], tmp_path))
+    assert "16.7 [13.3, 20.0]" in comparison.text()
+    assert any("seed 1" in note and "diverged" in note for note in comparison.notes)
+
+
+def test_conditions_are_apart_and_validation_stays_out_of_the_table(tmp_path: Path) -> None:
+    errors = {"validation": FEW, "test": FEW, "test/snr_0": MANY, "test/snr_-5": MANY, "test/snr_10": MANY}
+    comparison = compare([finish(make_trial(tmp_path), errors)])
+    assert comparison.conditions == ("test", "test/snr_10", "test/snr_0", "test/snr_-5", "validation")
+    text = comparison.text()
+    assert text.index("WER %, test ") < text.index("WER %, test, 10 dB") < text.index("WER %, test, -5 dB")
+    assert "validation" not in text
+    assert "wer/validation" in comparison.csv()
+
+
+def test_only_validation_is_shown_rather_than_nothing(tmp_path: Path) -> None:
+    assert "WER %, validation" in compare([finish(make_trial(tmp_path), {"validation": FEW})]).text()
+
+
+def test_what_does_not_exist_is_a_dash(tmp_path: Path) -> None:
+    with_sinks = finish(make_trial(tmp_path), {"test": FEW}, **{"sinks/bos_cosine/sink": 0.991})
+    without = finish(make_trial(tmp_path, "decorrelation.weight=1"), {"test": FEW})
+    assert lines_of(compare([with_sinks, without]).text(), "cosine to BOS, sinks").split()[-2:] == ["0.99", "–"]
+
+
+def test_text_fits_into_its_width(tmp_path: Path) -> None:
+    for weight in range(9):
+        finish(
+            make_trial(tmp_path, f"decorrelation.weight={weight}"), {"test": MANY}, **{"sinks/max_ratio/bos": 12345.6}
+        )
+    text = compare(named_trials([], tmp_path)).text(80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert [f"weight {weight}" in text for weight in range(9)] == [True] * 9
+    assert "12,300" in text
+
+
+def test_other_forms_hold_the_same(tmp_path: Path) -> None:
+    finish(make_trial(tmp_path), {"test": MANY})
+    finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
+    comparison = compare(named_trials([], tmp_path))
+    assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in comparison.markdown()
+    assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in comparison.latex()
+    wide = list(csv.DictReader(io.StringIO(comparison.csv())))
+    assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
+    assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)
+    long = list(csv.DictReader(io.StringIO(comparison.long_csv())))
+    assert {line["metric"] for line in long} == {"wer/test", "wer/test/low", "wer/test/high"}
+    assert len({line["identity"] for line in long}) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "words"),
+    [(0, None, "0"), (0.01234, None, "0.01"), (12.34, None, "12.3"), (11725, None, "11,700"), (-0.04, 1, "0.0"),
+     (483.5, None, "484"), (99.96, 1, "100.0")],
+)  # fmt: skip
+def test_rounding(value: float, decimals: int | None, words: str) -> None:
+    assert rounded(value, decimals) == words
+
+
+def test_nothing_to_compare_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="there is no trial to compare"):
+        compare([Trial(tmp_path / "absent")])
+    with pytest.raises(PipelineError, match="no trial in it is done"):
+        named_trials([], tmp_path)
+    with pytest.raises(PipelineError, match="holds no trial"):
+        named_trials([str(tmp_path)], tmp_path)
+    with pytest.raises(PipelineError, match="neither a folder nor an identity"):
+        named_trials(["abc"], tmp_path)
+
+
+def test_trials_are_named_by_folder_identity_or_its_beginning(tmp_path: Path) -> None:
+    one, _ = make_trial(tmp_path), make_trial(tmp_path, AUDIO)
+    for name in (str(one.folder), one.identity, one.identity[:20], one.identity[:6]):
+        assert [trial.folder for trial in named_trials([name], tmp_path)] == [one.folder]
+    assert len(named_trials([str(tmp_path), one.identity], tmp_path)) == 2
+    twin = tmp_path / (one.identity[:6] + "0" * 10)
+    twin.mkdir()
+    (twin / "identity.json").write_text(json.dumps(one.identity_parts() | {"identity": one.identity[:6] + "0" * 58}))
+    with pytest.raises(PipelineError, match="is the beginning of 2 identities"):
+        named_trials([one.identity[:6]], tmp_path)
+
+
+def test_the_command_prints_without_anything_heavy(tmp_path: Path) -> None:
+    finish(make_trial(tmp_path), {"test": MANY})
+    program = (
+        "import sys, pipeline.compare as c; sys.argv[1:] = sys.argv[1:]; c.main();"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'ray', 'pandas'} & {n.split('.')[0] for n in sys.modules}))"
+    )
+    words = [sys.executable, "-c", program, "--set", f"train.runs={tmp_path}"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "WER %, test" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[]"
