@@ -66,7 +66,8 @@ def make_project(folder: Path, real_weights: Path) -> Path:
 def environment() -> dict[str, str]:
     """The variables that a command of the project runs under: our interpreter's tools first, no bytecode."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"PATH": path, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_TRACKING_URI": ""}
+    return os.environ | own
 
 
 def command(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 from pipeline.common.errors import PipelineError
@@ -34,6 +35,9 @@ def run_command(body: Callable[[], None]) -> None:
     A `PipelineError` is one line and 1; `Ctrl-C` and SIGTERM are one line and 130; a full disk is one line and 1.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # What libraries tell their own developers is none of the user's business.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     try:
         body()
     except PipelineError as error:

@@ -15,6 +15,11 @@ def seal(checkpoint: Path) -> None:
     write_json(checkpoint / SEAL, {path.name: file_sha256(path) for path in _files(checkpoint)})
 
 
+def is_sealed(checkpoint: Path) -> bool:
+    """Whether a checkpoint was declared whole; `newest_whole` also looks whether it still is."""
+    return (checkpoint / SEAL).exists()
+
+
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is as it was sealed. Later ones, cut or damaged, are named and removed."""
     if not folder.exists():
@@ -39,7 +44,7 @@ def _files(checkpoint: Path) -> list[Path]:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    if not (checkpoint / SEAL).exists():
+    if not is_sealed(checkpoint):
         return "it was cut short while it was written"
     try:
         sealed = read_json(checkpoint / SEAL, "")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,7 +26,7 @@ from pipeline.tracking.lease import Lease
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
-from pipeline.trial.checkpoints import newest_whole, seal, step_of
+from pipeline.trial.checkpoints import is_sealed, newest_whole, seal, step_of
 from pipeline.trial.inputs import Inputs
 
 TRAINED_FILE = "trained.safetensors"
@@ -68,7 +69,7 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease) -> None:
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             data_collator=collate,
-            callbacks=[_Keeper(trial.checkpoints, model, lease, stop, bar)],
+            callbacks=[_Watch(lease, stop, bar)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -167,6 +168,22 @@ class _Trainer(transformers.Trainer):
         if line:
             self.spool.append(self.state.global_step, line)
 
+    def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
+        """A checkpoint that is whole and sealed, or none."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
+        require_space(folder, needed, "a checkpoint")
+        try:
+            super()._save_checkpoint(model, trial)
+            seal(folder)
+        except (OSError, RuntimeError, SafetensorError):
+            # What the libraries say of a full disk is a riddle ("unexpected pos 219843 vs 219796").
+            require_space(folder, needed, "a checkpoint")
+            raise
+        finally:
+            if not is_sealed(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,13 +196,11 @@ class _Trainer(transformers.Trainer):
                 parameter.copy_(saved[name])
 
 
-class _Keeper(TrainerCallback):
-    """Checkpoints that fit on the disk and are sealed, also one at the moment when somebody wants to stop."""
+class _Watch(TrainerCallback):
+    """After each step: the bar moves, the lease must be ours, and who wants to stop gets a checkpoint first."""
 
-    def __init__(self, checkpoints: Path, model: AudioVisualLLM, lease: Lease, stop: threading.Event, bar: Any) -> None:
-        parameters = sum(parameter.numel() for parameter in model.trained().values())
-        self.bytes = STATES_A_PARAMETER * 4 * parameters
-        self.checkpoints, self.lease, self.stop, self.bar = checkpoints, lease, stop, bar
+    def __init__(self, lease: Lease, stop: threading.Event, bar: Any) -> None:
+        self.lease, self.stop, self.bar = lease, stop, bar
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -194,12 +209,7 @@ class _Keeper(TrainerCallback):
         self.lease.require()
         if self.stop.is_set():
             control.should_save = control.should_training_stop = True
-        if control.should_save:
-            require_space(self.checkpoints, self.bytes, "a checkpoint")
         return control
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seal(self.checkpoints / f"checkpoint-{state.global_step}")
 
 
 @contextmanager
