@@ -2,14 +2,18 @@
 
 PYTHON ?= python3
 PORT ?= 5000
+SWEEP ?= experiments/demo.yaml
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint ui
+.PHONY: help sweep repro test lint ui
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+sweep: $(READY) ## all trials of SWEEP=experiments/demo.yaml that are not done, and their table; ARGS="--plan" shows what it takes
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.sweep $(SWEEP) $(ARGS)
 
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
 	@PATH="$(BIN):$$PATH" dvc repro

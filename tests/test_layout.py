@@ -24,6 +24,7 @@ LIBRARIES = {
     "sinks": {"model.roles"},
     "tracking": set(),
     "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
+    "sweeping": {"corpora.manifest", "encoders.store", "tracking", "trial.inputs"},
     "comparison": {"scoring", "tracking", "sinks.figures"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""

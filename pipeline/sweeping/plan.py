@@ -1,22 +1,26 @@
 """The trials of a sweep: which points share one, which are done, and where each lies."""
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, read_json
+from pipeline.common.files import canonical, read_json, write_json
 from pipeline.common.precision import with_precision
 from pipeline.config import Params
 from pipeline.sweeping.specification import Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
+from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.mlflow_writer import run_name
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import evaluation_inputs, training_inputs
 
 FAILURE = "failed.json"
 """In the folder of a trial that failed for good: `reason`, `traceback`, `time`. It is tried again by the next sweep."""
+WAIT_SECONDS = 2.0
 _IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
 
 
@@ -44,6 +48,28 @@ class Planned:
         """Why it failed, if it did and was not begun again since."""
         path = self.trial.folder / FAILURE
         return read_json(path, "remove it")["reason"] if path.exists() else None
+
+    def fail(self, reason: str, traceback: str) -> None:
+        """Leave in its folder why it failed for good."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.trial.folder / FAILURE, {"reason": reason, "traceback": traceback.split("\n"), "time": now})
+
+    def is_free(self) -> bool:
+        """Whether it is done, or nobody runs it."""
+        if self.state is State.DONE:
+            return True
+        try:
+            with self.trial.lease():
+                return True
+        except LeaseTakenError:
+            return False
+
+
+def wait_until_one_is_free(trials: Iterable[Planned], stop: Path) -> None:
+    """Until one of the trials that others run is done or given up, or the file `stop` is there."""
+    trials = list(trials)
+    while trials and not stop.exists() and not any(planned.is_free() for planned in trials):
+        time.sleep(WAIT_SECONDS)
 
 
 def plan_trials(sweep: Sweep) -> list[Planned]:

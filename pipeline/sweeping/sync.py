@@ -1,0 +1,74 @@
+"""MLflow, kept up to date by a process of its own: training does not notice whether a server is slow, or down."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.files import file_sha256, read_json, write_json
+from pipeline.sweeping.plan import Planned
+from pipeline.tracking.mlflow_writer import tracking_uri
+from pipeline.tracking.version_control import without_credentials
+
+LOWEST_PRIORITY = 19
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""With MLflow's own a server that is down holds up the end of a sweep for minutes."""
+_SQLITE = "sqlite:///"
+
+
+class Sync:
+    """Brings a sweep into MLflow by `words`, the command line of a Python process; one at a time."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = [sys.executable, *words]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Begin, unless the one before is still at work."""
+        if self._process and self._process.poll() is None:
+            return
+        # A session of its own: Ctrl-C is not for it.
+        self._process = subprocess.Popen(
+            self._words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=PATIENCE | os.environ,
+        )  # fmt: skip
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
+
+    def finish(self) -> str | None:
+        """Wait for what was begun, then do it once more, for what came since.
+
+        Returns:
+            None, or in one line why it did not work.
+        """
+        if self._process:
+            self._process.communicate()
+        self.start()
+        assert self._process
+        errors = self._process.communicate()[1].strip()
+        if self._process.returncode == 0:
+            return None
+        return errors.splitlines()[-1] if errors else f"ended with {self._process.returncode}"
+
+
+def record(trials: Sequence[Planned]) -> dict[str, Any]:
+    """What of a sweep is in MLflow after a sync: its address, and which results."""
+    results = {planned.identity: _sha256(planned) for planned in trials}
+    return {"uri": without_credentials(tracking_uri()), "results": results}
+
+
+def write_record(path: Path, trials: Sequence[Planned]) -> None:
+    """Note that the trials are in MLflow as they are."""
+    write_json(path, record(trials))
+
+
+def is_synced(path: Path, trials: Sequence[Planned]) -> bool:
+    """Whether all results were brought to where they should be, and a database that is a file is still there."""
+    uri = tracking_uri()
+    there = not uri.startswith(_SQLITE) or Path(uri.removeprefix(_SQLITE)).exists()
+    return there and path.exists() and read_json(path, "remove it") == record(trials)
+
+
+def _sha256(planned: Planned) -> str | None:
+    return file_sha256(planned.trial.metrics) if planned.trial.metrics.exists() else None

@@ -1,0 +1,154 @@
+"""What a person sees while a sweep runs: a line an event, and in a terminal the trials that run, redrawn."""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import TextIO
+
+from pipeline.sweeping.cost import Cost, duration
+from pipeline.sweeping.plan import Planned
+from pipeline.tracking.trial import State
+
+LOG_SECONDS = 60.0
+"""Between two lines of a log that say how far the sweep is, where there is no terminal."""
+_UP_AND_CLEAR = "\x1b[{}A\x1b[J"
+
+
+class Running:
+    """A trial that runs, as its folder tells it."""
+
+    def __init__(self, planned: Planned) -> None:
+        self.planned = planned
+        self.step, self.loss, self.speed = 0, float("nan"), float("nan")
+        self._position = 0
+
+    def look(self) -> None:
+        """Read what was spooled since the last look."""
+        records, self._position = self.planned.trial.spool.read(self._position)
+        for record in records:
+            self.step = int(record["step"])
+            self.loss = record.get("loss/cross_entropy", self.loss)
+            self.speed = record.get("throughput/utterances_per_second", self.speed)
+
+    @property
+    def evaluating(self) -> bool:
+        return self.planned.trial.adapter.is_dir()
+
+    def seconds_left(self, cost: Cost | None) -> float | None:
+        """By its own speed if it has one; else, or for its evaluation, by finished trials. None: not known."""
+        evaluation = cost.evaluation if cost else 0.0
+        train = self.planned.params.train
+        if self.evaluating:
+            return evaluation
+        if self.speed > 0:
+            return (train.steps - self.step) * train.batch_size / self.speed + evaluation
+        return cost.seconds if cost else None
+
+    def line(self, width: int) -> str:
+        """Name, phase, step, loss and speed."""
+        if self.evaluating:
+            return f"  {self.planned.name:{width}}  evaluating"
+        loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
+        speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
+        return f"  {self.planned.name:{width}}  step {self.step}/{self.planned.params.train.steps}  {loss}  {speed}"
+
+
+class View:
+    """The view of one sweep. Its events also go to a file.
+
+    Args:
+        trials: all of the sweep.
+        costs: of each, by identity; what is known.
+        metric: what is shown of a trial that is done, such as `wer/validation`.
+        log: file that takes the events.
+    """
+
+    def __init__(self, trials: Sequence[Planned], costs: dict[str, Cost | None], metric: str, log: Path) -> None:
+        self.concurrency = 1
+        """How many trials run at once."""
+        self._costs, self._metric = costs, metric
+        self._total, self._width = len(trials), max(len(planned.name) for planned in trials)
+        states = {planned.identity: planned.state for planned in trials}
+        self._begun = {identity for identity, state in states.items() if state is not State.NEW}
+        self._waiting = {planned.identity for planned in trials if states[planned.identity] is not State.DONE}
+        self._running: dict[str, Running] = {}
+        self._failed = 0
+        self._drawn = 0
+        self._said = time.monotonic()
+        # Events come from the driver's main thread, even from its signals; redrawing is another thread's.
+        self._lock = threading.RLock()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log: TextIO = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._terminal = sys.stdout.isatty()
+
+    def started(self, planned: Planned) -> None:
+        self._running[planned.identity] = Running(planned)
+        self.say(f"{planned.name:{self._width}}  {'goes on' if planned.identity in self._begun else 'begins'}")
+
+    def ended(self, planned: Planned, outcome: str) -> None:
+        """`outcome` is `done`, or what happened instead."""
+        self._running.pop(planned.identity, None)
+        if outcome == "done":
+            self._waiting.discard(planned.identity)
+            value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+            outcome = "done" if value is None else f"done  {self._metric} {value:.3f}"
+        elif outcome.startswith("failed"):
+            self._waiting.discard(planned.identity)
+            self._failed += 1
+        self.say(f"{planned.name:{self._width}}  {outcome}")
+
+    def say(self, text: str) -> None:
+        """One line for one event."""
+        line = f"{datetime.now():%H:%M:%S}  {text}"
+        with self._lock:
+            self._log.write(line + "\n")
+            self._erase()
+            print(line, flush=True)
+
+    def refresh(self) -> None:
+        """Redraw the trials that run; in a plain log, say now and then how far the sweep is."""
+        for running in list(self._running.values()):
+            running.look()
+        if self._terminal:
+            size = shutil.get_terminal_size()
+            lines = [running.line(self._width) for running in list(self._running.values())][: max(1, size.lines - 3)]
+            lines.append(self._summary())
+            with self._lock:
+                self._erase()
+                print("\n".join(line[: size.columns - 1] for line in lines), flush=True)
+                self._drawn = len(lines)
+        elif time.monotonic() - self._said > LOG_SECONDS:
+            self._said = time.monotonic()
+            for running in list(self._running.values()):
+                self.say(running.line(self._width).strip())
+            self.say(self._summary())
+
+    def close(self) -> None:
+        self._erase()
+        self._log.close()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            sys.stdout.write(_UP_AND_CLEAR.format(self._drawn))
+            self._drawn = 0
+
+    def _summary(self) -> str:
+        done = self._total - len(self._waiting) - self._failed
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"{done} of {self._total} done{failed}, {len(self._running)} running, {self._time_left()} left"
+
+    def _time_left(self) -> str:
+        left = []
+        for identity in list(self._waiting):
+            cost, running = self._costs.get(identity), self._running.get(identity)
+            left.append(running.seconds_left(cost) if running else cost.seconds if cost else None)
+        known = [seconds for seconds in left if seconds is not None]
+        if not known:
+            return "time unknown" if left else "nothing"
+        # Those of which nothing is known are taken to be like the others.
+        return f"about {duration(fmean(known) * len(left) / self.concurrency)}"
