@@ -304,7 +304,10 @@ def _repro(stages: Sequence[str], params: str) -> None:
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
     print(f"dvc repro {' '.join(stages)}", flush=True)
-    ran = subprocess.run([sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages], check=False)
+    # Stages call `python`: let that be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
+    ran = subprocess.run(words, env=os.environ | {"PATH": path}, check=False)
     if ran.returncode:
         raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 

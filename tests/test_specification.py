@@ -1,0 +1,157 @@
+"""The file of a sweep: what it expands to, and one line for whatever is wrong in it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.common.errors import PipelineError
+from pipeline.sweeping.specification import load_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = {"decorrelation.weight": [0, 0.1]}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes a specification and loads it."""
+
+    def loaded(overrides=(), only=(), **specification):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({"name": "some", **specification}, sort_keys=False))
+        return load_sweep(path, ROOT / "params.yaml", overrides, only)
+
+    return loaded
+
+
+def settings(sweep):
+    return [point.settings for point in sweep.points]
+
+
+def test_axes_are_multiplied_in_their_order(load):
+    tasks = [{"model.modality": "audio", "model.rates.audio": 4}, {"model.modality": "video"}]
+    sweep = load(axes={"task": tasks, **WEIGHTS}, seeds=[0, 1])
+    assert len(sweep.points) == 8
+    assert settings(sweep)[0] == {**tasks[0], "decorrelation.weight": 0, "train.seed": 0}
+    assert settings(sweep)[1]["train.seed"] == 1
+    assert [p.params.model.modality for p in sweep.points] == ["audio"] * 4 + ["video"] * 4
+    assert sweep.points[0].params.model.rates.audio == 4
+    assert sweep.points[-1].params.model.rates.audio == sweep.base.model.rates.audio
+
+
+def test_without_axes_it_is_the_trial_of_the_parameters(load):
+    sweep = load()
+    assert [point.params for point in sweep.points] == [sweep.base]
+
+
+def test_a_section_can_be_an_axis(load):
+    sweep = load(axes={"model.rates": [{"audio": 4, "video": 2}, {"audio": 16, "video": 5}]})
+    assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]
+
+
+def test_an_axis_goes_before_what_is_set_for_all_and_the_command_line_before_the_file(load):
+    sweep = load(set={"train.steps": 300, "train.batch_size": 4}, axes=WEIGHTS, overrides=["train.steps=7"])
+    assert {(p.params.train.steps, p.params.train.batch_size) for p in sweep.points} == {(7, 4)}
+    assert load(set={"decorrelation.weight": 3}, axes=WEIGHTS).points[1].params.decorrelation.weight == 0.1
+
+
+def test_draws_are_the_same_again_and_more_of_them_begin_alike(load):
+    def drawn(kind, samples, bounds):
+        sweep = load(axes={"train.learning_rate": {kind: bounds, "samples": samples}})
+        return [point.params.train.learning_rate for point in sweep.points]
+
+    for kind in ("uniform", "loguniform"):
+        few, many = drawn(kind, 3, [1e-5, 1e-1]), drawn(kind, 50, [1e-5, 1e-1])
+        assert many[:3] == few
+        assert len(set(many)) == 50
+        assert all(1e-5 <= value <= 1e-1 for value in many)
+        below = sum(value < 1e-3 for value in many)
+        assert (below < 5) if kind == "uniform" else (15 < below < 35)
+        assert drawn(kind, 3, [1e-5, 1e-2]) != few
+
+
+def test_only_narrows_by_the_end_of_a_key(load):
+    axes = {"model.modality": ["audio", "video"], **WEIGHTS}
+    assert len(load(axes=axes, only=["modality=audio"]).points) == 2
+    (point,) = load(axes=axes, only=["modality=audio", "decorrelation.weight=0.1"]).points
+    assert point.settings == {"model.modality": "audio", "decorrelation.weight": 0.1}
+    # `weights` and others end otherwise; an axis is meant before what all trials share.
+    assert len(load(axes=axes, only=["weight=0"]).points) == 2
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_specifications_of_the_repository_are_valid(file):
+    assert load_sweep(file, ROOT / "params.yaml").points
+
+
+@pytest.mark.parametrize(
+    ("specification", "said"),
+    [
+        ({"name": "a b"}, "name is 'a b'"),
+        ({"nmae": "x"}, "nmae is no parameter; remove it, or use one of: name, set, axes"),
+        ({"set": {"train.stpes": 3}}, "set: train.stpes is no parameter; known here: seed, steps"),
+        ({"set": {"train.steps": 0}}, "train.steps is 0; it must be greater than or equal to 1"),
+        ({"set": {"train.steps.more": 0}}, "train.steps.more is no parameter; known here: nothing below it"),
+        ({"set": [1]}, "set is [1]"),
+        ({"axes": {"decorrelation.weight": 1}}, "axes.decorrelation.weight: is 1; it must be a list of values"),
+        ({"axes": {"decorrelation.weight": []}}, "axes.decorrelation.weight: is []"),
+        ({"axes": {"decorrelation.weight": [-1]}}, "at decorrelation.weight=-1: decorrelation.weight is -1"),
+        ({"axes": {"decorrelation.wieght": [1]}}, "axes: decorrelation.wieght is no parameter; known here: weight"),
+        ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: model.modalty is no parameter"),
+        ({"axes": {"task": [{}]}}, "axes: task is no parameter"),
+        ({"axes": {"model.modality": ["audio", "smell"]}}, "at model.modality=smell: model.modality is 'smell'"),
+        ({"axes": {"train.learning_rate": {"uniform": [2, 1], "samples": 3}}}, "the first bound must be below"),
+        ({"axes": {"train.learning_rate": {"uniform": [1, 2]}}}, "axes.train.learning_rate: samples is missing"),
+        ({"axes": {"train.learning_rate": {"uniform": [1], "samples": 3}}}, "uniform"),
+        ({"axes": {"train.learning_rate": {"loguniform": [0, 1], "samples": 3}}}, "it must be greater than 0"),
+        ({"axes": {"train.learning_rate": {"normal": [0, 1], "samples": 3}}}, "uniform is missing; add it"),
+        ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 0}}}, "samples is 0"),
+        ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight has {"decorrelation.weight":1} twice'),
+        ({"axes": {"train.seed": [0, 1]}, "seeds": [0]}, "train.seed and seeds both set train.seed"),
+        ({"axes": {"model.rates": [{"audio": 4}], "model.rates.audio": [4]}}, "both set model.rates.audio"),
+        ({"seeds": []}, "seeds is []"),
+        ({"seeds": [0, 0]}, "seeds has"),
+        ({"seeds": [0.5]}, "seeds[0] is 0.5"),
+        ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
+        ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
+        ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
+        ({"concurrency": 0}, "concurrency is 0"),
+        ({"retries": -1}, "retries is -1"),
+        ({"disk_gb": 0}, "disk_gb is 0"),
+        ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),
+    ],
+)
+def test_each_error_is_one_line_that_names_key_and_value(load, specification, said):
+    with pytest.raises(PipelineError) as raised:
+        load(**({"name": "some"} | specification))
+    assert said in str(raised.value)
+    assert "sweep.yaml" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"overrides": ["train.steps"]}, "'train.steps' has no '='; write key=value"),
+        ({"overrides": ["train.stpes=1"]}, "--set: train.stpes is no parameter"),
+        ({"overrides": ["decorrelation.weight=1"]}, "narrow it with --only decorrelation.weight=value"),
+        ({"only": ["modality=smell"]}, "no trial is left; model.modality is one of: audiovisual"),
+        ({"only": ["rate=1"]}, "--only rate: is no parameter"),
+        ({"only": ["batch_size=1"]}, "may be features.batch_size or train.batch_size"),
+    ],
+)
+def test_arguments_that_cannot_be_followed_are_one_line(load, arguments, said):
+    with pytest.raises(PipelineError) as raised:
+        load(axes=WEIGHTS, **arguments)
+    assert said in str(raised.value)
+
+
+def test_files_that_are_none(tmp_path):
+    for text, said in ((None, "cannot be read"), ("- 1", "holds a list"), ("a: [", "no valid YAML"), ("{}", "name is")):
+        path = tmp_path / "sweep.yaml"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(PipelineError) as raised:
+            load_sweep(path, ROOT / "params.yaml")
+        assert said in str(raised.value)
