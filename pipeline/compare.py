@@ -6,17 +6,9 @@ Prints the table; with --out it also writes it as Markdown, CSV and LaTeX, and d
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
-from pipeline.common.files import write_text
+from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
-from pipeline.comparison.table import Comparison, compare
-
-
-def write_tables(comparison: Comparison, folder: Path) -> None:
-    """`table.md`, `table.csv`, `table.tex`, and `metrics.csv` with a line for each trial and metric."""
-    write_text(folder / "table.md", comparison.markdown())
-    write_text(folder / "table.csv", comparison.csv())
-    write_text(folder / "table.tex", comparison.latex())
-    write_text(folder / "metrics.csv", comparison.long_csv())
+from pipeline.comparison.table import compare
 
 
 def main() -> None:
@@ -35,7 +27,7 @@ def main() -> None:
         comparison = compare(named_trials(arguments.trials, params_of(arguments).train.runs))
         print(comparison.text(), end="")
         if arguments.out:
-            write_tables(comparison, arguments.out)
+            write_comparison(comparison, arguments.out)
             print(f"written: {arguments.out}")
 
     run_command(body)

@@ -55,7 +55,7 @@ def test_columns_are_named_by_what_differs(tmp_path: Path) -> None:
     assert [variant.parts for variant in compare(trials).variants] == [
         ["weight 0", "rank 8"],
         ["weight 0", "rank 32"],
-        ["weight 1", "roles audio_start,video_start", "no stop_gradient", "rank 32"],
+        ["weight 1", "roles audio_start video_start", "no stop_gradient", "rank 32"],
         ["weight 1", "roles all", "no stop_gradient", "rank 32"],
         ["weight 1", "roles all", "stop_gradient", "rank 32"],
     ]
@@ -139,7 +139,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     new, training, trained, failed, stopped = (make_trial(tmp_path, f"decorrelation.weight={w}") for w in range(1, 6))
     training.spool.append(120, {"loss/cross_entropy": 1.0})
     trained.adapter.mkdir()
-    (failed.folder / "failed.json").write_text(json.dumps({"error": "RuntimeError: no memory\nmore", "attempts": 2}))
+    (failed.folder / "failed.json").write_text(json.dumps({"reason": "RuntimeError: no memory\nmore", "time": 2}))
     (stopped.folder / "stopped.json").write_text(json.dumps({"rule": "asha", "rung": 60}))
     absent = Trial(tmp_path / "nothing")
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
@@ -150,7 +150,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
         assert state in row
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
     assert "unfinished: at step 120 of 480." in text
-    assert "stopped: asha, rung 60." in text
+    assert "stopped: by asha at rung 60." in text
     assert "1 trial has not begun." in text
     gaps = [line["gap"] for line in csv.DictReader(io.StringIO(comparison.csv())) if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
@@ -159,7 +159,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
 def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     bad = make_trial(tmp_path, "train.seed=1")
-    (bad.folder / "failed.json").write_text('{"error": "diverged"}')
+    (bad.folder / "failed.json").write_text('{"reason": "diverged"}')
     comparison = compare(named_trials([str(tmp_path)], tmp_path))
     assert "16.7 [13.3, 20.0]" in comparison.text()
     assert any("seed 1" in note and "diverged" in note for note in comparison.notes)

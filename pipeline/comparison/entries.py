@@ -4,10 +4,11 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
+from pipeline.common.files import digest, read_json
 from pipeline.config import parse_yaml, streams
 from pipeline.tracking.trial import State, Trial
 
@@ -130,7 +131,7 @@ def _gap(trial: Trial, steps: int) -> Gap:
     for state in ("failed", "stopped"):
         mark = trial.folder / f"{state}.json"
         if mark.exists():
-            return Gap(state, _first_line(mark.read_text(encoding="utf-8", errors="replace")))
+            return Gap(state, _reason(mark))
     match trial.state():
         case State.NEW:
             return Gap("not run", "")
@@ -141,19 +142,15 @@ def _gap(trial: Trial, steps: int) -> Gap:
             return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {steps}")
 
 
-def _first_line(text: str) -> str:
-    """The first line of what a mark says. Of JSON it is the first line of each value that is no number or list."""
+def _reason(mark: Path) -> str:
+    """The first line of `reason`, or the rule that stopped the trial and where."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError:
-        values = text
-    if isinstance(values, dict):
-        said = [values[key] for key in ("error", "reason", "rule") if values.get(key)] or list(values.values())
-        said += [f"rung {values['rung']}"] if "rung" in values else []
-    else:
-        said = [values]
-    lines = [str(one).strip().partition("\n")[0] for one in said if isinstance(one, str)]
-    return ", ".join(line for line in lines if line)
+        said = read_json(mark, "")
+    except PipelineError:
+        return f"{mark.name} is damaged"
+    if "rule" in said:
+        return f"by {said['rule']} at rung {said.get('rung', '?')}"
+    return str(said.get("reason", "")).strip().partition("\n")[0]
 
 
 def _read_edits(trial: Trial) -> dict[str, Edits]:

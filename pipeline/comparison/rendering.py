@@ -14,6 +14,8 @@ ABSENT = "–"
 INDENT = "  "
 BETWEEN = 2
 """Columns of space between two columns of the text."""
+HEAD_WIDTH = 20
+"""Columns after which the name of a variant goes on in the next line."""
 _LATEX = str.maketrans(
     {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--"}
 )
@@ -21,7 +23,7 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A line of the tables for each task."""
+    """A line of the tables for each task, and a panel of the figure against the weight."""
 
     label: str
     metric: str
@@ -36,9 +38,8 @@ class Quantity:
 
 SINKS = (
     Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
-    Quantity("  of ratio above 300", "sinks/intermediate_tokens_per_utterance/tau_300"),
-    Quantity("  of ratio above 100", "sinks/intermediate_tokens_per_utterance/tau_100"),
-    Quantity("  by attention", "sinks/intermediate_tokens_per_utterance/attention"),
+    Quantity("ratio > 100, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_100"),
+    Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
     Quantity("largest ratio, BOS", "sinks/max_ratio/bos", bounded=False),
     Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate", bounded=False),
     Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
@@ -50,7 +51,8 @@ SINKS = (
 LEGEND = (
     "[ ]: 95% bootstrap interval over utterances. Change: difference to weight 0 of the same task, with the p-value "
     "of a paired bootstrap over the same utterances. Ratio: the largest |h| of a token over the median of its layer; "
-    "a sink is a token with a ratio above sinks.tau. Relocated: utterances whose strongest sink is not BOS."
+    "an intermediate sink is a token other than BOS whose ratio exceeds sinks.tau. Relocated: utterances whose "
+    "strongest sink is not BOS."
 )
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 
@@ -98,7 +100,7 @@ def cell_text(cell: "Cell", quantity: Quantity) -> str:
         return cell.gap.state
     if quantity.change:
         change = cell.changes.get(quantity.metric)
-        return _change_text(change) if change else ABSENT
+        return change_text(change) if change else ABSENT
     figure = cell.figures.get(quantity.metric)
     return _figure_text(figure, quantity) if figure else ABSENT
 
@@ -115,7 +117,8 @@ def _figure_text(figure: "Figure", quantity: Quantity) -> str:
     return text
 
 
-def _change_text(change: "Change") -> str:
+def change_text(change: "Change") -> str:
+    """Percentage points, and how likely chance makes them."""
     p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
     return f"{100 * change.difference:+.1f} ({p})"
 
@@ -149,7 +152,7 @@ def _notes(comparison: "Comparison") -> list[str]:
 def text(comparison: "Comparison", width: int) -> str:
     """See `Comparison.text`."""
     rows = list(_rows(comparison))
-    heads = [variant.parts for variant in comparison.variants]
+    heads = [[line for part in v.parts for line in textwrap.wrap(part, HEAD_WIDTH)] for v in comparison.variants]
     widths = [max(map(len, [*head, *(cells[n] for *_, cells in rows)])) for n, head in enumerate(heads)]
     labels = max(len(label) for label, *_ in rows), max(len(task) for _, task, _ in rows)
     first = sum(labels) + 2 * BETWEEN

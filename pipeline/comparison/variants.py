@@ -18,16 +18,21 @@ class Variant:
     """Dotted key and value as JSON. A trial at weight 0 has no other key of the decorrelation loss."""
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """`others` as values by dotted key."""
+        return {key: json.loads(value) for key, value in self.others}
+
+    @property
     def parts(self) -> list[str]:
         """What it is called, a line for each setting: `weight 0.1`, `stop_gradient`."""
-        return [f"weight {self.weight:g}", *(named(key, json.loads(value)) for key, value in self.others)]
+        return [f"weight {self.weight:g}", *(named(key, value) for key, value in self.settings.items())]
 
     def __str__(self) -> str:
-        return ", ".join(part for part in self.parts if part)
+        return ", ".join(self.parts)
 
     @property
     def order(self) -> tuple:
-        return self.weight, [(key, *_sortable(json.loads(value))) for key, value in self.others]
+        return self.weight, [(key, *_sortable(value)) for key, value in self.settings.items()]
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
@@ -36,12 +41,12 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 def named(key: str, value: Any) -> str:
-    """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2,3`."""
+    """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2 3`."""
     name = key.rpartition(".")[2]
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if isinstance(value, list):
-        return f"{name} {','.join(map(str, value))}"
+        return f"{name} {' '.join(map(str, value))}"
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
