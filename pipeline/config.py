@@ -378,7 +378,7 @@ def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> C
 def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) -> PipelineError:
     # Of several complaints about a union, the one about the value that is deepest says most.
     worst = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
-    steps = [step for step in worst["loc"] if not _names_a_union_member(step)]
+    steps = _steps(worst["loc"])
     key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
@@ -389,8 +389,14 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
     return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
 
 
-def _names_a_union_member(step: str | int) -> bool:
-    return isinstance(step, str) and (step in ("wheel", "path", "hub") or bool(re.search(r"[\[(]", step)))
+def _steps(location: tuple[str | int, ...]) -> list[str | int]:
+    """Keys and indices on the way to a value, without what pydantic adds to name the member of a union."""
+    kept: list[str | int] = []
+    for number, step in enumerate(location):
+        kind = number and location[number - 1] == "source" and step in ("wheel", "path", "hub")
+        if not kind and not (isinstance(step, str) and re.search(r"[\[(]", step)):
+            kept.append(step)
+    return kept
 
 
 def _known_keys(kind: Any, sections: list[str | int]) -> str:

@@ -1,0 +1,111 @@
+"""params.yaml: what is refused, and in which words."""
+
+import pytest
+import yaml
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import load_params, parse_yaml, streams
+
+PARAMS = "params.yaml"
+
+REFUSED = [
+    ("model.rates.audio=0", "model.rates.audio is 0; it must be greater than or equal to 1"),
+    ("modle.modality=audio", "modle is no parameter; remove it, or use one of: weights, corpus, features, model"),
+    ("model.rate.audio=2", "model.rate is no parameter; remove it, or use one of: modality, rates"),
+    ("model.modality=both", "model.modality is 'both'; it must be 'audio', 'video' or 'audiovisual'"),
+    ("train.steps=many", "train.steps is 'many'; it must be a valid integer"),
+    ("train.steps=1.5", "train.steps is 1.5; it must be a valid integer"),
+    ("train.steps=true", "train.steps is True; it must be a valid integer"),
+    ("train.learning_rate=.inf", "train.learning_rate is inf; it must be"),
+    ("train=3", "train is 3; it must be"),
+    ("decorrelation.weight=-0.1", "decorrelation.weight is -0.1; it must be greater than or equal to 0"),
+    ("decorrelation.layers=[first]", "decorrelation.layers[0] is 'first'; it must be a valid integer"),
+    ("decorrelation.roles=[silence]", "decorrelation.roles[0] is 'silence'; it must be 'bos', 'audio_start'"),
+    ("sinks.epsilon=1", "sinks.epsilon is 1"),
+    ("evaluate.splits=[train]", "evaluate.splits[0] is 'train'; it must be 'validation' or 'test'"),
+    ("evaluate.splits=[validation]", "sinks.split is 'test', which evaluate.splits ['validation'] leaves out"),
+    ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
+    ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
+    ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
+    ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
+    ("model.modality.audio=1", "leads through modality"),
+    ("model.rates.audio", "has no '='"),
+    ("train.steps=[", "no valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), REFUSED)
+def test_what_is_wrong_is_said_in_one_line(override, said):
+    with pytest.raises(PipelineError) as refused:
+        load_params(PARAMS, [override])
+    message = str(refused.value)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_overrides_are_yaml():
+    params = load_params(PARAMS, ["model.rates.audio=4", "train.learning_rate=5e-4", "decorrelation.layers=[0, 3]"])
+    assert params.model.rates.audio == 4
+    assert params.train.learning_rate == 0.0005
+    assert params.decorrelation.layers == (0, 3)
+    assert load_params(PARAMS, ["model.llm.blocks=null"]).model.llm.blocks is None
+
+
+def test_values_are_frozen():
+    params = load_params(PARAMS)
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.steps = 1
+
+
+def test_a_missing_file_names_the_option(tmp_path):
+    with pytest.raises(PipelineError, match=r"none\.yaml: cannot be read .*; name the file with --params"):
+        load_params(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: 1\nb: 2\na: 3\n", "file:3: no valid YAML ('a' is given twice)"), ("a: [1\nb: 2", "file:2: no valid YAML")],
+)
+def test_a_slip_in_yaml_names_the_line(text, said):
+    with pytest.raises(PipelineError) as refused:
+        parse_yaml(text, "file")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("1E5", 100000.0), (".5e1", 5.0), ("-2e-2", -0.02), ("1.5", 1.5), ("12", 12), ("e5", "e5")],
+)
+def test_numbers_are_what_they_look_like(text, value):
+    found = parse_yaml(text, "file")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_default_corpus_keeps_encoder_passes_at_1600_or_fewer():
+    corpus = load_params(PARAMS).corpus
+    counts, noise = corpus.synthetic.utterances, corpus.noise
+    passes = (
+        counts.train + counts.validation * (1 + len(noise.validation_snrs)) + counts.test * (1 + len(noise.test_snrs))
+    )
+    assert passes <= 1600
+
+
+def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
+    """Whoever reads params.yaml sees all there is to change, but for what a default leaves out on purpose."""
+
+    def keys(values, prefix=""):
+        for key, value in values.items():
+            yield prefix + key
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+
+    with open(PARAMS) as file:
+        written = set(keys(yaml.safe_load(file)))
+    known = set(keys(load_params(PARAMS).model_dump(mode="json")))
+    assert known == written
+
+
+def test_streams_stand_in_the_order_of_the_sequence():
+    assert streams("audiovisual") == ("audio", "video")
+    assert streams("video") == ("video",)
