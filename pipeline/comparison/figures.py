@@ -108,12 +108,13 @@ def overview(comparison: Comparison) -> Figure | None:
         sinks.draw_largest(column[0], panel.arrays)
         sinks.draw_cosine(column[1], panel.arrays)
         column[0].set_title(_headline(comparison.cell(task, variant), variant))
-        column[1].set_xlabel(sinks.BLOCK)
+        sinks.number_blocks(column[1])
     sinks.leave_room_above(axes[0, 0], panels)
     sinks.show_cosines_whole(axes[1, 0], panels)
-    for row, label, has_all in ((axes[0], sinks.LARGEST_LABEL, 0), (axes[1], sinks.COSINE_LABEL, 0)):
+    for row, label in zip(axes, (sinks.LARGEST_LABEL, sinks.COSINE_LABEL), strict=True):
         row[0].set_ylabel(label)
-        row[1].legend(*row[has_all].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.01, 0.5))
+        # Only the column without the loss is sure to have sinks to be named.
+        row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _titled(figure, f"{task} without and with the decorrelation loss")
 
 
@@ -137,7 +138,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
     if INTERMEDIATE in cell.figures:
-        lines.append(f"{cell.figures[INTERMEDIATE].value:.1f} intermediate sinks an utterance")
+        lines.append(f"{cell.figures[INTERMEDIATE].value:.1f} intermediate sinks per utterance")
     return "\n".join(lines)
 
 
@@ -259,7 +260,9 @@ def _reach(figure: Measured | None) -> tuple[float, float]:
 def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.4, len(names) - 0.6)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if axes.dataLim.ymin < 0 else 0)
+    low, high = min(axes.dataLim.ymin, 0), max(axes.dataLim.ymax, 0)
+    margin = 0.05 * (high - low) or 0.05
+    axes.set_ylim(low - margin, high + margin if high > low else 1)
     axes.set_xlabel(label)
 
 

@@ -43,6 +43,10 @@ PANEL = 3.3, 2.9
 BLOCK = "decoder block"
 LARGEST_LABEL = "|h|, mean over utterances"
 COSINE_LABEL = "cosine to BOS\n(median, 25–75%, 5–95%)"
+LETTER, LEGEND_HANDLE = 0.075, 0.6
+"""Inches that a letter and the sign beside a name take in a legend."""
+RARE = 0.1
+"""Share of the sinks up to which a block that writes them is not named."""
 BANDS = ((0, 4, 0.15), (1, 3, 0.3))
 """Pairs of quantiles by their place in the stored ones (5, 25, 50, 75, 95%), and how strongly each is filled."""
 
@@ -56,19 +60,20 @@ class Panel:
     """As `Curves.arrays` names them."""
 
 
-def panels_figure(count: int, rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
+def panels_figure(count: int, rows: int = 1, height: float = PANEL[1]) -> tuple[Figure, list[list[Axes]]]:
     """An empty figure of `count` panels with shared axes, wrapped after `PANELS_IN_A_ROW`.
 
     Args:
         count: how many panels.
         rows: how many axes each panel has, one above the other.
+        height: of each axes, in inches.
 
     Returns:
         The figure, and the axes of each panel.
     """
     columns = min(count, PANELS_IN_A_ROW)
     lines = -(-count // columns)
-    size = max(PANEL[0] * columns, 4.6) + 0.5, PANEL[1] * rows * lines + 0.7
+    size = max(PANEL[0] * columns, 4.6) + 0.5, height * rows * lines + 0.7
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows * lines, columns, squeeze=False, sharey=True)
     axes = axes.reshape(lines, rows, columns).transpose(0, 2, 1).reshape(lines * columns, rows)
@@ -108,7 +113,7 @@ def importance_maps(panels: Sequence[Panel]) -> Figure:
     """Importance of BOS and of the strongest intermediate token for each block and head, on one colour scale."""
     names = {"importance_bos": "BOS", "importance_intermediate": "strongest intermediate token"}
     top = max(np.nanmax(panel.arrays[name], initial=0) for panel in panels for name in names)
-    figure, axes = panels_figure(len(panels), rows=len(names))
+    figure, axes = panels_figure(len(panels), rows=len(names), height=2.4)
     for column, panel in zip(axes, panels, strict=True):
         for place, (name, who) in zip(column, names.items(), strict=True):
             image = place.imshow(
@@ -118,8 +123,9 @@ def importance_maps(panels: Sequence[Panel]) -> Figure:
             place.grid(visible=False)
             place.yaxis.set_major_locator(MaxNLocator(8, integer=True))
             place.set_title(f"{panel.title}\n{who}" if place is column[0] else who)
-            _label(place, "head")
-    bar = figure.colorbar(image, ax=[place for column in axes for place in column], shrink=0.85, pad=0.02)
+            _label(place, "head", lowest=place is column[-1])
+    everywhere = [place for column in axes for place in column]
+    bar = figure.colorbar(image, ax=everywhere, shrink=0.85, pad=0.02, aspect=12 * axes[0][0].get_gridspec().nrows)
     bar.set_label("importance: mean attention to the key")
     bar.outline.set_visible(False)
     return figure
@@ -155,7 +161,9 @@ def draw_cosine(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
 def _name_writers(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     if "origin_main" not in arrays:
         return
-    writers = {who: np.flatnonzero(arrays["origin_main"][:, group]) for group, who in ((0, "BOS"), (1, "sinks"))}
+    counts = arrays["origin_main"]
+    often = counts > RARE * counts.sum(0)
+    writers = {who: np.flatnonzero(often[:, group]) for group, who in ((0, "BOS"), (1, "sinks"))}
     for block in np.unique(np.concatenate(list(writers.values()))):
         who = " and ".join(name for name, blocks in writers.items() if block in blocks)
         axes.axvline(block, color=ORANGE, linewidth=1, linestyle=":", zorder=0)
@@ -191,11 +199,16 @@ def plain_logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _label(axes: Axes, y: str) -> None:
-    axes.set_xlabel(BLOCK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+def _label(axes: Axes, y: str, lowest: bool = True) -> None:
+    number_blocks(axes, named=lowest)
     if axes.get_subplotspec().is_first_col():
         axes.set_ylabel(y)
+
+
+def number_blocks(axes: Axes, named: bool = True) -> None:
+    """Whole numbers of blocks below, and what they are."""
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xlabel(BLOCK if named else "")
 
 
 def shared_legend(figure: Figure, *axes: Axes) -> None:
@@ -204,7 +217,9 @@ def shared_legend(figure: Figure, *axes: Axes) -> None:
     for place in axes:
         for handle, name in zip(*place.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 4))
+    room = figure.get_figwidth() / (max(map(len, found)) * LETTER + LEGEND_HANDLE)
+    columns = max(1, min(len(found), 4, int(room)))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
