@@ -114,7 +114,7 @@ def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> N
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     after.hypotheses.write_text("no record\n")
     comparison = compare([before, after])
-    assert "hypotheses.jsonl: line 1" in comparison.text(1000)
+    assert "hypotheses.jsonl: holds no hypotheses" in comparison.text(1000)
     assert lines_of(comparison.text(), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
 
 

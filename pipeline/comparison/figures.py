@@ -164,7 +164,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
                 look = _look(number % len(COLOURS), number // len(COLOURS))
                 _draw_line(place, cells, quantity, shift, label=str(variant), **look)
             _finish(place, [",".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
-            place.set_title(PAPER_NAMES[modality] if row is axes[0] else "")
+            place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
     sinks.shared_legend(figure, *axes.flat)
     return figure
 

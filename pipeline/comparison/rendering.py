@@ -120,7 +120,8 @@ def _figure_text(figure: "Figure", quantity: Quantity) -> str:
 def change_text(change: "Change") -> str:
     """Percentage points, and how likely chance makes them."""
     p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
-    return f"{100 * change.difference:+.1f} ({p})"
+    # The sum turns -0.0 into 0.0.
+    return f"{round(100 * change.difference, 1) + 0.0:+.1f} ({p})"
 
 
 def rounded(value: float, decimals: int | None) -> str:
