@@ -202,6 +202,7 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     comparison = compare(named_trials([], tmp_path))
     assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in comparison.markdown()
     assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in comparison.latex()
+    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 (p=" in comparison.latex()
     wide = list(csv.DictReader(io.StringIO(comparison.csv())))
     assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
     assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)

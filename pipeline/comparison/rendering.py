@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -222,7 +223,7 @@ def latex(comparison: "Comparison") -> str:
 
 
 def _escaped(words: str) -> str:
-    return words.translate(_LATEX)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", words.translate(_LATEX))
 
 
 def csv_table(comparison: "Comparison") -> str:
