@@ -12,7 +12,7 @@ from trials import finish, make_trial
 
 from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
-from pipeline.comparison.rendering import rounded
+from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import RESAMPLINGS, compare
 from pipeline.tracking.trial import Trial

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from trials import finish, make_trial, write_sinks
 
-from pipeline.comparison.figures import against_weight, comparison_figures, overview, wer_against_rate
+from pipeline.comparison.figures import comparison_figures, overview
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
+from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations, save
 
 ROOT = Path(__file__).resolve().parents[1]

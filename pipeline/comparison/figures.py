@@ -5,27 +5,21 @@ for name, figure in comparison_figures(comparison).items():
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.comparison.entries import PAPER_NAMES, Entry, Task
-from pipeline.comparison.rendering import Quantity, cell_text, change_text, quantities
+from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.quantities import Quantity, cell_text, change_text
 from pipeline.comparison.table import Cell, Comparison
-from pipeline.comparison.table import Figure as Measured
+from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
 
-WIDTH, HEIGHT = sinks.PANEL
-COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)
-MARKERS = "osD^vP"
-LINES = ("-", "--", ":", "-.")
 INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
-RATIO = "sinks/max_ratio/"
 TITLE_WIDTH = 36
 """Characters that a panel's title holds in a line."""
 
@@ -113,16 +107,15 @@ def overview(comparison: Comparison) -> Figure | None:
     sinks.show_cosines_whole(axes[1, 0], panels)
     for row, label in zip(axes, (sinks.LARGEST_LABEL, sinks.COSINE_LABEL), strict=True):
         row[0].set_ylabel(label)
-        # Only the column without the loss is sure to have sinks to be named.
-        row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.01, 0.5))
+        named = sinks.named_once(*row)
+        row[1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _titled(figure, f"{task} without and with the decorrelation loss")
 
 
 def _before_and_after(comparison: Comparison, task: Task) -> tuple[Variant, Variant] | None:
     done = [variant for variant in comparison.variants if not comparison.cell(task, variant).gap]
     after = [variant for variant in done if comparison.cell(task, variant).changes]
-    before = [variant for variant in done if variant.weight == 0]
-    if not (before and after):
+    if not after:
         return None
 
     def validation(variant: Variant) -> float:
@@ -130,7 +123,7 @@ def _before_and_after(comparison: Comparison, task: Task) -> tuple[Variant, Vari
         return figure.value if figure else np.inf
 
     best = min(after, key=validation)
-    return next(variant for variant in before if _line_of(variant) == _line_of(best)), best
+    return best.without_loss(), best
 
 
 def _headline(cell: Cell, variant: Variant) -> str:
@@ -140,134 +133,3 @@ def _headline(cell: Cell, variant: Variant) -> str:
     if INTERMEDIATE in cell.figures:
         lines.append(f"{cell.figures[INTERMEDIATE].value:.1f} intermediate sinks per utterance")
     return "\n".join(lines)
-
-
-@matplotlib.rc_context(sinks.STYLE)
-def wer_against_rate(comparison: Comparison) -> Figure | None:
-    """Word error rate at each rate of a modality, a line for each variant; None where no modality has two rates."""
-    modalities: dict[str, list[Task]] = {}
-    for task in comparison.tasks:
-        modalities.setdefault(task.modality, []).append(task)
-    modalities = {modality: tasks for modality, tasks in modalities.items() if len(tasks) > 1}
-    drawn = [quantity for quantity in _drawn(comparison) if quantity.metric.startswith("wer/")]
-    if not modalities or not drawn:
-        return None
-    size = max(WIDTH * len(modalities), 4.6) + 0.3, HEIGHT * len(drawn) + 0.7
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(drawn), len(modalities), squeeze=False)
-    for row, quantity in zip(axes, drawn, strict=True):
-        row[0].set_ylabel(quantity.label)
-        for place, (modality, tasks) in zip(row, modalities.items(), strict=True):
-            for number, variant in enumerate(comparison.variants):
-                shift = _side_by_side(number, len(comparison.variants))
-                cells = [comparison.cell(task, variant) for task in tasks]
-                look = _look(number % len(COLOURS), number // len(COLOURS))
-                _draw_line(place, cells, quantity, shift, label=str(variant), **look)
-            _finish(place, [",".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
-            place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
-    sinks.shared_legend(figure, *axes.flat)
-    return figure
-
-
-@matplotlib.rc_context(sinks.STYLE)
-def against_weight(comparison: Comparison) -> Figure | None:
-    """Error rates and sink metrics at each weight, a line for each task; None where no task has two weights."""
-    weights = sorted({variant.weight for variant in comparison.variants})
-    lines = _lines(comparison, weights)
-    drawn = _drawn(comparison)
-    if not lines or not drawn:
-        return None
-    columns = min(4, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(max(2.9 * columns, 4.6), 2.4 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    looks = {other: number for number, other in enumerate(dict.fromkeys(other for _, other in lines))}
-    for place, quantity in zip(axes, drawn, strict=False):
-        for number, ((task, other), cells) in enumerate(lines.items()):
-            words = ", ".join([str(task), *Variant(0, other).parts[1:]])
-            look = _look(comparison.tasks.index(task), looks[other])
-            _draw_line(place, cells, quantity, _side_by_side(number, len(lines)), label=words, **look)
-        _finish(place, [f"{weight:g}" for weight in weights], "decorrelation weight")
-        place.set_title(quantity.label)
-        if quantity.metric.startswith(RATIO):
-            sinks.plain_logarithmic(place)
-    _one_scale([place for place, quantity in zip(axes, drawn, strict=False) if quantity.metric.startswith(RATIO)])
-    for unused in axes[len(drawn) :]:
-        unused.remove()
-    sinks.shared_legend(figure, axes[0])
-    return figure
-
-
-def _lines(
-    comparison: Comparison, weights: Sequence[float]
-) -> dict[tuple[Task, tuple[tuple[str, str], ...]], list[Cell]]:
-    """By task and other settings, the cells at each weight, where two or more are done."""
-    found = {}
-    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.weight > 0)
-    for task in comparison.tasks:
-        for other in others:
-            at = [Variant(weight, other) for weight in weights]
-            cells = [comparison.cell(task, _without_loss(v) if v.weight == 0 else v) for v in at]
-            if sum(not cell.gap for cell in cells) > 1:
-                found[task, other] = cells
-    return found
-
-
-def _without_loss(variant: Variant) -> Variant:
-    return Variant(0.0, _line_of(variant))
-
-
-def _line_of(variant: Variant) -> tuple[tuple[str, str], ...]:
-    """What a variant shares with its trial at weight 0."""
-    return tuple((key, value) for key, value in variant.others if not key.startswith("decorrelation."))
-
-
-def _drawn(comparison: Comparison) -> list[Quantity]:
-    return [q for q in quantities(comparison) if not q.change and not q.metric.startswith("cer/")]
-
-
-def _look(colour: int, line: int) -> dict[str, str]:
-    return {
-        "color": COLOURS[colour % len(COLOURS)],
-        "marker": MARKERS[colour % len(MARKERS)],
-        "linestyle": LINES[line % len(LINES)],
-    }
-
-
-def _side_by_side(number: int, count: int) -> float:
-    """How far a line of several is moved sideways, so that intervals that meet can be read."""
-    return 0.3 * ((number + 0.5) / count - 0.5)
-
-
-def _draw_line(axes: Axes, cells: Sequence[Cell], quantity: Quantity, shift: float, **look: str) -> None:
-    """A metric of one cell after another, with its interval or its deviation over seeds; gaps break the line."""
-    figures = [cell.figures.get(quantity.metric) for cell in cells]
-    factor = 100 if quantity.percent else 1
-    values = np.array([figure.value if figure else np.nan for figure in figures]) * factor
-    reach = np.array([_reach(figure) for figure in figures]).T * factor
-    axes.errorbar(np.arange(len(cells)) + shift, values, reach, capsize=2.5, elinewidth=1, **look)
-
-
-def _reach(figure: Measured | None) -> tuple[float, float]:
-    """How far the interval goes below and above the figure."""
-    if figure and figure.interval:
-        low, high = figure.interval
-        return max(figure.value - low, 0.0), max(high - figure.value, 0.0)
-    deviation = figure.deviation if figure else None
-    return deviation or 0.0, deviation or 0.0
-
-
-def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.4, len(names) - 0.6)
-    low, high = min(axes.dataLim.ymin, 0), max(axes.dataLim.ymax, 0)
-    margin = 0.05 * (high - low) or 0.05
-    axes.set_ylim(low - margin, high + margin if high > low else 1)
-    axes.set_xlabel(label)
-
-
-def _one_scale(axes: Sequence[Axes]) -> None:
-    if axes:
-        lowest, highest = min(a.dataLim.ymin for a in axes), max(a.dataLim.ymax for a in axes)
-        for place in axes:
-            place.set_ylim(lowest / 2, highest * 2)

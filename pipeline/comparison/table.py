@@ -13,6 +13,7 @@ from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
 from pipeline.comparison import rendering
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
+from pipeline.comparison.quantities import condition_order
 from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
 from pipeline.tracking.trial import Trial
 
@@ -72,7 +73,7 @@ class Comparison:
         names = {
             name[len("wer/") :] for cell in self.cells.values() for name in cell.figures if name.startswith("wer/")
         }
-        return tuple(sorted(names, key=rendering.condition_order))
+        return tuple(sorted(names, key=condition_order))
 
     def cell(self, task: Task, variant: Variant) -> Cell:
         """The cell; one without trials has a gap that says so."""

@@ -22,6 +22,10 @@ class Variant:
         """`others` as values by dotted key."""
         return {key: json.loads(value) for key, value in self.others}
 
+    def without_loss(self) -> "Variant":
+        """What it is compared with: the same at weight 0."""
+        return Variant(0.0, tuple(pair for pair in self.others if not pair[0].startswith("decorrelation.")))
+
     @property
     def parts(self) -> list[str]:
         """What it is called, a line for each setting: `weight 0.1`, `stop_gradient`."""

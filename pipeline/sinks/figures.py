@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -211,12 +212,15 @@ def number_blocks(axes: Axes, named: bool = True) -> None:
     axes.set_xlabel(BLOCK if named else "")
 
 
+def named_once(*axes: Axes) -> dict[str, Artist]:
+    """What is drawn in any of some axes, by its name in a legend."""
+    pairs = [pair for place in axes for pair in zip(*place.get_legend_handles_labels(), strict=True)]
+    return {name: handle for handle, name in pairs}
+
+
 def shared_legend(figure: Figure, *axes: Axes) -> None:
     """One legend below the panels, each name once."""
-    found = {}
-    for place in axes:
-        for handle, name in zip(*place.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
+    found = named_once(*axes)
     room = figure.get_figwidth() / (max(map(len, found)) * LETTER + LEGEND_HANDLE)
     columns = max(1, min(len(found), 4, int(room)))
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)

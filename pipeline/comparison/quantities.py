@@ -1,0 +1,116 @@
+"""What the tables and the figures show, and how a number is written."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.comparison.table import Cell, Change, Comparison, Figure
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A line of the tables for each task, and a panel of the figure against the weight."""
+
+    label: str
+    metric: str
+    percent: bool = False
+    decimals: int | None = None
+    """None: three significant digits."""
+    bounded: bool = True
+    """Whether the interval is shown."""
+    change: bool = False
+    """Whether the change from weight 0 is shown instead of the figure."""
+
+
+SINKS = (
+    Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
+    Quantity("ratio > 100, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_100"),
+    Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
+    Quantity("largest ratio, BOS", "sinks/max_ratio/bos", bounded=False),
+    Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate", bounded=False),
+    Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
+    Quantity("cosine to BOS, others", "sinks/bos_cosine/other", decimals=2),
+    Quantity("BOS sink rate %", "sinks/bos_sink_rate", percent=True, decimals=1),
+    Quantity("relocated by importance %", "sinks/relocated_share", percent=True, decimals=1),
+    Quantity("relocated by ratio %", "sinks/relocated_share/ratio", percent=True, decimals=1),
+)
+
+
+def condition_order(condition: str) -> tuple:
+    """Sorts conditions: test before validation, clean before noise, loud noise last."""
+    split, _, noise = condition.partition("/")
+    level = noise.removeprefix("snr_")
+    return split, bool(noise), -float(level) if _is_number(level) else 0, noise
+
+
+def condition_name(condition: str) -> str:
+    """`test/snr_0` as people say it: `test, 0 dB`."""
+    split, _, noise = condition.partition("/")
+    level = noise.removeprefix("snr_")
+    return ", ".join(part for part in (split, f"{level} dB" if _is_number(level) else noise) if part)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def quantities(comparison: "Comparison") -> list[Quantity]:
+    """What the tables show: error rates of the test set (of validation only if no test was made), then sinks."""
+    shown = [c for c in comparison.conditions if not c.startswith("validation")] or list(comparison.conditions)
+    changed = {condition for cell in comparison.cells.values() for condition in cell.changes}
+    found = []
+    for condition in shown:
+        name = condition_name(condition)
+        found.append(Quantity(f"WER %, {name}", f"wer/{condition}", percent=True, decimals=1))
+        if condition in changed:
+            found.append(Quantity("  change", condition, percent=True, decimals=1, change=True))
+    found += [Quantity(f"CER %, {condition_name(c)}", f"cer/{c}", percent=True, decimals=1) for c in shown]
+    known = {name for cell in comparison.cells.values() for name in cell.figures}
+    return [quantity for quantity in (*found, *SINKS) if quantity.change or quantity.metric in known]
+
+
+def cell_text(cell: "Cell", quantity: Quantity) -> str:
+    """A figure as people read it; a gap says why, `–` that there is nothing to measure."""
+    if cell.gap:
+        return cell.gap.state
+    if quantity.change:
+        change = cell.changes.get(quantity.metric)
+        return change_text(change) if change else ABSENT
+    figure = cell.figures.get(quantity.metric)
+    return _figure_text(figure, quantity) if figure else ABSENT
+
+
+def _figure_text(figure: "Figure", quantity: Quantity) -> str:
+    def number(value: float) -> str:
+        return rounded(100 * value if quantity.percent else value, quantity.decimals)
+
+    text = number(figure.value)
+    if figure.deviation is not None:
+        return f"{text} ± {number(figure.deviation)} ({figure.seeds})"
+    if figure.interval and quantity.bounded:
+        return f"{text} [{', '.join(map(number, figure.interval))}]"
+    return text
+
+
+def change_text(change: "Change") -> str:
+    """Percentage points, and how likely chance makes them."""
+    p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
+    # The sum turns -0.0 into 0.0.
+    return f"{round(100 * change.difference, 1) + 0.0:+.1f} ({p})"
+
+
+def rounded(value: float, decimals: int | None) -> str:
+    """A number with so many decimals; with None, three significant digits and a comma for thousands."""
+    if decimals is None:
+        size = abs(value)
+        decimals = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2
+        if size >= 1000:
+            value = float(f"{value:.3g}")
+    text = f"{value:,.{decimals}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
