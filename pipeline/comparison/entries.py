@@ -12,6 +12,8 @@ from pipeline.common.files import digest, read_json
 from pipeline.config import parse_yaml, streams
 from pipeline.tracking.trial import State, Trial
 
+MARK = "identity.json"
+"""What makes a folder a trial's."""
 PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
 WEIGHT = "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
@@ -92,7 +94,7 @@ def read_entries(trials: Sequence[Trial]) -> tuple[list[Entry], int]:
     found: dict[str, Entry] = {}
     absent = 0
     for trial in trials:
-        if not trial.folder.is_dir():
+        if not (trial.folder / MARK).exists():
             absent += 1
             continue
         entry = _read_entry(trial)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
 from pipeline.tracking.trial import State, Trial
-
-MARK = "identity.json"
-"""What makes a folder a trial's."""
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
