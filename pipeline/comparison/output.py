@@ -14,13 +14,14 @@ DRAWN = "figures.json"
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write tables and figures into `folder`; those of an earlier comparison there are replaced.
 
-    `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each trial and
-    metric), and each figure as PNG and PDF. Loads matplotlib only if there is something to draw.
+    `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
+    trial and metric), and each figure as PNG and PDF. Loads matplotlib only if there is something to draw.
 
     Returns:
         All files of the comparison.
     """
     tables = {
+        "table.txt": comparison.text(),
         "table.md": comparison.markdown(),
         "table.tex": comparison.latex(),
         "table.csv": comparison.csv(),
