@@ -26,3 +26,15 @@ def real_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     sources = load_params(ROOT / "params.yaml").weights.sources
     return {weights.name: fetch(weights.source, tmp_path_factory.mktemp(weights.name)) for weights in sources}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, real_weights) -> Path:
+    """A small project as it is before its first training. Copy it before you change it."""
+    from project import command, make_project
+
+    folder = make_project(tmp_path_factory.mktemp("prepared") / "project", real_weights)
+    for stage in ("weights", "prepare", "features"):
+        done = command(folder, stage)
+        assert done.returncode == 0, done.stderr
+    return folder

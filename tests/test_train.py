@@ -7,25 +7,15 @@ import subprocess
 import time
 
 import pytest
-from project import command, make_project, start
+from project import command, start
 
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, real_weights):
-    """A project as it is before its first training."""
-    folder = make_project(tmp_path_factory.mktemp("trial") / "project", real_weights)
-    for stage in ("weights", "prepare", "features"):
-        done = command(folder, stage)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.fixture
 def project(prepared, tmp_path):
-    """A copy of it, to spoil."""
+    """A small project, to spoil."""
     return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
 
 

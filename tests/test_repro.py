@@ -1,0 +1,99 @@
+"""`dvc repro` on a small project in a real DVC repository, with the real dvc.yaml."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from project import ROOT, environment, make_project
+
+STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
+
+
+def dvc(folder, *words):
+    return subprocess.run(
+        ["dvc", *words], cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def stages_run(done):
+    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory, real_weights):
+    """A project as somebody has it who has just cloned it."""
+    folder = make_project(tmp_path_factory.mktemp("repro") / "project", real_weights)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(empty):
+    """The project after its first `dvc repro`."""
+    done = dvc(empty, "repro")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert stages_run(done) == STAGES
+    return empty
+
+
+def test_nothing_is_done_twice(finished):
+    done = dvc(finished, "repro")
+    assert stages_run(done) == []
+    assert "up to date" in done.stdout
+
+
+def test_metrics_and_plots_are_there_for_dvc(finished):
+    shown = json.loads(dvc(finished, "metrics", "show", "--json").stdout)
+    metrics = shown[""]["data"]["results/evaluate/metrics.json"]["data"]
+    assert metrics["wer/test"] >= 0
+    plots = json.loads(dvc(finished, "plots", "show", "--json").stdout)
+    assert {"loss", "decorrelation", "cosine_to_bos"} <= set(plots["data"])
+    assert not plots.get("errors")
+
+
+def test_a_beam_evaluates_again_and_a_comment_trains_nothing(finished):
+    (trial,) = (finished / "runs").iterdir()
+    trained = (trial / "adapter/adapter_model.safetensors").stat().st_mtime_ns
+    params = finished / "params.yaml"
+    params.write_text(params.read_text().replace("beams: 2", "beams: 1"))
+    done = dvc(finished, "repro")
+    assert done.returncode == 0, done.stderr
+    assert stages_run(done) == ["evaluate"]
+    with open(finished / "pipeline/train.py", "a") as code:
+        code.write("# a comment\n")
+    done = dvc(finished, "repro")
+    assert done.returncode == 0, done.stderr
+    # DVC knows files, not code: it runs the stage, which finds its trial done.
+    assert stages_run(done) == ["train"]
+    assert (trial / "adapter/adapter_model.safetensors").stat().st_mtime_ns == trained
+    assert list((finished / "runs").iterdir()) == [trial]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_cut_goes_on(finished, tmp_path, ending):
+    folder = shutil.copytree(finished, tmp_path / "project", symlinks=True)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("steps: 8", "steps: 60"))
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not (sealed := list(folder.glob("runs/*/checkpoints/*/complete.json"))):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    trial = sealed[0].parents[2]
+    # A terminal sends Ctrl-C to all processes of the group; a machine that dies takes all with it.
+    subprocess.run(["kill", f"-{int(ending)}", "--", f"-{process.pid}"], check=True)
+    process.communicate(timeout=60)
+    assert not (trial / "adapter").exists()
+    steps = max(int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir())
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert stages_run(done) == ["train", "evaluate"]
+    assert (trial / "metrics.json").exists()
+    times = {line["step"]: line["time"] for line in map(json.loads, (trial / "metrics.jsonl").read_text().splitlines())}
+    assert times[steps + 1] - times[steps] > 1, "the steps before the cut were made again"
