@@ -28,7 +28,7 @@ from pipeline.sweeping.interruption import LOOK_SECONDS, asking, ended_by, every
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, wait_until_one_is_free
 from pipeline.sweeping.specification import Specification, Sweep, load_sweep
-from pipeline.sweeping.sync import Sync, is_synced, write_record
+from pipeline.sweeping.sync import Sync, is_synced, record
 from pipeline.sweeping.view import View
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.trial import State
@@ -398,15 +398,20 @@ def bring_into_mlflow(sweep: Sweep, trials: Sequence[Planned]) -> None:
     Raises:
         PipelineError: MLflow cannot be written.
     """
-    from pipeline.tracking.mlflow_writer import ingest, tracking_uri
+    from pipeline.tracking.mlflow_writer import ingest_sweep, tracking_uri
 
     name = sweep.specification.name
-    ingest([p.trial.folder for p in trials if p.trial.folder.exists()], tracking_uri(), name, name)
-    write_record(RESULTS / name / SYNCED, trials)
+    begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]
+    # What is noted is what was there before: a trial that ends meanwhile is brought by the next sync.
+    noted = record(trials)
+    ingest_sweep(begun, tracking_uri(), name, sorted((RESULTS / name).glob("table.*")))
+    write_json(RESULTS / name / SYNCED, noted)
 
 
 def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
     """Print the table of the trials, and write it to `results/sweeps/<name>/`; one that is up to date is printed."""
+    if not any(planned.state is State.DONE for planned in trials):
+        return
     folder = RESULTS / sweep.specification.name
     texts = {file: folder / f"table.{file}" for file in ("txt", "md", "csv", "tex")}
     known = folder / "table.json"
@@ -415,7 +420,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         from pipeline.comparison.table import compare
 
         comparison = compare([planned.trial for planned in trials])
-        write_text(texts["txt"], comparison.text() + "\n")
+        write_text(texts["txt"], comparison.text())
         write_text(texts["md"], comparison.markdown())
         write_text(texts["csv"], comparison.csv())
         write_text(texts["tex"], comparison.latex())
@@ -443,9 +448,9 @@ def run(arguments: Namespace) -> None:
         if any(planned.state is not State.DONE for planned in trials):
             run_trials(sweep, trials, arguments.address, sync, results / "log.txt")
     finally:
+        publish(sweep, trials)
         if not is_synced(results / SYNCED, trials) and (warning := sync.finish()):
             print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
-        publish(sweep, trials)
     left = [planned for planned in trials if planned.state is not State.DONE]
     if left:
         raise PipelineError(

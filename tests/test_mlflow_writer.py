@@ -217,3 +217,19 @@ def test_batches_are_far_faster_than_one_by_one(tmp_path: Path, database: str, e
     for step in range(50):
         client.log_metric(run_id, "one_by_one", 1.0, step=step)
     assert (time.perf_counter() - began) / 50 > 10 * batched
+
+
+def test_a_sweep_has_one_run_above_its_trials(tmp_path: Path, database: str) -> None:
+    from mlflow import MlflowClient
+
+    trials = [trained(tmp_path, seed) for seed in range(2)]
+    table = tmp_path / "table.txt"
+    for content in ("first", "second"):
+        table.write_text(content)
+        parent = mlflow_writer.ingest_sweep([trial.folder for trial in trials], database, "a sweep", [table])
+    runs = runs_of(database, "a sweep")
+    assert len(runs) == 3
+    assert [run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id != parent] == [parent] * 2
+    client = MlflowClient(database)
+    assert [item.path for item in client.list_artifacts(parent)] == ["table.txt"]
+    assert Path(client.download_artifacts(parent, "table.txt")).read_text() == "second"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import file_sha256, read_json, write_json
+from pipeline.common.files import file_sha256, read_json
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.mlflow_writer import tracking_uri
 from pipeline.tracking.version_control import without_credentials
@@ -56,11 +56,6 @@ def record(trials: Sequence[Planned]) -> dict[str, Any]:
     """What of a sweep is in MLflow after a sync: its address, and which results."""
     results = {planned.identity: _sha256(planned) for planned in trials}
     return {"uri": without_credentials(tracking_uri()), "results": results}
-
-
-def write_record(path: Path, trials: Sequence[Planned]) -> None:
-    """Note that the trials are in MLflow as they are."""
-    write_json(path, record(trials))
 
 
 def is_synced(path: Path, trials: Sequence[Planned]) -> bool:

@@ -29,6 +29,7 @@ PARAMETERS_IN_A_BATCH = 100
 LONGEST_PARAMETER = 6000
 ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz", "figures")
 _SWEEP, _IDENTITY, _SPOOLED, _COMPLETE = "sweep", "identity", "spooled_to_step", "complete"
+_PARENT_OF, _PARENT = "parent_of_sweep", "mlflow.parentRunId"
 _SQLITE = "sqlite:///"
 _OF_TRACKING = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3")
 """Packages whose exceptions mean that MLflow cannot be written."""
@@ -68,6 +69,31 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
     return ingested
 
 
+def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Iterable[str | Path] = ()) -> str:
+    """Bring a sweep into MLflow: its trials, in an experiment of its name, below one run that carries `files`.
+
+    Returns:
+        Id of that run.
+
+    Raises:
+        PipelineError: as `ingest`.
+    """
+    ingest(folders, uri, sweep, sweep)
+    with _explained(uri), _alone(uri):
+        client = _client(uri)
+        experiment_id = _experiment_id(client, uri, sweep)
+        found = client.search_runs([experiment_id], f"tags.{_PARENT_OF} = '{_quoted(sweep)}'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, tags={_PARENT_OF: sweep}, run_name=sweep)
+        parent = run.info.run_id
+        for child in _known_runs(client, experiment_id, sweep).values():
+            if child.data.tags.get(_PARENT) != parent:
+                client.set_tag(child.info.run_id, _PARENT, parent)
+        for file in files:
+            client.log_artifact(parent, str(file))
+        client.set_terminated(parent, "FINISHED")
+    return parent
+
+
 def _client(uri: str) -> Any:
     # MLflow's own patience with an outage is many minutes; everything can be sent later.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -92,13 +118,17 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
 def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, Any]:
     known: dict[str, Any] = {}
     page: str | None = None
-    quoted = sweep.replace("'", "''")
+    wanted = f"tags.{_SWEEP} = '{_quoted(sweep)}'"
     while True:
-        runs = client.search_runs([experiment_id], f"tags.{_SWEEP} = '{quoted}'", max_results=1000, page_token=page)
+        runs = client.search_runs([experiment_id], wanted, max_results=1000, page_token=page)
         known |= {run.data.tags[_IDENTITY]: run for run in runs if _IDENTITY in run.data.tags}
         page = runs.token
         if not page:
             return known
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
 
 
 def _ingest_trial(client: Any, experiment_id: str, sweep: str, trial: Trial, run: Any) -> str:
