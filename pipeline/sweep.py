@@ -426,6 +426,12 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         write_text(texts["tex"], comparison.latex())
         write_json(known, state)
     print(texts["txt"].read_text(encoding="utf-8"), end="")
+    by = sweep.specification.select.by
+    values = [
+        (result["metrics"][by], p.name) for p in trials if (result := p.trial.result()) and by in result["metrics"]
+    ]
+    if values:
+        print(f"best by {by}: {min(values)[1]} ({min(values)[0]:.3f})")
 
 
 def run(arguments: Namespace) -> None:

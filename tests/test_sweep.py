@@ -131,7 +131,8 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(undisturbed):
         [sys.executable, "-c", program], cwd=undisturbed, env=environment(), capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    *shown, last = ran.stdout.splitlines()
+    *shown, best, last = ran.stdout.splitlines()
+    assert best.startswith("best by wer/validation: ")
     assert shown == table(undisturbed).splitlines()
     _, seconds, *loaded = last.split()
     assert loaded == []
