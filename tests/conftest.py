@@ -1,8 +1,12 @@
 """What tests share. Everything here is made once in a session."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# What a shell runs in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 

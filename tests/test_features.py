@@ -203,8 +203,6 @@ def test_what_was_stopped_goes_on(params, folder, finished, number, code):
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
-        # What a shell runs in the background ignores SIGINT, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not any(len(j.read_bytes().splitlines()) >= 2 for j in (folder / "features").glob("*.partial/journal.jsonl")):
         assert going.poll() is None

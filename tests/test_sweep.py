@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import command, environment, make_project, start
+from project import command, environment, start
 
 SWEEP = {
     "name": "small",
@@ -32,26 +32,23 @@ HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, real_weights):
-    """A project as it is before its first sweep."""
-    folder = make_project(tmp_path_factory.mktemp("sweep") / "project", real_weights)
-    for stage in ("weights", "prepare", "features"):
-        done = command(folder, stage)
-        assert done.returncode == 0, done.stderr
+def specified(prepared, tmp_path_factory):
+    """A small project with a sweep, as it is before its first trial."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("sweep") / "project", symlinks=True)
     specify(folder)
     return folder
 
 
 @pytest.fixture
-def project(prepared, tmp_path):
+def project(specified, tmp_path):
     """A copy of it, to spoil."""
-    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+    return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared, tmp_path_factory):
+def undisturbed(specified, tmp_path_factory):
     """A project with a sweep that nobody disturbed, and what it printed."""
-    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
+    folder = shutil.copytree(specified, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
     done = command(folder, "sweep", "sweep.yaml")
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout + done.stderr)

@@ -51,7 +51,7 @@ def _code_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
         ["model.llm.weights=/another/place"],
         ["evaluate.beams=1", "sinks.tau=10", "corpus.out=moved", "features.out=moved"],
         ["decorrelation.stop_gradient=true", "decorrelation.roles=[audio]"],
-        ["model.lora.targets=[v_proj, q_proj]"],
+        ["model.lora.targets=[v_proj, up_proj, q_proj, k_proj, o_proj, gate_proj, down_proj]"],
         ["model.lora.alpha=64.0"],
     ],
 )

@@ -160,7 +160,7 @@ def test_an_evaluation_has_its_own_digest(project):
     assert {"wer/validation", "wer/test", "wer/test/low", "wer/test/snr_0", "cer/test", "wer_normalised/test"} <= set(
         metrics
     )
-    assert {"sinks/bos_sink_rate", "sinks/max_ratio/bos", "sinks/bos_cosine/other"} <= set(metrics)
+    assert {"sinks/bos_sink_rate", "sinks/max_ratio/bos", "sinks/relocated_share"} <= set(metrics)
     lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
     assert [(line["split"], line["condition"]) for line in lines] == [
         *[("validation", "clean")] * 2, *[("test", "clean")] * 2, *[("test", "snr_0")] * 2
