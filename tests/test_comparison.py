@@ -156,6 +156,11 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     assert gaps == ["", *["not run"] * 5]
 
 
+def test_a_sweep_in_which_nothing_is_done_yet_still_has_its_text(tmp_path: Path) -> None:
+    trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
+    assert "bootstrap interval" in compare(trials).text()
+
+
 def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     bad = make_trial(tmp_path, "train.seed=1")

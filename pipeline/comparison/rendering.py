@@ -47,6 +47,9 @@ def _notes(comparison: "Comparison") -> list[str]:
 def text(comparison: "Comparison", width: int) -> str:
     """See `Comparison.text`."""
     rows = list(_rows(comparison))
+    notes = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in _notes(comparison))
+    if not rows:
+        return notes + "\n"
     heads = [[line for part in v.parts for line in textwrap.wrap(part, HEAD_WIDTH)] for v in comparison.variants]
     widths = [max(map(len, [*head, *(cells[n] for *_, cells in rows)])) for n, head in enumerate(heads)]
     labels = max(len(label) for label, *_ in rows), max(len(task) for _, task, _ in rows)
@@ -62,7 +65,6 @@ def text(comparison: "Comparison", width: int) -> str:
         for label, task, cells in rows:
             lines.append(_joined((label, task), labels, [cells[n] for n in chosen], [widths[n] for n in chosen]))
         blocks.append("\n".join(lines))
-    notes = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in _notes(comparison))
     return "\n\n".join([*blocks, notes]) + "\n"
 
 
