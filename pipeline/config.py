@@ -312,6 +312,27 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         raise PipelineError(place, f"no valid YAML ({getattr(error, 'problem', error)})", "mend that line") from None
 
 
+def read_mapping(path: str | Path, remedy: str, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        remedy: what to do if it cannot be read.
+        what: the end of "it must be a mapping …", such as `of sections`.
+
+    Raises:
+        PipelineError: the file cannot be read, is no YAML, or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise PipelineError(path, f"holds a {type(values).__name__}", f"it must be a mapping {what}")
+    return values
+
+
 def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
     """Read `params.yaml` and apply `a.b=value` overrides.
 
@@ -322,13 +343,7 @@ def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         PipelineError: the file is missing, or anything in it or in an override is not as the classes here say.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", "name the file with --params") from None
-    values = parse_yaml(text, path)
-    if not isinstance(values, dict):
-        raise PipelineError(path, f"holds a {type(values).__name__}", "it must be a mapping of sections")
+    values = read_mapping(path, "name the file with --params", "of sections")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

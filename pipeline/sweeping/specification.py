@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
-from pipeline.config import Params, Section, assign, checked, load_params, parse_yaml, validate
+from pipeline.config import Params, Section, assign, checked, load_params, parse_yaml, read_mapping, validate
 
 SEED = "train.seed"
 Settings = dict[str, Any]
@@ -131,13 +131,7 @@ def load_sweep(
 
 
 def _read(path: str | Path) -> Specification:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", "name a file of experiments/") from None
-    values = parse_yaml(text, path)
-    if not isinstance(values, dict):
-        raise PipelineError(path, f"holds a {type(values).__name__}", "it must be a mapping with a name and axes")
+    values = read_mapping(path, "name a file of experiments/", "with a name and axes")
     return checked(Specification, values, path)
 
 
