@@ -1,40 +1,32 @@
 """Stage `prepare`: the corpus on disk, as `manifest.jsonl` and media that people can play.
 
-The output folder is kept between runs (DVC does not delete it), so the stage itself looks after it: media of other
-settings are removed, what is whole stays, what is missing or damaged is made. `prepare.json` says which settings the
-media were made by and is written before them; `manifest.jsonl` is written after all of them. A run that is killed at
-any moment is continued by the next one.
+The output folder is kept between runs (DVC does not delete it), so the stage itself looks after it: media that other
+settings made invalid are removed, what is whole stays, what is missing or damaged is made. `prepare.json` says which
+settings the media were made by, `manifest.jsonl` is there when all are. A run that is killed at any moment is
+continued by the next one. What a recorded corpus holds and is not taken stands in `left.csv`, with the reason.
 """
 
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import version
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.code import code_digest
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json, require_space, write_json
+from pipeline.common.files import require_space, write_json
 from pipeline.common.progress import progress
 from pipeline.config import Corpus, Params
-from pipeline.corpora.manifest import REMEDY, Utterance, read_manifest, write_manifest
-from pipeline.corpora.plan import SPLITS, Plan, babble_file, babble_splits, plan_corpus
+from pipeline.corpora.journal import LEFT, Journal, Past, read_past, seal, write_finished, write_left
+from pipeline.corpora.manifest import REMEDY, Utterance
+from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
+from pipeline.corpora.reader import Fact, Left, Listing, Made, Reader
+from pipeline.corpora.record import SETTINGS, recorded_settings, remove_media, remove_others
+from pipeline.corpora.table import reader_of
+from pipeline.corpora.workers import KILLED, Workers, available_cores
 
-SETTINGS = "prepare.json"
-MANIFEST = "manifest.jsonl"
-MEDIA = ("babble", *SPLITS)
-"""The folders of the corpus; nothing outside them is ever removed."""
-FILE_BYTES = 90_000
-"""What a wav or an mp4 of some two seconds takes at most, more or less."""
 FEW = 24
-"""So many utterances are made sooner by one process than it takes to start others."""
+"""So many clips are made sooner by one process than it takes to start others."""
 
 
 def prepare(params: Params, workers: int | None = None) -> Path:
@@ -48,155 +40,131 @@ def prepare(params: Params, workers: int | None = None) -> Path:
         The folder, in which `manifest.jsonl` is whole.
 
     Raises:
-        PipelineError: the folder holds something else, the sentences or the voices cannot be had, or the disk is full.
+        PipelineError: the folder holds something else, `corpus.root` is no such corpus, nothing of a split can be
+            taken, or the disk is full.
     """
     corpus, folder = params.corpus, Path(params.corpus.out)
-    plans = plan_corpus(corpus)
-    _settle(folder, corpus, plans)
-    babble = babble_splits(corpus)
-    expected = {folder / path for plan in plans for path in plan.files} | {folder / babble_file(s) for s in babble}
-    _remove_others(folder, expected)
-    known = _verified(folder)
-    made = {plan.id: [known[name] for name in plan.wavs] for plan in plans if known.keys() >= plan.wavs.keys()}
-    todo = [plan for plan in plans if plan.id not in made]
-    missing = sum(not path.exists() for path in expected)
-    if not todo and not missing:
+    reader = reader_of(corpus)
+    listing = reader.listing()
+    clips = {clip.id: clip for clip in listing.clips}
+    settings, before = reader.settings(), recorded_settings(folder)
+    if before is not None:
+        remove_media(folder, reader.stale(before, settings))
+    began = time.time_ns()
+    same = before is not None and before.get("digest") == settings["digest"]
+    past = read_past(folder, clips, reader.sources, listing.left, same)
+    todo = [clip for id_, clip in clips.items() if id_ not in past.done]
+    silent = [split for split in babble_splits(corpus) if not (folder / babble_file(split)).exists()]
+    if not todo and not silent and past.whole:
+        if past.reread > FEW:
+            # A copied corpus: files are newer than their manifest, and would be read at every start.
+            seal(folder, began)
         return folder
-    require_space(folder, missing * FILE_BYTES, "the corpus")
-    for plan, lines in _make(corpus, folder, babble, todo, len(plans), workers):
-        made[plan.id] = lines
-    write_manifest(folder, _in_order(plans, made))
+    require_space(folder, reader.room(todo), "the corpus")
+    if before is None:
+        write_json(folder / SETTINGS, settings | listing.told)
+    with Journal(folder, past) as journal:
+        # Only now: until its lines are in the journal, a manifest is of the settings that stand beside it.
+        if before is not None and not same:
+            write_json(folder / SETTINGS, settings | listing.told)
+        made = dict(past.done)
+        for id_, one in _make(reader, folder, listing, todo, past, workers):
+            journal.add(id_, one)
+            made[id_] = one
+    _finish(folder, corpus, settings, listing, [made[id_] for id_ in clips])
     return folder
 
 
-def _settle(folder: Path, corpus: Corpus, plans: list[Plan]) -> None:
-    """Leave `prepare.json` of these settings in the folder; where it had another, remove the media first."""
-    settings = _settings(corpus, plans)
-    if not (folder / SETTINGS).exists():
-        if folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
-            raise PipelineError(folder, f"holds files, but no {SETTINGS}", "name an empty folder as corpus.out")
-    elif _recorded(folder) != settings["digest"]:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for name in MEDIA:
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    else:
-        return
-    write_json(folder / SETTINGS, settings)
+def _make(
+    reader: Reader, folder: Path, listing: Listing, todo: list[Any], past: Past, workers: int | None
+) -> Iterator[tuple[str, Made]]:
+    corpus, total = reader.corpus, len(listing.clips)
+    noises = [(corpus, split, reader.noise(split, listing.clips), folder) for split in babble_splits(corpus)]
+    if workers is None:
+        workers = 1 if len(todo) <= FEW else available_cores()
+    with Workers(workers) as pool, progress(total, "prepare", "clip", total - len(todo)) as bar:
+        for (_, split, *_), result in pool.results(_make_noise, noises):
+            if result is KILLED:
+                raise PipelineError(f"the noise of {split}", "the process that made it was killed", REMEDY)
+        jobs = ((corpus, clip, folder, past.facts.get(clip.id, {})) for clip in todo)
+        for (_, clip, *_), result in pool.results(_make_clip, jobs):
+            bar.update()
+            if result is KILLED:
+                result = _killed(reader, clip)
+            yield clip.id, result
 
 
-def _recorded(folder: Path) -> str | None:
-    settings = read_json(folder / SETTINGS, "remove the folder, it will be made again")
-    return settings.get("digest") if isinstance(settings, dict) else None
+def _killed(reader: Reader, clip: Any) -> Made:
+    if reader.complete:
+        raise PipelineError(clip.id, "the process that made it was killed (out of memory?)", REMEDY)
+    return Made(left=Left(clip.path, clip.split, "kills the process that reads it", "", clip.id))
 
 
-def _settings(corpus: Corpus, plans: list[Plan]) -> dict[str, Any]:
-    """What the media follow from, with its digest, and which voice each speaker has."""
-    file = corpus.synthetic.sentences
-    causes = {
-        "corpus": corpus.model_dump(mode="json", exclude={"out", "root"}),
-        "sentences": file_sha256(file) if file else None,
-        "code": code_digest("pipeline.corpora.synthetic"),
-        "espeak": version("espeakng-loader"),
-    }
-    return causes | {"digest": digest(causes), "voices": {plan.speaker: plan.voice for plan in plans}}
+def _make_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
+    reader_of(corpus).make_noise(split, recipe, folder)
 
 
-def _remove_others(folder: Path, expected: set[Path]) -> None:
-    """Remove files that do not belong, such as what a killed writer left half-written."""
-    for name in MEDIA:
-        for path in (folder / name).rglob("*"):
-            if path.is_file() and path not in expected:
-                path.unlink()
+def _make_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, Fact]) -> Made:
+    return reader_of(corpus).make(clip, folder, known)
 
 
-def _verified(folder: Path) -> dict[str, Utterance]:
-    """The lines of the last manifest whose media are as it says, by id. A damaged file is removed."""
-    try:
-        lines = read_manifest(folder)
-    except PipelineError:
-        return {}
-    sound: dict[str, Utterance] = {}
-    hashes: dict[str, str | None] = {}
-    for line in lines:
-        intact = True
-        for path, expected in ((line.audio, line.audio_sha256), (line.video, line.video_sha256)):
-            if path not in hashes:
-                hashes[path] = file_sha256(folder / path) if (folder / path).is_file() else None
-            if hashes[path] != expected:
-                (folder / path).unlink(missing_ok=True)
-                intact = False
-        if intact:
-            sound[line.id] = line
-    return sound
+def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, made: list[Made]) -> None:
+    left = listing.left + [one.left for one in made if one.left]
+    lines = list(_in_order(corpus, made))
+    splits = {split: _summary(corpus, split, lines, left) for split in SPLITS}
+    write_left(folder, left)
+    for split, summary in splits.items():
+        if not summary["utterances"]:
+            raise PipelineError(folder / LEFT, f"no utterance of {split} could be taken", "see there why")
+    media = {line.audio for line in lines} | {line.video for line in lines if line.video}
+    media |= {babble_file(split) for split in babble_splits(corpus)}
+    remove_others(folder, {folder / path for path in media})
+    write_json(folder / SETTINGS, settings | listing.told | {"splits": splits})
+    write_finished(folder, lines)
+    print(*_report(folder, splits, listing.told), sep="\n", flush=True)
 
 
-def _in_order(plans: list[Plan], made: dict[str, list[Utterance]]) -> Iterator[Utterance]:
+def _in_order(corpus: Corpus, made: list[Made]) -> Iterator[Utterance]:
     """Split by split: the utterances themselves, then the whole split at each further ratio."""
     for split in SPLITS:
-        lines = [made[plan.id] for plan in plans if plan.split == split]
-        for condition in zip(*lines, strict=True):
-            yield from condition
+        lines = [line for one in made for line in one.lines if line.split == split]
+        conditions = _conditions(corpus, split)
+        for condition in range(conditions):
+            yield from lines[condition::conditions]
 
 
-def _make(
-    corpus: Corpus, folder: Path, babble: list[str], todo: list[Plan], total: int, workers: int | None
-) -> Iterator[tuple[Plan, list[Utterance]]]:
-    # Heavy, and not needed by a run that has nothing to do.
-    from pipeline.corpora.synthetic import make_babble, make_utterance
-
-    if workers is None:
-        workers = 1 if len(todo) <= FEW else _cores()
-    with _Workers(workers) as pool, progress(total, "prepare", "utterance", total - len(todo)) as bar:
-        for _ in pool.results(make_babble, [(corpus, split, folder) for split in babble]):
-            pass
-        for (plan, _), lines in pool.results(make_utterance, [(plan, folder) for plan in todo]):
-            bar.update()
-            yield plan, lines
+def _conditions(corpus: Corpus, split: str) -> int:
+    """How many lines each utterance of a split has."""
+    noise = corpus.noise
+    return 1 + len(set({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
 
 
-def _cores() -> int:
-    # What a container or a scheduler allows may be less than what the machine has; not every system tells.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _summary(corpus: Corpus, split: str, lines: list[Utterance], left: list[Left]) -> dict[str, Any]:
+    own = [line for line in lines if line.split == split]
+    own = own[: len(own) // _conditions(corpus, split)]
+    return {
+        "utterances": len(own),
+        "hours": round(sum(line.audio_seconds for line in own) / 3600, 4),
+        "speakers": len({line.speaker for line in own}),
+        "left": dict(Counter(entry.reason for entry in left if entry.split == split).most_common()),
+    }
 
 
-class _Workers:
-    """A pool of processes that ends with its owner, or this very process where one is enough."""
-
-    def __init__(self, count: int) -> None:
-        self.pool = None
-        if count > 1:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(count, context, initializer=_follow_owner)
-
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def results(self, function: Callable, jobs: list[tuple]) -> Iterator[tuple[tuple, Any]]:
-        """Each job with what `function(*job)` returns, as they come to an end."""
-        if self.pool is None:
-            yield from ((job, function(*job)) for job in jobs)
-            return
-        try:
-            futures: dict[Future, tuple] = {self.pool.submit(function, *job): job for job in jobs}
-            yield from ((futures[future], future.result()) for future in as_completed(futures))
-        except BrokenProcessPool:
-            raise PipelineError("pipeline.prepare", "a worker process was killed (out of memory?)", REMEDY) from None
-
-
-def _follow_owner() -> None:
-    """In a worker: leave `Ctrl-C` to the owner, and end when the owner does, even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(owner: Any) -> None:
-    owner.join()
-    os._exit(1)
+def _report(folder: Path, splits: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
+    """What was taken of each split and what was left, and why, in lines for people."""
+    found = []
+    for split, one in splits.items():
+        line = f"{split:10} {one['utterances']:>7,} utterances {one['hours']:8.2f} h {one['speakers']:>6,} speakers"
+        if one["left"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["left"].items())
+            line += f"; left {sum(one['left'].values()):,}: {reasons}"
+        found.append(line)
+    for part, (count, official) in told.get("official", {}).items():
+        if count != official:
+            found.append(f"{part}: {count:,} of the official {official:,} clips are there")
+    if (folder / LEFT).exists():
+        found.append(f"what was left: {folder / LEFT}")
+    return found
 
 
 def main() -> None:

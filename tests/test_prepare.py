@@ -244,14 +244,6 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, number: signal.Signals) -
     assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
 
 
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_the_command_says_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     done = subprocess.run(

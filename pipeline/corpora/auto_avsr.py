@@ -1,0 +1,133 @@
+"""The tree that auto_avsr and Llama-AVSR prepare: `<dataset>/<dataset>_video_seg16s/<part>/<speaker>/<clip>.mp4`, a wav
+beside each, transcripts in `<dataset>_text_seg16s`, and `labels/*.csv` that say which clips a split has.
+
+Label files have no header: `dataset,path,frames,token ids`, or `dataset,path,frames,text`, or, in Llama-AVSR,
+`dataset,path,frames,token ids,text`. Token ids of a vocabulary that is not there say nothing; the text is then in the
+transcript. The upstream projects validate on the test list; where there is no list for it, validation is held out of
+training by speaker here.
+"""
+
+import re
+from pathlib import Path
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Corpus
+from pipeline.corpora.held_out import hold_out
+from pipeline.corpora.lrs import HELD_OUT, clip_id, is_pretrain, moved
+from pipeline.corpora.plan import SPLITS
+from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.recorded import Clip, Piece
+from pipeline.corpora.transcripts import lrs_text, read_text
+
+NAMES = {"train": r"train|trainval", "validation": r"val|valid|validation|dev", "test": r"test"}
+"""What a label file of a split has in its name, as a word between underscores."""
+
+
+class AutoAVSR:
+    """An auto_avsr tree."""
+
+    keys = ("auto_avsr", "held_out")
+    cuts = ()
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.root = Path(corpus.root)
+
+    def lists(self) -> list[Path]:
+        """See `Format.lists`: the label files that are used."""
+        return list(self._labels().values())
+
+    def _labels(self) -> dict[str, Path]:
+        """The label file of each split that has one."""
+        folder, found = self.root / "labels", {}
+        if not folder.is_dir():
+            raise PipelineError(self.root, "has no folder labels", "name the root of an auto_avsr tree as corpus.root")
+        for split in SPLITS:
+            named = getattr(self.corpus.auto_avsr, split)
+            if named is not None:
+                found[split] = folder / named
+                if not found[split].is_file():
+                    raise PipelineError(f"corpus.auto_avsr.{split}", f"there is no {found[split]}", "name a label file")
+                continue
+            word = re.compile(rf"(^|_)({NAMES[split]})(_|\.)")
+            fitting = sorted(path for path in folder.glob("*.csv") if word.search(path.name))
+            if len(fitting) > 1 or (not fitting and split != "validation"):
+                names = ", ".join(path.name for path in fitting) or "none"
+                raise PipelineError(folder, f"label files of {split}: {names}", f"name one: corpus.auto_avsr.{split}")
+            if fitting:
+                found[split] = fitting[0]
+        return found
+
+    def listing(self) -> Listing:
+        """See `Reader.listing`."""
+        labels = self._labels()
+        clips, left = [], []
+        for split, path in labels.items():
+            for number, row in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if row.strip():
+                    clips.append(self._clip(split, row, f"{path}:{number}"))
+        _refuse_shared(clips, labels)
+        if "validation" not in labels:
+            clips = self._with_validation(clips, left)
+        there = []
+        for clip in clips:
+            # The transcript is looked for when it is read: most label files have the text.
+            needed = clip.video if self.corpus.video else clip.audio
+            if needed.exists():
+                there.append(clip)
+            else:
+                left.append(Left(clip.path, clip.split, "a file is missing", needed.name))
+        return Listing(there, left)
+
+    def _clip(self, split: str, row: str, where: str) -> Clip:
+        fields = row.split(",", 4)
+        if len(fields) < 4 or not fields[2].strip().isdigit() or len(Path(fields[1]).parts) < 3:
+            raise PipelineError(
+                where, f"{row[:80]!r}", "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text"
+            )
+        dataset, relative, frames, last = fields[0], fields[1], int(fields[2]), fields[-1]
+        if len(fields) == 4 and not re.sub(r"[\d\s]", "", last):
+            last = ""
+        video = self.root / dataset / relative
+        kind, part, speaker = Path(relative).parts[0], Path(relative).parts[-3], Path(relative).parts[-2]
+        transcript = self.root / dataset / kind.replace("_video_", "_text_") / Path(relative).relative_to(kind)
+        audio = video.with_suffix(".wav")
+        return Clip(
+            clip_id(split, part, speaker, video.stem), split, speaker, audio if audio.exists() else video, video,
+            f"{dataset}/{relative}", None if last.strip() else transcript.with_suffix(".txt"),
+            lrs_text(last) or None, frames,
+        )  # fmt: skip
+
+    def _with_validation(self, clips: list[Clip], left: list[Left]) -> list[Clip]:
+        training = [clip for clip in clips if clip.split == "train"]
+        # As for LRS3 itself: what is held out are short clips, where there are some, and not pieces of long ones.
+        short = [clip for clip in training if not is_pretrain(clip)]
+        held_out = hold_out(self.corpus, "validation", [clip.speaker for clip in short or training])
+        kept = []
+        for clip in clips:
+            if clip.split != "train" or clip.speaker not in held_out:
+                kept.append(clip)
+            elif short and is_pretrain(clip):
+                left.append(Left(clip.path, clip.split, HELD_OUT))
+            else:
+                kept.append(moved(clip, "validation"))
+        return kept
+
+    def pieces(self, clip: Clip) -> list[Piece]:
+        """See `Format.pieces`."""
+        text = clip.text or lrs_text(read_text(clip.transcript))
+        if not text:
+            raise Unusable("empty transcript")
+        return [Piece(text)]
+
+
+def _refuse_shared(clips: list[Clip], labels: dict[str, Path]) -> None:
+    splits: dict[str, str] = {}
+    for clip in clips:
+        other = splits.setdefault(clip.path, clip.split)
+        if other != clip.split:
+            raise PipelineError(
+                labels[clip.split],
+                f"{clip.path} stands in {labels[other].name} too",
+                f"{clip.split} and {other} must share no clip; without a list, validation is held out of training",
+            )

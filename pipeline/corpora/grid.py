@@ -1,0 +1,130 @@
+"""GRID: `s1/bbaf2n.mpg` and `bbaf2n.align`, of 34 speakers with 1,000 sentences each.
+
+M. Cooke, J. Barker, S. Cunningham, X. Shao, "An audio-visual corpus for speech perception and automatic speech
+recognition", JASA 2006. The name of a file spells its sentence (`bbaf2n` is "bin blue at f two now"), and each
+alignment is held against it: one public copy has alignments of other speakers. The folders between the root and the
+files differ between copies, so files are found by their names below a folder of the speaker.
+"""
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Corpus
+from pipeline.corpora.held_out import hold_out, rank
+from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.recorded import Clip, Piece
+from pipeline.corpora.sentences import GRID, LETTER
+from pipeline.corpora.transcripts import read_text
+
+DIGIT = 4
+SPEAKER = re.compile(r"s[1-9][0-9]?$")
+SILENT = frozenset({"sil", "sp"})
+
+
+def spelt(name: str) -> str | None:
+    """The sentence that a file's name spells; None where it spells none."""
+    if len(name) != len(GRID):
+        return None
+    words = []
+    for slot, (words_there, sign) in enumerate(zip(GRID, name.lower(), strict=True)):
+        if slot == DIGIT:
+            word = words_there[int(sign)] if sign in "123456789" else words_there[0] if sign == "z" else None
+        else:
+            word = next((word for word in words_there if word == sign or (slot != LETTER and word[0] == sign)), None)
+        if word is None:
+            return None
+        words.append(word)
+    return " ".join(words)
+
+
+class Grid:
+    """The corpus."""
+
+    keys = ("grid", "held_out")
+    cuts = ()
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def lists(self) -> list[Path]:
+        """See `Format.lists`: there are none."""
+        return []
+
+    def listing(self) -> Listing:
+        """See `Reader.listing`."""
+        root = Path(self.corpus.root)
+        videos, alignments = _files(root, ".mpg"), _files(root, ".align")
+        if not videos:
+            raise PipelineError(root, "has no .mpg below a folder s1 to s34", "name the folder of GRID as corpus.root")
+        clips, left = [], []
+        for (speaker, name), video in sorted(videos.items(), key=lambda item: (int(item[0][0][1:]), item[0][1])):
+            path = video.relative_to(root).as_posix()
+            disjoint = self.corpus.grid.split == "disjoint"
+            split = "test" if disjoint and speaker in self.corpus.grid.test_speakers else "train"
+            if spelt(name) is None:
+                left.append(Left(path, split, "the name spells no sentence"))
+            elif (speaker, name) not in alignments:
+                left.append(Left(path, split, "a file is missing", f"{name}.align"))
+            else:
+                transcript = alignments[speaker, name]
+                clips.append(Clip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, spelt(name)))
+        return Listing(_in_splits(self.corpus, clips), left)
+
+    def pieces(self, clip: Clip) -> list[Piece]:
+        """See `Format.pieces`: the sentence of the name, if the alignment agrees."""
+        rows = [line.split() for line in read_text(clip.transcript).splitlines() if line.strip()]
+        said = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
+        if said != clip.text:
+            raise Unusable("the alignment is of another sentence", said)
+        return [Piece(said)]
+
+
+def _files(root: Path, ending: str) -> dict[tuple[str, str], Path]:
+    """Files by speaker and name; the speaker is the folder nearest to the file that is called as one."""
+    found = {}
+    for folder, _, names in os.walk(root, followlinks=True):
+        parts = Path(folder).relative_to(root).parts
+        speaker = next((part for part in reversed((root.name, *parts)) if SPEAKER.match(part)), None)
+        for name in names:
+            stem, its = os.path.splitext(name)
+            if its.lower() == ending and speaker is not None and not name.startswith("."):
+                found[speaker, stem.lower()] = Path(folder) / name
+    return found
+
+
+def _in_splits(corpus: Corpus, clips: list[Clip]) -> list[Clip]:
+    if corpus.grid.split == "disjoint":
+        speakers = {clip.speaker for clip in clips}
+        if missing := [speaker for speaker in corpus.grid.test_speakers if speaker not in speakers]:
+            raise PipelineError(
+                "corpus.grid.test_speakers", f"{missing[0]} is not in {corpus.root}", "name speakers that are there"
+            )
+        test = {clip.id for clip in clips if clip.speaker in corpus.grid.test_speakers}
+        keys = {clip.id: clip.speaker for clip in clips if clip.id not in test}
+    else:
+        test = _some_of_each(corpus, clips)
+        keys = {clip.id: clip.text for clip in clips if clip.id not in test}
+    held_out = hold_out(corpus, "validation", list(keys.values()))
+    splits = {name: "validation" if key in held_out else "train" for name, key in keys.items()}
+    splits |= dict.fromkeys(test, "test")
+    return [replace(clip, id=f"{splits[clip.id]}/{clip.id}", split=splits[clip.id]) for clip in clips]
+
+
+def _some_of_each(corpus: Corpus, clips: list[Clip]) -> set[str]:
+    by_speaker: dict[str, list[str]] = defaultdict(list)
+    for clip in clips:
+        by_speaker[clip.speaker].append(clip.id)
+    found: set[str] = set()
+    for speaker, names in by_speaker.items():
+        if len(names) < 2 * corpus.grid.test_sentences:
+            raise PipelineError(
+                "corpus.grid.test_sentences",
+                f"is {corpus.grid.test_sentences}, and {speaker} has {len(names)} sentences",
+                "at most half of each speaker's may be held out",
+            )
+        found |= set(sorted(names, key=lambda name: rank(corpus.seed, "test", name))[: corpus.grid.test_sentences])
+    return found

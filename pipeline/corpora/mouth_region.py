@@ -1,0 +1,185 @@
+"""The mouth region of a video of a face: 96x96 pixels at 25 frames a second, as auto_avsr and AV-HuBERT expect it.
+
+P. Ma, A. Haliassos, A. Fernandez-Lopez, H. Chen, S. Petridis, M. Pantic, "Auto-AVSR: audio-visual speech recognition
+with automatic labels", ICASSP 2023: keypoints of the face, missing ones interpolated and all smoothed, bring each frame
+to a mean face, from which the square around the mouth is cut.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from pipeline.common.errors import PipelineError
+from pipeline.corpora.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window
+from pipeline.corpora.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RANGE, FaceDetector
+from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.corpora.media import write_video
+
+CROP = 96
+"""Pixels along a side of the mouth region."""
+TOLERANCE = 5
+"""Pixels by which the region may be moved to stay inside the aligned picture."""
+MOUTH = 3
+"""The mouth among the keypoints."""
+REMEDY = "check the file, or remove it from the corpus"
+
+
+class NoFace(Exception):  # noqa: N818
+    """A clip of which no mouth region can be cut; the corpus goes on without it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class CropReport:
+    """How a clip was cut."""
+
+    frames: int
+    """At 25 a second."""
+    found: int
+    """Frames in which a face was found."""
+
+    @property
+    def interpolated(self) -> float:
+        """The share of the frames whose keypoints are taken from their neighbours."""
+        return 1 - self.found / self.frames
+
+
+def is_cropped(path: Path) -> bool:
+    """Whether a video is a mouth region already: 96x96 pixels at 25 frames a second. Only its header is read.
+
+    Raises:
+        PipelineError: the file cannot be read as a video.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate
+        return (stream.width, stream.height) == (CROP, CROP) and rate is not None and abs(rate - FRAME_RATE) < 0.1
+
+
+def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
+    """Cut the mouth region out of a video of a face.
+
+    The video is read twice, so that memory holds no more of it than a frame and the region, however long it is.
+
+    Args:
+        source: a video of any size and frame rate; the largest face in each frame counts.
+        target: the mp4 that is written, whole or not at all: 96x96 pixels, 25 frames a second, no sound.
+        detector: the folder of the face detector's weights.
+
+    Returns:
+        What was found.
+
+    Raises:
+        NoFace: there is no face in any frame, or a mouth so near to the edge that no region can be cut.
+        PipelineError: the video or the detector cannot be read, or the video is cut.
+    """
+    keypoints = _keypoints(source, detector)
+    found = int((~np.isnan(keypoints).any(axis=(1, 2))).sum())
+    if not found:
+        raise NoFace(f"no face in any of {len(keypoints)} frames")
+    places = smooth(interpolate(keypoints))
+    # One reformatter for all frames: making it is what takes the time.
+    reformatter = VideoReformatter()
+    frames = (reformatter.reformat(frame, format="rgb24").to_ndarray() for frame in _frames(source))
+    write_video(target, np.stack([_cut(frame, points) for frame, points in zip(frames, places, strict=True)]))
+    return CropReport(len(places), found)
+
+
+@functools.lru_cache(maxsize=2)
+def _detector(file: Path) -> FaceDetector:
+    """One of each network for a process, however many clips it cuts."""
+    return FaceDetector(file)
+
+
+def _keypoints(source: Path, weights: Path) -> np.ndarray:
+    """(frames, 4, 2), NaN where there is no face, by the network that finds a face in more of the frames."""
+    best = np.empty(0)
+    for name in (FULL_RANGE, SHORT_RANGE):
+        network = _detector(weights / name)
+        found = [network.keypoints(frame) for frame in _frames(source)]
+        missing = np.full((KEYPOINTS, 2), np.nan)
+        keypoints = np.stack([missing if points is None else points for points in found])
+        if not best.size or np.isnan(keypoints).sum() < np.isnan(best).sum():
+            best = keypoints
+        if not np.isnan(best).any():
+            break
+    return best
+
+
+def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    transform = similarity(keypoints, REFERENCE)
+    if transform is None:
+        raise NoFace("the keypoints of a face are all in one place")
+    centre = np.rint(apply(transform, keypoints)[MOUTH]).astype(int)
+    inside = np.clip(centre, CROP // 2, SIDE - CROP // 2)
+    if (off := np.abs(centre - inside).max()) > TOLERANCE:
+        raise NoFace(f"a mouth lies {off} pixels too near to the edge of the aligned face")
+    left, top = inside - CROP // 2
+    return window(picture, transform, left, top, CROP)
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        container.close()
+        raise PipelineError(path, "there is no video in it that can be decoded", REMEDY)
+    return container
+
+
+def _frames(path: Path) -> Iterator[av.VideoFrame]:
+    """The frames at 25 a second. Where there are 25 they are taken as they come: times in MPEG-1 have gaps.
+
+    Raises:
+        PipelineError: the file is no video, is cut, or has no frames.
+    """
+    with _opened(path) as container:
+        rate = container.streams.video[0].average_rate or Fraction(FRAME_RATE)
+        frames = _decoded(path, container)
+        yield from frames if rate == FRAME_RATE else _resampled(frames, rate)
+
+
+def _decoded(path: Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    count = 0
+    try:
+        for frame in container.decode(stream):
+            count += 1
+            yield frame
+    except (av.error.FFmpegError, OSError) as error:
+        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
+    if not count:
+        raise PipelineError(path, "there is no frame in it", REMEDY)
+    if count < stream.frames:
+        raise PipelineError(path, f"cut: {count} of {stream.frames} frames are there", REMEDY)
+
+
+def _resampled(frames: Iterator[av.VideoFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
+    """For each 1/25 s the last frame that begins less than half of that after it."""
+    shown: av.VideoFrame | None = None
+    start = time = Fraction(0)
+    given = 0
+    for number, frame in enumerate(frames):
+        # A file without times has its frames evenly.
+        time = number / rate if frame.pts is None else frame.pts * frame.time_base
+        if shown is None:
+            start = time
+        while shown is not None and given <= (time - start) * FRAME_RATE - Fraction(1, 2):
+            given += 1
+            yield shown
+        shown = frame
+    # The last frame is shown for its own length; a video of one short frame still has one.
+    for _ in range(max(given == 0, round((time - start + 1 / rate) * FRAME_RATE) - given)):
+        yield shown

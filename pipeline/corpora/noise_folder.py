@@ -1,0 +1,80 @@
+"""Noise out of a folder of audio files, such as one long babble.wav or the noises of MUSAN."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.common.code import code_digest
+from pipeline.common.errors import PipelineError
+from pipeline.corpora.manifest import SAMPLE_RATE
+from pipeline.corpora.plan import SPLITS, babble_file, generator
+
+AUDIO = frozenset({".wav", ".flac", ".ogg"})
+NOISE_SECONDS = 600
+"""What a split takes at most; every worker holds it in memory."""
+FILES = 60
+"""From so many files at most, drawn at random, so that each gives ten seconds."""
+LEVEL = 0.1
+"""Root mean square, so that people can listen to it."""
+
+
+def noise_files(folder: str | Path) -> list[Path]:
+    """All audio files in a folder and below it, in the order of their names.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO)
+    if not found:
+        raise PipelineError(
+            "corpus.noise.folder", f"there is no wav, flac or ogg in {folder}", "name a folder of noise, or null"
+        )
+    return found
+
+
+def noise_settings(folder: str | Path) -> dict[str, Any]:
+    """What noise from this folder follows from: names and sizes of its files, and this code.
+
+    Raises:
+        PipelineError: there is no file in it.
+    """
+    files = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in noise_files(folder)]
+    return {"files": files, "code": code_digest("pipeline.corpora.noise_folder")}
+
+
+def make_noise(noise: str | Path, split: str, seed: int, seconds: float, folder: Path) -> None:
+    """Make the noise of a split where it is missing: the first, middle or last third of each file, one after the other.
+
+    So splits share no sample, were there one file alone. All are brought to the same power.
+
+    Args:
+        noise: the folder of noise.
+        split: training takes first thirds, validation middle ones, test last ones.
+        seed: draws the files, where there are more than `FILES`.
+        seconds: how long it must be at least; what is shorter goes round.
+        folder: of the corpus.
+
+    Raises:
+        PipelineError: there is no file, one cannot be read, or all are silent.
+    """
+    from pipeline.corpora import media
+    from pipeline.corpora.noise import root_mean_square
+
+    target = folder / babble_file(split)
+    if target.exists():
+        return
+    files = noise_files(noise)
+    chosen = [files[index] for index in generator("noise files", seed).permutation(len(files))[:FILES]]
+    most = NOISE_SECONDS * SAMPLE_RATE // len(chosen)
+    parts = []
+    for path in chosen:
+        part = np.array_split(media.read_audio(path), len(SPLITS))[SPLITS.index(split)][:most]
+        if part.any():
+            parts.append(part / root_mean_square(part))
+    if not parts:
+        raise PipelineError(noise, "holds silence alone", "name a folder of noise as corpus.noise.folder, or null")
+    together = np.concatenate(parts)
+    needed = int(np.ceil(seconds * SAMPLE_RATE))
+    together = np.resize(together, max(len(together), needed))
+    media.write_audio(target, together * LEVEL)

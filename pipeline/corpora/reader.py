@@ -1,0 +1,132 @@
+"""What a corpus is to stage `prepare`: a list of clips, and a way to make one of them, in any process, in any order."""
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import Corpus
+from pipeline.corpora.manifest import Utterance
+
+REFUSED = "the system could not read it"
+"""The one reason to leave a clip that may pass by itself, as a share that is away does: it is tried at every start."""
+
+
+class Unusable(Exception):  # noqa: N818
+    """A clip that is left, and why: `reason` is the same for all alike, `detail` is of this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def refused(path: Path, error: OSError) -> Unusable:
+    """The reason to leave a clip whose file cannot be opened.
+
+    Raises:
+        OSError: the disk is full, which is no fault of the file.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    if isinstance(error, FileNotFoundError):
+        return Unusable("a file is missing", path.name)
+    return Unusable(REFUSED, f"{path.name}: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a corpus holds and is not taken."""
+
+    path: str
+    """As a person finds it below `corpus.root`."""
+    split: str
+    reason: str
+    """In a few words, the same for all that have it, so that they can be counted."""
+    detail: str = ""
+    clip: str = ""
+    """Its id, where it was left in making; empty where the listing left it."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a clip: its lines in the manifest, or why there are none."""
+
+    lines: tuple[Utterance, ...] = ()
+    left: Left | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of a file that was made before, so that it need not be read again."""
+
+    sha256: str
+    length: float
+    """Seconds of a wav, frames of an mp4."""
+
+
+class Clip(Protocol):
+    """What is made at once. One clip becomes one utterance or several, each in all conditions of its split."""
+
+    @property
+    def id(self) -> str:
+        """Such as `test/s15/0003`; its media are files of this name with an ending."""
+
+    @property
+    def split(self) -> str:
+        """`train`, `validation` or `test`."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a corpus holds."""
+
+    clips: list[Any]
+    """In the order of the manifest within each split."""
+    left: list[Left] = field(default_factory=list)
+    """What is not even tried."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What `prepare.json` tells beside counts."""
+
+
+class Reader(Protocol):
+    """One corpus, of one kind and with its settings. Making one is cheap: every worker has its own."""
+
+    corpus: Corpus
+    complete: bool
+    """Whether a corpus of which a clip is missing is an error."""
+
+    def __init__(self, corpus: Corpus) -> None: ...
+
+    def settings(self) -> dict[str, Any]:
+        """What the corpus follows from, as JSON, with the `digest` of all. No clip is touched for it."""
+
+    def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """Patterns of media in the folder that settings other than those of `before` make invalid."""
+
+    def listing(self) -> Listing:
+        """All clips.
+
+        Raises:
+            PipelineError: `corpus.root` is no corpus of this kind, or the settings ask for more than it has.
+        """
+
+    def sources(self, clip: Any) -> tuple[Path, ...]:
+        """The files that a clip is made of."""
+
+    def room(self, clips: list[Any]) -> int:
+        """How many bytes these take, more or less."""
+
+    def noise(self, split: str, clips: list[Any]) -> Any:
+        """What the noise of a split is made of: something small that `make_noise` takes in another process."""
+
+    def make_noise(self, split: str, recipe: Any, folder: Path) -> None:
+        """Make the noise of a split where it is missing."""
+
+    def make(self, clip: Any, folder: Path, known: dict[str, Fact]) -> Made:
+        """Make what is missing of a clip's media; what is there and whole stays.
+
+        Args:
+            clip: of this reader's listing.
+            folder: the corpus folder.
+            known: of files that are there and sound, by their path in the folder.
+        """

@@ -1,0 +1,181 @@
+"""A recorded corpus as stage `prepare` sees it: clips in files, brought to wavs and videos of the mouth."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pipeline.common.code import code_digest
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest, file_sha256
+from pipeline.config import Corpus
+from pipeline.corpora.plan import SPLITS, babble_file
+from pipeline.corpora.reader import Fact, Left, Listing, Made, Unusable
+
+LARGEST_DIFFERENCE = 0.5
+"""Seconds by which sound and picture of an utterance may differ in length."""
+FRAMES_OFF = 2
+"""Frames by which a video may differ from what a label says."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some files of a recorded corpus that belong together."""
+
+    id: str
+    """Such as `test/s15/0003`."""
+    split: str
+    speaker: str
+    audio: Path
+    """A wav, or a video with sound."""
+    video: Path | None
+    path: str
+    """How a person finds it below `corpus.root`."""
+    transcript: Path | None = None
+    """The file that has its text, if one has."""
+    text: str | None = None
+    """The text, where a list has it."""
+    frames: int | None = None
+    """How many a list says that there are."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An utterance out of a clip."""
+
+    text: str
+    suffix: str = ""
+    """What is added to the clip's id, where a clip has several."""
+    begin: int = 0
+    """The first of its video frames, at 25 a second."""
+    end: int | None = None
+    """The frame after its last; None is the clip's end."""
+
+
+class Format(Protocol):
+    """How a corpus lies on disk."""
+
+    keys: ClassVar[tuple[str, ...]]
+    """The keys of `corpus` that it follows, beside those that all do."""
+    cuts: ClassVar[tuple[str, ...]]
+    """Those of them that say where clips are cut into pieces."""
+
+    def __init__(self, corpus: Corpus) -> None: ...
+
+    def lists(self) -> list[Path]:
+        """The files of which the corpus is known: their content counts, beside the clips."""
+
+    def listing(self) -> Listing:
+        """See `Reader.listing`."""
+
+    def pieces(self, clip: Clip) -> list[Piece]:
+        """What is said in a clip.
+
+        Raises:
+            Unusable: that is not known.
+        """
+
+
+class Recorded:
+    """A corpus of some format.
+
+    Three things are told apart, since looking for mouths takes hours: what makes sound and picture out of a file, what
+    makes noise, and all the rest, such as splits and texts. When one changes, no more is made again than follows.
+    """
+
+    complete = False
+
+    def __init__(self, form: type[Format], corpus: Corpus) -> None:
+        self.corpus, self.form = corpus, form(corpus)
+
+    def settings(self) -> dict[str, Any]:
+        """See `Reader.settings`."""
+        corpus, form = self.corpus, type(self.form)
+        common = {"kind", "root", "seed", "video", "longest_seconds", "noise"}
+        values = corpus.model_dump(mode="json", include=common | set(form.keys))
+        lists = [[path.name, file_sha256(path)] for path in self.form.lists()]
+        cuts = {key: values[key] for key in form.cuts}
+        media = {"kind": corpus.kind, "root": corpus.root, "cuts": cuts, "code": _code("recording")}
+        chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
+        noise = {"corpus": chosen, "lists": lists, "code": _code("babble", form.__module__.rpartition(".")[2])}
+        if corpus.noise.folder is not None:
+            from pipeline.corpora.noise_folder import noise_settings
+
+            noise["folder"] = noise_settings(corpus.noise.folder)
+        causes = {
+            "corpus": values,
+            "lists": lists,
+            "media": digest(media),
+            "noise": digest(noise),
+            "code": _code("recorded", "transcripts", form.__module__.rpartition(".")[2]),
+        }
+        return causes | {"digest": digest(causes)}
+
+    def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """See `Reader.stale`."""
+        if before.get("media") != now["media"]:
+            return ["babble", *SPLITS]
+        if before.get("noise") != now["noise"]:
+            return ["babble", *(f"{split}/**/*dB.wav" for split in SPLITS)]
+        return []
+
+    def listing(self) -> Listing:
+        """See `Reader.listing`."""
+        found = self.form.listing()
+        counts = Counter(clip.id for clip in found.clips)
+        twins = [clip for clip in found.clips if counts[clip.id] > 1]
+        clips = [clip for clip in found.clips if counts[clip.id] == 1]
+        left = [Left(clip.path, clip.split, "another clip has its name", clip.id) for clip in twins]
+        for split in SPLITS:
+            if not any(clip.split == split for clip in clips):
+                raise PipelineError(self.corpus.root, f"there is no whole clip of {split} in it", "check corpus.root")
+        return Listing(clips, found.left + left, found.told)
+
+    def sources(self, clip: Clip) -> tuple[Path, ...]:
+        """See `Reader.sources`."""
+        video = clip.video if clip.video != clip.audio else None
+        return tuple(path for path in (clip.audio, video, clip.transcript) if path is not None)
+
+    def room(self, clips: list[Clip]) -> int:
+        """As much as the files that it is made of, but for those that are probably linked."""
+        noise = self.corpus.noise
+        noisy = {
+            "train": noise.train_share, "validation": len(noise.validation_snrs), "test": len(noise.test_snrs)
+        }  # fmt: skip
+        sizes = ((clip, clip.audio.stat().st_size) for clip in clips if clip.audio.exists())
+        return int(sum(size * ((clip.audio.suffix != ".wav") + noisy[clip.split]) for clip, size in sizes))
+
+    def noise(self, split: str, clips: list[Clip]) -> Any:
+        """See `Reader.noise`."""
+        if self.corpus.noise.folder is not None:
+            return None
+        from pipeline.corpora.babble import Speech, talkers
+
+        training = [Speech(clip.speaker, clip.id, clip.audio) for clip in clips if clip.split == "train"]
+        return talkers(self.corpus, split, training)
+
+    def make_noise(self, split: str, recipe: Any, folder: Path) -> None:
+        """See `Reader.make_noise`."""
+        from pipeline.corpora.babble import SECONDS, make_babble
+        from pipeline.corpora.noise_folder import make_noise
+
+        target = folder / babble_file(split)
+        if recipe is None:
+            seconds = max(SECONDS, self.corpus.longest_seconds)
+            make_noise(self.corpus.noise.folder, split, self.corpus.seed, seconds, folder)
+        elif not target.exists():
+            make_babble(self.corpus, split, recipe, target)
+
+    def make(self, clip: Clip, folder: Path, known: dict[str, Fact]) -> Made:
+        """See `Reader.make`."""
+        from pipeline.corpora.making import make_lines
+
+        try:
+            pieces = self.form.pieces(clip)
+            return Made(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
+        except Unusable as error:
+            return Made(left=Left(clip.path, clip.split, error.reason, error.detail, clip.id))
+
+
+def _code(*modules: str) -> str:
+    return code_digest(*(f"pipeline.corpora.{module}" for module in modules))

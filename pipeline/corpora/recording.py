@@ -1,0 +1,192 @@
+"""A recorded clip: its sound as a 16 kHz wav, its picture as a 96x96 video of the mouth at 25 frames a second.
+
+Files that are so already are linked, not copied and never written to.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, written_whole
+from pipeline.corpora import media
+from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
+from pipeline.corpora.reader import Fact, Unusable, refused
+
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+LARGEST_OFFSET = 1.0
+"""Seconds between the first picture and the first sound; more is no delay but a wrong time stamp."""
+
+
+@contextmanager
+def blamed_on(path: Path, reason: str) -> Iterator[None]:
+    """Turn what goes wrong while `path` is read into `Unusable`; what goes wrong elsewhere is not its fault."""
+    try:
+        yield
+    except PipelineError as error:
+        if error.where != str(path):
+            raise
+        raise Unusable(reason, error.found) from None
+    except OSError as error:
+        raise refused(path, error) from None
+    except av.error.FFmpegError as error:
+        raise Unusable(reason, str(error.strerror)) from None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The files of a clip. What is read of them is kept."""
+
+    audio: Path
+    """A wav, or a video with sound."""
+    video: Path | None
+    detector: Path
+    """The folder of the face detector's weights; read only where there is a face to be found."""
+
+    @cached_property
+    def sound(self) -> np.ndarray:
+        """(samples,) float32 at 16 kHz, beginning with the picture.
+
+        Raises:
+            Unusable: it cannot be read, or there is none.
+        """
+        return read_sound(self.audio)
+
+    def write_sound(self, target: Path, begin: int, end: int | None) -> Fact:
+        """Write the sound from video frame `begin` to before `end` (None: to the end), or link a wav that is so.
+
+        Raises:
+            Unusable: as `sound`.
+        """
+        samples = self.sound[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
+        if begin == 0 and end is None and _is_wav_of_ours(self.audio):
+            link(self.audio, target)
+        else:
+            media.write_audio(target, samples)
+        return Fact(file_sha256(target), len(samples) / SAMPLE_RATE)
+
+    def write_mouth(self, targets: dict[Path, tuple[int, int | None]]) -> dict[Path, Fact]:
+        """Write the video of the mouth, or link one that is so, in pieces.
+
+        Args:
+            targets: from which video frame to before which each goes; None is the end.
+
+        Raises:
+            Unusable: the video cannot be read, or there is no face in it.
+        """
+        whole = list(targets.values()) == [(0, None)]
+        if whole:
+            (target,) = targets
+            return {target: self._write_whole_mouth(target)}
+        first = next(iter(targets))
+        beside = first.with_name(f".{os.getpid()}.whole.{first.name}")
+        try:
+            self._write_whole_mouth(beside)
+            frames = media.read_video_gray(beside)
+        finally:
+            beside.unlink(missing_ok=True)
+        facts = {}
+        for target, (begin, end) in targets.items():
+            piece = frames[begin:end]
+            if not len(piece):
+                raise Unusable("the transcript goes on after the picture", f"{len(frames) / FRAME_RATE:.2f} s of it")
+            media.write_video(target, _rgb(piece), self.sound[begin * SAMPLES_PER_FRAME :][: len(piece) * 640])
+            facts[target] = Fact(file_sha256(target), len(piece))
+        return facts
+
+    def _write_whole_mouth(self, target: Path) -> Fact:
+        # It brings the face detector along.
+        from pipeline.corpora.mouth_region import NoFace, crop_mouth, is_cropped
+
+        with blamed_on(self.video, "unreadable video"):
+            if is_cropped(self.video):
+                frames = media.read_video_gray(self.video)
+                if self.video.suffix.lower() == ".mp4":
+                    link(self.video, target)
+                else:
+                    media.write_video(target, _rgb(frames), self.sound)
+                return Fact(file_sha256(target), len(frames))
+            try:
+                crop_mouth(self.video, target, self.detector)
+            except NoFace as error:
+                raise Unusable("no face", error.reason) from None
+        return Fact(file_sha256(target), len(media.read_video_gray(target)))
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """(samples,) float32 at 16 kHz: of a wav, or of a video from its first picture on.
+
+    Raises:
+        Unusable: it cannot be read, or there is none.
+    """
+    with blamed_on(path, "unreadable sound"):
+        samples = media.read_audio(path) if is_audio(path) else _sound_of_video(path)
+    if not samples.any():
+        raise Unusable("silence")
+    return samples
+
+
+def is_audio(path: Path) -> bool:
+    """Whether a file is sound alone, by its name."""
+    return path.suffix.lower() in (".wav", ".flac", ".ogg")
+
+
+def _is_wav_of_ours(path: Path) -> bool:
+    if not is_audio(path):
+        return False
+    told = soundfile.info(path)
+    return (told.format, told.subtype, told.samplerate, told.channels) == ("WAV", "PCM_16", SAMPLE_RATE, 1)
+
+
+def _sound_of_video(path: Path) -> np.ndarray:
+    """(samples,) float32 at 16 kHz: the first sound track, its channels averaged, from the first picture on."""
+    with av.open(str(path)) as container:
+        if not container.streams.audio or not container.streams.audio[0].codec_context:
+            raise PipelineError(path, "there is no sound in it", "see left.csv")
+        stream = container.streams.audio[0]
+        stream.codec_context.thread_count = 1
+        rate, first, blocks = stream.codec_context.sample_rate, None, []
+        # Only the form of the samples: ours is the resampling.
+        form = av.AudioResampler(format="fltp")
+        for frame in container.decode(stream):
+            first = frame.time if first is None else first
+            blocks += [block.to_ndarray().mean(axis=0) for block in form.resample(frame)]
+        if not blocks:
+            raise PipelineError(path, "there is no sound in it", "see left.csv")
+        picture = container.streams.video[0] if container.streams.video else None
+        begins = float(picture.start_time * picture.time_base) if picture and picture.start_time is not None else None
+    samples = media.resample(np.concatenate(blocks), rate)
+    offset = (first or 0.0) - (begins or 0.0) if begins is not None else 0.0
+    if abs(offset) > LARGEST_OFFSET:
+        return samples
+    shift = round(offset * SAMPLE_RATE)
+    return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
+
+
+def _rgb(frames: np.ndarray) -> np.ndarray:
+    return np.repeat(frames[..., None], 3, axis=-1)
+
+
+def link(source: Path, target: Path) -> None:
+    """Let `target` stand for a file that stays where it is; it is copied where the disk knows no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        os.symlink(source.absolute(), beside)
+        os.replace(beside, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with written_whole(target) as copy:
+            shutil.copyfile(source, copy)
+    finally:
+        beside.unlink(missing_ok=True)

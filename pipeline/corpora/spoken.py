@@ -1,0 +1,76 @@
+"""The synthetic corpus as stage `prepare` sees it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.code import code_digest
+from pipeline.common.files import digest, file_sha256
+from pipeline.config import Corpus
+from pipeline.corpora.noise_folder import make_noise, noise_settings
+from pipeline.corpora.plan import SPLITS, Plan, plan_corpus
+from pipeline.corpora.reader import Fact, Listing, Made
+
+FILE_BYTES = 90_000
+"""What a wav or an mp4 of some two seconds takes at most, more or less."""
+NOISE_SECONDS = 60
+"""No sentence takes longer."""
+
+
+class Spoken:
+    """Sentences that are spoken and drawn. Whatever changes, all is made again: it takes a minute."""
+
+    complete = True
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def settings(self) -> dict[str, Any]:
+        """See `Reader.settings`."""
+        file, noise = self.corpus.synthetic.sentences, self.corpus.noise
+        causes = {
+            "corpus": self.corpus.model_dump(mode="json", include={"kind", "seed", "synthetic", "noise"}),
+            "sentences": file_sha256(file) if file else None,
+            "code": code_digest("pipeline.corpora.synthetic"),
+            "espeak": version("espeakng-loader"),
+        }
+        if noise.folder is None:
+            del causes["corpus"]["noise"]["folder"]
+        else:
+            causes["noise"] = noise_settings(noise.folder)
+        return causes | {"digest": digest(causes)}
+
+    def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """See `Reader.stale`."""
+        return ["babble", *SPLITS] if before.get("digest") != now["digest"] else []
+
+    def listing(self) -> Listing:
+        """See `Reader.listing`."""
+        plans = plan_corpus(self.corpus)
+        return Listing(plans, told={"voices": {plan.speaker: plan.voice for plan in plans}})
+
+    def sources(self, clip: Plan) -> tuple[Path, ...]:
+        """See `Reader.sources`."""
+        return ()
+
+    def room(self, clips: list[Plan]) -> int:
+        """See `Reader.room`."""
+        return sum(len(plan.files) for plan in clips) * FILE_BYTES
+
+    def noise(self, split: str, clips: list[Plan]) -> None:
+        """See `Reader.noise`."""
+
+    def make_noise(self, split: str, recipe: None, folder: Path) -> None:
+        """See `Reader.make_noise`."""
+        # Heavy, and not needed by a run that has nothing to do.
+        from pipeline.corpora.synthetic import make_babble
+
+        if self.corpus.noise.folder is not None:
+            make_noise(self.corpus.noise.folder, split, self.corpus.seed, NOISE_SECONDS, folder)
+        make_babble(self.corpus, split, folder)
+
+    def make(self, clip: Plan, folder: Path, known: dict[str, Fact]) -> Made:
+        """See `Reader.make`."""
+        from pipeline.corpora.synthetic import make_utterance
+
+        return Made(tuple(make_utterance(clip, folder)))

@@ -1,0 +1,460 @@
+"""Recorded corpora: each format is read as it lies, what cannot be taken is told, and nothing is made twice."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+from trees import TREES, Spoken, params
+
+from pipeline.common.errors import PipelineError
+from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.noise import root_mean_square
+from pipeline.corpora.record import is_current
+from pipeline.corpora.workers import KILLED, Workers
+from pipeline.prepare import prepare
+
+MORE = {"grid": ["corpus.grid.test_speakers=[s6]"]}
+NOISY = "corpus.noise={talkers: 2, train_share: 0.5, train_snrs: [5], validation_snrs: [], test_snrs: [5, 0, -5]}"
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[Spoken]:
+    return trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out")
+
+
+def left(folder: Path) -> list[tuple[str, str, str]]:
+    if not (folder / "left.csv").exists():
+        return []
+    with open(folder / "left.csv", newline="") as file:
+        return [(row["path"], row["split"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def by_split(lines: list[Utterance]) -> dict[str, set[str]]:
+    return {split: {u.speaker for u in lines if u.split == split} for split in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_each_format_becomes_the_same_kind_of_manifest(kind: str, spoken: list[Spoken], tmp_path: Path) -> None:
+    root = TREES[kind](tmp_path / "root", spoken)
+    given = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    wanted = params(kind, root, tmp_path / "out", NOISY, *MORE.get(kind, []))
+    assert not is_current(wanted.corpus)
+    folder = prepare(wanted, workers=1)
+    lines = read_manifest(folder)
+    assert is_current(wanted.corpus)
+    assert left(folder) == []
+
+    train, validation, test = by_split(lines).values()
+    assert min(map(len, (train, validation, test))) > 0
+    assert len(train | validation | test) == len(train) + len(validation) + len(test)
+    own = [u for u in lines if "dB" not in u.id]
+    assert sorted(u.text for u in own) == sorted(one.text for one in spoken)
+    assert Counter(u.condition for u in lines if u.split == "test") == dict.fromkeys(
+        ("clean", "snr_5", "snr_0", "snr_-5"), sum(u.split == "test" for u in own)
+    )
+    assert {u.snr for u in lines if u.split == "train"} == {None, 5.0}
+    for line in lines:
+        frames = read_video_gray(folder / str(line.video))
+        assert frames.shape == (line.video_frames, 96, 96)
+        assert len(read_audio(folder / line.audio)) == round(line.audio_seconds * 16_000)
+        assert abs(line.audio_seconds - line.video_frames / 25) < 0.15
+    _check_ratios(folder, lines)
+
+    before = times(folder)
+    prepare(wanted, workers=1)
+    assert times(folder) == before
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == given
+
+
+def _check_ratios(folder: Path, lines: list[Utterance]) -> None:
+    by_id = {u.id: u for u in lines}
+    noisy = [u for u in lines if u.split == "test" and u.snr is not None]
+    for line in noisy:
+        clean = read_audio(folder / by_id[line.id.rpartition("+")[0]].audio)
+        mixture = read_audio(folder / line.audio)
+        measured = 20 * np.log10(root_mean_square(clean) / root_mean_square(mixture - clean))
+        assert measured == pytest.approx(line.snr, abs=0.3), line.id
+
+
+def test_lrs3_validates_on_speakers_of_trainval_and_never_on_the_test_set(
+    spoken: list[Spoken], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = trees.make_lrs3(tmp_path / "root", spoken)
+    wanted = params("lrs3", root, tmp_path / "out", "corpus.lrs={pretrain: true, piece_seconds: 3}")
+    lines = read_manifest(prepare(wanted, workers=1))
+    trainval = {path.name for path in (root / "trainval").iterdir()}
+    train, validation, test = by_split(lines).values()
+    assert len(validation) == 1
+    assert validation < trainval
+    assert train == trainval - validation
+    assert test == {path.name for path in (root / "test").iterdir()}
+    # What is held out is held out of pretrain too, and its clips are told.
+    assert left(tmp_path / "out") == [
+        (f"pretrain/{min(validation)}/00001.mp4", "train", "its speaker is held out for validation")
+    ]
+    said = capsys.readouterr().out
+    assert "train           12 utterances" in said
+    assert "left 1: its speaker is held out for validation 1" in said
+    assert "test: 4 of the official 1,321 clips are there" in said
+
+
+def test_long_clips_are_cut_between_words(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_lrs3(tmp_path / "root", spoken)
+    wanted = params("lrs3", root, tmp_path / "out", "corpus.lrs={pretrain: true, piece_seconds: 2}")
+    folder = prepare(wanted, workers=1)
+    pieces = [u for u in read_manifest(folder) if "pretrain" in u.id]
+    for speaker, own in trees.speakers(spoken).items():
+        mine = [u for u in pieces if u.speaker == speaker]
+        if mine:
+            assert " ".join(u.text for u in mine) == " ".join(one.text for one in own)
+            assert [u.id for u in mine] == [f"train/{speaker}/pretrain_00001_{n:02d}" for n in range(len(mine))]
+            assert len(mine) >= 3
+    for piece in pieces:
+        assert piece.audio_seconds <= 2
+        frames = len(read_video_gray(folder / str(piece.video)))
+        assert frames == piece.video_frames
+        # The last one goes on as long as its sound does.
+        assert abs(piece.audio_seconds - frames / 25) < (0.15 if piece.id[-2:] != "00" else 0.01)
+
+
+def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_lrs3(tmp_path / "root", spoken)
+    # One of each speaker's two.
+    second, third, fourth, fifth, first, sixth = sorted(root.glob("t*/*/00001.mp4"), key=lambda p: p.parent.name)
+    first.write_bytes(first.read_bytes()[:3000])
+    second.with_suffix(".txt").unlink()
+    third.with_suffix(".txt").write_text("Conf: 3\n")
+    fourth.with_suffix(".txt").write_bytes(b"Text:  \xff\xfe\n")
+    write_video(fifth, np.zeros((30, 96, 96, 3), np.uint8) + 90)
+    sixth.unlink()
+    folder = prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
+    lines = read_manifest(folder)
+    assert len(lines) == 12 - 6
+    reasons = {path: reason for path, _, reason in left(folder)}
+    assert reasons == {
+        first.relative_to(root).as_posix(): "unreadable sound",
+        second.relative_to(root).as_posix(): "a file is missing",
+        third.relative_to(root).as_posix(): "unreadable transcript",
+        fourth.relative_to(root).as_posix(): "unreadable transcript",
+        fifth.relative_to(root).as_posix(): "unreadable sound",
+        sixth.relative_to(root).as_posix(): "a file is missing",
+    }
+    told = json.loads((folder / "prepare.json").read_text())["splits"]
+    assert told["test"]["left"] == {"unreadable sound": 1, "a file is missing": 1}
+    assert sum(split["utterances"] for split in told.values()) == len(lines)
+
+    # Nothing is tried again, until somebody mends it.
+    before = times(folder)
+    prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
+    assert times(folder) == before
+    third.with_suffix(".txt").write_text(trees.lrs_text("I AM BACK"))
+    prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
+    assert "i am back" in {u.text for u in read_manifest(folder)}
+    assert len(left(folder)) == 5
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(cut: int, spoken: list[Spoken], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number, one in enumerate(spoken[:3]):
+        trees.make_folder(root / ("train", "validation", "test")[number], [one])
+    victim = next((root / "train").rglob("*.mp4"))
+    content = bytearray(victim.read_bytes())
+    random = np.random.default_rng(cut)
+    if cut % 2:
+        del content[int(random.integers(len(content))) :]
+    for place in random.integers(len(content), size=40) if content else ():
+        content[place] = int(random.integers(256))
+    victim.write_bytes(content)
+    shutil.copytree(root / "train", root / "train" / "more")
+    for other in (root / "train" / "more").rglob("*.mp4"):
+        shutil.copy(spoken[0].mp4, other)
+    folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
+    assert len(read_manifest(folder)) + len(left(folder)) == 4
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_lrs2(tmp_path / "root", spoken)
+    for name in (root / "val.txt").read_text().split():
+        (root / "mvlrs_v1/main" / name).with_suffix(".mp4").write_bytes(b"nothing")
+    with pytest.raises(PipelineError, match=r"left\.csv: no utterance of validation could be taken; see there why"):
+        prepare(params("lrs2", root, tmp_path / "out"), workers=1)
+    assert {reason for _, _, reason in left(tmp_path / "out")} == {"unreadable sound"}
+
+
+# auto_avsr.
+
+
+@pytest.mark.parametrize("columns", ["ids", "text", "ids,text"])
+def test_all_variants_of_labels_give_the_text(columns: str, spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_auto_avsr(tmp_path / "root", spoken, columns)
+    lines = read_manifest(prepare(params("auto_avsr", root, tmp_path / "out"), workers=1))
+    assert sorted(u.text for u in lines) == sorted(one.text for one in spoken)
+    assert {u.speaker for u in lines if u.split == "test"} == {"s05", "s06"}
+
+
+def test_what_is_as_it_should_be_is_linked(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_auto_avsr(tmp_path / "root", spoken)
+    folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    for line in read_manifest(folder):
+        for path in (line.audio, str(line.video)):
+            assert (folder / path).is_symlink()
+            assert (folder / path).resolve().is_relative_to(root.resolve())
+
+
+def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_auto_avsr(tmp_path / "root", spoken)
+    labels = root / "labels" / "lrs3_test_transcript_lengths_seg16s.csv"
+    rows = [row.split(",") for row in labels.read_text().splitlines()]
+    rows[0][2] = "9"
+    labels.write_text("".join(",".join(row) + "\n" for row in rows))
+    folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    assert left(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list says another number of frames")]
+
+
+def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_auto_avsr(tmp_path / "root", spoken)
+    labels = root / "labels"
+    test = labels / "lrs3_test_transcript_lengths_seg16s.csv"
+    for settings, said in (
+        (["corpus.auto_avsr.validation=lrs3_test_transcript_lengths_seg16s.csv"], "validation must share no clip"),
+        (["corpus.auto_avsr.validation=none.csv"], r"corpus\.auto_avsr\.validation: there is no .*none\.csv"),
+    ):
+        with pytest.raises(PipelineError, match=said):
+            prepare(params("auto_avsr", root, tmp_path / "out", *settings), workers=1)
+    shutil.copy(test, labels / "lrs3_test_transcript_lengths_seg24s.csv")
+    with pytest.raises(PipelineError, match=r"seg16s\.csv, .*seg24s\.csv; name one: corpus\.auto_avsr\.test"):
+        prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    (labels / "lrs3_test_transcript_lengths_seg24s.csv").unlink()
+    test.write_text("lrs3;nothing\n")
+    with pytest.raises(PipelineError, match=r"seg16s\.csv:1: 'lrs3;nothing'; a row is dataset,path,frames,token ids"):
+        prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+# GRID.
+
+
+def test_alignments_of_other_sentences_are_left(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_grid(tmp_path / "root", spoken)
+    one, other = sorted((root / "alignments" / "s1").iterdir())
+    swapped = one.read_text()
+    one.write_text(other.read_text())
+    (root / "s2" / "video" / "holiday.mpg").write_bytes(b"")
+    sorted((root / "alignments" / "s3").iterdir())[0].unlink()
+    folder = prepare(params("grid", root, tmp_path / "out", "corpus.grid.test_speakers=[s6]"), workers=1)
+    assert Counter(reason for _, _, reason in left(folder)) == {
+        "the alignment is of another sentence": 1,
+        "the name spells no sentence": 1,
+        "a file is missing": 1,
+    }
+    assert " ".join(swapped.split()[5::3][:6]) not in {u.text for u in read_manifest(folder) if u.speaker == "s1"}
+
+
+def test_grid_overlapped_has_every_speaker_in_the_test_split(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_grid(tmp_path / "root", spoken)
+    settings = ["corpus.grid={split: overlapped, test_sentences: 1}"]
+    lines = read_manifest(prepare(params("grid", root, tmp_path / "out", *settings), workers=1))
+    train, validation, test = by_split(lines).values()
+    assert test == {f"s{number}" for number in range(1, 7)}
+    assert train | validation == test
+    assert len({u.text for u in lines}) == len(lines) == 12
+
+
+# A folder, or a CSV.
+
+
+def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    rows = [f'{one.wav},{one.mp4 if n else ""},"{one.text}, said {n}",{one.speaker}' for n, one in enumerate(spoken)]
+    table.write_text("audio,video,text,speaker\n" + "\n".join(rows) + "\ngone.wav,,nothing,s01\n")
+    folder = prepare(params("folder", table, tmp_path / "out"), workers=1)
+    lines = read_manifest(folder)
+    assert [len(speakers) for speakers in by_split(lines).values()] == [4, 1, 1]
+    assert [u.video for u in lines].count(None) == 1
+    assert {u.text for u in lines} == {f"{one.text} said {n}" for n, one in enumerate(spoken)}
+    assert left(folder) == [("gone.wav", "train", "a file is missing")]
+
+    named = "".join(f"{one.mp4},{one.text},{('train', 'val', 'test')[n % 3]}\n" for n, one in enumerate(spoken))
+    table.write_text("video,text,split\n" + named)
+    lines = read_manifest(prepare(params("folder", table, tmp_path / "out", "corpus.video=false"), workers=1))
+    assert Counter(u.split for u in lines) == {"train": 4, "validation": 4, "test": 4}
+    assert {u.video for u in lines} == {None}
+    assert not list(folder.rglob("*.mp4"))
+
+
+def test_few_speakers_are_split_by_what_they_say(spoken: list[Spoken], tmp_path: Path) -> None:
+    for one in spoken[:6]:
+        shutil.copy(one.wav, tmp_path / f"{one.speaker}{one.wav.stem}.wav")
+        (tmp_path / f"{one.speaker}{one.wav.stem}.txt").write_text(one.text)
+    shutil.copy(spoken[0].wav, tmp_path / "again.wav")
+    (tmp_path / "again.txt").write_text(spoken[0].text)
+    with pytest.raises(PipelineError, match=r"at most half may be held out; .* set corpus\.held_out\.by=text"):
+        prepare(params("folder", tmp_path, tmp_path / "out"), workers=1)
+    small = "corpus.held_out={validation: 1, test: 1, by: text}"
+    lines = read_manifest(prepare(params("folder", tmp_path, tmp_path.with_name("by_text"), small), workers=1))
+    texts = {split: {u.text for u in lines if u.split == split} for split in ("train", "validation", "test")}
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 6
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("lrs3", r"has no folder trainval; name the folder of LRS3 that holds trainval, test and pretrain"),
+        ("lrs2", r"has no folder mvlrs_v1/main; name the folder of LRS2 that holds mvlrs_v1"),
+        ("auto_avsr", r"has no folder labels; name the root of an auto_avsr tree as corpus\.root"),
+        ("grid", r"has no \.mpg below a folder s1 to s34; name the folder of GRID as corpus\.root"),
+        ("folder", r"there is no audio or video with a transcript in it; put a \.txt beside each file"),
+    ],
+)
+def test_another_folder_than_the_corpus_is_one_clear_error(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(PipelineError, match=said) as refused:
+        prepare(params(kind, tmp_path / "thesis", tmp_path / "out"), workers=1)
+    assert str(tmp_path / "thesis") in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(PipelineError, match="none"):
+        prepare(params(kind, tmp_path / "none", tmp_path / "out"), workers=1)
+
+
+def test_a_recorded_corpus_needs_a_root(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"corpus\.root is None and corpus\.kind is 'grid'; name the folder"):
+        params("grid", "null", tmp_path)
+
+
+# Noise.
+
+
+def test_noise_comes_from_a_folder_each_split_its_own_part(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_folder(tmp_path / "root", spoken)
+    noise = np.concatenate([np.full(16_000 * 50, level, np.float32) for level in (0.1, -0.2, 0.3)])
+    noise *= np.random.default_rng(0).uniform(0.5, 1, len(noise)).astype(np.float32)
+    (tmp_path / "noise").mkdir()
+    write_audio(tmp_path / "noise" / "long.wav", noise)
+    settings = f"{{folder: {tmp_path / 'noise'}, train_share: 1, train_snrs: [0], test_snrs: [0]}}"
+    folder = prepare(params("folder", root, tmp_path / "out", f"corpus.noise={settings}"), workers=1)
+    train, test = (read_audio(folder / f"babble/{split}.wav") for split in ("train", "test"))
+    assert np.sign(train.mean()) > 0
+    assert np.sign(test.mean()) > 0
+    assert len(train) == len(test) == 50 * 16_000
+    assert not np.array_equal(train, test)
+    with pytest.raises(PipelineError, match=r"corpus\.noise\.folder: there is no wav, flac or ogg"):
+        prepare(params("folder", root, tmp_path / "out", f"corpus.noise.folder={tmp_path / 'none'}"), workers=1)
+
+
+def test_other_noise_touches_neither_videos_nor_clean_sound(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_grid(tmp_path / "root", spoken)
+    one = params("grid", root, tmp_path / "out", NOISY, *MORE["grid"])
+    folder = prepare(one, workers=1)
+    before = times(folder)
+    more = NOISY.replace("[5, 0, -5]", "[-10]")
+    prepare(params("grid", root, tmp_path / "out", more, *MORE["grid"]), workers=1)
+    after = times(folder)
+    kept = {
+        path
+        for path in before
+        if path.suffix in (".mp4", ".wav") and "dB" not in path.name and "babble" not in str(path)
+    }
+    assert kept
+    assert {path: after.get(path) for path in kept} == {path: before[path] for path in kept}
+    assert {u.condition for u in read_manifest(folder) if u.split == "test"} == {"clean", "snr_-10"}
+    assert not list(folder.rglob("*+0dB.wav"))
+    # And back: the same bytes as at first.
+    first = {path.name: path.read_bytes() for path in folder.rglob("*.mp4")}
+    fresh = prepare(params("grid", root, tmp_path / "fresh", more, *MORE["grid"]), workers=1)
+    assert (fresh / "manifest.jsonl").read_bytes() == (folder / "manifest.jsonl").read_bytes()
+    assert {path.name: path.read_bytes() for path in fresh.rglob("*.mp4")} == first
+
+
+# Interruption.
+
+
+def test_a_killed_run_goes_on_and_nothing_is_made_twice(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number in range(30):
+        for part, one in (("train", spoken[number % 8]), ("validation", spoken[9]), ("test", spoken[11])):
+            trees.write_mpg(root / part / f"p{number % 5}" / f"{number}.mpg", *_short(one))
+            (root / part / f"p{number % 5}" / f"{number}.txt").write_text(one.text)
+    settings = ["corpus.kind=folder", f"corpus.root={root}", f"corpus.out={tmp_path / 'out'}", trees.QUIET]
+    words = [sys.executable, "-m", "pipeline.prepare", *(f"--set={value}" for value in settings)]
+    process = subprocess.Popen(words, cwd=trees.ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while len(list((tmp_path / "out").rglob("[0-9]*.mp4"))) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    folder = tmp_path / "out"
+    assert not (folder / "manifest.jsonl").exists()
+    journal = (folder / "journal.jsonl").read_text().splitlines()
+    finished = {path for line in journal for u in json.loads(line)["lines"] for path in (u["audio"], u["video"])}
+    kept = {path: (folder / path).stat().st_mtime_ns for path in finished}
+    assert 0 < len(kept) < 2 * 90
+    done = subprocess.run(words, cwd=trees.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train           30 utterances" in done.stdout
+    assert {path: (folder / path).stat().st_mtime_ns for path in finished} == kept
+    assert len(read_manifest(folder)) == 90
+    assert not (folder / "journal.jsonl").exists()
+    assert not list(folder.rglob(".*"))
+
+
+def _short(one: Spoken) -> tuple[np.ndarray, np.ndarray]:
+    return read_video_gray(one.mp4)[:15], read_audio(one.wav)[: 15 * 640]
+
+
+def double_or_die(number: int) -> int:
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number
+
+
+def test_a_clip_that_kills_its_process_ends_no_other() -> None:
+    with Workers(2) as pool:
+        results = {job: result for (job,), result in pool.results(double_or_die, [(n,) for n in range(12)])}
+    assert results.pop(5) is KILLED
+    assert results == {n: 2 * n for n in range(12) if n != 5}
+
+
+# The mouth region.
+
+
+def test_without_a_face_a_clip_is_left_and_without_a_detector_nothing_is_done(
+    spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.corpora import mouth_region
+
+    root = trees.make_folder(tmp_path / "root", spoken)
+    empty = next(root.rglob("*.mp4"))
+    write_video(empty, np.full((len(read_video_gray(empty)), 120, 160, 3), 127, np.uint8))
+    missing = f"corpus.face_detector={tmp_path / 'none'}"
+    with pytest.raises(PipelineError, match=r"none.*pipeline\.weights"):
+        prepare(params("folder", root, tmp_path / "out", missing), workers=1)
+
+    def nobody(source: Path, target: Path, detector: Path) -> None:
+        raise mouth_region.NoFace("no face in any of 55 frames")
+
+    monkeypatch.setattr(mouth_region, "crop_mouth", nobody)
+    folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
+    assert [(path, reason) for path, _, reason in left(folder)] == [(empty.relative_to(root).as_posix(), "no face")]
