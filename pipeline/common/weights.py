@@ -10,7 +10,9 @@ from pipeline.common.files import digest, file_sha256, read_json
 RECORD = "weights.json"
 """Beside the files of a converted folder: where they come from, their sizes and their SHA-256."""
 REMEDY = "make it again with: python -m pipeline.weights"
-SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".jinja"}
+TENSORS = {".safetensors", ".tflite"}
+"""What tensors are in; the other files say how to use them."""
+SUFFIXES = TENSORS | {".json", ".model", ".txt", ".jinja"}
 
 
 def weights_digest(folder: str | Path) -> str:
@@ -22,24 +24,33 @@ def weights_digest(folder: str | Path) -> str:
     Raises:
         PipelineError: the folder or a file is missing, a file has another size than recorded, or nothing is in it.
     """
+    return files_digest(known_files(folder))
+
+
+def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """`{relative name: {bytes, sha256}}` of the files that make up the weights, as `weights_digest` comes to know it.
+
+    Raises:
+        PipelineError: as `weights_digest`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise PipelineError(folder, "there are no weights here", REMEDY)
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, REMEDY)
         check_sizes(folder, record)
-        return record["digest"]
-    return files_digest(_described(folder.resolve()))
+        return record["files"]
+    return _described(folder.resolve())
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """`{relative name: {bytes, sha256}}` of the files that make up the weights, sorted by name.
 
     Raises:
-        PipelineError: there is no safetensors file among them.
+        PipelineError: there is no file with tensors among them.
     """
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in SUFFIXES and f.name != RECORD)
-    if not any(file.suffix == ".safetensors" for file in files):
+    if not any(file.suffix in TENSORS for file in files):
         raise PipelineError(folder, "there is no .safetensors file in it", "name a Hugging Face folder that has one")
     return {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}

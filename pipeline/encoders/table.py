@@ -2,8 +2,10 @@
 
 from typing import Literal
 
+from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.dct import MouthDCT
 from pipeline.encoders.protocol import Encoder
+from pipeline.encoders.self_supervised import SelfSupervised
 from pipeline.encoders.whisper import Whisper
 
 Stream = Literal["audio", "video"]
@@ -11,4 +13,6 @@ Stream = Literal["audio", "video"]
 ENCODERS: dict[str, type[Encoder]] = {
     "whisper": Whisper,
     "dct": MouthDCT,
+    "avhubert": AVHuBERT,
+    "self_supervised": SelfSupervised,
 }

@@ -1,0 +1,77 @@
+"""AV-HuBERT as its authors publish it, to a folder with the tensors alone."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.common.errors import PipelineError
+from pipeline.encoders.checkpoint import read_checkpoint, tensors_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LANDMARK = "post_extract_proj.weight"
+"""A tensor that every AV-HuBERT has; what stands before its name stands before all of them (after fine-tuning
+`encoder.w2v_model.`, before it nothing)."""
+PRETRAINING = ("label_embs_concat", "final_proj.", "mask_emb")
+"""Tensors that only its own training needs."""
+POSITIONS = "encoder.pos_conv.0.weight"
+REMEDY = "name a pre-trained or fine-tuned AV-HuBERT, base or large"
+
+
+def convert_avhubert(source: Path, folder: Path) -> None:
+    """Write the encoder out of a checkpoint of AV-HuBERT to `model.safetensors`; nothing in the checkpoint is run.
+
+    Args:
+        source: the checkpoint, pre-trained or fine-tuned; a decoder on top is left out.
+        folder: where it goes.
+
+    Raises:
+        PipelineError: the file is no checkpoint, or what it holds is no AV-HuBERT.
+    """
+    from safetensors.torch import save_file
+
+    checkpoint = read_checkpoint(source)
+    tensors = tensors_of(checkpoint.get("model") if isinstance(checkpoint, dict) else None)
+    encoder = _encoder(tensors, source)
+    _check(encoder, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in encoder.items()}, folder / "model.safetensors")
+
+
+def _encoder(tensors: dict[str, "Tensor"], source: Path) -> dict[str, "Tensor"]:
+    prefix = next((name.removesuffix(LANDMARK) for name in tensors if name.endswith(LANDMARK)), None)
+    if prefix is None:
+        raise PipelineError(source, f"has no tensor {LANDMARK}", REMEDY)
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    kept = {name: tensor for name, tensor in own.items() if not name.startswith(PRETRAINING)}
+    try:
+        length, direction = kept.pop(f"{POSITIONS}_g"), kept.pop(f"{POSITIONS}_v")
+    except KeyError as error:
+        raise PipelineError(source, f"has no tensor {prefix}{error.args[0]}", REMEDY) from None
+    # Weight normalisation with one length for each position of the kernel (Salimans and Kingma 2016).
+    kept[POSITIONS] = (length * direction.float() / direction.float().norm(dim=(0, 1), keepdim=True)).to(length.dtype)
+    return kept
+
+
+def _check(tensors: dict[str, "Tensor"], source: Path) -> None:
+    """Hold names and shapes against those of the network of this size."""
+    import torch
+
+    from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
+
+    try:
+        sizes = Sizes.of(tensors)
+        with torch.device("meta"):
+            expected = AVHuBERTNetwork(sizes).state_dict()
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise PipelineError(source, f"is no AV-HuBERT ({error})", REMEDY) from None
+    for what, names in (
+        ("lacks", expected.keys() - tensors.keys()),
+        ("has, besides,", tensors.keys() - expected.keys()),
+    ):
+        if names:
+            raise PipelineError(source, f"{what} {len(names)} tensors, such as {min(names)}", REMEDY)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
+            raise PipelineError(source, f"has {name} in shape {shapes}", REMEDY)

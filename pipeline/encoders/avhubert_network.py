@@ -1,0 +1,183 @@
+"""The network of AV-HuBERT, under the names that its checkpoints use.
+
+B. Shi, W.-N. Hsu, K. Lakhotia, A. Mohamed, "Learning audio-visual speech representation by masked multimodal cluster
+prediction", ICLR 2022: a ResNet-18 over the mouth with a 3-D convolution in front, a linear layer over stacked
+filterbanks, both side by side into a pre-norm Transformer with convolutional positions.
+
+Shapes below: B utterances, T frames, D width of the Transformer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+HEAD = 64
+"""Width of an attention head in both published sizes; no tensor tells it."""
+RESNET = (64, 128, 256, 512)
+"""Channels of the stages of a ResNet-18."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that tells one AV-HuBERT from another."""
+
+    width: int
+    layers: int
+    hidden: int
+    """Width between the two linear layers of a block."""
+    filterbanks: int = 104
+    """Audio values in a frame."""
+    positions: int = 128
+    """Frames that the convolution of positions sees."""
+    groups: int = 16
+    """Groups of its channels."""
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Sizes":
+        """Read from the shapes of tensors.
+
+        Raises:
+            KeyError: a tensor that tells a size is missing.
+        """
+        width, of_group, positions = tensors["encoder.pos_conv.0.weight"].shape
+        return cls(
+            width=width,
+            layers=len([name for name in tensors if name.endswith(".fc1.weight")]),
+            hidden=tensors["encoder.layers.0.fc1.weight"].shape[0],
+            filterbanks=tensors["feature_extractor_audio.proj.weight"].shape[1],
+            positions=positions,
+            groups=width // of_group,
+        )
+
+
+class AVHuBERTNetwork(nn.Module):
+    """Audio, video or both to one row of vectors.
+
+    Args:
+        sizes: the widths and the depth.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.feature_extractor_audio = nn.ModuleDict({"proj": nn.Linear(sizes.filterbanks, sizes.width)})
+        self.feature_extractor_video = nn.ModuleDict({"resnet": _ResNet(), "proj": nn.Linear(RESNET[-1], sizes.width)})
+        self.layer_norm = nn.LayerNorm(2 * sizes.width)
+        self.post_extract_proj = nn.Linear(2 * sizes.width, sizes.width)
+        self.encoder = _Transformer(sizes)
+
+    def forward(self, audio: Tensor | None, video: Tensor | None, lengths: Tensor) -> Tensor:
+        """Encode a batch; padding changes nothing of what lies within the lengths, which is all that counts.
+
+        Args:
+            audio: (B, T, 104), stacked log filterbanks, normalised frame by frame; None where there is none.
+            video: (B, T, 88, 88), the mouth, normalised, padded with 0; None where there is none.
+            lengths: (B,), frames of each utterance.
+
+        Returns:
+            (B, T, D).
+        """
+        streams: list[Tensor | None] = [None, None]
+        if audio is not None:
+            streams[0] = self.feature_extractor_audio["proj"](audio)
+        if video is not None:
+            seen = self.feature_extractor_video
+            streams[1] = seen["proj"](seen["resnet"](video))
+        there = next(stream for stream in streams if stream is not None)
+        both = torch.cat([torch.zeros_like(there) if stream is None else stream for stream in streams], dim=-1)
+        real = torch.arange(there.shape[1], device=there.device) < lengths[:, None]
+        return self.encoder(self.post_extract_proj(self.layer_norm(both)), real)
+
+
+class _ResNet(nn.Module):
+    """(B, T, 88, 88) to (B, T, 512)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frontend3D = nn.Sequential(
+            nn.Conv3d(1, RESNET[0], (5, 7, 7), stride=(1, 2, 2), padding=(2, 3, 3), bias=False),
+            nn.BatchNorm3d(RESNET[0]),
+            nn.PReLU(RESNET[0]),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        )
+        widths = (RESNET[0], *RESNET)
+        self.trunk = nn.ModuleDict(
+            {
+                f"layer{stage}": nn.Sequential(
+                    _Residual(widths[stage - 1], widths[stage], 1 if stage == 1 else 2),
+                    _Residual(widths[stage], widths[stage], 1),
+                )
+                for stage in range(1, len(widths))
+            }
+        )
+
+    def forward(self, video: Tensor) -> Tensor:
+        batch, frames = video.shape[:2]
+        planes = self.frontend3D(video[:, None]).transpose(1, 2).flatten(0, 1)
+        for stage in self.trunk.values():
+            planes = stage(planes)
+        return planes.mean(dim=(2, 3)).view(batch, frames, -1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1, self.relu1 = nn.BatchNorm2d(after), nn.PReLU(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2, self.relu2 = nn.BatchNorm2d(after), nn.PReLU(after)
+        self.downsample = None
+        if stride > 1 or before != after:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, planes: Tensor) -> Tensor:
+        kept = planes if self.downsample is None else self.downsample(planes)
+        return self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(planes))))) + kept)
+
+
+class _Transformer(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.pos_conv = nn.ModuleList(
+            [nn.Conv1d(sizes.width, sizes.width, sizes.positions, padding=sizes.positions // 2, groups=sizes.groups)]
+        )
+        self.layers = nn.ModuleList([_Block(sizes) for _ in range(sizes.layers)])
+        self.layer_norm = nn.LayerNorm(sizes.width)
+
+    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
+        vectors = vectors * real[..., None]
+        # An even kernel gives one vector too many.
+        positions = self.pos_conv[0](vectors.transpose(1, 2))[..., : vectors.shape[1]].transpose(1, 2)
+        vectors = vectors + functional.gelu(positions)
+        for block in self.layers:
+            vectors = block(vectors, real)
+        return self.layer_norm(vectors)
+
+
+class _Block(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(sizes.width)
+        self.self_attn = _Attention(sizes.width)
+        self.final_layer_norm = nn.LayerNorm(sizes.width)
+        self.fc1, self.fc2 = nn.Linear(sizes.width, sizes.hidden), nn.Linear(sizes.hidden, sizes.width)
+
+    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
+        vectors = vectors + self.self_attn(self.self_attn_layer_norm(vectors), real)
+        return vectors + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(vectors))))
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
+        query, key, value = (
+            linear(vectors).unflatten(-1, (-1, HEAD)).transpose(1, 2)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, real[:, None, None, :])
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2))

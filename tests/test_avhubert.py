@@ -1,0 +1,364 @@
+"""AV-HuBERT with random weights under the official names: read whole, nothing run, padding without effect."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import weights_digest
+from pipeline.config import AudioEncoder, VideoEncoder, validate
+from pipeline.encoders.avhubert import AVHuBERT, load, normalised_mouth, stacked_filterbanks
+from pipeline.encoders.avhubert_checkpoint import convert_avhubert
+from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
+from pipeline.encoders.filterbank import log_filterbanks, triangles
+from pipeline.weights import make_weights
+
+NARROW = Sizes(width=128, layers=2, hidden=192)
+BASE, LARGE = Sizes(width=768, layers=12, hidden=3072), Sizes(width=1024, layers=24, hidden=4096)
+CLUSTERS, CODE = 2004, 256
+"""Targets of pre-training, and the width of their vectors, as in both published sizes."""
+
+
+def official(sizes: Sizes, heads: bool = True) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published checkpoint; `heads` adds those of pre-training."""
+    width, hidden = sizes.width, sizes.hidden
+    shapes: dict[str, tuple[int, ...]] = {
+        "feature_extractor_audio.proj.weight": (width, 104),
+        "feature_extractor_audio.proj.bias": (width,),
+        "feature_extractor_video.proj.weight": (width, 512),
+        "feature_extractor_video.proj.bias": (width,),
+        "post_extract_proj.weight": (width, 2 * width),
+        "post_extract_proj.bias": (width,),
+        "encoder.pos_conv.0.bias": (width,),
+        "encoder.pos_conv.0.weight_g": (1, 1, 128),
+        "encoder.pos_conv.0.weight_v": (width, width // 16, 128),
+    }
+    norms = {"layer_norm": 2 * width, "encoder.layer_norm": width}
+    resnet = "feature_extractor_video.resnet"
+    shapes[f"{resnet}.frontend3D.0.weight"] = (64, 1, 5, 7, 7)
+    shapes[f"{resnet}.frontend3D.2.weight"] = (64,)
+    batch_norms = {f"{resnet}.frontend3D.1": 64}
+    before = 64
+    for stage, after in enumerate((64, 128, 256, 512), 1):
+        for number in range(2):
+            block = f"{resnet}.trunk.layer{stage}.{number}"
+            shapes[f"{block}.conv1.weight"] = (after, before if number == 0 else after, 3, 3)
+            shapes[f"{block}.conv2.weight"] = (after, after, 3, 3)
+            shapes |= {f"{block}.relu{i}.weight": (after,) for i in (1, 2)}
+            batch_norms |= {f"{block}.bn{i}": after for i in (1, 2)}
+        if before != after:
+            shapes[f"{resnet}.trunk.layer{stage}.0.downsample.0.weight"] = (after, before, 1, 1)
+            batch_norms[f"{resnet}.trunk.layer{stage}.0.downsample.1"] = after
+        before = after
+    for layer in range(sizes.layers):
+        block = f"encoder.layers.{layer}"
+        linear = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+        linear |= {"fc1": (hidden, width), "fc2": (width, hidden)}
+        for name, shape in linear.items():
+            shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        norms |= {f"{block}.self_attn_layer_norm": width, f"{block}.final_layer_norm": width}
+    for name, features in (norms | batch_norms).items():
+        shapes |= {f"{name}.weight": (features,), f"{name}.bias": (features,)}
+    for name, features in batch_norms.items():
+        shapes |= {f"{name}.running_mean": (features,), f"{name}.running_var": (features,)}
+        shapes[f"{name}.num_batches_tracked"] = ()
+    if heads:
+        shapes |= {"mask_emb": (width,), "label_embs_concat": (CLUSTERS, CODE)}
+        shapes |= {"final_proj.weight": (CODE, width), "final_proj.bias": (CODE,)}
+    return shapes
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Random tensors that keep activations in bounds."""
+    random = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = torch.tensor(1000)
+        elif name.endswith("running_var"):
+            tensors[name] = torch.rand(shape, generator=random) + 0.5
+        elif len(shape) < 2:
+            tensors[name] = 0.2 * torch.randn(shape, generator=random) + (0.8 if name.endswith("weight") else 0)
+        else:
+            fan = int(np.prod(shape[1:]))
+            tensors[name] = torch.randn(shape, generator=random) * fan**-0.5
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    return drawn(official(NARROW))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tensors, tmp_path_factory) -> Path:
+    """A pre-trained checkpoint."""
+    file = tmp_path_factory.mktemp("published") / "narrow.pt"
+    torch.save({"cfg": {"model": {"_name": "av_hubert"}}, "model": tensors, "task_state": {}}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory) -> Path:
+    """What the stage `weights` makes of it."""
+    out = tmp_path_factory.mktemp("weights")
+    source = {"kind": "path", "path": str(checkpoint)}
+    few = {"train": 1, "validation": 1, "test": 1}
+    corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
+    weights = {"out": str(out), "sources": [{"name": "narrow", "format": "avhubert", "source": source}]}
+    make_weights(validate({"weights": weights, "corpus": corpus}, "params.yaml"))
+    return out / "narrow"
+
+
+@pytest.fixture(scope="module")
+def network(folder) -> AVHuBERTNetwork:
+    return load(folder)
+
+
+def audio_of(*lengths: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(length, 104, generator=random) for length in lengths]
+
+
+def video_of(*lengths: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(2)
+    return [torch.randn(length, 88, 88, generator=random) for length in lengths]
+
+
+def batch(ones: list[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(ones, batch_first=True)
+
+
+def test_every_tensor_is_used_and_none_is_missing(tensors, network):
+    own = {name: tensor for name, tensor in tensors.items() if name in official(NARROW, heads=False)}
+    used = network.state_dict()
+    position = "encoder.pos_conv.0.weight"
+    assert own.keys() - used.keys() == {f"{position}_g", f"{position}_v"}
+    assert used.keys() - own.keys() == {position}
+    assert all(torch.equal(used[name], own[name]) for name in used.keys() & own.keys())
+    reference = nn.utils.parametrizations.weight_norm(nn.Conv1d(128, 128, 128, groups=16), dim=2)
+    with torch.no_grad():
+        reference.parametrizations.weight.original0.copy_(tensors[f"{position}_g"])
+        reference.parametrizations.weight.original1.copy_(tensors[f"{position}_v"])
+    assert torch.allclose(used[position], reference.weight, atol=1e-7)
+
+
+@pytest.mark.parametrize(("sizes", "millions"), [(BASE, 103.3), (LARGE, 325.4)])
+def test_the_published_sizes_are_read_from_shapes(sizes, millions):
+    shapes = official(sizes)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(int(np.prod(shape)) for name, shape in shapes.items() if not name.endswith(buffers))
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in official(sizes, heads=False).items()}
+        tensors["encoder.pos_conv.0.weight"] = tensors.pop("encoder.pos_conv.0.weight_v")
+        del tensors["encoder.pos_conv.0.weight_g"]
+        assert Sizes.of(tensors) == sizes
+        expected = AVHuBERTNetwork(sizes).state_dict()
+    assert {name: tensor.shape for name, tensor in expected.items()} == {n: t.shape for n, t in tensors.items()}
+
+
+def test_a_fine_tuned_checkpoint_gives_the_same_encoder(tensors, folder, tmp_path):
+    own = {name: tensors[name] for name in official(NARROW, heads=False)} | {"mask_emb": tensors["mask_emb"]}
+    whole = {f"encoder.w2v_model.{name}": tensor for name, tensor in own.items()}
+    whole |= {"decoder.embed_tokens.weight": torch.zeros(10, 4), "decoder.layers.0.fc1.weight": torch.zeros(4, 4)}
+    torch.save({"args": None, "model": whole}, tmp_path / "tuned.pt")
+    convert_avhubert(tmp_path / "tuned.pt", tmp_path / "tuned")
+    assert weights_digest(tmp_path / "tuned") == weights_digest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.layers.1.fc2.bias": None}, r"lacks 1 tensors, such as encoder\.layers\.1\.fc2\.bias"),
+        ({"encoder.extra": torch.zeros(2)}, r"has, besides, 1 tensors, such as encoder\.extra"),
+        ({"layer_norm.weight": torch.zeros(128)}, r"layer_norm\.weight in shape \[128\] instead of \[256\]"),
+        ({"post_extract_proj.weight": None}, r"has no tensor post_extract_proj\.weight"),
+        ({"encoder.pos_conv.0.weight_g": None}, r"has no tensor encoder\.pos_conv\.0\.weight_g"),
+        ({"feature_extractor_audio.proj.weight": None}, "is no AV-HuBERT"),
+    ],
+)
+def test_what_is_no_avhubert_is_refused(tensors, tmp_path, change, message):
+    changed = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
+    torch.save({"model": changed}, tmp_path / "odd.pt")
+    with pytest.raises(PipelineError, match=rf"odd\.pt.*{message}"):
+        convert_avhubert(tmp_path / "odd.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("audio", "video"), [(True, False), (False, True), (True, True)])
+def test_padding_changes_nothing(network, audio, video):
+    lengths = torch.tensor([9, 3, 6])
+    heard, seen = audio_of(*lengths), video_of(*lengths)
+    with torch.inference_mode():
+        together = network(batch(heard) if audio else None, batch(seen) if video else None, lengths)
+        assert together.shape == (3, 9, 128)
+        for number, length in enumerate(lengths):
+            one = network(heard[number][None] if audio else None, seen[number][None] if video else None, length[None])
+            assert torch.allclose(together[number, :length], one[0], atol=1e-5)
+
+
+def test_padding_of_any_content_changes_no_audio(network):
+    lengths = torch.tensor([9, 4])
+    padded = batch(audio_of(*lengths))
+    other = padded.clone()
+    other[1, 4:] = 100
+    with torch.inference_mode():
+        assert torch.equal(network(padded, None, lengths)[1, :4], network(other, None, lengths)[1, :4])
+
+
+def test_an_absent_stream_is_zeros_behind_its_projection(network):
+    (heard,), (seen,), lengths = audio_of(5), video_of(5), torch.tensor([5])
+    entered: list[Tensor] = []
+    handle = network.layer_norm.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    with handle, torch.inference_mode():
+        alone = network(heard[None], None, lengths), network(None, seen[None], lengths)
+        both = network(heard[None], seen[None], lengths)
+    assert not entered[0][..., 128:].any()
+    assert not entered[1][..., :128].any()
+    assert torch.equal(entered[2], torch.cat([entered[0][..., :128], entered[1][..., 128:]], dim=-1))
+    # A projection of zeros would be its bias.
+    assert network.feature_extractor_audio["proj"].bias.any()
+    assert not any(torch.allclose(one, both, atol=1e-2) for one in alone)
+
+
+def test_the_transformer_equals_huberts(network):
+    """Pre-norm HuBERT of transformers has the same blocks under other names."""
+    from transformers import HubertConfig
+    from transformers.models.hubert.modeling_hubert import HubertEncoderStableLayerNorm
+
+    config = HubertConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192, do_stable_layer_norm=True,
+        num_conv_pos_embeddings=128, num_conv_pos_embedding_groups=16, hidden_act="gelu",
+        attn_implementation="eager",
+    )  # fmt: skip
+    reference = HubertEncoderStableLayerNorm(config).eval()
+    nn.utils.parametrize.remove_parametrizations(reference.pos_conv_embed.conv, "weight")
+    names = {
+        "pos_conv.0": "pos_conv_embed.conv", "self_attn_layer_norm": "layer_norm", "self_attn": "attention",
+        "fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense",
+    }  # fmt: skip
+    renamed = {}
+    for name, tensor in network.encoder.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(f"{ours}.", f"{theirs}.")
+        renamed[name] = tensor
+    reference.load_state_dict(renamed)
+    vectors, lengths = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(3)), torch.tensor([40, 23])
+    real = torch.arange(40) < lengths[:, None]
+    with torch.inference_mode():
+        expected = reference(vectors.clone(), attention_mask=real).last_hidden_state
+        found = network.encoder(vectors, real)
+    assert torch.allclose(found[real], expected[real], atol=1e-5)
+
+
+def test_the_trunk_equals_a_resnet_18(network):
+    """With slopes of zero a PReLU is a ReLU, and the trunk the ResNet-18 of transformers."""
+    from transformers import ResNetConfig
+    from transformers.models.resnet.modeling_resnet import ResNetEncoder
+
+    config = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    reference = ResNetEncoder(config).eval()
+    trunk = network.feature_extractor_video["resnet"].trunk
+    names = {
+        "downsample.0": "shortcut.convolution", "downsample.1": "shortcut.normalization",
+        "conv1": "layer.0.convolution", "bn1": "layer.0.normalization",
+        "conv2": "layer.1.convolution", "bn2": "layer.1.normalization",
+    }  # fmt: skip
+    renamed, slopes = {}, {}
+    for name, tensor in trunk.state_dict().items():
+        if "relu" in name:
+            slopes[name] = tensor.clone()
+            continue
+        stage, block, rest = name.removeprefix("layer").split(".", 2)
+        part = next(ours for ours in names if rest.startswith(ours))
+        renamed[f"stages.{int(stage) - 1}.layers.{block}.{names[part]}{rest.removeprefix(part)}"] = tensor
+    reference.load_state_dict(renamed)
+    planes = torch.randn(3, 64, 22, 22, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        expected = reference(planes).last_hidden_state
+        try:
+            trunk.load_state_dict({name: torch.zeros_like(slope) for name, slope in slopes.items()}, strict=False)
+            found = planes
+            for stage in trunk.values():
+                found = stage(found)
+        finally:
+            trunk.load_state_dict(slopes, strict=False)
+    assert found.shape == (3, 512, 3, 3)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_both_streams_are_encoded_one_by_one(folder):
+    random = np.random.default_rng(0)
+    heard = [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 5_000, 1)]
+    seen = [random.integers(0, 255, (frames, 96, 96), dtype=np.uint8) for frames in (7, 3)]
+    for settings, inputs, frames in (
+        (AudioEncoder(encoder="avhubert", weights=str(folder), precision="float32"), heard, [25, 8, 1]),
+        (VideoEncoder(encoder="avhubert", weights=str(folder), precision="float32"), seen, [7, 3]),
+    ):
+        encoder = AVHuBERT(settings)
+        assert (encoder.frame_rate, encoder.dimension) == (25, 128)
+        together = encoder.encode(inputs)
+        assert [features.shape for features in together] == [(count, 128) for count in frames]
+        for one, features in zip(inputs, together, strict=True):
+            assert features.dtype == np.float32
+            assert np.array_equal(encoder.encode([one])[0], features)
+        assert AVHuBERT.identity(settings) == {
+            "encoder": "avhubert", "precision": "float32", "weights": weights_digest(folder)
+        }  # fmt: skip
+        rounded = AVHuBERT(settings.model_copy(update={"precision": "bfloat16"})).encode(inputs[:1])[0]
+        assert 0 < np.linalg.norm(rounded - together[0]) / np.linalg.norm(together[0]) < 0.05
+
+
+def test_video_without_weights_or_too_small_is_named(folder, tmp_path):
+    with pytest.raises(PipelineError, match=r"features\.video\.weights: is null.*pipeline\.weights"):
+        AVHuBERT.identity(VideoEncoder(encoder="avhubert"))
+    with pytest.raises(PipelineError, match=r"frames are 96x80 pixels; it takes 88x88"):
+        normalised_mouth(np.zeros((3, 80, 96), np.uint8))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(PipelineError, match="no AV-HuBERT can be loaded"):
+        load(tmp_path)
+
+
+def test_the_mouth_is_cut_from_the_centre_and_normalised():
+    frames = np.zeros((2, 96, 96), np.uint8)
+    frames[:, 4, 4] = frames[:, 91, 91] = 255
+    found = normalised_mouth(frames)
+    assert found.shape == (2, 88, 88)
+    assert np.allclose(found[:, [0, -1], [0, -1]], (1 - 0.421) / 0.165)
+    assert np.allclose(found[:, 5, 5], -0.421 / 0.165)
+
+
+def test_filterbanks_of_a_tone_peak_at_its_filter():
+    seconds = np.arange(16_000) / 16_000
+    filterbanks = log_filterbanks(0.5 * np.sin(2 * np.pi * 1000 * seconds))
+    assert filterbanks.shape == (99, 26)
+    centre = triangles()[filterbanks[50].argmax()].argmax() * 16_000 / 512
+    assert abs(centre - 1000) < 100
+    # Twice the amplitude is four times the power.
+    louder = log_filterbanks(np.sin(2 * np.pi * 1000 * seconds))
+    assert np.allclose(louder - filterbanks, np.log(4), atol=1e-4)
+    assert np.isfinite(log_filterbanks(np.zeros(1))).all()
+
+
+def test_filters_are_triangles_that_lean_on_each_other():
+    weights = triangles()
+    assert weights.shape == (26, 257)
+    assert (weights.max(axis=1) == 1).all()
+    between = slice(weights[0].argmax(), weights[-1].argmax() + 1)
+    assert np.allclose(weights[:, between].sum(axis=0), 1)
+
+
+def test_stacked_filterbanks_are_normalised_frame_by_frame():
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 10
+    frames = stacked_filterbanks(noise)
+    assert frames.shape == (25, 104)
+    expected = nn.functional.layer_norm(torch.from_numpy(log_filterbanks(noise)[:4].reshape(-1)), (104,))
+    assert np.allclose(frames[0], expected, atol=1e-5)
+    # 99 filterbanks are filled up to 100.
+    assert len(set(frames[-1, -26:].tolist())) == 1
+    # A louder voice is the same to the network, but for where it was filled up.
+    assert np.allclose(stacked_filterbanks(noise / 2)[:-1], frames[:-1], atol=1e-4)

@@ -1,0 +1,160 @@
+"""HuBERT, WavLM and wav2vec 2.0, small and random, as transformers saves them and as hubs have them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import weights_digest
+from pipeline.config import AudioEncoder, HubSource, validate
+from pipeline.encoders.self_supervised import SelfSupervised
+from pipeline.weights import fetch, make_weights
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "vocab_size": 8,
+}  # fmt: skip
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+KINDS = {
+    "hubert, as base": ("Hubert", "Model", {}),
+    "hubert, as large, with a head": ("Hubert", "ForCTC", STABLE),
+    "wavlm": ("WavLM", "Model", STABLE),
+    "wav2vec2": ("Wav2Vec2", "Model", {}),
+}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tmp_path) -> Path:
+    return save(KINDS[request.param], tmp_path / "model")
+
+
+def save(kind: tuple[str, str, dict], folder: Path) -> Path:
+    name, head, changes = kind
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SIZES, **changes)
+    getattr(transformers, f"{name}{head}")(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+def settings(folder: Path) -> AudioEncoder:
+    return AudioEncoder(encoder="self_supervised", weights=str(folder), precision="float32")
+
+
+@pytest.fixture(scope="module")
+def voices() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 7_000, 1)]
+
+
+def test_neither_the_batch_nor_loudness_changes_a_result(folder, voices):
+    encoder = SelfSupervised(settings(folder))
+    assert (encoder.frame_rate, encoder.dimension) == (50, 32)
+    together = encoder.encode(voices)
+    assert [features.shape for features in together] == [(49, 32), (21, 32), (1, 32)]
+    for one, features in zip(voices, together, strict=True):
+        assert np.array_equal(encoder.encode([one])[0], features)
+    assert np.allclose(encoder.encode([voices[0] * 5])[0], together[0], atol=1e-3)
+
+
+def test_the_whole_model_says_the_same(folder, voices):
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    normalised = (voices[0] - voices[0].mean()) / np.sqrt(voices[0].var() + 1e-7)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(normalised)[None]).last_hidden_state[0].numpy()
+    assert np.allclose(SelfSupervised(settings(folder)).encode(voices[:1])[0], expected, atol=1e-4)
+
+
+def test_width_and_frame_rate_are_the_configurations(tmp_path, voices):
+    changes = {"hidden_size": 48, "conv_dim": (16,) * 6, "conv_kernel": (10, 3, 3, 3, 3, 2)}
+    changes |= {"conv_stride": (5, 2, 2, 2, 2, 2), "num_feat_extract_layers": 6}
+    name, head, _ = KINDS["wav2vec2"]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | changes))
+    getattr(transformers, f"{name}{head}")(config).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    encoder = SelfSupervised(settings(tmp_path))
+    assert (encoder.frame_rate, encoder.dimension) == (100, 48)
+    assert encoder.encode([voices[0]])[0].shape == (99, 48)
+
+
+def test_identity_is_weights_and_precision(tmp_path):
+    folder = save(KINDS["wavlm"], tmp_path / "model")
+    assert SelfSupervised.identity(settings(folder)) == {
+        "encoder": "self_supervised", "precision": "float32", "weights": weights_digest(folder)
+    }  # fmt: skip
+
+
+def test_pickled_tensors_are_taken_over_as_safetensors(tmp_path, voices):
+    """Such as a hub has them: in `pytorch_model.bin`, weight normalisation under its old names."""
+    source = save(KINDS["hubert, as base"], tmp_path / "source")
+    expected = SelfSupervised(settings(source)).encode(voices[:1])[0]
+    tensors = load_file(source / "model.safetensors")
+    for new, old in (
+        ("parametrizations.weight.original0", "weight_g"),
+        ("parametrizations.weight.original1", "weight_v"),
+    ):
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert "encoder.pos_conv_embed.conv.weight_g" in tensors
+    (source / "model.safetensors").unlink()
+    torch.save(tensors, source / "pytorch_model.bin")
+    few = {"train": 1, "validation": 1, "test": 1}
+    weights = {"name": "hubert", "format": "huggingface", "source": {"kind": "path", "path": str(source)}}
+    sections = {
+        "weights": {"out": str(tmp_path / "weights"), "sources": [weights]},
+        "corpus": {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}},
+    }
+    make_weights(validate(sections, "params.yaml"))
+    assert not (tmp_path / "weights" / "hubert" / "pytorch_model.bin").exists()
+    found = SelfSupervised(settings(tmp_path / "weights" / "hubert")).encode(voices[:1])[0]
+    assert np.array_equal(found, expected)
+
+
+def test_a_hub_that_has_pickles_alone_is_asked_for_them(tmp_path, monkeypatch):
+    """Where it has safetensors, pickles are not fetched."""
+    hub = tmp_path / "hub"
+    save(KINDS["wavlm"], hub)
+    torch.save(load_file(hub / "model.safetensors"), hub / "pytorch_model.bin")
+
+    def download(repository: str, revision: str, allow_patterns: list[str]) -> str:
+        assert (repository, revision) == ("some/model", "abcdef0")
+        for file in hub.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                local.mkdir(exist_ok=True)
+                shutil.copy(file, local)
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = HubSource(kind="hub", repository="some/model", revision="abcdef0")
+    local = tmp_path / "with"
+    assert {file.name for file in fetch(source, tmp_path).iterdir()} >= {"config.json", "model.safetensors"}
+    assert not (local / "pytorch_model.bin").exists()
+    (hub / "model.safetensors").unlink()
+    local = tmp_path / "without"
+    assert {file.name for file in fetch(source, tmp_path).iterdir()} >= {"config.json", "pytorch_model.bin"}
+
+
+def test_what_is_no_such_model_is_named(tmp_path):
+    folder = save(KINDS["wavlm"], tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("layers.1.attention.v_proj.weight"))
+    save_file({name: t for name, t in tensors.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PipelineError, match=r"model: no model of speech.*1 tensors are missing, such as .*v_proj"):
+        SelfSupervised(settings(folder))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(PipelineError, match=r"preprocessor_config\.json is missing"):
+        SelfSupervised(settings(folder))
+    small = {"d_model": 16, "vocab_size": 51865}
+    small |= {
+        f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")
+    }
+    whisper = transformers.WhisperConfig(**small)
+    transformers.WhisperModel(whisper).save_pretrained(tmp_path / "whisper")
+    with pytest.raises(PipelineError, match="a whisper hears no waveforms"):
+        SelfSupervised(settings(tmp_path / "whisper"))
