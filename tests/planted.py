@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import Captured, capture
+from pipeline.sinks.capture import capture
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.statistics import SinkStatistics, SinkSummary
 
 WIDTH, HEADS, BLOCKS = 48, 4, 6
@@ -15,7 +16,7 @@ SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_a
 PLANTED, WRITER, SECOND_WRITER = 7, 1, 3
 LAST_WRITER = BLOCKS - 1
 """Writes more than all before it, but lies outside the inner blocks."""
-SETTINGS = Sinks(tau=300.0, epsilon=0.15, minimum_queries=3)
+SETTINGS = Sinks(tau=300.0, epsilon=0.15, minimum_queries=3, outlier=3.0)
 
 
 def llama(blocks: int = BLOCKS, implementation: str = "sdpa") -> LlamaForCausalLM:

@@ -10,8 +10,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -21,19 +25,8 @@ from transformers import (
 from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
+from pipeline.sinks.inside import inside
 from pipeline.sinks.statistics import SinkStatistics
-
-
-def test_hooks_change_no_bit() -> None:
-    model = llama()
-    _, embeddings, roles = batch(utterances())
-    mask = roles != Role.PADDING
-    with torch.no_grad(), eager_attention(model):
-        plain = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
-        with recorded(model, mask, roles):
-            watched = model(inputs_embeds=embeddings, attention_mask=mask.long()).logits
-    assert torch.equal(plain, watched)
-    assert no_hooks(model)
 
 
 def test_the_model_comes_back_as_it_was() -> None:
@@ -82,17 +75,114 @@ FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=4)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=4)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=4, head_dim=16)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES, num_hidden_layers=4, pad_token_id=0)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=4, n_head=HEADS, bos_token_id=0, eos_token_id=1)
     ),
 }
 
 
+ADAPTED = {"gpt2": ["c_attn", "c_fc", "c_proj"]}
+"""Where LoRA goes in decoders that name their projections otherwise."""
+
+
+def family_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return FAMILIES[name]().to(dtype).eval()
+
+
+def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
+    """An adapter that changes what the model computes, in training mode with dropout."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
+    return get_peft_model(model, config).train()
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_change_no_bit(family: str, dtype: torch.dtype, adapted: bool) -> None:
+    model = base = family_of(family, dtype)
+    if adapted:
+        model = with_lora(base, ADAPTED.get(family, ["q_proj", "down_proj"])).eval()
+    _, embeddings, roles = batch(utterances())
+    mask = roles != Role.PADDING
+    given = {"inputs_embeds": embeddings.to(dtype), "attention_mask": mask.long()}
+    with torch.no_grad():
+        trained_with = model(**given).logits
+        with eager_attention(base):
+            plain = model(**given).logits
+            with recorded(base, mask, roles) as recording:
+                watched = model(**given, past_key_values=recording.cache).logits
+        assert torch.equal(plain, watched)
+        assert torch.equal(model(**given).logits, trained_with)
+    assert no_hooks(base)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_are_those_of_the_cache(family: str) -> None:
+    model = family_of(family)
+    _, embeddings, roles = batch(utterances())
+    mask = roles != Role.PADDING
+    found = capture(model, embeddings, mask, roles).norms
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        given = {"inputs_embeds": embeddings, "attention_mask": mask.long(), "position_ids": positions}
+        layers = model(**given, use_cache=True).past_key_values.layers
+    expected = torch.stack([torch.stack([one.norm(dim=-1).mean(1) for one in (layer.keys, layer.values)])
+                            for layer in layers], dim=1)  # fmt: skip
+    torch.testing.assert_close(found[:, :, mask], expected[:, :, mask], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) -> None:
+    model = base = family_of(family)
+    if adapted:
+        model = with_lora(
+            base, ADAPTED.get(family, ["gate_up_proj", "down_proj"] if family == "phi3" else "all-linear")
+        )
+    _, embeddings, roles = batch(utterances())
+    captured = capture(model, embeddings, roles != Role.PADDING, roles)
+    features = torch.tensor([5, 0, 5])
+    for call, (_, mlp) in zip(captured.mlps, captured.additions, strict=True):
+        look = inside(call)
+        rows = look.rows(features)
+        assert rows.shape == (3, look.product.shape[-1])
+        bias = look.down(torch.zeros_like(look.product[:1, :1])).detach()[..., features]
+        torch.testing.assert_close(look.product @ rows.T + bias, mlp[..., features], rtol=1e-3, atol=1e-4)
+        if family == "gpt2":
+            assert look.gate is None
+            torch.testing.assert_close(nn.functional.gelu(look.up, approximate="tanh"), look.product)
+        else:
+            torch.testing.assert_close(nn.functional.silu(look.gate) * look.up, look.product)
+    assert not adapted or all(module.training for module in model.modules())
+    assert no_hooks(base)
+
+
+def test_where_the_block_itself_holds_the_projections_only_the_product_is_known() -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
+                       word_embed_proj_dim=WIDTH)  # fmt: skip
+    _, captured = captured_batch(OPTForCausalLM(config).eval(), utterances())
+    look = inside(captured.mlps[1])
+    assert (look.gate, look.up, look.product.shape[-1]) == (None, None, 64)
+
+
+def test_a_mixture_of_experts_is_not_looked_into() -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(**SIZES, num_hidden_layers=4, num_local_experts=2, num_experts_per_tok=1)
+    found = streamed(MixtralForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
+    assert "sinks/mlp_share" in found.metrics
+    assert "sinks/unit_share" not in found.metrics
+    assert "unit_weight" not in found.arrays
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    model = FAMILIES[family]().to(dtype).eval()
+    model = family_of(family, dtype)
     ids, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings.to(dtype), roles != Role.PADDING, roles)
     assert len(captured.residuals) == 5

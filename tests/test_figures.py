@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted import llama, replace_tau, streamed, utterances
 from trials import finish, make_trial, write_sinks
 
 from pipeline.comparison.figures import comparison_figures, overview
@@ -14,7 +15,10 @@ from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
 from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations, save
+from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
+from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name
 
+OF_SEQUENCES = (attention_maps, activation_bars, additions, inside_mlp, sinks_at_thresholds)
 ROOT = Path(__file__).resolve().parents[1]
 MANY = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
 FEW = [0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
@@ -31,6 +35,15 @@ def arrays_of(runs: Path, massive: float, sinks: bool) -> dict[str, np.ndarray]:
 @pytest.fixture
 def panels(tmp_path: Path) -> list[Panel]:
     return [Panel("before", arrays_of(tmp_path, 20000.0, True)), Panel("after", arrays_of(tmp_path, 300.0, False))]
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Panel]:
+    """What the instrument itself stores: of a model with sinks, and of the same where nothing counts as one."""
+    return [
+        Panel(name, streamed(llama(), [utterances()], settings).arrays)
+        for name, settings in (("before", replace_tau(300.0)), ("after", replace_tau(1e9)))
+    ]
 
 
 def trial_of(runs: Path, weight: float, *settings: str, validation: list[int] = FEW, drawn: bool = True) -> None:
@@ -78,6 +91,49 @@ def test_no_sinks_is_said(panels: list[Panel]) -> None:
     assert [len(axes.lines) for axes in (before, after)] == [2, 1]
 
 
+def test_maps_and_bars_share_their_scale_and_name_what_they_show(measured: list[Panel]) -> None:
+    maps = [axes for axes in attention_maps(measured).axes if axes.images]
+    assert {axes.images[0].get_clim() for axes in maps} == {(1e-3, 1)}
+    names = [tick.get_text() for tick in maps[0].get_xticklabels()]
+    assert names == ["BOS", "audio", "prompt", "response"]
+    before, after = activation_bars(measured).axes
+    assert before.get_zlim() == after.get_zlim()
+    assert "BOS" in {text.get_text() for text in before.texts}
+    assert before.get_title().startswith("before\n|h| after block ")
+
+
+def test_a_token_is_named_by_its_role_and_its_number_there() -> None:
+    roles = np.array([1, 2, 3, 3, 4, 8, 8, 9])
+    assert [token_name(roles, token) for token in (0, 1, 3, 6)] == ["BOS", "<audio>", "audio 2", "prompt 2"]
+
+
+def test_additions_are_drawn_for_bos_and_for_other_sinks(measured: list[Panel]) -> None:
+    bos, others = additions(measured[:1]).axes
+    for group, axes in enumerate((bos, others)):
+        attention, mlp = ([bar.get_height() for bar in container] for container in axes.containers)
+        np.testing.assert_allclose(attention, measured[0].arrays["origin_attention"][:, group])
+        np.testing.assert_allclose(mlp, measured[0].arrays["origin_mlp"][:, group])
+    assert [text.get_text() for text in additions(measured).axes[1].texts] == ["none"]
+
+
+def test_the_threshold_in_use_is_marked(measured: list[Panel]) -> None:
+    above, below = sinks_at_thresholds(measured[:1]).axes
+    assert above.lines[-1].get_xdata()[0] == 300
+    assert below.lines[-1].get_xdata()[0] == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("draw", OF_SEQUENCES)
+def test_what_the_instrument_stores_can_be_saved(measured: list[Panel], tmp_path: Path, draw) -> None:
+    assert all(file.stat().st_size > 5000 for file in save(draw(measured[:1]), tmp_path / "figure"))
+
+
+def test_trials_that_keep_an_utterance_have_its_figures(tmp_path: Path, measured: list[Panel]) -> None:
+    trial = finish(make_trial(tmp_path), {"test": MANY})
+    np.savez(trial.sinks, **measured[0].arrays)
+    names = {name.removesuffix("_avsr_16_5") for name in comparison_figures(compared(tmp_path))}
+    assert names >= {"attention_map", "activations", "additions", "inside_mlp", "sinks_at_thresholds"}
+
+
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_many_panels_are_wrapped(panels: list[Panel], count: int) -> None:
     assert len(largest_activations(panels[:1] * count).axes) == count
@@ -121,6 +177,27 @@ def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -
     assert before.get_title() == "weight 0\nWER % 16.7 [13.3, 20.0]\n5.0 intermediate sinks per utterance"
     assert after.get_title().splitlines()[0] == "weight 2"
     assert before.get_ylim() == after.get_ylim()
+
+
+def test_the_overview_also_shows_the_weight_that_moves_the_sink(tmp_path: Path) -> None:
+    for weight, share in ((0, 0.3), (0.5, 0.0), (2, 0.9), (5, 0.8)):
+        trial = make_trial(tmp_path, f"decorrelation.weight={weight}")
+        finish(trial, {"test": MANY, "validation": FEW}, **{"sinks/relocated_share": share})
+        write_sinks(trial, 300.0)
+    titles = [axes.get_title() for axes in overview(compared(tmp_path)).axes[:3]]
+    assert [title.splitlines()[0] for title in titles] == ["weight 0", "weight 0.5", "weight 2"]
+    assert titles[2].endswith("strongest sink is not BOS: 90% of utterances")
+
+
+def test_each_line_has_its_own_look_and_passes_over_gaps(tmp_path: Path) -> None:
+    trial_of(tmp_path, 0)
+    for weight in (0.1, 1):
+        trial_of(tmp_path, weight, "decorrelation.stop_gradient=true")
+    trial_of(tmp_path, 1, "decorrelation.stop_gradient=false")
+    axes = next(axes for axes in against_weight(compared(tmp_path)).axes if axes.get_title().startswith("intermediate"))
+    lines = [container.lines[0] for container in axes.containers]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 2
+    assert sorted(line.get_ydata().tolist() for line in lines) == [[5, 4], [5, 4.9, 4]]
 
 
 def test_lines_against_the_weight_begin_at_the_trial_without_the_loss(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from planted import (
     streamed,
     utterances,
 )
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from stored import stored
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
@@ -36,34 +37,15 @@ def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
     assert one.metrics == pytest.approx(other.metrics, rel=1e-4, abs=1e-6)
     assert one.arrays.keys() == other.arrays.keys()
     for name, values in one.arrays.items():
-        if name == "roles":
+        if values.dtype.kind == "U":
+            assert values.tolist() == other.arrays[name].tolist()
             continue
         # A cosine at the edge of a bin may fall to either side.
-        tolerance = 1.01e-3 if "quantiles" in name else 1e-5
+        tolerance = 1.01e-3 if "quantiles" in name else 1e-3 if name == "exemplar_map" else 1e-5
         np.testing.assert_allclose(values, other.arrays[name], rtol=1e-3, atol=tolerance, err_msg=name)
 
 
 # Brute force: one utterance at a time, without padding, everything stored, loops over tokens.
-
-
-def stored(model: LlamaForCausalLM, embeddings: Tensor) -> dict[str, np.ndarray]:
-    """Residuals (L, T, D), maps (L, H, T, T) and what the parts of each block added, by the library's own outputs."""
-    parts: dict[str, list[Tensor]] = {"attention": [], "mlp": []}
-    hooks = []
-    for block in model.model.layers:
-        hooks.append(block.self_attn.register_forward_hook(lambda m, a, out: parts["attention"].append(out[0][0])))
-        hooks.append(block.mlp.register_forward_hook(lambda m, a, out: parts["mlp"].append(out[0])))
-    norm, model.model.norm = model.model.norm, nn.Identity()
-    with torch.no_grad():
-        output = model.model(inputs_embeds=embeddings[None], output_attentions=True, output_hidden_states=True)
-    model.model.norm = norm
-    for hook in hooks:
-        hook.remove()
-    return {
-        "residuals": torch.stack(output.hidden_states[1:])[:, 0].numpy(),
-        "maps": torch.stack(output.attentions)[:, 0].numpy(),
-        **{name: torch.stack(values).numpy() for name, values in parts.items()},
-    }
 
 
 def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list]]:
@@ -90,6 +72,7 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
         median = np.array([float(torch.from_numpy(layer).median()) for layer in size])
         ratio = size / median[:, None, None]
         inner = range(1, BLOCKS - 1)
+        typical = [float(torch.from_numpy(layer.max(1)).median()) for layer in size]
         alpha = np.stack([maps[:, :, k:, k].sum(2) / (length - k) for k in range(length)], axis=-1)
         strength = [max((ratio[b, t].max(), -b) for b in inner) for t in range(length)]
         sinks = [t for t in range(length) if strength[t][0] > settings.tau]
@@ -147,9 +130,35 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
             attention, mlp = (abs(found[part][main, t, feature]) for part in ("attention", "mlp"))
             note("mlp_share", mlp / (mlp + attention))
             curves.setdefault("main", []).append((main, t > 0))
+            weight = model.model.layers[main].mlp.down_proj.weight[feature].detach().numpy()
+            written = sign * found["product"][main, t] * weight
+            unit = int(written.argmax())
+            note("unit_share", abs(written[unit]) / np.abs(written).sum())
+            curves.setdefault("inside", []).append((
+                main, t > 0, unit, abs(weight[unit]), np.sqrt((weight**2).mean()),
+                [abs(found[kind][main, t, unit]) for kind in ("gate", "up", "product")],
+                [np.mean([abs(found[kind][main, one, unit]) for one in range(length) if one not in sinks])
+                 for kind in ("gate", "up", "product")],
+            ))  # fmt: skip
+            before = np.concatenate([embeddings.numpy()[None], hidden])[:-1, t, feature] * sign
+            curves.setdefault("before", []).append((t > 0, before))
+
+        outliers = {t for t in range(1, length) if any(size[b, t].max() > 3 * typical[b] for b in inner)}
+        note("intermediate_tokens_per_utterance/outlier", len(outliers))
+        aligned = np.abs(cosine) > 0.9
+        secondary = [t for t in range(1, length) if aligned[:, t].any()]
+        note("intermediate_tokens_per_utterance/secondary", len(secondary))
+        for t in secondary:
+            rest = aligned[int(aligned[:, t].argmax()) :, t]
+            note("secondary_lifetime", len(rest) if rest.all() else int(rest.argmin()))
+        for t in range(1, length):
+            if roles[t] != Role.RESPONSE:
+                note("decorrelation", (cosine[:-1, t] ** 2).mean())
 
         curves["cosines"] += [(int(roles[t]), t in own, cosine[:, t]) for t in range(length)]
-        curves["norms"] += [(0 if t == 0 else 1 if t in own else 2, np.linalg.norm(hidden[:, t], axis=1))
+        curves["norms"] += [(0 if t == 0 else 1 if t in own else 2,
+                             [np.linalg.norm(hidden[:, t], axis=1),
+                              *(np.linalg.norm(found[part][:, :, t], axis=2).mean(1) for part in ("keys", "values"))])
                             for t in range(length)]  # fmt: skip
         curves["top"].append(np.sort(size.reshape(BLOCKS, -1), axis=1)[:, :-4:-1])
         curves["median"].append(median)
@@ -205,8 +214,11 @@ def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSu
         np.testing.assert_allclose(arrays["cosine_mean_joined"][:, sink], joined.mean(0), atol=1e-5)
         np.testing.assert_allclose(arrays["cosine_deviation_joined"][:, sink], joined.std(0), atol=1e-4)
     for group in range(3):
-        norms = np.mean([n for g, n in curves["norms"] if g == group], axis=0)
-        np.testing.assert_allclose(arrays["norm_mean"][:, group], norms, rtol=1e-4)
+        of_group = [n for g, n in curves["norms"] if g == group]
+        for what, name in enumerate(("norm", "norm_key", "norm_value")):
+            values = [norms[what] for norms in of_group]
+            np.testing.assert_allclose(arrays[f"{name}_mean"][:, group], np.mean(values, axis=0), rtol=1e-4)
+            np.testing.assert_allclose(arrays[f"{name}_deviation"][:, group], np.std(values, axis=0), rtol=1e-3)
     np.testing.assert_allclose(arrays["largest"], np.mean(curves["top"], axis=0), rtol=1e-4)
     np.testing.assert_allclose(arrays["median"], np.mean(curves["median"], axis=0), rtol=1e-4)
     np.testing.assert_allclose(arrays["importance_bos"], np.mean(curves["bos_map"], axis=0), rtol=1e-4)
@@ -222,12 +234,35 @@ def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSu
             assert arrays["origin_main"][block, intermediate] == expected
 
 
+def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+    curves, arrays = brute[1], summary.arrays
+    for intermediate in (0, 1):
+        before = np.mean([values for group, values in curves["before"] if group == intermediate], axis=0)
+        np.testing.assert_allclose(arrays["origin_before"][:, intermediate], before, rtol=1e-3, atol=1e-5)
+        for block in range(BLOCKS):
+            of_group = [one[2:] for one in curves["inside"] if one[:2] == (block, bool(intermediate))]
+            assert (len(of_group) == 0) == np.isnan(arrays["unit_weight"][block, intermediate])
+            if of_group:
+                _, weight, row, at_sink, at_others = (np.mean(part, axis=0) for part in zip(*of_group, strict=True))
+                expected = {
+                    "weight": weight,
+                    "row": row,
+                    "at_sink": at_sink,
+                    "at_others": at_others,
+                }
+                for name, value in expected.items():
+                    found = arrays[f"unit_{name}"][..., block, intermediate]
+                    np.testing.assert_allclose(found, value, rtol=1e-3, err_msg=name)
+
+
 def test_planted_features_and_writers_are_discovered(summary: SinkSummary) -> None:
     for who in ("bos", "intermediate"):
         found = summary.description[who]
         assert {one["feature"] for one in found["features"]} == {PLANTED, PLANTED + 1}
         assert found["features"][0]["share"] == 1.0
+        assert found["distinct_features"] == 2
         assert found["main_origin"][0]["block"] == SECOND_WRITER
+        assert (found["units"][0]["block"], found["units"][0]["unit"]) == (SECOND_WRITER, 0)
     assert summary.metrics["sinks/mlp_share"] > 0.9
     assert summary.description["most_massive"]["bos"]["feature"] == PLANTED
     strongest = summary.description["strongest"]

@@ -19,8 +19,13 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, LoRA
 
 
-def load_decoder(settings: LLM, dtype: torch.dtype) -> PreTrainedModel:
+def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """The frozen decoder with its first `settings.blocks` blocks, in evaluation mode, on the CPU.
+
+    Args:
+        settings: its folder and its blocks.
+        dtype: of its weights.
+        attention: the implementation, `sdpa` or `eager`.
 
     Raises:
         PipelineError: there is no such folder, or it has fewer blocks than asked for.
@@ -30,7 +35,9 @@ def load_decoder(settings: LLM, dtype: torch.dtype) -> PreTrainedModel:
     # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    decoder = AutoModelForCausalLM.from_pretrained(settings.weights, config=config, dtype=dtype)
+    decoder = AutoModelForCausalLM.from_pretrained(
+        settings.weights, config=config, dtype=dtype, attn_implementation=attention
+    )
     decoder.requires_grad_(False)
     return decoder.eval()
 

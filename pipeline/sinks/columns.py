@@ -5,23 +5,28 @@ from torch import Tensor
 
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
-from pipeline.sinks.capture import Captured
+from pipeline.sinks.captured import Captured
+from pipeline.sinks.definitions import lifetimes
 from pipeline.sinks.origin import Origin
 from pipeline.sinks.records import Column
 from pipeline.sinks.tokens import Tokens, has_inner
+from pipeline.sinks.units import Units
 
 THRESHOLDS = (100, 300, 1000)
 """Ratios at which sink tokens are counted whatever tau is, so that runs compare."""
 INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 
 
-def utterance_columns(captured: Captured, tokens: Tokens, origin: Origin | None, settings: Sinks) -> dict[str, Column]:
+def utterance_columns(
+    captured: Captured, tokens: Tokens, origin: Origin | None, units: Units | None, settings: Sinks
+) -> dict[str, Column]:
     """Every figure that is a mean or a share over utterances, by its name among the metrics."""
     ones = torch.ones(len(captured.mask), device=captured.mask.device)
     columns = {"sinks/tokens_per_utterance": (captured.mask.sum(1), ones)}
     columns |= _importance_of_bos(captured, tokens, settings)
     columns |= _relocation_by_importance(captured, tokens)
-    columns |= _attention_sinks(captured, tokens, ones)
+    columns |= _other_definitions(tokens, ones)
+    columns |= _decorrelation(captured, tokens)
     # With fewer than three blocks there is no inner one, and nothing massive can be looked for.
     if has_inner(len(captured.importance)):
         columns |= _counts(captured, tokens, settings, ones)
@@ -31,6 +36,8 @@ def utterance_columns(captured: Captured, tokens: Tokens, origin: Origin | None,
         columns |= _agreement(tokens)
         if origin is not None:
             columns["sinks/mlp_share"] = _per_utterance(origin.mlp_share, origin.utterance, ones)
+        if units is not None:
+            columns["sinks/unit_share"] = _per_utterance(units.share, units.utterance, ones)
     return columns
 
 
@@ -74,8 +81,27 @@ def _counts(captured: Captured, tokens: Tokens, settings: Sinks, ones: Tensor) -
     return columns
 
 
-def _attention_sinks(captured: Captured, tokens: Tokens, ones: Tensor) -> dict[str, Column]:
-    return {f"{INTERMEDIATE}/attention": ((tokens.attention_sink & ~tokens.is_bos).sum(1), ones)}
+def _other_definitions(tokens: Tokens, ones: Tensor) -> dict[str, Column]:
+    """Tokens other than BOS by the definitions that look at something else than the ratio."""
+    return {
+        f"{INTERMEDIATE}/attention": ((tokens.attention_sink & ~tokens.is_bos).sum(1), ones),
+        f"{INTERMEDIATE}/outlier": ((tokens.outlier & ~tokens.is_bos).sum(1), ones),
+        f"{INTERMEDIATE}/secondary": (tokens.secondary.sum(1), ones),
+        "sinks/secondary_lifetime": (
+            torch.where(tokens.secondary, lifetimes(tokens.aligned)[1], 0).sum(1),
+            tokens.secondary.sum(1),
+        ),
+    }
+
+
+def _decorrelation(captured: Captured, tokens: Tokens) -> dict[str, Column]:
+    """The decorrelation loss that training at any weight would see: mean squared cosine to BOS, over the blocks but the
+    last and the tokens but BOS and the response (arXiv 2510.22603)."""
+    counted = captured.mask & ~tokens.is_bos & (captured.roles != Role.RESPONSE)
+    cosine = tokens.activations.cosine[:-1]
+    if not len(cosine):
+        return {}
+    return {"sinks/decorrelation": ((cosine.square().mean(0) * counted).sum(1), counted.sum(1))}
 
 
 def _agreement(tokens: Tokens) -> dict[str, Column]:

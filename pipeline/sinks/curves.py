@@ -1,4 +1,4 @@
-"""What is averaged over utterances: curves by block, heat maps, features, origins."""
+"""What is averaged over utterances: curves by block, heat maps, features."""
 
 from typing import Any
 
@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.model.roles import REAL_ROLES, Role
-from pipeline.sinks.capture import Captured
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.columns import importance_at, response_ranking
-from pipeline.sinks.origin import Origin
 from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
 from pipeline.sinks.tokens import Tokens
 
@@ -28,17 +27,14 @@ class Curves:
         self._cosine = Moments(blocks, 2 * len(Role))
         self._histogram = CosineHistogram(blocks, 2 * len(Role))
         self._norm = Moments(blocks, 3)
+        self._cached_norm = Moments(2 * blocks, 3)
         self._top = Moments(blocks * 4, 1)
         self._importance = Moments(blocks * heads, 2)
         self._share = Moments(blocks, len(Role))
-        self._additions = Moments(blocks * 2, 2)
-        self._main = torch.zeros(blocks, 2, dtype=torch.long)
-        self._first = torch.zeros(blocks, 2, dtype=torch.long)
-        self._origins_known = False
         self._sinks = torch.zeros(2, dtype=torch.long)
         self._features: Tensor | None = None
 
-    def add(self, captured: Captured, tokens: Tokens, origin: Origin | None) -> None:
+    def add(self, captured: Captured, tokens: Tokens) -> None:
         """Take in one batch."""
         real = captured.mask
         sink = tokens.intermediate[real].long()
@@ -47,14 +43,15 @@ class Curves:
         cosine, groups = found.cosine[:, real], captured.roles[real] * 2 + sink
         self._cosine.add(cosine, groups)
         self._histogram.add(cosine, groups)
-        self._norm.add(found.norm[:, real], torch.where(is_bos, BOS, torch.where(sink > 0, SINK, REST)))
+        who = torch.where(is_bos, BOS, torch.where(sink > 0, SINK, REST))
+        self._norm.add(found.norm[:, real], who)
+        if captured.norms is not None:
+            self._cached_norm.add(captured.norms.flatten(0, 1)[:, real], who)
         sizes = torch.cat([found.top, found.median[..., None]], -1)
         self._top.add(sizes.transpose(1, 2).flatten(0, 1), torch.zeros_like(tokens.bos))
         self._add_importance(captured, tokens)
         self._add_role_share(captured)
         self._add_features(tokens)
-        if origin is not None:
-            self._add_origin(origin)
 
     def _add_importance(self, captured: Captured, tokens: Tokens) -> None:
         """Importance of BOS, and of the intermediate token that the response (or, without one, all) attends to most."""
@@ -83,27 +80,20 @@ class Curves:
         self._features = counts if self._features is None else self._features + counts
         self._sinks += torch.stack([(tokens.sink & tokens.is_bos).sum(), tokens.intermediate.sum()]).cpu()
 
-    def _add_origin(self, origin: Origin) -> None:
-        self._origins_known = True
-        groups = torch.where(origin.is_bos, BOS, SINK).cpu()
-        self._additions.add(torch.cat([origin.attention, origin.mlp]), groups)
-        ones = torch.ones_like(groups)
-        self._main.index_put_((origin.main.cpu(), groups), ones, accumulate=True)
-        self._first.index_put_((origin.first.cpu(), groups), ones, accumulate=True)
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays by name; L blocks, H heads, R roles, D features. NaN where nothing was measured.
 
         `cosine_*`: to BOS, (L, R, 2), the last axis no sink and sink; `cosine_quantiles` (L, R, 2, Q); `*_joined`: over
         all roles but BOS, (L, 2). `largest` (L, 3) and `median` (L,): of |h|. `importance_bos` and
-        `importance_intermediate`: (L, H). `norm_*`: (L, 3), BOS, intermediate sinks, others. `role_share`: (L, R),
-        attention mass of the response. `features_*`: (D,), share of sink tokens at which the feature is massive.
-        `origin_*`: (L, 2), BOS and intermediate sinks: mean additions at the massive feature in the sign of the
-        activation, and the number of sinks that come from that block; absent where additions are not known.
+        `importance_intermediate`: (L, H). `norm_*`: (L, 3), L2 norms of h at BOS, at intermediate sinks, at others;
+        `norm_key_*` and `norm_value_*`: the same of keys and values, mean over heads. `role_share`: (L, R), attention
+        mass of the response. `features_*`: (D,), share of sink tokens at which the feature is massive.
         """
         top = self._top.means().reshape(self.blocks, 4)
         importance = self._importance.means().reshape(self.blocks, self.heads, 2)
-        additions = self._additions.means().reshape(2, self.blocks, 2)
+        (keys, values), (key_spread, value_spread) = (
+            part.reshape(2, self.blocks, 3) for part in (self._cached_norm.means(), self._cached_norm.deviations())
+        )
         by_role = (self.blocks, len(Role), 2)
         joined = [self._cosine.joined([2 * role + sink for role in OTHERS]) for sink in (0, 1)]
         quantiles = [self._histogram.joined([2 * role + sink for role in OTHERS]) for sink in (0, 1)]
@@ -123,27 +113,27 @@ class Curves:
             "importance_intermediate": importance[..., 1],
             "norm_mean": self._norm.means(),
             "norm_deviation": self._norm.deviations(),
+            "norm_key_mean": keys,
+            "norm_key_deviation": key_spread,
+            "norm_value_mean": values,
+            "norm_value_deviation": value_spread,
             "role_share": self._share.means(),
             "features_bos": features[0],
             "features_intermediate": features[1],
         }
-        if self._origins_known:
-            found |= {"origin_attention": additions[0], "origin_mlp": additions[1]}
-            found |= {"origin_main": self._main, "origin_first": self._first}
         arrays = {name: value.numpy() for name, value in found.items()}
         return arrays | {"roles": np.array([role.label for role in Role])}
 
-    def description(self) -> dict[str, Any]:
-        """Sink tokens, their massive features and the blocks that write them, in words and numbers."""
-        found: dict[str, Any] = {}
-        for group, name in enumerate(("bos", "intermediate")):
-            found[name] = {"sink_tokens": int(self._sinks[group]), "features": self._named_features(group)}
-            if self._origins_known:
-                found[name] |= {
-                    "main_origin": _numbered(self._main[:, group]),
-                    "first_origin": _numbered(self._first[:, group]),
-                }
-        return found
+    def description(self) -> dict[str, dict[str, Any]]:
+        """How many sink tokens there are, and which features are massive at them."""
+        return {
+            name: {
+                "sink_tokens": int(self._sinks[group]),
+                "features": self._named_features(group),
+                "distinct_features": int((self._features[group] > 0).sum()),
+            }
+            for group, name in enumerate(("bos", "intermediate"))
+        }
 
     def _named_features(self, group: int) -> list[dict[str, float]]:
         """The features that are massive at most sink tokens, with the share of those tokens."""
@@ -151,9 +141,3 @@ class Curves:
         best = counts.argsort(descending=True, stable=True)[:FEATURES_NAMED].tolist()
         total = int(self._sinks[group])
         return [{"feature": index, "share": int(counts[index]) / total} for index in best if counts[index] > 0]
-
-
-def _numbered(counts: Tensor) -> list[dict[str, int]]:
-    """Blocks with their number of sink tokens, the most first."""
-    found = [{"block": block, "sink_tokens": int(n)} for block, n in enumerate(counts.tolist()) if n]
-    return sorted(found, key=lambda one: -one["sink_tokens"])

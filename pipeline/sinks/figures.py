@@ -227,7 +227,7 @@ def shared_legend(figure: Figure, *axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG, SVG and PDF, named by `path` without a suffix. Equal figures give equal files."""
+    """Write a figure as PNG and PDF, named by `path` without a suffix. Equal figures give equal files."""
     written = []
     # The layout is found once, not for each format.
     figure.draw_without_rendering()

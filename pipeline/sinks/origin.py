@@ -1,11 +1,12 @@
 """Which block writes a massive activation, and which part of it: attention or the MLP (arXiv 2510.22603, section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.sinks.capture import Captured
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.tokens import Tokens
 
 
@@ -15,8 +16,16 @@ class Origin:
 
     utterance: Tensor
     """(S,): row of the batch."""
+    token: Tensor
+    """(S,): position in that row."""
+    feature: Tensor
+    """(S,): the massive feature."""
+    sign: Tensor
+    """(S,): of the activation, 1 or -1."""
     is_bos: Tensor
     """(S,) of bool."""
+    before: Tensor
+    """(L, S): the value that enters each block."""
     attention: Tensor
     """(L, S): what attention added."""
     mlp: Tensor
@@ -44,10 +53,11 @@ def origins(captured: Captured, tokens: Tokens, tau: float) -> Origin | None:
     utterance, token = tokens.sink.nonzero(as_tuple=True)
     feature, strongest = tokens.feature[utterance, token], tokens.block[utterance, token]
 
-    def at_feature(values: list[Tensor]) -> Tensor:
+    def at_feature(values: Sequence[Tensor]) -> Tensor:
         return torch.stack([one[utterance, token, feature].float() for one in values])
 
-    hidden = at_feature(list(captured.residuals[1:]))
+    entered = at_feature(captured.residuals)
+    hidden = entered[1:]
     sign = hidden.gather(0, strongest[None]).sign()
     attention, mlp = (at_feature([pair[kind] for pair in captured.additions]) * sign for kind in (0, 1))
     blocks = torch.arange(len(hidden), device=hidden.device)
@@ -55,6 +65,10 @@ def origins(captured: Captured, tokens: Tokens, tau: float) -> Origin | None:
     crossed = hidden.abs() > tau * tokens.activations.median[:, utterance]
     return Origin(
         utterance=utterance,
+        token=token,
+        feature=feature,
+        sign=sign[0],
+        before=entered[:-1] * sign,
         is_bos=tokens.is_bos[utterance, token],
         attention=attention,
         mlp=mlp,

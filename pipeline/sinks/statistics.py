@@ -14,27 +14,18 @@ import numpy as np
 import torch
 
 from pipeline.config import Sinks
-from pipeline.sinks.capture import Captured
-from pipeline.sinks.columns import INTERMEDIATE, utterance_columns
+from pipeline.sinks.captured import Captured
+from pipeline.sinks.columns import utterance_columns
 from pipeline.sinks.curves import Curves
+from pipeline.sinks.definitions import Definitions
+from pipeline.sinks.exemplar import Exemplar
 from pipeline.sinks.origin import origins
 from pipeline.sinks.records import Records
+from pipeline.sinks.sensitivity import Sensitivity
 from pipeline.sinks.strongest import Strongest
 from pipeline.sinks.tokens import has_inner, measure
-
-HEADLINES = (
-    "sinks/bos_sink_rate",
-    INTERMEDIATE,
-    "sinks/max_ratio/bos",
-    "sinks/max_ratio/intermediate",
-    "sinks/bos_cosine/sink",
-    "sinks/bos_cosine/other",
-    "sinks/feature_jaccard",
-    "sinks/mlp_share",
-    "sinks/relocated_share",
-    "sinks/relocated_share/ratio",
-)
-"""Figures that get an interval."""
+from pipeline.sinks.units import writing_units
+from pipeline.sinks.writers import Writers
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class SinkSummary:
     """What a pass over a test set found. What does not exist (the cosine of sinks where there are none) is absent."""
 
     metrics: dict[str, float]
-    """By name, `<name>/low` and `<name>/high` beside the headlines. All finite."""
+    """By name, with `<name>/low` and `<name>/high`. All finite."""
     arrays: dict[str, np.ndarray]
     """For `sinks.npz`: curves by block, heat maps, features. NaN where nothing was measured."""
     description: dict[str, Any]
@@ -63,6 +54,10 @@ class SinkStatistics:
         self._records = Records()
         self._curves = Curves(blocks, heads)
         self._strongest = Strongest()
+        self._writers = Writers(blocks)
+        self._definitions = Definitions(blocks)
+        self._sensitivity = Sensitivity()
+        self._exemplar = Exemplar()
         self._left_out: list[str] = []
 
     @torch.no_grad()
@@ -86,9 +81,14 @@ class SinkStatistics:
             return
         tokens = measure(captured, self.settings)
         origin = origins(captured, tokens, self.settings.tau)
-        self._records.add(utterance_ids, utterance_columns(captured, tokens, origin, self.settings))
-        self._curves.add(captured, tokens, origin)
+        units = None if origin is None else writing_units(captured, tokens, origin)
+        self._records.add(utterance_ids, utterance_columns(captured, tokens, origin, units, self.settings))
+        self._curves.add(captured, tokens)
+        self._writers.add(origin, units)
+        self._definitions.add(captured, tokens)
+        self._sensitivity.add(captured, tokens)
         self._strongest.add(captured, tokens, utterance_ids)
+        self._exemplar.add(captured, tokens, utterance_ids)
 
     def summary(self, bootstrap: int, seed: int = 0) -> SinkSummary:
         """What was found so far.
@@ -100,22 +100,26 @@ class SinkStatistics:
         if not len(self._records):
             return SinkSummary({}, {}, {"utterances": 0, "left_out": self._left_out})
         metrics = self._records.figures()
-        for name in HEADLINES:
-            bounds = self._records.interval(name, bootstrap, seed) if name in metrics else None
+        for name in tuple(metrics):
+            bounds = self._records.interval(name, bootstrap, seed)
             if bounds:
                 metrics[f"{name}/low"], metrics[f"{name}/high"] = bounds
         if has_inner(self.blocks):
             for who in ("bos", "intermediate"):
                 metrics[f"sinks/max_ratio/{who}/max"] = self._records.largest(f"sinks/max_ratio/{who}")
-        description = {
+        parts = (self._curves, self._writers, self._definitions, self._sensitivity, self._exemplar)
+        arrays = {name: array for part in parts for name, array in part.arrays().items()}
+        arrays |= {name: np.array(getattr(self.settings, name)) for name in ("tau", "epsilon")}
+        return SinkSummary(metrics, arrays, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        thresholds = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
+        tokens, writers = self._curves.description(), self._writers.description()
+        return {
             "utterances": len(self._records),
             "left_out": self._left_out,
-            "thresholds": {
-                "epsilon": self.settings.epsilon,
-                "tau": self.settings.tau,
-                "minimum_queries": self.settings.minimum_queries,
-            },
-            **self._curves.description(),
+            "thresholds": {name: getattr(self.settings, name) for name in thresholds},
+            **{who: tokens[who] | writers[who] for who in tokens},
             **self._strongest.description(),
+            **self._exemplar.description(),
         }
-        return SinkSummary(metrics, self._curves.arrays(), description)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import Captured
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.columns import response_ranking
 from pipeline.sinks.tokens import Tokens, has_inner
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import Captured
+from pipeline.sinks.captured import Captured
 
 ABSOLUTE = 100.0
 """The magnitude that a massive activation must also exceed in Sun et al. (COLM 2024)."""
@@ -64,6 +64,21 @@ class Tokens:
     """(B, T) of bool: importance above epsilon on average over heads in some block, among eligible keys."""
     eligible: Tensor
     """(B, T) of bool: keys that at least `minimum_queries` queries see."""
+    outlier_at: Tensor
+    """(L, B, T) of bool: after this block the largest |h| is above `outlier` times its median over the utterance's
+    tokens (PrefixQuant)."""
+    aligned: Tensor
+    """(L, B, T) of bool: after this block |cosine to BOS| is above `alignment`; false at BOS itself."""
+
+    @property
+    def outlier(self) -> Tensor:
+        """(B, T) of bool: an outlier in some inner block."""
+        return inner(self.outlier_at).any(0)
+
+    @property
+    def secondary(self) -> Tensor:
+        """(B, T) of bool: a secondary sink, aligned with BOS after some block."""
+        return self.aligned.any(0)
 
     @property
     def intermediate(self) -> Tensor:
@@ -96,7 +111,14 @@ def measure(captured: Captured, settings: Sinks) -> Tokens:
         absolute_sink=((inner(found.ratio) > settings.tau) & (found.largest > ABSOLUTE)).any(0),
         attention_sink=(captured.importance.mean(2) > settings.epsilon).any(0) & eligible,
         eligible=eligible,
+        outlier_at=_outliers(found.largest, captured.mask, settings.outlier),
+        aligned=(found.cosine.abs() > settings.alignment) & captured.mask & ~is_bos,
     )
+
+
+def _outliers(largest: Tensor, mask: Tensor, outlier: float) -> Tensor:
+    typical = torch.where(mask, largest, torch.nan).nanmedian(2).values.clamp(min=TINY)
+    return (largest > outlier * typical[..., None]) & mask
 
 
 def inner(values: Tensor) -> Tensor:

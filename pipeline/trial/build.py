@@ -1,13 +1,17 @@
 """The model of a trial, new or trained."""
 
+import copy
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.hardware import resolve_device
 from pipeline.common.precision import resolve_precision
-from pipeline.config import Params
+from pipeline.config import LLM, Params
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.trial.inputs import Inputs
@@ -16,14 +20,30 @@ from pipeline.trial.inputs import Inputs
 def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> AudioVisualLLM:
     """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
 
-    Frozen weights are kept in the precision of the matrix products.
+    Frozen weights are kept in the precision of the matrix products. A process loads them once, for all its trials.
     """
     device = resolve_device(params.train.device)
     precision = resolve_precision(params.train.precision, params.train.device)
     if params.train.threads:
         torch.set_num_threads(params.train.threads)
+    # On a CPU the backward pass of the fused kernel takes a third of a training step at our lengths.
+    attention = "eager" if device.type == "cpu" else "sdpa"
+    decoder, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
+    # After the loading, so that a trial begins with equal values whether or not its LLM was there already.
     transformers.set_seed(params.train.seed)
-    settings = params.model.llm
-    decoder = load_decoder(settings, getattr(torch, precision))
-    tokenizer = load_tokenizer(settings)
-    return AudioVisualLLM(decoder, tokenizer, inputs.dimensions, params.model, precision, adapter).to(device)
+    model = AudioVisualLLM(_sharing(decoder), tokenizer, inputs.dimensions, params.model, precision, adapter)
+    return model.to(device)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    settings: LLM, digest: str, precision: str, attention: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The LLM, kept for the next trial; `digest` makes sure that it is still what lies in its folder."""
+    return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
+
+
+def _sharing(decoder: PreTrainedModel) -> PreTrainedModel:
+    """A decoder of its own layers, to which LoRA can be added, on the same frozen weights."""
+    shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
+    return copy.deepcopy(decoder, shared)

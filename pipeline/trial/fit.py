@@ -27,6 +27,7 @@ from pipeline.tracking.spool import Spool
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
 from pipeline.trial.checkpoints import is_sealed, newest_whole, seal, step_of
+from pipeline.trial.emergence import emergence
 from pipeline.trial.inputs import Inputs
 
 TRAINED_FILE = "trained.safetensors"
@@ -37,7 +38,7 @@ STATES_A_PARAMETER = 3
 """A checkpoint holds each trained parameter and its two moments, in float32."""
 
 
-def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease) -> None:
+def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int | None = None) -> None:
     """Train from the newest whole checkpoint, or from the beginning, to `train.steps`, and save the adapter.
 
     On CPU the result has equal bits whether the run was cut or not, at equal thread count and versions.
@@ -48,15 +49,18 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease) -> None:
         trial: its folder takes checkpoints, and a line of metrics every `train.log_every` steps; the metrics are cut
             back to the checkpoint on resuming.
         lease: the right to write there.
+        until: a step to pause after, with a checkpoint and without an adapter; None: none.
 
     Raises:
         KeyboardInterrupt: after a checkpoint, at the first `Ctrl-C` or SIGTERM; at once at the second.
         PipelineError: the loss is no number, the disk has no room for a checkpoint, or the lease is lost.
     """
-    model = build_model(params, inputs)
-    torch.use_deterministic_algorithms(model.device.type == "cpu")
     resumed = newest_whole(trial.checkpoints)
     first = step_of(resumed) if resumed else 0
+    if until is not None and until <= first:
+        return
+    model = build_model(params, inputs)
+    torch.use_deterministic_algorithms(model.device.type == "cpu")
     trial.spool.cut_back(first)
     examples = {split: inputs.examples(inputs.chosen(split), model.respond) for split in ("train", "validation")}
     stop = threading.Event()
@@ -69,11 +73,13 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease) -> None:
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             data_collator=collate,
-            callbacks=[_Watch(lease, stop, bar)],
+            callbacks=[_Watch(lease, stop, bar, until), *_look(params, inputs, trial.spool, model)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if trainer.state.global_step < params.train.steps:
+        if trainer.state.global_step == until and not stop.is_set():
+            return
         raise KeyboardInterrupt
     model.save(trial.adapter)
     shutil.rmtree(trial.checkpoints)
@@ -199,17 +205,40 @@ class _Trainer(transformers.Trainer):
 class _Watch(TrainerCallback):
     """After each step: the bar moves, the lease must be ours, and who wants to stop gets a checkpoint first."""
 
-    def __init__(self, lease: Lease, stop: threading.Event, bar: Any) -> None:
-        self.lease, self.stop, self.bar = lease, stop, bar
+    def __init__(self, lease: Lease, stop: threading.Event, bar: Any, until: int | None) -> None:
+        self.lease, self.stop, self.bar, self.until = lease, stop, bar, until
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.bar.update(1)
         self.lease.require()
-        if self.stop.is_set():
+        if self.stop.is_set() or state.global_step == self.until:
             control.should_save = control.should_training_stop = True
         return control
+
+
+class _Look(TrainerCallback):
+    """Every `sinks.every` steps, and before the first: what the sinks are like by now."""
+
+    def __init__(self, params: Params, inputs: Inputs, spool: Spool, model: AudioVisualLLM) -> None:
+        self.params, self.inputs, self.spool, self.model = params, inputs, spool, model
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        # A training that was killed before its first checkpoint begins again, and has looked already.
+        if state.global_step == 0 and not self.spool.read()[0]:
+            self._record(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        if state.global_step % self.params.sinks.every == 0:
+            self._record(state.global_step)
+
+    def _record(self, step: int) -> None:
+        self.spool.append(step, emergence(self.model, self.params, self.inputs))
+
+
+def _look(params: Params, inputs: Inputs, spool: Spool, model: AudioVisualLLM) -> list[_Look]:
+    return [_Look(params, inputs, spool, model)] if params.sinks.every else []
 
 
 @contextmanager

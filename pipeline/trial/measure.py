@@ -1,13 +1,13 @@
 """What a trained trial is measured by: hypotheses, and what the sink instrument sees."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from pipeline.common.progress import progress
-from pipeline.config import Params
+from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
@@ -52,16 +52,36 @@ def _read_journal(journal: Path) -> dict[str, str]:
 def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> SinkSummary:
     """The sink statistics of the clean utterances of `sinks.split`, teacher-forced on the reference."""
     chosen = inputs.chosen(params.sinks.split)[: params.sinks.utterances]
+    with progress(len(chosen), "sinks", "utterance") as bar:
+        return observe(model, params.sinks, inputs, chosen, bar.update).summary(params.evaluate.bootstrap)
+
+
+@torch.no_grad()
+def observe(
+    model: AudioVisualLLM,
+    settings: Sinks,
+    inputs: Inputs,
+    utterances: Sequence[Utterance],
+    seen: Callable[[int], object] = lambda count: None,
+) -> SinkStatistics:
+    """What the sink instrument sees of utterances, teacher-forced on the reference.
+
+    Args:
+        model: in evaluation mode.
+        settings: thresholds and the size of a batch.
+        inputs: the features of the utterances.
+        utterances: those to be measured.
+        seen: is told after each batch how many utterances it had.
+    """
     config = model.decoder.config
-    statistics = SinkStatistics(params.sinks, config.num_hidden_layers, config.num_attention_heads)
-    with torch.no_grad(), progress(len(chosen), "sinks", "utterance") as bar:
-        for utterances, batch in _batches(model, inputs, chosen, params.sinks.batch_size):
-            sequence = model.sequence(batch, response=True)
-            with model.autocast():
-                captured = capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
-            statistics.add(captured, [utterance.id for utterance in utterances])
-            bar.update(len(utterances))
-    return statistics.summary(params.evaluate.bootstrap)
+    statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
+    for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
+        sequence = model.sequence(batch, response=True)
+        with model.autocast():
+            captured = capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
+        statistics.add(captured, [utterance.id for utterance in chosen])
+        seen(len(chosen))
+    return statistics
 
 
 def _batches(

@@ -1,0 +1,86 @@
+"""Figures of an inspection. Importing this loads matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from pipeline.inspection.effects import Effect
+from pipeline.inspection.subject import Subject
+from pipeline.inspection.survey import Survey
+from pipeline.sinks.figures import (
+    GREY,
+    ORANGE,
+    STYLE,
+    Panel,
+    cosine_to_bos,
+    importance_maps,
+    largest_activations,
+    save,
+)
+
+FIGURES = {
+    "largest_activations": largest_activations,
+    "cosine_to_bos": cosine_to_bos,
+    "importance": importance_maps,
+}
+"""Of what a survey stores, by file name."""
+ROW = 0.3
+"""Inches for an intervention."""
+LINEAR = 1.0
+"""Percentage points up to which the axis of word errors is linear; beyond it is logarithmic, since an intervention may
+cost a tenth of a point or all words."""
+
+
+def draw_survey(subject: Subject, survey: Survey, folder: Path) -> list[Path]:
+    """Draw all figures of a survey as PNG and PDF."""
+    panels = [Panel(subject.name, survey.summary.arrays)]
+    return [file for name, figure in FIGURES.items() for file in save(figure(panels), folder / name)]
+
+
+@matplotlib.rc_context(STYLE)
+def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folder: Path) -> list[Path]:
+    """The change that each intervention makes, and its control, with 95% intervals."""
+    tests = [(effect, control) for effect, control in rows if control]
+    figure = Figure(figsize=(7.4, ROW * len(tests) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    looks = ((0, "intervention", ORANGE, "o", -0.14), (1, "the same on as many tokens at random", GREY, "s", 0.14))
+    for who, name, colour, marker, offset in looks:
+        shown = [(row, pair[who]) for row, pair in enumerate(tests) if pair[who].touched]
+        if not shown:
+            continue
+        places, found = zip(*shown, strict=True)
+        values = np.array([one.change for one in found])
+        bounds = np.array([one.change_interval for one in found]).T
+        axes.errorbar(
+            values, np.array(places) + offset, xerr=np.abs(bounds - values), fmt=marker, color=colour, label=name,
+            capsize=2, linewidth=1.2,
+        )  # fmt: skip
+    _scale(axes, score)
+    axes.set_yticks(range(len(tests)), [effect.label for effect, _ in tests])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=2)
+    return save(figure, folder / "interventions")
+
+
+def _scale(axes: Axes, score: str) -> None:
+    if score == "perplexity":
+        axes.set_xscale("log")
+        axes.axvline(1, color=GREY, linewidth=0.8)
+        axes.set_xlabel("perplexity over that of the untouched model, 95% interval")
+        return
+    low, high = axes.dataLim.intervalx
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    steps = [sign * size for sign in (-1, 1) for size in (0.5, 1, 2, 5, 10, 20, 50, 100, 200)]
+    axes.set_xticks(sorted([0, *(step for step in steps if min(2 * low, -1) <= step <= max(2 * high, 1))]))
+    axes.set_xlim(min(1.3 * low, -1), max(1.3 * high, 1))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("change of WER in percentage points, 95% interval")

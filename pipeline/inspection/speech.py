@@ -1,0 +1,115 @@
+"""A trained trial as the subject: utterances of its test set, scored in word errors."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Params, load_params
+from pipeline.inspection.subject import Portion
+from pipeline.model.decoding import transcribe
+from pipeline.model.examples import collate
+from pipeline.model.roles import Role
+from pipeline.scoring.errors import score
+from pipeline.tracking.identity import configuration
+from pipeline.tracking.trial import Trial
+from pipeline.trial.build import build_model
+from pipeline.trial.inputs import evaluation_inputs
+
+
+class Speech:
+    """The clean utterances of `sinks.split`.
+
+    Args:
+        trial: trained; its own `config.yaml` counts, whatever params.yaml says today.
+        overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
+        utterances: how many are taken, from the first on; None takes `sinks.utterances`.
+
+    Raises:
+        PipelineError: the trial is not trained, an override would change what it was trained with, the LLM is another
+            than it was trained with, or an input is missing or damaged.
+    """
+
+    item = "utterance"
+    score = "WER %"
+
+    def __init__(self, trial: Trial, overrides: list[str], utterances: int | None) -> None:
+        self.params = _params(trial, overrides)
+        if not trial.adapter.is_dir():
+            raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+        self._inputs = evaluation_inputs(self.params)
+        parts = trial.identity_parts()
+        if self._inputs.digests["llm"] != parts.get("data", {}).get("llm"):
+            weights = self.params.model.llm.weights
+            raise PipelineError(weights, "is not the LLM that the trial was trained with", "put that one there")
+        limit = utterances or self.params.sinks.utterances
+        chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
+        self._utterances = sorted(chosen, key=lambda u: (-u.audio_seconds, u.id))
+        self.model = build_model(self.params, self._inputs, trial.adapter).eval()
+        self.decoder = self.model.llm
+        self.name = trial.folder.name
+        self.title = (
+            f"trial {trial.folder.name} ({self.params.model.modality}, decorrelation weight "
+            f"{self.params.decorrelation.weight:g}), {self.params.sinks.split} split, clean"
+        )
+        self.identity = {
+            "trial": parts["identity"],
+            "data": self._inputs.digests,
+            "evaluate": self.params.evaluate.model_dump(mode="json"),
+            "utterances": [u.id for u in self._utterances],
+            "precision": self.model.precision,
+        }
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def autocast(self) -> AbstractContextManager:
+        return self.model.autocast()
+
+    def whole(self) -> Iterator[Portion]:
+        return self._portions(self.params.sinks.batch_size, response=True)
+
+    def intervened(self) -> Iterator[Portion]:
+        return self._portions(self.params.evaluate.batch_size, response=False)
+
+    def _portions(self, size: int, response: bool) -> Iterator[Portion]:
+        for start in range(0, len(self), size):
+            chosen = self._utterances[start : start + size]
+            examples = self._inputs.examples(chosen, self.model.respond)
+            batch = collate([examples[number] for number in range(len(chosen))])
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            with torch.no_grad():
+                sequence = self.model.sequence(batch, response=response)
+            labels = [
+                self._labels(roles[real].tolist(), examples.responses[row])
+                for row, (roles, real) in enumerate(zip(sequence.roles, sequence.mask, strict=True))
+            ]
+            yield Portion([u.id for u in chosen], sequence, labels, batch)
+
+    def _labels(self, roles: list[int], response: list[int]) -> list[str]:
+        texts = {Role.PROMPT: iter(self.model.prompt), Role.RESPONSE: iter(response)}
+        return [
+            f"{Role(role).label} {self.model.tokenizer.decode([next(texts[role])])!r}"
+            if role in texts
+            else Role(role).label
+            for role in roles
+        ]
+
+    def outcome(self, portion: Portion) -> list[str]:
+        settings = self.params.evaluate
+        return transcribe(self.model, portion.content, settings.beams, settings.max_new_tokens)
+
+    def counts(self, outcomes: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        chosen = [utterance for utterance in self._utterances if utterance.id in outcomes]
+        scored = score([u.text for u in chosen], [outcomes[u.id] for u in chosen], bootstrap=0).utterances
+        return {u.id: (s.edits.errors, s.edits.length) for u, s in zip(chosen, scored, strict=True)}
+
+
+def _params(trial: Trial, overrides: list[str]) -> Params:
+    trained = load_params(trial.config)
+    params = load_params(trial.config, overrides)
+    if configuration(params) != configuration(trained):
+        raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
+    return params

@@ -1,0 +1,395 @@
+"""Interventions: they change what they name and nothing else, in teacher-forced passes and in generation."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from math import radians
+
+import pytest
+import torch
+from planted import BLOCKS, HEADS, SECOND_WRITER, SIZES, WIDTH, WRITER, batch, llama, no_hooks, replace_tau, utterances
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from pipeline.common.errors import PipelineError
+from pipeline.model.roles import Role
+from pipeline.sinks.capture import capture, decoder_blocks
+from pipeline.sinks.captured import Captured
+from pipeline.sinks.causal import CausalTest, Means, SetMassive, Situation, TurnOthers, TurnSinks, causal_tests
+from pipeline.sinks.interventions import mask_keys, rotate, set_activations
+from pipeline.sinks.tokens import measure
+
+BLOCK = 2
+FAMILIES = {
+    "llama": llama,
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=BLOCKS)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=BLOCKS, head_dim=16)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, bos_token_id=0, eos_token_id=1)
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return FAMILIES[request.param]().eval()
+
+
+def prompts() -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (B, T, D), mask and roles (B, T) of utterances of different lengths, padded at the left."""
+    _, embeddings, roles = batch(utterances(5))
+    return embeddings, roles != Role.PADDING, roles
+
+
+def some_tokens(mask: Tensor) -> Tensor:
+    """(B, T) of bool: BOS and one more token of each utterance but the second, of which none."""
+    first = mask.int().argmax(1)
+    where = torch.zeros_like(mask)
+    for row, start in enumerate(first.tolist()):
+        where[row, [start, start + 3]] = row != 1
+    return where
+
+
+def interventions(model: nn.Module, mask: Tensor, where: Tensor) -> dict[str, AbstractContextManager]:
+    """One of each kind on the tokens of `where`."""
+    features = torch.zeros(*mask.shape, WIDTH, dtype=torch.bool)
+    features[..., 5:8] = where[..., None]
+    last = torch.full(mask.shape, mask.shape[1] - 1)
+    return {
+        "set": set_activations(model, BLOCK, features, torch.full(features.shape, 0.25)),
+        "rotate": rotate(model, BLOCK, where, last, 40.0),
+        "mask": mask_keys(model, where),
+    }
+
+
+KINDS = ("set", "rotate", "mask")
+
+
+def logits(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions).logits
+
+
+def observed(model: nn.Module) -> Captured:
+    embeddings, mask, roles = prompts()
+    return capture(model, embeddings, mask, roles)
+
+
+# What changes, and what does not.
+
+
+def test_only_named_features_of_named_tokens_are_set(model: nn.Module) -> None:
+    _, mask, _ = prompts()
+    where = some_tokens(mask)
+    before = observed(model)
+    with interventions(model, mask, where)["set"]:
+        after = observed(model)
+    assert no_hooks(model)
+    old, new = before.residuals[BLOCK + 1], after.residuals[BLOCK + 1]
+    assert (new[where][:, 5:8] == 0.25).all()
+    assert torch.equal(new[where][:, :5], old[where][:, :5])
+    assert torch.equal(new[where][:, 8:], old[where][:, 8:])
+    assert torch.equal(new[~where], old[~where])
+    for block in range(BLOCK + 1):
+        assert torch.equal(after.residuals[block], before.residuals[block])
+    # The second utterance has no token that is named; the others feel it later on.
+    assert torch.equal(after.residuals[-1][1][mask[1]], before.residuals[-1][1][mask[1]])
+    assert not torch.equal(after.residuals[-1][0], before.residuals[-1][0])
+
+
+def test_a_rotation_keeps_the_norm_and_turns_by_the_angle(model: nn.Module) -> None:
+    _, mask, _ = prompts()
+    where = some_tokens(mask)
+    before = observed(model).residuals[BLOCK + 1]
+    with interventions(model, mask, where)["rotate"]:
+        after = observed(model).residuals[BLOCK + 1]
+    assert torch.equal(after[~where], before[~where])
+    old, new = before[where], after[where]
+    torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1))
+    turned = nn.functional.cosine_similarity(new, old, dim=-1).acos()
+    torch.testing.assert_close(turned, torch.full_like(turned, radians(40.0)), rtol=1e-3, atol=1e-3)
+    target = before[:, -1:].expand_as(before)[where]
+    apart = [nn.functional.cosine_similarity(tokens, target, dim=-1).acos() for tokens in (old, new)]
+    expected = (apart[0] - radians(40.0)).abs()
+    torch.testing.assert_close(apart[1], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_a_token_is_not_turned_toward_itself() -> None:
+    model, (_, mask, _) = llama(), prompts()
+    own = torch.arange(mask.shape[1]).expand(mask.shape)
+    before = observed(model).residuals[BLOCK + 1]
+    with rotate(model, BLOCK, mask, own, 90.0):
+        after = observed(model).residuals[BLOCK + 1]
+    torch.testing.assert_close(after, before)
+
+
+def test_masked_keys_are_seen_by_nobody_but_themselves(model: nn.Module) -> None:
+    embeddings, mask, roles = prompts()
+    where = some_tokens(mask)
+    seen = queries_that_see(model, lambda: capture(model, embeddings, mask, roles), mask_keys(model, where))
+    assert (seen[:, where] == 1).all()
+    unmasked = mask & ~where
+    reached = mask.flip(1).cumsum(1).flip(1)
+    assert (seen[:, unmasked] == reached[unmasked]).all()
+
+
+def queries_that_see(model: nn.Module, run: Callable, intervention: AbstractContextManager) -> Tensor:
+    """(L, B, T): how many real queries give a key any attention, under eager attention."""
+    maps, hooks = [], []
+    for block in decoder_blocks(model):
+        attention = next(part for name, part in block.named_children() if "attn" in name)
+        hooks.append(attention.register_forward_hook(lambda module, args, output: maps.append(output[1])))
+    with intervention:
+        run()
+    for hook in hooks:
+        hook.remove()
+    _, mask, _ = prompts()
+    return torch.stack([((one > 0).any(1) & mask[:, :, None]).sum(1) for one in maps])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sdpa_and_eager_agree_with_and_without_padding(model: nn.Module, kind: str) -> None:
+    embeddings, mask, _ = prompts()
+    where = some_tokens(mask)
+    found = {}
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        with interventions(model, mask, where)[kind]:
+            found[implementation] = logits(model, embeddings, mask)
+    torch.testing.assert_close(found["sdpa"][mask], found["eager"][mask], rtol=1e-3, atol=1e-4)
+    # Alone an utterance has no padding, and sdpa no mask.
+    model.set_attn_implementation("sdpa")
+    for row in range(len(mask)):
+        real = mask[row]
+        with interventions(model, mask[row : row + 1, real], where[row : row + 1, real])[kind]:
+            alone = logits(model, embeddings[row : row + 1, real], mask[row : row + 1, real])
+        torch.testing.assert_close(alone[0], found["sdpa"][row, real], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_nothing_named_every_bit_stays(model: nn.Module, kind: str) -> None:
+    embeddings, mask, _ = prompts()
+    plain = logits(model, embeddings, mask)
+    with interventions(model, mask, torch.zeros_like(mask))[kind]:
+        assert no_hooks(model)
+        assert torch.equal(logits(model, embeddings, mask), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_come_off_when_a_pass_fails(kind: str) -> None:
+    model, (embeddings, mask, _) = llama(), prompts()
+    plain = logits(model, embeddings, mask)
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise RuntimeError("in the middle")
+
+    handle = model.model.layers[BLOCK + 1].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"), interventions(model, mask, some_tokens(mask))[kind]:
+        logits(model, embeddings, mask)
+    handle.remove()
+    assert no_hooks(model)
+    assert torch.equal(logits(model, embeddings, mask), plain)
+
+
+def test_other_positions_than_named_are_refused() -> None:
+    model, (embeddings, mask, _) = llama(), prompts()
+    with (
+        pytest.raises(ValueError, match="an intervention on"),
+        interventions(model, mask, some_tokens(mask))["set"],
+    ):
+        logits(model, embeddings[:, 1:], mask[:, 1:])
+    assert no_hooks(model)
+
+
+def test_an_attention_without_such_a_mask_is_refused() -> None:
+    model, (embeddings, mask, _) = llama(), prompts()
+    model.set_attn_implementation("eager")
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"attention_mask": mask.long()}), with_kwargs=True
+        )
+    with pytest.raises(PipelineError, match="where queries and keys are"), mask_keys(model, some_tokens(mask)):
+        logits(model, embeddings, mask)
+
+
+# Generation: the cache keeps what the intervention did.
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_decodes_under_the_intervention(model: nn.Module, kind: str, beams: int) -> None:
+    """The score that generation gives a hypothesis is that of a teacher-forced pass under the same intervention."""
+    embeddings, mask, _ = prompts()
+    where = some_tokens(mask)
+    with interventions(model, mask, where)[kind]:
+        found = model.generate(
+            inputs_embeds=embeddings, attention_mask=mask.long(), num_beams=beams, max_new_tokens=6, min_new_tokens=6,
+            do_sample=False, return_dict_in_generate=True, output_scores=True, pad_token_id=1,
+        )  # fmt: skip
+    assert no_hooks(model)
+    scores = model.compute_transition_scores(
+        found.sequences, found.scores, getattr(found, "beam_indices", None), normalize_logits=beams == 1
+    )
+    # Prompt and hypothesis in one pass; of the latter nothing is named.
+    longer = torch.cat([embeddings, model.get_input_embeddings()(found.sequences)], 1)
+    real = torch.cat([mask, torch.ones_like(found.sequences, dtype=torch.bool)], 1)
+
+    def score() -> Tensor:
+        given = logits(model, longer, real)[:, mask.shape[1] - 1 : -1]
+        if beams == 1:
+            # Beam search takes the end of the sequence out only after the softmax.
+            given[..., 1] = -torch.inf
+        return given.log_softmax(-1).gather(-1, found.sequences[..., None])[..., 0].sum(1)
+
+    with whole(model, kind, where, mask, longer.shape[1]):
+        torch.testing.assert_close(scores.sum(1), score(), rtol=1e-4, atol=1e-4)
+    assert (scores.sum(1) - score()).abs().max() > 1e-3
+
+
+def whole(model: nn.Module, kind: str, where: Tensor, mask: Tensor, length: int) -> AbstractContextManager:
+    """The same intervention on longer sequences."""
+    longer = nn.functional.pad(where, (0, length - where.shape[1]))
+    if kind == "rotate":
+        return rotate(model, BLOCK, longer, torch.full(longer.shape, mask.shape[1] - 1), 40.0)
+    return interventions(model, longer, longer)[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_lora_and_bfloat16(kind: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain, (embeddings, mask, _) = llama(), prompts()
+    adapted = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    where = some_tokens(mask)
+    with interventions(plain, mask, where)[kind]:
+        expected = logits(plain, embeddings, mask)
+    with interventions(adapted, mask, where)[kind]:
+        torch.testing.assert_close(logits(adapted, embeddings, mask)[mask], expected[mask])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert logits(adapted, embeddings, mask).isfinite().all()
+    assert no_hooks(adapted.get_base_model())
+    low = llama().to(torch.bfloat16)
+    with interventions(low, mask, where)[kind]:
+        assert logits(low, embeddings.to(torch.bfloat16), mask).isfinite().all()
+
+
+# Which tokens, and as many at random.
+
+
+def situation(model: nn.Module, tau: float = 300.0) -> Situation:
+    ids, embeddings, roles = batch(utterances())
+    captured = capture(model, embeddings, roles != Role.PADDING, roles)
+    return Situation(captured, measure(captured, replace_tau(tau)), ids)
+
+
+def means_of(one: Situation) -> Means:
+    means = Means()
+    half = torch.arange(len(one.ids)) < 3
+    for rows in (half, ~half):
+        captured = one.captured.rows(rows)
+        means.add(captured, measure(captured, replace_tau(300.0)))
+    return means
+
+
+def all_tests(one: Situation) -> list[CausalTest]:
+    return causal_tests(WRITER, SECOND_WRITER, means_of(one))
+
+
+def test_controls_touch_as_many_tokens_and_no_sink() -> None:
+    one = situation(llama())
+    assert one.tokens.intermediate.any()
+    for test in all_tests(one):
+        touched, control = test.touched(one, False), test.touched(one, True)
+        assert touched.any(), test.name
+        assert not (control & ~one.others).any(), test.name
+        room = one.others.sum(1)
+        assert torch.equal(control.sum(1), torch.minimum(touched.sum(1), room)), test.name
+
+
+def test_controls_of_activations_set_as_many_features() -> None:
+    one = situation(llama())
+    for test in all_tests(one)[:2]:
+        own, control = test._where(one, False), test._where(one, True)
+        assert own.sum() == control.sum() == one.tokens.activations.massive[one.tokens.sink].sum()
+        massive = own.any(1, keepdim=True)
+        assert not (control & massive).any()
+
+
+def test_a_draw_is_the_utterance_s_own() -> None:
+    model, together = llama(), situation(llama())
+    tests = all_tests(together)
+    for row, one in enumerate(utterances()):
+        ids, embeddings, roles = batch([one], extra=4, side="right")
+        captured = capture(model, embeddings, roles != Role.PADDING, roles)
+        alone = Situation(captured, measure(captured, replace_tau(300.0)), ids)
+        for test in tests:
+            mask = captured.mask[0]
+            expected = test.touched(together, True)[row][together.captured.mask[row]]
+            assert torch.equal(test.touched(alone, True)[0][mask], expected), test.name
+
+
+def test_means_are_over_all_tokens_of_a_group() -> None:
+    one = situation(llama())
+    found = means_of(one).after(WRITER)
+    residual = one.captured.residuals[WRITER + 1]
+    for group, who in enumerate((one.tokens.is_bos, one.tokens.intermediate, one.others)):
+        torch.testing.assert_close(found[group], residual[who].double().mean(0))
+
+
+def test_massive_activations_go_to_zero_and_to_their_mean() -> None:
+    model, one = llama(), situation(llama())
+    means = means_of(one)
+    _, embeddings, roles = batch(utterances())
+    massive = one.tokens.activations.massive & one.tokens.sink[..., None]
+    for value in ("zero", "mean"):
+        with SetMassive(value, SECOND_WRITER, means).applied(model, one, False):
+            after = capture(model, embeddings, one.captured.mask, roles).residuals[SECOND_WRITER + 1]
+        expected = means.after(SECOND_WRITER)[1].float() if value == "mean" else torch.zeros(WIDTH)
+        sinks = one.tokens.intermediate
+        wanted = expected.expand(int(sinks.sum()), WIDTH)[massive[sinks]]
+        torch.testing.assert_close(after[sinks][massive[sinks]], wanted)
+        assert torch.equal(after[~massive], one.captured.residuals[SECOND_WRITER + 1][~massive])
+
+
+def test_sinks_turn_to_their_nearest_and_others_to_bos() -> None:
+    model, one = llama(), situation(llama())
+    _, embeddings, roles = batch(utterances())
+    block = SECOND_WRITER - 1
+    before = nn.functional.normalize(one.captured.residuals[block + 1], dim=-1)
+
+    def cosines(test: CausalTest) -> Tensor:
+        with test.applied(model, one, False):
+            after = capture(model, embeddings, one.captured.mask, roles).residuals[block + 1]
+        return nn.functional.normalize(after, dim=-1) @ before.transpose(1, 2)
+
+    plain = before @ before.transpose(1, 2)
+    turned = cosines(TurnSinks(block, 30.0))
+    for row, token in one.tokens.intermediate.nonzero().tolist():
+        nearest = plain[row, token].masked_fill(~one.others[row], -1).argmax()
+        assert turned[row, token, nearest] > plain[row, token, nearest]
+    turned = cosines(TurnOthers(block, 30.0))
+    for row, token in TurnOthers(block, 30.0).touched(one, False).nonzero().tolist():
+        start = one.tokens.bos[row]
+        assert turned[row, token, start] > plain[row, token, start]
+
+
+def test_without_sinks_nothing_but_bos_and_others_is_touched() -> None:
+    one = situation(llama(), tau=1e9)
+    touched = {test.name: int(test.touched(one, False).sum()) for test in all_tests(one)}
+    assert {name for name, count in touched.items() if count} == {
+        "mask/bos", *(f"turn_others/block_{SECOND_WRITER - 1}/{angle}" for angle in (30, 60, 90))
+    }  # fmt: skip
+    assert touched["mask/bos"] == len(one.ids)
+
+
+def test_where_the_first_block_writes_there_is_no_turning_before_it() -> None:
+    names = [test.name for test in causal_tests(0, 0, Means())]
+    assert names == ["zero/block_0", "mean/block_0", "mask/intermediate", "mask/bos"]
