@@ -1,6 +1,5 @@
 """A sweep on a small project under a real Ray: what cuts it short, and what is the same afterwards."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -8,136 +7,63 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 from project import command, environment, start
+from sweeps import (
+    SWEEP,
+    checkpoint_of,
+    is_alive,
+    results,
+    sessions,
+    specify,
+    table,
+    trials,
+    wait_until,
+    worker,
+)
 
-SWEEP = {
-    "name": "small",
-    "set": {"train.checkpoint_every": 10, "train.batch_size": 6},
-    "axes": {
-        "task": [
-            {"model.modality": "audio", "model.rates.audio": 1, "train.steps": 240},
-            {"model.modality": "audiovisual", "train.steps": 10},
-        ]
-    },
-    "seeds": [0],
-    "resources": {"cpus": 1, "gpus": 0.5},
-    "concurrency": 1,
-}
-"""Two trials, one after the other, the first with enough steps to be caught in the middle."""
 HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
-
-
-@pytest.fixture(scope="module")
-def specified(prepared, tmp_path_factory):
-    """A small project with a sweep, as it is before its first trial."""
-    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("sweep") / "project", symlinks=True)
-    specify(folder)
-    return folder
 
 
 @pytest.fixture
 def project(specified, tmp_path):
-    """A copy of it, to spoil."""
+    """A small project with a sweep, to spoil."""
     return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(specified, tmp_path_factory):
-    """A project with a sweep that nobody disturbed, and what it printed."""
-    folder = shutil.copytree(specified, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
-    done = command(folder, "sweep", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    (folder / "printed.txt").write_text(done.stdout + done.stderr)
-    return folder
-
-
-def specify(folder, **changes):
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
-
-
-def trials(folder):
-    return sorted(path.parent for path in folder.glob("runs/*/identity.json"))
-
-
-def results(folder):
-    """What a sweep comes to: bytes of all that is a result, by trial."""
-    names = ("metrics.json", "hypotheses.jsonl", "adapter/adapter_model.safetensors")
-    return {trial.name: {name: (trial / name).read_bytes() for name in names} for trial in trials(folder)}
-
-
-def table(folder):
-    return (folder / "results/sweeps/small/table.txt").read_text()
-
-
-def wait_until(true, process, what, seconds=90):
-    until = time.monotonic() + seconds
-    while not true():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
-
-
-def checkpoint_of(folder, step):
-    """Whether a trial that is not over has a checkpoint of this step or a later one."""
-    found = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in found)
-
-
-def worker(folder):
-    """Process id of who holds a lease."""
-    (lease,) = folder.glob("runs/*/lease.json")
-    return json.loads(lease.read_text())["pid"]
-
-
-def is_alive(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def sessions(trial, purpose="train"):
-    found = json.loads((trial / "provenance.json").read_text())["sessions"]
-    return [session["outcome"] for session in found if session["purpose"] == purpose]
-
-
-def test_a_sweep_runs_its_trials_and_compares_them(undisturbed):
-    assert len(trials(undisturbed)) == 2
-    printed = (undisturbed / "printed.txt").read_text()
+def test_a_sweep_runs_its_trials_and_compares_them(swept):
+    assert len(trials(swept)) == 2
+    printed = (swept / "printed.txt").read_text()
     assert "resources.gpus falls from 0.5 to 0" in printed
     assert printed.count("  begins") == printed.count("  done") == 2
-    assert table(undisturbed) in printed
+    assert table(swept) in printed
     for ending in ("md", "csv", "tex"):
-        assert (undisturbed / f"results/sweeps/small/table.{ending}").read_text()
+        assert (swept / f"results/sweeps/small/table.{ending}").read_text()
     assert "Traceback" not in printed
     assert "warning" not in printed
     # Ray's own files are gone.
-    assert not any(path.name.startswith(".stop") for path in (undisturbed / "runs").iterdir())
+    assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
-def test_done_again_it_ends_at_once_and_loads_nothing_heavy(undisturbed):
+def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     program = (
         "import sys, time; began = time.perf_counter(); sys.argv = ['sweep', 'sweep.yaml']\n"
         "from pipeline.sweep import main; main()\n"
         f"print('seconds', time.perf_counter() - began, *set({HEAVY}) & set(sys.modules))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=undisturbed, env=environment(), capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     *shown, best, last = ran.stdout.splitlines()
     assert best.startswith("best by wer/validation: ")
-    assert shown == table(undisturbed).splitlines()
+    assert shown == table(swept).splitlines()
     _, seconds, *loaded = last.split()
     assert loaded == []
     assert float(seconds) < 2
 
 
-def test_the_plan_says_what_is_done_shared_and_left(undisturbed, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "project", symlinks=True)
+def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
     specify(folder, axes=SWEEP["axes"] | {"model.rates.video": [5, 2]})
     planned = command(folder, "sweep", "sweep.yaml", "--plan")
     assert planned.returncode == 0, planned.stderr
@@ -154,7 +80,7 @@ def test_the_plan_says_what_is_done_shared_and_left(undisturbed, tmp_path):
     assert "2 points, 1 of them shared: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
-def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(project, undisturbed):
+def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     os.kill(worker(project), signal.SIGKILL)
@@ -171,11 +97,11 @@ def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(proj
     assert again.returncode == 0, again.stderr
     assert "goes on" in again.stdout
     assert sessions(trial) == ["running", "running", "finished"]
-    assert results(project) == results(undisturbed)
-    assert table(project) == table(undisturbed)
+    assert results(project) == results(swept)
+    assert table(project) == table(swept)
 
 
-def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, undisturbed):
+def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     driver.send_signal(signal.SIGINT)
@@ -195,8 +121,8 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     for trial in trials(project):
         assert sessions(trial).count("finished") == 1
         assert sessions(trial, "evaluate") == ["finished"]
-    assert results(project) == results(undisturbed)
-    assert table(project) == table(undisturbed)
+    assert results(project) == results(swept)
+    assert table(project) == table(swept)
 
 
 def test_one_diverges_another_is_interrupted_twice(project):
@@ -253,3 +179,49 @@ def test_inputs_of_an_axis_are_made(project):
     done = command(project, "sweep", "sweep.yaml")
     assert done.returncode == 0, done.stderr
     assert "wer/validation" in done.stdout
+
+
+def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
+    halving = {"kind": "asha", "grace": 4, "factor": 2}
+    axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9, 1e-8]}
+    specify(project, set={"train.steps": 16}, axes=axes, scheduler=halving)
+    first = command(project, "sweep", "sweep.yaml", "--only", "learning_rate=3e-3")
+    assert first.returncode == 0, first.stderr
+    # Another driver, which was not there when the first trial was measured.
+    whole = command(project, "sweep", "sweep.yaml")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("stopped early after step 4") == 2
+    assert whole.stdout.count("stopped early: ") == 2
+    marks = [json.loads(path.read_text()) for path in project.glob("runs/*/stopped.json")]
+    assert marks == [{"rule": halving, "step": 4}] * 2
+    planned = command(project, "sweep", "sweep.yaml", "--plan")
+    assert "3 trials, 1 done, 2 stopped early, 0 to do" in planned.stdout
+    again = command(project, "sweep", "sweep.yaml")
+    assert again.returncode == 0
+    assert "begins" not in again.stdout
+    assert "goes on" not in again.stdout
+
+    # Without the rule they go on, from where they were.
+    specify(project, set={"train.steps": 16}, axes=axes)
+    ended = command(project, "sweep", "sweep.yaml")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("goes on") == 2
+    assert [sessions(trial) for trial in trials(project)].count(["finished", "finished"]) >= 2
+
+
+def test_a_scheduler_wants_trials_that_can_be_compared(project):
+    specify(project, scheduler={"kind": "asha", "grace": 4})
+    refused = command(project, "sweep", "sweep.yaml", "--plan")
+    assert "compares trials of [10, 240] steps" in refused.stderr
+    specify(project, axes={"train.seed": [1]}, seeds=None, scheduler={"kind": "asha", "grace": 3})
+    refused = command(project, "sweep", "sweep.yaml", "--plan")
+    assert "compares after 3 steps, and train.validate_every is 4" in refused.stderr
+
+
+def test_a_budget_of_disk_refuses_what_would_not_fit(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
+    specify(folder, seeds=[0, 1], disk_gb=0.0001)
+    refused = command(folder, "sweep", "sweep.yaml")
+    assert refused.returncode == 1
+    assert "disk_gb: is 0.0001, and the trials will take 0.00" in refused.stderr
+    assert len(trials(folder)) == 2

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, file_sha256, read_json
+from pipeline.common.files import canonical, read_json
 from pipeline.common.weights import RECORD, check_sizes
 from pipeline.config import Corpus, Params, Weights, streams
 from pipeline.corpora.manifest import read_manifest
+from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index
 from pipeline.sweeping.specification import Sweep
 
@@ -43,7 +43,7 @@ def needed_stages(params: Params) -> list[str]:
     """
     needed = [] if all(_is_made(params, weights) for weights in params.weights.sources) else ["weights"]
     used = streams(params.model.modality)
-    if not _is_prepared(params.corpus):
+    if not is_current(params.corpus):
         needed.append("prepare")
     return needed + [f"features@{stream}" for stream in used if needed or not _is_encoded(params, stream)]
 
@@ -56,23 +56,6 @@ def _is_made(params: Params, weights: Weights) -> bool:
     except PipelineError:
         return False
     return record["made_of"]["source"] == weights.source.model_dump(mode="json")
-
-
-def _is_prepared(corpus: Corpus) -> bool:
-    """Whether the media are of these settings, this code, and complete, by what `prepare.json` tells."""
-    folder = Path(corpus.out)
-    try:
-        recorded = read_json(folder / "prepare.json", "")
-    except PipelineError:
-        return False
-    sentences = corpus.synthetic.sentences
-    wanted = {
-        "corpus": corpus.model_dump(mode="json", exclude={"out", "root"}),
-        "sentences": file_sha256(sentences) if sentences else None,
-        "code": code_digest("pipeline.corpora.synthetic"),
-    }
-    same = all(recorded.get(key) == value for key, value in wanted.items())
-    return same and (folder / "manifest.jsonl").exists()
 
 
 def _is_encoded(params: Params, stream: str) -> bool:

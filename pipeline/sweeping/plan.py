@@ -1,7 +1,6 @@
 """The trials of a sweep: which points share one, which are done, and where each lies."""
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json, write_json
 from pipeline.common.precision import with_precision
 from pipeline.config import Params
-from pipeline.sweeping.specification import Settings, Sweep
+from pipeline.sweeping.early import stopped_at
+from pipeline.sweeping.specification import Asha, Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.mlflow_writer import run_name
@@ -37,11 +37,23 @@ class Planned:
     identity: str
     evaluation: str
     trial: Trial
+    asha: Asha | None
+    """By which trials of this sweep may be ended early."""
 
     @property
     def state(self) -> State:
         """How far it has come; read from disk."""
         return self.trial.state(self.evaluation)
+
+    @property
+    def stopped(self) -> int | None:
+        """The step after which the scheduler ended it, if it did."""
+        return stopped_at(self.trial, self.asha)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this sweep wants nothing more of it."""
+        return self.state is State.DONE or self.stopped is not None
 
     @property
     def failure(self) -> str | None:
@@ -55,8 +67,8 @@ class Planned:
         write_json(self.trial.folder / FAILURE, {"reason": reason, "traceback": traceback.split("\n"), "time": now})
 
     def is_free(self) -> bool:
-        """Whether it is done, or nobody runs it."""
-        if self.state is State.DONE:
+        """Whether it is over, or nobody runs it."""
+        if self.is_over:
             return True
         try:
             with self.trial.lease():
@@ -78,7 +90,7 @@ def plan_trials(sweep: Sweep) -> list[Planned]:
     Raises:
         PipelineError: an input is missing or damaged, or two points ask for two evaluations of one trial.
     """
-    digests = _Digests()
+    digests, asha = _Digests(), sweep.specification.scheduler
     found: dict[str, Planned] = {}
     for point in sweep.points:
         params = with_precision(point.params)
@@ -94,7 +106,7 @@ def plan_trials(sweep: Sweep) -> list[Planned]:
         settings = (*before.settings, point.settings) if before else (point.settings,)
         name = before.name if before else _name(params, point.settings)
         trial = Trial.at(Path(params.train.runs).absolute(), identity)
-        found[identity] = Planned(name, params, settings, identity, evaluation, trial)
+        found[identity] = Planned(name, params, settings, identity, evaluation, trial, asha)
     return list(found.values())
 
 
@@ -127,13 +139,16 @@ def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:
         said = {State.NEW: "to do", State.TRAINING: "begun", State.TRAINED: "to evaluate", State.DONE: "done"}[state]
         if state is not State.DONE and (reason := planned.failure):
             said = f"failed: {reason}"
+        if state is not State.DONE and (step := planned.stopped) is not None:
+            said = f"stopped early after step {step}"
         shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {said}{shared}")
-    counts = Counter(states)
+    over = sum(planned.is_over for planned in trials)
     points = sum(len(planned.settings) for planned in trials)
-    shared = points - len(trials)
-    done = counts[State.DONE]
+    early = over - sum(state is State.DONE for state in states)
     lines.append(
-        f"{points} points, {shared} of them shared: {len(trials)} trials, {done} done, {len(trials) - done} to do"
+        f"{points} points, {points - len(trials)} of them shared: {len(trials)} trials, {over - early} done, "
+        + (f"{early} stopped early, " if early else "")
+        + f"{len(trials) - over} to do"
     )
     return lines

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,25 @@ class Select(Section):
     """A metric of the validation split; the lowest is best. Tables report the test split."""
 
 
+class Asha(Section):
+    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss."""
+
+    kind: Literal["asha"] = "asha"
+    grace: Annotated[int, Field(ge=1)]
+    """Steps before a trial is compared for the first time."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many goes on after each comparison, and the next is after so many times the steps."""
+
+    def rungs(self, steps: int) -> list[int]:
+        """The steps after which a trial of so many steps is compared with the others."""
+        found = []
+        step = self.grace
+        while step < steps:
+            found.append(step)
+            step *= self.factor
+        return found
+
+
 class Specification(Section):
     """A sweep file."""
 
@@ -55,6 +74,8 @@ class Specification(Section):
     """Trials at once; null takes as many as there is room for."""
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a trial that failed is begun again; it goes on from its checkpoint."""
+    scheduler: Asha | None = None
+    """Ends trials early that do badly; null runs all to their end."""
     disk_gb: Annotated[float, Field(gt=0)] | None = None
     """What the trials of this sweep may take on disk; null: what is free."""
     select: Select = Select()
@@ -127,7 +148,26 @@ def load_sweep(
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items()}
         points.append(Point(settings, _params(path, values, common, settings)))
-    return Sweep(specification, base, tuple(_narrowed(points, only)))
+    points = _narrowed(points, only)
+    if specification.scheduler:
+        _require_comparable(f"{path}: scheduler", specification.scheduler, points)
+    return Sweep(specification, base, tuple(points))
+
+
+def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:
+    """Trials that are compared on the way have the same way, and are measured where they are compared."""
+    lengths = sorted({point.params.train.steps for point in points})
+    if len(lengths) > 1:
+        raise PipelineError(where, f"compares trials of {lengths} steps", "give all the same train.steps")
+    for point in points:
+        interval = point.params.train.validate_every
+        unseen = [step for step in asha.rungs(lengths[0]) if step % interval]
+        if unseen:
+            raise PipelineError(
+                where,
+                f"compares after {unseen[0]} steps, and train.validate_every is {interval}",
+                "make grace a multiple of it",
+            )
 
 
 def _read(path: str | Path) -> Specification:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import file_sha256, read_json
+from pipeline.common.version_control import without_credentials
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.mlflow_writer import tracking_uri
-from pipeline.tracking.version_control import without_credentials
 
 LOWEST_PRIORITY = 19
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -26,30 +26,32 @@ class Sync:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Begin, unless the one before is still at work."""
-        if self._process and self._process.poll() is None:
-            return
-        # A session of its own: Ctrl-C is not for it.
-        self._process = subprocess.Popen(
-            self._words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=PATIENCE | os.environ,
-        )  # fmt: skip
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
+        """Begin, unless the one before is still at work. It gives way to training."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._begin()
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
 
     def finish(self) -> str | None:
-        """Wait for what was begun, then do it once more, for what came since.
+        """Bring everything that there is now, and wait for it. One that gave way to training is not waited for.
 
         Returns:
             None, or in one line why it did not work.
         """
-        if self._process:
+        if self._process and self._process.poll() is None:
+            self._process.kill()
             self._process.communicate()
-        self.start()
-        assert self._process
-        errors = self._process.communicate()[1].strip()
-        if self._process.returncode == 0:
+        last = self._begin()
+        errors = last.communicate()[1].strip()
+        if last.returncode == 0:
             return None
-        return errors.splitlines()[-1] if errors else f"ended with {self._process.returncode}"
+        return errors.splitlines()[-1] if errors else f"ended with {last.returncode}"
+
+    def _begin(self) -> subprocess.Popen[str]:
+        # A session of its own: Ctrl-C is not for it.
+        return subprocess.Popen(
+            self._words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=PATIENCE | os.environ,
+        )  # fmt: skip
 
 
 def record(trials: Sequence[Planned]) -> dict[str, Any]:

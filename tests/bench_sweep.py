@@ -1,0 +1,257 @@
+"""`make bench`: what a sweep costs, each figure beside the plain tool's, measured in the same run."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from project import SMALL, environment, make_project
+
+from pipeline.config import load_params
+from pipeline.sweeping.engine import Engine
+from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.sync import record
+from pipeline.tracking.mlflow_writer import ingest
+from pipeline.tracking.trial import Trial
+
+TESTS = Path(__file__).resolve().parent
+HEAVY = ("ray", "torch", "mlflow")
+SECTIONS = ("done", "overhead", "database", "metrics")
+
+
+def nothing(job: dict[str, Any], until: int | None) -> dict[str, Any]:
+    """A trial that does nothing."""
+    return {"outcome": "done", "step": 1}
+
+
+class Silent:
+    """A listener that notes when trials ended, and shows what went wrong."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def interval(self) -> float:
+        """Seconds from one trial's end to the next: what each further trial takes."""
+        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
+
+    def say(self, text: str) -> None:
+        print("   ", text)
+
+    def started(self, planned: Planned) -> None:
+        pass
+
+    def stopped(self, planned: Planned, step: int) -> None:
+        pass
+
+    def ended(self, planned: Planned, result: dict[str, Any], error: Exception | None) -> None:
+        assert error is None, error
+        assert result["outcome"] == "done"
+        self.ends.append(time.perf_counter())
+
+
+def specify(name: str, seeds: int, **more: Any) -> list[Planned]:
+    """Write a sweep file of so many trials that differ by their seed."""
+    common = {"train.steps": 1, "model.modality": "video", "train.checkpoint_every": 1}
+    text = {"name": name, "set": common, "seeds": list(range(seeds)), **more}
+    Path(f"{name}.yaml").write_text(yaml.safe_dump(text))
+    return plan_trials(load_sweep(f"{name}.yaml"))
+
+
+def sweep(name: str) -> tuple[float, list[str]]:
+    """Seconds of `python -m pipeline.sweep` in a process of its own, and which heavy packages it loaded."""
+    program = (
+        f"import sys; sys.argv = ['sweep', '{name}.yaml']\nfrom pipeline.sweep import main; main()\n"
+        f"print(*set({HEAVY}) & set(sys.modules))"
+    )
+    began = time.perf_counter()
+    ran = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True)
+    return time.perf_counter() - began, ran.stdout.splitlines()[-1].split()
+
+
+def done() -> None:
+    """A sweep of which everything is done."""
+    for name, count, target in (("six", 6, 2), ("thousand", 1000, 4)):
+        trials = specify(name, count)
+        for planned in trials:
+            trial = Trial.create(planned.params.train.runs, planned.params, planned_data(planned))
+            trial.finish(planned.evaluation, {"wer/validation": 0.5, "wer/test": 0.5})
+        # As a sync leaves it.
+        Path("mlflow.db").touch()
+        folder = Path("results/sweeps") / name
+        folder.mkdir(parents=True)
+        (folder / "mlflow.json").write_text(json.dumps(record(trials)))
+        first, _ = sweep(name)
+        again = [sweep(name) for _ in range(3)]
+        loaded = sorted({package for _, packages in again for package in packages})
+        times = " ".join(f"{seconds:.2f}" for seconds, _ in again)
+        print(f"{count} trials, all done: {times} s (table written: {first:.2f} s); aim: {target} s; loaded: {loaded}")
+    Path("mlflow.db").unlink()
+
+
+def planned_data(planned: Planned) -> dict[str, str]:
+    """The digests of a planned trial's inputs."""
+    from pipeline.trial.inputs import training_inputs
+
+    if not _DATA:
+        _DATA.update(training_inputs(planned.params).digests)
+    return _DATA
+
+
+_DATA: dict[str, str] = {}
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """What an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def overhead() -> None:
+    """What a trial costs beside its own work: from the end of one to the end of the next."""
+    import torch
+    from ray import tune
+
+    many = 20
+    planned = specify("overhead", many, resources={"cpus": 1}, concurrency=1, retries=0)
+    specification = load_sweep("overhead.yaml").specification
+    stop = Path(".stop").absolute()
+
+    class Ends(tune.Callback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_trial_complete(self, *_: Any, **__: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    def plain(count: int) -> float:
+        ends = Ends()
+        trainable = tune.with_resources(lambda config: {"outcome": "done"}, {"cpu": 1})
+        space, config = {"seed": tune.grid_search(list(range(count)))}, tune.TuneConfig(max_concurrent_trials=1)
+        storage = tune.RunConfig(storage_path=tempfile.mkdtemp(), verbose=0, callbacks=[ends])
+        tune.Tuner(trainable, param_space=space, tune_config=config, run_config=storage).fit()
+        return (ends.ends[-1] - ends.ends[0]) / (count - 1)
+
+    def ours(work: str, trials: list[Planned]) -> float:
+        listener = Silent()
+        with Engine(specification, None, work, stop, listener) as engine:
+            engine.run(trials)
+        assert len(listener.ends) == len(trials)
+        return listener.interval()
+
+    empty = [ours("bench_sweep:nothing", planned) for _ in range(2)]
+    with Engine(specification, None, "bench_sweep:nothing", stop, Silent()):
+        default = [plain(6) for _ in range(2)]
+    print(f"a trial that does nothing: {empty[0]:.2f} {empty[1]:.2f} s", end="; ")
+    times = sum(default) / sum(empty)
+    print(f"Tune's default: {default[0]:.2f} {default[1]:.2f} s, {times:.0f} times; aim: 0.5 s, 4 times")
+
+    def loop(trials: list[Planned]) -> None:
+        from pipeline.evaluate import evaluate
+        from pipeline.train import train
+
+        for one in trials:
+            train(one.params)
+            evaluate(one.params)
+
+    # As in a worker that has one core.
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
+        loop(planned[:1])
+        bare = seconds(lambda: loop(planned[1:10])) / 9
+    each = ours("pipeline.sweep:run_trial", planned[10:])
+    print(f"a real trial of one step: {each:.2f} s, in a bare loop {bare:.2f} s: {each - bare:+.2f} s; aim: 0.5 s")
+
+
+def write_plainly(uri: str, number: int, answers: Any) -> None:
+    """One of several processes that log to MLflow by themselves, as training scripts do."""
+    import mlflow
+
+    longest = 0.0
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment("plain")
+        with mlflow.start_run():
+            for step in range(20):
+                longest = max(longest, seconds(lambda step=step: mlflow.log_metric("loss", 1.0, step=step)))
+        answers.put((number, None, longest))
+    except Exception as error:
+        answers.put((number, type(error).__name__, longest))
+
+
+def database() -> None:
+    """Eight trials at once, the database not there yet."""
+    specify("eight", 8, resources={"cpus": 0.25}, retries=0)
+    took, _ = sweep("eight")
+    from mlflow import MlflowClient
+
+    client = MlflowClient("sqlite:///mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("eight").experiment_id], "tags.identity != ''")
+    print(f"eight trials at once on a fresh database: {len(runs)} in MLflow, none failed, {took:.0f} s in all")
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    uri = f"sqlite:///{Path('plain.db').absolute()}"
+    processes = [context.Process(target=write_plainly, args=(uri, number, answers)) for number in range(8)]
+    with open(os.devnull, "w") as silence:
+        before = os.dup(2)
+        os.dup2(silence.fileno(), 2)
+        for process in processes:
+            process.start()
+        found = [answers.get() for _ in processes]
+        os.dup2(before, 2)
+    failed = sum(error is not None for _, error, _ in found)
+    print(f"  eight processes that log by themselves: {failed} fail, longest wait {max(w for *_, w in found):.1f} s")
+
+
+def metrics() -> None:
+    """Ten thousand metrics of steps."""
+    import mlflow
+
+    trial = specify("metrics", 1)[0]
+    made = Trial.create("runs-metrics", trial.params, planned_data(trial))
+    for step in range(1000):
+        made.spool.append(step, {f"metric/{number}": step + number / 10 for number in range(10)})
+    ours, theirs = [], []
+    for turn in range(2):
+        uri = f"sqlite:///{Path(f'metrics{turn}.db').absolute()}"
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment("plain")
+        ours.append(10_000 / seconds(lambda uri=uri: ingest([made.folder], uri, "sweep", "sweep")))
+        with mlflow.start_run():
+            count = 300
+            theirs.append(count / seconds(lambda: [mlflow.log_metric("a", 1.0, step=step) for step in range(300)]))
+    pairs = ", ".join(f"{a:,.0f} against {b:.0f}" for a, b in zip(ours, theirs, strict=True))
+    print(f"metrics a second: {pairs}: {sum(ours) / sum(theirs):.0f} times; aim: 40 times")
+
+
+def main() -> None:
+    """All, or those that are named."""
+    chosen = sys.argv[1:] or SECTIONS
+    weights = TESTS.parent / "data" / "weights"
+    if not (weights / "whisper-tiny.en").exists():
+        from pipeline.weights import make_weights
+
+        make_weights(load_params(TESTS.parent / "params.yaml", [f"weights.out={weights}"]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(make_project(Path(folder) / "project", weights))
+        for stage in (["weights"], ["prepare"], ["features", "audio"], ["features", "video"]):
+            words = [sys.executable, "-m", f"pipeline.{stage[0]}", *stage[1:]]
+            subprocess.run(words, env=environment(), check=True, capture_output=True)
+        print(f"{os.cpu_count()} cores; small trials of {SMALL['corpus.synthetic']['utterances']} utterances")
+        for name in chosen:
+            globals()[name]()
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A small sweep under a real Ray: its file, and how its trials are looked at."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import yaml
+
+SWEEP = {
+    "name": "small",
+    "set": {"train.checkpoint_every": 10, "train.batch_size": 6},
+    "axes": {
+        "task": [
+            {"model.modality": "audio", "model.rates.audio": 1, "train.steps": 240},
+            {"model.modality": "audiovisual", "train.steps": 10},
+        ]
+    },
+    "seeds": [0],
+    "resources": {"cpus": 1, "gpus": 0.5},
+    "concurrency": 1,
+}
+"""Two trials, one after the other, the first with enough steps to be caught in the middle."""
+
+
+def specify(folder, **changes):
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
+
+
+def trials(folder):
+    return sorted(path.parent for path in folder.glob("runs/*/identity.json"))
+
+
+def results(folder):
+    """What a sweep comes to: bytes of all that is a result, by trial."""
+    names = ("metrics.json", "hypotheses.jsonl", "adapter/adapter_model.safetensors")
+    return {trial.name: {name: (trial / name).read_bytes() for name in names} for trial in trials(folder)}
+
+
+def table(folder):
+    return (folder / "results/sweeps/small/table.txt").read_text()
+
+
+def wait_until(true, process, what, seconds=90):
+    until = time.monotonic() + seconds
+    while not true():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        time.sleep(0.05)
+
+
+def checkpoint_of(folder, step):
+    """Whether a trial that is not over has a checkpoint of this step or a later one."""
+    found = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
+    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in found)
+
+
+def worker(folder):
+    """Process id of who holds a lease."""
+    (lease,) = folder.glob("runs/*/lease.json")
+    return json.loads(lease.read_text())["pid"]
+
+
+def is_alive(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def sessions(trial, purpose="train"):
+    found = json.loads((trial / "provenance.json").read_text())["sessions"]
+    return [session["outcome"] for session in found if session["purpose"] == purpose]
