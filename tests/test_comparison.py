@@ -135,12 +135,16 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
 
 
 def test_gaps_say_why(tmp_path: Path) -> None:
-    done = finish(make_trial(tmp_path), {"test": MANY})
-    new, training, trained, failed, stopped = (make_trial(tmp_path, f"decorrelation.weight={w}") for w in range(1, 6))
+    done = finish(make_trial(tmp_path, "train.steps=480"), {"test": MANY})
+    new, training, trained, failed, stopped = (
+        make_trial(tmp_path, f"decorrelation.weight={weight}", "train.steps=480") for weight in range(1, 6)
+    )
     training.spool.append(120, {"loss/cross_entropy": 1.0})
     trained.adapter.mkdir()
     (failed.folder / "failed.json").write_text(json.dumps({"reason": "RuntimeError: no memory\nmore", "time": 2}))
-    (stopped.folder / "stopped.json").write_text(json.dumps({"rule": "asha", "rung": 60}))
+    (stopped.folder / "stopped.json").write_text(
+        json.dumps({"rule": {"kind": "asha", "grace": 60, "factor": 3}, "step": 60})
+    )
     absent = Trial(tmp_path / "nothing")
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
@@ -150,7 +154,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
         assert state in row
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
     assert "unfinished: at step 120 of 480." in text
-    assert "stopped: by asha at rung 60." in text
+    assert "stopped: by asha after step 60." in text
     assert "1 trial has not begun." in text
     gaps = [line["gap"] for line in csv.DictReader(io.StringIO(comparison.csv())) if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
@@ -214,6 +218,17 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     long = list(csv.DictReader(io.StringIO(comparison.long_csv())))
     assert {line["metric"] for line in long} == {"wer/test", "wer/test/low", "wer/test/high"}
     assert len({line["identity"] for line in long}) == 2
+
+
+def test_latex_takes_any_setting(tmp_path: Path) -> None:
+    for prompt in ("50% of {x_1} & $2 ~ ^", "a\\b"):
+        finish(make_trial(tmp_path, f"model.prompt={json.dumps(prompt)}"), {"test": FEW})
+    latex = compare(named_trials([], tmp_path)).latex()
+    assert r"50\% of" in latex
+    assert r"\{x\_1\} \&" in latex
+    assert r"\$2" in latex
+    assert r"\textasciitilde{} \textasciicircum{}" in latex
+    assert r"a\textbackslash{}b" in latex
 
 
 @pytest.mark.parametrize(

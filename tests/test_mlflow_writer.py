@@ -1,9 +1,12 @@
 """Trial folders in MLflow: all of it, once, whatever broke before."""
 
+import base64
+import json
 import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
 from pipeline.tracking import mlflow_writer
+from pipeline.tracking.mlflow_views import LONGEST_TAG, Shown, description, saved_view
 from pipeline.tracking.mlflow_writer import ingest, tracking_uri
 from pipeline.tracking.provenance import recorded
 from pipeline.tracking.trial import Trial
@@ -223,13 +227,75 @@ def test_a_sweep_has_one_run_above_its_trials(tmp_path: Path, database: str) -> 
     from mlflow import MlflowClient
 
     trials = [trained(tmp_path, seed) for seed in range(2)]
-    table = tmp_path / "table.txt"
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "overview.png").write_bytes(b"png")
+    table = tmp_path / "table.md"
     for content in ("first", "second"):
         table.write_text(content)
-        parent = mlflow_writer.ingest_sweep([trial.folder for trial in trials], database, "a sweep", [table])
+        parent = mlflow_writer.ingest_sweep([trial.folder for trial in trials], database, "a sweep", [table, figures])
     runs = runs_of(database, "a sweep")
     assert len(runs) == 3
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id != parent] == [parent] * 2
     client = MlflowClient(database)
-    assert [item.path for item in client.list_artifacts(parent)] == ["table.txt"]
-    assert Path(client.download_artifacts(parent, "table.txt")).read_text() == "second"
+    assert [item.path for item in client.list_artifacts(parent)] == ["figures", "table.md"]
+    assert Path(client.download_artifacts(parent, "table.md")).read_text() == "second"
+    note = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert "\n\nsecond\n\n" in note
+    assert f"![figures/overview.png](get-artifact?path=figures/overview.png&run_uuid={parent})" in note
+
+
+def test_a_sweep_keeps_what_a_person_wrote_about_it(tmp_path: Path, database: str) -> None:
+    from mlflow import MlflowClient
+
+    trial = trained(tmp_path, 0)
+    client = MlflowClient(database)
+    for expected in ("viewStateShareKey=comparison", "ours"):
+        mlflow_writer.ingest_sweep([trial.folder], database, "described")
+        experiment = client.get_experiment_by_name("described")
+        assert expected in experiment.tags["mlflow.note.content"]
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+
+
+def test_runs_that_share_a_name_are_told_apart_by_what_differs(tmp_path: Path, database: str) -> None:
+    params = ["train.seed=0", "decorrelation.weight=0.1"]
+    folders = []
+    for more in ([], ["decorrelation.stop_gradient=true"], ["model.modality=video"]):
+        trial = Trial.create(tmp_path, load_params(ROOT / "params.yaml", [*params, *more]), {"utterances": "1" * 64})
+        folders.append(trial.folder)
+        # In an earlier sweep each was alone.
+        mlflow_writer.ingest_sweep(folders, database, "apart")
+    names = {run.info.run_name for run in runs_of(database, "apart")}
+    both = "audiovisual a16 v5 weight 0.1 seed 0 stop_gradient"
+    assert names == {"apart", f"{both} false", f"{both} true", "video v5 weight 0.1 seed 0"}
+
+
+def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
+    files = ["report.html", "figures/overview.png", "figures/other.png"]
+    short, long = (description("| cell |\n" * rows, "1", "abc", files) for rows in (3, LONGEST_TAG // 9))
+    assert "| cell |" in short
+    assert "| cell |" not in long
+    for text in (short, long):
+        assert "(#/experiments/1/runs/abc/artifacts/report.html)" in text
+        assert text.count("![") == 1
+
+
+def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:
+    shown = [
+        Shown("one", {"task": "audio a4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
+              ["wer/test", "wer/test/low", "wer/validation", "loss/cross_entropy"]),
+        Shown("two", {"task": "video v2", "decorrelation.weight": "0.1", "model.modality": "video", "train.seed": "1"},
+              ["wer/test", "wer/test/low", "wer/validation", "sinks/relocated_share"]),
+    ]  # fmt: skip
+    envelope = json.loads(saved_view(shown, "it's", 7))
+    assert (envelope["name"], envelope["createdAt"]) == ("Comparison", 7)
+    state = json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
+    assert state["selectedColumns"] == [
+        "params.`task`", "params.`decorrelation.weight`", "params.`train.seed`", "metrics.`wer/validation`",
+        "metrics.`wer/test`", "metrics.`sinks/relocated_share`", "attributes.`Dataset`",
+    ]  # fmt: skip
+    [parallel] = [chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"]
+    assert parallel["selectedParams"] == ["task", "decorrelation.weight"]
+    assert parallel["selectedMetrics"] == ["wer/validation", "wer/test"], "who lacks a metric would not be drawn"
+    drawn = [chart["metricKey"] for chart in state["compareRunCharts"] if "metricKey" in chart and not chart["deleted"]]
+    assert drawn == ["wer/validation", "wer/test", "sinks/relocated_share", "loss/cross_entropy"]

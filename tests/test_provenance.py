@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,12 +13,17 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.version_control import (
+    code_state,
+    command_without_credentials,
+    require_clean,
+    without_credentials,
+)
 from pipeline.config import load_params
 from pipeline.tracking import provenance
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.provenance import environment, recorded, source_archive
 from pipeline.tracking.trial import Trial
-from pipeline.tracking.version_control import code_state, command_without_credentials, without_credentials
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +41,9 @@ def project(tmp_path: Path) -> Path:
         "pipeline/__init__.py": "",
         "pipeline/train.py": "from pipeline.model import width\n",
         "pipeline/evaluate.py": "import pipeline.train\n",
+        "pipeline/weights.py": "",
+        "pipeline/prepare.py": "",
+        "pipeline/features.py": "",
         "pipeline/model.py": "width = 1\n",
         "pipeline/apart.py": "",
         "params.yaml": "a: 1\n",
@@ -65,7 +75,7 @@ def test_a_clean_tree_is_its_commit(project: Path) -> None:
     state = code_state(project, (project / "pipeline/train.py",))
     assert state.record == {
         "version_control": "git", "commit": git(project, "rev-parse", "HEAD"), "branch": "main", "remote": None,
-        "dirty": False, "untracked": {},
+        "dirty": False, "changed": [], "untracked": {},
     }  # fmt: skip
     assert state.patch == b""
 
@@ -77,6 +87,7 @@ def test_commit_and_patch_give_the_files_again(project: Path, tmp_path: Path) ->
     git(project, "add", "picture.bin")
     state = code_state(project, ())
     assert state.record["dirty"]
+    assert state.record["changed"] == ["picture.bin", "pipeline/apart.py", "pipeline/model.py"]
     git(tmp_path, "clone", "-q", str(project), "again")
     again = tmp_path / "again"
     git(again, "checkout", "-q", state.record["commit"])
@@ -103,6 +114,53 @@ def test_untracked_files_that_the_code_uses_are_named(project: Path) -> None:
     (project / "notes.txt").write_text("mine\n")
     untracked = environment(project)["code"]["untracked"]
     assert untracked == {"pipeline/new.py": file_sha256(project / "pipeline/new.py")}
+
+
+def test_what_dvc_writes_makes_no_tree_dirty(project: Path) -> None:
+    (project / "data.dvc").write_text("outs: []\n")
+    git(project, "add", "data.dvc")
+    git(project, "commit", "-qm", "data")
+    (project / "data.dvc").write_text("outs: [{path: data}]\n")
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    told = environment(project)
+    assert not told["code"]["dirty"]
+    assert told["code"]["untracked"] == {}
+    with tarfile.open(fileobj=io.BytesIO(source_archive(project))) as archive:
+        assert "dvc.lock" in archive.getnames()
+    require_clean(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("pipeline/model.py", "pipeline/model.py"), ("pipeline/new.py", "pipeline/new.py (untracked)"), ("notes.txt", "")],
+)
+def test_a_clean_tree_can_be_required(project: Path, name: str, found: str) -> None:
+    (project / name).write_text("width = 4\n")
+    if found:
+        with pytest.raises(
+            PipelineError, match=f"these files are not as in commit [0-9a-f]{{12}}: {re.escape(found)};"
+        ):
+            require_clean(project)
+    else:
+        require_clean(project)
+
+
+def test_every_command_can_require_a_clean_tree(project: Path) -> None:
+    for name in ("config", "common/__init__", "common/code", "common/command", "common/errors", "common/files"):
+        (project / f"pipeline/{name}.py").parent.mkdir(exist_ok=True)
+        (project / f"pipeline/{name}.py").write_bytes((ROOT / f"pipeline/{name}.py").read_bytes())
+    (project / "pipeline/common/version_control.py").write_bytes(
+        (ROOT / "pipeline/common/version_control.py").read_bytes()
+    )
+    program = "from pipeline.common.command import parser; print(parser('').parse_args(['--require-clean']))"
+    words = [sys.executable, "-c", program]
+    refused = subprocess.run(words, cwd=project, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: --require-clean: these files are not as in commit ")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "command")
+    allowed = subprocess.run(words, cwd=project, capture_output=True, text=True)
+    assert "require_clean=True" in allowed.stdout, allowed.stderr
 
 
 def test_a_project_inside_another_repository_is_not_that_repository(tmp_path: Path, project: Path) -> None:
@@ -184,7 +242,8 @@ def test_the_archive_holds_what_it_takes_and_is_equal_for_equal_files(project: P
         names = archive.getnames()
         archive.extractall(tmp_path / "out", filter="data")
     assert names == [
-        "params.yaml", "pipeline/__init__.py", "pipeline/evaluate.py", "pipeline/model.py", "pipeline/train.py",
+        "params.yaml", "pipeline/__init__.py", "pipeline/evaluate.py", "pipeline/features.py", "pipeline/model.py",
+        "pipeline/prepare.py", "pipeline/train.py", "pipeline/weights.py",
     ]  # fmt: skip
     assert (tmp_path / "out/pipeline/model.py").read_text() == "width = 1\n"
     for file in project.rglob("*.py"):

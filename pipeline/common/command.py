@@ -1,4 +1,4 @@
-"""What all commands share: `--params`, `--set`, errors as one line, `Ctrl-C` as a pause."""
+"""What all commands share: `--params`, `--set`, `--require-clean`, errors as one line, `Ctrl-C` as a pause."""
 
 import argparse
 import errno
@@ -7,8 +7,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
 
 INTERRUPTED = 130
@@ -21,7 +23,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="override one parameter (may be repeated)"
     )
+    made.add_argument("--require-clean", action=_RequireClean, help="refuse to run code that is not committed")
     return made
+
+
+class _RequireClean(argparse.Action):
+    """Looks as soon as the option is read, so that no command has to think of it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, default=False, **settings)
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, *_: object) -> None:
+        try:
+            require_clean()
+        except PipelineError as error:
+            _leave(f"error: {error}", 1)
+        setattr(namespace, self.dest, True)
 
 
 def params_of(arguments: argparse.Namespace) -> Params:

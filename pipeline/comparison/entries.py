@@ -151,7 +151,7 @@ def _reason(mark: Path) -> str:
     except PipelineError:
         return f"{mark.name} is damaged"
     if "rule" in said:
-        return f"by {said['rule']} at rung {said.get('rung', '?')}"
+        return f"by {said['rule']['kind']} after step {said['step']}"
     return str(said.get("reason", "")).strip().partition("\n")[0]
 
 

@@ -6,7 +6,6 @@ for name, figure in comparison_figures(comparison).items():
 
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,7 +17,11 @@ from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
+from pipeline.sinks.gallery import gallery
 
+MOVED = 0.5
+"""Share of the utterances whose strongest sink is not BOS above which a loss has moved the sink."""
+RELOCATED = ("sinks/relocated_share", "sinks/relocated_share/ratio")
 INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 TITLE_WIDTH = 36
 """Characters that a panel's title holds in a line."""
@@ -27,17 +30,15 @@ TITLE_WIDTH = 36
 def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     """Every figure that the trials allow, by the name of its file.
 
-    For each task `largest_activations_*`, `cosine_to_bos_*` and `importance_*`; `wer_against_rate` where a modality has
-    several rates, `against_weight` where a task has several weights, and `overview`: weight 0 beside one other.
+    For each task those of `sinks.gallery`; `wer_against_rate` where a modality has several rates, `against_weight`
+    where a task has several weights, and `overview`: weight 0 beside one that removes sinks and one that moves them.
     """
     found: dict[str, Figure] = {}
     for task in comparison.tasks:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
-        if panels:
-            name = str(task).lower().replace(" ", "_").replace(",", "_")
-            found[f"largest_activations_{name}"] = _titled(sinks.largest_activations(panels), task)
-            found[f"cosine_to_bos_{name}"] = _titled(sinks.cosine_to_bos(panels), task)
-            found[f"importance_{name}"] = _titled(sinks.importance_maps(panels), task)
+        place = str(task).lower().replace(" ", "_").replace(",", "_")
+        for name, figure in gallery(panels).items():
+            found[f"{name}_{place}"] = _titled(figure, task)
     for name, figure in (
         ("wer_against_rate", wer_against_rate(comparison)),
         ("against_weight", against_weight(comparison)),
@@ -46,12 +47,6 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         if figure:
             found[name] = figure
     return found
-
-
-def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw and write all figures, each as PNG, SVG and PDF."""
-    figures = comparison_figures(comparison)
-    return [file for name, figure in figures.items() for file in sinks.save(figure, folder / name)]
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
@@ -82,10 +77,11 @@ def _titled(figure: Figure, task: Task | str) -> Figure:
 
 @matplotlib.rc_context(sinks.STYLE)
 def overview(comparison: Comparison) -> Figure | None:
-    """Without and with decorrelation, in two columns: largest |h| above, cosine to BOS below.
+    """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
-    The task is audio-visual if there is one; the weight is the one with the lowest error rate on validation. None where
-    no task has a done trial at weight 0 and at another.
+    The task is audio-visual if there is one. The columns are weight 0, of the weights that leave the strongest sink at
+    BOS the one with the lowest error rate on validation, and the one that moves the sink to another token most often.
+    None where no task has a done trial at weight 0 and at another.
     """
     for task in sorted(comparison.tasks, key=lambda task: task.order, reverse=True):
         chosen = _before_and_after(comparison, task)
@@ -94,10 +90,10 @@ def overview(comparison: Comparison) -> Figure | None:
     else:
         return None
     panels = [panel for variant in chosen for panel in _panel(comparison, task, variant)]
-    if len(panels) < 2:
+    if len(panels) < len(chosen):
         return None
-    figure = Figure(figsize=(9.6, 6), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row", sharex=True)
+    figure = Figure(figsize=(4.2 * len(panels) + 1.2, 6), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharey="row", sharex=True)
     for column, panel, variant in zip(axes.T, panels, chosen, strict=True):
         sinks.draw_largest(column[0], panel.arrays)
         sinks.draw_cosine(column[1], panel.arrays)
@@ -108,22 +104,27 @@ def overview(comparison: Comparison) -> Figure | None:
     for row, label in zip(axes, (sinks.LARGEST_LABEL, sinks.COSINE_LABEL), strict=True):
         row[0].set_ylabel(label)
         named = sinks.named_once(*row)
-        row[1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
+        row[-1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _titled(figure, f"{task} without and with the decorrelation loss")
 
 
-def _before_and_after(comparison: Comparison, task: Task) -> tuple[Variant, Variant] | None:
+def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
+    """Weight 0, the best that removes, the one that moves most; those that there are, none without a weight 0."""
     done = [variant for variant in comparison.variants if not comparison.cell(task, variant).gap]
     after = [variant for variant in done if comparison.cell(task, variant).changes]
-    if not after:
-        return None
 
     def validation(variant: Variant) -> float:
         figure = comparison.cell(task, variant).figures.get("wer/validation")
         return figure.value if figure else np.inf
 
-    best = min(after, key=validation)
-    return best.without_loss(), best
+    def moved(variant: Variant) -> float:
+        figures = comparison.cell(task, variant).figures
+        return max((figures[name].value for name in RELOCATED if name in figures), default=0.0)
+
+    moving = [variant for variant in after if moved(variant) > max(MOVED, moved(variant.without_loss()))]
+    staying = [variant for variant in after if variant not in moving]
+    shown = [*([min(staying, key=validation)] if staying else []), *([max(moving, key=moved)] if moving else [])]
+    return [shown[0].without_loss(), *shown] if shown else []
 
 
 def _headline(cell: Cell, variant: Variant) -> str:
@@ -132,4 +133,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
     if INTERMEDIATE in cell.figures:
         lines.append(f"{cell.figures[INTERMEDIATE].value:.1f} intermediate sinks per utterance")
+    shares = [cell.figures[name].value for name in RELOCATED if name in cell.figures]
+    if shares:
+        lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")
     return "\n".join(lines)

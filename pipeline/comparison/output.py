@@ -1,11 +1,15 @@
 """A comparison as files: the table in every form, and the figures, drawn again only where something has changed."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json, write_json, write_text
+from pipeline.common.files import digest, file_sha256, read_json, write_json, write_text, written_whole
 from pipeline.comparison.table import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DRAWN = "figures.json"
 """Names the figures and what they were drawn from."""
@@ -15,7 +19,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write tables and figures into `folder`; those of an earlier comparison there are replaced.
 
     `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
-    trial and metric), and each figure as PNG and PDF. Loads matplotlib only if there is something to draw.
+    trial and metric), and each figure as PNG, PDF and SVG. Loads matplotlib only if there is something to draw.
 
     Returns:
         All files of the comparison.
@@ -38,13 +42,25 @@ def _figures(comparison: Comparison, folder: Path) -> list[Path]:
     files = [folder / name for name in known["files"]]
     if known["source"] == source and all(file.exists() for file in files):
         return files
-    from pipeline.comparison.figures import write_figures
+    from pipeline.comparison.figures import comparison_figures
+    from pipeline.sinks.figures import save
 
-    drawn = write_figures(comparison, folder)
+    drawn = []
+    for name, figure in comparison_figures(comparison).items():
+        drawn += [*save(figure, folder / name), _save_svg(figure, folder / f"{name}.svg")]
     for file in set(files) - set(drawn):
         file.unlink(missing_ok=True)
     write_json(folder / DRAWN, {"source": source, "files": sorted(file.name for file in drawn)})
     return drawn
+
+
+def _save_svg(figure: "Figure", file: Path) -> Path:
+    """For a page: letters as shapes, so that it looks alike everywhere. Equal figures give equal files."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": file.stem}), written_whole(file) as beside:
+        figure.savefig(beside, metadata={"Date": None})
+    return file
 
 
 def _known(folder: Path) -> dict:

@@ -18,8 +18,6 @@ class Quantity:
     percent: bool = False
     decimals: int | None = None
     """None: three significant digits."""
-    bounded: bool = True
-    """Whether the interval is shown."""
     change: bool = False
     """Whether the change from weight 0 is shown instead of the figure."""
 
@@ -28,8 +26,8 @@ SINKS = (
     Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
     Quantity("ratio > 100, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_100"),
     Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
-    Quantity("largest ratio, BOS", "sinks/max_ratio/bos", bounded=False),
-    Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate", bounded=False),
+    Quantity("largest ratio, BOS", "sinks/max_ratio/bos"),
+    Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate"),
     Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
     Quantity("cosine to BOS, others", "sinks/bos_cosine/other", decimals=2),
     Quantity("BOS sink rate %", "sinks/bos_sink_rate", percent=True, decimals=1),
@@ -93,7 +91,7 @@ def _figure_text(figure: "Figure", quantity: Quantity) -> str:
     text = number(figure.value)
     if figure.deviation is not None:
         return f"{text} ± {number(figure.deviation)} ({figure.seeds})"
-    if figure.interval and quantity.bounded:
+    if figure.interval:
         return f"{text} [{', '.join(map(number, figure.interval))}]"
     return text
 

@@ -18,8 +18,10 @@ BETWEEN = 2
 HEAD_WIDTH = 20
 """Columns after which the name of a variant goes on in the next line."""
 _LATEX = str.maketrans(
-    {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": "$<$", ">": "$>$", "±": r"$\pm$", "–": "--"}
-)
+    {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$", ">": "$>$",
+     "±": r"$\pm$", "–": "--", "|": "$|$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+     "\\": r"\textbackslash{}"}
+)  # fmt: skip
 LEGEND = (
     "[ ]: 95% bootstrap interval over utterances. Change: difference to weight 0 of the same task, with the p-value "
     "of a paired bootstrap over the same utterances. Ratio: the largest |h| of a token over the median of its layer; "
@@ -29,15 +31,16 @@ LEGEND = (
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 
 
-def _rows(comparison: "Comparison") -> Iterable[tuple[str, str, list[str]]]:
-    """Quantity, task, cells. The quantity is named in the first of its lines."""
+def rows(comparison: "Comparison") -> Iterable[tuple[str, str, list[str]]]:
+    """Quantity, task, cells. The quantity is named in the first of its lines; a change is indented by `INDENT`."""
     for quantity in quantities(comparison):
         for number, task in enumerate(comparison.tasks):
             cells = [cell_text(comparison.cell(task, variant), quantity) for variant in comparison.variants]
             yield quantity.label if number == 0 else "", str(task), cells
 
 
-def _notes(comparison: "Comparison") -> list[str]:
+def notes(comparison: "Comparison") -> list[str]:
+    """What the signs in the cells mean, and what the cells cannot say."""
     several = any(
         figure.deviation is not None for cell in comparison.cells.values() for figure in cell.figures.values()
     )
@@ -46,13 +49,13 @@ def _notes(comparison: "Comparison") -> list[str]:
 
 def text(comparison: "Comparison", width: int) -> str:
     """See `Comparison.text`."""
-    rows = list(_rows(comparison))
-    notes = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in _notes(comparison))
-    if not rows:
-        return notes + "\n"
+    shown = list(rows(comparison))
+    below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in notes(comparison))
+    if not shown:
+        return below + "\n"
     heads = [[line for part in v.parts for line in textwrap.wrap(part, HEAD_WIDTH)] for v in comparison.variants]
-    widths = [max(map(len, [*head, *(cells[n] for *_, cells in rows)])) for n, head in enumerate(heads)]
-    labels = max(len(label) for label, *_ in rows), max(len(task) for _, task, _ in rows)
+    widths = [max(map(len, [*head, *(cells[n] for *_, cells in shown)])) for n, head in enumerate(heads)]
+    labels = max(len(label) for label, *_ in shown), max(len(task) for _, task, _ in shown)
     first = sum(labels) + 2 * BETWEEN
     blocks = []
     for chosen in _fitting(widths, width - first):
@@ -62,10 +65,10 @@ def text(comparison: "Comparison", width: int) -> str:
             words = [heads[n][line] if line < len(heads[n]) else "" for n in chosen]
             lines.append(_joined(("", ""), labels, words, [widths[n] for n in chosen]))
         lines.append("─" * min(width, first + sum(widths[n] + BETWEEN for n in chosen) - BETWEEN))
-        for label, task, cells in rows:
+        for label, task, cells in shown:
             lines.append(_joined((label, task), labels, [cells[n] for n in chosen], [widths[n] for n in chosen]))
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, notes]) + "\n"
+    return "\n\n".join([*blocks, below]) + "\n"
 
 
 def _joined(labels: tuple[str, str], label_widths: tuple[int, int], words: list[str], widths: list[int]) -> str:
@@ -90,10 +93,10 @@ def markdown(comparison: "Comparison") -> str:
     """See `Comparison.markdown`."""
     heads = ["", "", *map(str, comparison.variants)]
     lines = [_pipes(heads), _pipes(["---"] * len(heads))]
-    for label, task, cells in _rows(comparison):
+    for label, task, cells in rows(comparison):
         indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
         lines.append(_pipes([indented, task, *cells]))
-    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in _notes(comparison))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in notes(comparison))]) + "\n"
 
 
 def _pipes(cells: Iterable[str]) -> str:
@@ -107,9 +110,9 @@ def _plain(words: str) -> str:
 def latex(comparison: "Comparison") -> str:
     """See `Comparison.latex`."""
     heads = [r"\shortstack[l]{" + r"\\".join(map(_escaped, v.parts)) + "}" for v in comparison.variants]
-    lines = [f"% {note}" for note in _notes(comparison)]
+    lines = [f"% {note}" for note in notes(comparison)]
     lines += [r"\begin{tabular}{ll" + "l" * len(heads) + "}", r"\toprule", " & ".join(["", "", *heads]) + r" \\"]
-    for label, task, cells in _rows(comparison):
+    for label, task, cells in rows(comparison):
         if label:
             lines.append(r"\midrule" if not label.startswith(INDENT) else r"\addlinespace")
         name = r"\quad " + _escaped(label.strip()) if label.startswith(INDENT) else _escaped(label)

@@ -1,11 +1,13 @@
 """Trials as people name them: a folder, a folder of trials, an identity or the beginning of one."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
+from pipeline.tracking.mlflow_writer import identity_of_run, tracking_uri
 from pipeline.tracking.trial import State, Trial
 
 
@@ -27,6 +29,20 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
         return done
     found = {trial.folder.resolve(): trial for name in names for trial in _meant(name, Path(runs))}
     return list(found.values())
+
+
+def named_trial(name: str, runs: str | Path) -> Trial:
+    """The one trial that is meant: its folder, the beginning of its identity, or the id of its run in MLflow.
+
+    Raises:
+        PipelineError: none or several are meant; or MLflow, which has to be asked, cannot be.
+    """
+    if re.fullmatch("[0-9a-f]{32}", name):
+        name = identity_of_run(name, tracking_uri()) or name
+    found = _meant(name, Path(runs))
+    if len(found) != 1:
+        raise PipelineError(name, f"holds {len(found)} trials", "name one of them")
+    return found[0]
 
 
 def _meant(name: str, runs: Path) -> list[Trial]:

@@ -40,8 +40,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
             for number, variant in enumerate(comparison.variants):
                 shift = _side_by_side(number, len(comparison.variants))
                 cells = [comparison.cell(task, variant) for task in tasks]
-                look = _look(number % len(COLOURS), number // len(COLOURS))
-                _draw_line(place, cells, quantity, shift, label=str(variant), **look)
+                _draw_line(place, cells, quantity, shift, label=str(variant), **_look(number))
             _finish(place, [",".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
             place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
     sinks.shared_legend(figure, *axes.flat)
@@ -60,12 +59,10 @@ def against_weight(comparison: Comparison) -> Figure | None:
     rows = -(-len(drawn) // columns)
     figure = Figure(figsize=(max(2.9 * columns, 4.6), 2.4 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    looks = {other: number for number, other in enumerate(dict.fromkeys(other for _, other in lines))}
     for place, quantity in zip(axes, drawn, strict=False):
         for number, ((task, other), cells) in enumerate(lines.items()):
             words = ", ".join([str(task), *Variant(0, other).parts[1:]])
-            look = _look(comparison.tasks.index(task), looks[other])
-            _draw_line(place, cells, quantity, _side_by_side(number, len(lines)), label=words, **look)
+            _draw_line(place, cells, quantity, _side_by_side(number, len(lines)), label=words, **_look(number))
         _finish(place, [f"{weight:g}" for weight in weights], "decorrelation weight")
         place.set_title(quantity.label)
         if quantity.metric.startswith(RATIO):
@@ -96,11 +93,13 @@ def _drawn(comparison: Comparison) -> list[Quantity]:
     return [q for q in quantities(comparison) if not q.change and not q.metric.startswith("cer/")]
 
 
-def _look(colour: int, line: int) -> dict[str, str]:
+def _look(number: int) -> dict[str, str]:
+    """Each line has its own: where colours begin again, they come with other markers and another stroke."""
+    again, colour = divmod(number, len(COLOURS))
     return {
-        "color": COLOURS[colour % len(COLOURS)],
-        "marker": MARKERS[colour % len(MARKERS)],
-        "linestyle": LINES[line % len(LINES)],
+        "color": COLOURS[colour],
+        "marker": MARKERS[(colour + again) % len(MARKERS)],
+        "linestyle": LINES[again % len(LINES)],
     }
 
 
@@ -110,21 +109,23 @@ def _side_by_side(number: int, count: int) -> float:
 
 
 def _draw_line(axes: Axes, cells: Sequence[Cell], quantity: Quantity, shift: float, **look: str) -> None:
-    """A metric of one cell after another, with its interval or its deviation over seeds; gaps break the line."""
-    figures = [cell.figures.get(quantity.metric) for cell in cells]
+    """A metric of one cell after another, with its interval or its deviation over seeds; gaps are passed over."""
+    found = [
+        (place, cell.figures[quantity.metric]) for place, cell in enumerate(cells) if quantity.metric in cell.figures
+    ]
     factor = 100 if quantity.percent else 1
-    values = np.array([figure.value if figure else np.nan for figure in figures]) * factor
-    reach = np.array([_reach(figure) for figure in figures]).T * factor
-    axes.errorbar(np.arange(len(cells)) + shift, values, reach, capsize=2.5, elinewidth=1, **look)
+    places = np.array([place for place, _ in found]) + shift
+    values = np.array([figure.value for _, figure in found]) * factor
+    reach = np.array([_reach(figure) for _, figure in found]).reshape(-1, 2).T * factor
+    axes.errorbar(places, values, reach, capsize=2.5, elinewidth=1, **look)
 
 
-def _reach(figure: Measured | None) -> tuple[float, float]:
+def _reach(figure: Measured) -> tuple[float, float]:
     """How far the interval goes below and above the figure."""
-    if figure and figure.interval:
+    if figure.interval:
         low, high = figure.interval
         return max(figure.value - low, 0.0), max(high - figure.value, 0.0)
-    deviation = figure.deviation if figure else None
-    return deviation or 0.0, deviation or 0.0
+    return figure.deviation or 0.0, figure.deviation or 0.0
 
 
 def _finish(axes: Axes, names: Sequence[str], label: str) -> None:

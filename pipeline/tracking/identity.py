@@ -20,11 +20,15 @@ LEFT_OUT = {
     "train.checkpoint_every": "what is kept on the way, not what comes out",
     "train.log_every": "what is written on the way, not what comes out",
     "train.validate_every": "what is measured on the way, not what comes out",
+    "sinks.every": "what is measured on the way, not what comes out",
 }
 """Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
 
 KNOWN_BY_DIGEST = ("pipeline.encoders.table",)
 """Code that is not followed, since what it makes is in the data: features are named by their encoder's code."""
+
+ONLY_LOOKING = ("pipeline.trial.emergence",)
+"""Code that training calls and that changes nothing of what comes out."""
 
 TRAINING_SECTIONS = ("model", "decorrelation", "train")
 EVALUATION_SECTIONS = ("evaluate", "sinks")
@@ -51,7 +55,7 @@ def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: as `training_identity`.
     """
-    code = code_digest("pipeline.train", without=KNOWN_BY_DIGEST)
+    code = code_digest("pipeline.train", without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
     return {"configuration": configuration(params), "data": _checked(data), "code": code}
 
 

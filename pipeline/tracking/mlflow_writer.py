@@ -17,19 +17,23 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json
 from pipeline.common.progress import progress
+from pipeline.common.version_control import without_credentials
 from pipeline.config import parse_yaml
+from pipeline.tracking.mlflow_views import CHARTS, TASK, VIEW_TAG, Shown, description, names_apart, saved_view
 from pipeline.tracking.spool import Record
 from pipeline.tracking.trial import Trial
-from pipeline.tracking.version_control import without_credentials
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 METRICS_IN_A_BATCH = 1000
 PARAMETERS_IN_A_BATCH = 100
 """Limits of MLflow's interface, as is that of a parameter's length."""
 LONGEST_PARAMETER = 6000
+TABLE = "table.md"
 ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz", "figures")
 _SWEEP, _IDENTITY, _SPOOLED, _COMPLETE = "sweep", "identity", "spooled_to_step", "complete"
 _PARENT_OF, _PARENT = "parent_of_sweep", "mlflow.parentRunId"
+_RUN_NAME, _NOTE, _NAME = "mlflow.runName", "mlflow.note.content", "name"
+"""Two of MLflow's own, and ours for what a run is called while no other shares the name."""
 _SQLITE = "sqlite:///"
 _OF_TRACKING = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3")
 """Packages whose exceptions mean that MLflow cannot be written."""
@@ -69,8 +73,16 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
     return ingested
 
 
-def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Iterable[str | Path] = ()) -> str:
+def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = ()) -> str:
     """Bring a sweep into MLflow: its trials, in an experiment of its name, below one run that carries `files`.
+
+    The experiment gets a saved view that compares the trials, see `mlflow_views`.
+
+    Args:
+        folders: as `ingest`.
+        uri: as `ingest`.
+        sweep: its name.
+        files: and folders, beside one another in MLflow; a `table.md` among them or in them describes the run.
 
     Returns:
         Id of that run.
@@ -85,13 +97,93 @@ def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Ite
         found = client.search_runs([experiment_id], f"tags.{_PARENT_OF} = '{_quoted(sweep)}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, tags={_PARENT_OF: sweep}, run_name=sweep)
         parent = run.info.run_id
-        for child in _known_runs(client, experiment_id, sweep).values():
-            if child.data.tags.get(_PARENT) != parent:
-                client.set_tag(child.info.run_id, _PARENT, parent)
-        for file in files:
-            client.log_artifact(parent, str(file))
+        _log_files(client, parent, files)
+        _describe(client, experiment_id, run, files)
+        _present(client, experiment_id, parent, sweep, list(_known_runs(client, experiment_id, sweep).values()))
         client.set_terminated(parent, "FINISHED")
     return parent
+
+
+def identity_of_run(run_id: str, uri: str) -> str | None:
+    """The identity of the trial that a run is of; None where MLflow has no such run, or it is of no trial.
+
+    Raises:
+        PipelineError: MLflow does not answer.
+    """
+    if not _is_begun(uri):
+        return None
+    with _explained(uri):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _client(uri).get_run(run_id).data.tags.get(_IDENTITY)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
+def tag_trial(identity: str, tags: dict[str, str], uri: str) -> int:
+    """Give tags to every run of a trial, in whatever sweeps it is.
+
+    Returns:
+        How many runs that are.
+
+    Raises:
+        PipelineError: MLflow does not answer or refuses.
+    """
+    if not _is_begun(uri):
+        return 0
+    with _explained(uri), _alone(uri):
+        client = _client(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, f"tags.{_IDENTITY} = '{identity}'", max_results=1000)
+        for run in runs:
+            for name, value in tags.items():
+                client.set_tag(run.info.run_id, name, value)
+    return len(runs)
+
+
+def _is_begun(uri: str) -> bool:
+    """Whether there is anything to ask: a database that is not there yet would be made by asking."""
+    return not uri.startswith(_SQLITE) or _database(uri).exists()
+
+
+def _describe(client: Any, experiment_id: str, run: Any, files: Sequence[str | Path]) -> None:
+    """The table as the description of the run above the trials, with ways to charts and report."""
+    tables = [
+        path for file in map(Path, files) for path in (file, file / TABLE) if path.name == TABLE and path.exists()
+    ]
+    if tables:
+        run_id = run.info.run_id
+        items = client.list_artifacts(run_id)
+        paths = [item.path for item in items if not item.is_dir]
+        paths += [item.path for folder in items if folder.is_dir for item in client.list_artifacts(run_id, folder.path)]
+        table = Path(tables[0]).read_text(encoding="utf-8")
+        client.set_tag(run_id, _NOTE, description(table, experiment_id, run_id, paths))
+
+
+def _present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
+    """Trials below their parent, named by what differs, and a view of the experiment that compares them."""
+    shown = {
+        run.info.run_id: Shown(run.data.tags.get(_NAME, run.info.run_name), run.data.params, run.data.metrics)
+        for run in trials
+    }
+    names = names_apart(shown)
+    for run in trials:
+        run_id = run.info.run_id
+        wanted = {_PARENT: parent, _RUN_NAME: names[run_id]}
+        for key, value in wanted.items():
+            if run.data.tags.get(key) != value:
+                client.set_tag(run_id, key, value)
+    experiment = client.get_experiment(experiment_id)
+    wanted = {VIEW_TAG: saved_view(list(shown.values()), _quoted(sweep), experiment.creation_time)} if trials else {}
+    if _NOTE not in experiment.tags:
+        # What a person wrote there stays.
+        wanted[_NOTE] = f"[Charts and columns]({CHARTS.format(experiment=experiment_id)}) of the sweep {sweep}"
+    for key, value in wanted.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment_id, key, value)
 
 
 def _client(uri: str) -> Any:
@@ -152,11 +244,7 @@ def _ingest_trial(client: Any, experiment_id: str, sweep: str, trial: Trial, run
         ended = _milliseconds(trial.metrics.stat().st_mtime)
         step = int(max((record["step"] for record in records), default=0))
         _log_final(client, run_id, result["metrics"], ended, step)
-        for artifact in (trial.folder / name for name in ARTIFACTS):
-            if artifact.is_dir():
-                client.log_artifacts(run_id, str(artifact), artifact.name)
-            elif artifact.exists():
-                client.log_artifact(run_id, str(artifact))
+        _log_files(client, run_id, (trial.folder / name for name in ARTIFACTS))
         client.set_tag(run_id, "evaluation", result["evaluation"])
         client.set_terminated(run_id, "FINISHED", ended)
         client.set_tag(run_id, _COMPLETE, complete)
@@ -174,7 +262,7 @@ def _begin_run(client: Any, experiment_id: str, sweep: str, trial: Trial, record
             tags |= {"commit": code["commit"], "mlflow.source.git.commit": code["commit"], "dirty": str(code["dirty"])}
     began = records[0]["time"] if records else trial.config.stat().st_mtime
     name = run_name(parts["configuration"])
-    return client.create_run(experiment_id, _milliseconds(began), tags, name)
+    return client.create_run(experiment_id, _milliseconds(began), tags | {_NAME: name}, name)
 
 
 def run_name(configuration: dict[str, Any]) -> str:
@@ -183,10 +271,14 @@ def run_name(configuration: dict[str, Any]) -> str:
     Args:
         configuration: as `pipeline.tracking.identity.configuration` gives it.
     """
-    model = configuration["model"]
-    rates = [f"{stream[0]}{rate}" for stream, rate in model["rates"].items()]
     weight, seed = configuration["decorrelation"]["weight"], configuration["train"]["seed"]
-    return " ".join([model["modality"], *rates, f"weight {weight:g}", f"seed {seed}"])
+    return f"{_task(configuration)} weight {weight:g} seed {seed}"
+
+
+def _task(configuration: dict[str, Any]) -> str:
+    """Modality and rates, such as `audiovisual a16 v5`."""
+    model = configuration["model"]
+    return " ".join([model["modality"], *(f"{stream[0]}{rate}" for stream, rate in model["rates"].items())])
 
 
 def _log_parameters(client: Any, run: Any, trial: Trial) -> None:
@@ -195,7 +287,9 @@ def _log_parameters(client: Any, run: Any, trial: Trial) -> None:
 
     given = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
     others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks")}
-    flat = _flat(trial.identity_parts()["configuration"] | others)
+    configuration = trial.identity_parts()["configuration"]
+    # An axis that every trial has: MLflow's parallel coordinates leave out a run that lacks one of theirs.
+    flat = _flat(configuration | others) | {TASK: _task(configuration)}
     missing = [Param(key, value) for key, value in flat.items() if key not in run.data.params]
     for batch in _batches(missing, PARAMETERS_IN_A_BATCH):
         client.log_batch(run.info.run_id, params=batch)
@@ -252,6 +346,14 @@ def _log_final(client: Any, run_id: str, metrics: dict[str, float], at: int, ste
     points = [Metric(name, value, at, step) for name, value in metrics.items()]
     for batch in _batches(points, METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics=batch)
+
+
+def _log_files(client: Any, run_id: str, files: Iterable[str | Path]) -> None:
+    for file in map(Path, files):
+        if file.is_dir():
+            client.log_artifacts(run_id, str(file), file.name)
+        elif file.exists():
+            client.log_artifact(run_id, str(file))
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

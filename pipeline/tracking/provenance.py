@@ -22,15 +22,16 @@ from typing import Any
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, write_json, written_whole
-from pipeline.config import parse_yaml
+from pipeline.common.version_control import LOCK, SETTINGS, code_state, command_without_credentials
+from pipeline.config import load_params, parse_yaml
+from pipeline.tracking.inputs import input_files, output_files
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.trial import Trial
-from pipeline.tracking.version_control import code_state, command_without_credentials
 
-MODULES = ("pipeline.train", "pipeline.evaluate")
-"""A trial is run by these."""
-SETTINGS = ("params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt")
-"""Files that go with the sources."""
+MODULES = ("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate")
+"""A trial is run by the last two, and its data are made, and known, by the code of the others."""
+_VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
+"""Beginnings of the CPU's flags that say how it multiplies: libraries choose their kernels, so the last bits, by it."""
 PATCH_LIMIT = 16 << 20
 """Bytes; what is longer was not written by a person. Its hash is kept, and the sources are whole in the archive."""
 
@@ -39,8 +40,9 @@ PATCH_LIMIT = 16 << 20
 def recorded(trial: Trial, purpose: str) -> Iterator[None]:
     """Record a session of work on a trial: what it was done by, its start, its end and its outcome.
 
-    `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end. The archive of
-    the sources and the patch of what was not committed lie beside it; another content gets another name.
+    `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end. One that
+    finished has `inputs` and `outputs`: the SHA-256 of each file that was read and of each result. The archive of the
+    sources and the patch of what was not committed lie beside it; another content gets another name.
 
     Args:
         trial: its lease is held.
@@ -50,14 +52,20 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
         PipelineError: `provenance.json` is damaged.
     """
     path = trial.provenance
-    sessions = _sessions(path)
-    session = {"purpose": purpose, "started": _now(), "ended": None, "outcome": "running", "threads": _threads()}
+    before = sessions(trial)
+    session: dict[str, Any] = {
+        "purpose": purpose,
+        "started": _now(),
+        "ended": None,
+        "outcome": "running",
+        "threads": _threads(),
+    }
     session |= environment()
     session["source"] = _keep(trial.folder, "source.tar.gz", source_archive())
     if patch := _code().patch:
         kept = len(patch) <= PATCH_LIMIT
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if kept else _described(None, patch)
-    write_json(path, {"sessions": [*sessions, session]})
+    write_json(path, {"sessions": [*before, session]})
     try:
         yield
     except LeaseLostError:
@@ -66,10 +74,45 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
         interrupted = isinstance(error, KeyboardInterrupt)
         session |= {"ended": _now(), "outcome": "interrupted" if interrupted else f"failed: {type(error).__name__}"}
         with contextlib.suppress(OSError):
-            write_json(path, {"sessions": [*sessions, session]})
+            write_json(path, {"sessions": [*before, session]})
         raise
-    session |= {"ended": _now(), "outcome": "finished", "threads": _threads()}
-    write_json(path, {"sessions": [*sessions, session]})
+    session |= {"ended": _now(), "outcome": "finished", "threads": _threads()} | _results(trial, purpose)
+    write_json(path, {"sessions": [*before, session]})
+
+
+def sessions(trial: Trial) -> list[dict[str, Any]]:
+    """What was recorded of a trial, the oldest session first; empty where nothing was.
+
+    Raises:
+        PipelineError: `provenance.json` is damaged.
+    """
+    path = trial.provenance
+    if not path.exists():
+        return []
+    content = read_json(path, "move it away; a new one is begun")
+    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
+        raise PipelineError(path, "holds no sessions", "move it away; a new one is begun")
+    return content["sessions"]
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """A path relative to the project or to the home folder, as far as it lies there: neither names its user."""
+    text = os.path.abspath(path)
+    if text.startswith(f"{root}{os.sep}"):
+        return text[len(f"{root}{os.sep}") :]
+    home = str(Path.home())
+    return text.replace(home, "~", 1) if home != os.sep and text.startswith(home + os.sep) else text
+
+
+def _results(trial: Trial, purpose: str) -> dict[str, Any]:
+    """What a finished session has read and written, and on which device."""
+    params = load_params(trial.config)
+    found: dict[str, Any] = {"device": _device(params.train.device), "outputs": output_files(trial.folder)}
+    # The work is done: that something was taken away meanwhile must not undo it.
+    with contextlib.suppress(PipelineError, OSError):
+        files = input_files(params, purpose)
+        found["inputs"] = {shown_path(path, Path.cwd()): sha256 for path, sha256 in files.items()}
+    return found
 
 
 @functools.cache
@@ -95,7 +138,7 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
 
 @functools.cache
 def source_archive(root: Path = SOURCE) -> bytes:
-    """The sources that a trial reaches, and `SETTINGS`, as a gzipped tar: equal bytes for equal files."""
+    """The sources that a trial reaches, `SETTINGS` and `dvc.lock`, as a gzipped tar: equal bytes for equal files."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
@@ -115,17 +158,8 @@ def _code(root: Path = SOURCE) -> Any:
 
 
 def _used_files(root: Path) -> tuple[Path, ...]:
-    settings = (root / name for name in SETTINGS)
+    settings = (root / name for name in (*SETTINGS, LOCK))
     return tuple(sorted([*reached_files(*MODULES, source=root), *(file for file in settings if file.is_file())]))
-
-
-def _sessions(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    content = read_json(path, "move it away; a new one is begun")
-    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
-        raise PipelineError(path, "holds no sessions", "move it away; a new one is begun")
-    return content["sessions"]
 
 
 def _keep(folder: Path, name: str, content: bytes) -> dict[str, Any]:
@@ -148,7 +182,7 @@ def _described(file: str | None, content: bytes) -> dict[str, Any]:
 
 def _locked_data(root: Path) -> dict[str, str] | None:
     """Hash of each output in `dvc.lock`, by path; None where there is no `dvc.lock`."""
-    path = root / "dvc.lock"
+    path = root / LOCK
     if not path.exists():
         return None
     stages = (parse_yaml(path.read_text(encoding="utf-8"), path) or {}).get("stages", {})
@@ -158,7 +192,7 @@ def _locked_data(root: Path) -> dict[str, str] | None:
 
 def _command(root: Path) -> list[str]:
     """The command line, paths relative to the project or to the home folder: neither names its user."""
-    words = command_without_credentials(list(sys.orig_argv))
+    words = command_without_credentials(["python" if word == sys.executable else word for word in sys.orig_argv])
     shorter = [word.replace(f"{root}{os.sep}", "") for word in words]
     home = str(Path.home())
     return [word.replace(home, "~") for word in shorter] if home != os.sep else shorter
@@ -176,6 +210,7 @@ def _hardware() -> dict[str, Any]:
     return {
         "cpu": _line(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
         "machine": platform.machine(),
+        "vectors": sorted(flag for flag in _flags() if flag.startswith(_VECTORS) or flag.endswith("bf16")),
         "cores": usable,
         "memory_bytes": memory,
         "gpus": gpus,
@@ -191,6 +226,20 @@ def _line(path: Path, key: str) -> str | None:
         return None
     pairs = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
+
+
+def _flags() -> list[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    return (_line(cpuinfo, "flags") or _line(cpuinfo, "Features") or "").split()
+
+
+def _device(setting: str) -> str | None:
+    """What `train.device` came to, if PyTorch was loaded: `cpu`, or the name of a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    gpu = setting.startswith("cuda") or (setting == "auto" and torch.cuda.is_available())
+    return torch.cuda.get_device_name(None if setting == "auto" else setting) if gpu else "cpu"
 
 
 def _threads() -> int | None:

@@ -1,4 +1,7 @@
-"""What git knows of the code: commit, branch, and what was not committed. Works without git, and says so."""
+"""What git knows of the code: commit, branch, and what was not committed. Works without git, and says so.
+
+What DVC writes (`dvc.lock`, `*.dvc`) speaks of data: it makes no tree dirty, and has its own place in provenance.
+"""
 
 import os
 import re
@@ -7,9 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.code import SOURCE
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 
 SECONDS = 60
+NAMED = 5
+"""So many files are named in an error."""
+SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
+"""Files beside the package that the code uses."""
+LOCK = "dvc.lock"
+_OF_DATA = (LOCK, "*.dvc")
 PLAIN = (
     "--binary", "--relative", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
@@ -27,7 +38,7 @@ class Code:
     """The state of a working tree."""
 
     record: dict[str, Any]
-    """`version_control`, and under git `commit`, `branch`, `remote`, `dirty`, `untracked`."""
+    """`version_control`, and under git `commit`, `branch`, `remote`, `dirty`, `changed`, `untracked`."""
     patch: bytes
     """`git apply` on the commit gives the tracked files as they were; empty where they are as committed."""
 
@@ -47,10 +58,12 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip().partition("\n")[0]
         return Code({"version_control": f"none: {reason}"}, b"")
-    patch = _git(root, "diff", "HEAD", *PLAIN)
-    tracked = set(_git(root, "ls-files", "-z").decode(errors="surrogateescape").split("\0"))
+    code = ["--", ".", *(f":(exclude){pattern}" for pattern in _OF_DATA)]
+    patch = _git(root, "diff", "HEAD", *PLAIN, *code)
+    changed = _names(_git(root, "diff", "HEAD", "--name-only", "--relative", "-z", *code))
+    tracked = set(_names(_git(root, "ls-files", "-z")))
     names = {file.relative_to(root).as_posix(): file for file in files}
-    untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked}
+    untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked | {LOCK}}
     return Code(
         {
             "version_control": "git",
@@ -58,10 +71,35 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
             "branch": _optional(root, "symbolic-ref", "--short", "HEAD"),
             "remote": without_credentials(_optional(root, "remote", "get-url", "origin") or "") or None,
             "dirty": bool(patch or untracked),
+            "changed": changed,
             "untracked": untracked,
         },
         patch,
     )
+
+
+def require_clean(root: Path = SOURCE) -> None:
+    """Refuse to go on unless what runs is what git has.
+
+    Args:
+        root: the project's folder.
+
+    Raises:
+        PipelineError: there is no commit, or a file was changed or added since; ignored and untracked files count where
+            they are Python below `pipeline/` or one of `SETTINGS`.
+    """
+    files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS)]
+    record = code_state(root, tuple(file for file in files if file.is_file())).record
+    if "commit" not in record:
+        raise PipelineError("--require-clean", f"version control: {record['version_control']}", "commit the code first")
+    odd = [*record["changed"], *(f"{name} (untracked)" for name in record["untracked"])]
+    if odd:
+        more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
+        raise PipelineError(
+            "--require-clean",
+            f"these files are not as in commit {record['commit'][:12]}: {', '.join(odd[:NAMED])}{more}",
+            "commit them, or leave the option out: provenance keeps what was not committed",
+        )
 
 
 def without_credentials(text: str) -> str:
@@ -85,6 +123,10 @@ def _git(root: Path, *words: str) -> bytes:
         ["git", "-C", str(root), *words], capture_output=True, env=settings, timeout=SECONDS, check=True
     )
     return done.stdout
+
+
+def _names(listed: bytes) -> list[str]:
+    return [name for name in listed.decode(errors="surrogateescape").split("\0") if name]
 
 
 def _text(root: Path, *words: str) -> str:

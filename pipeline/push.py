@@ -1,0 +1,80 @@
+"""Weights, corpora, features and done trials to the DVC remote, so that another clone has them after `dvc pull`.
+
+Trials and features are no outputs of a stage: each of their folders is named by its content and gets a pointer of its
+own, `runs/<identity>.dvc`. So `dvc pull` touches no other trial, and two people's pointers never meet in one file.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.errors import PipelineError
+from pipeline.common.version_control import LOCK
+from pipeline.config import Params, load_params, parse_yaml
+from pipeline.encoders.store import INDEX
+from pipeline.tracking.trial import State, Trial
+
+AT_ONCE = 500
+"""Folders in one call of DVC; a command line has a limit."""
+
+
+def push(params: Params) -> list[str]:
+    """Push what `dvc.lock` names, and all features and done trials.
+
+    Args:
+        params: `train.runs` and `features.out` count.
+
+    Returns:
+        The pointers, relative to the project; who commits them shares what they point to.
+
+    Raises:
+        PipelineError: DVC has no default remote, or the remote cannot be written.
+    """
+    trials = [Trial(mark.parent) for mark in sorted(Path(params.train.runs).glob("*/metrics.json"))]
+    done = [trial for trial in trials if trial.state() is State.DONE]
+    features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
+    folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
+    for start in range(0, len(folders), AT_ONCE):
+        _dvc("add", "--quiet", *map(str, folders[start : start + AT_ONCE]))
+    _dvc("push")
+    print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {LOCK} names", flush=True)
+    return [f"{folder}.dvc" for folder in folders]
+
+
+def _inputs_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
+    """Corpora that a sweep made beside the one of `params.yaml`."""
+    known = {Path(output["path"]) for stage in _locked_stages().values() for output in stage.get("outs", ())}
+    corpora = {Path(load_params(trial.config).corpus.out) for trial in trials}
+    return sorted(folder for folder in corpora - known if folder.is_dir())
+
+
+def _locked_stages() -> dict[str, Any]:
+    lock = Path(LOCK)
+    return (parse_yaml(lock.read_text(encoding="utf-8"), lock) or {}).get("stages", {}) if lock.exists() else {}
+
+
+def _dvc(*words: str) -> None:
+    if code := subprocess.run([sys.executable, "-m", "dvc", *words], check=False).returncode:
+        raise PipelineError(f"dvc {words[0]}", f"ended with {code}", "see above; then start the same command again")
+
+
+def main() -> None:
+    """The command."""
+    arguments = parser(__doc__).parse_args()
+
+    def body() -> None:
+        pointers = push(params_of(arguments))
+        patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
+        # Where a sweep made all trials, the stages of params.yaml have published nothing.
+        missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
+        print(f"share them: git add {' '.join([LOCK, *patterns])} && git commit && git push")
+        print(f"in another clone: git pull && dvc pull{missing}")
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a trial reads from disk, file by file with its SHA-256: whether it is still there can be told without its code.
+
+Media are not among them: a trial reads features, and the manifest holds the SHA-256 of the media that these are of.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.common.files import file_sha256, read_json
+from pipeline.common.weights import RECORD, check_sizes, describe_files
+from pipeline.config import Params, streams
+from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
+
+
+def input_files(params: Params, purpose: str) -> dict[Path, str]:
+    """SHA-256 of each file that a stage reads: the manifest, the features of its splits, the weights.
+
+    Large files are not read: what their own index or `weights.json` says of them is taken. `fault` reads them.
+
+    Args:
+        params: of the trial.
+        purpose: `train` or `evaluate`, which read different splits.
+
+    Raises:
+        PipelineError: something is missing or damaged.
+    """
+    utterances = [u for u in read_manifest(params.corpus.out) if _is_read(u, params, purpose)]
+    manifest = Path(params.corpus.out) / "manifest.jsonl"
+    found = {manifest: file_sha256(manifest), **_weights(Path(params.model.llm.weights))}
+    for stream in streams(params.model.modality):
+        # Frozen, and long done, yet the features are known by them.
+        encoder = getattr(getattr(params.features, stream), "weights", None)
+        found |= _weights(Path(encoder)) if encoder else {}
+        for group in feature_groups(params, stream, utterances):
+            index = read_index(group)
+            found |= {group.folder / INDEX: file_sha256(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
+    return found
+
+
+def _is_read(utterance: Utterance, params: Params, purpose: str) -> bool:
+    if purpose == "train":
+        return utterance.split == "train" or (utterance.split == "validation" and utterance.snr is None)
+    return utterance.split in params.evaluate.splits
+
+
+def _weights(folder: Path) -> dict[Path, str]:
+    if not (folder / RECORD).exists():
+        return {folder / name: file["sha256"] for name, file in describe_files(folder).items()}
+    # Not weights.json itself: it also tells where and when the weights were made, which may differ.
+    record = read_json(folder / RECORD, "make the weights again")
+    check_sizes(folder, record)
+    return {folder / name: file["sha256"] for name, file in record["files"].items()}
+
+
+def output_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each result that a trial's folder has, by name: the trained weights, and what an evaluation left."""
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in _results(folder)}
+
+
+def _results(folder: Path) -> Iterator[Path]:
+    yield from sorted(file for file in (folder / "adapter").rglob("*") if file.is_file())
+    yield from (file for name in ("hypotheses.jsonl", "sinks.npz", "metrics.json") if (file := folder / name).is_file())
+
+
+def fault(path: Path, sha256: str) -> str | None:
+    """What is wrong with a file, or None: it is missing, or its content is not what it was."""
+    try:
+        found = file_sha256(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == sha256 else f"has changed: its SHA-256 was {sha256[:12]} and is {found[:12]}"

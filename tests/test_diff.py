@@ -1,0 +1,140 @@
+"""Two runs side by side: what differs between them is named, and nothing else."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from trials import finish, make_trial
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256
+from pipeline.comparison.code_change import FileChange, changed_files
+from pipeline.comparison.pair import compare_pair
+from pipeline.comparison.pair_text import pair_text
+from pipeline.tracking.trial import Trial
+
+CODE = b"""
+import os
+
+LIMIT = 3
+
+
+class Fit:
+    rate = 1
+
+    def step(self):
+        return 1
+
+    def stop(self):
+        return 2
+
+
+def train():
+    return Fit()
+"""
+
+
+def test_definitions_that_differ_are_named() -> None:
+    other = CODE.replace(b"return 1", b"return 7").replace(b"LIMIT = 3", b"LIMIT = 4").replace(b"stop", b"end")
+    other = other.replace(b"def train", b"def fit")
+    changes, cosmetic = changed_files({"pipeline/a.py": CODE}, {"pipeline/a.py": other})
+    assert changes == [FileChange("pipeline/a.py", "LIMIT, Fit.step, +Fit.end, +fit, -Fit.stop, -train")]
+    assert cosmetic == 0
+
+
+def test_a_new_class_is_one_name_and_an_import_is_said() -> None:
+    other = CODE.replace(b"import os", b"import sys") + b"\nclass Look:\n    def at(self):\n        return 0\n"
+    [change], _ = changed_files({"a.py": CODE}, {"a.py": other})
+    assert change.what == "imports and other statements, +Look"
+
+
+def test_comments_change_nothing_and_files_come_and_go() -> None:
+    one, other = {"a.py": CODE, "b.py": CODE, "params.yaml": b"a"}, {"a.py": CODE + b"# why\n", "c.py": CODE}
+    changes, cosmetic = changed_files(one, other)
+    assert changes == [FileChange("b.py", "only in A"), FileChange("c.py", "only in B")]
+    assert cosmetic == 1
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Trial, Trial]:
+    """Two trials of different weights: B makes six errors more, in three utterances, and one less in another."""
+    one = make_trial(tmp_path)
+    other = make_trial(tmp_path, "decorrelation.weight=0.1", data={"utterances": "2" * 64})
+    finish(one, {"test": [1, 0, 0, 0, 0, 1], "test/snr_0": [1, 1]}, **{"sinks/bos_sink_rate": 0.5})
+    finish(other, {"test": [0, 2, 2, 2, 0, 1], "test/snr_0": [1, 1]}, **{"sinks/bos_sink_rate": 0.25})
+    record(one, CODE, numpy="2.4.6", torch="2.13.0")
+    record(other, CODE.replace(b"return 1", b"return 7"), numpy="2.4.5", torch="2.13.0")
+    return one, other
+
+
+def record(trial: Trial, code: bytes, **packages: str) -> None:
+    """Write provenance, as far as a comparison reads it."""
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb") as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+        entry = tarfile.TarInfo("pipeline/fit.py")
+        entry.size = len(code)
+        archive.addfile(entry, io.BytesIO(code))
+    file = trial.folder / "source.tar.gz"
+    file.write_bytes(packed.getvalue())
+    session = {"source": {"file": file.name, "sha256": file_sha256(file)}, "packages": packages, "threads": 2}
+    trial.provenance.write_text(json.dumps({"sessions": [session]}))
+
+
+def test_what_differs_is_told_and_nothing_else(pair: tuple[Trial, Trial]) -> None:
+    found = compare_pair(*pair)
+    assert found.parameters == {"decorrelation.weight": ("0.0", "0.1")}
+    assert found.files == [FileChange("pipeline/fit.py", "Fit.step")]
+    assert found.data == {"utterances": ("1" * 64, "2" * 64)}
+    assert found.versions == {"numpy": ("2.4.6", "2.4.5")}
+    metrics = {metric.name: metric for metric in found.metrics}
+    assert (metrics["wer/test"].one, metrics["wer/test"].other) == (2 / 36, 7 / 36)
+    assert 0 < metrics["wer/test"].p < 1
+    assert metrics["wer/test/snr_0"].p == 1
+    assert metrics["sinks/bos_sink_rate"].p is None
+    assert [(one.id, one.right_in) for one in found.disagreements] == [
+        ("test/0", "B"), ("test/1", "A"), ("test/2", "A"), ("test/3", "A"),
+    ]  # fmt: skip
+
+
+def test_the_text_fits_a_terminal(pair: tuple[Trial, Trial]) -> None:
+    text = pair_text(compare_pair(*pair), utterances=2)
+    assert max(map(len, text.splitlines())) <= 100
+    for line in (
+        "  decorrelation.weight  0.0                                    0.1",
+        "  pipeline/fit.py: Fit.step",
+        "  numpy  2.4.6                                         2.4.5",
+        "  test: 3 right in A only",
+        "    and 1 more",
+        "  the other 1 are the same",
+    ):
+        assert line in text.splitlines(), text
+    assert "wer/test                  5.56%     19.44%     +13.89" in text
+
+
+def test_a_run_with_itself_is_all_the_same(pair: tuple[Trial, Trial]) -> None:
+    text = pair_text(compare_pair(pair[0], pair[0]), utterances=2)
+    assert text.count("the same") == 5
+    assert "Utterances: none is right in one and wrong in the other" in text
+
+
+def test_runs_that_are_not_done_or_of_other_utterances_are_told(pair: tuple[Trial, Trial], tmp_path: Path) -> None:
+    one, other = pair
+    lines = other.hypotheses.read_text().replace('"test/0"', '"test/9"', 1)
+    other.hypotheses.write_text(lines)
+    found = compare_pair(one, other)
+    assert found.notes == ["The utterances of test are not the same in both: they are not paired."]
+    assert {metric.name: metric.p for metric in found.metrics}["wer/test"] is None
+    new = make_trial(tmp_path, "train.seed=1")
+    (one.folder / "source.tar.gz").unlink()
+    found = compare_pair(one, new)
+    assert found.notes == ["B is not done: it has no figures."]
+    assert "Code: cannot be compared" in pair_text(found, 2)
+
+
+def test_damaged_hypotheses_are_named(pair: tuple[Trial, Trial]) -> None:
+    pair[1].hypotheses.write_text("{\n")
+    with pytest.raises(PipelineError, match=r"hypotheses\.jsonl: holds no hypotheses"):
+        compare_pair(*pair)

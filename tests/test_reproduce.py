@@ -1,0 +1,366 @@
+"""Runs made again: from a dirty tree, after a kill, on other branches and machines; and what has changed is found."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, command, environment, start
+from trials import finish, make_trial
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256
+from pipeline.common.version_control import code_state
+from pipeline.reproduce import check
+from pipeline.reproduction.code import remove_tree, restore_code, same_code
+from pipeline.reproduction.results import judge
+from pipeline.tracking.differences import reasons_against_equality
+from pipeline.tracking.provenance import environment as environment_of
+from pipeline.tracking.provenance import source_archive
+from pipeline.tracking.trial import Trial
+
+
+def shell(folder: Path, line: str) -> str:
+    done = subprocess.run(line, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def commit(folder: Path, message: str) -> None:
+    shell(folder, f"git add -A && git -c user.name=n -c user.email=n@localhost commit -qm '{message}'")
+
+
+def the_trial(folder: Path) -> Trial:
+    (mark,) = folder.glob("runs/*/identity.json")
+    return Trial(mark.parent)
+
+
+@pytest.fixture(scope="module")
+def recorded(prepared, tmp_path_factory):
+    """A project with a done run, of code that was not committed, partly in a new file, and has gone on since."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("recorded") / "project", symlinks=True)
+    shell(folder, "git init -q -b main")
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["train"] |= {"steps": 100, "checkpoint_every": 10}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    commit(folder, "first")
+    shell(folder, "dvc commit --force --quiet weights prepare features@audio features@video")
+    downsampling = folder / "pipeline/model/downsampling.py"
+    before = downsampling.read_text()
+    (folder / "pipeline/model/gain.py").write_text("GAIN = 0.5\n")
+    changed = before.replace("import torch\n", "import torch\n\nfrom pipeline.model.gain import GAIN\n", 1)
+    changed = changed.replace("return groups.sum(2)", "return GAIN * groups.sum(2)")
+    assert changed.count("GAIN") == 2
+    downsampling.write_text(changed)
+    for stage in ("train", "evaluate"):
+        done = command(folder, stage)
+        assert done.returncode == 0, done.stderr
+    (folder / "pipeline/model/gain.py").unlink()
+    downsampling.write_text(before + "\n\nLATER = 1\n")
+    commit(folder, "later")
+    return folder
+
+
+@pytest.fixture
+def project(recorded, tmp_path):
+    """A copy of it, to spoil."""
+    return shutil.copytree(recorded, tmp_path / "project", symlinks=True)
+
+
+def failing(capsys, project: Path) -> str:
+    """What a check says that must fail."""
+    assert not check(the_trial(project), project)
+    return capsys.readouterr().out
+
+
+# The whole way.
+
+
+def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
+    trial = the_trial(project)
+    client = "from pipeline.tracking.mlflow_writer import *; from pipeline.tracking.mlflow_writer import _client; "
+    client += (
+        "(run,) = _client(DEFAULT_URI).search_runs(['1']); print(run.info.run_id, run.data.tags.get('reproduced'))"
+    )
+    run_id, tag = shell(project, f'"{sys.executable}" -c "{client}"').split()
+    assert tag == "None"
+    process = start(project, "reproduce", run_id)
+    again = trial.folder / "reproduction/runs" / trial.folder.name
+    until = time.monotonic() + 120
+    while not list(again.glob("checkpoints/*/complete.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while (again / "lease.json").exists():
+        assert time.monotonic() < until, "the stage outlived its owner"
+        time.sleep(0.05)
+    assert not (again / "adapter").exists()
+    done = command(project, "reproduce", trial.identity[:6])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "and uncommitted.patch" in done.stdout
+    assert "going on where it was stopped" in done.stdout
+    assert "PASS: equal in every bit" in done.stdout.splitlines()[-1]
+    assert any(line.split()[:3] == ["PASS", "equal", "wer/test"] for line in done.stdout.splitlines())
+    verdict = json.loads((trial.folder / "reproduction.json").read_text())
+    assert verdict["passed"]
+    assert {one["name"] for one in verdict["verdicts"]} >= {"trained weights", "hypotheses", "wer/test", "cer/test"}
+    assert not (trial.folder / "reproduction").exists()
+    assert len(shell(project, "git worktree list").splitlines()) == 1
+    assert shell(project, f'"{sys.executable}" -c "{client}"').strip() == f"{run_id} PASS: equal in every bit"
+
+
+def test_another_clone_has_all_after_a_pull(project, tmp_path, capsys):
+    shell(project, f"dvc remote add --quiet --default store {tmp_path / 'store'}")
+    pushed = command(project, "push")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "pushed: 1 trials" in pushed.stdout
+    # Another history: the commit that ran is not in it.
+    shell(project, "git checkout -q --orphan shared")
+    commit(project, "shared")
+    shell(tmp_path, "git clone -q --single-branch --branch shared file://$PWD/project clone")
+    clone = tmp_path / "clone"
+    shell(clone, "dvc pull --quiet --allow-missing")
+    trial = the_trial(clone)
+    assert not (trial.folder / "checkpoints").exists()
+    assert not list(trial.folder.glob("lease*"))
+    written = trial.metrics.stat().st_mtime_ns
+    # With the code that ran, it is done there; the branch has gone on.
+    with tarfile.open(trial.folder / "source.tar.gz") as archive:
+        archive.extractall(clone, filter="data")
+    assert command(clone, "evaluate").returncode == 0
+    assert trial.metrics.stat().st_mtime_ns == written, "it was computed again"
+    (clone / "data/corpus/manifest.jsonl").write_text("of another corpus\n")
+    assert check(trial, clone)
+    said = capsys.readouterr().out
+    assert "is not in this repository" in said
+    assert "fetched by DVC: data/corpus" in said
+    assert (clone / "data/corpus/manifest.jsonl").read_text() == "of another corpus\n", "the project stays as it is"
+    shell(clone, "git checkout -q . && dvc pull --quiet --allow-missing --force")
+    assert trial.metrics.exists()
+
+
+# What is no longer as it was.
+
+
+def test_a_byte_of_features_a_trained_weight_and_what_is_gone_are_found(project, capsys):
+    trial = the_trial(project)
+    read = json.loads(trial.provenance.read_text())["sessions"][-1]["inputs"]
+    first, last = sorted(name for name in read if name.endswith("features.f16"))[:2]
+    content = bytearray((project / first).read_bytes())
+    content[100] ^= 1
+    (project / first).write_bytes(content)
+    shutil.rmtree((project / last).parent)
+    weights = trial.adapter / "projector.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = failing(capsys, project)
+    for line in (f"{first} has changed", f"{last} is missing", f"{weights} has changed"):
+        assert f"FAIL       {line}" in said
+    assert "FAIL: it cannot be made again" in said
+    assert len(shell(project, "git worktree list").splitlines()) == 1
+
+
+def test_a_corpus_that_was_changed_since_is_named(project, capsys):
+    shutil.rmtree(project / ".dvc")
+    manifest = project / "data/corpus/manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    changed = [json.loads(line) | {"text": "other words"} if '"train"' in line else json.loads(line) for line in lines]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    said = failing(capsys, project)
+    assert "utterances/train are not what was trained on; data/corpus/manifest.jsonl has changed" in said
+
+
+def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project, capsys):
+    trial = the_trial(project)
+    forged = json.loads(trial.provenance.read_text())
+    for session in forged["sessions"]:
+        session["packages"] |= {"torch": "1.0.0", "ruff": "0.0.1"}
+    trial.provenance.write_text(json.dumps(forged))
+    shell(project, "rm -rf .git && git init -q")
+    assert check(trial, project)
+    said = capsys.readouterr().out
+    assert "from source.tar.gz: commit " in said
+    assert "  torch 1.0.0, now " in said
+    assert "1 packages that compute nothing are others: ruff" in said
+    (trial.folder / "source.tar.gz").unlink()
+    with pytest.raises(PipelineError, match=r"its code cannot be had: commit .* is not in this repository, and source"):
+        check(trial, project)
+
+
+def test_a_run_that_is_not_done_is_one_error(project):
+    the_trial(project).metrics.unlink()
+    failed = command(project, "reproduce", the_trial(project).identity[:8])
+    assert failed.returncode == 1
+    assert "is not done: there is nothing to compare with; finish it first" in failed.stderr
+
+
+# Parts.
+
+
+@pytest.fixture
+def dirty(tmp_path):
+    """A repository with changes, a trial's folder with what is kept of them, and the session that says so."""
+    project, trial = tmp_path / "project", tmp_path / "trial"
+    texts = dict.fromkeys(["__init__", "weights", "prepare", "features", "evaluate"], "")
+    texts |= {"train": "import pipeline.model\n", "model": "width = 1\n"}
+    for name, text in texts.items():
+        (project / "pipeline").mkdir(parents=True, exist_ok=True)
+        (project / f"pipeline/{name}.py").write_text(text)
+    shell(project, "git init -q -b main")
+    commit(project, "first")
+    (project / "pipeline/model.py").write_text("from pipeline.gain import gain\nwidth = 2\n")
+    (project / "pipeline/gain.py").write_text("gain = 0.5\n")
+    trial.mkdir()
+    (trial / "source.tar.gz").write_bytes(source_archive(project))
+    (trial / "uncommitted.patch").write_bytes(code_state(project, ()).patch)
+    kept = {
+        name: {"file": name, "sha256": file_sha256(trial / name)} for name in ("source.tar.gz", "uncommitted.patch")
+    }
+    session = {
+        "code": environment_of(project)["code"],
+        "source": kept["source.tar.gz"],
+        "patch": kept["uncommitted.patch"],
+    }
+    (project / "pipeline/gain.py").unlink()
+    (project / "pipeline/model.py").write_text("width = 3\n")
+    commit(project, "later")
+    return project, trial, session
+
+
+def is_as_it_ran(tree: Path) -> bool:
+    width, gain = (tree / "pipeline" / name for name in ("model.py", "gain.py"))
+    return width.read_text().endswith("width = 2\n") and gain.read_text() == "gain = 0.5\n"
+
+
+def test_code_is_had_again_from_commit_and_patch_and_leaves_no_trace(dirty, tmp_path):
+    project, trial, session = dirty
+    tree = tmp_path / "tree"
+    how = restore_code(session, trial, project, tree)
+    assert how == f"commit {session['code']['commit'][:12]} and uncommitted.patch"
+    assert is_as_it_ran(tree)
+    (tree / "of an earlier call").touch()
+    assert restore_code(session, trial, project, tree) == how
+    assert (tree / "of an earlier call").exists(), "it was there already"
+    remove_tree(project, tree)
+    assert not tree.exists()
+    assert len(shell(project, "git worktree list").splitlines()) == 1
+    assert shell(project, "git status --short") == ""
+
+
+def test_code_is_had_from_the_archive_where_commit_or_patch_are_lost(dirty, tmp_path):
+    project, trial, session = dirty
+    tree = tmp_path / "tree"
+    (trial / "uncommitted.patch").write_text("of another tree\n")
+    how = restore_code(session, trial, project, tree)
+    assert how == "from source.tar.gz: uncommitted.patch is missing or damaged"
+    assert is_as_it_ran(tree)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shell(elsewhere, "git init -q")
+    how = restore_code(session, trial, elsewhere, tmp_path / "other")
+    commit_name = session["code"]["commit"][:12]
+    assert how == f"from source.tar.gz: commit {commit_name} (branch main) is not in this repository"
+    assert is_as_it_ran(tmp_path / "other")
+    (trial / "source.tar.gz").write_bytes(b"of another run")
+    with pytest.raises(PipelineError, match=r"is not in this repository, and source\.tar\.gz is missing or damaged"):
+        restore_code(session, trial, elsewhere, tmp_path / "none")
+
+
+def test_sessions_of_the_same_sources_need_one_tree(tmp_path):
+    train = session_with(tmp_path, "train", {"pipeline/train.py": "a = 1\n", "dvc.lock": "before"})
+    evaluate = session_with(tmp_path, "evaluate", {"pipeline/train.py": "a = 1\n", "dvc.lock": "after"})
+    later = session_with(tmp_path, "later", {"pipeline/train.py": "a = 2\n", "dvc.lock": "after"})
+    assert same_code(train, evaluate, tmp_path)
+    assert not same_code(evaluate, later, tmp_path)
+
+
+def session_with(folder: Path, name: str, files: dict[str, str]) -> dict[str, object]:
+    packed = folder / f"{name}.tar.gz"
+    with tarfile.open(packed, "w:gz") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return {"source": {"file": packed.name, "sha256": file_sha256(packed)}}
+
+
+@pytest.mark.parametrize(
+    ("now", "exact", "word"),
+    [
+        ({"wer/test": 0.5}, True, "PASS equal"),
+        ({"wer/test": 0.5000001}, True, "FAIL"),
+        ({"wer/test": 0.55}, False, "PASS near"),
+        ({"wer/test": 0.61}, False, "FAIL"),
+        ({"sinks/bos_sink_rate": 0.21}, False, "PASS near"),
+        ({"sinks/bos_sink_rate": 0.3}, False, "FAIL"),
+        ({}, False, "FAIL"),
+    ],
+)
+def test_a_metric_passes_or_fails(tmp_path, now, exact, word):
+    name = next(iter(now), "wer/test")
+    was = {"wer/test": 0.5, "wer/test/low": 0.4, "wer/test/high": 0.6, "sinks/bos_sink_rate": 0.2}
+    trials = [made(tmp_path / "was", was), made(tmp_path / "now", {"other": 1.0, **without(was, name), **now})]
+    verdicts = {verdict.name: verdict for verdict in judge(*trials, exact=exact)}
+    assert verdicts[name].word == word
+
+
+def without(metrics: dict[str, float], name: str) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key != name}
+
+
+def made(runs: Path, metrics: dict[str, float], weights: bytes = b"a", hypothesis: str = "a b c d e f") -> Trial:
+    trial = finish(make_trial(runs), {"test": [0, 1]})
+    trial.finish("e" * 64, metrics)
+    trial.hypotheses.write_text(
+        trial.hypotheses.read_text().replace('"hypothesis": "a', f'"hypothesis": "{hypothesis}')
+    )
+    (trial.adapter / "adapter_model.safetensors").write_bytes(weights)
+    return trial
+
+
+def test_other_weights_and_hypotheses_fail_where_bits_can_be_asked_for(tmp_path):
+    one = made(tmp_path / "one", {"wer/test": 0.5})
+    other = made(tmp_path / "other", {"wer/test": 0.5}, b"b", "other")
+    words = {verdict.name: verdict.word for verdict in judge(one, other, exact=True)}
+    assert words == {"trained weights": "FAIL", "hypotheses": "FAIL", "wer/test": "PASS equal"}
+    words = {verdict.name: verdict.word for verdict in judge(one, other, exact=False)}
+    assert words == {"trained weights": "PASS near", "hypotheses": "PASS near", "wer/test": "PASS equal"}
+
+
+def test_what_speaks_against_equal_bits():
+    here = {
+        "python": "3.11.7", "packages": {"torch": "2.13.0", "ruff": "1.0"}, "threads": 2, "device": "cpu",
+        "hardware": {"cpu": "a", "vectors": ["avx2", "avx512f"]}, "system": {"libc": "glibc 2.36"},
+    }  # fmt: skip
+    assert reasons_against_equality(here, here | {"packages": {"torch": "2.13.0", "ruff": "2.0"}}) == []
+    assert reasons_against_equality(here, here | {"threads": 1}) == ["threads: 2, now 1"]
+    there = here | {"hardware": {"cpu": "b", "vectors": ["avx2"]}, "packages": {"torch": "2.14.0"}}
+    assert reasons_against_equality(here, there) == [
+        "processor: a, now b", "vector instructions: avx512f, now no others", "torch 2.13.0, now 2.14.0",
+    ]  # fmt: skip
+    [reason] = reasons_against_equality(here | {"device": "NVIDIA X"}, here | {"device": "NVIDIA X"})
+    assert reason == "NVIDIA X: kernels of a GPU add in no fixed order"
+
+
+def test_what_was_read_is_recorded_with_the_files_that_the_identity_names(recorded):
+    trial = the_trial(recorded)
+    trained, evaluated = json.loads(trial.provenance.read_text())["sessions"]
+    folders = {Path(name).parent.name for name in trained["inputs"] if name.startswith("data/features/")}
+    data = trial.identity_parts()["data"]
+    assert folders == {value[:16] for name, value in data.items() if name.startswith(("audio/", "video/"))}
+    for session in (trained, evaluated):
+        assert all(file_sha256(recorded / name) == sha256 for name, sha256 in session["inputs"].items())
+    assert evaluated["outputs"]["metrics.json"] == file_sha256(trial.metrics)
+    assert evaluated["outputs"]["adapter/projector.safetensors"] == trained["outputs"]["adapter/projector.safetensors"]
+    assert trained["device"] == "cpu"
