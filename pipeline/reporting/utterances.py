@@ -1,0 +1,141 @@
+"""The utterances that the trials of a task understood worst and best, and what each trial made of them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.quantities import condition_name, condition_order
+from pipeline.comparison.table import Comparison
+from pipeline.config import streams
+from pipeline.scoring.errors import score
+
+COUNT = 2
+"""How many of the worst, and of the best, are shown for a task and condition."""
+ATTEMPTS = 8
+"""How many trials are quoted for an utterance; a sweep may have thousands."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One place of an alignment. None stands where there is no word."""
+
+    reference: str | None
+    hypothesis: str | None
+
+    @property
+    def kind(self) -> str:
+        """`hit`, `substitution`, `deletion` or `insertion`."""
+        if self.reference == self.hypothesis:
+            return "hit"
+        if self.reference is None:
+            return "insertion"
+        return "substitution" if self.hypothesis is not None else "deletion"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one or more trials understood."""
+
+    names: tuple[str, ...]
+    """`all`, if all trials of the task are quoted and understood the same."""
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance, and what the trials of its task understood."""
+
+    id: str
+    text: str
+    """The reference."""
+    rate: float
+    """Word error rate, over all trials of the task."""
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Of one task and condition."""
+
+    task: Task
+    condition: str
+    """In words: `test, 0 dB`."""
+    worst: tuple[Example, ...]
+    best: tuple[Example, ...]
+    left_out: int
+    """Trials that are not quoted."""
+
+
+def extremes(comparison: Comparison) -> Iterator[Extremes]:
+    """For each task that has a done trial, the worst and the best utterances, clean and in the loudest noise.
+
+    Utterances are ordered by their word error rate over all trials of the task; of equally good ones the longest come
+    first. A video trial does not hear the noise, so that it has the clean condition only.
+
+    Raises:
+        PipelineError: `hypotheses.jsonl` of a trial is missing or damaged.
+    """
+    for task in comparison.tasks:
+        entries = [entry for entry in comparison.entries if entry.task == task and not entry.gap]
+        if not entries:
+            continue
+        conditions = [c for c in entries[0].edits if not c.startswith("validation")] or list(entries[0].edits)
+        ordered = sorted(conditions, key=condition_order)
+        noisy = "audio" in streams(task.modality) and len(ordered) > 1
+        for condition in [ordered[0], *([ordered[-1]] if noisy else [])]:
+            yield _extremes(comparison, task, entries, condition)
+
+
+def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], condition: str) -> Extremes:
+    shared = set.intersection(*(set(entry.edits.get(condition, {})) for entry in entries))
+    sums = {id: [sum(part) for part in zip(*(e.edits[condition][id] for e in entries), strict=True)] for id in shared}
+    rates = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
+    worst = sorted(shared, key=lambda id: (-rates[id], id))[:COUNT]
+    best = sorted(shared - set(worst), key=lambda id: (rates[id], -sums[id][1], id))[:COUNT]
+    quoted = entries[:ATTEMPTS]
+    said = [_hypotheses(entry, {*worst, *best}) for entry in quoted]
+    names = [_name(comparison, entry) for entry in quoted]
+
+    def example(id: str) -> Example:
+        alike: dict[str, list[str]] = {}
+        for name, texts in zip(names, said, strict=True):
+            alike.setdefault(texts[id][1], []).append(name)
+        text = said[0][id][0]
+        unanimous = len(alike) == 1 and len(entries) == len(quoted) > 1
+        attempts = (
+            Attempt(("all",) if unanimous else tuple(who), aligned(text, hypothesis))
+            for hypothesis, who in alike.items()
+        )
+        return Example(id, text, rates[id], tuple(attempts))
+
+    return Extremes(
+        task, condition_name(condition), tuple(map(example, worst)), tuple(map(example, best)),
+        len(entries) - len(quoted),
+    )  # fmt: skip
+
+
+def _name(comparison: Comparison, entry: Entry) -> str:
+    """What tells a trial from the others of its task."""
+    [variant] = (v for v in comparison.variants if entry in comparison.cell(entry.task, v).entries)
+    several = len(comparison.cell(entry.task, variant).entries) > 1
+    return f"{variant}, seed {entry.seed}" if several else str(variant)
+
+
+def _hypotheses(entry: Entry, wanted: set[str]) -> dict[str, tuple[str, str]]:
+    """Reference and hypothesis by id."""
+    lines = map(json.loads, entry.trial.hypotheses.read_text(encoding="utf-8").splitlines())
+    return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines if line["id"] in wanted}
+
+
+def aligned(reference: str, hypothesis: str) -> tuple[Word, ...]:
+    """Both texts, normalised as they are scored, word beside word."""
+    [scored] = score([reference], [hypothesis], bootstrap=0).utterances
+    words = scored.reference.split()
+    found: list[Word] = []
+    done = 0
+    for change in scored.changes:
+        found += [Word(word, word) for word in words[done : change.position]]
+        found.append(Word(change.reference, change.hypothesis))
+        done = change.position + (change.reference is not None)
+    return (*found, *(Word(word, word) for word in words[done:]))

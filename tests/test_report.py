@@ -1,0 +1,292 @@
+"""The report: what stands on the page, that it stands alone, reads on a phone and plays; what `--clean` removes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import DESKTOP, PHONE, browser
+from project import command, environment
+from trials import finish, make_trial, write_sinks
+
+from pipeline.comparison.output import write_comparison
+from pipeline.comparison.selection import named_trials
+from pipeline.comparison.table import compare
+from pipeline.corpora.manifest import Utterance, write_manifest
+from pipeline.corpora.media import write_audio, write_video
+from pipeline.reporting import page as page_module
+from pipeline.reporting.page import Missing, Subject, pages
+from pipeline.reporting.storage import stored, unused
+from pipeline.reporting.utterances import aligned, extremes
+from pipeline.tracking.trial import Trial
+
+TESTS = Path(__file__).resolve().parent
+TEXTS = (
+    "bin blue at f two now",
+    "lay red by p nine soon",
+    "set white in z four please",
+    "place green with r one again",
+)
+
+
+def utterance(folder: Path, number: int, snr: float | None) -> Utterance:
+    """A second of a tone and of moving squares, in the corpus's formats."""
+    name = f"test/{number}" + ("" if snr is None else f"+{snr:g}dB")
+    random = np.random.default_rng(number)
+    tone = 0.2 * np.sin(2 * np.pi * 220 * (number + 1) * np.arange(16_000) / 16_000)
+    write_audio(folder / f"{name}.wav", tone + (0 if snr is None else 0.1) * random.standard_normal(16_000))
+    video = folder / f"test/{number}.mp4"
+    if not video.exists():
+        write_video(video, np.repeat(random.integers(0, 255, (25, 1, 1, 3), np.uint8), 96, 1).repeat(96, 2), tone)
+    return Utterance(
+        name, "test", "s1", TEXTS[number], f"{name}.wav", f"test/{number}.mp4", 1.0, 25, snr, f"{number}{snr}", "v"
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_manifest(folder, [utterance(folder, number, snr) for snr in (None, 0) for number in range(len(TEXTS))])
+    return folder
+
+
+def understood(trial: Trial, corpus: Path, wrong: int, **more: float) -> Trial:
+    """A finished trial that has `wrong` first words wrong in its worst utterance, and one less in each after it."""
+    errors = {name: [max(0, wrong - number) for number in range(len(TEXTS))] for name in ("test", "test/snr_0")}
+    finish(trial, errors, **{"wer/validation": 0.1 * wrong}, **more)
+    lines = []
+    for line in map(json.loads, trial.hypotheses.read_text().splitlines()):
+        number = int(line["id"].rpartition("/")[2])
+        words = TEXTS[number].split()
+        line["id"] = f"test/{number}" + ("+0dB" if line["condition"] != "clean" else "")
+        line |= {"reference": TEXTS[number], "hypothesis": " ".join([*["x"] * line["substitutions"], *words][:6])}
+        line["hypothesis"] = " ".join(["x"] * line["substitutions"] + words[line["substitutions"] :])
+        lines.append(json.dumps(line))
+    trial.hypotheses.write_text("\n".join(lines) + "\n")
+    return trial
+
+
+SINKS = "sinks/intermediate_tokens_per_utterance"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """Two done trials of two tasks each, and one that failed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for modality in ("audio", "audiovisual"):
+        for weight, wrong, sinks in ((0, 3, 6.2), (0.1, 2, 0.0)):
+            settings = [f"model.modality={modality}", f"decorrelation.weight={weight}", f"corpus.out={corpus}"]
+            trial = understood(make_trial(folder, *settings), corpus, wrong, **{SINKS: sinks})
+            write_sinks(trial, 3000 if sinks else 300, sinks=bool(sinks))
+    failed = make_trial(folder, "model.modality=video", f"corpus.out={corpus}")
+    (failed.folder / "failed.json").write_text(json.dumps({"reason": "no <memory> & no hope"}))
+    return folder
+
+
+def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> dict[str, str]:
+    """The pages of all trials, with every figure if they are to be drawn: that takes seconds."""
+    comparison = compare(named_trials([str(runs)], runs))
+    names = {entry.identity: f"{entry.task} at {entry.weight:g}" for entry in comparison.entries}
+    subject = Subject(
+        "small", "sweep.yaml", "name: small  # <b>&", "wer/validation", names,
+        (Missing("VSR 5", "failed", "no <memory> & no hope"),),
+    )  # fmt: skip
+    files = write_comparison(comparison, folder / "comparison") if drawn else []
+    made = pages(subject, comparison, files, folder, media)
+    for ending, text in made.items():
+        (folder / f"report.{ending}").write_text(text)
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    made(runs, folder, drawn=True)
+    return folder
+
+
+def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> None:
+    html = (written / "report.html").read_text()
+    for words in (
+        "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200).",
+        "no &lt;memory&gt; &amp; no hope",
+        "name: small  # &lt;b&gt;&amp;",
+        "intermediate sinks an utterance 6.20 → 0",
+        "WER %, test, 0 dB",
+        r"\begin{tabular}",
+        "audio/flac",
+        "video/mp4",
+    ):
+        assert words in html
+    assert html.count("<figure>") == 2 + 2 * 3
+    assert "p=" in html
+    markdown = (written / "report.md").read_text()
+    assert "# small" in markdown
+    assert "| VSR 5 | failed | no <memory> & no hope |" in markdown
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+        assert (written / link).is_file()
+
+
+def test_words_are_set_beside_those_that_were_said() -> None:
+    said = [(word.kind, word.reference, word.hypothesis) for word in aligned("a b c d", "a x c d e")]
+    assert said == [
+        ("hit", "a", "a"), ("substitution", "b", "x"), ("hit", "c", "c"), ("hit", "d", "d"), ("insertion", None, "e")
+    ]  # fmt: skip
+    assert [word.kind for word in aligned("a b", "")] == ["deletion", "deletion"]
+
+
+def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, corpus: Path, tmp_path: Path) -> None:
+    trials = named_trials([str(runs)], runs)
+    video = understood(
+        make_trial(tmp_path, "model.modality=video", "decorrelation.weight=0.1", f"corpus.out={corpus}"), corpus, 3
+    )
+    found = {(str(e.task), e.condition): e for e in extremes(compare([*trials, video]))}
+    assert list(found) == [
+        ("ASR 16", "test"), ("ASR 16", "test, 0 dB"), ("VSR 5", "test"), ("AVSR 16,5", "test"),
+        ("AVSR 16,5", "test, 0 dB"),
+    ]  # fmt: skip
+    group = found["ASR 16", "test, 0 dB"]
+    assert [example.id for example in group.worst] == ["test/0+0dB", "test/1+0dB"]
+    assert group.worst[0].rate == pytest.approx(5 / 12)
+    assert [attempt.names for attempt in group.worst[0].attempts] == [("weight 0",), ("weight 0.1",)]
+    assert [example.rate for example in group.best] == [0, pytest.approx(1 / 12)]
+    assert [attempt.names for attempt in group.best[0].attempts] == [("all",)]
+
+
+def test_media_end_at_a_limit_and_can_be_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "MEDIA_LIMIT", 60_000)
+    html = made(runs, tmp_path)["html"]
+    assert 0 < html.count(" controls ") < 12
+    assert "further utterances are silent" in html
+    silent = made(runs, tmp_path, media=False)["html"]
+    assert " controls " not in silent
+    assert "left out on request" in silent
+
+
+def test_a_corpus_that_is_gone_or_changed_costs_the_media_only(corpus: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(corpus, tmp_path / "corpus")
+    runs = tmp_path / "runs"
+    understood(make_trial(runs, "model.modality=audio", f"corpus.out={copied}"), copied, 2)
+    manifest = copied / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("bin blue", "bin green"))
+    html = made(runs, tmp_path)["html"]
+    assert "is no longer that of these trials" in html
+    assert html.count(" controls ") == 6
+    (copied / "test/1.wav").write_bytes(b"RIFF")
+    assert "test/1.wav" in made(runs, tmp_path)["html"]
+    shutil.rmtree(copied)
+    html = made(runs, tmp_path)["html"]
+    assert "manifest.jsonl: the file is missing" in html
+    assert " controls " not in html
+
+
+def test_the_page_stands_alone_reads_on_a_phone_and_plays(written: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(written / "report.html", tmp_path / "alone.html")
+    with browser(tmp_path / "profile") as page:
+        for size in (PHONE, DESKTOP):
+            page.resize(size)
+            page.open(f"file://{alone}")
+            page.wait_for("document.readyState === 'complete'")
+            page.wait_for("[...document.images].every(i => (i.loading = 'eager') && i.complete && i.naturalWidth > 0)")
+            assert page.value("document.documentElement.scrollWidth") <= size[0]
+            page.screenshot(tmp_path / f"report-{size[0]}.png", whole=True)
+        asked = [address for address in page.requested if not address.startswith("data:")]
+        assert asked == [f"file://{alone}"]
+        assert page.complaints == []
+        for kind in ("audio", "video"):
+            page.wait_for(f"[...document.querySelectorAll('{kind}')].every(m => m.duration > 0.9 && m.duration < 1.3)")
+            player = f"document.querySelector('{kind}')"
+            page.value(f"{player}.muted = true, {player}.play()")
+            page.wait_for(f"{player}.currentTime > 0.2")
+        assert page.value("document.querySelector('video').videoWidth") == 96
+        assert page.pdf(tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from trials import finish
+from pipeline.sweeping.plan import plan_trials
+from pipeline.sweeping.specification import load_sweep
+from pipeline.tracking.trial import Trial
+from pipeline.trial.inputs import training_inputs
+for number, planned in enumerate(plan_trials(load_sweep("experiments/small.yaml"))):
+    if number < 2:
+        params = planned.params
+        trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
+        finish(trial, {"test": [number, 0]}, **{"wer/validation": 0.1 * number})
+        print(trial.folder)
+"""
+SWEEP = "name: small\naxes: {decorrelation.weight: [0, 0.1, 1]}\nset: {model.modality: audio}\n"
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path) -> Path:
+    """A project with a sweep of three trials, of which two are done."""
+    folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+    (folder / "experiments").mkdir()
+    (folder / "experiments" / "small.yaml").write_text(SWEEP)
+    words = [sys.executable, "-c", PROGRAM, str(TESTS)]
+    subprocess.run(words, cwd=folder, env=environment(), check=True, capture_output=True)
+    return folder
+
+
+def test_the_command_reports_what_there_is_and_shows_it_in_mlflow(project: Path) -> None:
+    done = command(project, "report", "experiments/small.yaml")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"written: results/report/small/report.html \(\d+\.\d MB\)", done.stdout)
+    html = (project / "results/report/small/report.html").read_text()
+    assert "2 of 3 trials done" in html
+    assert "not begun" in html
+    assert "evaluated with other code or settings" in html
+    artifacts = {file.relative_to(project).as_posix() for file in (project / "mlartifacts").rglob("*.*")}
+    assert any(name.endswith("artifacts/report.html") for name in artifacts)
+    assert any(name.endswith("artifacts/comparison/table.md") for name in artifacts)
+
+
+def test_clean_shows_first_and_removes_only_what_no_sweep_uses_and_nobody_runs(project: Path) -> None:
+    runs, features = project / "runs", project / "data" / "features"
+    kept = {folder.name for folder in runs.iterdir()}
+    old, running = (make_trial(runs, f"train.seed={seed}") for seed in (7, 8))
+    other = shutil.copytree(next(features.iterdir()), features / ("0" * 16))
+    with running.lease():
+        shown = command(project, "report", "--clean")
+        assert shown.returncode == 0, shown.stderr
+        assert re.search(r"^small +2 trial ", shown.stdout, re.M)
+        assert re.search(r"^no sweep +2 trial ", shown.stdout, re.M)
+        assert old.folder.exists()
+        done = command(project, "report", "--clean", "--yes", "--older", "1")
+        assert "removed" not in done.stdout
+        done = command(project, "report", "--clean", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert f"removed: {old.folder.relative_to(project)}" in done.stdout
+        assert "is being run by process" in done.stdout
+    assert {folder.name for folder in runs.iterdir()} == {*kept, running.folder.name}
+    assert not other.exists()
+    assert any(features.iterdir())
+
+
+def test_a_sweep_without_inputs_keeps_what_it_might_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.config import load_params
+    from pipeline.sweeping.specification import load_sweep
+
+    monkeypatch.chdir(tmp_path)
+    one, other = make_trial(Path("runs"), "decorrelation.weight=0.1"), make_trial(Path("runs"), "train.seed=9")
+    shutil.copy(TESTS.parent / "params.yaml", "params.yaml")
+    Path("sweep.yaml").write_text("name: one\naxes: {decorrelation.weight: [0.1]}\nset: {train.precision: float32}\n")
+    long_ago = time.time() - 5 * 86_400
+    for file in other.folder.iterdir():
+        os.utime(file, (long_ago, long_ago))
+    found = stored(load_params("params.yaml"), [load_sweep("sweep.yaml")])
+    assert {(entry.folder.name, entry.users) for entry in found} == {
+        (one.folder.name, ("one",)),
+        (other.folder.name, ()),
+    }
+    assert [entry.folder.name for entry in unused(found, older=4)] == [other.folder.name]
+    assert unused(found, older=6) == []
