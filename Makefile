@@ -7,7 +7,7 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep repro test lint ui
+.PHONY: help sweep report repro push test lint ui bench
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -15,14 +15,24 @@ help: ## what there is
 sweep: $(READY) ## all trials of SWEEP=experiments/demo.yaml that are not done, and their table; ARGS="--plan" shows what it takes
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.sweep $(SWEEP) $(ARGS)
 
+report: $(READY) ## the page of SWEEP: table, figures, utterances to play, what is missing, where it comes from
+	@$(BIN)/python -m pipeline.report $(SWEEP) $(ARGS)
+
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
 	@PATH="$(BIN):$$PATH" dvc repro
+
+push: $(READY) ## weights, corpora, features and done trials to the DVC remote; another clone has them after dvc pull
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.push
 
 test: $(READY) ## all tests; ARGS="-k spool" chooses
 	@$(BIN)/python -m pytest $(if $(filter true 1,$(CI)),-p tests.no_skips) $(ARGS)
 
 lint: $(READY) ## style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, and what the sinks cost: about six minutes
+	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
+	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py
 
 ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \

@@ -67,8 +67,8 @@ class Weights(Section):
     """One set of pretrained weights, converted to `<weights.out>/<name>/`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    format: Literal["gguf", "ctranslate2_whisper", "huggingface"]
-    """What the source holds; all become a plain Hugging Face folder."""
+    format: Literal["gguf", "ctranslate2_whisper", "avhubert", "huggingface", "tflite"]
+    """What the source holds; all become a plain folder of safetensors, but `tflite`, which is taken as it is."""
     source: Annotated[WheelSource | PathSource | HubSource, Field(discriminator="kind")]
 
 
@@ -80,8 +80,10 @@ class WeightsSection(Section):
 
 
 class Noise(Section):
-    """Babble of training voices, mixed at a signal-to-noise ratio over the whole utterance."""
+    """Babble of training speakers, or a folder of noise, mixed at a signal-to-noise ratio over the whole utterance."""
 
+    folder: str | None = None
+    """A folder of audio files to take the noise from, each split its own part; null speaks babble."""
     talkers: Annotated[int, Field(ge=1)] = 6
     """How many voices speak at once."""
     train_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -107,28 +109,82 @@ class Synthetic(Section):
 
     sentences: str | None = None
     """A text file with a sentence a line; null takes the GRID grammar."""
-    voices: Counts
+    voices: Counts = Counts(train=14, validation=2, test=4)
     """Voices of each split; no voice is in two."""
-    utterances: Counts
+    utterances: Counts = Counts(train=1100, validation=100, test=200)
     """Utterances of each split, without their noisy copies."""
+
+
+class HeldOut(Section):
+    """What is taken out of training where a corpus has no such split of its own."""
+
+    validation: Annotated[int, Field(ge=1)] = 1200
+    """Utterances, at least; whole speakers are taken until there are so many."""
+    test: Annotated[int, Field(ge=1)] = 1200
+    """Utterances, at least. LRS2, LRS3 and auto_avsr trees have a test split, and GRID has keys of its own."""
+    by: Literal["speaker", "text"] = "speaker"
+    """speaker: no speaker is in two splits. text: no text is, for a folder of few speakers."""
+
+
+class LRS(Section):
+    """LRS2 and LRS3 in their original trees."""
+
+    pretrain: bool = False
+    """Whether training takes the clips of `pretrain` too, cut between words into pieces."""
+    piece_seconds: Annotated[float, Field(ge=1)] = 16.0
+    """The longest piece."""
+
+
+class AutoAVSR(Section):
+    """Label files of an auto_avsr tree, by their name in `labels` or as a path; null finds the one of the split."""
+
+    train: str | None = None
+    validation: str | None = None
+    """Where there is none, speakers of the training labels are held out."""
+    test: str | None = None
+
+
+class Grid(Section):
+    """GRID, which has no official split."""
+
+    split: Literal["disjoint", "overlapped"] = "disjoint"
+    """disjoint: test speakers are in no other split. overlapped: each speaker is in all."""
+    test_speakers: tuple[Annotated[str, Field(pattern=r"^s[1-9][0-9]?$")], ...] = ("s1", "s2", "s20", "s22")
+    """Of the disjoint split."""
+    test_sentences: Annotated[int, Field(ge=1)] = 255
+    """Of each speaker, in the overlapped split."""
+
+
+CorpusKind = Literal["synthetic", "lrs3", "lrs2", "auto_avsr", "grid", "folder"]
 
 
 class Corpus(Section):
     """Stage `prepare`."""
 
-    kind: Literal["synthetic"]
+    kind: CorpusKind
     root: str | None = None
-    """Where the corpus lies; null for the synthetic one."""
+    """Where the corpus lies: a folder, or, for kind `folder`, a CSV file; null for the synthetic one."""
     out: str = "data/corpus"
     seed: int = 0
-    synthetic: Synthetic
+    video: bool = True
+    """Whether videos are taken; false makes a corpus of audio alone, without looking for mouths."""
+    face_detector: str = "data/weights/face-detector"
+    """The folder of its weights (a source with format tflite); used where a video is not a mouth region already."""
+    longest_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Recorded utterances that last longer are left out."""
+    held_out: HeldOut = HeldOut()
+    synthetic: Synthetic = Synthetic()
+    lrs: LRS = LRS()
+    auto_avsr: AutoAVSR = AutoAVSR()
+    grid: Grid = Grid()
     noise: Noise = Noise()
 
 
 class AudioEncoder(Section):
     """The frozen audio encoder."""
 
-    encoder: Literal["whisper"] = "whisper"
+    encoder: Literal["whisper", "avhubert", "self_supervised"] = "whisper"
+    """self_supervised: HuBERT, WavLM or wav2vec 2.0."""
     weights: str = "data/weights/whisper-tiny.en"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively."""
@@ -137,9 +193,13 @@ class AudioEncoder(Section):
 class VideoEncoder(Section):
     """The frozen video encoder."""
 
-    encoder: Literal["dct"] = "dct"
+    encoder: Literal["dct", "avhubert"] = "dct"
     coefficients: Annotated[int, Field(ge=1)] = 44
     """How many DCT coefficients, in zigzag order; their first and second deltas are added."""
+    weights: str | None = None
+    """The folder of an encoder that has weights."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively."""
 
 
 class Features(Section):
@@ -261,8 +321,14 @@ class Sinks(Section):
     """Importance above which a key is an attention sink (Gu et al., ICLR 2025)."""
     tau: Annotated[float, Field(gt=1)] = 1000.0
     """Ratio to the layer's median above which an activation is massive (Sun et al., COLM 2024)."""
+    outlier: Annotated[float, Field(gt=1)] = 20.0
+    """Ratio of a token's largest |h| to the utterance's median of these above which it is an outlier (PrefixQuant)."""
+    alignment: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """|cosine to BOS| above which a token is a secondary sink (Secondary-Attention-Sinks)."""
     minimum_queries: Annotated[int, Field(ge=1)] = 4
     """Keys that fewer queries see are dropped: their importance is trivially high."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Training steps between two looks at 32 validation utterances, to see when sinks appear; null: never."""
 
 
 class Params(Section):
@@ -428,6 +494,12 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
             where,
             f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
             "name at least one ratio in dB, or set the share to 0",
+        )
+    if (params.corpus.root is None) != (params.corpus.kind == "synthetic"):
+        raise PipelineError(
+            where,
+            f"corpus.root is {params.corpus.root!r} and corpus.kind is {params.corpus.kind!r}",
+            "name the folder of a recorded corpus as corpus.root; the synthetic one has none",
         )
     voices, utterances = params.corpus.synthetic.voices, params.corpus.synthetic.utterances
     for split in ("train", "validation", "test"):

@@ -24,8 +24,12 @@ CURVES = {
 """What `dvc plots` draws: a file each, by step."""
 
 
-def train(params: Params) -> Trial:
+def train(params: Params, until: int | None = None) -> Trial:
     """Train the trial of these parameters, or find it trained.
+
+    Args:
+        params: all parameters.
+        until: a step to pause after, with a checkpoint; the next call goes on. None trains to the end.
 
     Raises:
         PipelineError: an input is missing or damaged, another process trains it, the loss is no number, or the disk
@@ -42,7 +46,7 @@ def train(params: Params) -> Trial:
             from pipeline.trial.fit import fit
 
             with recorded(trial, "train"):
-                fit(params, inputs, trial, lease)
+                fit(params, inputs, trial, lease, until)
     return trial
 
 

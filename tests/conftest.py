@@ -1,5 +1,6 @@
 """What tests share. Everything here is made once in a session."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -41,4 +42,26 @@ def prepared(tmp_path_factory, real_weights) -> Path:
     for stage in ("weights", "prepare", "features"):
         done = command(folder, stage)
         assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def specified(prepared, tmp_path_factory) -> Path:
+    """A small project with a sweep, as it is before its first trial. Copy it before you change it."""
+    from sweeps import specify
+
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("sweep") / "project", symlinks=True)
+    specify(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def swept(specified, tmp_path_factory) -> Path:
+    """A project with a sweep that nobody disturbed, and what it printed, in `printed.txt`."""
+    from project import command
+
+    folder = shutil.copytree(specified, tmp_path_factory.mktemp("swept") / "project", symlinks=True)
+    done = command(folder, "sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout + done.stderr)
     return folder

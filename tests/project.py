@@ -1,11 +1,14 @@
 """A whole project in small, in a temporary folder: ten utterances, real encoders, a tiny LLM, a real DVC repository."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import tiny
 import yaml
 
@@ -74,6 +77,29 @@ def command(folder: Path, *words: str, **options: object) -> subprocess.Complete
     """Run `python -m pipeline.<words>` in a project; its output is captured as text."""
     line = [sys.executable, "-m", f"pipeline.{words[0]}", *words[1:]]
     return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
+    """A disk of 800 kB at a new folder; what is given makes it large. Skips where it cannot be mounted."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", folder]
+    mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def group_lives(group: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:

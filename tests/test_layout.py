@@ -22,15 +22,18 @@ LIBRARIES = {
     "model": set(),
     "scoring": set(),
     "sinks": {"model.roles"},
-    "tracking": set(),
+    "tracking": {"corpora.manifest", "encoders.store"},
     "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
-    "sweeping": {"corpora.manifest", "encoders.store", "tracking", "trial.inputs"},
-    "comparison": {"scoring", "tracking", "sinks.figures"},
+    "sweeping": {"comparison", "corpora.manifest", "corpora.record", "encoders.store", "tracking", "trial.inputs"},
+    "comparison": {"scoring", "tracking", "sinks.figures", "sinks.gallery"},
+    "inspection": {"comparison.quantities", "model", "scoring.errors", "sinks", "tracking", "trial"},
+    "reproduction": {"encoders.store", "tracking"},
+    "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "tracking"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""
 MAY_RUN_STAGES = {"sweep", "reproduce"}
 """Commands that import other commands."""
-ONLY_IN = {"ray": "sweep.py", "mlflow": "tracking/mlflow_writer.py", "peft": "model/"}
+ONLY_IN = {"ray": "sweeping/engine.py", "mlflow": "tracking/mlflow_writer.py", "peft": "model/"}
 HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

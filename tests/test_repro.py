@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from project import ROOT, environment, make_project
+from project import ROOT, command, environment, make_project
 
 STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
 
@@ -53,6 +53,20 @@ def test_metrics_and_plots_are_there_for_dvc(finished):
     plots = json.loads(dvc(finished, "plots", "show", "--json").stdout)
     assert {"loss", "decorrelation", "cosine_to_bos"} <= set(plots["data"])
     assert not plots.get("errors")
+
+
+@pytest.mark.parametrize("lost", ["data/features", "results/features"])
+def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path, lost):
+    project = shutil.copytree(finished, tmp_path / "project", symlinks=True)
+    shutil.rmtree(project / "data/features")
+    shutil.rmtree(project / lost, ignore_errors=True)
+    text = "name: small\nset: {train.steps: 2}\naxes: {model.modality: [video]}\n"
+    (project / "sweep.yaml").write_text(text)
+    done = command(project, "sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "dvc repro features@video" in done.stdout
+    assert "1 failed" not in done.stdout
+    assert "best by wer/validation: video v5 weight 0" in done.stdout
 
 
 def test_a_beam_evaluates_again_and_a_comment_trains_nothing(finished):

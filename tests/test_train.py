@@ -4,10 +4,11 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from project import command, start
+from project import command, environment, small_disk, start
 
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
@@ -70,6 +71,47 @@ def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
     assert not (trial / "checkpoints").exists()
 
 
+def test_sinks_are_followed_while_it_trains_and_nothing_else_changes(project, undisturbed):
+    followed = command(project, "train", *LONG, "--set", "sinks.every=10")
+    assert followed.returncode == 0, followed.stderr
+    trial = the_trial(project)
+    assert trial.name == undisturbed.name
+    assert weights_of(trial) == weights_of(undisturbed)
+    assert losses_of(trial) == losses_of(undisturbed)
+    lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    looks = {line["step"]: line for line in lines if "sinks/max_ratio/bos" in line}
+    assert list(looks) == [0, 10, 20, 30, 40]
+    assert len({line["sinks/max_ratio/bos"] for line in looks.values()}) == len(looks)
+
+
+def in_process(project, code):
+    """Run Python in a project, with `params(*overrides)` and `train` at hand; returns what it printed."""
+    given = """
+from pipeline.config import load_params
+from pipeline.train import train
+from pipeline.trial import build
+def params(*overrides):
+    return load_params("params.yaml", ["train.steps=40", "train.checkpoint_every=5", *overrides])
+"""
+    words = [sys.executable, "-c", given + code]
+    ran = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.split()
+
+
+def test_trials_of_one_process_share_the_llm_and_no_bits(project, undisturbed):
+    code = "train(params('train.seed=1')); train(params()); print(build._loaded.cache_info().misses)"
+    assert in_process(project, code) == ["1"]
+    assert weights_of(project / "runs" / undisturbed.name) == weights_of(undisturbed)
+
+
+def test_a_training_that_pauses_ends_with_equal_bits(project, undisturbed):
+    code = "print(*(train(params(), until).state().name for until in (12, 12, 4, 20, None)))"
+    assert in_process(project, code) == ["TRAINING"] * 4 + ["TRAINED"]
+    assert weights_of(the_trial(project)) == weights_of(undisturbed)
+    assert losses_of(the_trial(project)) == losses_of(undisturbed)
+
+
 def test_an_interrupted_training_keeps_its_last_step(project, undisturbed):
     process = start(project, "train", *LONG)
     wait_for_checkpoint(project, process, 5)
@@ -120,22 +162,15 @@ def test_a_loss_that_is_no_number_is_one_error(project):
 
 
 def test_a_full_disk_is_one_error_and_training_goes_on_with_room(project, undisturbed):
-    runs = project / "runs"
-    runs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", runs], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(project / "runs") as enlarge:
         failed = command(project, "train", *LONG)
         assert failed.returncode == 1, failed.stderr
         assert "free some space" in failed.stderr
         assert "Traceback" not in failed.stderr
-        subprocess.run(["mount", "-o", "remount,size=100m", runs], check=True)
+        enlarge()
         again = command(project, "train", *LONG)
         assert again.returncode == 0, again.stderr
         assert weights_of(the_trial(project)) == weights_of(undisturbed)
-    finally:
-        subprocess.run(["umount", runs], check=True)
 
 
 def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
