@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trees
+from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError

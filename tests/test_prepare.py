@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from project import group_lives
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
