@@ -4,6 +4,7 @@ The project itself is left as it is: what was changed there since is somebody's 
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -90,12 +91,12 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
     from dvc.scm import SCMError
 
     try:
-        with Repo(str(project)) as repo:
+        with _silent("dvc"), Repo(str(project)) as repo:
             settings = {name: dict(repo.config.get(name, {})) for name in ("core", "remote", "cache")}
             settings["cache"]["dir"] = repo.cache.local_cache_dir
         settings["core"]["no_scm"] = True
         (tree / ".dvc").mkdir(exist_ok=True)
-        with Repo(str(tree), config=settings) as repo:
+        with _silent("dvc"), Repo(str(tree), config=settings) as repo:
             # What is in the cache needs no remote.
             with contextlib.suppress(DvcException):
                 repo.fetch(targets=[str(tree / folder)])
@@ -104,3 +105,15 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
         print(f"{folder}: DVC cannot fetch it ({str(error).partition(chr(10))[0]})", file=sys.stderr, flush=True)
         return False
     return True
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Without the warnings of a library: what it could not do is said in our own line."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
