@@ -23,12 +23,11 @@ class Records:
         return len(self._ids)
 
     def add(self, ids: Sequence[str], columns: Mapping[str, Column]) -> None:
-        """Take in the utterances of a batch."""
+        """Take in the utterances of a batch. A figure that the batch does not have (a share of no sink) is 0 of 0."""
+        for name in dict.fromkeys([*self._columns, *columns]):
+            parts = self._columns.setdefault(name, [np.zeros((2, len(self._ids)))])
+            parts.append(_counted(columns[name]) if name in columns else np.zeros((2, len(ids))))
         self._ids += ids
-        for name, pair in columns.items():
-            top, bottom = (part.detach().cpu().double().numpy() for part in pair)
-            # A value that nothing is counted for may be anything, and must not reach the sum.
-            self._columns.setdefault(name, []).append(np.stack([np.where(bottom > 0, top, 0), bottom]))
 
     def column(self, name: str) -> np.ndarray:
         """(2, utterances) in the order of their ids, so that the order of batches changes nothing."""
@@ -39,6 +38,19 @@ class Records:
         columns = {name: self.column(name) for name in self._columns}
         return {name: float(top.sum() / bottom.sum()) for name, (top, bottom) in columns.items() if bottom.sum() > 0}
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything that was kept, so that two models can be compared utterance by utterance.
+
+        `record_ids` (N,), rising. `record_names` (K,): of the figures. `records` (K, 2, N) float32: their numerators
+        and denominators.
+        """
+        names = sorted(self._columns)
+        return {
+            "record_ids": np.array(sorted(self._ids)),
+            "record_names": np.array(names),
+            "records": np.stack([self.column(name) for name in names]).astype(np.float32),
+        }
+
     def largest(self, name: str) -> float:
         """The largest numerator."""
         return float(self.column(name)[0].max())
@@ -46,3 +58,9 @@ class Records:
     def interval(self, name: str, resamplings: int, seed: int) -> tuple[float, float] | None:
         """95% interval of a figure over utterances."""
         return interval(*self.column(name), resamplings, seed)
+
+
+def _counted(pair: Column) -> np.ndarray:
+    """(2, B). A value that nothing is counted for may be anything, and must not reach the sum."""
+    top, bottom = (part.detach().cpu().double().numpy() for part in pair)
+    return np.stack([np.where(bottom > 0, top, 0), bottom])
