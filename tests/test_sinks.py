@@ -1,5 +1,6 @@
 """The sink instrument: streaming against storing everything, on a small Llama with planted massive activations."""
 
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -467,6 +468,8 @@ def _numbers_held(thing: object, seen: set | None = None) -> int:
         return thing.numel()
     if isinstance(thing, np.ndarray):
         return thing.size
+    if isinstance(thing, array):
+        return len(thing)
     if isinstance(thing, dict):
         return sum(_numbers_held(value, seen) for value in thing.values())
     if isinstance(thing, (list, tuple)):

@@ -88,7 +88,9 @@ class Curves:
     def _add_features(self, tokens: Tokens) -> None:
         massive = tokens.activations.massive
         counts = torch.stack([massive[who].sum(0) for who in (tokens.sink & tokens.is_bos, tokens.intermediate)]).cpu()
-        self._features = counts if self._features is None else self._features + counts
+        if self._features is None:
+            self._features = torch.zeros_like(counts)
+        self._features += counts
         self._sinks += torch.stack([(tokens.sink & tokens.is_bos).sum(), tokens.intermediate.sum()]).cpu()
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The small record that is kept of each utterance, so that figures have intervals over utterances."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ class Records:
 
     def __init__(self) -> None:
         self._ids: list[str] = []
-        self._columns: dict[str, list[np.ndarray]] = {}
+        # Not an array a batch: small pieces among a batch's large ones would keep the heap from being used again.
+        self._columns: dict[str, tuple[array, array]] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -25,13 +27,15 @@ class Records:
     def add(self, ids: Sequence[str], columns: Mapping[str, Column]) -> None:
         """Take in the utterances of a batch. A figure that the batch does not have (a share of no sink) is 0 of 0."""
         for name in dict.fromkeys([*self._columns, *columns]):
-            parts = self._columns.setdefault(name, [np.zeros((2, len(self._ids)))])
-            parts.append(_counted(columns[name]) if name in columns else np.zeros((2, len(ids))))
+            kept = self._columns.setdefault(name, (array("d", [0] * len(self._ids)), array("d", [0] * len(self._ids))))
+            found = _counted(columns[name]) if name in columns else np.zeros((2, len(ids)))
+            for numbers, values in zip(kept, found, strict=True):
+                numbers.extend(values.tolist())
         self._ids += ids
 
     def column(self, name: str) -> np.ndarray:
         """(2, utterances) in the order of their ids, so that the order of batches changes nothing."""
-        return np.concatenate(self._columns[name], axis=1)[:, np.argsort(self._ids, kind="stable")]
+        return np.array(self._columns[name])[:, np.argsort(self._ids, kind="stable")]
 
     def figures(self) -> dict[str, float]:
         """Each figure that exists."""
