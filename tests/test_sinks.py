@@ -1,5 +1,6 @@
 """The sink instrument: streaming against storing everything, on a small Llama with planted massive activations."""
 
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,13 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
         "intermediate_map": [],
         "norms": [],
         "role_mass": [],
+        "by_role": [],
     }
 
     def note(name: str, value: float) -> None:
         metrics.setdefault(f"sinks/{name}", []).append(float(value))
 
-    for _, embeddings, roles in utterances():
+    for row, (_, embeddings, roles) in enumerate(utterances()):
         found = stored(model, embeddings)
         hidden, maps, length = found["residuals"], found["maps"], len(roles)
         size = np.abs(hidden)
@@ -129,7 +131,12 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
             main = int(added.argmax())
             attention, mlp = (abs(found[part][main, t, feature]) for part in ("attention", "mlp"))
             note("mlp_share", mlp / (mlp + attention))
+            note(f"mlp_share/{'intermediate' if t > 0 else 'bos'}", mlp / (mlp + attention))
+            first = min(b for b in range(BLOCKS) if ratio[b, t, feature] > settings.tau)
             curves.setdefault("main", []).append((main, t > 0))
+            curves.setdefault("first", []).append((first, t > 0))
+            added_apart = [sign * found[part][:, t, feature] for part in ("attention", "mlp")]
+            curves.setdefault("added", []).append((t > 0, added_apart))
             weight = model.model.layers[main].mlp.down_proj.weight[feature].detach().numpy()
             written = sign * found["product"][main, t] * weight
             unit = int(written.argmax())
@@ -155,6 +162,12 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
             if roles[t] != Role.RESPONSE:
                 note("decorrelation", (cosine[:-1, t] ** 2).mean())
 
+        curves["by_role"] += [
+            (int(roles[t]), row, t in judged, ratio[:, t].max(1), alpha[:, :, t] > settings.epsilon,
+             [ratio[:, t].max(1) > settings.tau, (alpha.mean(1)[:, t] > settings.epsilon) & (t in judged),
+              size[:, t].max(1) > 3 * np.array(typical)])
+            for t in range(length)
+        ]  # fmt: skip
         curves["cosines"] += [(int(roles[t]), t in own, cosine[:, t]) for t in range(length)]
         curves["norms"] += [(0 if t == 0 else 1 if t in own else 2,
                              [np.linalg.norm(hidden[:, t], axis=1),
@@ -230,8 +243,27 @@ def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSu
         np.testing.assert_allclose(arrays["role_share"][:, role], np.mean(given, axis=0), rtol=1e-4, atol=1e-6)
     for block in range(BLOCKS):
         for intermediate in (0, 1):
-            expected = sum(one == (block, bool(intermediate)) for one in curves["main"])
-            assert arrays["origin_main"][block, intermediate] == expected
+            for name in ("main", "first"):
+                expected = sum(one == (block, bool(intermediate)) for one in curves[name])
+                assert arrays[f"origin_{name}"][block, intermediate] == expected
+
+
+def test_what_is_told_of_each_role_and_block_equals_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+    arrays = summary.arrays
+    for role in REAL_ROLES:
+        mine = [one[1:] for one in brute[1]["by_role"] if one[0] == role]
+        strongest = [
+            np.max([ratio for of, _, ratio, *_ in mine if of == row], axis=0) for row in {one[0] for one in mine}
+        ]
+        np.testing.assert_allclose(arrays["role_ratio"][:, role], np.mean(strongest, axis=0), rtol=1e-4)
+        heads = [above for _, judged, _, above, _ in mine if judged]
+        if heads:
+            np.testing.assert_allclose(arrays["role_sink_rate"][:, role], np.mean(heads, axis=(0, 2)), atol=1e-6)
+        else:
+            assert np.isnan(arrays["role_sink_rate"][:, role]).all()
+        for number, name in enumerate(("massive", "attended", "outlier")):
+            expected = np.sum([found[number] for *_, found in mine], axis=0)
+            assert arrays[f"{name}_tokens"][:, role].tolist() == expected.tolist()
 
 
 def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
@@ -239,6 +271,9 @@ def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkS
     for intermediate in (0, 1):
         before = np.mean([values for group, values in curves["before"] if group == intermediate], axis=0)
         np.testing.assert_allclose(arrays["origin_before"][:, intermediate], before, rtol=1e-3, atol=1e-5)
+        added = np.mean([values for group, values in curves["added"] if group == intermediate], axis=0)
+        for part, values in zip(("attention", "mlp"), added, strict=True):
+            np.testing.assert_allclose(arrays[f"origin_{part}"][:, intermediate], values, rtol=1e-3, atol=1e-5)
         for block in range(BLOCKS):
             of_group = [one[2:] for one in curves["inside"] if one[:2] == (block, bool(intermediate))]
             assert (len(of_group) == 0) == np.isnan(arrays["unit_weight"][block, intermediate])
@@ -301,6 +336,22 @@ def test_what_does_not_exist_is_absent() -> None:
     for name in ("bos_cosine/sink", "bos_cosine/other", "feature_jaccard", "mlp_share"):
         assert f"sinks/{name}" not in found.metrics
     assert np.isfinite(list(found.metrics.values())).all()
+
+
+def test_batches_without_a_sink_between_others_change_nothing(summary: SinkSummary) -> None:
+    strongest = [max(streamed(llama(), [[one]]).metrics[f"sinks/max_ratio/{who}"] for who in ("bos", "intermediate"))
+                 for one in utterances()]  # fmt: skip
+    settings = replace_tau(float(np.median(strongest)))
+    alone = streamed(llama(), [[one] for one in utterances()], settings)
+    assert_equal_summaries(alone, streamed(llama(), [utterances()], settings))
+    assert 0 < alone.metrics["sinks/unit_share"] <= 1
+
+
+def test_records_are_those_behind_the_figures(summary: SinkSummary) -> None:
+    arrays = summary.arrays
+    assert arrays["record_ids"].tolist() == [id for id, *_ in utterances()]
+    for name, (tops, bottoms) in zip(arrays["record_names"], arrays["records"], strict=True):
+        assert tops.sum() / bottoms.sum() == pytest.approx(summary.metrics[name], rel=1e-5)
 
 
 def test_roles_that_no_utterance_has_are_absent() -> None:
@@ -417,6 +468,8 @@ def _numbers_held(thing: object, seen: set | None = None) -> int:
         return thing.numel()
     if isinstance(thing, np.ndarray):
         return thing.size
+    if isinstance(thing, array):
+        return len(thing)
     if isinstance(thing, dict):
         return sum(_numbers_held(value, seen) for value in thing.values())
     if isinstance(thing, (list, tuple)):

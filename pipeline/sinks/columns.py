@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.captured import Captured
 from pipeline.sinks.definitions import lifetimes
@@ -18,24 +17,24 @@ INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 
 
 def utterance_columns(
-    captured: Captured, tokens: Tokens, origin: Origin | None, units: Units | None, settings: Sinks
+    captured: Captured, tokens: Tokens, origin: Origin | None, units: Units | None
 ) -> dict[str, Column]:
     """Every figure that is a mean or a share over utterances, by its name among the metrics."""
     ones = torch.ones(len(captured.mask), device=captured.mask.device)
     columns = {"sinks/tokens_per_utterance": (captured.mask.sum(1), ones)}
-    columns |= _importance_of_bos(captured, tokens, settings)
+    columns |= _importance_of_bos(tokens)
     columns |= _relocation_by_importance(captured, tokens)
     columns |= _other_definitions(tokens, ones)
     columns |= _decorrelation(captured, tokens)
     # With fewer than three blocks there is no inner one, and nothing massive can be looked for.
     if has_inner(len(captured.importance)):
-        columns |= _counts(captured, tokens, settings, ones)
+        columns |= _counts(captured, tokens, ones)
         columns |= _ratios(captured, tokens, ones)
         columns |= _cosines(captured, tokens)
         columns |= _features(tokens)
         columns |= _agreement(tokens)
         if origin is not None:
-            columns["sinks/mlp_share"] = _per_utterance(origin.mlp_share, origin.utterance, ones)
+            columns |= _writers(origin, ones)
         if units is not None:
             columns["sinks/unit_share"] = _per_utterance(units.share, units.utterance, ones)
     return columns
@@ -55,9 +54,9 @@ def response_ranking(captured: Captured) -> tuple[Tensor, Tensor]:
     return ranking, response.any(1)
 
 
-def _importance_of_bos(captured: Captured, tokens: Tokens, settings: Sinks) -> dict[str, Column]:
-    above = (importance_at(captured, tokens.bos) > settings.epsilon).float().mean((0, 2))
-    return {"sinks/bos_sink_rate": (above, tokens.eligible.gather(1, tokens.bos[:, None])[:, 0])}
+def _importance_of_bos(tokens: Tokens) -> dict[str, Column]:
+    rate = tokens.rate.mean(0).gather(1, tokens.bos[:, None])[:, 0]
+    return {"sinks/bos_sink_rate": (rate, tokens.eligible.gather(1, tokens.bos[:, None])[:, 0])}
 
 
 def importance_at(captured: Captured, position: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ def importance_at(captured: Captured, position: Tensor) -> Tensor:
     return captured.importance.transpose(2, 3)[:, rows, position]
 
 
-def _counts(captured: Captured, tokens: Tokens, settings: Sinks, ones: Tensor) -> dict[str, Column]:
+def _counts(captured: Captured, tokens: Tokens, ones: Tensor) -> dict[str, Column]:
     """Intermediate sink tokens: in all, by role, at fixed thresholds, with the absolute bound."""
     columns = {
         INTERMEDIATE: (tokens.intermediate.sum(1), ones),
@@ -154,6 +153,15 @@ def _features(tokens: Tokens) -> dict[str, Column]:
     jaccard = (massive & of_bos).sum(2) / (massive | of_bos).sum(2).clamp(min=1)
     compared = tokens.intermediate & of_bos.any(2)
     return {"sinks/feature_jaccard": ((jaccard * compared).sum(1), compared.sum(1))}
+
+
+def _writers(origin: Origin, ones: Tensor) -> dict[str, Column]:
+    """What the MLP wrote of all sinks, and of BOS and of the intermediate ones apart."""
+    who = {"": torch.ones_like(origin.is_bos), "/bos": origin.is_bos, "/intermediate": ~origin.is_bos}
+    return {
+        f"sinks/mlp_share{name}": _per_utterance(origin.mlp_share[chosen], origin.utterance[chosen], ones)
+        for name, chosen in who.items()
+    }
 
 
 def _per_utterance(values: Tensor, utterance: Tensor, ones: Tensor) -> Column:

@@ -31,6 +31,8 @@ class Curves:
         self._top = Moments(blocks * 4, 1)
         self._importance = Moments(blocks * heads, 2)
         self._share = Moments(blocks, len(Role))
+        self._ratio = Moments(blocks, len(Role))
+        self._rate = Moments(blocks, len(Role))
         self._sinks = torch.zeros(2, dtype=torch.long)
         self._features: Tensor | None = None
 
@@ -51,6 +53,7 @@ class Curves:
         self._top.add(sizes.transpose(1, 2).flatten(0, 1), torch.zeros_like(tokens.bos))
         self._add_importance(captured, tokens)
         self._add_role_share(captured)
+        self._add_roles(captured, tokens)
         self._add_features(tokens)
 
     def _add_importance(self, captured: Captured, tokens: Tokens) -> None:
@@ -70,14 +73,24 @@ class Curves:
         roles = captured.roles[exists]
         share = torch.zeros(*mass.shape[:2], len(Role), device=mass.device)
         share.scatter_add_(2, roles.expand(mass.shape), mass)
-        present = torch.zeros(len(roles), len(Role), device=mass.device).scatter_(1, roles, 1.0).bool()
-        present[:, Role.PADDING] = False
+        present = _present(roles)
         self._share.add(share[:, present], present.nonzero()[:, 1])
+
+    def _add_roles(self, captured: Captured, tokens: Tokens) -> None:
+        """Each role's largest ratio in an utterance, and in how many heads its keys are sinks."""
+        roles, ratio = captured.roles, tokens.activations.ratio
+        largest = torch.zeros(*ratio.shape[:2], len(Role), device=ratio.device)
+        largest.scatter_reduce_(2, roles.expand(ratio.shape), ratio, "amax")
+        present = _present(roles)
+        self._ratio.add(largest[:, present], present.nonzero()[:, 1])
+        self._rate.add(tokens.rate[:, tokens.eligible], roles[tokens.eligible])
 
     def _add_features(self, tokens: Tokens) -> None:
         massive = tokens.activations.massive
         counts = torch.stack([massive[who].sum(0) for who in (tokens.sink & tokens.is_bos, tokens.intermediate)]).cpu()
-        self._features = counts if self._features is None else self._features + counts
+        if self._features is None:
+            self._features = torch.zeros_like(counts)
+        self._features += counts
         self._sinks += torch.stack([(tokens.sink & tokens.is_bos).sum(), tokens.intermediate.sum()]).cpu()
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -87,7 +100,9 @@ class Curves:
         all roles but BOS, (L, 2). `largest` (L, 3) and `median` (L,): of |h|. `importance_bos` and
         `importance_intermediate`: (L, H). `norm_*`: (L, 3), L2 norms of h at BOS, at intermediate sinks, at others;
         `norm_key_*` and `norm_value_*`: the same of keys and values, mean over heads. `role_share`: (L, R), attention
-        mass of the response. `features_*`: (D,), share of sink tokens at which the feature is massive.
+        mass of the response. `role_ratio`: (L, R), largest ratio of the role's tokens, mean over utterances that have
+        it. `role_sink_rate`: (L, R), share of heads in which a key of the role has an importance above epsilon.
+        `features_*`: (D,), share of sink tokens at which the feature is massive.
         """
         top = self._top.means().reshape(self.blocks, 4)
         importance = self._importance.means().reshape(self.blocks, self.heads, 2)
@@ -118,6 +133,8 @@ class Curves:
             "norm_value_mean": values,
             "norm_value_deviation": value_spread,
             "role_share": self._share.means(),
+            "role_ratio": self._ratio.means(),
+            "role_sink_rate": self._rate.means(),
             "features_bos": features[0],
             "features_intermediate": features[1],
         }
@@ -141,3 +158,10 @@ class Curves:
         best = counts.argsort(descending=True, stable=True)[:FEATURES_NAMED].tolist()
         total = int(self._sinks[group])
         return [{"feature": index, "share": int(counts[index]) / total} for index in best if counts[index] > 0]
+
+
+def _present(roles: Tensor) -> Tensor:
+    """(B, R) of bool: which roles each utterance has, of roles (B, T)."""
+    present = torch.zeros(len(roles), len(Role), device=roles.device).scatter_(1, roles, 1.0).bool()
+    present[:, Role.PADDING] = False
+    return present

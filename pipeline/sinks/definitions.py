@@ -12,6 +12,9 @@ DEFINITIONS = ("massive", "massive_absolute", "attention", "outlier", "secondary
 """Massive by ratio (arXiv 2510.22603), also above 100 (Sun et al.), by importance (Gu et al.), PrefixQuant's outlier
 tokens, secondary sinks."""
 
+AT_BLOCKS = ("massive", "attended", "outlier")
+"""What is also counted block by block."""
+
 
 def by_definition(tokens: Tokens) -> Tensor:
     """(5, B, T) of bool: which tokens are sinks, in the order of `DEFINITIONS`."""
@@ -26,7 +29,7 @@ class Definitions:
         self._tokens = torch.zeros(len(Role), dtype=torch.long)
         self._counts = torch.zeros(kinds, len(Role), dtype=torch.long)
         self._both, self._either = torch.zeros(2, kinds, kinds, dtype=torch.long)
-        self._outliers = torch.zeros(blocks, len(Role), dtype=torch.long)
+        self._at = {name: torch.zeros(blocks, len(Role), dtype=torch.long) for name in AT_BLOCKS}
         self._created = torch.zeros(blocks, len(Role), dtype=torch.long)
         self._lifetimes = torch.zeros(blocks + 1, len(Role), dtype=torch.long)
 
@@ -36,7 +39,8 @@ class Definitions:
         found = by_definition(tokens)
         self._tokens += _by_role(torch.ones_like(roles)[None], roles)[0]
         self._counts += _by_role(found[:, captured.mask], roles)
-        self._outliers += _by_role(tokens.outlier_at[:, captured.mask], roles)
+        for name, counts in self._at.items():
+            counts += _by_role(getattr(tokens, f"{name}_at")[:, captured.mask], roles)
         self._add_agreement(found[:, tokens.eligible & ~tokens.is_bos])
         self._add_secondary(tokens.aligned[:, tokens.secondary], captured.roles[tokens.secondary])
 
@@ -57,9 +61,10 @@ class Definitions:
         """By name; L blocks, R roles.
 
         `role_tokens` (R,): tokens. `definition_tokens` (5, R): sinks by definition. `definition_agreement` (5, 5):
-        Jaccard over tokens other than BOS whose importance can be judged; NaN where neither has any. `outlier_tokens`
-        (L, R): outliers after each block. `secondary_created` (L, R): secondary sinks by the first block after which
-        they are aligned. `secondary_lifetime` (L + 1, R): their number by the blocks that they then stay so.
+        Jaccard over tokens other than BOS whose importance can be judged; NaN where neither has any. `massive_tokens`,
+        `attended_tokens`, `outlier_tokens` (L, R): those of each block, the first and the last too.
+        `secondary_created` (L, R): secondary sinks by the first block after which they are aligned.
+        `secondary_lifetime` (L + 1, R): their number by the blocks that they then stay so.
         """
         either = self._either.double()
         return {
@@ -67,7 +72,7 @@ class Definitions:
             "role_tokens": self._tokens.numpy(),
             "definition_tokens": self._counts.numpy(),
             "definition_agreement": torch.where(either > 0, self._both / either, torch.nan).numpy(),
-            "outlier_tokens": self._outliers.numpy(),
+            **{f"{name}_tokens": counts.numpy() for name, counts in self._at.items()},
             "secondary_created": self._created.numpy(),
             "secondary_lifetime": self._lifetimes.numpy(),
         }

@@ -27,11 +27,10 @@ class Moments:
         count = torch.bincount(groups, minlength=len(self.count)).double()
         mean = torch.zeros_like(self.mean).index_add_(1, groups, values) / count.clamp(min=1)
         squares = torch.zeros_like(self.mean).index_add_(1, groups, (values - mean[:, groups]).square())
-        total = self.count + count
-        gap, share = mean - self.mean, count / total.clamp(min=1)
+        gap, share = mean - self.mean, count / (self.count + count).clamp(min=1)
         self.mean += gap * share
         self.squares += squares + gap.square() * self.count * share
-        self.count = total
+        self.count += count
 
     def joined(self, groups: list[int]) -> "Moments":
         """The same of some groups taken together, as one group."""

@@ -82,7 +82,7 @@ class SinkStatistics:
         tokens = measure(captured, self.settings)
         origin = origins(captured, tokens, self.settings.tau)
         units = None if origin is None else writing_units(captured, tokens, origin)
-        self._records.add(utterance_ids, utterance_columns(captured, tokens, origin, units, self.settings))
+        self._records.add(utterance_ids, utterance_columns(captured, tokens, origin, units))
         self._curves.add(captured, tokens)
         self._writers.add(origin, units)
         self._definitions.add(captured, tokens)
@@ -107,7 +107,7 @@ class SinkStatistics:
         if has_inner(self.blocks):
             for who in ("bos", "intermediate"):
                 metrics[f"sinks/max_ratio/{who}/max"] = self._records.largest(f"sinks/max_ratio/{who}")
-        parts = (self._curves, self._writers, self._definitions, self._sensitivity, self._exemplar)
+        parts = (self._records, self._curves, self._writers, self._definitions, self._sensitivity, self._exemplar)
         arrays = {name: array for part in parts for name, array in part.arrays().items()}
         arrays |= {name: np.array(getattr(self.settings, name)) for name in ("tau", "epsilon")}
         return SinkSummary(metrics, arrays, self._description())

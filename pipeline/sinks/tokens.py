@@ -56,19 +56,31 @@ class Tokens:
     """(B, T): the inner block that has it: the token's strongest."""
     feature: Tensor
     """(B, T): the feature that has it there."""
-    sink: Tensor
-    """(B, T) of bool: `ratio` above tau, BOS included."""
     absolute_sink: Tensor
-    """(B, T) of bool: the same, and |h| above 100, in one inner block."""
-    attention_sink: Tensor
-    """(B, T) of bool: importance above epsilon on average over heads in some block, among eligible keys."""
+    """(B, T) of bool: a sink, and |h| above 100, in one inner block."""
     eligible: Tensor
     """(B, T) of bool: keys that at least `minimum_queries` queries see."""
+    rate: Tensor
+    """(L, B, T): share of heads in which the key's importance is above epsilon; 0 at keys that are not eligible."""
+    massive_at: Tensor
+    """(L, B, T) of bool: after this block the ratio is above tau."""
+    attended_at: Tensor
+    """(L, B, T) of bool: in this block the importance is above epsilon on average over heads; eligible keys only."""
     outlier_at: Tensor
     """(L, B, T) of bool: after this block the largest |h| is above `outlier` times its median over the utterance's
     tokens (PrefixQuant)."""
     aligned: Tensor
     """(L, B, T) of bool: after this block |cosine to BOS| is above `alignment`; false at BOS itself."""
+
+    @property
+    def sink(self) -> Tensor:
+        """(B, T) of bool: massive after some inner block, BOS included."""
+        return inner(self.massive_at).any(0)
+
+    @property
+    def attention_sink(self) -> Tensor:
+        """(B, T) of bool: attended to in some block."""
+        return self.attended_at.any(0)
 
     @property
     def outlier(self) -> Tensor:
@@ -107,10 +119,11 @@ def measure(captured: Captured, settings: Sinks) -> Tokens:
         ratio=ratio,
         block=block,
         feature=found.feature.gather(0, block[None])[0],
-        sink=ratio > settings.tau,
         absolute_sink=((inner(found.ratio) > settings.tau) & (found.largest > ABSOLUTE)).any(0),
-        attention_sink=(captured.importance.mean(2) > settings.epsilon).any(0) & eligible,
         eligible=eligible,
+        rate=(captured.importance > settings.epsilon).float().mean(2) * eligible,
+        massive_at=found.ratio > settings.tau,
+        attended_at=(captured.importance.mean(2) > settings.epsilon) & eligible,
         outlier_at=_outliers(found.largest, captured.mask, settings.outlier),
         aligned=(found.cosine.abs() > settings.alignment) & captured.mask & ~is_bos,
     )

@@ -13,6 +13,7 @@ from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, collate
 from pipeline.sinks.capture import capture
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.statistics import SinkStatistics, SinkSummary
 from pipeline.trial.inputs import Inputs
 
@@ -76,12 +77,16 @@ def observe(
     config = model.decoder.config
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
     for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
-        sequence = model.sequence(batch, response=True)
-        with model.autocast():
-            captured = capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
-        statistics.add(captured, [utterance.id for utterance in chosen])
+        # Not kept in a name, which would hold one batch while the next is captured.
+        statistics.add(_captured(model, batch), [utterance.id for utterance in chosen])
         seen(len(chosen))
     return statistics
+
+
+def _captured(model: AudioVisualLLM, batch: Batch) -> Captured:
+    sequence = model.sequence(batch, response=True)
+    with model.autocast():
+        return capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
 
 
 def _batches(
