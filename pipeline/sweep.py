@@ -157,7 +157,7 @@ def bring_into_mlflow(sweep: Sweep, trials: Sequence[Planned]) -> None:
     begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]
     # What is noted is what was there before: a trial that ends meanwhile is brought by the next sync.
     noted = record(trials)
-    shown = [path for kind in ("table.*", "*.png") for path in sorted(folder.glob(kind))]
+    shown = [path for kind in ("table.*", "claims.md", "*.png") for path in sorted(folder.glob(kind))]
     ingest_sweep(begun, tracking_uri(), sweep.specification.name, shown)
     write_json(folder / SYNCED, noted)
 

@@ -20,6 +20,7 @@ from pipeline.inspection.survey import Survey, survey
 from pipeline.inspection.text import Text
 from pipeline.inspection.words import words
 from pipeline.sinks.causal import SetMassive
+from pipeline.sinks.gallery import FIGURES
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import Inputs
@@ -29,7 +30,7 @@ LOW = "sinks.tau=4"
 """So low that random weights have sinks."""
 FILES = {"summary.txt", "sinks.json"} | {
     f"{name}.{suffix}"
-    for name in ("largest_activations", "cosine_to_bos", "importance")
+    for name in FIGURES
     for suffix in ("png", "pdf")
 }  # fmt: skip
 TABLES = {f"interventions.{suffix}" for suffix in ("txt", "md", "csv", "json", "png", "pdf")}

@@ -37,7 +37,21 @@ def finish(trial: Trial, errors: dict[str, list[int]], **more: float) -> Trial:
     return trial
 
 
-def write_sinks(trial: Trial, massive: float, blocks: int = 8, heads: int = 3, sinks: bool = True) -> None:
+def sink_records(figures: dict[str, list], roles: dict[str, int]) -> dict[str, np.ndarray]:
+    """What the sink instrument keeps of each utterance (a value, or numerator and denominator), and tokens by role."""
+    values = [[one if isinstance(one, tuple) else (one, 1) for one in column] for column in figures.values()]
+    return {
+        "record_ids": np.array([f"test/{number}" for number in range(len(values[0]))]),
+        "record_names": np.array([f"sinks/{name}" for name in figures]),
+        "records": np.array(values, np.float32).transpose(0, 2, 1),
+        "roles": np.array(list(roles)),
+        "role_tokens": np.array(list(roles.values())),
+    }
+
+
+def write_sinks(
+    trial: Trial, massive: float, blocks: int = 8, heads: int = 3, sinks: bool = True, **more: np.ndarray
+) -> None:
     """Plausible arrays of the sink instrument: BOS and, if there are sinks, others are `massive` in the middle."""
     random = np.random.default_rng(0)
     here = np.zeros(blocks, bool)
@@ -59,4 +73,5 @@ def write_sinks(trial: Trial, massive: float, blocks: int = 8, heads: int = 3, s
         importance_intermediate=random.random((blocks, heads)) * (0.5 if sinks else 0.05),
         origin_main=origin,
         origin_first=origin,
+        **more,
     )

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipeline.comparison.claims import MOVED, RELOCATED, SINKS
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.quantities import Quantity, cell_text, change_text
 from pipeline.comparison.table import Cell, Comparison
@@ -19,10 +20,6 @@ from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
 from pipeline.sinks.gallery import gallery
 
-MOVED = 0.5
-"""Share of the utterances whose strongest sink is not BOS above which a loss has moved the sink."""
-RELOCATED = ("sinks/relocated_share", "sinks/relocated_share/ratio")
-INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 TITLE_WIDTH = 36
 """Characters that a panel's title holds in a line."""
 
@@ -119,7 +116,7 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
 
     def moved(variant: Variant) -> float:
         figures = comparison.cell(task, variant).figures
-        return max((figures[name].value for name in RELOCATED if name in figures), default=0.0)
+        return max((figures[name].value for name in RELOCATED.values() if name in figures), default=0.0)
 
     moving = [variant for variant in after if moved(variant) > max(MOVED, moved(variant.without_loss()))]
     staying = [variant for variant in after if variant not in moving]
@@ -131,9 +128,9 @@ def _headline(cell: Cell, variant: Variant) -> str:
     lines = textwrap.wrap(str(variant), TITLE_WIDTH)
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
-    if INTERMEDIATE in cell.figures:
-        lines.append(f"{cell.figures[INTERMEDIATE].value:.1f} intermediate sinks per utterance")
-    shares = [cell.figures[name].value for name in RELOCATED if name in cell.figures]
+    if SINKS in cell.figures:
+        lines.append(f"{cell.figures[SINKS].value:.1f} intermediate sinks per utterance")
+    shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
     if shares:
         lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")
     return "\n".join(lines)

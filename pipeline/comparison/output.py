@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json, write_json, write_text, written_whole
+from pipeline.comparison.claims import claims, markdown, summary
 from pipeline.comparison.table import Comparison
 
 if TYPE_CHECKING:
@@ -19,17 +20,20 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write tables and figures into `folder`; those of an earlier comparison there are replaced.
 
     `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
-    trial and metric), and each figure as PNG, PDF and SVG. Loads matplotlib only if there is something to draw.
+    trial and metric), `claims.md` (what the paper says of sinks, held against the trials), and each figure as PNG, PDF
+    and SVG. Loads matplotlib only if there is something to draw.
 
     Returns:
         All files of the comparison.
     """
+    found = claims(comparison)
     tables = {
-        "table.txt": comparison.text(),
+        "table.txt": f"{comparison.text()}\n{summary(found)}",
         "table.md": comparison.markdown(),
         "table.tex": comparison.latex(),
         "table.csv": comparison.csv(),
         "metrics.csv": comparison.long_csv(),
+        "claims.md": markdown(found),
     }
     for name, content in tables.items():
         write_text(folder / name, content)

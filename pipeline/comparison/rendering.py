@@ -92,14 +92,15 @@ def _fitting(widths: list[int], room: int) -> list[list[int]]:
 def markdown(comparison: "Comparison") -> str:
     """See `Comparison.markdown`."""
     heads = ["", "", *map(str, comparison.variants)]
-    lines = [_pipes(heads), _pipes(["---"] * len(heads))]
+    lines = [pipes(heads), pipes(["---"] * len(heads))]
     for label, task, cells in rows(comparison):
         indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
-        lines.append(_pipes([indented, task, *cells]))
+        lines.append(pipes([indented, task, *cells]))
     return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in notes(comparison))]) + "\n"
 
 
-def _pipes(cells: Iterable[str]) -> str:
+def pipes(cells: Iterable[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
 
 

@@ -12,23 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from pipeline.inspection.effects import Effect
 from pipeline.inspection.subject import Subject
 from pipeline.inspection.survey import Survey
-from pipeline.sinks.figures import (
-    GREY,
-    ORANGE,
-    STYLE,
-    Panel,
-    cosine_to_bos,
-    importance_maps,
-    largest_activations,
-    save,
-)
+from pipeline.sinks.figures import GREY, ORANGE, STYLE, Panel, save
+from pipeline.sinks.gallery import gallery
 
-FIGURES = {
-    "largest_activations": largest_activations,
-    "cosine_to_bos": cosine_to_bos,
-    "importance": importance_maps,
-}
-"""Of what a survey stores, by file name."""
 ROW = 0.3
 """Inches for an intervention."""
 LINEAR = 1.0
@@ -37,9 +23,9 @@ cost a tenth of a point or all words."""
 
 
 def draw_survey(subject: Subject, survey: Survey, folder: Path) -> list[Path]:
-    """Draw all figures of a survey as PNG and PDF."""
+    """Draw all figures that a survey allows as PNG and PDF."""
     panels = [Panel(subject.name, survey.summary.arrays)]
-    return [file for name, figure in FIGURES.items() for file in save(figure(panels), folder / name)]
+    return [file for name, figure in gallery(panels).items() for file in save(figure, folder / name)]
 
 
 @matplotlib.rc_context(STYLE)

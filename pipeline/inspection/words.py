@@ -10,6 +10,11 @@ from pipeline.sinks.columns import INTERMEDIATE
 
 NAMED = 8
 """How many kinds of sink tokens, features or blocks are named."""
+WHAT = (
+    "A sink is a token that takes much of the attention whatever it says, or that has an activation (its massive\n"
+    "feature) far above the median of its block. BOS is the token that every sequence begins with. Blocks and\n"
+    "positions count from 0; [ ]: 95% interval."
+)
 CERTAIN = 0.5
 """Share of the heads, or of the items, from which on something is said to be so."""
 
@@ -19,6 +24,7 @@ def words(subject: Subject, survey: Survey, settings: Sinks) -> str:
     shortest, longest = survey.tokens
     length = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
     parts = [
+        [WHAT],
         [f"{subject.title}: {_number(len(subject), subject.item)} of {length} tokens, {survey.blocks} blocks."],
         _of_bos(subject, survey, settings, length),
         _of_others(subject, survey, settings),
@@ -48,8 +54,8 @@ def _of_bos(subject: Subject, survey: Survey, settings: Sinks, length: str) -> l
             lines.append(f"The MLP wrote {mlp} of what sinks have there, attention the rest.")
     if rate:
         lines.append(
-            f"By attention: {rate} of all heads give BOS more than {settings.epsilon:g} of theirs, at T = {length}. "
-            "This rate falls with T."
+            f"By attention: {rate} of all heads give BOS more than {settings.epsilon:g} of theirs, on average over "
+            f"{length} tokens; longer sequences have a lower rate."
         )
     return lines
 
@@ -94,7 +100,7 @@ def _relocation(subject: Subject, survey: Survey) -> list[str]:
     by_attention = survey.summary.metrics.get("sinks/relocated_share")
     said = [
         f"{_share(share)} by {what}"
-        for share, what in ((by_ratio, "activation"), (by_attention, "attention of the response"))
+        for share, what in ((by_ratio, "activation"), (by_attention, "attention"))
         if share is not None
     ]
     return [f"{subject.item.capitalize()}s whose strongest sink is not BOS: {', '.join(said)}."] if said else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.comparison.claims import NOTES, SINKS, claims, markdown
 from pipeline.comparison.entries import Entry
 from pipeline.comparison.quantities import change_text, condition_name, rounded
 from pipeline.comparison.rendering import INDENT, notes, rows
@@ -22,7 +23,6 @@ MEDIA_LIMIT = 8_000_000
 """Bytes of sound and video in a page; utterances beyond have none."""
 BROAD = 1000
 """Pixels of a figure's PNG above which it has several panels in a row."""
-INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 CAPTIONS = {
     "overview": "Without and with the decorrelation loss: the largest activations after each block, and the cosine of "
     "each token's hidden state to that of BOS.",
@@ -110,6 +110,7 @@ def pages(
         PipelineError: a record of a trial is damaged.
     """
     players = _Players() if media else None
+    found = claims(comparison)
     utterances = [_playable(group, comparison, players) for group in extremes(comparison)]
     values = {
         "subject": subject,
@@ -119,6 +120,9 @@ def pages(
         "heads": [variant.parts for variant in comparison.variants],
         "blocks": _blocks(comparison),
         "notes": [*notes(comparison), *subject.remarks],
+        "claims": found,
+        "claim_notes": NOTES,
+        "claim_table": markdown(found),
         "table": comparison.markdown(),
         "latex": comparison.latex(),
         "figures": list(_pictures(figures, folder)),
@@ -164,9 +168,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 
 def _from_to(before: Cell, after: Cell) -> str:
-    if INTERMEDIATE not in before.figures or INTERMEDIATE not in after.figures:
+    if SINKS not in before.figures or SINKS not in after.figures:
         return ""
-    old, new = (rounded(cell.figures[INTERMEDIATE].value, None) for cell in (before, after))
+    old, new = (rounded(cell.figures[SINKS].value, None) for cell in (before, after))
     return f"; intermediate sinks an utterance {old} → {new}"
 
 

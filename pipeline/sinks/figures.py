@@ -42,7 +42,7 @@ PANELS_IN_A_ROW = 4
 PANEL = 3.3, 2.9
 """Width and height in inches."""
 BLOCK = "decoder block"
-LARGEST_LABEL = "|h|, mean over utterances"
+LARGEST_LABEL = "|h|, mean over sequences"
 COSINE_LABEL = "cosine to BOS\n(median, 25–75%, 5–95%)"
 LETTER, LEGEND_HANDLE = 0.075, 0.6
 """Inches that a letter and the sign beside a name take in a legend."""

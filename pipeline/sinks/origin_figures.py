@@ -91,13 +91,15 @@ def inside_mlp(panels: Sequence[Panel]) -> Figure:
         bars = (("at BOS", sinks[:, 0], ORANGE), ("at intermediate sinks", sinks[:, 1], GREEN),
                 ("at other tokens", others, BLUE))  # fmt: skip
         for number, (name, values, colour) in enumerate(bars):
+            if np.isnan(values).all():
+                continue
             place.bar(np.arange(len(KINDS)) + 0.27 * (number - 1), values, 0.25, color=colour, label=name)
         place.set_xticks(range(len(KINDS)), KINDS)
         place.set_title(f"{panel.title}\nMLP of block {block}")
         plain_logarithmic(place)
         if place.get_subplotspec().is_first_col():
             place.set_ylabel("value of the writing unit,\nmean over tokens")
-    shared_legend(figure, axes[0][0])
+    shared_legend(figure, *(place for (place,) in axes))
     return figure
 
 
@@ -115,7 +117,7 @@ def sinks_at_thresholds(panels: Sequence[Panel]) -> Figure:
             place.axvline(chosen, color=GREY, linewidth=1, linestyle=":", label="threshold in use")
             place.set_xlabel(f"{label} {'τ' if name == 'tau' else 'ε'}")
             if place.get_subplotspec().is_first_col():
-                place.set_ylabel("sink tokens\nan utterance")
+                place.set_ylabel("sink tokens\na sequence")
         column[0].set_xscale("log")
         column[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         column[0].set_title(panel.title)

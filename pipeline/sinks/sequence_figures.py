@@ -26,7 +26,7 @@ SPANS = {
     "response": (Role.RESPONSE,),
 }
 """What is named in a figure: a modality with its delimiters."""
-COLOURS = dict(zip(SPANS, (ORANGE, BLUE, GREEN, PURPLE, GREY), strict=True))
+COLOURS = dict(zip((*SPANS, "text"), (ORANGE, BLUE, GREEN, PURPLE, GREY, BLUE), strict=True))
 DELIMITERS = {Role.AUDIO_START: "<audio>", Role.AUDIO_END: "</audio>", Role.VIDEO_START: "<video>",
               Role.VIDEO_END: "</video>", Role.BOS: "BOS"}  # fmt: skip
 LEAST_ATTENTION = 1e-3
@@ -73,8 +73,8 @@ def activation_bars(panels: Sequence[Panel]) -> Figure:
     for place, panel in zip(axes, panels, strict=True):
         _draw_bars(place, panel.arrays, block, top)
         place.set_title(f"{panel.title}\n|h| after block {block}")
-    used = {_span(role) for panel in panels for role in panel.arrays["exemplar_roles"]}
-    signs = [Patch(color=COLOURS[name], label=name) for name in SPANS if name in used]
+    used = {_span(role, roles) for roles in (panel.arrays["exemplar_roles"] for panel in panels) for role in roles}
+    signs = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in used]
     figure.legend(handles=signs, loc="outside lower center", ncols=len(signs))
     return figure
 
@@ -96,13 +96,16 @@ def _figure(count: int, height: float, layout: str = "constrained", **axes: str)
     return figure, places[:count].tolist()
 
 
-def _span(role: int) -> str:
-    return next(name for name, roles in SPANS.items() if role in roles)
+def _span(role: int, roles: np.ndarray) -> str:
+    # Where nothing is answered, as in a plain text, there is no response.
+    if role == Role.RESPONSE and set(roles.tolist()) == {Role.BOS, Role.RESPONSE}:
+        return "text"
+    return next(name for name, members in SPANS.items() if role in members)
 
 
 def _spans(roles: np.ndarray) -> list[tuple[str, int, int]]:
     """Name, first token and end of each run of tokens that belong together."""
-    names = [_span(role) for role in roles]
+    names = [_span(role, roles) for role in roles]
     starts = [0, *(token for token in range(1, len(names)) if names[token] != names[token - 1]), len(names)]
     return [(names[start], start, end) for start, end in pairwise(starts)]
 
@@ -124,13 +127,14 @@ def _name_spans(axes: Axes, roles: np.ndarray) -> None:
 def token_name(roles: np.ndarray, token: int) -> str:
     """A token by its role and its number in that role, from 1: `audio 3`, `</audio>`."""
     role = Role(int(roles[token]))
-    return DELIMITERS.get(role) or f"{role.label} {int((roles[: token + 1] == role).sum())}"
+    name = "token" if _span(role, roles) == "text" else role.label
+    return DELIMITERS.get(role) or f"{name} {int((roles[: token + 1] == role).sum())}"
 
 
 def _draw_bars(axes: Axes3D, arrays: Mapping[str, np.ndarray], block: int, top: float) -> None:
     size, roles, features = arrays["exemplar_size"][block], arrays["exemplar_roles"], arrays["exemplar_features"][block]
     token, feature = (values.flatten() for values in np.indices(size.shape))
-    colours = [COLOURS[_span(roles[one])] for one in token]
+    colours = [COLOURS[_span(roles[one], roles)] for one in token]
     axes.bar3d(token - 0.4, feature - 0.4, 0, 0.8, 0.8, size.flatten(), color=colours, shade=True, linewidth=0)
     axes.set_zlim(0, 1.15 * top)
     axes.set_box_aspect((1.5, 1, 1.0), zoom=1.12)

@@ -24,7 +24,9 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
     if not any(planned.state is State.DONE for planned in trials):
         return
     folder = results_folder(sweep)
-    state = {planned.identity: [planned.state, planned.failure, planned.stopped] for planned in trials}
+    state = {
+        planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped] for planned in trials
+    }
     state["code"] = code_digest("pipeline.comparison.output")
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison

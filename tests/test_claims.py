@@ -1,0 +1,162 @@
+"""What is said of the paper's claims: verdicts, figures, and why something cannot be told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trials import finish, make_trial, sink_records, write_sinks
+
+from pipeline.comparison.claims import Claim, Verdict, claims, markdown, summary
+from pipeline.comparison.output import write_comparison
+from pipeline.comparison.table import compare
+from pipeline.tracking.trial import Trial
+
+COUNT = "intermediate_tokens_per_utterance"
+ROLES = {"padding": 0, "bos": 10, "audio": 100, "prompt": 60, "response": 40}
+AUDIO = "model.modality=audio"
+LOSS = "decorrelation.weight=0.1"
+NONE = [0] * 10
+MANY = [2, 1, 2, 2, 1, 2, 2, 1, 2, 2]
+
+
+def of(sinks: list[int], relocated: list[int] = NONE, **more: list) -> dict[str, list]:
+    """Figures of ten utterances: sinks, the first of each at the prompt and the others in the audio."""
+    figures = {
+        COUNT: sinks,
+        f"{COUNT}/audio": [max(0, n - 1) for n in sinks],
+        f"{COUNT}/prompt": [min(n, 1) for n in sinks],
+        f"{COUNT}/attention": sinks,
+        "feature_jaccard": [(0.9 * n, n) for n in sinks],
+        "mlp_share/intermediate": [(0.99 * n, n) for n in sinks],
+        "bos_cosine/sink": [(0.97 * n, n) for n in sinks],
+        "bos_cosine/other": [(0.2 * 30, 30)] * 10,
+        "relocated_share": relocated,
+        "relocated_share/ratio": relocated,
+    }
+    return figures | more
+
+
+def measured(folder: Path, figures: dict[str, list], *settings: str) -> Trial:
+    trial = finish(make_trial(folder, AUDIO, *settings), {"test": NONE})
+    write_sinks(trial, 3000, **sink_records(figures, ROLES))
+    return trial
+
+
+def found(*trials: Trial) -> dict[tuple[float, str], Claim]:
+    return {(claim.variant.weight, claim.statement): claim for claim in claims(compare(trials))}
+
+
+def test_what_the_paper_says_of_trials_without_the_loss(tmp_path: Path) -> None:
+    told = {statement: claim for (_, statement), claim in found(measured(tmp_path, of(MANY))).items()}
+    words = {statement: (claim.verdict, claim.words) for statement, claim in told.items()}
+    assert words["there are intermediate sinks, by activation"] == ("holds", "1.70 [1.40, 2.00] an utterance")
+    verdict, said = words["they sit at certain roles"]
+    # Ten of seventeen at the prompt, which has 60 of 200 tokens.
+    assert verdict == "holds"
+    assert said.startswith("prompt 59% [")
+    assert said.endswith("] (of the tokens 30%), audio 41%")
+    assert words["they share massive features with BOS"] == ("holds", "0.90 [0.90, 0.90]")
+    assert words["the MLP writes them"] == ("holds", "0.99 [0.99, 0.99]")
+    assert words["they align with BOS"] == ("holds", "cosine 0.97 [0.97, 0.97], other tokens 0.20 [0.20, 0.20]")
+    assert len(told) == 6
+
+
+def test_without_sinks_nothing_is_said_of_what_they_are_like(tmp_path: Path) -> None:
+    told = found(measured(tmp_path, of(NONE)))
+    assert told[0, "there are intermediate sinks, by activation"].verdict is Verdict.FAILS
+    for statement in ("they sit at certain roles", "the MLP writes them", "they align with BOS"):
+        assert (told[0, statement].verdict, told[0, statement].words) == (
+            Verdict.OPEN,
+            "there is no intermediate sink",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "statement", "verdict"),
+    [
+        ("feature_jaccard", [0.2] * 10, "they share massive features with BOS", Verdict.FAILS),
+        ("feature_jaccard", [0, 1] * 5, "they share massive features with BOS", Verdict.OPEN),
+        ("mlp_share/intermediate", [0.3] * 10, "the MLP writes them", Verdict.FAILS),
+        ("bos_cosine/sink", [0.5] * 10, "they align with BOS", Verdict.FAILS),
+        ("bos_cosine/other", [0.99] * 10, "they align with BOS", Verdict.FAILS),
+        (COUNT, [1, *[0] * 9], "there are intermediate sinks, by activation", Verdict.OPEN),
+    ],
+)
+def test_claims_that_do_not_hold_or_lie_on_their_bound(
+    tmp_path: Path, name: str, values: list, statement: str, verdict: Verdict
+) -> None:
+    assert found(measured(tmp_path, of(MANY, **{name: values})))[0, statement].verdict is verdict
+
+
+def test_a_loss_that_removes_the_sinks(tmp_path: Path) -> None:
+    told = found(measured(tmp_path, of(MANY, [1] * 9 + [0])), measured(tmp_path, of(NONE), LOSS))
+    removed = told[0.1, "the loss removes them, by activation"]
+    assert (removed.verdict, removed.words) == (
+        Verdict.HOLDS,
+        "0% [0, 0] left: 1.70 [1.40, 2.00] → 0.00 [0.00, 0.00] an utterance",
+    )
+    stays = told[0.1, "no other token takes over from BOS, by attention"]
+    assert stays.verdict is Verdict.HOLDS
+    assert stays.words.startswith("not BOS in 0% [0, 0] of the utterances, -90% [-100, -70] against weight 0")
+
+
+def test_a_loss_that_moves_the_sink_or_leaves_some(tmp_path: Path) -> None:
+    some = [1, 1, 0, 1, 0, 1, 0, 1, 1, 1]
+    told = found(measured(tmp_path, of(MANY)), measured(tmp_path, of(some, [1] * 8 + [0] * 2), LOSS))
+    assert told[0.1, "the loss removes them, by activation"].verdict is Verdict.FAILS
+    assert "41% [" in told[0.1, "the loss removes them, by activation"].words
+    moved = told[0.1, "no other token takes over from BOS, by activation"]
+    assert moved.verdict is Verdict.FAILS
+    assert "+80% [" in moved.words
+
+
+def test_where_there_was_nothing_to_remove_it_says_so(tmp_path: Path) -> None:
+    told = found(measured(tmp_path, of(NONE)), measured(tmp_path, of(MANY), LOSS))
+    removed = told[0.1, "the loss removes them, by activation"]
+    assert removed.verdict is Verdict.OPEN
+    assert removed.words.startswith("hardly any to remove: 0.00 [0.00, 0.00] → 1.70")
+
+
+def test_seeds_are_added_up_and_paired(tmp_path: Path) -> None:
+    trials = [
+        measured(tmp_path, of(MANY if weight == 0 else NONE), f"decorrelation.weight={weight}", f"train.seed={seed}")
+        for weight, seed in ((0, 0), (0, 1), (0.1, 1))
+    ]
+    told = found(*trials)
+    assert told[0, "there are intermediate sinks, by activation"].words == "1.70 [1.40, 2.00] an utterance"
+    assert told[0.1, "the loss removes them, by activation"].verdict is Verdict.HOLDS
+
+
+def test_why_nothing_can_be_told(tmp_path: Path) -> None:
+    plain = measured(tmp_path, of(MANY))
+    older = finish(make_trial(tmp_path, AUDIO, LOSS), {"test": NONE})
+    write_sinks(older, 3000)
+    told = found(plain, older)
+    assert told[0.1, "every claim"].verdict is Verdict.OPEN
+    assert told[0.1, "every claim"].words.endswith("has no records of single utterances; evaluate the trial again")
+    older.sinks.unlink()
+    assert "cannot be read" in found(plain, older)[0.1, "every claim"].words
+    shorter = {name: values[:9] for name, values in of(NONE).items()}
+    write_sinks(older, 3000, **sink_records(shorter, ROLES))
+    assert "was measured on other utterances" in found(plain, older)[0.1, "every claim"].words
+    waiting = make_trial(tmp_path, AUDIO, "decorrelation.weight=1")
+    assert found(plain, waiting)[1, "every claim"].words == "not run"
+    lone = measured(tmp_path / "lone", of(NONE), LOSS)
+    assert "has no trial of this task and seed that is done" in found(lone)[0.1, "every claim"].words
+
+
+def test_they_stand_beside_the_table(tmp_path: Path) -> None:
+    trials = [measured(tmp_path / "runs", of(MANY)), measured(tmp_path / "runs", of(NONE), LOSS)]
+    comparison = compare(trials)
+    told = claims(comparison)
+    assert summary(told) == ("Claims of the paper: without the loss 6 holds; with it 4 holds. One by one: claims.md\n")
+    row = "| ASR 16 | weight 0 | the MLP writes them | **holds** | 0.99 [0.99, 0.99] |"
+    assert row in markdown(told).splitlines()
+    assert tmp_path / "claims.md" in write_comparison(comparison, tmp_path)
+    assert (tmp_path / "table.txt").read_text().endswith(summary(told))
+
+
+def test_intervals_are_those_of_the_instrument() -> None:
+    records = sink_records(of(MANY), ROLES)
+    assert records["records"].shape == (10, 2, 10)
+    assert np.isfinite(records["records"]).all()
