@@ -27,6 +27,16 @@ LIBRARIES = {
     "sweeping": {"comparison", "corpora.manifest", "corpora.record", "encoders.store", "tracking", "trial.inputs"},
     "comparison": {"scoring", "tracking", "sinks.figures", "sinks.gallery"},
     "inspection": {"comparison.quantities", "model", "scoring.errors", "sinks", "tracking", "trial"},
+    "transcription": {
+        "comparison.quantities",
+        "corpora",
+        "encoders",
+        "inspection.labels",
+        "model",
+        "sinks",
+        "tracking",
+        "trial",
+    },
     "reproduction": {"encoders.store", "tracking"},
     "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "tracking"},
 }

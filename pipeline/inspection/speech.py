@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
-from pipeline.common.errors import PipelineError
-from pipeline.config import Params, load_params
+from pipeline.inspection.labels import token_labels
 from pipeline.inspection.subject import Portion
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import collate
-from pipeline.model.roles import Role
 from pipeline.scoring.errors import score
-from pipeline.tracking.identity import configuration
+from pipeline.tracking.trained import require_llm, trained_params
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import evaluation_inputs
@@ -36,14 +34,9 @@ class Speech:
     score = "WER %"
 
     def __init__(self, trial: Trial, overrides: list[str], utterances: int | None) -> None:
-        self.params = _params(trial, overrides)
-        if not trial.adapter.is_dir():
-            raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+        self.params = trained_params(trial, overrides)
         self._inputs = evaluation_inputs(self.params)
-        parts = trial.identity_parts()
-        if self._inputs.digests["llm"] != parts.get("data", {}).get("llm"):
-            weights = self.params.model.llm.weights
-            raise PipelineError(weights, "is not the LLM that the trial was trained with", "put that one there")
+        require_llm(trial, self.params, self._inputs.digests["llm"])
         limit = utterances or self.params.sinks.utterances
         chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
         self._utterances = sorted(chosen, key=lambda u: (-u.audio_seconds, u.id))
@@ -55,7 +48,7 @@ class Speech:
             f"{self.params.decorrelation.weight:g}), {self.params.sinks.split} split, clean"
         )
         self.identity = {
-            "trial": parts["identity"],
+            "trial": trial.identity,
             "data": self._inputs.digests,
             "evaluate": self.params.evaluate.model_dump(mode="json"),
             "utterances": [u.id for u in self._utterances],
@@ -83,19 +76,10 @@ class Speech:
             with torch.no_grad():
                 sequence = self.model.sequence(batch, response=response)
             labels = [
-                self._labels(roles[real].tolist(), examples.responses[row])
+                token_labels(self.model, roles[real].tolist(), examples.responses[row])
                 for row, (roles, real) in enumerate(zip(sequence.roles, sequence.mask, strict=True))
             ]
             yield Portion([u.id for u in chosen], sequence, labels, batch)
-
-    def _labels(self, roles: list[int], response: list[int]) -> list[str]:
-        texts = {Role.PROMPT: iter(self.model.prompt), Role.RESPONSE: iter(response)}
-        return [
-            f"{Role(role).label} {self.model.tokenizer.decode([next(texts[role])])!r}"
-            if role in texts
-            else Role(role).label
-            for role in roles
-        ]
 
     def outcome(self, portion: Portion) -> list[str]:
         settings = self.params.evaluate
@@ -105,11 +89,3 @@ class Speech:
         chosen = [utterance for utterance in self._utterances if utterance.id in outcomes]
         scored = score([u.text for u in chosen], [outcomes[u.id] for u in chosen], bootstrap=0).utterances
         return {u.id: (s.edits.errors, s.edits.length) for u, s in zip(chosen, scored, strict=True)}
-
-
-def _params(trial: Trial, overrides: list[str]) -> Params:
-    trained = load_params(trial.config)
-    params = load_params(trial.config, overrides)
-    if configuration(params) != configuration(trained):
-        raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
-    return params

@@ -1,0 +1,68 @@
+"""A trained trial, used as it was trained: its own parameters, and the weights that it was trained on."""
+
+from pathlib import Path
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import files_digest, weights_digest
+from pipeline.config import Params, load_params, streams
+from pipeline.tracking.identity import configuration
+from pipeline.tracking.provenance import sessions, shown_path
+from pipeline.tracking.trial import Trial
+
+
+def trained_params(trial: Trial, overrides: list[str]) -> Params:
+    """The parameters of a trained trial, whatever params.yaml says today.
+
+    Args:
+        trial: its own `config.yaml` counts.
+        overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
+
+    Raises:
+        PipelineError: the trial is not trained, or an override would change what it was trained with.
+    """
+    trained = load_params(trial.config)
+    params = load_params(trial.config, overrides)
+    if configuration(params) != configuration(trained):
+        raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
+    if not trial.adapter.is_dir():
+        raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+    return params
+
+
+def require_llm(trial: Trial, params: Params, digest: str) -> None:
+    """Hold the digest of the LLM that lies there against that of the training.
+
+    Raises:
+        PipelineError: they differ.
+    """
+    if digest != trial.identity_parts().get("data", {}).get("llm"):
+        raise PipelineError(
+            params.model.llm.weights, "is not the LLM that the trial was trained with", "put that one there"
+        )
+
+
+def require_encoders(trial: Trial, params: Params) -> None:
+    """Hold the encoders that the trial's streams take against those of the training, as far as provenance tells them.
+
+    Raises:
+        PipelineError: an encoder has other settings or other weights.
+    """
+    trained = load_params(trial.config)
+    read: dict[str, str] = {}
+    for session in sessions(trial):
+        read |= session.get("inputs", {}) if session["purpose"] == "train" else {}
+    for stream in streams(params.model.modality):
+        before, now = getattr(trained.features, stream), getattr(params.features, stream)
+        paths = {"weights", "precision"}
+        if now.model_dump(exclude=paths) != before.model_dump(exclude=paths):
+            raise PipelineError("--set", f"changes the {stream} encoder of the trial", "set its weights' folder only")
+        if before.weights is None:
+            continue
+        folder = f"{shown_path(Path(before.weights), Path.cwd())}/"
+        files = {
+            name.removeprefix(folder): {"sha256": sha256} for name, sha256 in read.items() if name.startswith(folder)
+        }
+        if files and files_digest(files) != weights_digest(now.weights):
+            raise PipelineError(
+                now.weights, f"is not the {stream} encoder that the trial was trained with", "put that one there"
+            )

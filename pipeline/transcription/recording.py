@@ -1,0 +1,79 @@
+"""A file of one's own as the encoders take it, by the same steps as a corpus: an equal file becomes an equal text."""
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pipeline.common.errors import PipelineError
+from pipeline.corpora.folder import AUDIO
+from pipeline.corpora.manifest import SAMPLE_RATE
+from pipeline.corpora.media import read_audio, read_video_gray
+from pipeline.corpora.reader import Unusable
+from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, blamed_on, is_audio
+
+REMEDY = "name a whole audio or video file with speech in it"
+
+
+def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[str, np.ndarray]:
+    """Read a recording of any format.
+
+    As in a corpus, the sound of a video is that of the audio file of the same name beside it, if there is one.
+
+    Args:
+        file: audio or video; the picture may be a face or the mouth region already.
+        streams: which are wanted, `audio`, `video`; what else is in the file does not count.
+        detector: the folder of the face detector's weights; read only where there is a face to be found.
+
+    Returns:
+        By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames a second.
+
+    Raises:
+        PipelineError: the file is missing or damaged, or has nothing of a stream in it: no picture, no face, no sound.
+    """
+    try:
+        require_file(file)
+        if "video" in streams and not _has_picture(file):
+            raise PipelineError(file, "there is no picture in it, and this trial reads lips", "name a video")
+        recording = Recording(_sound_of(file), file if "video" in streams else None, detector)
+        with tempfile.TemporaryDirectory() as folder:
+            read = {"audio": _read_sound, "video": _read_mouth}
+            return {stream: read[stream](recording, Path(folder)) for stream in streams}
+    except Unusable as error:
+        detail = f" ({error.detail})" if error.detail else ""
+        raise PipelineError(file, f"{error.reason}{detail}", REMEDY) from None
+
+
+def require_file(file: Path) -> None:
+    """Raises:
+    PipelineError: there is no such file.
+    """
+    if not file.is_file():
+        raise PipelineError(file, "is a folder" if file.is_dir() else "the file is missing", REMEDY)
+
+
+def _has_picture(file: Path) -> bool:
+    if is_audio(file):
+        return False
+    with blamed_on(file, "unreadable video"), av.open(str(file)) as container:
+        return bool(container.streams.video)
+
+
+def _sound_of(file: Path) -> Path:
+    beside = (file.with_suffix(ending) for ending in sorted(AUDIO, reverse=True))
+    return file if is_audio(file) else next((path for path in beside if path.is_file()), file)
+
+
+def _read_sound(recording: Recording, folder: Path) -> np.ndarray:
+    if (found := len(recording.sound)) < SAMPLES_PER_FRAME:
+        raise Unusable("shorter than a frame", f"{found / SAMPLE_RATE:.3f} s")
+    # By way of a file, since a corpus keeps sixteen bits of each sample.
+    recording.write_sound(folder / "sound.wav", 0, None)
+    return read_audio(folder / "sound.wav")
+
+
+def _read_mouth(recording: Recording, folder: Path) -> np.ndarray:
+    recording.write_mouth({folder / "mouth.mp4": (0, None)})
+    return read_video_gray(folder / "mouth.mp4")

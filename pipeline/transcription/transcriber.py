@@ -1,0 +1,117 @@
+"""A trained trial that takes files in place of a corpus: its own encoders, LLM, adapter and settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.weights import weights_digest
+from pipeline.config import streams
+from pipeline.encoders.store import TYPE
+from pipeline.encoders.table import ENCODERS
+from pipeline.inspection.labels import token_labels
+from pipeline.model.decoding import transcribe
+from pipeline.model.examples import Batch, Example, collate
+from pipeline.sinks.capture import capture
+from pipeline.sinks.tokens import Tokens, has_inner, measure
+from pipeline.tracking.trained import require_encoders, require_llm, trained_params
+from pipeline.tracking.trial import Trial
+from pipeline.transcription.recording import read_streams
+from pipeline.trial.build import build_model
+from pipeline.trial.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A file as the model takes it, and what it made of it."""
+
+    file: Path
+    features: dict[str, np.ndarray]
+    """By stream: (frames, dimension)."""
+    text: str
+    """The hypothesis."""
+
+
+class Transcriber:
+    """A trained trial on the device that it was trained on.
+
+    Args:
+        trial: its own `config.yaml` counts, whatever params.yaml says today.
+        overrides: of what is evaluated and where things lie: `evaluate.max_new_tokens=100`, `train.device=cpu`.
+
+    Raises:
+        PipelineError: the trial is not trained, an override would change what it was trained with, or the LLM or an
+            encoder is missing or another than it was trained with.
+    """
+
+    def __init__(self, trial: Trial, overrides: list[str]) -> None:
+        self.params = trained_params(trial, overrides)
+        digests = {"llm": weights_digest(self.params.model.llm.weights)}
+        require_llm(trial, self.params, digests["llm"])
+        require_encoders(trial, self.params)
+        self._encoders = {}
+        for stream in streams(self.params.model.modality):
+            settings = getattr(self.params.features, stream)
+            self._encoders[stream] = ENCODERS[settings.encoder](settings)
+        # Of the features the model needs the width alone, which an encoder knows as they do.
+        self.model = build_model(self.params, Inputs((), self._encoders, digests), trial.adapter).eval()
+
+    def hear(self, file: Path) -> Heard:
+        """Transcribe a file, as an evaluation does it with an utterance.
+
+        Raises:
+            PipelineError: see `read_streams`; or it is too long for the LLM.
+        """
+        media = read_streams(file, tuple(self._encoders), Path(self.params.corpus.face_detector))
+        features = {stream: self._encode(file, stream, content) for stream, content in media.items()}
+        self._require_room(file, features)
+        settings = self.params.evaluate
+        (text,) = transcribe(self.model, self._batch(features, ""), settings.beams, settings.max_new_tokens)
+        return Heard(file, features, text)
+
+    def is_cut(self, heard: Heard) -> bool:
+        """Whether the text has as many tokens as it may have, so that more was probably said."""
+        return len(self.model.respond(heard.text)) >= self.params.evaluate.max_new_tokens
+
+    @torch.no_grad()
+    def tokens(self, heard: Heard) -> tuple[list[str], Tokens]:
+        """What each token is called, and how massive it is, teacher-forced on the text.
+
+        Raises:
+            PipelineError: the activations are not finite, or the LLM has fewer than three blocks.
+        """
+        sequence = self.model.sequence(self._batch(heard.features, heard.text), response=True)
+        with self.model.autocast():
+            captured = capture(self.model.llm, sequence.embeddings, sequence.mask, sequence.roles)
+        if not bool(captured.finite().all()):
+            raise PipelineError(heard.file, "its activations are not finite", "take a trial that has not diverged")
+        if not has_inner(len(captured.importance)):
+            raise PipelineError("model.llm.blocks", "are fewer than three", "sinks are looked for between two others")
+        labels = token_labels(self.model, sequence.roles[0].tolist(), self.model.respond(heard.text))
+        return labels, measure(captured, self.params.sinks)
+
+    def _encode(self, file: Path, stream: str, content: np.ndarray) -> np.ndarray:
+        (features,) = self._encoders[stream].encode([content])
+        with np.errstate(over="ignore"):
+            # As they are kept on disk.
+            stored = features.astype(TYPE)
+        if not np.isfinite(stored).all():
+            raise PipelineError(file, f"its {stream} features do not fit float16", "take another file")
+        return stored
+
+    def _require_room(self, file: Path, features: dict[str, np.ndarray]) -> None:
+        config = self.model.decoder.config.get_text_config(decoder=True)
+        longest = getattr(config, "max_position_embeddings", None)
+        frames = {stream: len(one) for stream, one in features.items()}
+        tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
+        if longest and tokens > longest:
+            raise PipelineError(
+                file, f"needs {tokens:,} tokens, its text included, and the LLM takes {longest:,}", "cut it into pieces"
+            )
+
+    def _batch(self, features: dict[str, np.ndarray], text: str) -> Batch:
+        """Of one. The response of an empty text has no token."""
+        batch = collate([Example(features, self.model.respond(text) if text else [])])
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
