@@ -10,7 +10,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
 from pipeline.inspection.subject import Portion
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import collate
+from pipeline.model.examples import moved
 from pipeline.model.roles import Role
 from pipeline.scoring.errors import score
 from pipeline.tracking.identity import configuration
@@ -78,9 +78,9 @@ class Speech:
         for start in range(0, len(self), size):
             chosen = self._utterances[start : start + size]
             examples = self._inputs.examples(chosen, self.model.respond)
-            batch = collate([examples[number] for number in range(len(chosen))])
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             with torch.no_grad():
+                # Encoded here, if it is not yet: once, for all that is done to it.
+                batch = self.model.encoded(moved(examples.whole(), self.model.device))
                 sequence = self.model.sequence(batch, response=response)
             labels = [
                 self._labels(roles[real].tolist(), examples.responses[row])
