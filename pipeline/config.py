@@ -180,18 +180,28 @@ class Corpus(Section):
     noise: Noise = Noise()
 
 
+class EncoderLoRA(Section):
+    """Low-rank adapters on the query and value projections of an encoder."""
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(gt=0)]
+    """The update is scaled by alpha / rank."""
+
+
 class AudioEncoder(Section):
-    """The frozen audio encoder."""
+    """The audio encoder, frozen but for its LoRA."""
 
     encoder: Literal["whisper", "avhubert", "self_supervised"] = "whisper"
     """self_supervised: HuBERT, WavLM or wav2vec 2.0."""
     weights: str = "data/weights/whisper-tiny.en"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively."""
+    lora: EncoderLoRA | None = None
+    """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
 
 
 class VideoEncoder(Section):
-    """The frozen video encoder."""
+    """The video encoder, frozen but for its LoRA."""
 
     encoder: Literal["dct", "avhubert"] = "dct"
     coefficients: Annotated[int, Field(ge=1)] = 44
@@ -200,16 +210,37 @@ class VideoEncoder(Section):
     """The folder of an encoder that has weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively."""
+    lora: EncoderLoRA | None = None
+    """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
+
+
+class Augmentation(Section):
+    """What training does to an utterance before it is encoded, anew at each step. Nothing else is ever augmented."""
+
+    crop: bool = False
+    """Whether avhubert sees a random 88x88 of the mouth region in place of its centre."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the utterances whose video is mirrored; of avhubert alone, since dct does not tell left from right."""
+    time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Seconds: for each second begun, one stretch of audio and one of video, of up to so long, is silent and black."""
+    noise_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the utterances that are mixed with noise, at a ratio drawn from `noise_snrs`. The noise is that of
+    `corpus.noise.folder`, or babble of training speakers; what is noisy already gets no more."""
+    noise_snrs: tuple[float, ...] = ()
+    """In dB; 0 is a real value."""
 
 
 class Features(Section):
     """Stage `features`."""
 
-    mode: Literal["cached"] = "cached"
+    mode: Literal["cached", "online"] = "cached"
+    """cached: encoders run once for all trials. online: inside each trial, at every step; for augmentation, and for
+    LoRA inside an encoder."""
     out: str = "data/features"
     batch_size: Annotated[int, Field(ge=1)] = 8
     audio: AudioEncoder = AudioEncoder()
     video: VideoEncoder = VideoEncoder()
+    augmentation: Augmentation = Augmentation()
 
 
 class Rates(Section):
@@ -519,8 +550,56 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
             f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
             "sinks are measured on a split that is evaluated",
         )
+    _check_online(params, where)
+
+
+def _check_online(params: Params, where: str | Path) -> None:
+    """Augmentation and LoRA inside an encoder: each where it has an effect, and only there."""
+    features, used = params.features, streams(params.model.modality)
+    augmentation, lora = features.augmentation, {"audio": features.audio.lora, "video": features.video.lora}
+    wanted = {f"augmentation.{key}": value for key, value in augmentation if value != getattr(Augmentation(), key)}
+    wanted |= {f"{stream}.lora": f"rank {one.rank}" for stream, one in lora.items() if one}
+    if wanted and features.mode == "cached":
+        key, value = next(iter(wanted.items()))
+        raise PipelineError(
+            where,
+            f"features.{key} is {value!r} and features.mode is 'cached'",
+            "set features.mode to online: what is cached can be neither augmented nor trained",
+        )
+    for stream in (stream for stream, one in lora.items() if one):
+        if (encoder := getattr(features, stream).encoder) != "avhubert":
+            raise PipelineError(
+                where,
+                f"features.{stream}.lora is set and features.{stream}.encoder is {encoder!r}",
+                "take the encoder avhubert, or set lora to null",
+            )
+    for key in ("crop", "flip"):
+        if "video" in used and f"augmentation.{key}" in wanted and features.video.encoder != "avhubert":
+            raise PipelineError(
+                where,
+                f"features.augmentation.{key} is {getattr(augmentation, key)!r} and features.video.encoder is "
+                f"{features.video.encoder!r}, which would not see it",
+                f"take the encoder avhubert, or leave {key} out",
+            )
+    if augmentation.noise_share > 0 and not augmentation.noise_snrs:
+        raise PipelineError(
+            where,
+            f"features.augmentation.noise_share is {augmentation.noise_share} and noise_snrs is empty",
+            "name at least one ratio in dB, or set the share to 0",
+        )
+    if is_noise_added(params) and params.corpus.noise.train_share == 1:
+        raise PipelineError(
+            where,
+            f"features.augmentation.noise_share is {augmentation.noise_share} and corpus.noise.train_share is 1.0",
+            "noise is added to clean utterances alone: set one of the two shares to 0",
+        )
 
 
 def streams(modality: Modality) -> tuple[Literal["audio", "video"], ...]:
     """The input streams of a modality, in the order of the sequence."""
     return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]
+
+
+def is_noise_added(params: Params) -> bool:
+    """Whether training adds noise to the audio."""
+    return "audio" in streams(params.model.modality) and params.features.augmentation.noise_share > 0

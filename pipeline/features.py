@@ -1,4 +1,7 @@
-"""Stage `features`: the corpus through the frozen encoders, once for all trials."""
+"""Stage `features`: the corpus through the frozen encoders, once for all trials.
+
+In mode online nothing is made: trials encode the media themselves.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,9 +12,10 @@ import numpy as np
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, require_space, write_json
+from pipeline.common.files import require_space, write_json
 from pipeline.config import Params
-from pipeline.corpora.manifest import FRAME_RATE, REMEDY, Utterance, read_manifest
+from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
+from pipeline.corpora.reading import read_media
 from pipeline.encoders.store import TYPE, Group, feature_groups, read_index
 from pipeline.encoders.table import ENCODERS, Stream
 
@@ -32,6 +36,10 @@ def main() -> None:
     params = params_of(arguments)
     utterances = read_manifest(params.corpus.out)
     for stream in arguments.streams or _streams_of(utterances):
+        if params.features.mode == "online":
+            write_json(RESULTS / f"{stream}.json", _what_trials_encode(params, stream, utterances))
+            print(f"{stream}: nothing to make, since features.mode is online: trials encode as they train", flush=True)
+            continue
         folders = make_features(params, stream, utterances)
         write_json(RESULTS / f"{stream}.json", _summary(params, stream, utterances))
         print(f"{stream}: {len(folders)} groups of features are whole in {params.features.out}", flush=True)
@@ -53,6 +61,12 @@ def _summary(params: Params, stream: Stream, utterances: Sequence[Utterance]) ->
             "sha256": index["sha256"],
         }
     return found
+
+
+def _what_trials_encode(params: Params, stream: Stream, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """The same in mode online, so that DVC sees when encoder, weights or media are others."""
+    groups = feature_groups(params, stream, utterances)
+    return {group.name: {"utterances": len(group.utterances), "sha256": group.digest} for group in groups}
 
 
 def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
@@ -122,21 +136,12 @@ def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_seco
 
 def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Iterator[dict[str, np.ndarray]]:
     """Media by their SHA-256, `features.batch_size` at a time; the next are read while these are encoded."""
-    from pipeline.corpora.media import read_audio, read_video_gray
-
-    def load(sha256: str, utterance: Utterance) -> np.ndarray:
-        path = Path(params.corpus.out) / str(utterance.audio if stream == "audio" else utterance.video)
-        content = read_audio(path) if stream == "audio" else read_video_gray(path)
-        if file_sha256(path) != sha256:
-            raise PipelineError(path, "is not the file that the manifest was written for", REMEDY)
-        return content
-
     items = list(media.items())
-    size = params.features.batch_size
+    folder, size = params.corpus.out, params.features.batch_size
     with ThreadPoolExecutor(READERS) as pool:
         ready: dict[str, Future[np.ndarray]] = {}
         for first in range(0, len(items) + size, size):
-            coming = {sha256: pool.submit(load, sha256, u) for sha256, u in items[first : first + size]}
+            coming = {sha256: pool.submit(read_media, folder, stream, u) for sha256, u in items[first : first + size]}
             if ready:
                 yield {sha256: content.result() for sha256, content in ready.items()}
             ready = coming

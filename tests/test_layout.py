@@ -22,7 +22,7 @@ LIBRARIES = {
     "model": set(),
     "scoring": set(),
     "sinks": {"model.roles"},
-    "tracking": {"corpora.manifest", "encoders.store"},
+    "tracking": {"corpora.manifest", "corpora.reading", "corpora.training_noise", "encoders.store"},
     "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
     "sweeping": {"comparison", "corpora.manifest", "corpora.record", "encoders.store", "tracking", "trial.inputs"},
     "comparison": {"scoring", "tracking", "sinks.figures", "sinks.gallery"},

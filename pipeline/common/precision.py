@@ -7,7 +7,7 @@ import ctypes
 import functools
 import importlib.metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config import Params
 
@@ -18,9 +18,20 @@ _AMPERE = 8
 
 
 def with_precision(params: Params) -> Params:
-    """The parameters with `train.precision` as it is really used on `train.device` of this machine."""
+    """The parameters with `train.precision` as it is really used on `train.device` of this machine.
+
+    In mode online, where encoders are run by the trial, theirs too: cached features tell it themselves.
+    """
     precision = resolve_precision(params.train.precision, params.train.device)
-    return params.model_copy(update={"train": params.train.model_copy(update={"precision": precision})})
+    changed: dict[str, Any] = {"train": params.train.model_copy(update={"precision": precision})}
+    if params.features.mode == "online":
+        encoders = {"audio": params.features.audio, "video": params.features.video}
+        resolved = {
+            stream: settings.model_copy(update={"precision": resolve_precision(settings.precision)})
+            for stream, settings in encoders.items()
+        }
+        changed["features"] = params.features.model_copy(update=resolved)
+    return params.model_copy(update=changed)
 
 
 def resolve_precision(precision: str, device: str = "auto") -> Precision:

@@ -16,6 +16,7 @@ MARK = "identity.json"
 """What makes a folder a trial's."""
 PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
 WEIGHT = "decorrelation.weight"
+MODE = "features.mode"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
 _DATA_SECTIONS = ("corpus", "features")
 _PLACES = ("corpus.out", "features.out", "features.batch_size")
@@ -104,7 +105,8 @@ def read_entries(trials: Sequence[Trial]) -> tuple[list[Entry], int]:
 
 def _read_entry(trial: Trial) -> Entry:
     parts = trial.identity_parts()
-    configuration = flattened(parts["configuration"])
+    # Only trials that encode online say so; beside these, the others are told apart by it.
+    configuration = {MODE: "cached"} | flattened(parts["configuration"])
     modality = configuration["model.modality"]
     result = trial.result()
     return Entry(

@@ -45,8 +45,10 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 def named(key: str, value: Any) -> str:
-    """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2 3`."""
+    """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2 3`, `no lora`."""
     name = key.rpartition(".")[2]
+    if value is None:
+        return f"no {name}"
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if isinstance(value, list):

@@ -33,6 +33,16 @@ def noise_files(folder: str | Path) -> list[Path]:
     return found
 
 
+def chosen_files(folder: str | Path, seed: int) -> list[Path]:
+    """The files that noise is taken from, `FILES` at most, in the order in which they are taken.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    files = noise_files(folder)
+    return [files[index] for index in generator("noise files", seed).permutation(len(files))[:FILES]]
+
+
 def noise_settings(folder: str | Path) -> dict[str, Any]:
     """What noise from this folder follows from: names and sizes of its files, and this code.
 
@@ -64,8 +74,7 @@ def make_noise(noise: str | Path, split: str, seed: int, seconds: float, folder:
     target = folder / babble_file(split)
     if target.exists():
         return
-    files = noise_files(noise)
-    chosen = [files[index] for index in generator("noise files", seed).permutation(len(files))[:FILES]]
+    chosen = chosen_files(noise, seed)
     most = NOISE_SECONDS * SAMPLE_RATE // len(chosen)
     parts = []
     for path in chosen:

@@ -1,5 +1,6 @@
 """AV-HuBERT as an encoder of audio or of video."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.filterbank import log_filterbanks
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork
 
 FRAME_RATE = 25
@@ -34,10 +37,12 @@ class AVHuBERT:
     stream in place of two: media of two files in the store of features, one projector, one pair of delimiters, and
     audio cut or filled up to four filterbanks a video frame.
 
-    Utterances are encoded one by one: nothing is padded, so the others cannot change a bit of a result.
+    `encode` takes utterances one by one: nothing is padded, so the others cannot change a bit of a result. `vectors`,
+    through which LoRA in the network is trained, takes them together.
 
     Args:
         settings: of `features.audio` or of `features.video`: that says which stream it is.
+        device: where it runs, as `train.device` names it.
 
     Raises:
         PipelineError: there are no weights in the folder, or they are no AV-HuBERT.
@@ -45,11 +50,11 @@ class AVHuBERT:
 
     frame_rate = FRAME_RATE
 
-    def __init__(self, settings: AudioEncoder | VideoEncoder) -> None:
+    def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
         from pipeline.common.hardware import resolve_device
 
         self.hears = isinstance(settings, AudioEncoder)
-        self.device = resolve_device("auto")
+        self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         self.network = load(_folder(settings)).to(self.device)
         self.dimension = self.network.post_extract_proj.out_features
@@ -75,19 +80,35 @@ class AVHuBERT:
         Raises:
             PipelineError: frames of a video are smaller than 88x88.
         """
-        return [self._encode(one) for one in inputs]
+        import torch
 
-    def _encode(self, one: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return [self.vectors([one])[0].cpu().numpy() for one in inputs]
+
+    def vectors(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
+        """Encode utterances together, on the encoder's device, with the gradients of what is trained in the network.
+
+        Args:
+            inputs: as `encode` takes them.
+
+        Returns:
+            For each (frames, dimension) float32: up to rounding what it is alone.
+
+        Raises:
+            PipelineError: as `encode`.
+        """
         import torch
 
         from pipeline.common.hardware import autocast
 
-        prepared = torch.from_numpy(stacked_filterbanks(one) if self.hears else normalised_mouth(one))[None]
-        prepared = prepared.to(self.device)
-        lengths = torch.tensor([prepared.shape[1]], device=self.device)
-        audio, video = (prepared, None) if self.hears else (None, prepared)
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.network(audio, video, lengths)[0].float().cpu().numpy()
+        prepare = stacked_filterbanks if self.hears else normalised_mouth
+        prepared = [torch.from_numpy(prepare(one)) for one in inputs]
+        lengths = torch.tensor([len(one) for one in prepared], device=self.device)
+        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True).to(self.device)
+        audio, video = (padded, None) if self.hears else (None, padded)
+        with autocast(self.precision, self.device):
+            encoded = self.network(audio, video, lengths)
+        return [row[:length].float() for row, length in zip(encoded, lengths.tolist(), strict=True)]
 
 
 def stacked_filterbanks(samples: np.ndarray) -> np.ndarray:

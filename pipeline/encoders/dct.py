@@ -31,7 +31,8 @@ class MouthDCT:
 
     frame_rate = FRAME_RATE
 
-    def __init__(self, settings: VideoEncoder) -> None:
+    def __init__(self, settings: VideoEncoder, device: str = "auto") -> None:
+        # Whatever the device: a transform of this size is done sooner than it is sent.
         self.rows, self.columns = zigzag(settings.coefficients)
         self.dimension = 3 * settings.coefficients
 

@@ -15,8 +15,8 @@ class Encoder(Protocol):
     dimension: int
     """Width of a vector."""
 
-    def __init__(self, settings: AudioEncoder | VideoEncoder) -> None:
-        """Load what it takes. This may be slow; importing the module and `identity` may not."""
+    def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
+        """Load what it takes, to a device. This may be slow; importing the module and `identity` may not."""
 
     @staticmethod
     def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:

@@ -26,17 +26,18 @@ class SelfSupervised:
 
     Args:
         settings: `weights` is a Hugging Face folder of the model, with or without a head.
+        device: where it runs, as `train.device` names it.
 
     Raises:
         PipelineError: there are no weights in the folder, or they are no such model.
     """
 
-    def __init__(self, settings: AudioEncoder) -> None:
+    def __init__(self, settings: AudioEncoder, device: str = "auto") -> None:
         from transformers import Wav2Vec2FeatureExtractor
 
         from pipeline.common.hardware import resolve_device
 
-        self.device = resolve_device("auto")
+        self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         self.model = _load(Path(settings.weights)).to(self.device)
         self.normalise = Wav2Vec2FeatureExtractor.from_pretrained(settings.weights)

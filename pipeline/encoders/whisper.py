@@ -35,6 +35,7 @@ class Whisper:
 
     Args:
         settings: `weights` is a Hugging Face folder of a whole Whisper or of its encoder alone.
+        device: where it runs, as `train.device` names it.
 
     Raises:
         PipelineError: there are no weights in the folder, or they are no Whisper.
@@ -42,12 +43,12 @@ class Whisper:
 
     frame_rate = FRAME_RATE
 
-    def __init__(self, settings: AudioEncoder) -> None:
+    def __init__(self, settings: AudioEncoder, device: str = "auto") -> None:
         from transformers import WhisperFeatureExtractor
 
         from pipeline.common.hardware import resolve_device
 
-        self.device = resolve_device("auto")
+        self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         self.encoder = _load(Path(settings.weights)).to(self.device)
         self.dimension = self.encoder.config.d_model

@@ -9,7 +9,7 @@ import torch
 from pipeline.inspection.labels import token_labels
 from pipeline.inspection.subject import Portion
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import collate
+from pipeline.model.examples import moved
 from pipeline.scoring.errors import score
 from pipeline.tracking.trained import require_llm, trained_params
 from pipeline.tracking.trial import Trial
@@ -71,9 +71,9 @@ class Speech:
         for start in range(0, len(self), size):
             chosen = self._utterances[start : start + size]
             examples = self._inputs.examples(chosen, self.model.respond)
-            batch = collate([examples[number] for number in range(len(chosen))])
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             with torch.no_grad():
+                # Encoded here, if it is not yet: once, for all that is done to it.
+                batch = self.model.encoded(moved(examples.whole(), self.model.device))
                 sequence = self.model.sequence(batch, response=response)
             labels = [
                 token_labels(self.model, roles[real].tolist(), examples.responses[row])

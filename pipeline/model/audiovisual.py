@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
 from pipeline.config import Decorrelation, Model, streams
-from pipeline.model.decoder import add_lora, bos_token, load_lora
+from pipeline.model.decoder import bos_token
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
-from pipeline.model.examples import Batch
+from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
+from pipeline.model.examples import MEDIA, Batch, moved, padded
+from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
 from pipeline.model.sequence import Segment, Sequence, pad_left
@@ -44,6 +46,7 @@ class AudioVisualLLM(nn.Module):
         settings: section `model`.
         precision: `float32` or `bfloat16` for matrix products; residuals, norms and losses stay in float32.
         adapter: folder of a trained adapter and projector; without it, both begin anew.
+        encoders: by stream, what encodes the media of a batch; none, if batches hold features.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class AudioVisualLLM(nn.Module):
         settings: Model,
         precision: str,
         adapter: Path | None = None,
+        encoders: Mapping[str, OnlineEncoder] | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.precision, self.tokenizer = settings, precision, tokenizer
@@ -67,6 +71,10 @@ class AudioVisualLLM(nn.Module):
                                          for stream in self.streams})  # fmt: skip
         self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
         self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
+        # Last, so that with encoders or without, everything else begins with equal values.
+        self.encoders = nn.ModuleDict(
+            {stream: encoding(one, adapter and adapter / stream) for stream, one in (encoders or {}).items()}
+        )
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
 
@@ -104,8 +112,19 @@ class AudioVisualLLM(nn.Module):
         tokens = [downsampled_length(frames[s], getattr(self.settings.rates, s)) + 2 for s in self.streams]
         return 1 + sum(tokens) + len(self.prompt) + response
 
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch with features in place of its media; one that has features already is left as it is."""
+        if MEDIA not in batch:
+            return batch
+        found = {name: value for name, value in batch.items() if name != MEDIA}
+        for stream in self.streams:
+            features, lengths = padded(self.encoders[stream](batch[MEDIA].streams[stream]))
+            found |= {stream: features, f"{stream}_lengths": lengths}
+        return moved(found, self.device)
+
     def sequence(self, batch: Batch, response: bool) -> Sequence:
         """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
+        batch = self.encoded(batch)
         embed = self.decoder.get_input_embeddings()
         fixed = torch.tensor([self.bos, *self.prompt], device=self.device)
         bos, prompt = embed(fixed).float().tensor_split([1])
@@ -175,10 +194,16 @@ class AudioVisualLLM(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all."""
+        """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all; the adapter of an
+        encoder goes to a folder of its stream."""
         own = {
-            name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if not name.startswith("llm.")
+            name: p.detach().cpu().contiguous()
+            for name, p in self.named_parameters()
+            if not name.startswith(("llm.", "encoders."))
         }
         with written_whole(folder) as beside:
             self.llm.save_pretrained(beside)
             save_file(own, beside / PROJECTOR_FILE)
+            for stream, one in self.encoders.items():
+                if isinstance(one, AdaptedEncoding):
+                    one.save(beside / stream)

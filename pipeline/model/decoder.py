@@ -1,10 +1,8 @@
-"""The LLM: loaded from any Hugging Face folder, cut to its first blocks, adapted by LoRA. The only peft importer."""
+"""The LLM: loaded from any Hugging Face folder, cut to its first blocks."""
 
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import LLM, LoRA
+from pipeline.config import LLM
 
 
 def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
@@ -70,36 +68,6 @@ def _keep_blocks(config: PreTrainedConfig, settings: LLM) -> None:
         if isinstance(value, list) and len(value) == there:
             setattr(text, name, value[: settings.blocks])
     text.num_hidden_layers = settings.blocks
-
-
-def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
-    """Put trainable float32 adapters on the decoder's target layers, inside its kept blocks.
-
-    Raises:
-        PipelineError: no layer of the decoder has one of the target names.
-    """
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    names = {name.rsplit(".", 1)[-1] for name, layer in decoder.named_modules() if _can_adapt(layer)}
-    unknown = sorted(set(settings.targets) - names)
-    if unknown:
-        raise PipelineError("model.lora.targets", f"the LLM has no {', '.join(unknown)}", f"it has: {sorted(names)}")
-    return get_peft_model(decoder, config, autocast_adapter_dtype=True)
-
-
-def _can_adapt(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def load_lora(decoder: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put a trained adapter on the decoder, frozen."""
-    return PeftModel.from_pretrained(decoder, folder, is_trainable=False)
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:

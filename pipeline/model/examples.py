@@ -1,22 +1,79 @@
 """Utterances as training examples, and their batches."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+READERS = 4
+"""Threads that read the media of a batch."""
+MEDIA = "media"
+"""The key of `MediaBatch` in a batch that is not encoded yet."""
+
 
 @dataclass(frozen=True)
 class Example:
     """One utterance as the model takes it."""
 
+    id: str
     streams: Mapping[str, np.ndarray]
-    """`audio`, `video`: encoder features (frames, dimension)."""
+    """`audio`, `video`: encoder features (frames, dimension), or media, not encoded yet."""
     response: Sequence[int]
     """Token ids of the transcript, without the end of the sequence."""
+
+
+@dataclass(frozen=True)
+class MediaBatch:
+    """The media of a batch, which the model encodes."""
+
+    ids: tuple[str, ...]
+    """Of the utterances."""
+    streams: Mapping[str, tuple[np.ndarray, ...]]
+    """For each stream and utterance (samples,) float32, or (frames, height, width) uint8."""
+
+
+Batch = dict[str, Any]
+"""For each stream `<stream>` (batch, frames, dimension) float32 padded at the end with `<stream>_lengths` (batch,), and
+`response` (batch, tokens) padded at the end with `response_lengths` (batch,). Before it is encoded, a batch has a
+`MediaBatch` as `media` in place of the streams."""
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad examples to a batch."""
+    batch: Batch = {}
+    for stream in examples[0].streams:
+        arrays = [torch.from_numpy(np.array(example.streams[stream], dtype=np.float32)) for example in examples]
+        batch[stream], batch[f"{stream}_lengths"] = padded(arrays)
+    return batch | _responses(examples)
+
+
+def collate_media(examples: Sequence[Example]) -> Batch:
+    """Bring examples of media to a batch that is not encoded yet."""
+    names = examples[0].streams
+    streams = {stream: tuple(example.streams[stream] for example in examples) for stream in names}
+    return _responses(examples) | {MEDIA: MediaBatch(tuple(example.id for example in examples), streams)}
+
+
+def _responses(examples: Sequence[Example]) -> Batch:
+    responses = [torch.tensor(list(example.response), dtype=torch.long) for example in examples]
+    tokens, lengths = padded(responses)
+    return {"response": tokens, "response_lengths": lengths}
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tensors (length, …) as one (batch, longest, …), zeros at the end, and their lengths (batch,)."""
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), lengths
 
 
 class Examples(Dataset):
@@ -28,6 +85,8 @@ class Examples(Dataset):
         responses: token ids of each utterance's transcript.
     """
 
+    collate = staticmethod(collate)
+
     def __init__(
         self, features: Mapping[str, Mapping[str, np.ndarray]], ids: Sequence[str], responses: Sequence[Sequence[int]]
     ) -> None:
@@ -38,25 +97,21 @@ class Examples(Dataset):
 
     def __getitem__(self, number: int) -> Example:
         streams = {stream: features[self.ids[number]] for stream, features in self.features.items()}
-        return Example(streams, self.responses[number])
+        return Example(self.ids[number], streams, self.responses[number])
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
+        return [self[number] for number in numbers]
+
+    def whole(self) -> Batch:
+        """All of them as one batch."""
+        return self.collate(self.__getitems__(range(len(self))))
 
 
-Batch = dict[str, Tensor]
-"""For each stream `<stream>` (batch, frames, dimension) float32 padded at the end with `<stream>_lengths` (batch,), and
-`response` (batch, tokens) padded at the end with `response_lengths` (batch,)."""
+class MediaExamples(Examples):
+    """Utterances by number; `features` are media, which are read when they are asked for, those of a batch at once."""
 
+    collate = staticmethod(collate_media)
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad examples to a batch."""
-    batch: Batch = {}
-    for stream in examples[0].streams:
-        arrays = [torch.from_numpy(np.array(example.streams[stream], dtype=np.float32)) for example in examples]
-        batch[stream], batch[f"{stream}_lengths"] = _padded(arrays)
-    responses = [torch.tensor(list(example.response), dtype=torch.long) for example in examples]
-    batch["response"], batch["response_lengths"] = _padded(responses)
-    return batch
-
-
-def _padded(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(tensor) for tensor in tensors])
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
+    def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(self.__getitem__, numbers))

@@ -77,6 +77,7 @@ class _Use:
             self._features = {
                 group.folder.name
                 for params in distinct_inputs(sweep)
+                if params.features.mode == "cached"
                 for stream in streams(params.model.modality)
                 for group in feature_groups(params, stream, read_manifest(params.corpus.out))
             }

@@ -39,12 +39,14 @@ def needed_stages(params: Params) -> list[str]:
     """The stages whose outputs are missing, damaged or of other settings, in the order in which they run.
 
     Returns:
-        Some of `weights`, `prepare`, `features@audio`, `features@video`.
+        Some of `weights`, `prepare`, `features@audio`, `features@video`; in mode online none of the last two.
     """
     needed = [] if all(_is_made(params, weights) for weights in params.weights.sources) else ["weights"]
     used = streams(params.model.modality)
     if not is_current(params.corpus):
         needed.append("prepare")
+    if params.features.mode == "online":
+        return needed
     return needed + [f"features@{stream}" for stream in used if needed or not _is_encoded(params, stream)]
 
 

@@ -24,14 +24,17 @@ LEFT_OUT = {
 }
 """Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
 
-KNOWN_BY_DIGEST = ("pipeline.encoders.table",)
-"""Code that is not followed, since what it makes is in the data: features are named by their encoder's code."""
+KNOWN_BY_DIGEST = ("pipeline.encoders.table", "pipeline.corpora.training_noise")
+"""Code that is not followed, since what it makes is in the data: features, cached or online, are named by their
+encoder's code, and the noise that training adds by its own."""
 
 ONLY_LOOKING = ("pipeline.trial.emergence",)
 """Code that training calls and that changes nothing of what comes out."""
 
 TRAINING_SECTIONS = ("model", "decorrelation", "train")
 EVALUATION_SECTIONS = ("evaluate", "sinks")
+AUGMENTED = {"crop": "video", "flip": "video", "noise_share": "audio", "noise_snrs": "audio"}
+"""The stream that an augmentation is of; what is not named is of both."""
 FOLDER_DIGITS = 16
 """Digits of the identity that name its folder: 64 bits, so a million trials meet by chance once in 40 million labs."""
 
@@ -41,7 +44,8 @@ def training_identity(params: Params, data: dict[str, str]) -> str:
 
     Args:
         params: all parameters. `train.precision: auto` counts as what it stands for on this machine.
-        data: digests of what the training reads, by name: utterances, features, the LLM's weights.
+        data: digests of what the training reads, by name: utterances, features or what they would be made of, the
+            LLM's weights.
 
     Raises:
         ValueError: a digest is missing.
@@ -70,6 +74,9 @@ def evaluation_digest(params: Params, data: dict[str, str]) -> str:
         ValueError: a digest is missing.
     """
     settings = _without_left_out(params, EVALUATION_SECTIONS)
+    if params.features.mode == "online":
+        # Their features are not rounded to float16.
+        settings["features"] = {"mode": "online"}
     code = code_digest("pipeline.evaluate", without=KNOWN_BY_DIGEST)
     return digest({"configuration": settings, "data": _checked(data), "code": code})
 
@@ -91,7 +98,23 @@ def configuration(params: Params) -> dict[str, Any]:
         for key in ("layers", "roles"):
             if decorrelation[key] != "all":
                 decorrelation[key] = sorted(set(decorrelation[key]))
+    if params.features.mode == "online":
+        settings["features"] = _online(params)
     return settings
+
+
+def _online(params: Params) -> dict[str, Any]:
+    """Section `features` as far as training uses it in mode online. Cached features are known by their digests alone,
+    and so are the encoders of both modes."""
+    used = streams(params.model.modality)
+    augmentation = params.features.augmentation.model_dump(mode="json")
+    if not params.features.augmentation.noise_share:
+        del augmentation["noise_snrs"]
+    augmentation = {key: value for key, value in augmentation.items() if AUGMENTED.get(key, used[0]) in used}
+    lora = {stream: getattr(params.features, stream).lora for stream in used}
+    # Rank and scale, as one value: a trial without LoRA has the key, too, and can be told from one with it.
+    adapted = {stream: {"lora": [one.rank, one.alpha] if one else None} for stream, one in lora.items()}
+    return {"mode": "online", "augmentation": augmentation, **adapted}
 
 
 def _without_left_out(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a trial reads from disk, file by file with its SHA-256: whether it is still there can be told without its code.
 
-Media are not among them: a trial reads features, and the manifest holds the SHA-256 of the media that these are of.
+Media are among them in mode online alone: else a trial reads features, and the manifest holds the SHA-256 of the media
+that these are of.
 """
 
 from collections.abc import Iterator
@@ -8,15 +9,18 @@ from pathlib import Path
 
 from pipeline.common.files import file_sha256, read_json
 from pipeline.common.weights import RECORD, check_sizes, describe_files
-from pipeline.config import Params, streams
+from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.corpora.reading import media_file
+from pipeline.corpora.training_noise import noise_sources
 from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
 
 
 def input_files(params: Params, purpose: str) -> dict[Path, str]:
-    """SHA-256 of each file that a stage reads: the manifest, the features of its splits, the weights.
+    """SHA-256 of each file that a stage reads: the manifest, the features or the media of its splits, the weights.
 
-    Large files are not read: what their own index or `weights.json` says of them is taken. `fault` reads them.
+    Large files are not read: what their own index, `weights.json` or the manifest says of them is taken. `fault` reads
+    them.
 
     Args:
         params: of the trial.
@@ -29,12 +33,18 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
     manifest = Path(params.corpus.out) / "manifest.jsonl"
     found = {manifest: file_sha256(manifest), **_weights(Path(params.model.llm.weights))}
     for stream in streams(params.model.modality):
-        # Frozen, and long done, yet the features are known by them.
+        # Even where the encoder's work is long done, the features are known by them.
         encoder = getattr(getattr(params.features, stream), "weights", None)
         found |= _weights(Path(encoder)) if encoder else {}
+        if params.features.mode == "online":
+            known = {u: u.audio_sha256 if stream == "audio" else u.video_sha256 for u in utterances}
+            found |= {media_file(params.corpus.out, stream, u): sha256 for u, sha256 in known.items() if sha256}
+            continue
         for group in feature_groups(params, stream, utterances):
             index = read_index(group)
             found |= {group.folder / INDEX: file_sha256(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
+    if purpose == "train" and is_noise_added(params):
+        found |= {path: file_sha256(path) for path in noise_sources(params.corpus)}
     return found
 
 

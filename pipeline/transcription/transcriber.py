@@ -13,7 +13,7 @@ from pipeline.encoders.store import TYPE
 from pipeline.encoders.table import ENCODERS
 from pipeline.inspection.labels import token_labels
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, Example, collate
+from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
 from pipeline.sinks.capture import capture
 from pipeline.sinks.tokens import Tokens, has_inner, measure
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
@@ -28,8 +28,8 @@ class Heard:
     """A file as the model takes it, and what it made of it."""
 
     file: Path
-    features: dict[str, np.ndarray]
-    """By stream: (frames, dimension)."""
+    streams: dict[str, np.ndarray]
+    """Features (frames, dimension) or, of a trial whose encoders are inside its model, media."""
     text: str
     """The hypothesis."""
 
@@ -52,9 +52,10 @@ class Transcriber:
         require_llm(trial, self.params, digests["llm"])
         require_encoders(trial, self.params)
         self._encoders = {}
-        for stream in streams(self.params.model.modality):
-            settings = getattr(self.params.features, stream)
-            self._encoders[stream] = ENCODERS[settings.encoder](settings)
+        if self.params.features.mode == "cached":
+            for stream in streams(self.params.model.modality):
+                settings = getattr(self.params.features, stream)
+                self._encoders[stream] = ENCODERS[settings.encoder](settings, self.params.train.device)
         # Of the features the model needs the width alone, which an encoder knows as they do.
         self.model = build_model(self.params, Inputs((), self._encoders, digests), trial.adapter).eval()
 
@@ -64,12 +65,13 @@ class Transcriber:
         Raises:
             PipelineError: see `read_streams`; or it is too long for the LLM.
         """
-        media = read_streams(file, tuple(self._encoders), Path(self.params.corpus.face_detector))
-        features = {stream: self._encode(file, stream, content) for stream, content in media.items()}
-        self._require_room(file, features)
+        media = read_streams(file, self.model.streams, Path(self.params.corpus.face_detector))
+        read = {stream: self._encode(file, stream, content) for stream, content in media.items()}
+        batch = self._batch(read, "")
+        self._require_room(file, batch)
         settings = self.params.evaluate
-        (text,) = transcribe(self.model, self._batch(features, ""), settings.beams, settings.max_new_tokens)
-        return Heard(file, features, text)
+        (text,) = transcribe(self.model, batch, settings.beams, settings.max_new_tokens)
+        return Heard(file, read, text)
 
     def is_cut(self, heard: Heard) -> bool:
         """Whether the text has as many tokens as it may have, so that more was probably said."""
@@ -82,7 +84,7 @@ class Transcriber:
         Raises:
             PipelineError: the activations are not finite, or the LLM has fewer than three blocks.
         """
-        sequence = self.model.sequence(self._batch(heard.features, heard.text), response=True)
+        sequence = self.model.sequence(self._batch(heard.streams, heard.text), response=True)
         with self.model.autocast():
             captured = capture(self.model.llm, sequence.embeddings, sequence.mask, sequence.roles)
         if not bool(captured.finite().all()):
@@ -93,6 +95,8 @@ class Transcriber:
         return labels, measure(captured, self.params.sinks)
 
     def _encode(self, file: Path, stream: str, content: np.ndarray) -> np.ndarray:
+        if stream not in self._encoders:
+            return content
         (features,) = self._encoders[stream].encode([content])
         with np.errstate(over="ignore"):
             # As they are kept on disk.
@@ -101,17 +105,19 @@ class Transcriber:
             raise PipelineError(file, f"its {stream} features do not fit float16", "take another file")
         return stored
 
-    def _require_room(self, file: Path, features: dict[str, np.ndarray]) -> None:
+    def _require_room(self, file: Path, batch: Batch) -> None:
         config = self.model.decoder.config.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None)
-        frames = {stream: len(one) for stream, one in features.items()}
+        frames = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:
             raise PipelineError(
                 file, f"needs {tokens:,} tokens, its text included, and the LLM takes {longest:,}", "cut it into pieces"
             )
 
-    def _batch(self, features: dict[str, np.ndarray], text: str) -> Batch:
-        """Of one. The response of an empty text has no token."""
-        batch = collate([Example(features, self.model.respond(text) if text else [])])
-        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+    @torch.no_grad()
+    def _batch(self, read: dict[str, np.ndarray], text: str) -> Batch:
+        """Of one, encoded. The response of an empty text has no token."""
+        kind = Examples if self._encoders else MediaExamples
+        batch = kind.collate([Example("", read, self.model.respond(text) if text else [])])
+        return self.model.encoded(moved(batch, self.model.device))

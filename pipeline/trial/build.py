@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.hardware import resolve_device
 from pipeline.common.precision import resolve_precision
-from pipeline.config import LLM, Params
+from pipeline.config import LLM, Params, streams
+from pipeline.encoders.table import ENCODERS
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
+from pipeline.model.encoding import OnlineEncoder
 from pipeline.trial.inputs import Inputs
 
 
@@ -29,10 +31,22 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
     # On a CPU the backward pass of the fused kernel takes a third of a training step at our lengths.
     attention = "eager" if device.type == "cpu" else "sdpa"
     decoder, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
+    encoders = _encoders(params) if params.features.mode == "online" else {}
+    dimensions = inputs.dimensions | {stream: online.encoder.dimension for stream, online in encoders.items()}
     # After the loading, so that a trial begins with equal values whether or not its LLM was there already.
     transformers.set_seed(params.train.seed)
-    model = AudioVisualLLM(_sharing(decoder), tokenizer, inputs.dimensions, params.model, precision, adapter)
+    model = AudioVisualLLM(_sharing(decoder), tokenizer, dimensions, params.model, precision, adapter, encoders)
     return model.to(device)
+
+
+def _encoders(params: Params) -> dict[str, OnlineEncoder]:
+    """The encoders of the streams that the modality uses, each a trial's own, since LoRA changes them."""
+    found = {}
+    for stream in streams(params.model.modality):
+        settings = getattr(params.features, stream)
+        encoder = ENCODERS[settings.encoder](settings, params.train.device)
+        found[stream] = OnlineEncoder(encoder, settings.lora)
+    return found
 
 
 @lru_cache(maxsize=1)

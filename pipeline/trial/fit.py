@@ -21,10 +21,11 @@ from pipeline.common.files import require_space
 from pipeline.common.progress import progress
 from pipeline.config import Decorrelation, Params, Train
 from pipeline.model.audiovisual import AudioVisualLLM, Losses
-from pipeline.model.examples import Batch, collate
+from pipeline.model.examples import MEDIA, Batch
 from pipeline.tracking.lease import Lease
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.trial import Trial
+from pipeline.trial.augmentation import Augmenter, augmenter
 from pipeline.trial.build import build_model
 from pipeline.trial.checkpoints import is_sealed, newest_whole, seal, step_of
 from pipeline.trial.emergence import emergence
@@ -68,11 +69,12 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
         trainer = _Trainer(
             params.decorrelation,
             trial.spool,
+            augmenter(params, inputs),
             model=model,
             args=_arguments(params.train, trial.checkpoints, model.device),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
-            data_collator=collate,
+            data_collator=examples["train"].collate,
             callbacks=[_Watch(lease, stop, bar, until), *_look(params, inputs, trial.spool, model)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -147,11 +149,13 @@ class _Meter:
 class _Trainer(transformers.Trainer):
     """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors."""
 
-    def __init__(self, decorrelation: Decorrelation, spool: Spool, **arguments: Any) -> None:
+    def __init__(self, decorrelation: Decorrelation, spool: Spool, augment: Augmenter | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.decorrelation, self.spool, self.meter = decorrelation, spool, _Meter()
+        self.decorrelation, self.spool, self.augment, self.meter = decorrelation, spool, augment, _Meter()
 
     def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        if self.augment:
+            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA], self.state.global_step)}
         losses = model(inputs, self.decorrelation)
         total = losses.cross_entropy
         if losses.decorrelation is not None:

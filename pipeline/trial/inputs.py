@@ -1,15 +1,19 @@
-"""What goes into a trial: utterances, their features, the LLM, and the digests by which a trial is known."""
+"""What goes into a trial: utterances, their features or media, the LLM, and the digests by which a trial is known."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.weights import weights_digest
-from pipeline.config import Params, streams
+from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.encoders.store import Features, open_features
+from pipeline.corpora.reading import Media
+from pipeline.corpora.training_noise import noise_digest
+from pipeline.encoders.store import Features, feature_groups, open_features
 
 if TYPE_CHECKING:
     from pipeline.model.examples import Examples
@@ -17,18 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Utterances with the features of the streams that the modality uses."""
+    """Utterances with the streams that the modality uses, encoded already or not."""
 
     utterances: tuple[Utterance, ...]
-    features: dict[str, Features]
-    """By stream: `audio`, `video`."""
+    streams: Mapping[str, Mapping[str, np.ndarray]]
+    """By stream, `audio` or `video`, and by the utterance's id: `Features`, or in mode online `Media`."""
     digests: dict[str, str]
-    """What the utterances, the features and the LLM are, by content: equal digests, equal inputs."""
+    """What the utterances, the features, or the media and their encoders, and the LLM are, by content: equal digests,
+    equal inputs."""
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """Width of the features of each stream."""
-        return {stream: features.dimension for stream, features in self.features.items()}
+        """Width of the features of each stream that is encoded already."""
+        return {stream: found.dimension for stream, found in self.streams.items() if not isinstance(found, Media)}
 
     def chosen(self, split: str, condition: str = "clean") -> list[Utterance]:
         """The utterances of a split under one condition; the training split mixes its conditions."""
@@ -41,9 +46,11 @@ class Inputs:
 
     def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
         """Utterances as a dataset; `respond` gives a transcript's token ids."""
-        from pipeline.model.examples import Examples
+        from pipeline.model.examples import Examples, MediaExamples
 
-        return Examples(self.features, [u.id for u in utterances], [respond(u.text) for u in utterances])
+        online = any(isinstance(found, Media) for found in self.streams.values())
+        kind = MediaExamples if online else Examples
+        return kind(self.streams, [u.id for u in utterances], [respond(u.text) for u in utterances])
 
 
 def training_inputs(params: Params) -> Inputs:
@@ -53,7 +60,10 @@ def training_inputs(params: Params) -> Inputs:
         PipelineError: something is missing or damaged, a split is empty, or the corpus lacks a stream that the
             modality needs.
     """
-    return _inputs(params, lambda u: u.split == "train" or (u.split == "validation" and u.snr is None))
+    inputs = _inputs(params, lambda u: u.split == "train" or (u.split == "validation" and u.snr is None))
+    if not is_noise_added(params):
+        return inputs
+    return replace(inputs, digests=inputs.digests | {"noise": noise_digest(params.corpus, inputs.utterances)})
 
 
 def evaluation_inputs(params: Params) -> Inputs:
@@ -71,10 +81,16 @@ def _inputs(params: Params, wanted: Callable[[Utterance], bool]) -> Inputs:
     digests = {"llm": weights_digest(params.model.llm.weights)}
     for split in sorted({u.split for u in utterances}):
         digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
-    features = {stream: open_features(params, stream, utterances) for stream in streams(params.model.modality)}
-    for stream, opened in features.items():
-        digests |= {f"{stream}/{group}": value for group, value in opened.digests.items()}
-    return Inputs(utterances, features, digests)
+    found: dict[str, Features | Media] = {}
+    for stream in streams(params.model.modality):
+        if params.features.mode == "cached":
+            found[stream] = open_features(params, stream, utterances)
+        else:
+            found[stream] = Media(params.corpus.out, stream, utterances)
+        # Of encoder, code and media: of the features, whether they are made already or not.
+        groups = feature_groups(params, stream, utterances)
+        digests |= {f"{stream}/{group.name}": group.digest for group in groups}
+    return Inputs(utterances, found, digests)
 
 
 def _check_streams(params: Params, utterances: Sequence[Utterance]) -> None:

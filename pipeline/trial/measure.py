@@ -11,7 +11,7 @@ from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, collate
+from pipeline.model.examples import Batch, moved
 from pipeline.sinks.capture import capture
 from pipeline.sinks.captured import Captured
 from pipeline.sinks.statistics import SinkStatistics, SinkSummary
@@ -70,7 +70,7 @@ def observe(
     Args:
         model: in evaluation mode.
         settings: thresholds and the size of a batch.
-        inputs: the features of the utterances.
+        inputs: the features, or the media, of the utterances.
         utterances: those to be measured.
         seen: is told after each batch how many utterances it had.
     """
@@ -96,6 +96,4 @@ def _batches(
     ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
     for start in range(0, len(ordered), size):
         chosen = ordered[start : start + size]
-        examples = inputs.examples(chosen, model.respond)
-        batch = collate([examples[number] for number in range(len(chosen))])
-        yield chosen, {name: tensor.to(model.device) for name, tensor in batch.items()}
+        yield chosen, moved(inputs.examples(chosen, model.respond).whole(), model.device)
