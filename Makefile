@@ -30,9 +30,10 @@ test: $(READY) ## all tests; ARGS="-k spool" chooses
 lint: $(READY) ## style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, and what the sinks cost: about six minutes
+bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, and a trial at the paper's sizes
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py
+	@PYTHONPATH=. $(BIN)/python tests/bench_shapes.py
 
 ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \

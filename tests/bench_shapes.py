@@ -1,0 +1,189 @@
+"""What one trial of `experiments/paper.yaml` takes on this machine, at its sizes, with random weights.
+
+Run by `make bench`. Llama-3.2-1B, the encoder of Whisper medium and AV-HuBERT large are written as folders of weights
+where that file expects them, and go the way of any weights; sizes are read from configurations and tensors. The
+tokenizer is SmolLM2's, so that the texts have other tokens than Llama's; its vocabulary is smaller, and nothing minds.
+Each part is a process of its own, since the peak of memory is a process's.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
+
+from pipeline.common.weights import weights_digest
+from pipeline.config import Params
+from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
+from pipeline.encoders.table import ENCODERS
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.decoding import transcribe
+from pipeline.model.examples import Batch, Example, collate
+from pipeline.sweeping.specification import load_sweep
+from pipeline.trial.build import build_model
+from pipeline.trial.inputs import Inputs
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT / "data/weights/smollm2-135m"
+CHOSEN = ("corpus.kind=lrs3", "modality=audiovisual", "rates.audio=16", "rates.video=5", "decorrelation.weight=10000")
+UTTERANCES, SECONDS = 4, 4
+TEXT = "and so we have to look at it from another point of view"
+NEW_TOKENS = 8
+"""Of each hypothesis; random weights do not come to an end by themselves."""
+LLAMA = LlamaConfig(
+    vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=64, tie_word_embeddings=True, rms_norm_eps=1e-5, max_position_embeddings=131_072,
+    rope_parameters={
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    },
+)  # fmt: skip
+WHISPER = WhisperConfig(
+    d_model=1024, encoder_layers=24, encoder_attention_heads=16, encoder_ffn_dim=4096, num_mel_bins=80
+)
+AVHUBERT = Sizes(width=1024, layers=24, hidden=4096)
+
+
+def paper() -> Params:
+    """The parameters of one trial of the paper's grid; its paths are relative to the working folder."""
+    return load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).points[0].params
+
+
+def write_weights(params: Params) -> None:
+    """Random weights, where the trial expects them, in bfloat16."""
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    llm = params.model.llm.weights
+    AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16).save_pretrained(llm)
+    for file in TOKENIZER.glob("token*"):
+        shutil.copy(file, llm)
+    WhisperEncoder(WHISPER).bfloat16().save_pretrained(params.features.audio.weights)
+    folder = Path(params.features.video.weights)
+    folder.mkdir(parents=True)
+    save_file(AVHuBERTNetwork(AVHUBERT).bfloat16().state_dict(), folder / "model.safetensors")
+
+
+class Encoded(dict[str, np.ndarray]):
+    """Features of one stream by utterance, in memory."""
+
+    @property
+    def dimension(self) -> int:
+        return next(iter(self.values())).shape[1]
+
+
+def encode(params: Params, stream: str) -> None:
+    """Noise through an encoder; its features are kept for the parts that follow."""
+    random = np.random.default_rng(0)
+    settings = getattr(params.features, stream)
+    encoder = ENCODERS[settings.encoder](settings)
+    shape, draw = {
+        "audio": ((SECONDS * 16_000,), lambda shape: 0.1 * random.standard_normal(shape, np.float32)),
+        "video": ((SECONDS * 25, 96, 96), lambda shape: random.integers(0, 256, shape, np.uint8)),
+    }[stream]
+    media = [draw(shape) for _ in range(UTTERANCES)]
+    encoder.encode(media[:1])
+    features, seconds = timed(lambda: encoder.encode(media))
+    np.savez(f"{stream}.npz", **{f"u{number}": row.astype(np.float16) for number, row in enumerate(features)})
+    (network,) = (part for part in vars(encoder).values() if isinstance(part, nn.Module))
+    tell(f"{stream}: {settings.encoder}, {encoder.precision}, vectors {features[0].shape}", network, 0, seconds)
+
+
+def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
+    """The model as a trial builds it, and a batch of the encoded utterances."""
+    features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
+    model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
+    examples = [Example({s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
+    return model, {name: tensor.to(model.device) for name, tensor in collate(examples).items()}
+
+
+def train(params: Params) -> None:
+    """Forward, backward and the optimizer's step, the decorrelation loss included."""
+    model, batch = built(params)
+    trained = list(model.train().trained().values())
+    settings = params.train
+    optimizer = torch.optim.AdamW(trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
+
+    def step() -> None:
+        losses = model(batch, params.decorrelation)
+        (losses.cross_entropy + params.decorrelation.weight * losses.decorrelation).backward()
+        nn.utils.clip_grad_norm_(trained, settings.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    _, seconds = timed(step)
+    length = model.sequence(batch, response=True).mask.shape[1]
+    count = sum(parameter.numel() for parameter in trained)
+    tell(f"training step: {model.precision}, {length} tokens an utterance", model, count, seconds)
+
+
+def decode(params: Params) -> None:
+    """Beam search, as an evaluation does it."""
+    model, batch = built(params)
+    beams = params.evaluate.beams
+    transcribe(model.eval(), batch, beams, 1)
+    _, seconds = timed(lambda: transcribe(model, batch, beams, NEW_TOKENS))
+    tell(f"decoding: {beams} beams, {NEW_TOKENS} new tokens", model, 0, seconds)
+
+
+def timed(action: Callable[[], object]) -> tuple[object, float]:
+    """What it gives, and its seconds. Do some of it before, so that kernels are chosen and memory is there."""
+    began = _now()
+    result = action()
+    return result, _now() - began
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def tell(what: str, network: nn.Module, trained: int, seconds: float) -> None:
+    """A line of the table. The peak is the GPU's where there is one, else the process's."""
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    total = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{what:58}{total / 1e6:9,.1f} M{trained / 1e6:9,.1f} M{seconds:10.2f} s{peak / 1e9:8.2f} GB", flush=True)
+
+
+PARTS: dict[str, Callable[[Params], None]] = {
+    "weights": write_weights,
+    "audio": lambda params: encode(params, "audio"),
+    "video": lambda params: encode(params, "video"),
+    "train": train,
+    "decode": decode,
+}
+
+
+def main() -> None:
+    """Do one part in the working folder, or all of them in a temporary one."""
+    if len(sys.argv) == 2:
+        PARTS[sys.argv[1]](paper())
+        return
+    if not TOKENIZER.is_dir():
+        sys.exit(f"error: {TOKENIZER}: there is no tokenizer here; make it with: python -m pipeline.weights")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {len(os.sched_getaffinity(0))} cores"
+    print(f"a trial of experiments/paper.yaml, random weights, {UTTERANCES} utterances of {SECONDS} s, {where}")
+    print(f"{'':58}{'parameters':>11}{'trained':>11}{'time':>12}{'peak':>11}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            subprocess.run(
+                [sys.executable, __file__, part], cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+            )
+
+
+if __name__ == "__main__":
+    main()
