@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from trials import finish, make_trial, sink_records, write_sinks
 
+from pipeline.comparison import output
 from pipeline.comparison.claims import Claim, Verdict, claims, markdown, summary
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import compare
@@ -145,7 +146,8 @@ def test_why_nothing_can_be_told(tmp_path: Path) -> None:
     assert "has no trial of this task and seed that is done" in found(lone)[0.1, "every claim"].words
 
 
-def test_they_stand_beside_the_table(tmp_path: Path) -> None:
+def test_they_stand_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_figures", lambda comparison, folder: [])
     trials = [measured(tmp_path / "runs", of(MANY)), measured(tmp_path / "runs", of(NONE), LOSS)]
     comparison = compare(trials)
     told = claims(comparison)
