@@ -557,7 +557,9 @@ def _check_online(params: Params, where: str | Path) -> None:
     """Augmentation and LoRA inside an encoder: each where it has an effect, and only there."""
     features, used = params.features, streams(params.model.modality)
     augmentation, lora = features.augmentation, {"audio": features.audio.lora, "video": features.video.lora}
-    wanted = {f"augmentation.{key}": value for key, value in augmentation if value != getattr(Augmentation(), key)}
+    off = Augmentation().model_dump(mode="json")
+    chosen = augmentation.model_dump(mode="json")
+    wanted = {f"augmentation.{key}": value for key, value in chosen.items() if value != off[key]}
     wanted |= {f"{stream}.lora": f"rank {one.rank}" for stream, one in lora.items() if one}
     if wanted and features.mode == "cached":
         key, value = next(iter(wanted.items()))

@@ -1,7 +1,7 @@
 """Stage `train`: the trial of `params.yaml`, trained in its own folder.
 
-Trains a projector and LoRA on cached features, goes on from the newest checkpoint where there is one, and returns at
-once where the trial is trained already.
+Trains a projector and LoRA on cached features or, in mode online, on the media themselves, goes on from the newest
+checkpoint where there is one, and returns at once where the trial is trained already.
 """
 
 import csv

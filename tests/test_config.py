@@ -29,9 +29,51 @@ REFUSED = [
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
     ("model.modality.audio=1", "leads through modality"),
+    ("features.mode=live", "features.mode is 'live'; it must be 'cached' or 'online'"),
+    (
+        "features.augmentation.flip=0.5",
+        "features.augmentation.flip is 0.5 and features.mode is 'cached'; set features.mode to online",
+    ),
+    (
+        "features.augmentation.noise_snrs=[5]",
+        "features.augmentation.noise_snrs is [5.0] and features.mode is 'cached'",
+    ),
+    ("features.augmentation.time_mask=2", "features.augmentation.time_mask is 2; it must be less than or equal to 1"),
+    ("features.augmentation.flip=-1", "features.augmentation.flip is -1; it must be greater than or equal to 0"),
+    ("features.augmentation.noise_snrs=[.inf]", "features.augmentation.noise_snrs[0] is inf; it must be"),
+    ("features.augmentation.mirror=true", "no parameter; remove it, or use one of: crop, flip, time_mask, noise_share"),
+    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
+    ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
+    ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
     ("model.rates.audio", "has no '='"),
     ("train.steps=[", "no valid YAML"),
 ]
+
+
+REFUSED_ONLINE = [
+    ("features.audio.lora={rank: 4, alpha: 8}", "features.audio.lora is set and features.audio.encoder is 'whisper'"),
+    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; take"),
+    ("features.augmentation.crop=true", "features.augmentation.crop is True and features.video.encoder is 'dct'"),
+    ("features.augmentation.flip=0.5", "features.augmentation.flip is 0.5 and features.video.encoder is 'dct'"),
+    ("features.augmentation.noise_share=0.5", "features.augmentation.noise_share is 0.5 and noise_snrs is empty; name"),
+    (
+        ["corpus.noise.train_share=1", "features.augmentation={noise_share: 0.5, noise_snrs: [0]}"],
+        "features.augmentation.noise_share is 0.5 and corpus.noise.train_share is 1.0; noise is added to clean",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), REFUSED_ONLINE)
+def test_what_would_have_no_effect_online_is_said_in_one_line(overrides, said):
+    with pytest.raises(PipelineError) as refused:
+        load_params(PARAMS, ["features.mode=online", *([overrides] if isinstance(overrides, str) else overrides)])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unused_modality_may_have_any_augmentation():
+    settings = ["features.mode=online", "model.modality=audio", "features.augmentation={crop: true, flip: 0.5}"]
+    assert load_params(PARAMS, settings).features.augmentation.crop
 
 
 @pytest.mark.parametrize(("override", "said"), REFUSED)

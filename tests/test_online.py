@@ -3,16 +3,23 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from project import command, start
+from project import command, environment, start
 from published import NARROW, drawn, official
 from safetensors.torch import load_file
-from test_train import in_process, losses_of, the_trial, wait_for_checkpoint
+from test_train import losses_of, the_trial, wait_for_checkpoint
 
-ONLINE = ("--set", "features.mode=online")
+from pipeline.config import load_params
+from pipeline.sweeping.needs import distinct_inputs, needed_stages
+from pipeline.sweeping.plan import plan_trials
+from pipeline.sweeping.specification import load_sweep
+
 SEEN = {
     "features.mode": "online",
     "features.video": {"encoder": "avhubert", "weights": "data/weights/avhubert", "lora": {"rank": 4, "alpha": 8}},
@@ -21,13 +28,40 @@ SEEN = {
     "train.steps": 6,
     "train.batch_size": 2,
     "train.checkpoint_every": 2,
-    "train.validate_every": 3,
+    "train.validate_every": 6,
 }
 """How the paper reads lips, in small."""
+FEW = {
+    "train.steps": 3,
+    "train.batch_size": 2,
+    "train.validate_every": 3,
+    "sinks.every": 3,
+    "evaluate.splits": ["test"],
+}
+"""Little for a slow encoder to do."""
+GIVEN = f"""
+import json
+from pathlib import Path
+from pipeline.common.errors import PipelineError
+from pipeline.config import load_params
+from pipeline.evaluate import evaluate
+from pipeline.train import train
+SEEN, FEW = {SEEN!r}, {FEW!r}
+def params(settings):
+    return load_params("params.yaml", [f"{{key}}={{json.dumps(value)}}" for key, value in settings.items()])
+"""
 
 
 def options(settings):
     return [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def in_process(project, code):
+    """Run Python in a project, with stages, `params` and `SEEN` at hand; returns the lines that it printed."""
+    words = [sys.executable, "-c", GIVEN + code]
+    ran = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +81,14 @@ def lips(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(lips, tmp_path_factory):
-    """A project after such a trial, that nobody disturbed."""
+    """A project after such a trial, that nobody disturbed; in `plain`, the same without augmentation."""
     folder = shutil.copytree(lips, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
-    for stage in ("train", "evaluate"):
-        done = command(folder, stage, *options(SEEN))
-        assert done.returncode == 0, done.stderr
+    code = """
+train(params(SEEN))
+evaluate(params(SEEN))
+train(params(SEEN | {"features.augmentation": {}, "train.runs": "plain"}))
+"""
+    in_process(folder, code)
     return folder
 
 
@@ -62,69 +99,77 @@ def weights_of(trial):
 
 def test_without_augmentation_it_trains_and_scores_as_cached_features_do(prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
-    common = ("--set", "train.steps=4", "--set", "train.validate_every=2", "--set", "sinks.every=2")
-    metrics, looks, losses = [], [], []
-    for mode in ((), ONLINE):
-        for stage in ("train", "evaluate"):
-            done = command(folder, stage, *common, *mode)
-            assert done.returncode == 0, done.stderr
-        trial = folder / "runs" / json.loads((folder / "results/train/trial.json").read_text())["identity"][:16]
-        losses.append([loss for _, loss in losses_of(trial)])
-        looks.append([json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()])
-        metrics.append(json.loads((trial / "metrics.json").read_text())["metrics"])
-        shutil.rmtree(folder / "data/features", ignore_errors=True)
-    assert len(list((folder / "runs").iterdir())) == 2
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    for name in ("loss/validation", "sinks/max_ratio/bos", "sinks/bos_cosine/other"):
-        cached, online = ([line[name] for line in lines if name in line] for lines in looks)
-        assert len(cached) >= 2
-        assert cached == pytest.approx(online, rel=1e-2)
-    assert metrics[0].keys() == metrics[1].keys()
-    assert metrics[0]["sinks/max_ratio/bos"] == pytest.approx(metrics[1]["sinks/max_ratio/bos"], rel=1e-2)
+    code = """
+import shutil
+for mode in ("cached", "online"):
+    settings = params(FEW | {"features.mode": mode})
+    train(settings)
+    print(evaluate(settings).folder)
+    shutil.rmtree("data/features", ignore_errors=True)
+"""
+    cached, online = (folder / line for line in in_process(folder, code))
+    assert cached != online
+    (_, first), *_ = losses_of(cached)
+    (_, other), *_ = losses_of(online)
+    assert first == pytest.approx(other, rel=1e-4)
+    assert [loss for _, loss in losses_of(cached)] == pytest.approx([loss for _, loss in losses_of(online)], rel=1e-2)
+    logs = [[json.loads(line) for line in (t / "metrics.jsonl").read_text().splitlines()] for t in (cached, online)]
+    for name, count in (("loss/validation", 1), ("sinks/max_ratio/bos", 2), ("sinks/bos_sink_rate", 2)):
+        values, others = ([line[name] for line in lines if name in line] for lines in logs)
+        assert len(values) == count
+        assert values == pytest.approx(others, rel=2e-2)
+    metrics, others = (json.loads((t / "metrics.json").read_text())["metrics"] for t in (cached, online))
+    assert metrics.keys() == others.keys()
+    assert metrics["sinks/max_ratio/bos"] == pytest.approx(others["sinks/max_ratio/bos"], rel=2e-2)
 
 
 def test_lora_inside_the_encoder_is_trained_kept_and_used(undisturbed):
     trial = the_trial(undisturbed)
-    assert {path.suffix for path in (trial / "adapter").rglob("*") if path.is_file()} <= {
-        ".safetensors",
-        ".json",
-        ".md",
-    }
     tensors = load_file(trial / "adapter/video/adapter_model.safetensors")
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in tensors} == {"q_proj", "v_proj"}
     assert len(tensors) == NARROW.layers * 4
     assert all(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
-    hypotheses = (trial / "hypotheses.jsonl").read_bytes()
+    assert {path.suffix for path in (trial / "adapter").rglob("*.*")} == {".safetensors", ".json", ".md"}
     code = """
+import torch
 from pipeline.inspection.speech import Speech
 from pipeline.tracking.trial import Trial
-import sys, torch
-from pathlib import Path
 (folder,) = Path("runs").iterdir()
 subject = Speech(Trial(folder), [], None)
-frozen = subject.model.encoders["video"].network
-media = subject._inputs.streams["video"]
-one = media[subject._utterances[0].id]
+encoding, media = subject.model.encoders["video"], subject._inputs.streams["video"]
+clip = next(iter(media.values()))
 with torch.no_grad():
-    adapted = subject.model.encoders["video"]([one])[0]
-    with frozen.disable_adapter():
-        bare = subject.model.encoders["video"]([one])[0]
-print(float((adapted - bare).abs().max()), sum(len(portion.ids) for portion in subject.whole()))
+    adapted = encoding([clip])[0]
+    with encoding.network.disable_adapter():
+        bare = encoding([clip])[0]
+        alone = torch.from_numpy(encoding.encoder.encode([clip])[0])
+print(float((adapted - bare).abs().max()), float((alone - bare).abs().max()))
+print(json.dumps({one: text for p in subject.intervened() for one, text in zip(p.ids, subject.outcome(p))}))
 """
-    moved, count = in_process(undisturbed, code)
-    assert float(moved) > 1e-4
-    assert int(count) == 2
-    assert (trial / "hypotheses.jsonl").read_bytes() == hypotheses
+    moved, outcomes = in_process(undisturbed, code)
+    by_lora, by_rounding = map(float, moved.split())
+    assert by_lora > 1e-4 > by_rounding
+    lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
+    clean = [line for line in lines if (line["split"], line["condition"]) == ("test", "clean")]
+    assert json.loads(outcomes) == {line["id"]: line["hypothesis"] for line in clean}
+
+
+def test_augmentation_is_part_of_training_and_of_what_a_trial_is(undisturbed):
+    (plain,) = (undisturbed / "plain").iterdir()
+    augmented = the_trial(undisturbed)
+    assert plain.name != augmented.name
+    (_, first), *_ = losses_of(plain)
+    (_, other), *_ = losses_of(augmented)
+    assert first != other
 
 
 def test_what_was_read_is_recorded(undisturbed):
-    trial = the_trial(undisturbed)
-    trained, evaluated = json.loads((trial / "provenance.json").read_text())["sessions"]
+    trained, evaluated = json.loads((the_trial(undisturbed) / "provenance.json").read_text())["sessions"]
     lines = [json.loads(line) for line in (undisturbed / "data/corpus/manifest.jsonl").read_text().splitlines()]
     for session, splits in ((trained, ("train", "validation")), (evaluated, ("validation", "test"))):
         videos = {f"data/corpus/{u['video']}": u["video_sha256"] for u in lines if u["split"] in splits}
         assert videos.items() <= session["inputs"].items()
-        assert {path for path in session["inputs"] if path.endswith((".mp4", ".wav"))} == set(videos)
+        assert {path for path in session["inputs"] if Path(path).suffix in (".mp4", ".wav")} == set(videos)
         assert "data/weights/avhubert/model.safetensors" in session["inputs"]
         assert not [path for path in session["inputs"] if "features" in path]
     assert "adapter/video/adapter_model.safetensors" in trained["outputs"]
@@ -145,53 +190,59 @@ def test_a_killed_training_ends_with_equal_bits(lips, undisturbed, tmp_path):
     assert weights_of(trial) == weights_of(the_trial(undisturbed))
 
 
-def test_augmentation_changes_what_is_learned_and_what_the_trial_is(lips, undisturbed, tmp_path):
+def test_a_damaged_clip_is_one_error_that_names_it(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
-    plain = command(folder, "train", *options(SEEN | {"features.augmentation": {}}))
-    assert plain.returncode == 0, plain.stderr
-    assert the_trial(folder).name != the_trial(undisturbed).name
-    ((_, first), *_), ((_, augmented), *_) = losses_of(the_trial(folder)), losses_of(the_trial(undisturbed))
-    assert first != augmented
+    first, second, *_ = (path.relative_to(folder) for path in sorted((folder / "data/corpus/train").rglob("*.mp4")))
+    code = f"""
+clip, other = Path({str(first)!r}), Path({str(second)!r})
+whole = clip.read_bytes()
+for content in (whole[:2000], other.read_bytes(), None):
+    clip.unlink() if content is None else clip.write_bytes(content)
+    try:
+        train(params(SEEN | {{"train.batch_size": 6}}))
+    except PipelineError as error:
+        print(error)
+"""
+    cut, other, missing = in_process(folder, code)
+    for message in (cut, other, missing):
+        assert message.startswith(f"{first}: ")
+        assert message.endswith("make it again with: python -m pipeline.prepare")
+    assert "is not the file that the manifest was written for" in other
+    assert "the file is missing" in missing
 
 
 def test_there_are_no_features_to_make(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
-    done = command(folder, "features", *ONLINE)
+    done = command(folder, "features", "--set", "features.mode=online")
     assert done.returncode == 0, done.stderr
     assert "video: nothing to make, since features.mode is online" in done.stdout
     assert not (folder / "data/features").exists()
-    assert set(json.loads((folder / "results/features/video.json").read_text())) == {"train", "validation", "test"}
+    pointer = folder / "results/features/video.json"
+    before = pointer.read_text()
+    assert set(json.loads(before)) == {"train", "validation", "test"}
+    other = ("--set", "features.mode=online", "--set", "features.video.coefficients=9")
+    again = command(folder, "features", "video", *other)
+    assert again.returncode == 0, again.stderr
+    assert pointer.read_text() != before
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "missing"])
-def test_a_damaged_clip_is_one_error_that_names_it(lips, tmp_path, damage):
-    folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
-    clips = sorted((folder / "data/corpus/train").rglob("*.mp4"))
-    if damage == "cut":
-        clips[0].write_bytes(clips[0].read_bytes()[:2000])
-    elif damage == "other":
-        shutil.copy(clips[1], clips[0])
-    else:
-        clips[0].unlink()
-    failed = command(folder, "train", *options(SEEN))
-    assert failed.returncode == 1
-    assert "Traceback" not in failed.stderr
-    assert str(clips[0].relative_to(folder)) in failed.stderr
-    assert "python -m pipeline.prepare" in failed.stderr
-
-
-def test_a_sweep_over_the_mode_tells_its_trials_apart(prepared, tmp_path):
+def test_a_sweep_over_mode_and_augmentation_needs_features_for_the_cached_alone(prepared, tmp_path, monkeypatch):
     folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
-    masked = {"features.mode": "online", "features.augmentation.time_mask": 0.4}
-    axes = {"way": [{"features.mode": "cached"}, {"features.mode": "online"}, masked]}
-    settings = {"model.modality": "video", "train.steps": 2}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({"name": "small", "set": settings, "axes": axes}))
-    done = command(folder, "sweep", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    table = (folder / "results/sweeps/small/table.txt").read_text()
-    for said in ("mode cached", "mode online", "time_mask 0.4"):
-        assert said in table
-    shutil.rmtree(folder / "data/features")
-    planned = command(folder, "sweep", "sweep.yaml", "--plan", "--only", "mode=online")
-    assert "to do" in planned.stdout, planned.stdout + planned.stderr
-    assert "stages that come first" not in planned.stdout
+    monkeypatch.chdir(folder)
+    noisy = {"features.augmentation.noise_share": 0.5, "features.augmentation.noise_snrs": [0, 10]}
+    masked = {"features.augmentation.time_mask": 0.4}
+    ways = [{}, {"features.mode": "online"}, {"features.mode": "online"} | masked, {"features.mode": "online"} | noisy]
+    axes = {"way": ways, "model.modality": ["audio", "video"]}
+    Path("sweep.yaml").write_text(yaml.safe_dump({"name": "small", "axes": axes}))
+    sweep = load_sweep("sweep.yaml", "params.yaml", [], [])
+    assert not [stage for params in distinct_inputs(sweep) for stage in needed_stages(params)]
+    trials = plan_trials(sweep)
+    # Noise is not seen.
+    assert len(trials) == 7
+    assert sorted(len(planned.settings) for planned in trials) == [1] * 6 + [2]
+    shutil.rmtree("data/features")
+    needed = {params.features.mode: set() for params in distinct_inputs(sweep)}
+    for params in distinct_inputs(sweep):
+        needed[params.features.mode] |= set(needed_stages(params))
+    assert needed == {"cached": {"features@audio", "features@video"}, "online": set()}
+    assert load_params("params.yaml").features.mode == "cached"

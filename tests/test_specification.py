@@ -44,6 +44,12 @@ def test_without_axes_it_is_the_trial_of_the_parameters(load):
     assert [point.params for point in sweep.points] == [sweep.base]
 
 
+def test_what_an_axis_says_inside_a_section_is_said_to_its_point_alone(load):
+    rates = {"model.rates": {"audio": 4, "video": 2}}
+    sweep = load(set=rates, axes={"task": [{"model.rates.audio": 16}, {"model.modality": "video"}]})
+    assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
+
+
 def test_a_section_can_be_an_axis(load):
     sweep = load(axes={"model.rates": [{"audio": 4, "video": 2}, {"audio": 16, "video": 5}]})
     assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]

@@ -246,7 +246,8 @@ def _params(path: str | Path, values: dict[str, Any], common: Settings, settings
     """The parameters of a point; what an axis says goes before what is common to all."""
     nested = _copied(values)
     for key, value in (common | settings).items():
-        assign(nested, key, value)
+        # A section is each point's own, or what an axis says inside it would be said to all points that follow.
+        assign(nested, key, _copied(value))
     said = ", ".join(f"{key}={value}" for key, value in settings.items())
     return validate(nested, f"{path} at {said}" if said else path)
 
