@@ -154,6 +154,18 @@ print(json.dumps({one: text for p in subject.intervened() for one, text in zip(p
     assert json.loads(outcomes) == {line["id"]: line["hypothesis"] for line in clean}
 
 
+def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
+    lines = [json.loads(line) for line in (the_trial(undisturbed) / "hypotheses.jsonl").read_text().splitlines()]
+    files = {f"data/corpus/{line['id']}.mp4": line["hypothesis"] for line in lines if line["split"] == "test"}
+    files = {file: hypothesis for file, hypothesis in files.items() if (undisturbed / file).exists()}
+    assert len(files) == 2
+    done = command(undisturbed, "transcribe", *files, "--run", str(the_trial(undisturbed)), "--sinks")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.split("\n")[:-1] if not line.startswith("  ")]
+    assert said == list(files.values())
+    assert sum(line.startswith("  BOS is ") for line in done.stdout.splitlines()) == 2
+
+
 def test_augmentation_is_part_of_training_and_of_what_a_trial_is(undisturbed):
     (plain,) = (undisturbed / "plain").iterdir()
     augmented = the_trial(undisturbed)
@@ -231,7 +243,12 @@ def test_a_sweep_over_mode_and_augmentation_needs_features_for_the_cached_alone(
     monkeypatch.chdir(folder)
     noisy = {"features.augmentation.noise_share": 0.5, "features.augmentation.noise_snrs": [0, 10]}
     masked = {"features.augmentation.time_mask": 0.4}
-    ways = [{}, {"features.mode": "online"}, {"features.mode": "online"} | masked, {"features.mode": "online"} | noisy]
+    ways = [
+        {"features.mode": "cached"},
+        {"features.mode": "online"},
+        {"features.mode": "online"} | masked,
+        {"features.mode": "online"} | noisy,
+    ]
     axes = {"way": ways, "model.modality": ["audio", "video"]}
     Path("sweep.yaml").write_text(yaml.safe_dump({"name": "small", "axes": axes}))
     sweep = load_sweep("sweep.yaml", "params.yaml", [], [])
