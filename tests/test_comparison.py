@@ -41,6 +41,19 @@ def test_rows_are_tasks_as_the_paper_writes_them_and_columns_are_weights(tmp_pat
     assert comparison.notes == ()
 
 
+def test_trials_that_encode_online_stand_apart(tmp_path: Path) -> None:
+    lips = ["model.modality=video", "features.mode=online"]
+    adapted = "features.video={encoder: avhubert, weights: some, lora: {rank: 4, alpha: 8}}"
+    ways = [lips[:1], lips, [*lips, "features.augmentation.time_mask=0.4"], [*lips, adapted]]
+    comparison = compare([make_trial(tmp_path, *way) for way in ways])
+    assert sorted(variant.parts for variant in comparison.variants) == [
+        ["weight 0", "mode cached"],
+        ["weight 0", "time_mask 0", "mode online", "lora 4 8.0"],
+        ["weight 0", "time_mask 0", "mode online", "no lora"],
+        ["weight 0", "time_mask 0.4", "mode online", "no lora"],
+    ]
+
+
 def test_columns_are_named_by_what_differs(tmp_path: Path) -> None:
     trials = [
         make_trial(tmp_path, *settings)
