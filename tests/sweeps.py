@@ -41,7 +41,7 @@ def table(folder):
     return (folder / "results/sweeps/small/table.txt").read_text()
 
 
-def wait_until(true, process, what, seconds=90):
+def wait_until(true, process, what, seconds=240):
     until = time.monotonic() + seconds
     while not true():
         assert process is None or process.poll() is None, process.communicate()

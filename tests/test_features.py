@@ -208,7 +208,7 @@ def test_what_was_stopped_goes_on(params, folder, finished, number, code):
         assert going.poll() is None
         time.sleep(0.001)
     going.send_signal(number)
-    assert going.wait(timeout=60) == code
+    assert going.wait(timeout=240) == code
     (partial,) = (folder / "features").glob("*.partial")
     assert 2 <= len((partial / "journal.jsonl").read_bytes().splitlines()) < 8
     # What a power cut may leave beside: half a line, and rows that are in no line.
@@ -228,7 +228,7 @@ def test_two_processes_make_it_once(folder, finished):
         subprocess.Popen(command(folder, "audio"), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert contents(folder) == finished["audio"]
     assert not list((folder / "features").glob("*.partial"))

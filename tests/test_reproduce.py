@@ -94,7 +94,7 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     assert tag == "None"
     process = start(project, "reproduce", run_id)
     again = trial.folder / "reproduction/runs" / trial.folder.name
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list(again.glob("checkpoints/*/complete.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until

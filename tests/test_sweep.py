@@ -105,7 +105,7 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     driver.send_signal(signal.SIGINT)
-    printed, errors = driver.communicate(timeout=60)
+    printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 130, errors
     assert "stopping: each trial ends after a checkpoint" in printed
     assert "goes on from there" in errors
@@ -116,7 +116,7 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
 
     drivers = [start(project, "sweep", "sweep.yaml") for _ in range(2)]
     for driver in drivers:
-        _, errors = driver.communicate(timeout=120)
+        _, errors = driver.communicate(timeout=240)
         assert driver.returncode == 0, errors
     for trial in trials(project):
         assert sessions(trial).count("finished") == 1
@@ -144,7 +144,7 @@ def test_one_diverges_another_is_interrupted_twice(project):
     wait_until(lambda: "stopping" in log.read_text(), driver, "the first interrupt is understood")
     driver.send_signal(signal.SIGINT)
     began = time.monotonic()
-    printed, errors = driver.communicate(timeout=60)
+    printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 130, errors
     assert time.monotonic() - began < 30
     assert "failed: step" in printed

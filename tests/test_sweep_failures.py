@@ -42,7 +42,7 @@ def test_damaged_files_are_made_again(project, swept):
     orphan = worker(project)
     driver.kill()
     driver.communicate()
-    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 30)
+    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
     (trial,) = trials(project)
     newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
     weights = newest / "trained.safetensors"
@@ -123,7 +123,7 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
 
 
 def test_a_cluster_that_is_not_there_is_one_error(project):
-    refused = command(project, "sweep", "sweep.yaml", "--address", f"127.0.0.1:{free_port()}", timeout=120)
+    refused = command(project, "sweep", "sweep.yaml", "--address", f"127.0.0.1:{free_port()}", timeout=240)
     assert refused.returncode == 1
     assert "does not answer" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -136,7 +136,7 @@ def test_the_orphan_of_a_killed_driver_leaves_no_files_behind(project):
     orphan = worker(project)
     driver.kill()
     driver.communicate()
-    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 30)
+    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
     assert not left.exists()

@@ -116,7 +116,7 @@ def test_an_interrupted_training_keeps_its_last_step(project, undisturbed):
     process = start(project, "train", *LONG)
     wait_for_checkpoint(project, process, 5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     trial = the_trial(project)
@@ -179,7 +179,7 @@ def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
     second = command(project, "train", *LONG)
     assert second.returncode == 1
     assert "is being run by process" in second.stderr
-    assert first.wait(timeout=120) == 0
+    assert first.wait(timeout=240) == 0
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
 
 
