@@ -48,13 +48,13 @@ def losses_of(trial):
 
 def wait_for_checkpoint(folder, process, step):
     """Until a checkpoint of `step` or later is sealed."""
-    for _ in range(1200):
+    for _ in range(4800):
         sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
         if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    raise AssertionError("no checkpoint within a minute")
+    raise AssertionError("no checkpoint within four minutes")
 
 
 def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
