@@ -46,15 +46,15 @@ def losses_of(trial):
     return [(line["step"], line["loss/cross_entropy"]) for line in lines if "loss/cross_entropy" in line]
 
 
-def wait_for_checkpoint(folder, process, step):
+def wait_for_checkpoint(folder, process, step, seconds=60):
     """Until a checkpoint of `step` or later is sealed."""
-    for _ in range(1200):
+    for _ in range(20 * seconds):
         sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
         if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    raise AssertionError("no checkpoint within a minute")
+    raise AssertionError(f"no checkpoint within {seconds} s")
 
 
 def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
