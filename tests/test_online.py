@@ -190,7 +190,7 @@ def test_what_was_read_is_recorded(undisturbed):
 def test_a_killed_training_ends_with_equal_bits(lips, undisturbed, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
     process = start(folder, "train", *options(SEEN))
-    wait_for_checkpoint(folder, process, 2, seconds=300)
+    wait_for_checkpoint(folder, process, 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     trial = the_trial(folder)
@@ -243,17 +243,12 @@ def test_a_sweep_over_mode_and_augmentation_needs_features_for_the_cached_alone(
     monkeypatch.chdir(folder)
     noisy = {"features.augmentation.noise_share": 0.5, "features.augmentation.noise_snrs": [0, 10]}
     masked = {"features.augmentation.time_mask": 0.4}
-<<<<<<< HEAD
     ways = [
         {"features.mode": "cached"},
         {"features.mode": "online"},
         {"features.mode": "online"} | masked,
         {"features.mode": "online"} | noisy,
     ]
-=======
-    online = {"features.mode": "online"}
-    ways = [{"features.mode": "cached"}, online, online | masked, online | noisy]
->>>>>>> online
     axes = {"way": ways, "model.modality": ["audio", "video"]}
     Path("sweep.yaml").write_text(yaml.safe_dump({"name": "small", "axes": axes}))
     sweep = load_sweep("sweep.yaml", "params.yaml", [], [])
