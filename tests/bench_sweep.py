@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,8 @@ def done() -> None:
         times = " ".join(f"{seconds:.2f}" for seconds, _ in again)
         print(f"{count} trials, all done: {times} s (table written: {first:.2f} s); aim: {target} s; loaded: {loaded}")
     Path("mlflow.db").unlink()
+    # Trials of other sections would be found done.
+    shutil.rmtree("runs")
 
 
 def planned_data(planned: Planned) -> dict[str, str]:
