@@ -11,6 +11,7 @@ from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import weights_digest
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.filterbank import log_filterbanks
+from pipeline.encoders.pretrained import pretrained_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,12 +62,8 @@ class AVHuBERT:
 
     @staticmethod
     def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:
-        """Precision is part of it, as of Whisper's."""
-        return {
-            "encoder": settings.encoder,
-            "precision": resolve_precision(settings.precision),
-            "weights": weights_digest(_folder(settings)),
-        }
+        """Name, precision and weights, see `pretrained_identity`."""
+        return pretrained_identity(settings.encoder, settings.precision, _folder(settings))
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Encode utterances.

@@ -9,6 +9,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import REMEDY, weights_digest
 from pipeline.config import AudioEncoder
+from pipeline.encoders.pretrained import pretrained_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,12 +52,8 @@ class SelfSupervised:
 
     @staticmethod
     def identity(settings: AudioEncoder) -> dict[str, Any]:
-        """Precision is part of it, as of Whisper's."""
-        return {
-            "encoder": settings.encoder,
-            "precision": resolve_precision(settings.precision),
-            "weights": weights_digest(settings.weights),
-        }
+        """Name, precision and weights, see `pretrained_identity`."""
+        return pretrained_identity(settings.encoder, settings.precision, settings.weights)
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Encode utterances.
