@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.common.hardware import release_freed_memory
 from pipeline.config import Sinks
 from pipeline.sinks.captured import Captured
 from pipeline.sinks.columns import utterance_columns
@@ -89,6 +90,7 @@ class SinkStatistics:
         self._sensitivity.add(captured, tokens)
         self._strongest.add(captured, tokens, utterance_ids)
         self._exemplar.add(captured, tokens, utterance_ids)
+        release_freed_memory()
 
     def summary(self, bootstrap: int, seed: int = 0) -> SinkSummary:
         """What was found so far.
