@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.strict_yaml import parse_yaml
 from pipeline.common.version_control import LOCK
-from pipeline.config import Params, load_params, parse_yaml
+from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.tracking.trial import State, Trial
 

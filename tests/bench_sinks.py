@@ -93,7 +93,7 @@ def main() -> None:
     stored, decoded = measured("storing", UTTERANCES), measured("decoding", UTTERANCES)
     print(f"{TOKENS} tokens, {BLOCKS} blocks, {HEADS} heads, batches of {BATCH}, processor time")
     print(f"peak memory, {UTTERANCES} and {10 * UTTERANCES} utterances: {few[1]:.0f} and {many[1]:.0f} MB,"
-          f" {many[1] / few[1] - 1:+.1%}; aim: 10%; with all maps stored, {UTTERANCES}: {stored[1]:.0f} MB")  # fmt: skip
+          f" {many[1] / few[1] - 1:+.1%}; aim: 10%; {UTTERANCES} with all maps stored: {stored[1]:.0f}")  # fmt: skip
     print(f"an utterance: {1000 * many[0]:.1f} ms; maps and residuals stored only: {1000 * stored[0]:.1f} ms")
     print(f"decoding with {BEAMS} beams: {1000 * decoded[0]:.1f} ms; with the instrument"
           f" {1 + many[0] / decoded[0]:.2f} times as long")  # fmt: skip

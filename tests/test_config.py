@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import load_params, parse_yaml, streams
+from pipeline.common.strict_yaml import parse_yaml
+from pipeline.config import load_params, streams
 
 PARAMS = "params.yaml"
 

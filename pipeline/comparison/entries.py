@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json
-from pipeline.config import parse_yaml, streams
+from pipeline.common.strict_yaml import parse_yaml
+from pipeline.config import streams
 from pipeline.tracking.trial import State, Trial
 
 MARK = "identity.json"

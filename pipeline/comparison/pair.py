@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
+from pipeline.common.strict_yaml import parse_yaml
 from pipeline.comparison.code_change import FileChange, changed_files
 from pipeline.comparison.entries import flattened
 from pipeline.comparison.table import RESAMPLINGS
-from pipeline.config import parse_yaml
 from pipeline.tracking.archive import archived_sources
 from pipeline.tracking.differences import changed_packages, changed_surroundings
 from pipeline.tracking.provenance import sessions

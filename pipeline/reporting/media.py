@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Modality, parse_yaml, streams
+from pipeline.common.strict_yaml import parse_yaml
+from pipeline.config import Modality, streams
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
 from pipeline.tracking.trial import Trial
 

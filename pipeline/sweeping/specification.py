@@ -17,7 +17,8 @@ from pydantic import Field
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
-from pipeline.config import Params, Section, assign, checked, load_params, parse_yaml, read_mapping, validate
+from pipeline.common.strict_yaml import parse_yaml, read_mapping
+from pipeline.config import Params, Section, assign, checked, load_params, validate
 
 SEED = "train.seed"
 Settings = dict[str, Any]

@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json
 from pipeline.common.progress import progress
+from pipeline.common.strict_yaml import parse_yaml
 from pipeline.common.version_control import without_credentials
-from pipeline.config import parse_yaml
 from pipeline.tracking.mlflow_views import CHARTS, TASK, VIEW_TAG, Shown, description, names_apart, saved_view
 from pipeline.tracking.spool import Record
 from pipeline.tracking.trial import Trial

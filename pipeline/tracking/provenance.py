@@ -22,8 +22,9 @@ from typing import Any
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, write_json, written_whole
+from pipeline.common.strict_yaml import parse_yaml
 from pipeline.common.version_control import LOCK, SETTINGS, code_state, command_without_credentials
-from pipeline.config import load_params, parse_yaml
+from pipeline.config import load_params
 from pipeline.tracking.inputs import input_files, output_files
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.trial import Trial
