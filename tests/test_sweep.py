@@ -80,6 +80,17 @@ def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
     assert "2 points, 1 of them shared: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
+def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
+    ran = command(folder, "sweep", "sweep.yaml", "--set", "evaluate.max_new_tokens=1")
+    assert ran.returncode == 0, ran.stderr
+    for trial in trials(folder):
+        assert sessions(trial) == ["finished"]
+        assert sessions(trial, "evaluate") == ["finished", "finished"]
+    assert table(folder) != table(swept)
+    assert table(folder) in ran.stdout
+
+
 def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
