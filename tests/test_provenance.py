@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.code import reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.version_control import (
@@ -146,12 +147,10 @@ def test_a_clean_tree_can_be_required(project: Path, name: str, found: str) -> N
 
 
 def test_every_command_can_require_a_clean_tree(project: Path) -> None:
-    for name in ("config", "common/__init__", "common/code", "common/command", "common/errors", "common/files"):
-        (project / f"pipeline/{name}.py").parent.mkdir(exist_ok=True)
-        (project / f"pipeline/{name}.py").write_bytes((ROOT / f"pipeline/{name}.py").read_bytes())
-    (project / "pipeline/common/version_control.py").write_bytes(
-        (ROOT / "pipeline/common/version_control.py").read_bytes()
-    )
+    for file in reached_files("pipeline.common.command"):
+        copy = project / file.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
     program = "from pipeline.common.command import parser; print(parser('').parse_args(['--require-clean']))"
     words = [sys.executable, "-c", program]
     refused = subprocess.run(words, cwd=project, capture_output=True, text=True)
