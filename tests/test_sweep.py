@@ -150,6 +150,7 @@ def test_one_diverges_another_is_interrupted_twice(project):
     )
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint of the second trial")
+    holder = worker(project)
     driver.send_signal(signal.SIGINT)
     log = project / "results/sweeps/small/log.txt"
     wait_until(lambda: "stopping" in log.read_text(), driver, "the first interrupt is understood")
@@ -163,8 +164,8 @@ def test_one_diverges_another_is_interrupted_twice(project):
     failure = json.loads(mark.read_text())
     assert "the loss is nan; lower train.learning_rate" in failure["reason"]
     assert any("in compute_loss" in line for line in failure["traceback"])
-    (lease,) = project.glob("runs/*/lease.json")
-    assert not is_alive(json.loads(lease.read_text())["pid"])
+    # Whether the second interrupt met it at work, or it had come to its end by the first.
+    assert not is_alive(holder)
 
     # The same command, with fewer steps for the trial that is sound: one is done, the other says why it is not.
     specify(project, axes={"model.modality": ["audio"], "train.learning_rate": [1e30, 1e-3]}, retries=1)
