@@ -14,13 +14,13 @@ from pipeline.encoders.table import ENCODERS
 from pipeline.inspection.labels import token_labels
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
-from pipeline.sinks.capture import capture
 from pipeline.sinks.tokens import Tokens, has_inner, measure
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
 from pipeline.tracking.trial import Trial
 from pipeline.transcription.recording import read_streams
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import Inputs
+from pipeline.trial.measure import teacher_forced
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,12 @@ class Transcriber:
         Raises:
             PipelineError: the activations are not finite, or the LLM has fewer than three blocks.
         """
-        sequence = self.model.sequence(self._batch(heard.streams, heard.text), response=True)
-        with self.model.autocast():
-            captured = capture(self.model.llm, sequence.embeddings, sequence.mask, sequence.roles)
+        captured = teacher_forced(self.model, self._batch(heard.streams, heard.text))
         if not bool(captured.finite().all()):
             raise PipelineError(heard.file, "its activations are not finite", "take a trial that has not diverged")
         if not has_inner(len(captured.importance)):
             raise PipelineError("model.llm.blocks", "are fewer than three", "sinks are looked for between two others")
-        labels = token_labels(self.model, sequence.roles[0].tolist(), self.model.respond(heard.text))
+        labels = token_labels(self.model, captured.roles[0].tolist(), self.model.respond(heard.text))
         return labels, measure(captured, self.params.sinks)
 
     def _encode(self, file: Path, stream: str, content: np.ndarray) -> np.ndarray:

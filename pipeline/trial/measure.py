@@ -78,12 +78,13 @@ def observe(
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
     for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
         # Not kept in a name, which would hold one batch while the next is captured.
-        statistics.add(_captured(model, batch), [utterance.id for utterance in chosen])
+        statistics.add(teacher_forced(model, batch), [utterance.id for utterance in chosen])
         seen(len(chosen))
     return statistics
 
 
-def _captured(model: AudioVisualLLM, batch: Batch) -> Captured:
+def teacher_forced(model: AudioVisualLLM, batch: Batch) -> Captured:
+    """What goes on inside the LLM while it reads a batch with its responses."""
     sequence = model.sequence(batch, response=True)
     with model.autocast():
         return capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
