@@ -195,7 +195,7 @@ class AudioEncoder(Section):
     """self_supervised: HuBERT, WavLM or wav2vec 2.0."""
     weights: str = "data/weights/whisper-tiny.en"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX."""
+    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None
     """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
 
@@ -209,7 +209,7 @@ class VideoEncoder(Section):
     weights: str | None = None
     """The folder of an encoder that has weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX."""
+    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None
     """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
 
@@ -316,7 +316,7 @@ class Train(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX."""
+    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 60
     """Steps; a killed run loses at most so many."""
     log_every: Annotated[int, Field(ge=1)] = 10

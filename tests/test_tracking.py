@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
-from pipeline.common.precision import native_precision, with_precision
+from pipeline.common.precision import is_bfloat16_faster, native_precision, with_precision
 from pipeline.config import Params, load_params
 from pipeline.tracking import identity
 from pipeline.tracking.identity import evaluation_digest, identity_parts, training_identity
@@ -127,11 +127,30 @@ def test_evaluation_has_its_own_digest() -> None:
     assert evaluation_digest(params(), DATA | {"llm": "d" * 64}) != evaluation()
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "faster"),
+    [
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2 fma", False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_faster(vendor: str, flags: str, faster: bool) -> None:
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: a core\nflags\t\t: fpu {flags}\n\n"
+    assert is_bfloat16_faster(core * 2) is faster
+
+
+def test_bfloat16_is_not_taken_where_the_cpu_is_not_known() -> None:
+    assert not is_bfloat16_faster("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+
+
 def test_precision_is_what_torch_says() -> None:
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    on_cpu = bool(capabilities.get("amx_bf16"))
+    on_cpu = is_bfloat16_faster(Path("/proc/cpuinfo").read_text())
+    assert not on_cpu or capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     for device, native in (("auto", on_gpu if torch.cuda.is_available() else on_cpu), ("cpu", on_cpu)):
         expected = "bfloat16" if native else "float32"
