@@ -26,6 +26,12 @@ class Running:
         self.planned = planned
         self.step, self.loss, self.speed = 0, float("nan"), float("nan")
         self._position = 0
+        self._began = time.monotonic()
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Since it began here."""
+        return time.monotonic() - self._began
 
     def look(self) -> None:
         """Read what was spooled since the last look."""
@@ -77,6 +83,8 @@ class View:
         self._begun = {identity for identity, state in states.items() if state is not State.NEW}
         self._waiting = {planned.identity for planned in trials if states[planned.identity] is not State.DONE}
         self._running: dict[str, Running] = {}
+        self._took: list[float] = []
+        """Seconds of the trials that were begun and finished here."""
         self._failed = 0
         self._drawn = 0
         self._said = time.monotonic()
@@ -92,9 +100,11 @@ class View:
 
     def ended(self, planned: Planned, outcome: str) -> None:
         """`outcome` is `done`, or what happened instead."""
-        self._running.pop(planned.identity, None)
+        ran = self._running.pop(planned.identity, None)
         if outcome == "done":
             self._waiting.discard(planned.identity)
+            if ran and planned.identity not in self._begun:
+                self._took.append(ran.seconds_so_far)
             value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
             outcome = "done" if value is None else f"done  {self._metric} {value:.3f}"
         elif outcome.startswith("failed"):
@@ -143,12 +153,23 @@ class View:
         return f"{done} of {self._total} done{failed}, {len(self._running)} running, {self._time_left()} left"
 
     def _time_left(self) -> str:
-        left = []
-        for identity in list(self._waiting):
-            cost, running = self._costs.get(identity), self._running.get(identity)
-            left.append(running.seconds_left(cost) if running else cost.seconds if cost else None)
-        known = [seconds for seconds in left if seconds is not None]
+        waiting = list(self._waiting)
+        if not waiting:
+            return "nothing"
+        running = {identity: one for identity in waiting if (one := self._running.get(identity))}
+        left = {identity: one.seconds_left(self._costs.get(identity)) for identity, one in running.items()}
+        whole = self._took or [one.seconds_so_far + left[i] for i, one in running.items() if left[i] is not None]
+        # Trials of which nothing is known are taken to be like those that are.
+        guess = fmean(whole) if whole else None
+        for identity in waiting:
+            if left.get(identity) is None:
+                cost = self._costs.get(identity)
+                left[identity] = cost.seconds if cost else guess and max(guess - self._so_far(identity), 0.0)
+        known = [seconds for seconds in left.values() if seconds is not None]
         if not known:
-            return "time unknown" if left else "nothing"
-        # Those of which nothing is known are taken to be like the others.
-        return f"about {duration(fmean(known) * len(left) / self.concurrency)}"
+            return "time unknown"
+        # What is left cannot be shared out finer than by trials: the longest is the least.
+        return f"about {duration(max(sum(known) / self.concurrency, *known))}"
+
+    def _so_far(self, identity: str) -> float:
+        return self._running[identity].seconds_so_far if identity in self._running else 0.0

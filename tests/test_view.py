@@ -1,0 +1,85 @@
+"""What a sweep says of itself while it runs."""
+
+from dataclasses import replace
+
+import pytest
+from trials import finish, make_trial
+
+from pipeline.config import load_params
+from pipeline.sweeping import view
+from pipeline.sweeping.cost import Cost
+from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.view import View
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+    now = [0.0]
+    monkeypatch.setattr(view.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Four trials of 100 steps of 10 that have not begun."""
+    planned = []
+    for seed in range(4):
+        settings = [f"train.seed={seed}", "train.steps=100", "train.batch_size=10"]
+        trial = make_trial(tmp_path / "runs", *settings)
+        params = load_params("params.yaml", settings)
+        planned.append(Planned(f"seed {seed}", params, (), trial.identity, "e" * 64, trial, None))
+    return planned
+
+
+def spool(planned, step, speed):
+    planned.trial.spool.append(step, {"loss/cross_entropy": 1.0, "throughput/utterances_per_second": speed})
+
+
+def said(shown, capsys):
+    """The last line that it prints after a minute."""
+    shown.refresh()
+    return capsys.readouterr().out.splitlines()[-1].partition("  ")[2]
+
+
+def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_path, clock, capsys):
+    shown = View(four, {}, "wer/test", tmp_path / "log")
+    shown.concurrency = 2
+    for planned in four[:2]:
+        shown.started(planned)
+        spool(planned, 50, 2.0)
+    clock[0] = 250.0
+    # By their own speed 250 s are left of each that runs; those that wait will take 500 s each.
+    assert said(shown, capsys) == "0 of 4 done, 2 running, about 12 min left"
+    for planned in four[:2]:
+        planned.trial.adapter.mkdir()
+    clock[0] = 600.0
+    assert said(shown, capsys) == "0 of 4 done, 2 running, about 10 min left"
+    clock[0] = 700.0
+    for planned in four[:2]:
+        finish(planned.trial, {"test": [0]})
+        shown.ended(planned, "done")
+    for planned in four[2:]:
+        shown.started(planned)
+    clock[0] = 800.0
+    # It took the first 700 s each, evaluation included, and 100 have gone.
+    assert said(shown, capsys) == "2 of 4 done, 2 running, about 10 min left"
+    shown.close()
+
+
+def test_what_is_left_is_no_less_than_the_longest_trial(four, tmp_path, clock, capsys):
+    costs = {planned.identity: Cost(10.0, 20.0, 0) for planned in four}
+    costs[four[3].identity] = replace(costs[four[3].identity], training=580.0)
+    shown = View(four, costs, "wer/test", tmp_path / "log")
+    shown.concurrency = 4
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
+    shown.close()
+
+
+def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, clock, capsys):
+    shown = View(four, {}, "wer/test", tmp_path / "log")
+    shown.started(four[0])
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 1 running, time unknown left"
+    shown.close()
