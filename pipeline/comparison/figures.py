@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline.comparison.claims import MOVED, RELOCATED, SINKS
 from pipeline.comparison.entries import Entry, Task
-from pipeline.comparison.quantities import Quantity, cell_text, change_text
+from pipeline.comparison.quantities import Quantity, cell_text, change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.comparison.variants import Variant
@@ -129,7 +129,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
     if SINKS in cell.figures:
-        lines.append(f"{cell.figures[SINKS].value:.1f} intermediate sinks per utterance")
+        lines.append(f"{rounded(cell.figures[SINKS].value, None)} intermediate sinks per utterance")
     shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
     if shares:
         lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")
