@@ -176,7 +176,10 @@ def test_a_full_disk_is_one_error_and_training_goes_on_with_room(project, undist
 def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
     first = start(project, "train", *LONG)
     wait_for_checkpoint(project, first, 5)
+    # It stands still meanwhile, so that it cannot have finished before the other is there.
+    first.send_signal(signal.SIGSTOP)
     second = command(project, "train", *LONG)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert "is being run by process" in second.stderr
     assert first.wait(timeout=240) == 0
