@@ -136,21 +136,24 @@ def test_evaluation_has_its_own_digest() -> None:
         ("AuthenticAMD", "avx2 fma", False),
     ],
 )
-def test_bfloat16_is_taken_where_it_is_faster(vendor: str, flags: str, faster: bool) -> None:
+def test_bfloat16_is_taken_where_it_is_faster(tmp_path: Path, vendor: str, flags: str, faster: bool) -> None:
     core = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: a core\nflags\t\t: fpu {flags}\n\n"
-    assert is_bfloat16_faster(core * 2) is faster
+    (tmp_path / "cpuinfo").write_text(core * 2)
+    assert is_bfloat16_faster(tmp_path / "cpuinfo") is faster
 
 
-def test_bfloat16_is_not_taken_where_the_cpu_is_not_known() -> None:
-    assert not is_bfloat16_faster("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+def test_bfloat16_is_not_taken_where_the_cpu_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert not is_bfloat16_faster(tmp_path / "cpuinfo")
+    assert not is_bfloat16_faster(tmp_path / "none")
 
 
 def test_precision_is_what_torch_says() -> None:
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    on_cpu = is_bfloat16_faster(Path("/proc/cpuinfo").read_text())
-    assert not on_cpu or capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    is_amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    on_cpu = bool(capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16")))
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     for device, native in (("auto", on_gpu if torch.cuda.is_available() else on_cpu), ("cpu", on_cpu)):
         expected = "bfloat16" if native else "float32"

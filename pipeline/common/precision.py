@@ -9,6 +9,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.common.proc import CPU, value_of
 from pipeline.config import Params
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,19 +53,13 @@ def native_precision(device: str) -> Precision:
     capability = None if device == "cpu" else _capability(int(device.partition(":")[2] or 0))
     if capability is not None:
         return "bfloat16" if capability >= _AMPERE else "float32"
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if is_bfloat16_faster(text) else "float32"
+    return "bfloat16" if is_bfloat16_faster() else "float32"
 
 
-def is_bfloat16_faster(cpuinfo: str) -> bool:
-    """Whether the CPU of which Linux says `cpuinfo` multiplies matrices faster in bfloat16 than in float32."""
-    lines = (line.partition(":") for line in cpuinfo.splitlines())
-    facts = {name.strip(): value.split() for name, _, value in lines}
-    flags, vendor = facts.get("flags", []), facts.get("vendor_id", [])
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == ["AuthenticAMD"])
+def is_bfloat16_faster(cpuinfo: Path = CPU) -> bool:
+    """Whether the CPU that Linux describes there multiplies matrices faster in bfloat16 than in float32."""
+    flags = (value_of(cpuinfo, "flags") or "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and value_of(cpuinfo, "vendor_id") == "AuthenticAMD")
 
 
 def _capability(index: int) -> int | None:

@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, write_json, written_whole
+from pipeline.common.proc import CPU, value_of
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.common.version_control import LOCK, SETTINGS, code_state, command_without_credentials
 from pipeline.config import load_params
@@ -207,31 +208,20 @@ def _packages() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus = [_line(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    gpus = [value_of(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
     return {
-        "cpu": _line(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
+        "cpu": value_of(CPU, "model name") or platform.processor() or platform.machine(),
         "machine": platform.machine(),
         "vectors": sorted(flag for flag in _flags() if flag.startswith(_VECTORS) or flag.endswith("bf16")),
         "cores": usable,
         "memory_bytes": memory,
         "gpus": gpus,
-        "gpu_driver": _line(Path("/proc/driver/nvidia/version"), "NVRM version"),
+        "gpu_driver": value_of(Path("/proc/driver/nvidia/version"), "NVRM version"),
     }
 
 
-def _line(path: Path, key: str) -> str | None:
-    """The value of the first line `key : value`."""
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
-
-
 def _flags() -> list[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    return (_line(cpuinfo, "flags") or _line(cpuinfo, "Features") or "").split()
+    return (value_of(CPU, "flags") or value_of(CPU, "Features") or "").split()
 
 
 def _device(setting: str) -> str | None:
