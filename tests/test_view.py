@@ -67,6 +67,14 @@ def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_p
     shown.close()
 
 
+def test_what_is_known_of_some_trials_before_any_runs_is_taken_of_all(four, tmp_path, clock, capsys):
+    costs = {planned.identity: Cost(280.0, 20.0, 0) for planned in four[:2]}
+    shown = View(four, costs, "wer/test", tmp_path / "log")
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 0 running, about 20 min left"
+    shown.close()
+
+
 def test_what_is_left_is_no_less_than_the_longest_trial(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(10.0, 20.0, 0) for planned in four}
     costs[four[3].identity] = replace(costs[four[3].identity], training=580.0)

@@ -156,20 +156,17 @@ class View:
         waiting = list(self._waiting)
         if not waiting:
             return "nothing"
-        running = {identity: one for identity in waiting if (one := self._running.get(identity))}
-        left = {identity: one.seconds_left(self._costs.get(identity)) for identity, one in running.items()}
-        whole = self._took or [one.seconds_so_far + left[i] for i, one in running.items() if left[i] is not None]
-        # Trials of which nothing is known are taken to be like those that are.
-        guess = fmean(whole) if whole else None
+        so_far, left = [], []
         for identity in waiting:
-            if left.get(identity) is None:
-                cost = self._costs.get(identity)
-                left[identity] = cost.seconds if cost else guess and max(guess - self._so_far(identity), 0.0)
-        known = [seconds for seconds in left.values() if seconds is not None]
-        if not known:
+            # Trials end in another thread; each is looked up once.
+            cost, running = self._costs.get(identity), self._running.get(identity)
+            so_far.append(running.seconds_so_far if running else 0.0)
+            left.append(running.seconds_left(cost) if running else cost.seconds if cost else None)
+        whole = self._took or [before + after for before, after in zip(so_far, left, strict=True) if after is not None]
+        if not whole:
             return "time unknown"
+        # Those of which nothing is known are taken to be like the others, as a whole.
+        guesses = [max(fmean(whole) - before, 0.0) for before in so_far]
+        seconds = [guess if after is None else after for guess, after in zip(guesses, left, strict=True)]
         # What is left cannot be shared out finer than by trials: the longest is the least.
-        return f"about {duration(max(sum(known) / self.concurrency, *known))}"
-
-    def _so_far(self, identity: str) -> float:
-        return self._running[identity].seconds_so_far if identity in self._running else 0.0
+        return f"about {duration(max(sum(seconds) / self.concurrency, *seconds))}"
