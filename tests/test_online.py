@@ -223,6 +223,15 @@ for content in (whole[:2000], other.read_bytes(), None):
     assert "the file is missing" in missing
 
 
+def test_inspection_takes_no_other_encoder(undisturbed):
+    run = ("--run", str(the_trial(undisturbed)), "--set", "sinks.tau=5")
+    done = command(undisturbed, "inspect", *run)
+    assert done.returncode == 0, done.stderr
+    done = command(undisturbed, "inspect", *run, "--set", "features.video.weights=data/weights/llm")
+    assert done.returncode == 1
+    assert "error: data/weights/llm: is not the video encoder that the trial was trained with" in done.stderr
+
+
 def test_there_are_no_features_to_make(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
     done = command(folder, "features", "--set", "features.mode=online")

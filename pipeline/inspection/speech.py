@@ -11,7 +11,7 @@ from pipeline.inspection.subject import Portion
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import moved
 from pipeline.scoring.errors import score
-from pipeline.tracking.trained import require_llm, trained_params
+from pipeline.tracking.trained import require_encoders, require_llm, trained_params
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import evaluation_inputs
@@ -26,8 +26,8 @@ class Speech:
         utterances: how many are taken, from the first on; None takes `sinks.utterances`.
 
     Raises:
-        PipelineError: the trial is not trained, an override would change what it was trained with, the LLM is another
-            than it was trained with, or an input is missing or damaged.
+        PipelineError: the trial is not trained, an override would change what it was trained with, the LLM or an
+            encoder inside its model is another than it was trained with, or an input is missing or damaged.
     """
 
     item = "utterance"
@@ -37,6 +37,9 @@ class Speech:
         self.params = trained_params(trial, overrides)
         self._inputs = evaluation_inputs(self.params)
         require_llm(trial, self.params, self._inputs.digests["llm"])
+        if self.params.features.mode == "online":
+            # Cached features stand without their encoder, whose weights need not be here.
+            require_encoders(trial, self.params)
         limit = utterances or self.params.sinks.utterances
         chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
         self._utterances = sorted(chosen, key=lambda u: (-u.audio_seconds, u.id))
