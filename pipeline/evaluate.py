@@ -117,7 +117,8 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
 
 def track(trial: Trial) -> None:
     """Show the trial in MLflow. If that cannot be done now, it is said and nothing is lost: the folder has it all."""
-    from pipeline.tracking.mlflow_writer import ingest, tracking_uri
+    from pipeline.tracking.mlflow_server import tracking_uri
+    from pipeline.tracking.mlflow_writer import ingest
 
     try:
         ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)

@@ -75,7 +75,8 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
 
 def _track(name: str, folder: Path, trials: Sequence[Path]) -> None:
     """Show the page in MLflow, on the run above the trials. If that cannot be done now, it is said."""
-    from pipeline.tracking.mlflow_writer import ingest_sweep, tracking_uri
+    from pipeline.tracking.mlflow_server import tracking_uri
+    from pipeline.tracking.mlflow_writer import ingest_sweep
 
     try:
         ingest_sweep(trials, tracking_uri(), name, [folder / "report.html", folder / "comparison"])

@@ -118,7 +118,8 @@ def _say(topic: str, text: str) -> None:
 
 
 def _track(trial: Trial, told: dict[str, Any]) -> None:
-    from pipeline.tracking.mlflow_writer import tag_trial, tracking_uri
+    from pipeline.tracking.mlflow_server import tracking_uri
+    from pipeline.tracking.mlflow_writer import tag_trial
 
     try:
         tag_trial(trial.identity, {"reproduced": told["summary"], "reproduced/at": told["at"]}, tracking_uri())

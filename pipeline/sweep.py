@@ -151,7 +151,8 @@ def bring_into_mlflow(sweep: Sweep, trials: Sequence[Planned]) -> None:
     Raises:
         PipelineError: MLflow cannot be written.
     """
-    from pipeline.tracking.mlflow_writer import ingest_sweep, tracking_uri
+    from pipeline.tracking.mlflow_server import tracking_uri
+    from pipeline.tracking.mlflow_writer import ingest_sweep
 
     folder = results_folder(sweep)
     begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]

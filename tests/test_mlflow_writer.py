@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.tracking import mlflow_writer
+from pipeline.tracking import mlflow_run, mlflow_writer
+from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_views import LONGEST_TAG, Shown, description, saved_view
-from pipeline.tracking.mlflow_writer import ingest, tracking_uri
+from pipeline.tracking.mlflow_writer import ingest
 from pipeline.tracking.provenance import recorded
 from pipeline.tracking.trial import Trial
 
@@ -113,7 +114,7 @@ def test_a_broken_writer_is_gone_on_from(
     from mlflow.exceptions import MlflowException
 
     trial = trained(tmp_path, 0, steps=6)
-    monkeypatch.setattr(mlflow_writer, "METRICS_IN_A_BATCH", 6)
+    monkeypatch.setattr(mlflow_run, "METRICS_IN_A_BATCH", 6)
     whole, made = MlflowClient.log_batch, []
 
     def failing(self: MlflowClient, *given: Any, **named: Any) -> None:
@@ -196,7 +197,7 @@ def test_a_server_that_is_down_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_writer, "_flat", lambda values: 1 / 0)
+    monkeypatch.setattr(mlflow_run, "_flat", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ingest([trained(tmp_path, 0).folder], database, "e", "s")
 

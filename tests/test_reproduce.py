@@ -86,9 +86,9 @@ def failing(capsys, project: Path) -> str:
 
 def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     trial = the_trial(project)
-    client = "from pipeline.tracking.mlflow_writer import *; from pipeline.tracking.mlflow_writer import _client; "
+    client = "from pipeline.tracking.mlflow_server import DEFAULT_URI, client_of; "
     client += (
-        "(run,) = _client(DEFAULT_URI).search_runs(['1']); print(run.info.run_id, run.data.tags.get('reproduced'))"
+        "(run,) = client_of(DEFAULT_URI).search_runs(['1']); print(run.info.run_id, run.data.tags.get('reproduced'))"
     )
     run_id, tag = shell(project, f'"{sys.executable}" -c "{client}"').split()
     assert tag == "None"

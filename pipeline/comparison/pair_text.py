@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 
 from pipeline.comparison.pair import Disagreement, MetricChange, Pair, Values
-from pipeline.tracking.mlflow_writer import run_name
+from pipeline.tracking.naming import trial_name
 from pipeline.tracking.trial import Trial
 
 INDENT = "  "
@@ -42,7 +42,7 @@ def terminal_width() -> int:
 
 
 def _head(letter: str, trial: Trial) -> str:
-    return f"{letter}  {trial.identity[:16]}  {run_name(trial.identity_parts()['configuration'])}"
+    return f"{letter}  {trial.identity[:16]}  {trial_name(trial.identity_parts()['configuration'])}"
 
 
 def _section(title: str, values: Values, width: int) -> Iterator[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
-from pipeline.tracking.mlflow_writer import identity_of_run, tracking_uri
+from pipeline.tracking.mlflow_server import tracking_uri
+from pipeline.tracking.mlflow_writer import identity_of_run
 from pipeline.tracking.trial import State, Trial
 
 

@@ -17,7 +17,7 @@ from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import Point, Specification, Sweep
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.lease import LeaseTakenError
-from pipeline.tracking.mlflow_writer import run_name
+from pipeline.tracking.naming import trial_name
 from pipeline.tracking.trial import Trial
 
 TRIALS, FEATURES = "trial", "features"
@@ -56,7 +56,7 @@ def stored(params: Params, sweeps: Sequence[Sweep]) -> list[Stored]:
         trial = Trial(mark.parent)
         settings = trial.identity_parts()["configuration"]
         by = tuple(user.name for user in users if user.has_trial(trial, settings))
-        found.append(Stored(TRIALS, trial.folder, run_name(settings), *_size_and_age(trial.folder), by))
+        found.append(Stored(TRIALS, trial.folder, trial_name(settings), *_size_and_age(trial.folder), by))
     for mark in sorted(Path(params.features.out).glob(f"*/{INDEX}")):
         folder = mark.parent
         by = tuple(user.name for user in users if user.has_features(folder.name))

@@ -14,7 +14,7 @@ from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.specification import Asha, Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
 from pipeline.tracking.lease import LeaseTakenError
-from pipeline.tracking.mlflow_writer import run_name
+from pipeline.tracking.naming import trial_name
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import evaluation_inputs, training_inputs
 
@@ -128,7 +128,7 @@ class _Digests:
 
 def _name(params: Params, settings: Settings) -> str:
     others = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in _IN_NAME]
-    return " ".join([run_name(configuration(params)), *others])
+    return " ".join([trial_name(configuration(params)), *others])
 
 
 def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:

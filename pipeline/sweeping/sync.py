@@ -10,12 +10,11 @@ from typing import Any
 from pipeline.common.files import file_sha256, read_json
 from pipeline.common.version_control import without_credentials
 from pipeline.sweeping.plan import Planned
-from pipeline.tracking.mlflow_writer import tracking_uri
+from pipeline.tracking.mlflow_server import is_begun, tracking_uri
 
 LOWEST_PRIORITY = 19
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """With MLflow's own a server that is down holds up the end of a sweep for minutes."""
-_SQLITE = "sqlite:///"
 
 
 class Sync:
@@ -62,9 +61,7 @@ def record(trials: Sequence[Planned]) -> dict[str, Any]:
 
 def is_synced(path: Path, trials: Sequence[Planned]) -> bool:
     """Whether all results were brought to where they should be, and a database that is a file is still there."""
-    uri = tracking_uri()
-    there = not uri.startswith(_SQLITE) or Path(uri.removeprefix(_SQLITE)).exists()
-    return there and path.exists() and read_json(path, "remove it") == record(trials)
+    return is_begun(tracking_uri()) and path.exists() and read_json(path, "remove it") == record(trials)
 
 
 def _sha256(planned: Planned) -> str | None:
