@@ -104,7 +104,7 @@ def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
     """The model as a trial builds it, and a batch of the encoded utterances."""
     features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
     model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
-    examples = [Example({s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
+    examples = [Example(u, {s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
     return model, {name: tensor.to(model.device) for name, tensor in collate(examples).items()}
 
 

@@ -1,0 +1,46 @@
+"""The measurements of `make bench`, on networks so small that their times mean nothing: they run, and tell it all."""
+
+from pathlib import Path
+
+import bench_shapes
+import bench_sinks
+import pytest
+import tiny
+from published import NARROW
+from transformers import LlamaConfig, WhisperConfig
+
+SMALL = {
+    "LLAMA": LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+    ),
+    "WHISPER": WhisperConfig(
+        d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, num_mel_bins=80
+    ),
+    "AVHUBERT": NARROW,
+}  # fmt: skip
+
+
+def test_a_trial_of_the_paper_is_encoded_trained_and_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, value in SMALL.items():
+        monkeypatch.setattr(bench_shapes, name, value)
+    monkeypatch.setattr(bench_shapes, "TOKENIZER", tiny.make_llm(tmp_path / "llm"))
+    monkeypatch.chdir(tmp_path)
+    for part in bench_shapes.PARTS.values():
+        part(bench_shapes.paper())
+    audio, video, train, decode = capsys.readouterr().out.splitlines()
+    assert audio.startswith("audio: whisper, ")
+    assert "vectors (200, 32)" in audio
+    assert video.startswith("video: avhubert, ")
+    assert f"vectors (100, {NARROW.width})" in video
+    assert train.startswith("training step: ")
+    assert decode.startswith("decoding: 15 beams, 8 new tokens ")
+
+
+@pytest.mark.parametrize("way", bench_sinks.WAYS)
+def test_each_way_of_looking_runs(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_sinks, "BLOCKS", 4)
+    monkeypatch.setattr(bench_sinks, "NEW_TOKENS", 3)
+    bench_sinks.WAYS[way](bench_sinks.BATCH)
