@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
+from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lrs import HELD_OUT, clip_id, is_pretrain, moved
 from pipeline.corpora.plan import SPLITS
 from pipeline.corpora.reader import Left, Listing, Unusable
-from pipeline.corpora.recorded import Clip, Piece
 from pipeline.corpora.transcripts import lrs_text, read_text
 
 NAMES = {"train": r"train|trainval", "validation": r"val|valid|validation|dev", "test": r"test"}

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
+from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.plan import SPLITS
 from pipeline.corpora.reader import Left, Listing, Unusable
-from pipeline.corpora.recorded import Clip, Piece
 from pipeline.corpora.transcripts import plain_text, read_text
 
 AUDIO = frozenset({".wav", ".flac", ".ogg"})

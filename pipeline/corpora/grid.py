@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
+from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out, rank
 from pipeline.corpora.reader import Left, Listing, Unusable
-from pipeline.corpora.recorded import Clip, Piece
 from pipeline.corpora.sentences import GRID, LETTER
 from pipeline.corpora.transcripts import read_text
 

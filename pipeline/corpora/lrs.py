@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
+from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.corpora.reader import Left, Listing, Unusable
-from pipeline.corpora.recorded import Clip, Piece
 from pipeline.corpora.transcripts import Word, read_lrs
 
 PRETRAIN = "pretrain"

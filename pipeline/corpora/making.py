@@ -9,11 +9,16 @@ import numpy as np
 from pipeline.common.files import file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora import media, noise
+from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, generator
 from pipeline.corpora.reader import Fact, Unusable
-from pipeline.corpora.recorded import FRAMES_OFF, LARGEST_DIFFERENCE, Clip, Piece
 from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording
+
+LARGEST_DIFFERENCE = 0.5
+"""Seconds by which sound and picture of an utterance may differ in length."""
+FRAMES_OFF = 2
+"""Frames by which a video may differ from what a label says."""
 
 
 def make_lines(

@@ -1,79 +1,16 @@
 """A recorded corpus as stage `prepare` sees it: clips in files, brought to wavs and videos of the mouth."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
+from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
 from pipeline.corpora.reader import Fact, Left, Listing, Made, Unusable
-
-LARGEST_DIFFERENCE = 0.5
-"""Seconds by which sound and picture of an utterance may differ in length."""
-FRAMES_OFF = 2
-"""Frames by which a video may differ from what a label says."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Some files of a recorded corpus that belong together."""
-
-    id: str
-    """Such as `test/s15/0003`."""
-    split: str
-    speaker: str
-    audio: Path
-    """A wav, or a video with sound."""
-    video: Path | None
-    path: str
-    """How a person finds it below `corpus.root`."""
-    transcript: Path | None = None
-    """The file that has its text, if one has."""
-    text: str | None = None
-    """The text, where a list has it."""
-    frames: int | None = None
-    """How many a list says that there are."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """An utterance out of a clip."""
-
-    text: str
-    suffix: str = ""
-    """What is added to the clip's id, where a clip has several."""
-    begin: int = 0
-    """The first of its video frames, at 25 a second."""
-    end: int | None = None
-    """The frame after its last; None is the clip's end."""
-
-
-class Format(Protocol):
-    """How a corpus lies on disk."""
-
-    keys: ClassVar[tuple[str, ...]]
-    """The keys of `corpus` that it follows, beside those that all do."""
-    cuts: ClassVar[tuple[str, ...]]
-    """Those of them that say where clips are cut into pieces."""
-
-    def __init__(self, corpus: Corpus) -> None: ...
-
-    def lists(self) -> list[Path]:
-        """The files of which the corpus is known: their content counts, beside the clips."""
-
-    def listing(self) -> Listing:
-        """See `Reader.listing`."""
-
-    def pieces(self, clip: Clip) -> list[Piece]:
-        """What is said in a clip.
-
-        Raises:
-            Unusable: that is not known.
-        """
 
 
 class Recorded:
@@ -91,13 +28,14 @@ class Recorded:
     def settings(self) -> dict[str, Any]:
         """See `Reader.settings`."""
         corpus, form = self.corpus, type(self.form)
+        module = form.__module__.rpartition(".")[2]
         common = {"kind", "root", "seed", "video", "longest_seconds", "noise"}
         values = corpus.model_dump(mode="json", include=common | set(form.keys))
         lists = [[path.name, file_sha256(path)] for path in self.form.lists()]
         cuts = {key: values[key] for key in form.cuts}
         media = {"kind": corpus.kind, "root": corpus.root, "cuts": cuts, "code": _code("recording")}
         chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
-        noise = {"corpus": chosen, "lists": lists, "code": _code("babble", form.__module__.rpartition(".")[2])}
+        noise = {"corpus": chosen, "lists": lists, "code": _code("babble", "recorded", module)}
         if corpus.noise.folder is not None:
             from pipeline.corpora.noise_folder import noise_settings
 
@@ -107,7 +45,7 @@ class Recorded:
             "lists": lists,
             "media": digest(media),
             "noise": digest(noise),
-            "code": _code("recorded", "transcripts", form.__module__.rpartition(".")[2]),
+            "code": _code("recorded", "transcripts", module),
         }
         return causes | {"digest": digest(causes)}
 
