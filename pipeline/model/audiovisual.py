@@ -117,8 +117,9 @@ class AudioVisualLLM(nn.Module):
         if MEDIA not in batch:
             return batch
         found = {name: value for name, value in batch.items() if name != MEDIA}
+        media = batch[MEDIA].read()
         for stream in self.streams:
-            features, lengths = padded(self.encoders[stream](batch[MEDIA].streams[stream]))
+            features, lengths = padded(self.encoders[stream](media.streams[stream]))
             found |= {stream: features, f"{stream}_lengths": lengths}
         return moved(found, self.device)
 

@@ -1,7 +1,7 @@
 """Utterances as training examples, and their batches."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 READERS = 4
-"""Threads that read the media of a batch."""
+"""Threads that read media."""
 MEDIA = "media"
 """The key of `MediaBatch` in a batch that is not encoded yet."""
 
@@ -21,8 +21,8 @@ class Example:
     """One utterance as the model takes it."""
 
     id: str
-    streams: Mapping[str, np.ndarray]
-    """`audio`, `video`: encoder features (frames, dimension), or media, not encoded yet."""
+    streams: Mapping[str, np.ndarray | Future[np.ndarray]]
+    """`audio`, `video`: encoder features (frames, dimension), or media, not encoded yet, that may still be read."""
     response: Sequence[int]
     """Token ids of the transcript, without the end of the sequence."""
 
@@ -33,8 +33,20 @@ class MediaBatch:
 
     ids: tuple[str, ...]
     """Of the utterances."""
-    streams: Mapping[str, tuple[np.ndarray, ...]]
+    streams: Mapping[str, tuple[np.ndarray | Future[np.ndarray], ...]]
     """For each stream and utterance (samples,) float32, or (frames, height, width) uint8."""
+
+    def read(self) -> "MediaBatch":
+        """The same with all of its media at hand.
+
+        Raises:
+            PipelineError: one is missing or damaged.
+        """
+        streams = {
+            stream: tuple(content.result() if isinstance(content, Future) else content for content in contents)
+            for stream, contents in self.streams.items()
+        }
+        return MediaBatch(self.ids, streams)
 
 
 Batch = dict[str, Any]
@@ -108,10 +120,18 @@ class Examples(Dataset):
 
 
 class MediaExamples(Examples):
-    """Utterances by number; `features` are media, which are read when they are asked for, those of a batch at once."""
+    """Utterances by number; `features` are media, which are read in the background from when they are asked for.
+
+    The Trainer's loader asks for a batch before the one before it is trained on, which hides the reading.
+    """
 
     collate = staticmethod(collate_media)
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
-        with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(self.__getitem__, numbers))
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._readers = ThreadPoolExecutor(READERS)
+
+    def __getitem__(self, number: int) -> Example:
+        name = self.ids[number]
+        streams = {stream: self._readers.submit(media.__getitem__, name) for stream, media in self.features.items()}
+        return Example(name, streams, self.responses[number])

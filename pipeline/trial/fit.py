@@ -157,7 +157,7 @@ class _Trainer(transformers.Trainer):
 
     def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         if self.augment:
-            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA], self.state.global_step)}
+            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), self.state.global_step)}
         losses = model(inputs, self.decorrelation)
         total = losses.cross_entropy
         if losses.decorrelation is not None:
