@@ -12,6 +12,7 @@ from trials import finish, make_trial
 
 from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
+from pipeline.comparison import rendering
 from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import RESAMPLINGS, compare
@@ -105,7 +106,7 @@ def test_change_is_paired_over_utterances(tmp_path: Path) -> None:
     assert change.difference == pytest.approx((sum(FEW) - sum(MANY)) / 60)
     assert change.p == paired_p_value(FEW, MANY, RESAMPLINGS, seed=0)
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
-    assert lines_of(comparison.text(), "  change").split()[3:] == ["–", "-11.7", f"(p={change.p:.3f})"]
+    assert lines_of(rendering.text(comparison), "  change").split()[3:] == ["–", "-11.7", f"(p={change.p:.3f})"]
 
 
 def test_another_lora_is_no_baseline(tmp_path: Path) -> None:
@@ -127,8 +128,8 @@ def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> N
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     after.hypotheses.write_text("no record\n")
     comparison = compare([before, after])
-    assert "hypotheses.jsonl: holds no hypotheses" in comparison.text(1000)
-    assert lines_of(comparison.text(), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
+    assert "hypotheses.jsonl: holds no hypotheses" in rendering.text(comparison, 1000)
+    assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
 
 
 def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     assert cell.figures["wer/test"].interval is None
     # Seed 2 has no counterpart at weight 0, so that it does not count in the change.
     assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
-    assert "40.6 ± 51.8 (3)" in comparison.text()
-    assert "standard deviation over seeds" in comparison.text(1000)
+    assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
+    assert "standard deviation over seeds" in rendering.text(comparison, 1000)
 
 
 def test_gaps_say_why(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     absent = Trial(tmp_path / "nothing")
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
-    text = comparison.text(200)
+    text = rendering.text(comparison, 200)
     row = next(line for line in text.splitlines() if "AVSR 16,5" in line)
     for state in ("not run", "unfinished", "not scored", "failed", "stopped"):
         assert state in row
@@ -169,13 +170,17 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     assert "unfinished: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
     assert "1 trial has not begun." in text
-    gaps = [line["gap"] for line in csv.DictReader(io.StringIO(comparison.csv())) if line["modality"] == "audio"]
+    gaps = [
+        line["gap"]
+        for line in csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
+        if line["modality"] == "audio"
+    ]
     assert gaps == ["", *["not run"] * 5]
 
 
 def test_a_sweep_in_which_nothing_is_done_yet_still_has_its_text(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
-    assert "bootstrap interval" in compare(trials).text()
+    assert "bootstrap interval" in rendering.text(compare(trials))
 
 
 def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
     bad = make_trial(tmp_path, "train.seed=1")
     (bad.folder / "failed.json").write_text('{"reason": "diverged"}')
     comparison = compare(named_trials([str(tmp_path)], tmp_path))
-    assert "16.7 [13.3, 20.0]" in comparison.text()
+    assert "16.7 [13.3, 20.0]" in rendering.text(comparison)
     assert any("seed 1" in note and "diverged" in note for note in comparison.notes)
 
 
@@ -191,20 +196,23 @@ def test_conditions_are_apart_and_validation_stays_out_of_the_table(tmp_path: Pa
     errors = {"validation": FEW, "test": FEW, "test/snr_0": MANY, "test/snr_-5": MANY, "test/snr_10": MANY}
     comparison = compare([finish(make_trial(tmp_path), errors)])
     assert comparison.conditions == ("test", "test/snr_10", "test/snr_0", "test/snr_-5", "validation")
-    text = comparison.text()
+    text = rendering.text(comparison)
     assert text.index("WER %, test ") < text.index("WER %, test, 10 dB") < text.index("WER %, test, -5 dB")
     assert "validation" not in text
-    assert "wer/validation" in comparison.csv()
+    assert "wer/validation" in rendering.csv_table(comparison)
 
 
 def test_only_validation_is_shown_rather_than_nothing(tmp_path: Path) -> None:
-    assert "WER %, validation" in compare([finish(make_trial(tmp_path), {"validation": FEW})]).text()
+    assert "WER %, validation" in rendering.text(compare([finish(make_trial(tmp_path), {"validation": FEW})]))
 
 
 def test_what_does_not_exist_is_a_dash(tmp_path: Path) -> None:
     with_sinks = finish(make_trial(tmp_path), {"test": FEW}, **{"sinks/bos_cosine/sink": 0.991})
     without = finish(make_trial(tmp_path, "decorrelation.weight=1"), {"test": FEW})
-    assert lines_of(compare([with_sinks, without]).text(), "cosine to BOS, sinks").split()[-2:] == ["0.99", "–"]
+    assert lines_of(rendering.text(compare([with_sinks, without])), "cosine to BOS, sinks").split()[-2:] == [
+        "0.99",
+        "–",
+    ]
 
 
 def test_text_fits_into_its_width(tmp_path: Path) -> None:
@@ -212,7 +220,7 @@ def test_text_fits_into_its_width(tmp_path: Path) -> None:
         finish(
             make_trial(tmp_path, f"decorrelation.weight={weight}"), {"test": MANY}, **{"sinks/max_ratio/bos": 12345.6}
         )
-    text = compare(named_trials([], tmp_path)).text(80)
+    text = rendering.text(compare(named_trials([], tmp_path)), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert [f"weight {weight}" in text for weight in range(9)] == [True] * 9
     assert "12,300" in text
@@ -222,13 +230,13 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     comparison = compare(named_trials([], tmp_path))
-    assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in comparison.markdown()
-    assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in comparison.latex()
-    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 (p=" in comparison.latex()
-    wide = list(csv.DictReader(io.StringIO(comparison.csv())))
+    assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.markdown(comparison)
+    assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.latex(comparison)
+    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 (p=" in rendering.latex(comparison)
+    wide = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
     assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
     assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)
-    long = list(csv.DictReader(io.StringIO(comparison.long_csv())))
+    long = list(csv.DictReader(io.StringIO(rendering.long_csv(comparison))))
     assert {line["metric"] for line in long} == {"wer/test", "wer/test/low", "wer/test/high"}
     assert len({line["identity"] for line in long}) == 2
 
@@ -236,7 +244,7 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
 def test_latex_takes_any_setting(tmp_path: Path) -> None:
     for prompt in ("50% of {x_1} & $2 ~ ^", "a\\b"):
         finish(make_trial(tmp_path, f"model.prompt={json.dumps(prompt)}"), {"test": FEW})
-    latex = compare(named_trials([], tmp_path)).latex()
+    latex = rendering.latex(compare(named_trials([], tmp_path)))
     assert r"50\% of" in latex
     assert r"\{x\_1\} \&" in latex
     assert r"\$2" in latex

@@ -12,6 +12,7 @@ import pytest
 from browser import PATIENCE_SECONDS, Page, browser
 from trials import finish, make_trial
 
+from pipeline.comparison import rendering
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.tracking.mlflow_views import CHARTS
@@ -51,8 +52,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     comparison = compare(named_trials([str(folder / "runs")], folder))
     pictures = folder / "comparison"
     pictures.mkdir()
-    (pictures / "table.md").write_text(comparison.markdown())
-    (pictures / "table.csv").write_text(comparison.csv())
+    (pictures / "table.md").write_text(rendering.markdown(comparison))
+    (pictures / "table.csv").write_text(rendering.csv_table(comparison))
     png(pictures / "overview.png")
     page = folder / "report.html"
     page.write_text("<!doctype html><title>small</title><h1>The report</h1>")

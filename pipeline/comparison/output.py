@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json, write_json, write_text, written_whole
+from pipeline.comparison import rendering
 from pipeline.comparison.claims import claims, markdown, summary
 from pipeline.comparison.table import Comparison
 
@@ -28,11 +29,11 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """
     found = claims(comparison)
     tables = {
-        "table.txt": f"{comparison.text()}\n{summary(found)}",
-        "table.md": comparison.markdown(),
-        "table.tex": comparison.latex(),
-        "table.csv": comparison.csv(),
-        "metrics.csv": comparison.long_csv(),
+        "table.txt": f"{rendering.text(comparison)}\n{summary(found)}",
+        "table.md": rendering.markdown(comparison),
+        "table.tex": rendering.latex(comparison),
+        "table.csv": rendering.csv_table(comparison),
+        "metrics.csv": rendering.long_csv(comparison),
         "claims.md": markdown(found),
     }
     for name, content in tables.items():
@@ -77,4 +78,4 @@ def _known(folder: Path) -> dict:
 def _source(comparison: Comparison) -> str:
     """Digest of all that the figures show: the table, the arrays, the code that draws."""
     arrays = {e.identity: file_sha256(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
-    return digest([comparison.csv(), arrays, code_digest("pipeline.comparison.figures")])
+    return digest([rendering.csv_table(comparison), arrays, code_digest("pipeline.comparison.figures")])

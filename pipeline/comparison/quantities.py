@@ -1,10 +1,9 @@
 """What the tables and the figures show, and how a number is written."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.comparison.table import Cell, Change, Comparison, Figure
+from pipeline.comparison.conditions import condition_name
+from pipeline.comparison.table import Cell, Change, Comparison, Figure
 
 ABSENT = "–"
 
@@ -36,29 +35,7 @@ SINKS = (
 )
 
 
-def condition_order(condition: str) -> tuple:
-    """Sorts conditions: test before validation, clean before noise, loud noise last."""
-    split, _, noise = condition.partition("/")
-    level = noise.removeprefix("snr_")
-    return split, bool(noise), -float(level) if _is_number(level) else 0, noise
-
-
-def condition_name(condition: str) -> str:
-    """`test/snr_0` as people say it: `test, 0 dB`."""
-    split, _, noise = condition.partition("/")
-    level = noise.removeprefix("snr_")
-    return ", ".join(part for part in (split, f"{level} dB" if _is_number(level) else noise) if part)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def quantities(comparison: "Comparison") -> list[Quantity]:
+def quantities(comparison: Comparison) -> list[Quantity]:
     """What the tables show: error rates of the test set (of validation only if no test was made), then sinks."""
     shown = [c for c in comparison.conditions if not c.startswith("validation")] or list(comparison.conditions)
     changed = {condition for cell in comparison.cells.values() for condition in cell.changes}
@@ -73,7 +50,7 @@ def quantities(comparison: "Comparison") -> list[Quantity]:
     return [quantity for quantity in (*found, *SINKS) if quantity.change or quantity.metric in known]
 
 
-def cell_text(cell: "Cell", quantity: Quantity) -> str:
+def cell_text(cell: Cell, quantity: Quantity) -> str:
     """A figure as people read it; a gap says why, `–` that there is nothing to measure."""
     if cell.gap:
         return cell.gap.state
@@ -84,7 +61,7 @@ def cell_text(cell: "Cell", quantity: Quantity) -> str:
     return _figure_text(figure, quantity) if figure else ABSENT
 
 
-def _figure_text(figure: "Figure", quantity: Quantity) -> str:
+def _figure_text(figure: Figure, quantity: Quantity) -> str:
     def number(value: float) -> str:
         return rounded(100 * value if quantity.percent else value, quantity.decimals)
 
@@ -96,7 +73,7 @@ def _figure_text(figure: "Figure", quantity: Quantity) -> str:
     return text
 
 
-def change_text(change: "Change") -> str:
+def change_text(change: Change) -> str:
     """Percentage points, and how likely chance makes them."""
     p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
     # The sum turns -0.0 into 0.0.

@@ -1,16 +1,13 @@
-"""A comparison as text, Markdown, LaTeX and CSV."""
+"""A comparison as text, Markdown, LaTeX and CSV. The first three give error rates in percent, CSV all as it is."""
 
 import csv
 import io
 import re
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from pipeline.comparison.quantities import cell_text, quantities
-
-if TYPE_CHECKING:
-    from pipeline.comparison.table import Comparison
+from pipeline.comparison.table import Comparison
 
 INDENT = "  "
 BETWEEN = 2
@@ -31,7 +28,7 @@ LEGEND = (
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 
 
-def rows(comparison: "Comparison") -> Iterable[tuple[str, str, list[str]]]:
+def rows(comparison: Comparison) -> Iterable[tuple[str, str, list[str]]]:
     """Quantity, task, cells. The quantity is named in the first of its lines; a change is indented by `INDENT`."""
     for quantity in quantities(comparison):
         for number, task in enumerate(comparison.tasks):
@@ -39,7 +36,7 @@ def rows(comparison: "Comparison") -> Iterable[tuple[str, str, list[str]]]:
             yield quantity.label if number == 0 else "", str(task), cells
 
 
-def notes(comparison: "Comparison") -> list[str]:
+def notes(comparison: Comparison) -> list[str]:
     """What the signs in the cells mean, and what the cells cannot say."""
     several = any(
         figure.deviation is not None for cell in comparison.cells.values() for figure in cell.figures.values()
@@ -47,8 +44,8 @@ def notes(comparison: "Comparison") -> list[str]:
     return [LEGEND, *([SEEDS] if several else []), *comparison.notes]
 
 
-def text(comparison: "Comparison", width: int) -> str:
-    """See `Comparison.text`."""
+def text(comparison: Comparison, width: int = 100) -> str:
+    """For a terminal of so many columns; variants that do not fit side by side stand below one another."""
     shown = list(rows(comparison))
     below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in notes(comparison))
     if not shown:
@@ -89,8 +86,8 @@ def _fitting(widths: list[int], room: int) -> list[list[int]]:
     return groups
 
 
-def markdown(comparison: "Comparison") -> str:
-    """See `Comparison.markdown`."""
+def markdown(comparison: Comparison) -> str:
+    """One table, and the notes as a list."""
     heads = ["", "", *map(str, comparison.variants)]
     lines = [pipes(heads), pipes(["---"] * len(heads))]
     for label, task, cells in rows(comparison):
@@ -108,8 +105,8 @@ def _plain(words: str) -> str:
     return words.replace("|", r"\|").replace("<", "&lt;")
 
 
-def latex(comparison: "Comparison") -> str:
-    """See `Comparison.latex`."""
+def latex(comparison: Comparison) -> str:
+    """A `tabular` with the rules of booktabs, and the notes as comments."""
     heads = [r"\shortstack[l]{" + r"\\".join(map(_escaped, v.parts)) + "}" for v in comparison.variants]
     lines = [f"% {note}" for note in notes(comparison)]
     lines += [r"\begin{tabular}{ll" + "l" * len(heads) + "}", r"\toprule", " & ".join(["", "", *heads]) + r" \\"]
@@ -125,8 +122,8 @@ def _escaped(words: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", words.translate(_LATEX))
 
 
-def csv_table(comparison: "Comparison") -> str:
-    """See `Comparison.csv`."""
+def csv_table(comparison: Comparison) -> str:
+    """One line for each task and variant: figures with intervals and deviations, changes, gaps."""
     lines = []
     for task in comparison.tasks:
         for variant in comparison.variants:
@@ -147,8 +144,8 @@ def csv_table(comparison: "Comparison") -> str:
     return _csv(lines)
 
 
-def long_csv(comparison: "Comparison") -> str:
-    """See `Comparison.long_csv`."""
+def long_csv(comparison: Comparison) -> str:
+    """One line for each trial and metric; a trial with a gap has one line that gives its reason."""
     lines = []
     for entry in comparison.entries:
         of_trial = {"identity": entry.identity, "task": entry.task, "decorrelation.weight": entry.weight}

@@ -1,7 +1,7 @@
 """Trials side by side: rows are tasks, columns are what differs, the decorrelation weight first.
 
 comparison = compare([Trial(folder) for folder in folders])
-print(comparison.text())
+print(text(comparison))  # of pipeline.comparison.rendering
 """
 
 import statistics
@@ -11,9 +11,8 @@ from functools import cached_property
 
 from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
-from pipeline.comparison import rendering
+from pipeline.comparison.conditions import condition_order
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
-from pipeline.comparison.quantities import condition_order
 from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
 from pipeline.tracking.trial import Trial
 
@@ -59,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table. `text`, `markdown` and `latex` give error rates in percent, the others every metric as it is."""
+    """The table; `pipeline.comparison.rendering` writes it."""
 
     tasks: tuple[Task, ...]
     variants: tuple[Variant, ...]
@@ -83,26 +82,6 @@ class Comparison:
     def entries(self) -> list[Entry]:
         """All trials in the order of the table."""
         return [entry for task in self.tasks for variant in self.variants for entry in self.cell(task, variant).entries]
-
-    def text(self, width: int = 100) -> str:
-        """For a terminal of so many columns; variants that do not fit side by side stand below one another."""
-        return rendering.text(self, width)
-
-    def markdown(self) -> str:
-        """One table, and the notes as a list."""
-        return rendering.markdown(self)
-
-    def latex(self) -> str:
-        """A `tabular` with the rules of booktabs, and the notes as comments."""
-        return rendering.latex(self)
-
-    def csv(self) -> str:
-        """One line for each task and variant: figures with intervals and deviations, changes, gaps."""
-        return rendering.csv_table(self)
-
-    def long_csv(self) -> str:
-        """One line for each trial and metric; a trial with a gap has one line that gives its reason."""
-        return rendering.long_csv(self)
 
 
 def compare(trials: Sequence[Trial]) -> Comparison:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.comparison import rendering
 from pipeline.comparison.claims import NOTES, SINKS, claims, markdown
+from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.entries import Entry
-from pipeline.comparison.quantities import change_text, condition_name, rounded
-from pipeline.comparison.rendering import INDENT, notes, rows
+from pipeline.comparison.quantities import change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.reporting.media import clip, corpus_of
 from pipeline.reporting.provenance import origins, shared_facts
@@ -119,12 +120,12 @@ def pages(
         "sentences": list(_sentences(comparison)),
         "heads": [variant.parts for variant in comparison.variants],
         "blocks": _blocks(comparison),
-        "notes": [*notes(comparison), *subject.remarks],
+        "notes": [*rendering.notes(comparison), *subject.remarks],
         "claims": found,
         "claim_notes": NOTES,
         "claim_table": markdown(found),
-        "table": comparison.markdown(),
-        "latex": comparison.latex(),
+        "table": rendering.markdown(comparison),
+        "latex": rendering.latex(comparison),
         "figures": list(_pictures(figures, folder)),
         "utterances": utterances,
         "media_notes": players.notes if players else ["Sound and video were left out on request."],
@@ -177,9 +178,9 @@ def _from_to(before: Cell, after: Cell) -> str:
 def _blocks(comparison: Comparison) -> list[dict[str, Any]]:
     """The table's rows by quantity; each cell is a figure and what stands behind it in small."""
     blocks: list[dict[str, Any]] = []
-    for label, task, cells in rows(comparison):
+    for label, task, cells in rendering.rows(comparison):
         if label:
-            blocks.append({"label": label.strip(), "indented": label.startswith(INDENT), "rows": []})
+            blocks.append({"label": label.strip(), "indented": label.startswith(rendering.INDENT), "rows": []})
         blocks[-1]["rows"].append((task, [_parts(cell) for cell in cells]))
     return blocks
 

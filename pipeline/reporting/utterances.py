@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.comparison.conditions import condition_name, condition_order
 from pipeline.comparison.entries import Entry, Task
-from pipeline.comparison.quantities import condition_name, condition_order
 from pipeline.comparison.table import Comparison
 from pipeline.config import streams
 from pipeline.scoring.errors import score
