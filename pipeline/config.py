@@ -442,7 +442,9 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
     if worst["type"] == "extra_forbidden":
         known = _known_keys(kind, steps[:-1])
         return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {known}")
-    message = worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = (
+        worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
+    )
     return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
 
 

@@ -18,6 +18,7 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
 from pipeline.tracking.provenance import recorded
+from pipeline.tracking.trained import not_trained
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
 
@@ -47,7 +48,7 @@ def evaluate(params: Params) -> Trial:
                 lease.require()
                 trial.finish(evaluation, metrics, details)
         elif state is not State.DONE:
-            raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+            raise not_trained(trial)
     return trial
 
 

@@ -6,6 +6,8 @@ settings the media were made by, `manifest.jsonl` is there when all are. A run t
 continued by the next one. What a recorded corpus holds and is not taken stands in `left.csv`, with the reason.
 """
 
+import contextlib
+import fcntl
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,8 +22,9 @@ from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import LEFT, Journal, Past, read_past, seal, write_finished, write_left
 from pipeline.corpora.manifest import REMEDY, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
+from pipeline.corpora.prepared import SETTINGS
 from pipeline.corpora.reader import Fact, Left, Listing, Made, Reader
-from pipeline.corpora.record import SETTINGS, recorded_settings, remove_media, remove_others
+from pipeline.corpora.record import recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.workers import KILLED, Workers, available_cores
 
@@ -40,10 +43,28 @@ def prepare(params: Params, workers: int | None = None) -> Path:
         The folder, in which `manifest.jsonl` is whole.
 
     Raises:
-        PipelineError: the folder holds something else, `corpus.root` is no such corpus, nothing of a split can be
-            taken, or the disk is full.
+        PipelineError: another process prepares it, the folder holds something else, `corpus.root` is no such corpus,
+            nothing of a split can be taken, or the disk is full.
     """
-    corpus, folder = params.corpus, Path(params.corpus.out)
+    with _alone(Path(params.corpus.out)):
+        return _prepared(params.corpus, workers)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time makes a corpus; the mark lies beside the folder, whose files DVC counts."""
+    mark = folder.with_name(f"{folder.name}.lock")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with open(mark, "ab") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(folder, "another process prepares it", "wait for that one to end") from None
+        yield
+
+
+def _prepared(corpus: Corpus, workers: int | None) -> Path:
+    folder = Path(corpus.out)
     reader = reader_of(corpus)
     listing = reader.listing()
     clips = {clip.id: clip for clip in listing.clips}

@@ -18,6 +18,7 @@ from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.tracking.trial import State, Trial
 
+REMOTES = ".dvc/config"
 AT_ONCE = 500
 """Folders in one call of DVC; a command line has a limit."""
 
@@ -39,7 +40,7 @@ def push(params: Params) -> list[str]:
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
     folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
     for start in range(0, len(folders), AT_ONCE):
-        _dvc("add", "--quiet", *map(str, folders[start : start + AT_ONCE]))
+        _dvc("add", *map(str, folders[start : start + AT_ONCE]))
     _dvc("push")
     print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {LOCK} names", flush=True)
     return [f"{folder}.dvc" for folder in folders]
@@ -58,8 +59,12 @@ def _locked_stages() -> dict[str, Any]:
 
 
 def _dvc(*words: str) -> None:
-    if code := subprocess.run([sys.executable, "-m", "dvc", *words], check=False).returncode:
-        raise PipelineError(f"dvc {words[0]}", f"ended with {code}", "see above; then start the same command again")
+    # Its advice on git would come once for each call. Its progress and its errors stand on the other stream.
+    ran = subprocess.run([sys.executable, "-m", "dvc", *words], stdout=subprocess.DEVNULL, check=False)
+    if ran.returncode:
+        raise PipelineError(
+            f"dvc {words[0]}", f"ended with {ran.returncode}", "see above; then start the same command again"
+        )
 
 
 def main() -> None:
@@ -71,7 +76,8 @@ def main() -> None:
         patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
         # Where a sweep made all trials, the stages of params.yaml have published nothing.
         missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
-        print(f"share them: git add {' '.join([LOCK, *patterns])} && git commit && git push")
+        files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
+        print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
         print(f"in another clone: git pull && dvc pull{missing}")
 
     run_command(body)

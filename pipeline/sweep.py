@@ -22,7 +22,7 @@ from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.early import METRIC, losses
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
-from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials
+from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, is_synced, record
@@ -86,22 +86,27 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     """Run the stages that the trials need: those of params.yaml by `dvc repro`, others by their functions.
 
     Raises:
-        PipelineError: something is missing and must not be made (`--no-repro`), or cannot be made.
+        PipelineError: something is missing and must not be made (`--no-repro`, `--sync`), or cannot be made.
     """
     for params in distinct_inputs(sweep):
         needed = needed_stages(params)
         if not needed:
             continue
-        if arguments.no_repro:
+        if arguments.no_repro or arguments.sync:
             raise missing_line(needed)
-        said = ("weights", "corpus", "features")
-        if all(getattr(params, section) == getattr(sweep.base, section) for section in said):
-            _repro(needed, arguments.params)
+        if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
+            _repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
             needed = needed_stages(params)
         _make(params, needed)
         if left := needed_stages(params):
             raise missing_line(left)
+
+
+def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
+    """Whether a stage makes with these parameters what it makes with those of params.yaml."""
+    sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
+    return all(getattr(params, section) == getattr(base, section) for section in sections)
 
 
 def _repro(stages: Sequence[str], params: str) -> None:
@@ -117,6 +122,7 @@ def _repro(stages: Sequence[str], params: str) -> None:
 
 
 def _make(params: Params, stages: Sequence[str]) -> None:
+    from pipeline.corpora.prepared import require_prepared
     from pipeline.features import make_features
     from pipeline.prepare import prepare
     from pipeline.weights import make_weights
@@ -124,6 +130,8 @@ def _make(params: Params, stages: Sequence[str]) -> None:
     if "weights" in stages:
         make_weights(params)
     if "prepare" in stages:
+        # What was trained on it would have lost its data.
+        require_prepared(params.corpus, f"name another corpus.out, or remove {params.corpus.out}")
         prepare(params)
     for stream in streams(params.model.modality):
         if f"features@{stream}" in stages:
@@ -134,7 +142,8 @@ def show_plan(sweep: Sweep) -> None:
     """Print the trials, what is done and shared, and what the rest will take. Nothing is run."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that come first: {' '.join(needed)}")
-        print(f"{len(sweep.points)} points; which trials they are shows once these stages ran")
+        print(*dict.fromkeys(point_name(point.params, point.settings) for point in sweep.points), sep="\n")
+        print("which of them are done, and what they take, shows once these stages ran")
         return
     trials = plan_trials(sweep)
     states = [planned.state for planned in trials]

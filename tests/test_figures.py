@@ -179,6 +179,15 @@ def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -
     assert before.get_ylim() == after.get_ylim()
 
 
+def test_the_overview_is_of_the_task_with_most_sinks(tmp_path: Path) -> None:
+    for weight in (0, 2):
+        trial_of(tmp_path, weight, "model.modality=audio")
+        trial = make_trial(tmp_path, f"decorrelation.weight={weight}")
+        finish(trial, {"test": MANY, "validation": FEW}, **{COUNT: 0.5})
+        write_sinks(trial, 300.0)
+    assert overview(compared(tmp_path)).get_suptitle().startswith("ASR 16 ")
+
+
 def test_the_overview_also_shows_the_weight_that_moves_the_sink(tmp_path: Path) -> None:
     for weight, share in ((0, 0.3), (0.5, 0.0), (2, 0.9), (5, 0.8)):
         trial = make_trial(tmp_path, f"decorrelation.weight={weight}")

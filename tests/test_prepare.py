@@ -245,6 +245,17 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, number: signal.Signals) -
     assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
 
 
+def test_two_do_not_make_one_corpus(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = subprocess.Popen(command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_media(folder, first, 1)
+    second = subprocess.run(command(folder, "corpus.seed=5"), cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert second.stderr == f"error: {folder}: another process prepares it; wait for that one to end\n"
+    assert first.wait(timeout=240) == 0, first.stderr.read()
+    assert len(read_manifest(folder)) == 36 + 2 + 4 * 3
+
+
 def test_the_command_says_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     done = subprocess.run(

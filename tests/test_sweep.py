@@ -186,6 +186,38 @@ def test_missing_features_are_named_where_they_must_not_be_made(project):
     assert "stages that come first: features@audio features@video" in planned.stdout
 
 
+def test_a_sync_makes_nothing(project):
+    shutil.rmtree(project / "data/corpus")
+    refused = command(project, "sweep", "sweep.yaml", "--sync")
+    assert refused.returncode == 1
+    assert "are missing or stale: prepare" in refused.stderr
+    assert not (project / "data/corpus").exists()
+
+
+def test_no_corpus_takes_the_place_of_another(project):
+    """Not that of params.yaml, and not that of another sweep: what was trained on them would have lost its data."""
+    corpus = project / "data/corpus/manifest.jsonl"
+    before = corpus.read_bytes()
+    seed = {"corpus.seed": 7}
+    specify(project, set=seed)
+    planned = command(project, "sweep", "sweep.yaml", "--plan")
+    assert planned.returncode == 1
+    assert "two corpora are to lie in data/corpus, one of them that of params.yaml; give each its own" in planned.stderr
+    mine = {"corpus.out": "data/mine", "corpus.video": False, "train.steps": 2}
+    axes = {"model.modality": ["audio"]}
+    specify(project, set=seed | mine, axes=axes)
+    planned = command(project, "sweep", "sweep.yaml", "--plan")
+    assert "stages that come first: features@audio prepare\naudio a16 weight 0 seed 0\n" in planned.stdout
+    assert not (project / "data/mine").exists()
+    done = command(project, "sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    specify(project, set={"corpus.seed": 8} | mine, axes=axes)
+    refused = command(project, "sweep", "sweep.yaml")
+    assert refused.returncode == 1
+    assert "data/mine: was prepared with corpus.seed 7, which is 8 here; name another corpus.out" in refused.stderr
+    assert corpus.read_bytes() == before
+
+
 def test_inputs_of_an_axis_are_made(project):
     specify(project, axes={"features.video.coefficients": [6], "model.modality": ["video"]}, set={"train.steps": 2})
     done = command(project, "sweep", "sweep.yaml")

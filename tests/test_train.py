@@ -247,6 +247,16 @@ def test_an_untrained_trial_names_the_command(project):
     assert "python -m pipeline.train" in failed.stderr
 
 
+def test_a_corpus_of_other_parameters_is_refused(project):
+    done = command(project, "train", "--set", "corpus.synthetic.utterances={train: 60, validation: 2, test: 2}")
+    assert done.returncode == 1
+    told = (
+        "error: data/corpus: was prepared with corpus.synthetic.utterances.train 6, which is 60 here; prepare it again"
+    )
+    assert done.stderr.startswith(told)
+    assert not list(project.glob("runs/*"))
+
+
 def test_missing_features_name_the_command(project):
     shutil.rmtree(project / "data/features")
     failed = command(project, "train")

@@ -35,7 +35,11 @@ def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise PipelineError(folder, "there are no weights here", REMEDY)
+        raise PipelineError(
+            folder,
+            "there are no weights here",
+            "name a folder of weights, or make those of params.yaml with: python -m pipeline.weights",
+        )
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, REMEDY)
         check_sizes(folder, record)

@@ -76,16 +76,20 @@ def _titled(figure: Figure, task: Task | str) -> Figure:
 def overview(comparison: Comparison) -> Figure | None:
     """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
-    The task is audio-visual if there is one. The columns are weight 0, of the weights that leave the strongest sink at
-    BOS the one with the lowest error rate on validation, and the one that moves the sink to another token most often.
+    The task is the one that has most intermediate sinks at weight 0, of equals the one with more streams. The columns
+    are weight 0, of the weights that leave the strongest sink at BOS the one with the lowest error rate on validation,
+    and the one that moves the sink to another token most often.
     None where no task has a done trial at weight 0 and at another.
     """
-    for task in sorted(comparison.tasks, key=lambda task: task.order, reverse=True):
-        chosen = _before_and_after(comparison, task)
-        if chosen:
-            break
-    else:
+    columns = {task: found for task in comparison.tasks if (found := _before_and_after(comparison, task))}
+    if not columns:
         return None
+
+    def sinks_without_loss(task: Task) -> float:
+        figures = comparison.cell(task, columns[task][0]).figures
+        return figures[SINKS].value if SINKS in figures else 0.0
+
+    task, chosen = max(columns.items(), key=lambda found: (sinks_without_loss(found[0]), found[0].order))
     panels = [panel for variant in chosen for panel in _panel(comparison, task, variant)]
     if len(panels) < len(chosen):
         return None

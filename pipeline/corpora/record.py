@@ -9,9 +9,9 @@ from pipeline.common.files import read_json
 from pipeline.config import Corpus
 from pipeline.corpora.journal import JOURNAL, MANIFEST
 from pipeline.corpora.plan import SPLITS
+from pipeline.corpora.prepared import SETTINGS
 from pipeline.corpora.table import reader_of
 
-SETTINGS = "prepare.json"
 MEDIA = ("babble", *SPLITS)
 """The folders of the corpus; nothing outside them is ever removed."""
 

@@ -17,6 +17,8 @@ from pipeline.sinks.gallery import gallery
 
 ROW = 0.3
 """Inches for an intervention."""
+NEAR = 30
+"""Percentage points up to which the scale has fine steps."""
 LINEAR = 1.0
 """Percentage points up to which the axis of word errors is linear; beyond it is logarithmic, since an intervention may
 cost a tenth of a point or all words."""
@@ -63,7 +65,9 @@ def _scale(axes: Axes, score: str) -> None:
         return
     low, high = axes.dataLim.intervalx
     axes.set_xscale("symlog", linthresh=LINEAR)
-    steps = [sign * size for sign in (-1, 1) for size in (0.5, 1, 2, 5, 10, 20, 50, 100, 200)]
+    # Beyond, there is no room for the names of more.
+    sizes = (0.5, 1, 2, 5, 10, 20) if max(-low, high) <= NEAR else (1, 10, 100)
+    steps = [sign * size for sign in (-1, 1) for size in sizes]
     axes.set_xticks(sorted([0, *(step for step in steps if min(2 * low, -1) <= step <= max(2 * high, 1))]))
     axes.set_xlim(min(1.3 * low, -1), max(1.3 * high, 1))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -66,10 +66,12 @@ def additions(panels: Sequence[Panel]) -> Figure:
 
 def _draw_additions(axes: Axes, panel: Panel, group: int) -> None:
     arrays = panel.arrays
+    blocks = np.arange(len(arrays["origin_main"]))
+    # An empty one has the same blocks as those beside it.
+    axes.set_xlim(-1, len(blocks))
     if not arrays["origin_main"][:, group].any():
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
-    blocks = np.arange(len(arrays["origin_main"]))
     axes.plot(blocks, arrays["origin_before"][:, group], color=GREY, linestyle="--", label="value before the block")
     for part, name, colour, shift in (("attention", "attention adds", BLUE, -0.2), ("mlp", "MLP adds", ORANGE, 0.2)):
         axes.bar(blocks + shift, arrays[f"origin_{part}"][:, group], 0.4, color=colour, label=name)

@@ -17,16 +17,19 @@ def distinct_inputs(sweep: Sweep) -> list[Params]:
     """One point's parameters for each different set of inputs in a sweep.
 
     Raises:
-        PipelineError: two corpora are to lie in one folder.
+        PipelineError: two corpora are to lie in one folder, be it that of params.yaml.
     """
     found: dict[str, Params] = {}
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {sweep.base.corpus.out: sweep.base.corpus}
     for point in sweep.points:
         params = point.params
         corpus = corpora.setdefault(params.corpus.out, params.corpus)
         if corpus != params.corpus:
+            own = corpus is sweep.base.corpus
             raise PipelineError(
-                "axes", f"two corpora are to lie in {corpus.out}", "give each its own corpus.out, in joint settings"
+                f"the sweep {sweep.specification.name}",
+                f"two corpora are to lie in {corpus.out}{', one of them that of params.yaml' if own else ''}",
+                "give each its own corpus.out, such as data/mine, in set or in joint settings",
             )
         used = streams(params.model.modality)
         found.setdefault(

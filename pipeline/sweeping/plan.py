@@ -104,7 +104,7 @@ def plan_trials(sweep: Sweep) -> list[Planned]:
                 "make it a sweep for each way, or choose one with --only",
             )
         settings = (*before.settings, point.settings) if before else (point.settings,)
-        name = before.name if before else _name(params, point.settings)
+        name = before.name if before else point_name(params, point.settings)
         trial = Trial.at(Path(params.train.runs).absolute(), identity)
         found[identity] = Planned(name, params, settings, identity, evaluation, trial, asha)
     return list(found.values())
@@ -126,7 +126,8 @@ class _Digests:
         return self._known[key]
 
 
-def _name(params: Params, settings: Settings) -> str:
+def point_name(params: Params, settings: Settings) -> str:
+    """What a point's trial is called: task, weight, seed, and what else the axes set."""
     others = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in _IN_NAME]
     return " ".join([trial_name(configuration(params)), *others])
 

@@ -7,13 +7,14 @@ set of parameters.
 
 import itertools
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
@@ -33,10 +34,16 @@ class Resources(Section):
     """A fraction lets several trials share a GPU; falls to 0 where there is none."""
 
 
+def _of_validation(metric: str) -> str:
+    if not re.fullmatch(r"\S+/validation\b\S*", metric):
+        raise ValueError("a metric of the validation split, such as wer/validation")
+    return metric
+
+
 class Select(Section):
     """What the best trial is chosen by."""
 
-    by: Annotated[str, Field(pattern=r"^\S+/validation\b\S*$")] = "wer/validation"
+    by: Annotated[str, AfterValidator(_of_validation)] = "wer/validation"
     """A metric of the validation split; the lowest is best. Tables report the test split."""
 
 

@@ -25,8 +25,15 @@ def trained_params(trial: Trial, overrides: list[str]) -> Params:
     if configuration(params) != configuration(trained):
         raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
     if not trial.adapter.is_dir():
-        raise PipelineError(trial.folder, "this trial is not trained", "train it with: python -m pipeline.train")
+        raise not_trained(trial)
     return params
+
+
+def not_trained(trial: Trial) -> PipelineError:
+    """The error where a trial has no adapter."""
+    return PipelineError(
+        trial.folder, "this trial is not trained", f"train it with: python -m pipeline.train --params {trial.config}"
+    )
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:

@@ -11,6 +11,7 @@ from pipeline.common.files import digest
 from pipeline.common.weights import weights_digest
 from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.corpora.prepared import require_prepared
 from pipeline.corpora.reading import Media
 from pipeline.corpora.training_noise import noise_digest
 from pipeline.encoders.store import Features, feature_groups, open_features
@@ -57,8 +58,8 @@ def training_inputs(params: Params) -> Inputs:
     """Inputs of stage `train`: the training split under all its conditions, and the clean validation split.
 
     Raises:
-        PipelineError: something is missing or damaged, a split is empty, or the corpus lacks a stream that the
-            modality needs.
+        PipelineError: something is missing or damaged, a split is empty, the corpus was prepared with other
+            parameters, or it lacks a stream that the modality needs.
     """
     inputs = _inputs(params, lambda u: u.split == "train" or (u.split == "validation" and u.snr is None))
     if not is_noise_added(params):
@@ -76,6 +77,7 @@ def evaluation_inputs(params: Params) -> Inputs:
 
 
 def _inputs(params: Params, wanted: Callable[[Utterance], bool]) -> Inputs:
+    require_prepared(params.corpus, "prepare it again with: python -m pipeline.prepare, or name another corpus.out")
     utterances = tuple(u for u in read_manifest(params.corpus.out) if wanted(u))
     _check_streams(params, utterances)
     digests = {"llm": weights_digest(params.model.llm.weights)}

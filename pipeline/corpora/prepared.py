@@ -1,0 +1,41 @@
+"""What `prepare.json` tells of a corpus folder, held against the parameters of who reads from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json
+from pipeline.config import Corpus
+
+SETTINGS = "prepare.json"
+
+
+def require_prepared(corpus: Corpus, remedy: str) -> None:
+    """Hold the parameters of a corpus against those that its folder was prepared with, if it was.
+
+    Code and files are not compared: `prepare` does that.
+
+    Args:
+        corpus: the section; `corpus.out` is the folder.
+        remedy: what to do if they differ.
+
+    Raises:
+        PipelineError: they differ, or `prepare.json` is damaged.
+    """
+    path = Path(corpus.out) / SETTINGS
+    if not path.exists():
+        return
+    recorded = read_json(path, "remove the folder, it will be made again")
+    before = recorded.get("corpus") if isinstance(recorded, dict) else None
+    for key, there, here in _differing(before or {}, corpus.model_dump(mode="json"), "corpus"):
+        raise PipelineError(corpus.out, f"was prepared with {key} {there!r}, which is {here!r} here", remedy)
+
+
+def _differing(recorded: dict[str, Any], given: dict[str, Any], section: str) -> Iterator[tuple[str, Any, Any]]:
+    for key, there in recorded.items():
+        here = given.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differing(there, here, f"{section}.{key}")
+        elif there != here:
+            yield f"{section}.{key}", there, here
