@@ -148,6 +148,6 @@ def _draw_bars(axes: Axes3D, arrays: Mapping[str, np.ndarray], block: int, top: 
     axes.set_xlabel("token", labelpad=-10)
     named = np.sort(np.argsort(-size.max(0))[:FEATURES_NAMED])
     axes.set_yticks(named, features[named], fontsize=7.5)
-    axes.set_ylabel("feature", labelpad=-3)
+    axes.set_ylabel("feature", labelpad=2)
     axes.tick_params(axis="z", labelsize=7.5)
     axes.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
