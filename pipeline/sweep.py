@@ -205,7 +205,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _sync_words(arguments: Namespace) -> list[str]:
-    words = ["-m", "pipeline.sweep", arguments.file, "--params", arguments.params, "--no-repro", "--sync"]
+    words = ["-m", "pipeline.sweep", arguments.file, "--params", arguments.params, "--sync"]
     words += [word for value in arguments.set for word in ("--set", value)]
     return words + [word for value in arguments.only for word in ("--only", value)]
 

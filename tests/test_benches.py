@@ -40,7 +40,13 @@ def test_a_trial_of_the_paper_is_encoded_trained_and_decoded(
 
 
 @pytest.mark.parametrize("way", bench_sinks.WAYS)
-def test_each_way_of_looking_runs(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_way_of_looking_tells_its_seconds_and_megabytes(
+    way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(bench_sinks, "BLOCKS", 4)
     monkeypatch.setattr(bench_sinks, "NEW_TOKENS", 3)
-    bench_sinks.WAYS[way](bench_sinks.BATCH)
+    monkeypatch.setattr("sys.argv", ["bench_sinks", way, str(bench_sinks.BATCH)])
+    bench_sinks.main()
+    seconds, peak = map(float, capsys.readouterr().out.split())
+    assert seconds > 0
+    assert peak > 0

@@ -170,11 +170,8 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     assert "unfinished: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
     assert "1 trial has not begun." in text
-    gaps = [
-        line["gap"]
-        for line in csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
-        if line["modality"] == "audio"
-    ]
+    lines = csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
+    gaps = [line["gap"] for line in lines if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
 
 
@@ -209,10 +206,8 @@ def test_only_validation_is_shown_rather_than_nothing(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_a_dash(tmp_path: Path) -> None:
     with_sinks = finish(make_trial(tmp_path), {"test": FEW}, **{"sinks/bos_cosine/sink": 0.991})
     without = finish(make_trial(tmp_path, "decorrelation.weight=1"), {"test": FEW})
-    assert lines_of(rendering.text(compare([with_sinks, without])), "cosine to BOS, sinks").split()[-2:] == [
-        "0.99",
-        "–",
-    ]
+    text = rendering.text(compare([with_sinks, without]))
+    assert lines_of(text, "cosine to BOS, sinks").split()[-2:] == ["0.99", "–"]
 
 
 def test_text_fits_into_its_width(tmp_path: Path) -> None:

@@ -11,6 +11,18 @@ from pipeline.config import Corpus
 SETTINGS = "prepare.json"
 
 
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What `prepare.json` tells; None where there is none.
+
+    Raises:
+        PipelineError: it is damaged.
+    """
+    if not (folder / SETTINGS).exists():
+        return None
+    recorded = read_json(folder / SETTINGS, "remove the folder, it will be made again")
+    return recorded if isinstance(recorded, dict) else {}
+
+
 def require_prepared(corpus: Corpus, remedy: str) -> None:
     """Hold the parameters of a corpus against those that its folder was prepared with, if it was.
 
@@ -23,12 +35,8 @@ def require_prepared(corpus: Corpus, remedy: str) -> None:
     Raises:
         PipelineError: they differ, or `prepare.json` is damaged.
     """
-    path = Path(corpus.out) / SETTINGS
-    if not path.exists():
-        return
-    recorded = read_json(path, "remove the folder, it will be made again")
-    before = recorded.get("corpus") if isinstance(recorded, dict) else None
-    for key, there, here in _differing(before or {}, corpus.model_dump(mode="json"), "corpus"):
+    before = (read_settings(Path(corpus.out)) or {}).get("corpus", {})
+    for key, there, here in _differing(before, corpus.model_dump(mode="json"), "corpus"):
         raise PipelineError(corpus.out, f"was prepared with {key} {there!r}, which is {here!r} here", remedy)
 
 

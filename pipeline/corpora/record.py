@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json
 from pipeline.config import Corpus
 from pipeline.corpora.journal import JOURNAL, MANIFEST
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.prepared import SETTINGS
+from pipeline.corpora.prepared import SETTINGS, read_settings
 from pipeline.corpora.table import reader_of
 
 MEDIA = ("babble", *SPLITS)
@@ -23,8 +22,8 @@ def is_current(corpus: Corpus) -> bool:
     """
     folder = Path(corpus.out)
     try:
-        recorded = read_json(folder / SETTINGS, "")
-        same = isinstance(recorded, dict) and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+        recorded = read_settings(folder)
+        same = bool(recorded) and recorded.get("digest") == reader_of(corpus).settings()["digest"]
     except (PipelineError, OSError):
         return False
     return same and (folder / MANIFEST).exists() and not (folder / JOURNAL).exists()
@@ -36,12 +35,10 @@ def recorded_settings(folder: Path) -> dict[str, Any] | None:
     Raises:
         PipelineError: it is damaged, or the folder holds something else.
     """
-    if not (folder / SETTINGS).exists():
-        if folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
-            raise PipelineError(folder, f"holds files, but no {SETTINGS}", "name an empty folder as corpus.out")
-        return None
-    recorded = read_json(folder / SETTINGS, "remove the folder, it will be made again")
-    return recorded if isinstance(recorded, dict) else {}
+    recorded = read_settings(folder)
+    if recorded is None and folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
+        raise PipelineError(folder, f"holds files, but no {SETTINGS}", "name an empty folder as corpus.out")
+    return recorded
 
 
 def remove_media(folder: Path, patterns: list[str]) -> None:
