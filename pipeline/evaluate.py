@@ -90,9 +90,18 @@ def _score_condition(
 ) -> tuple[dict[str, float], list[dict]]:
     from pipeline.scoring.errors import score
 
-    result = score([u.text for u in chosen], [texts[u.id] for u in chosen], params.evaluate.bootstrap)
+    speakers = [utterance.speaker for utterance in chosen]
+    result = score(
+        [u.text for u in chosen], [texts[u.id] for u in chosen], params.evaluate.bootstrap, speakers=speakers
+    )
     lines = [
-        {"id": utterance.id, "reference": utterance.text, "hypothesis": texts[utterance.id], **scored.record()}
+        {
+            "id": utterance.id,
+            "speaker": utterance.speaker,
+            "reference": utterance.text,
+            "hypothesis": texts[utterance.id],
+            **scored.record(),
+        }
         for utterance, scored in zip(chosen, result.utterances, strict=True)
     ]
     return result.metrics(name), lines

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from trials import finish, make_trial
 
-from pipeline.common.bootstrap import paired_p_value
+from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.comparison import rendering
+from pipeline.comparison.changes import RESAMPLINGS
 from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
-from pipeline.comparison.table import RESAMPLINGS, compare
+from pipeline.comparison.table import compare
 from pipeline.tracking.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,15 +99,19 @@ def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_diges
     assert "weight 0, code 44444444" in map(str, compare([one, again]).variants)
 
 
-def test_change_is_paired_over_utterances(tmp_path: Path) -> None:
+def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_value(tmp_path: Path) -> None:
     before = finish(make_trial(tmp_path), {"test": MANY})
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     comparison = compare([after, before])
     change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
     assert change.difference == pytest.approx((sum(FEW) - sum(MANY)) / 60)
-    assert change.p == paired_p_value(FEW, MANY, RESAMPLINGS, seed=0)
+    gaps = [few - many for few, many in zip(FEW, MANY, strict=True)]
+    assert change.interval == interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
+    assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
-    assert lines_of(rendering.text(comparison), "  change").split()[3:] == ["–", "-11.7", f"(p={change.p:.3f})"]
+    assert lines_of(rendering.text(comparison), "  change").split()[3:5] == ["–", "-11.7"]
+    assert "of these two runs alone" in rendering.text(comparison, 1000)
+    assert "p=" not in rendering.text(comparison)
 
 
 def test_another_lora_is_no_baseline(tmp_path: Path) -> None:
@@ -144,7 +149,10 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     assert cell.figures["wer/test"].interval is None
     # Seed 2 has no counterpart at weight 0, so that it does not count in the change.
     assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
+    assert cell.changes["test"].seeds == (0, 1)
+    assert any("is over seeds 0, 1" in note for note in comparison.notes)
     assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
+    assert lines_of(rendering.text(comparison), "  by seed").split()[4:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
     assert "standard deviation over seeds" in rendering.text(comparison, 1000)
 
 
@@ -177,7 +185,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
 
 def test_a_sweep_in_which_nothing_is_done_yet_still_has_its_text(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
-    assert "bootstrap interval" in rendering.text(compare(trials))
+    assert "an intermediate sink is a token" in " ".join(rendering.text(compare(trials)).split())
 
 
 def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
@@ -227,7 +235,7 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     comparison = compare(named_trials([], tmp_path))
     assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.markdown(comparison)
     assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.latex(comparison)
-    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 (p=" in rendering.latex(comparison)
+    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 [" in rendering.latex(comparison)
     wide = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
     assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
     assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)

@@ -89,7 +89,8 @@ def test_a_language_model_on_a_text(inspect, llm: Path, text: Path, tmp_path: Pa
     assert untouched["change"] == 1
     for one in others:
         assert one["change"] == pytest.approx(one["score"] / untouched["score"])
-        assert one["change_interval"][0] <= one["change"] <= one["change_interval"][1]
+        # Five items are too few for an interval.
+        assert one["change_interval"] is None
         assert one["label"] in said
     masked = next(one for one in others if one["name"] == "mask/bos")
     assert masked["touched"] == 1

@@ -125,7 +125,7 @@ def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> N
     ):
         assert words in html
     assert html.count("<figure>") == 2 + 2 * 3
-    assert "p=" in html
+    assert "of these two runs alone" in html
     markdown = (written / "report.md").read_text()
     assert "# small" in markdown
     assert "| VSR 5 | failed | no <memory> & no hope |" in markdown

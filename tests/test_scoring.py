@@ -4,7 +4,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from pipeline.common.bootstrap import interval, paired_p_value
+from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.scoring.errors import Edits, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
@@ -125,7 +125,8 @@ def test_an_empty_reference_counts_its_insertions_in_the_corpus() -> None:
     found = score(["", "one two"], ["uh huh", "one two"], bootstrap=100)
     assert found.utterances[0].edits == Edits(substitutions=0, deletions=0, insertions=2, hits=0)
     assert found.wer.value == 1.0
-    assert np.isfinite(found.wer.interval).all()
+    assert found.wer.interval is None
+    assert np.isfinite(score(["", *["one two"] * 10], ["uh huh", *["one"] * 10], bootstrap=100).wer.interval).all()
 
 
 def test_a_corpus_without_a_reference_word_has_no_rate() -> None:
@@ -174,22 +175,13 @@ def test_interval_that_does_not_exist() -> None:
     assert interval([0, 0], [0, 0], 100, seed=0) is None
     assert interval([], [], 100, seed=0) is None
     # Where most utterances have nothing to divide by, draws of those alone are left out.
-    assert interval([0, 0, 0, 2], [0, 0, 0, 4], 200, seed=0) == (0.5, 0.5)
+    assert interval([0] * 30 + [2] * 10, [0] * 30 + [4] * 10, 200, seed=0) == (0.5, 0.5)
+    assert interval([0] * 30 + [2] * 9, [0] * 30 + [4] * 9, 200, seed=0) is None
     with pytest.raises(ValueError, match="equally long"):
         interval([1, 2], [3], 10, seed=0)
 
 
 def test_score_is_the_same_for_the_same_seed() -> None:
     assert score(REFERENCES, HYPOTHESES, 100, seed=1) == score(REFERENCES, HYPOTHESES, 100, seed=1)
-    found = score(REFERENCES, HYPOTHESES, 100).metrics("test/snr_0")
+    found = score(REFERENCES * 3, HYPOTHESES * 3, 100).metrics("test/snr_0")
     assert found["wer/test/snr_0/low"] <= found["wer/test/snr_0"] <= found["wer/test/snr_0/high"]
-
-
-def test_p_value_tells_a_difference_from_chance() -> None:
-    random = np.random.default_rng(0)
-    edits = random.binomial(6, 0.2, size=200)
-    assert paired_p_value(edits, np.maximum(edits - 1, 0), 1000, seed=0) < 0.01
-    assert paired_p_value(edits, edits, 1000, seed=0) == 1.0
-    chance = [paired_p_value(*random.binomial(6, 0.2, size=(2, 200)), 300, seed) for seed in range(100)]
-    assert 0 <= np.mean(np.array(chance) < 0.05) <= 0.13
-    assert 0.3 < np.mean(chance) < 0.7

@@ -1,7 +1,8 @@
-"""What the paper (arXiv 2510.22603) claims of sinks, held against the trials: a verdict and a figure with its interval.
+"""What the paper (arXiv 2510.22603) claims, checked against the trials: a verdict, and a value with its interval.
 
-Figures are over the utterances of all seeds of a cell together; those with the loss are paired with weight 0, seed by
-seed and utterance by utterance. A claim whose 95% interval lies on both sides of its bound cannot be told.
+Trials are the sample: with several seeds a value is the mean over seeds with Student's interval; with one it is that of
+this trial, with an interval over its utterances. With the loss, trials are paired with weight 0 by seed. A claim whose
+95% interval lies on both sides of its bound is inconclusive.
 """
 
 from collections import Counter
@@ -13,37 +14,41 @@ import numpy as np
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.common.significance import LEVEL, mean_interval
+from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, Change
 from pipeline.comparison.entries import Entry, Task
-from pipeline.comparison.quantities import rounded
-from pipeline.comparison.records import AGAIN, Records, pooled
+from pipeline.comparison.quantities import change_text, rounded
+from pipeline.comparison.records import Records, read_records
 from pipeline.comparison.rendering import pipes
-from pipeline.comparison.table import RESAMPLINGS, Comparison
+from pipeline.comparison.table import Comparison
 from pipeline.comparison.variants import Variant
 
 LEAST = 0.1
-"""Intermediate sinks an utterance from which on there are any to speak of: one in ten utterances."""
+"""Intermediate sinks per utterance from which on there are any: one in ten utterances."""
 SHARED, WRITTEN, ALIGNED = 0.5, 0.5, 0.9
-"""Bounds of the mean Jaccard of features, of the MLP's share, and of the cosine to BOS (that of a secondary sink)."""
-LEFT = 0.1
+"""Bounds of the mean Jaccard of dimensions, of the MLP's share, and of the cosine to BOS (that of a secondary sink)."""
+REMAINING = 0.1
 """Share of the sinks of weight 0 that a loss which removes them may leave."""
 MOVED, RISE = 0.5, 0.05
-"""Share of the utterances whose strongest sink is not BOS from which on a loss has moved the sink, and how much more of
+"""Share of the utterances whose dominant sink is not BOS from which on a loss has moved the sink, and how much more of
 them than at weight 0 is too many."""
 
 SINKS = "sinks/intermediate_tokens_per_utterance"
-KINDS = {"activation": "", "attention": "/attention"}
+KINDS = {"activation": "", "activation over 300": "/tau_300", "attention": "/attention"}
 RELOCATED = {"attention": "sinks/relocated_share", "activation": "sinks/relocated_share/ratio"}
 NO_SINK = "there is no intermediate sink"
 NOTES = (
-    f"Intermediate sinks are there where their number is above {LEAST:g} an utterance; by activation: above sinks.tau "
-    "times the median, by attention: above sinks.epsilon of the heads' mean.",
-    "They sit at certain roles where one role has more of them than of the tokens; they share features, and the MLP "
+    f"Intermediate sinks exist where there are more than {LEAST:g} per utterance; by activation: above sinks.tau (or "
+    "300) times the median, by attention: above sinks.epsilon of the heads' mean.",
+    "They sit at certain roles where one role has more of them than of the tokens; they share dimensions, and the MLP "
     f"writes them, where the mean Jaccard with BOS, and the MLP's share, are above {SHARED:g} and {WRITTEN:g}; they "
     f"align where their cosine to BOS is above {ALIGNED:g} and above that of the other tokens.",
-    f"The loss removes them where less than {LEFT:.0%} of those of weight 0 are left. Another token takes over where "
-    f"the strongest sink is not BOS in {MOVED:.0%} of the utterances, or in {RISE:.0%} more than at weight 0.",
-    "[ ]: 95% bootstrap interval over utterances, paired where two weights are compared; it says nothing of how single "
-    "runs scatter. Where it lies on both sides of the bound, the claim cannot be told.",
+    f"The loss removes them where less than {REMAINING:.0%} of those of weight 0 remain. Another token takes over "
+    f"where the dominant sink is not BOS in {MOVED:.0%} of the utterances, or in {RISE:.0%} more than at weight 0.",
+    f"Where a modality has several rates: at the highest the word error rate falls, at the lowest it stays within "
+    f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 (two one-sided tests, {LEVEL:.0%}).",
+    "[ ]: 95% interval, over seeds where there are several (number in parentheses), else over the utterances of this "
+    "one trial, which says nothing of the next. Where it lies on both sides of the bound, the claim is inconclusive.",
 )
 
 
@@ -52,7 +57,7 @@ class Verdict(StrEnum):
 
     HOLDS = "holds"
     FAILS = "does not hold"
-    OPEN = "cannot be told"
+    OPEN = "inconclusive"
 
 
 @dataclass(frozen=True)
@@ -64,30 +69,38 @@ class Claim:
     statement: str
     verdict: Verdict
     words: str
-    """The figure with its interval, or why there is none."""
+    """The value with its interval, or why there is none."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A sum over utterances by another, with its interval."""
+    """A mean with its interval."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None where there are too few utterances for an interval."""
+    high: float | None
+    seeds: int = 1
 
     def above(self, bound: float) -> Verdict:
         """Whether it is above a bound, interval and all."""
+        if self.low is None or self.high is None:
+            return Verdict.OPEN
         return Verdict.HOLDS if self.low > bound else Verdict.FAILS if self.high <= bound else Verdict.OPEN
 
     def text(self, percent: bool = False, sign: str = "") -> str:
-        """As people read it, such as `0.54 [0.45, 0.63]`."""
+        """As people read it, such as `0.54 [0.45, 0.63]`, and of several seeds their number."""
         factor, unit, decimals = (100, "%", 0) if percent else (1, "", 2)
-        value, *bounds = (rounded(factor * one, decimals) for one in (self.value, self.low, self.high))
-        return f"{sign if self.value > 0 else ''}{value}{unit} [{', '.join(bounds)}]"
+        text = f"{sign if self.value > 0 else ''}{rounded(factor * self.value, decimals)}{unit}"
+        if self.low is not None and self.high is not None:
+            text += f" [{', '.join(rounded(factor * bound, decimals) for bound in (self.low, self.high))}]"
+        return text if self.seeds == 1 else f"{text} ({self.seeds})"
 
 
 Finding = tuple[str, Verdict, str]
 """Statement, verdict, words."""
+Column = np.ndarray
+"""(2, utterances): numerators and denominators of a metric in one trial."""
 
 
 def claims(comparison: Comparison) -> list[Claim]:
@@ -96,11 +109,11 @@ def claims(comparison: Comparison) -> list[Claim]:
         Claim(task, variant, *finding)
         for task in comparison.tasks
         for variant in comparison.variants
-        for finding in _of_cell(comparison, task, variant)
+        for finding in [*_of_sinks(comparison, task, variant), *_of_errors(comparison, task, variant)]
     ]
 
 
-def _of_cell(comparison: Comparison, task: Task, variant: Variant) -> list[Finding]:
+def _of_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[Finding]:
     cell = comparison.cell(task, variant)
     if not cell.entries:
         return []
@@ -109,102 +122,125 @@ def _of_cell(comparison: Comparison, task: Task, variant: Variant) -> list[Findi
     done = [entry for entry in cell.entries if not entry.gap]
     try:
         if variant.weight == 0:
-            return list(_without_loss(pooled(done)))
+            return list(_without_loss(read_records(done)))
         return list(_with_loss(*_paired(done, comparison.cell(task, variant.without_loss()).entries)))
     except PipelineError as error:
         return [("every claim", Verdict.OPEN, str(error))]
 
 
-def _paired(done: Sequence[Entry], others: Sequence[Entry]) -> tuple[Records, Records]:
+def _paired(done: Sequence[Entry], others: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
     """The records of the trials with the loss that have one without, and of these."""
     by_seed = {entry.seed: entry for entry in others if not entry.gap}
     both = [entry for entry in done if entry.seed in by_seed]
     if not both:
         raise PipelineError("weight 0", "has no trial of this task and seed that is done", "run it")
-    ours, theirs = pooled(both), pooled([by_seed[entry.seed] for entry in both])
-    if ours.ids != theirs.ids:
-        raise PipelineError(both[0].trial.sinks, "was measured on other utterances than at weight 0", AGAIN)
-    return ours, theirs
+    records = read_records([*both, *(by_seed[entry.seed] for entry in both)])
+    return records[: len(both)], records[len(both) :]
 
 
-def _estimate(tops: np.ndarray, bottoms: np.ndarray) -> Estimate:
-    return Estimate(float(tops.sum() / bottoms.sum()), *interval(tops, bottoms, RESAMPLINGS, seed=0))
+def _estimate(trials: Sequence[Column]) -> Estimate:
+    """The mean over trials of `sum(numerators) / sum(denominators)`; trials without a denominator have no value."""
+    counted = [column for column in trials if column[1].sum() > 0]
+    values = [float(tops.sum() / bottoms.sum()) for tops, bottoms in counted]
+    if len(values) > 1:
+        return Estimate(float(np.mean(values)), *mean_interval(values), seeds=len(values))
+    bounds = interval(*counted[0], RESAMPLINGS, seed=0) or (None, None)
+    return Estimate(values[0], *bounds)
 
 
-def _without_loss(records: Records) -> Iterator[Finding]:
+def _columns(trials: Sequence[Records], name: str) -> list[Column] | None:
+    """The metric in each trial that has it; None where none has."""
+    found = [column for records in trials if (column := records.column(name)) is not None]
+    return found or None
+
+
+def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        column = records.column(SINKS + name)
-        found = None if column is None else _estimate(*column)
-        yield (
-            f"there are intermediate sinks, by {kind}",
-            found.above(LEAST) if found else Verdict.OPEN,
-            f"{found.text()} an utterance" if found else "not measured",
-        )
-    yield "they sit at certain roles", *_roles(records)
+        columns = _columns(trials, SINKS + name)
+        if columns is None:
+            yield f"there are intermediate sinks, by {kind}", Verdict.OPEN, "not measured"
+        else:
+            found = _estimate(columns)
+            yield f"there are intermediate sinks, by {kind}", found.above(LEAST), f"{found.text()} per utterance"
+    yield "they sit at certain roles", *_roles(trials)
     for statement, name, bound, absent in (
-        ("they share massive features with BOS", "sinks/feature_jaccard", SHARED, "BOS is no sink where they are"),
+        ("they share massive dimensions with BOS", "sinks/feature_jaccard", SHARED, "BOS is no sink where they are"),
         ("the MLP writes them", "sinks/mlp_share/intermediate", WRITTEN, "it is not known what writes them"),
     ):
-        column = records.column(name)
-        if column is not None:
-            found = _estimate(*column)
+        columns = _columns(trials, name)
+        if columns is not None:
+            found = _estimate(columns)
             yield statement, found.above(bound), found.text()
         else:
-            yield statement, Verdict.OPEN, absent if _number(records, SINKS) else NO_SINK
-    yield "they align with BOS", *_alignment(records)
+            yield statement, Verdict.OPEN, absent if _number(trials, SINKS) else NO_SINK
+    yield "they align with BOS", *_alignment(trials)
 
 
-def _number(records: Records, name: str) -> float:
-    column = records.column(name)
-    return 0.0 if column is None else float(column[0].sum())
+def _number(trials: Sequence[Records], name: str) -> float:
+    """How many in all trials together."""
+    return sum(float(column[0].sum()) for column in _columns(trials, name) or [])
 
 
-def _roles(records: Records) -> tuple[Verdict, str]:
-    if not _number(records, SINKS):
+def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
+    total = _number(trials, SINKS)
+    if not total:
         return Verdict.OPEN, NO_SINK
-    tokens = {role: count for role, count in records.tokens.items() if count and role not in ("bos", "padding")}
-    most = max(tokens, key=lambda role: _number(records, f"{SINKS}/{role}"))
-    every = records.column(SINKS)[0]
-    share, even = _estimate(records.column(f"{SINKS}/{most}")[0], every), tokens[most] / sum(tokens.values())
-    others = {role: _number(records, f"{SINKS}/{role}") / every.sum() for role in tokens if role != most}
+    counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
+    tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
+    most = max(tokens, key=lambda role: _number(trials, f"{SINKS}/{role}"))
+    shares = [
+        np.stack([records.column(f"{SINKS}/{most}")[0], records.column(SINKS)[0]])
+        for records in trials
+        if records.column(f"{SINKS}/{most}") is not None and records.column(SINKS) is not None
+    ]
+    share, even = _estimate(shares), tokens[most] / sum(tokens.values())
+    others = {role: _number(trials, f"{SINKS}/{role}") / total for role in tokens if role != most}
     shown = [f"{role} {rounded(100 * part, 0)}%" for role, part in others.items() if part > 0]
     return share.above(even), ", ".join([f"{most} {share.text(percent=True)} (of the tokens {even:.0%})", *shown])
 
 
-def _alignment(records: Records) -> tuple[Verdict, str]:
-    columns = [records.column(f"sinks/bos_cosine/{who}") for who in ("sink", "other")]
+def _alignment(trials: Sequence[Records]) -> tuple[Verdict, str]:
+    columns = [_columns(trials, f"sinks/bos_cosine/{who}") for who in ("sink", "other")]
     if columns[0] is None or columns[1] is None:
         return Verdict.OPEN, NO_SINK
-    sink, other = (_estimate(*column) for column in columns)
+    sink, other = (_estimate(each) for each in columns)
     verdict = sink.above(ALIGNED)
-    if verdict is Verdict.HOLDS and sink.low <= other.high:
+    if verdict is Verdict.HOLDS and (other.high is None or sink.low <= other.high):
         verdict = Verdict.FAILS if sink.value <= other.value else Verdict.OPEN
     return verdict, f"cosine {sink.text()}, other tokens {other.text()}"
 
 
-def _with_loss(ours: Records, theirs: Records) -> Iterator[Finding]:
+def _with_loss(ours: Sequence[Records], theirs: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        yield f"the loss removes them, by {kind}", *_removal(ours.column(SINKS + name), theirs.column(SINKS + name))
+        yield f"the loss removes them, by {kind}", *_removal(_pairs(ours, theirs, SINKS + name))
     for kind, name in RELOCATED.items():
-        yield f"no other token takes over from BOS, by {kind}", *_takeover(ours.column(name), theirs.column(name))
+        yield f"no other token takes over from BOS, by {kind}", *_takeover(_pairs(ours, theirs, name))
 
 
-def _removal(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[Verdict, str]:
-    if ours is None or theirs is None:
+def _pairs(ours: Sequence[Records], theirs: Sequence[Records], name: str) -> list[tuple[Column, Column]]:
+    """The metric with and without the loss, of each seed that has it in both."""
+    both = [(one.column(name), other.column(name)) for one, other in zip(ours, theirs, strict=True)]
+    return [(one, other) for one, other in both if one is not None and other is not None]
+
+
+def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[Verdict, str]:
+    if not pairs:
         return Verdict.OPEN, "not measured"
-    before, after = _estimate(*theirs), _estimate(*ours)
-    words = f"{before.text()} → {after.text()} an utterance"
+    after, before = (_estimate(side) for side in zip(*pairs, strict=True))
+    words = f"{before.text()} → {after.text()} per utterance"
     if before.above(LEAST) is not Verdict.HOLDS:
-        return Verdict.OPEN, f"hardly any to remove: {words}"
-    left = _estimate(ours[0], theirs[0])
-    verdict = {Verdict.HOLDS: Verdict.FAILS, Verdict.FAILS: Verdict.HOLDS}.get(left.above(LEFT), Verdict.OPEN)
-    return verdict, f"{left.text(percent=True)} left: {words}"
+        return Verdict.OPEN, f"too few sinks to test removal: {words}"
+    # More than may remain: a difference, since a share has no mean over seeds where one of them has no sink.
+    excess = _estimate([np.stack([one[0] - REMAINING * other[0], one[1]]) for one, other in pairs])
+    verdict = {Verdict.HOLDS: Verdict.FAILS, Verdict.FAILS: Verdict.HOLDS}.get(excess.above(0), Verdict.OPEN)
+    return verdict, f"{after.value / before.value:.0%} remain: {words}"
 
 
-def _takeover(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[Verdict, str]:
-    if ours is None or theirs is None:
+def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[Verdict, str]:
+    if not pairs:
         return Verdict.OPEN, "not measured"
-    share, change = _estimate(*ours), _estimate(ours[0] - theirs[0], ours[1])
+    share = _estimate([one for one, _ in pairs])
+    change = _estimate([np.stack([one[0] - other[0], one[1]]) for one, other in pairs])
     verdicts = {share.above(MOVED), change.above(RISE)}
     verdict = (
         Verdict.FAILS if Verdict.HOLDS in verdicts else Verdict.HOLDS if verdicts == {Verdict.FAILS} else Verdict.OPEN
@@ -213,9 +249,42 @@ def _takeover(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[Verdi
     return verdict, f"{words}, {change.text(percent=True, sign='+')} against weight 0"
 
 
+def _of_errors(comparison: Comparison, task: Task, variant: Variant) -> Iterator[Finding]:
+    """The word error rate at the highest and at the lowest rate of a modality that has several."""
+    change = comparison.cell(task, variant).changes.get("test")
+    rates = [other.rates for other in comparison.tasks if other.modality == task.modality]
+    if change is None or len(rates) < 2:
+        return
+    if all(ours >= theirs for other in rates for ours, theirs in zip(task.rates, other, strict=True)):
+        yield "at the highest rate the word error rate falls", _falls(change), _change_words(change)
+    if all(ours <= theirs for other in rates for ours, theirs in zip(task.rates, other, strict=True)):
+        yield "at the lowest rate the word error rate stays", _stays(change), _change_words(change)
+
+
+def _falls(change: Change) -> Verdict:
+    if change.interval is None:
+        return Verdict.OPEN
+    low, high = change.interval
+    return Verdict.HOLDS if high < 0 else Verdict.FAILS if low >= 0 else Verdict.OPEN
+
+
+def _stays(change: Change) -> Verdict:
+    """Single runs are not tested: that two of them are alike says nothing of the loss."""
+    if change.equivalence_p is None or change.p is None:
+        return Verdict.OPEN
+    if change.equivalence_p < LEVEL:
+        return Verdict.HOLDS
+    return Verdict.FAILS if change.p < LEVEL and abs(change.difference) > change.margin else Verdict.OPEN
+
+
+def _change_words(change: Change) -> str:
+    over = f"over {len(change.seeds)} seeds" if change.p is not None else "over the utterances of these two runs"
+    return f"{change_text(change)} points, {over}"
+
+
 def markdown(found: Iterable[Claim]) -> str:
     """A table, and what its words stand for."""
-    lines = [pipes(["task", "trials", "claim", "", "figure"]), pipes(["---"] * 5)]
+    lines = [pipes(["task", "trials", "claim", "", "value"]), pipes(["---"] * 5)]
     lines += [pipes([str(c.task), str(c.variant), c.statement, f"**{c.verdict}**", c.words]) for c in found]
     return "\n".join([*lines, "", *(f"- {note}" for note in NOTES)]) + "\n"
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json
@@ -25,8 +25,17 @@ _PLACES = ("corpus.out", "features.out", "features.batch_size")
 _SHORT = 8
 """Digits by which a digest is named."""
 
-Edits = dict[str, tuple[int, int]]
-"""Errors and reference words of each utterance, by its id."""
+
+class Count(NamedTuple):
+    """Errors of an utterance in words, the words of its reference, and who speaks (None in older trials)."""
+
+    errors: int
+    words: int
+    speaker: str | None
+
+
+Edits = dict[str, Count]
+"""By the id of the utterance."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ def _read_edits(trial: Trial) -> dict[str, Edits]:
         for record in json.loads(f"[{','.join(lines)}]"):
             name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
             errors = record["substitutions"] + record["deletions"] + record["insertions"]
-            found.setdefault(name, {})[record["id"]] = (errors, record["words"])
+            found.setdefault(name, {})[record["id"]] = Count(errors, record["words"], record.get("speaker"))
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", again) from None
     return found

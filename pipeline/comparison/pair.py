@@ -7,12 +7,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
+from pipeline.common.significance import sign_flip_p
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.comparison.code_change import FileChange, changed_files
 from pipeline.comparison.entries import flattened
-from pipeline.comparison.table import RESAMPLINGS
 from pipeline.tracking.archive import archived_sources
 from pipeline.tracking.differences import changed_packages, changed_surroundings
 from pipeline.tracking.provenance import sessions
@@ -35,7 +34,7 @@ class MetricChange:
     one: float | None
     other: float | None
     p: float | None
-    """Of a paired bootstrap over the same utterances; for word error rates, where these are kept one by one."""
+    """Of a sign-flip test over the same utterances of these two runs; for word error rates, where they are kept."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _figures(one: Trial, other: Trial, notes: list[str]) -> tuple[list[MetricCha
         if _texts(ours) == _texts(theirs):
             ids = sorted(ours)
             edits = [_errors(ours[id]) for id in ids], [_errors(theirs[id]) for id in ids]
-            p_values[f"wer/{condition}"] = paired_p_value(*edits, RESAMPLINGS, seed=0)
+            p_values[f"wer/{condition}"] = sign_flip_p(*edits)
         else:
             notes.append(f"The utterances of {condition} are not the same in both: they are not paired.")
     names = sorted((name for name in was | now if not name.endswith(("/low", "/high"))), key=_order)

@@ -13,7 +13,10 @@ DIGITS = 12
 """By which a digest is shown."""
 NUMBER = 11
 _PERCENT = ("wer", "cer", "wer_normalised")
-P_NOTE = "Differences of percentages are points. p: paired bootstrap over the same utterances, for word error rates."
+P_NOTE = (
+    "Differences of percentages are points. p: sign-flip test over the same utterances, for word error rates. It tells "
+    "these two runs apart, not the ways in which they were trained: that takes several seeds of each."
+)
 
 
 def pair_text(pair: Pair, utterances: int, width: int = 100) -> str:

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from pipeline.comparison.changes import Change
 from pipeline.comparison.conditions import condition_name
-from pipeline.comparison.table import Cell, Change, Comparison, Figure
+from pipeline.comparison.table import Cell, Comparison, Figure
 
 ABSENT = "–"
+SEEDS_SHOWN = 5
+"""Seeds whose values fit into a cell; of more it shows the range."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Quantity:
     decimals: int | None = None
     """None: three significant digits."""
     change: bool = False
-    """Whether the change from weight 0 is shown instead of the figure."""
+    """Whether the change from weight 0 is shown instead of the value."""
+    by_seed: bool = False
+    """Whether the values of the seeds are shown instead of their mean."""
 
 
 SINKS = (
     Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
-    Quantity("ratio > 100, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_100"),
+    Quantity("ratio > 300, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_300"),
     Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
     Quantity("largest ratio, BOS", "sinks/max_ratio/bos"),
     Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate"),
@@ -43,6 +48,12 @@ def quantities(comparison: Comparison) -> list[Quantity]:
     for condition in shown:
         name = condition_name(condition)
         found.append(Quantity(f"WER %, {name}", f"wer/{condition}", percent=True, decimals=1))
+        if any(
+            len(c.figures[f"wer/{condition}"].by_seed) > 1
+            for c in comparison.cells.values()
+            if f"wer/{condition}" in c.figures
+        ):
+            found.append(Quantity("  by seed", f"wer/{condition}", percent=True, decimals=1, by_seed=True))
         if condition in changed:
             found.append(Quantity("  change", condition, percent=True, decimals=1, change=True))
     found += [Quantity(f"CER %, {condition_name(c)}", f"cer/{c}", percent=True, decimals=1) for c in shown]
@@ -58,7 +69,17 @@ def cell_text(cell: Cell, quantity: Quantity) -> str:
         change = cell.changes.get(quantity.metric)
         return change_text(change) if change else ABSENT
     figure = cell.figures.get(quantity.metric)
+    if figure and quantity.by_seed:
+        return _seeds_text(figure)
     return _figure_text(figure, quantity) if figure else ABSENT
+
+
+def _seeds_text(figure: Figure) -> str:
+    """The value of each seed in percent, or their range where there are many."""
+    values = [f"{100 * value:.1f}" for value in figure.by_seed]
+    if len(values) <= SEEDS_SHOWN:
+        return " ".join(values)
+    return f"{100 * min(figure.by_seed):.1f} to {100 * max(figure.by_seed):.1f}"
 
 
 def _figure_text(figure: Figure, quantity: Quantity) -> str:
@@ -74,10 +95,19 @@ def _figure_text(figure: Figure, quantity: Quantity) -> str:
 
 
 def change_text(change: Change) -> str:
-    """Percentage points, and how likely chance makes them."""
-    p = "p<0.002" if change.p < 0.002 else f"p={change.p:.3f}"
-    # The sum turns -0.0 into 0.0.
-    return f"{round(100 * change.difference, 1) + 0.0:+.1f} ({p})"
+    """Percentage points with their interval and, over seeds, the p-value."""
+
+    def points(value: float) -> str:
+        # The sum turns -0.0 into 0.0.
+        return f"{round(100 * value, 1) + 0.0:+.1f}"
+
+    text = points(change.difference)
+    if change.interval:
+        text += f" [{', '.join(map(points, change.interval))}]"
+    p = change.p if change.corrected_p is None else change.corrected_p
+    if p is None:
+        return text
+    return f"{text} ({'p<0.001' if p < 0.001 else f'p={p:.3f}'})"
 
 
 def rounded(value: float, decimals: int | None) -> str:

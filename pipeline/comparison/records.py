@@ -14,7 +14,7 @@ AGAIN = "evaluate the trial again"
 
 @dataclass(frozen=True)
 class Records:
-    """Of one trial, or of several seeds together."""
+    """Of one trial."""
 
     ids: tuple[str, ...]
     figures: dict[str, np.ndarray]
@@ -28,8 +28,8 @@ class Records:
         return None if found is None or not found[1].any() else found
 
 
-def pooled(entries: Sequence[Entry]) -> Records:
-    """The records of some trials, added up utterance by utterance.
+def read_records(entries: Sequence[Entry]) -> list[Records]:
+    """The records of some trials, all of the same utterances.
 
     Raises:
         PipelineError: `sinks.npz` of a trial is missing, damaged or has no records, or their utterances differ.
@@ -38,13 +38,7 @@ def pooled(entries: Sequence[Entry]) -> Records:
     for entry, one in zip(entries, found, strict=True):
         if one.ids != found[0].ids:
             raise PipelineError(entry.trial.sinks, "was measured on other utterances than the trials beside it", AGAIN)
-    names = dict.fromkeys(name for one in found for name in one.figures)
-    nothing = np.zeros((2, len(found[0].ids)))
-    return Records(
-        ids=found[0].ids,
-        figures={name: np.sum([one.figures.get(name, nothing) for one in found], axis=0) for name in names},
-        tokens={role: sum(one.tokens[role] for one in found) for role in found[0].tokens},
-    )
+    return found
 
 
 def _read(entry: Entry) -> Records:

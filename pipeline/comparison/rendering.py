@@ -6,8 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterable
 
+from pipeline.common.bootstrap import LEAST_SPEAKERS
+from pipeline.common.errors import PipelineError
 from pipeline.comparison.quantities import cell_text, quantities
 from pipeline.comparison.table import Comparison
+from pipeline.comparison.variants import differing_settings
 
 INDENT = "  "
 BETWEEN = 2
@@ -20,12 +23,19 @@ _LATEX = str.maketrans(
      "\\": r"\textbackslash{}"}
 )  # fmt: skip
 LEGEND = (
-    "[ ]: 95% bootstrap interval over utterances. Change: difference to weight 0 of the same task, with the p-value "
-    "of a paired bootstrap over the same utterances. Ratio: the largest |h| of a token over the median of its layer; "
-    "an intermediate sink is a token other than BOS whose ratio exceeds sinks.tau. Relocated: utterances whose "
-    "strongest sink is not BOS."
+    "Change: difference in points to weight 0 of the same task. Ratio: the largest |h| of a token over the median of "
+    "its layer; an intermediate sink is a token other than BOS whose ratio exceeds sinks.tau. Relocated: utterances "
+    "whose strongest sink is not BOS."
 )
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
+RUNS = (
+    "Changes over several seeds: 95% interval and p-value of Welch's t-test on the logarithm of each run's word error "
+    "rate, the p-values corrected for {count} comparisons (Holm)."
+)
+ONE_RUN = (
+    "Changes of single seeds: 95% interval over {who}, of these two runs alone. It says nothing of the next run, so "
+    "there is no p-value; give the sweep several seeds."
+)
 
 
 def rows(comparison: Comparison) -> Iterable[tuple[str, str, list[str]]]:
@@ -38,10 +48,35 @@ def rows(comparison: Comparison) -> Iterable[tuple[str, str, list[str]]]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What the signs in the cells mean, and what the cells cannot say."""
-    several = any(
-        figure.deviation is not None for cell in comparison.cells.values() for figure in cell.figures.values()
-    )
-    return [LEGEND, *([SEEDS] if several else []), *comparison.notes]
+    figures = [figure for cell in comparison.cells.values() for figure in cell.figures.values()]
+    changes = [change for cell in comparison.cells.values() for change in cell.changes.values()]
+    tested = [change for change in changes if change.corrected_p is not None]
+    who = _sampled(comparison)
+    found = [LEGEND]
+    if any(figure.interval for figure in figures):
+        found.append(f"[ ]: 95% interval over {who}.")
+    if any(figure.deviation is not None for figure in figures):
+        found.append(SEEDS)
+    if tested:
+        found.append(RUNS.format(count=len(tested)))
+    if any(change.p is None for change in changes):
+        found.append(ONE_RUN.format(who=who))
+    return [*found, *comparison.notes]
+
+
+def _sampled(comparison: Comparison) -> str:
+    """What the intervals of single trials are over: speakers where there are enough, else their utterances."""
+    for entry in comparison.entries:
+        try:
+            edits = next(iter(entry.edits.values()), {}) if not entry.gap else {}
+        except PipelineError:
+            continue
+        speakers = {count.speaker for count in edits.values()} - {None}
+        if len(speakers) >= LEAST_SPEAKERS:
+            return f"{len(speakers)} speakers"
+        if speakers:
+            return f"utterances of these {len(speakers)} speakers"
+    return "utterances"
 
 
 def text(comparison: Comparison, width: int = 100) -> str:
@@ -139,17 +174,25 @@ def csv_table(comparison: Comparison) -> str:
                 if figure.deviation is not None:
                     line[f"{name}/deviation"] = figure.deviation
             for condition, change in sorted(cell.changes.items()):
-                line[f"change/{condition}"], line[f"change/{condition}/p"] = change.difference, change.p
+                line[f"change/{condition}"] = change.difference
+                if change.interval:
+                    line[f"change/{condition}/low"], line[f"change/{condition}/high"] = change.interval
+                if change.p is not None:
+                    line[f"change/{condition}/p"] = change.p
+                    line[f"change/{condition}/p_corrected"] = change.corrected_p
+                    line[f"change/{condition}/p_equivalent"] = change.equivalence_p
             lines.append(line)
     return _csv(lines)
 
 
 def long_csv(comparison: Comparison) -> str:
-    """One line for each trial and metric; a trial with a gap has one line that gives its reason."""
+    """One line for each trial and metric, with every setting in which trials differ; a trial with a gap has one line
+    that gives its reason."""
     lines = []
+    differing = [key for key in differing_settings(comparison.entries) if key != "decorrelation.weight"]
     for entry in comparison.entries:
         of_trial = {"identity": entry.identity, "task": entry.task, "decorrelation.weight": entry.weight}
-        of_trial |= {"seed": entry.seed}
+        of_trial |= {key: entry.settings.get(key, "") for key in differing} | {"seed": entry.seed}
         if entry.gap:
             lines.append(of_trial | {"gap": f"{entry.gap.state}: {entry.gap.reason}".removesuffix(": ")})
         lines += [of_trial | {"metric": name, "value": value} for name, value in sorted(entry.metrics.items())]

@@ -9,15 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.common.bootstrap import paired_p_value
 from pipeline.common.errors import PipelineError
+from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
 from pipeline.comparison.conditions import condition_order
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
 from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
 from pipeline.tracking.trial import Trial
-
-RESAMPLINGS = 1000
-"""Of the utterances, for the p-value; its smallest value is 2 / (RESAMPLINGS + 1)."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +24,16 @@ class Figure:
     value: float
     """Mean over seeds."""
     interval: tuple[float, float] | None
-    """95% over utterances; of a single seed only."""
+    """95% over utterances or speakers; of a single seed only."""
     deviation: float | None
     """Standard deviation over seeds, where there are several."""
-    seeds: int
+    by_seed: tuple[float, ...]
+    """The value of each seed that has one, in the order of the seeds."""
 
-
-@dataclass(frozen=True)
-class Change:
-    """The difference of a word error rate to the same task and seeds at weight 0."""
-
-    difference: float
-    """A fraction: above 0 where the weight costs words."""
-    p: float
-    """Paired bootstrap over utterances, their errors summed over seeds."""
+    @property
+    def seeds(self) -> int:
+        """How many seeds have a value."""
+        return len(self.by_seed)
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def compare(trials: Sequence[Trial]) -> Comparison:
         grouped.setdefault((entry.task, variant_of(entry, keys)), []).append(entry)
     baselines = {baseline_key(entry): entry for entry in entries if entry.weight == 0 and not entry.gap}
     notes: list[str] = shared_settings(entries, keys)
-    cells = {key: _cell(group, baselines, notes) for key, group in grouped.items()}
+    cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()})
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
     notes += _notes(entries, tasks, absent)
@@ -113,10 +106,29 @@ def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str
     pairs = [(entry, baselines[baseline_key(entry)]) for entry in done if baseline_key(entry) in baselines]
     if pairs and done[0].weight > 0:
         try:
-            changes = _changes(pairs)
+            changes = wer_changes(pairs)
         except PipelineError as error:
             notes.append(f"No change is given for {done[0].task} at weight {done[0].weight:g}: {error}.")
+    if changes and len(pairs) < len(done):
+        seeds = ", ".join(str(entry.seed) for entry, _ in pairs)
+        notes.append(
+            f"The change of {done[0].task} at weight {done[0].weight:g} is over seeds {seeds}: both have them."
+        )
     return Cell(tuple(entries), _figures(done), changes, None if done else entries[0].gap)
+
+
+def _corrected(cells: dict[tuple[Task, Variant], Cell]) -> dict[tuple[Task, Variant], Cell]:
+    """The cells with p-values that count how many changes the table shows: those of the test set."""
+    places = [
+        (key, condition)
+        for key, cell in cells.items()
+        for condition in sorted(cell.changes)
+        if not condition.startswith("validation")
+    ]
+    changes = with_corrected_p([cells[key].changes[condition] for key, condition in places])
+    for (key, condition), change in zip(places, changes, strict=True):
+        cells[key].changes[condition] = change
+    return cells
 
 
 def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
@@ -131,31 +143,8 @@ def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
             value=statistics.fmean(values),
             interval=bounds if len(entries) == 1 and None not in bounds else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
-            seeds=len(values),
+            by_seed=tuple(values),
         )
-    return found
-
-
-def _changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Change]:
-    """The change of each condition that both sides have."""
-    found = {}
-    for condition in pairs[0][0].edits.keys() & pairs[0][1].edits.keys():
-        ids = sorted(pairs[0][0].edits[condition])
-        ours, theirs, words = [0] * len(ids), [0] * len(ids), 0
-        for entry, baseline in pairs:
-            one, other = entry.edits.get(condition, {}), baseline.edits.get(condition, {})
-            if sorted(one) != ids or sorted(other) != ids or any(one[id][1] != other[id][1] for id in ids):
-                raise PipelineError(
-                    entry.trial.hypotheses,
-                    f"its utterances of {condition} are not those of {baseline.trial.folder}",
-                    "evaluate both on the same corpus",
-                )
-            ours = [total + one[id][0] for total, id in zip(ours, ids, strict=True)]
-            theirs = [total + other[id][0] for total, id in zip(theirs, ids, strict=True)]
-            words += sum(one[id][1] for id in ids)
-        if words:
-            p = paired_p_value(ours, theirs, RESAMPLINGS, seed=0)
-            found[condition] = Change((sum(ours) - sum(theirs)) / words, p)
     return found
 
 

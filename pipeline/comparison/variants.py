@@ -58,15 +58,18 @@ def named(key: str, value: Any) -> str:
 
 def differing_keys(entries: Sequence[Entry]) -> list[str]:
     """Keys that have two values among trials of one task; what only some of the trials have does not count."""
-    found = set()
-    for task in {entry.task for entry in entries}:
-        values: dict[str, set[str]] = {}
-        for entry in entries:
-            if entry.task == task:
-                for key, value in entry.settings.items():
-                    values.setdefault(key, set()).add(json.dumps(value))
-        found |= {key for key, different in values.items() if len(different) > 1}
+    tasks = {entry.task for entry in entries}
+    found = {key for task in tasks for key in differing_settings([entry for entry in entries if entry.task == task])}
     return sorted(found - {WEIGHT})
+
+
+def differing_settings(entries: Sequence[Entry]) -> list[str]:
+    """Keys that have two values among these trials; what only some of them have does not count."""
+    values: dict[str, set[str]] = {}
+    for entry in entries:
+        for key, value in entry.settings.items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    return sorted(key for key, different in values.items() if len(different) > 1)
 
 
 def variant_of(entry: Entry, keys: Sequence[str]) -> Variant:

@@ -44,7 +44,7 @@ def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folde
             continue
         places, found = zip(*shown, strict=True)
         values = np.array([one.change for one in found])
-        bounds = np.array([one.change_interval for one in found]).T
+        bounds = np.array([one.change_interval or (one.change, one.change) for one in found]).T
         axes.errorbar(
             values, np.array(places) + offset, xerr=np.abs(bounds - values), fmt=marker, color=colour, label=name,
             capsize=2, linewidth=1.2,

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.common.bootstrap import interval, paired_p_value
+from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.common.progress import progress
+from pipeline.common.significance import sign_flip_p
 from pipeline.config import Sinks
 from pipeline.inspection.subject import Portion, Subject
 from pipeline.inspection.survey import Survey, observe
@@ -27,7 +28,7 @@ from pipeline.sinks.tokens import measure
 
 UNTOUCHED = "untouched"
 RESAMPLINGS = 1000
-"""Of the items, for intervals and p-values; the smallest p is 2 / (RESAMPLINGS + 1)."""
+"""Of the items, for intervals."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class Effect:
     """Tokens in each item."""
     score: float
     score_interval: tuple[float, float] | None
-    """95%, over items."""
+    """95%, over items; None where there are fewer than ten."""
     change: float
     """From the untouched: a difference of word error rates in percentage points, or a factor of the perplexity."""
     change_interval: tuple[float, float] | None
-    """95%, over items, paired."""
+    """95%, over items, paired; None where there are fewer than ten."""
     p: float
     """Two-sided, that there is no change."""
     sinks: float
@@ -207,10 +208,10 @@ def effects(
             label=arm.label,
             touched=float(np.mean([one.touched for one in mine])),
             score=float(score(tops.sum() / bottoms.sum())),
-            score_interval=tuple(float(score(bound)) for bound in bounds[0]),
+            score_interval=bounds[0] and tuple(float(score(bound)) for bound in bounds[0]),
             change=float(score(gap.sum() / bottoms.sum())),
-            change_interval=tuple(float(score(bound)) for bound in bounds[1]),
-            p=paired_p_value(tops, plain[0], RESAMPLINGS, seed),
+            change_interval=bounds[1] and tuple(float(score(bound)) for bound in bounds[1]),
+            p=sign_flip_p(tops, plain[0], seed),
             sinks=float(np.mean([one.sinks for one in mine])),
             ratio=float(np.mean(ratios)) if ratios else None,
         )

@@ -6,12 +6,13 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline.comparison.quantities import ABSENT, rounded
-from pipeline.inspection.effects import RESAMPLINGS, Effect
+from pipeline.inspection.effects import Effect
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 BETWEEN = "  "
 WIDTH = 120
-LEAST_P = 2 / (RESAMPLINGS + 1)
+LEAST_P = 0.001
+"""Below it the number says no more than the sign."""
 
 
 def heads(score: str) -> list[str]:
@@ -23,7 +24,8 @@ def heads(score: str) -> list[str]:
 def legend(item: str) -> str:
     """What the columns are."""
     return (
-        f"[ ]: 95% bootstrap interval over {item}s, that of a change paired with the untouched; p is two-sided. "
+        f"[ ]: 95% bootstrap interval over {item}s, that of a change paired with the untouched; p: two-sided sign-flip "
+        "test over the same. "
         "At random: the change under the same operation on as many tokens (and features) that are neither BOS nor "
         f"sinks. Tokens: touched in each {item}. Sinks and BOS ratio, under the intervention: intermediate sinks in "
         f"each {item}, and BOS's largest activation over the median. Massive activations are those of all sinks, BOS "
@@ -72,7 +74,9 @@ def csv_table(rows: Rows) -> str:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow([*names, "sinks", "bos_ratio"])
     for effect in (one for pair in rows for one in pair if one):
-        figures = [effect.score, *effect.score_interval, effect.change, *effect.change_interval, effect.p]
+        absent = ("", "")
+        score, change = effect.score_interval or absent, effect.change_interval or absent
+        figures = [effect.score, *score, effect.change, *change, effect.p]
         last = [effect.sinks, "" if effect.ratio is None else effect.ratio]
         writer.writerow([effect.name, effect.label, effect.touched, *figures, *last])
     return written.getvalue()
@@ -81,11 +85,11 @@ def csv_table(rows: Rows) -> str:
 def _change(effect: Effect, score: str) -> str:
     if not effect.touched:
         return "no token"
-    p = f"p<{LEAST_P:.3f}" if effect.p < LEAST_P * 1.5 else f"p={effect.p:.3f}"
+    p = f"p<{LEAST_P:g}" if effect.p < LEAST_P else f"p={effect.p:.3f}"
     return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p}"
 
 
-def _with_interval(value: float, bounds: tuple[float, float], score: str, signed: bool) -> str:
+def _with_interval(value: float, bounds: tuple[float, float] | None, score: str, signed: bool) -> str:
     def number(one: float) -> str:
         if score.startswith("WER"):
             # The sum turns -0.0 into 0.0.
@@ -94,4 +98,4 @@ def _with_interval(value: float, bounds: tuple[float, float], score: str, signed
             return f"{one:.1e}"
         return f"{'×' if signed else ''}{one:.3f}" if abs(one) < 10 else f"{'×' if signed else ''}{rounded(one, None)}"
 
-    return f"{number(value)} [{', '.join(map(number, bounds))}]"
+    return f"{number(value)} [{', '.join(map(number, bounds))}]" if bounds else number(value)

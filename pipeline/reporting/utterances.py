@@ -89,7 +89,8 @@ def extremes(comparison: Comparison) -> Iterator[Extremes]:
 
 def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], condition: str) -> Extremes:
     shared = set.intersection(*(set(entry.edits.get(condition, {})) for entry in entries))
-    sums = {id: [sum(part) for part in zip(*(e.edits[condition][id] for e in entries), strict=True)] for id in shared}
+    counts = {id: [entry.edits[condition][id] for entry in entries] for id in shared}
+    sums = {id: (sum(c.errors for c in each), sum(c.words for c in each)) for id, each in counts.items()}
     rates = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
     worst = sorted(shared, key=lambda id: (-rates[id], id))[:COUNT]
     best = sorted(shared - set(worst), key=lambda id: (rates[id], -sums[id][1], id))[:COUNT]

@@ -1,6 +1,6 @@
 """Word and character error rates with their counts, intervals and alignments (counted by jiwer)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,7 +74,7 @@ class Rate:
 
     value: float
     interval: tuple[float, float] | None
-    """95%, over utterances; absent where no resamplings were asked for."""
+    """95%, over speakers or utterances (`pipeline.common.bootstrap`); None where there is none."""
     edits: Edits
 
     def metrics(self, name: str) -> dict[str, float]:
@@ -104,7 +104,13 @@ class Score:
         return found | self.wer_normalised.metrics(f"wer_normalised/{condition}")
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str], bootstrap: int, seed: int = 0) -> Score:
+def score(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    bootstrap: int,
+    seed: int = 0,
+    speakers: Sequence[Hashable] | None = None,
+) -> Score:
     """Score hypotheses against their references.
 
     An empty hypothesis is all deletions. An empty reference adds no words, and each word of its hypothesis is an
@@ -115,6 +121,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str], bootstrap: int, 
         hypotheses: one text an utterance, as the model wrote it.
         bootstrap: resamplings of the utterances for the 95% intervals; 0 asks for none.
         seed: of the resamplings.
+        speakers: who speaks each utterance; None where it is not known.
 
     Raises:
         PipelineError: there is no reference word at all.
@@ -130,9 +137,9 @@ def score(references: Sequence[str], hypotheses: Sequence[str], bootstrap: int, 
         )
     words, characters, numbers = _aligned(pairs, "words"), _aligned(pairs, "characters"), _aligned(numbered, "words")
     return Score(
-        wer=_rate(words, bootstrap, seed),
-        cer=_rate(characters, bootstrap, seed),
-        wer_normalised=_rate(numbers, bootstrap, seed),
+        wer=_rate(words, bootstrap, seed, speakers),
+        cer=_rate(characters, bootstrap, seed, speakers),
+        wer_normalised=_rate(numbers, bootstrap, seed, speakers),
         utterances=tuple(
             ScoredUtterance(*pair, _edits(chunks), _changes(*pair, chunks))
             for pair, chunks in zip(pairs, words, strict=True)
@@ -168,8 +175,8 @@ def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[Change
     return tuple(found)
 
 
-def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int) -> Rate:
+def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> Rate:
     edits = [_edits(chunks) for chunks in alignments]
     total = Edits(*(sum(getattr(one, field.name) for one in edits) for field in fields(Edits)))
-    bounds = interval([one.errors for one in edits], [one.length for one in edits], bootstrap, seed)
+    bounds = interval([one.errors for one in edits], [one.length for one in edits], bootstrap, seed, speakers)
     return Rate(total.errors / total.length, bounds, total)

@@ -59,9 +59,12 @@ class Records:
         """The largest numerator."""
         return float(self.column(name)[0].max())
 
-    def interval(self, name: str, resamplings: int, seed: int) -> tuple[float, float] | None:
-        """95% interval of a figure over utterances."""
-        return interval(*self.column(name), resamplings, seed)
+    def interval(
+        self, name: str, resamplings: int, seed: int, speakers: Mapping[str, str] | None = None
+    ) -> tuple[float, float] | None:
+        """95% interval of a value over utterances or, where these are given and enough, speakers by id."""
+        who = [speakers[id] for id in sorted(self._ids)] if speakers else None
+        return interval(*self.column(name), resamplings, seed, who)
 
 
 def _counted(pair: Column) -> np.ndarray:

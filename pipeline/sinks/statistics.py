@@ -6,7 +6,7 @@ for ids, sequence in batches:
 summary = statistics.summary(bootstrap=1000)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,18 +92,19 @@ class SinkStatistics:
         self._exemplar.add(captured, tokens, utterance_ids)
         release_freed_memory()
 
-    def summary(self, bootstrap: int, seed: int = 0) -> SinkSummary:
+    def summary(self, bootstrap: int, seed: int = 0, speakers: Mapping[str, str] | None = None) -> SinkSummary:
         """What was found so far.
 
         Args:
             bootstrap: resamplings of the utterances for the 95% intervals; 0 asks for none.
             seed: of the resamplings.
+            speakers: who speaks each utterance, by its id; None where it is not known.
         """
         if not len(self._records):
             return SinkSummary({}, {}, {"utterances": 0, "left_out": self._left_out})
         metrics = self._records.figures()
         for name in tuple(metrics):
-            bounds = self._records.interval(name, bootstrap, seed)
+            bounds = self._records.interval(name, bootstrap, seed, speakers)
             if bounds:
                 metrics[f"{name}/low"], metrics[f"{name}/high"] = bounds
         if has_inner(self.blocks):

@@ -54,7 +54,8 @@ def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> SinkSummary:
     """The sink statistics of the clean utterances of `sinks.split`, teacher-forced on the reference."""
     chosen = inputs.chosen(params.sinks.split)[: params.sinks.utterances]
     with progress(len(chosen), "sinks", "utterance") as bar:
-        return observe(model, params.sinks, inputs, chosen, bar.update).summary(params.evaluate.bootstrap)
+        statistics = observe(model, params.sinks, inputs, chosen, bar.update)
+    return statistics.summary(params.evaluate.bootstrap, speakers={u.id: u.speaker for u in chosen})
 
 
 @torch.no_grad()

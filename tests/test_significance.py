@@ -1,0 +1,101 @@
+"""Whether two systems differ: each test keeps its level, and each interval its coverage, where the truth is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.common.bootstrap import interval
+from pipeline.common.significance import equivalence_p, holm, mean_interval, sign_flip_p, welch
+
+
+def test_welch_equals_scipy() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.normal(0, 1, 5), random.normal(0.5, 2, 7)
+    found, known = welch(first, second), stats.ttest_ind(first, second, equal_var=False)
+    assert found.p == pytest.approx(known.pvalue)
+    assert found.interval == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_welch_without_scatter_or_without_runs() -> None:
+    assert welch([1, 1], [1, 1]).p == 1
+    assert welch([0, 0], [1, 1]).p == 0
+    with pytest.raises(ValueError, match="at least two"):
+        welch([1], [1, 2])
+
+
+def test_runs_as_the_sample_keep_the_level() -> None:
+    """Utterances pooled over runs do not: at this scatter they call a quarter or more of equal systems unequal."""
+    random = np.random.default_rng(1)
+    over_runs, over_utterances = [], []
+    for _ in range(300):
+        rates = np.exp(random.normal(np.log(0.1), 0.2, size=(2, 3)))
+        edits = random.poisson(6 * rates[..., None], size=(2, 3, 200))
+        logarithms = np.log((edits.sum(2) + 0.5) / 1200)
+        over_runs.append(welch(*logarithms).p)
+        gap = edits[0].sum(0) - edits[1].sum(0)
+        over_utterances.append(2 * stats.norm.sf(abs(gap.sum()) / np.sqrt((gap**2).sum())))
+    assert np.mean(np.array(over_runs) < 0.05) <= 0.075
+    assert np.mean(np.array(over_utterances) < 0.05) > 0.24
+
+
+@pytest.mark.parametrize("scatter", [0.2, 0.4, 0.8])
+def test_interval_covers_new_speakers(scatter: float) -> None:
+    random = np.random.default_rng(2)
+
+    def rate(voices: int) -> np.ndarray:
+        return 1 / (1 + np.exp(2.2 - random.normal(0, scatter, voices)))
+
+    truth, hits, blind = rate(100_000).mean(), 0, 0
+    who = np.repeat(np.arange(8), 50)
+    for _ in range(200):
+        errors, words = random.binomial(6, rate(8)[who]), np.full(len(who), 6)
+        for name, speakers in (("speakers", who.tolist()), ("utterances", None)):
+            low, high = interval(errors, words, 200, 0, speakers)
+            hits += name == "speakers" and low <= truth <= high
+            blind += name == "utterances" and low <= truth <= high
+    assert hits / 200 >= 0.86
+    assert hits > blind
+
+
+def test_interval_needs_ten_utterances_and_counts_eight_speakers() -> None:
+    edits = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
+    assert interval(edits[:9], [6] * 9, 100, 0) is None
+    plain = interval(edits, [6] * 10, 1000, 0)
+    assert interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
+    assert interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
+
+
+def test_sign_flip_is_exact_where_few_utterances_differ() -> None:
+    same = [0] * 100
+    assert sign_flip_p(same, same) == 1
+    assert sign_flip_p([1, *same], [0, *same]) == 1
+    assert sign_flip_p([1] * 5 + same, [0] * 5 + same) == pytest.approx(2 / 32)
+    assert sign_flip_p([0] * 5 + same, [1] * 5 + same) == pytest.approx(2 / 32)
+
+
+def test_sign_flip_keeps_the_level_and_finds_a_difference() -> None:
+    random = np.random.default_rng(3)
+    chance = [sign_flip_p(*random.binomial(6, 0.2, size=(2, 60)), seed) for seed in range(100)]
+    assert np.mean(np.array(chance) < 0.05) <= 0.11
+    edits = random.binomial(6, 0.3, size=200)
+    assert sign_flip_p(edits, np.maximum(edits - 1, 0)) < 0.001
+
+
+def test_equivalence_needs_the_whole_interval_within_the_margin() -> None:
+    close = welch([1.00, 1.01, 0.99, 1.0], [1.0, 0.99, 1.01, 1.01])
+    assert equivalence_p(close, -0.1, 0.1) < 0.01
+    assert equivalence_p(close, -0.005, 0.005) > 0.05
+    far = welch([1.3, 1.31, 1.29, 1.3], [1.0, 0.99, 1.01, 1.01])
+    assert equivalence_p(far, -0.1, 0.1) > 0.99
+
+
+def test_holm_orders_and_bounds() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_interval_of_a_mean_is_student_s() -> None:
+    values = [0.74, 0.96, 2.83]
+    known = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert mean_interval(values) == pytest.approx(known)
