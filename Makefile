@@ -9,7 +9,7 @@ READY := .venv/.ready
 .DEFAULT_GOAL := help
 .PHONY: help sweep report repro push test lint ui bench
 
-help: ## what there is
+help: ## show available targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 sweep: $(READY) ## all trials of SWEEP=experiments/demo.yaml that are not done, and their table; ARGS="--plan" shows what it takes

@@ -38,7 +38,8 @@ from pipeline.trial.inputs import Inputs
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "data/weights/smollm2-135m"
 CHOSEN = ("corpus.kind=lrs3", "modality=audiovisual", "rates.audio=16", "rates.video=5", "decorrelation.weight=10000")
-UTTERANCES, SECONDS = 4, 4
+UTTERANCES, SECONDS = (int(os.environ.get(f"BENCH_{name}", 4)) for name in ("UTTERANCES", "SECONDS"))
+"""So many utterances of so many seconds: few for a CPU; a batch of the paper's on a GPU is 16 of 16."""
 TEXT = "and so we have to look at it from another point of view"
 NEW_TOKENS = 8
 """Of each hypothesis; random weights do not come to an end by themselves."""
