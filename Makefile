@@ -6,6 +6,11 @@ SWEEP ?= experiments/demo.yaml
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
+# `make sweep FILE` would run SWEEP's default and then look for a target FILE.
+ifneq ($(filter %.yaml,$(MAKECMDGOALS)),)
+$(error name the sweep file so: make sweep SWEEP=$(firstword $(filter %.yaml,$(MAKECMDGOALS))))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help sweep report repro push test lint ui bench
 
