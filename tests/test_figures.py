@@ -257,3 +257,12 @@ def test_the_command_writes_and_the_second_time_loads_no_matplotlib(tmp_path: Pa
     assert [one.stdout.splitlines()[-2:] for one in ran] == [
         [f"written: {tmp_path / 'out'}", loaded] for loaded in ("True", "False")
     ], ran[0].stderr
+
+
+def test_several_seeds_are_drawn_as_their_mean(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for weight in (0, 1):
+            trial_of(tmp_path, weight, f"train.seed={seed}", drawn=False)
+    titles = [axes.get_title() for axes in against_weight(compared(tmp_path)).axes]
+    assert titles.count("WER %, test") == 1
+    assert not any(title.startswith(" ") for title in titles)

@@ -25,6 +25,11 @@ class Quantity:
     by_seed: bool = False
     """Whether the values of the seeds are shown instead of their mean."""
 
+    @property
+    def is_value(self) -> bool:
+        """Whether it is the metric itself, which can be drawn."""
+        return not (self.change or self.by_seed)
+
 
 SINKS = (
     Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
@@ -48,11 +53,8 @@ def quantities(comparison: Comparison) -> list[Quantity]:
     for condition in shown:
         name = condition_name(condition)
         found.append(Quantity(f"WER %, {name}", f"wer/{condition}", percent=True, decimals=1))
-        if any(
-            len(c.figures[f"wer/{condition}"].by_seed) > 1
-            for c in comparison.cells.values()
-            if f"wer/{condition}" in c.figures
-        ):
+        measured = [figure for cell in comparison.cells.values() if (figure := cell.figures.get(f"wer/{condition}"))]
+        if any(figure.seeds > 1 for figure in measured):
             found.append(Quantity("  by seed", f"wer/{condition}", percent=True, decimals=1, by_seed=True))
         if condition in changed:
             found.append(Quantity("  change", condition, percent=True, decimals=1, change=True))

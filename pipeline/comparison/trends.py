@@ -90,7 +90,7 @@ def _lines(
 
 
 def _drawn(comparison: Comparison) -> list[Quantity]:
-    return [q for q in quantities(comparison) if not q.change and not q.metric.startswith("cer/")]
+    return [q for q in quantities(comparison) if q.is_value and not q.metric.startswith("cer/")]
 
 
 def _look(number: int) -> dict[str, str]:
