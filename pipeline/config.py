@@ -194,6 +194,10 @@ class AudioEncoder(Section):
     encoder: Literal["whisper", "avhubert", "self_supervised"] = "whisper"
     """self_supervised: HuBERT, WavLM or wav2vec 2.0."""
     weights: str = "data/weights/whisper-tiny.en"
+    window: Literal["padded", "fitted"] = "padded"
+    """Of whisper. padded: each utterance is padded to 30 s, as Whisper was trained. fitted: to the next whole second,
+    which is many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector that is
+    trained on them does not."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None

@@ -114,6 +114,31 @@ def test_whisper_cuts_long_audio_into_windows(checkpoint):
     assert len(whole) == 35 * 50
 
 
+def test_fitted_windows_are_whisper_on_less_silence(checkpoint):
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    padded, fitted = (Whisper(AudioEncoder(weights=str(checkpoint), window=w, precision="float32"))
+                      for w in ("padded", "fitted"))  # fmt: skip
+    noise = np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
+    (whole,), (same,) = padded.encode([noise]), fitted.encode([noise])
+    assert np.array_equal(whole, same)
+    # 1.3 s: a window of two seconds, of whose 100 vectors 65 are kept.
+    config = type(padded.encoder.config)(**padded.encoder.config.to_dict() | {"max_source_positions": 100})
+    short, tensors = WhisperEncoder(config).eval(), padded.encoder.state_dict()
+    short.load_state_dict(tensors | {"embed_positions.weight": tensors["embed_positions.weight"][:100]})
+    mel = padded.log_mel(np.pad(noise[:20_800], (0, 11_200)), sampling_rate=16_000, return_tensors="pt", padding=False)
+    with torch.inference_mode():
+        expected = short(mel.input_features).last_hidden_state[0, :65].numpy()
+    (found,) = fitted.encode([noise[:20_800]])
+    assert np.allclose(found, expected, atol=1e-5)
+    assert not np.allclose(found, padded.encode([noise[:20_800]])[0], atol=1e-2)
+
+
+def test_windows_are_part_of_what_features_are(settings):
+    fitted = settings.model_copy(update={"window": "fitted"})
+    assert Whisper.identity(settings) != Whisper.identity(fitted)
+
+
 def test_bfloat16_is_near_float32(whisper, settings, spoken):
     rounded = Whisper(settings.model_copy(update={"precision": "bfloat16"}))
     for exact, near in zip(whisper.encode(spoken), rounded.encode(spoken), strict=True):

@@ -1,5 +1,7 @@
 """The encoder of Whisper, of any size."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,9 @@ class Whisper:
     of its 1,500 vectors those that fall into the utterance are kept: one for each full 20 ms, at least 25 in all.
     An utterance over 30 s is cut into windows, which are encoded one by one, as Whisper does with long audio.
 
+    With `window: fitted` a window is padded to the next whole second only. Its vectors differ (cosine 0.94 to the padded
+    ones on tiny.en), so that Whisper's own decoder fails on them, while a projector learns them as well.
+
     Args:
         settings: `weights` is a Hugging Face folder of a whole Whisper or of its encoder alone.
         device: where it runs, as `train.device` names it.
@@ -54,12 +59,13 @@ class Whisper:
         self.encoder = _load(Path(settings.weights)).to(self.device)
         self.dimension = self.encoder.config.d_model
         self.log_mel = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
-        self.windows = CUDA_WINDOWS if self.device.type == "cuda" else 1
+        self.is_fitted = settings.window == "fitted"
+        self.windows = CUDA_WINDOWS if self.device.type == "cuda" and not self.is_fitted else 1
 
     @staticmethod
     def identity(settings: AudioEncoder) -> dict[str, Any]:
-        """Name, precision and weights, see `pretrained_identity`."""
-        return pretrained_identity(settings.encoder, settings.precision, settings.weights)
+        """Name, precision, weights (see `pretrained_identity`) and window."""
+        return pretrained_identity(settings.encoder, settings.precision, settings.weights) | {"window": settings.window}
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Encode utterances; neither the others nor the number of CPU threads changes a bit of a result.
@@ -84,17 +90,38 @@ class Whisper:
         return [np.concatenate(whole)[:count] for whole, count in zip(vectors, frames, strict=True)]
 
     def _pass(self, windows: list[np.ndarray]) -> np.ndarray:
-        """(windows, 1500, dimension) of at most `self.windows` windows. The pass is filled up with silence, since on a
-        GPU another size of batch is another kernel, and other last bits."""
+        """(windows, positions, dimension) of at most `self.windows` windows. The pass is filled up with silence, since
+        on a GPU another size of batch is another kernel, and other last bits."""
         import torch
 
         from pipeline.common.hardware import autocast
 
         silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
-        mel = self.log_mel(windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        longest = max(MINIMUM_FRAMES * FRAME, *map(len, windows))
+        length = -(-longest // SAMPLE_RATE) * SAMPLE_RATE if self.is_fitted else WINDOW
+        mel = self.log_mel(
+            windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length", max_length=length
+        ).input_features
         with torch.inference_mode(), autocast(self.precision, self.device):
-            vectors = self.encoder(mel.to(self.device)).last_hidden_state
+            vectors = self._encoder_of(length // FRAME)(mel.to(self.device)).last_hidden_state
         return vectors[: len(windows)].float().cpu().numpy()
+
+    @functools.lru_cache(maxsize=WINDOW // SAMPLE_RATE)  # noqa: B019 - an encoder lives as long as its process
+    def _encoder_of(self, positions: int) -> "WhisperEncoder":
+        """The encoder for windows of so many vectors: the same tensors, without the positions that are not reached."""
+        import torch
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        if positions == self.encoder.config.max_source_positions:
+            return self.encoder
+        config = copy.deepcopy(self.encoder.config)
+        config.max_source_positions = positions
+        with torch.device("meta"):
+            encoder = WhisperEncoder(config)
+        tensors = self.encoder.state_dict()
+        tensors["embed_positions.weight"] = tensors["embed_positions.weight"][:positions]
+        encoder.load_state_dict(tensors, assign=True)
+        return encoder.eval()
 
 
 def _load(folder: Path) -> "WhisperEncoder":
