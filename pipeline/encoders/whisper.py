@@ -36,8 +36,8 @@ class Whisper:
     of its 1,500 vectors those that fall into the utterance are kept: one for each full 20 ms, at least 25 in all.
     An utterance over 30 s is cut into windows, which are encoded one by one, as Whisper does with long audio.
 
-    With `window: fitted` a window is padded to the next whole second only. Its vectors differ (cosine 0.94 to the padded
-    ones on tiny.en), so that Whisper's own decoder fails on them, while a projector learns them as well.
+    With `window: fitted` a window is padded to the next whole second only. Its vectors differ (cosine 0.94 to the
+    padded ones on tiny.en), so that Whisper's own decoder fails on them, while a projector learns from them.
 
     Args:
         settings: `weights` is a Hugging Face folder of a whole Whisper or of its encoder alone.
