@@ -41,7 +41,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     """
     sweep = load_sweep(file, params, overrides)
     trials = plan_trials(sweep)
-    comparison = compare([planned.trial for planned in trials])
+    comparison = compare([planned.trial for planned in trials], sweep.specification.primary)
     folder = RESULTS / sweep.specification.name
     files = write_comparison(comparison, folder / "comparison")
     for ending, text in pages(_subject(file, sweep, trials, comparison), comparison, files, folder, media).items():

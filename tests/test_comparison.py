@@ -298,3 +298,29 @@ def test_the_command_prints_without_anything_heavy(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "WER %, test" in ran.stdout
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) -> None:
+    for rate in (4, 16):
+        for seed, (before, after) in enumerate([(MANY, FEW), (MANY, [*FEW[1:], 1]), ([*MANY[1:], 1], FEW)]):
+            for weight, errors in ((0, before), (0.1, after)):
+                finish(
+                    make_trial(
+                        tmp_path,
+                        AUDIO,
+                        f"model.rates.audio={rate}",
+                        f"decorrelation.weight={weight}",
+                        f"train.seed={seed}",
+                    ),
+                    {"test": errors},
+                )
+    trials = named_trials([str(tmp_path)], tmp_path)
+    for primary, factors in ((None, (2, 2)), ("ASR 16", (1, 1))):
+        comparison = compare(trials, primary)
+        changes = [comparison.cell(task, comparison.variants[1]).changes["test"] for task in comparison.tasks]
+        assert [change.corrected_p / change.p for change in changes] == pytest.approx(factors)
+        assert ("ASR 16 on the clean test set is the primary" in rendering.text(comparison, 1000)) is (
+            primary is not None
+        )
+        count = 1 if primary else 2
+        assert f"corrected for {count} comparisons" in rendering.text(comparison, 1000)

@@ -32,6 +32,7 @@ RUNS = (
     "Changes over several seeds: 95% interval and p-value of Welch's t-test on the logarithm of each run's word error "
     "rate, the p-values corrected for {count} comparisons (Holm)."
 )
+PRIMARY = "{task} on the clean test set is the primary comparison, which was planned; its p-value counts no other."
 ONE_RUN = (
     "Changes of single seeds: 95% interval over {who}, of these two runs alone. It says nothing of the next run, so "
     "there is no p-value; give the sweep several seeds."
@@ -58,7 +59,13 @@ def notes(comparison: Comparison) -> list[str]:
     if any(figure.deviation is not None for figure in figures):
         found.append(SEEDS)
     if tested:
-        found.append(RUNS.format(count=len(tested)))
+        planned = [
+            cell.changes.get("test") for (task, _), cell in comparison.cells.items() if str(task) == comparison.primary
+        ]
+        planned = [change for change in planned if change in tested]
+        found.append(RUNS.format(count=len(tested) - len(planned)))
+        if planned:
+            found.append(PRIMARY.format(task=comparison.primary))
     if any(change.p is None for change in changes):
         found.append(ONE_RUN.format(who=who))
     return [*found, *comparison.notes]

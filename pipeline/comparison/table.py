@@ -56,6 +56,8 @@ class Comparison:
     tasks: tuple[Task, ...]
     variants: tuple[Variant, ...]
     cells: dict[tuple[Task, Variant], Cell]
+    primary: str | None
+    """The task of the one comparison that was planned."""
     notes: tuple[str, ...]
     """Sentences on what the cells cannot say: reasons of gaps, settings that all columns share."""
 
@@ -77,8 +79,12 @@ class Comparison:
         return [entry for task in self.tasks for variant in self.variants for entry in self.cell(task, variant).entries]
 
 
-def compare(trials: Sequence[Trial]) -> Comparison:
+def compare(trials: Sequence[Trial], primary: str | None = None) -> Comparison:
     """Compare trials, done or not, in any order.
+
+    Args:
+        trials: folders of trials.
+        primary: the task (`VSR 5`) whose change on the clean test set was planned as the one comparison.
 
     Raises:
         PipelineError: there is none that has begun, or an `identity.json` is damaged. What else is damaged in a trial
@@ -93,11 +99,11 @@ def compare(trials: Sequence[Trial]) -> Comparison:
         grouped.setdefault((entry.task, variant_of(entry, keys)), []).append(entry)
     baselines = {baseline_key(entry): entry for entry in entries if entry.weight == 0 and not entry.gap}
     notes: list[str] = shared_settings(entries, keys)
-    cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()})
+    cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()}, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
     notes += _notes(entries, tasks, absent)
-    return Comparison(tuple(tasks), tuple(variants), cells, tuple(notes))
+    return Comparison(tuple(tasks), tuple(variants), cells, primary, tuple(notes))
 
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str]) -> Cell:
@@ -117,17 +123,19 @@ def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str
     return Cell(tuple(entries), _figures(done), changes, None if done else entries[0].gap)
 
 
-def _corrected(cells: dict[tuple[Task, Variant], Cell]) -> dict[tuple[Task, Variant], Cell]:
-    """The cells with p-values that count how many changes the table shows: those of the test set."""
+def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> dict[tuple[Task, Variant], Cell]:
+    """The cells with p-values that count how many changes the table shows: those of the test set, the primary apart."""
     places = [
         (key, condition)
         for key, cell in cells.items()
         for condition in sorted(cell.changes)
         if not condition.startswith("validation")
     ]
-    changes = with_corrected_p([cells[key].changes[condition] for key, condition in places])
-    for (key, condition), change in zip(places, changes, strict=True):
-        cells[key].changes[condition] = change
+    for is_primary in (True, False):
+        family = [(key, c) for key, c in places if (str(key[0]) == primary and c == "test") is is_primary]
+        changes = with_corrected_p([cells[key].changes[condition] for key, condition in family])
+        for (key, condition), change in zip(family, changes, strict=True):
+            cells[key].changes[condition] = change
     return cells
 
 

@@ -27,12 +27,12 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
     state = {
         planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped] for planned in trials
     }
-    state["code"] = code_digest("pipeline.comparison.output")
+    state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison
         from pipeline.comparison.table import compare
 
-        written = write_comparison(compare([planned.trial for planned in trials]), folder)
+        written = write_comparison(compare([planned.trial for planned in trials], sweep.specification.primary), folder)
         write_json(folder / _STATE, {"state": state, "files": [path.name for path in written]})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:

@@ -87,6 +87,9 @@ class Specification(Section):
     disk_gb: Annotated[float, Field(gt=0)] | None = None
     """What the trials of this sweep may take on disk; null: what is free."""
     select: Select = Select()
+    primary: str | None = None
+    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one comparison that was planned:
+    its p-value is not corrected for the number of the others. null: all are corrected alike."""
 
 
 class Uniform(Section):
