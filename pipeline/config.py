@@ -306,8 +306,22 @@ class Train(Section):
     """Stage `train`."""
 
     seed: int = 0
-    steps: Annotated[int, Field(ge=1)] = 480
+    steps: Annotated[int, Field(ge=1)] | None = 480
+    """Of the optimizer; null where `epochs` is set."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """How often each utterance is trained on; null where `steps` is set."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Utterances of a batch. The validation loss takes them too."""
+    batch_frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of a training batch at most, 25 a second, its padding included, in place of a number of utterances; one
+    that is longer is a batch by itself. null counts utterances."""
+    group_by_length: bool = False
+    """Whether utterances of like length are trained on together, so that little is padded."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches of a step; the gradient is the mean of theirs."""
+    activation_checkpointing: bool = False
+    """Whether the LLM's layers run again in the backward pass in place of keeping their activations: a third slower, in
+    a fraction of the memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Fraction = 0.05
@@ -491,6 +505,13 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise PipelineError(where, f"weights.sources names {name!r} twice", "give each its own name")
+    train = params.train
+    if (train.steps is None) == (train.epochs is None):
+        raise PipelineError(
+            where,
+            f"train.steps is {train.steps} and train.epochs is {train.epochs}",
+            "set one and leave the other null",
+        )
     if params.sinks.split not in params.evaluate.splits:
         raise PipelineError(
             where,

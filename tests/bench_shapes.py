@@ -30,7 +30,7 @@ from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.table import ENCODERS
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, Example, collate
+from pipeline.model.examples import Batch, Example, collate, moved
 from pipeline.sweeping.specification import load_sweep
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import Inputs
@@ -105,7 +105,7 @@ def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
     features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
     model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
     examples = [Example(u, {s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
-    return model, {name: tensor.to(model.device) for name, tensor in collate(examples).items()}
+    return model, moved(collate(examples), model.device)
 
 
 def train(params: Params) -> None:
