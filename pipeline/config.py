@@ -286,7 +286,8 @@ class Model(Section):
     projector: Projector = Projector()
     llm: LLM = LLM()
     lora: LoRA = LoRA()
-    prompt: str = "Transcribe speech to text."
+    prompt: str | dict[Modality, str] = "Transcribe speech to text."
+    """What the LLM is asked, of every modality or of each by its name."""
 
 
 class Decorrelation(Section):
@@ -467,7 +468,7 @@ def _steps(location: tuple[str | int, ...]) -> list[str | int]:
     kept: list[str | int] = []
     for number, step in enumerate(location):
         kind = number and location[number - 1] == "source" and step in ("wheel", "path", "hub")
-        if not kind and not (isinstance(step, str) and re.search(r"[\[(]", step)):
+        if not kind and not (isinstance(step, str) and (step == "str" or re.search(r"[\[(]", step))):
             kept.append(step)
     return kept
 
@@ -505,12 +506,16 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise PipelineError(where, f"weights.sources names {name!r} twice", "give each its own name")
+    if not isinstance(params.model.prompt, str) and params.model.modality not in params.model.prompt:
+        raise PipelineError(
+            where, f"model.prompt has no {params.model.modality}, which is model.modality", "add it, or give one text"
+        )
     train = params.train
     if (train.steps is None) == (train.epochs is None):
         raise PipelineError(
             where,
             f"train.steps is {train.steps} and train.epochs is {train.epochs}",
-            "set one and leave the other null",
+            "set one, and the other to null",
         )
     if params.sinks.split not in params.evaluate.splits:
         raise PipelineError(
@@ -568,6 +573,11 @@ def _check_online(params: Params, where: str | Path) -> None:
 def streams(modality: Modality) -> tuple[Literal["audio", "video"], ...]:
     """The input streams of a modality, in the order of the sequence."""
     return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]
+
+
+def prompt(model: Model) -> str:
+    """What the LLM is asked under the model's modality."""
+    return model.prompt if isinstance(model.prompt, str) else model.prompt[model.modality]
 
 
 def is_noise_added(params: Params) -> bool:

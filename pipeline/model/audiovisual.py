@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
-from pipeline.config import Decorrelation, Model, streams
+from pipeline.config import Decorrelation, Model, prompt, streams
 from pipeline.model.decoder import bos_token
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
@@ -67,7 +67,7 @@ class AudioVisualLLM(nn.Module):
         self.bos = bos_token(tokenizer, decoder.config)
         self._is_checkpointing = False
         self.eos = tokenizer.eos_token_id
-        self.prompt = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
+        self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]
         self.projectors = nn.ModuleDict({stream: self._projector(dimensions[stream], stream, width)
@@ -150,7 +150,7 @@ class AudioVisualLLM(nn.Module):
         count = len(batch["response_lengths"])
         embed = self.decoder.get_input_embeddings()
         fixed = uploaded(torch.tensor([self.bos, *self.prompt]), self.device)
-        bos, prompt = embed(fixed).float().tensor_split([1])
+        bos, asked = embed(fixed).float().tensor_split([1])
         parts = [_repeated(Role.BOS, bos, count)]
         for stream in self.streams:
             name, rate = stream.upper(), getattr(self.settings.rates, stream)
@@ -161,7 +161,7 @@ class AudioVisualLLM(nn.Module):
                 Part(Role[name], self._tokens(batch, stream), lengths),
                 _repeated(Role[f"{name}_END"], end, count),
             ]
-        parts.append(_repeated(Role.PROMPT, prompt, count))
+        parts.append(_repeated(Role.PROMPT, asked, count))
         if response:
             parts.append(Part(Role.RESPONSE, embed(batch["response"]).float(), batch["response_lengths"]))
         return pad_left(parts)
