@@ -290,7 +290,8 @@ class Model(Section):
     projector: Projector = Projector()
     llm: LLM = LLM()
     lora: LoRA = LoRA()
-    prompt: str = "Transcribe speech to text."
+    prompt: str | dict[Modality, str] = "Transcribe speech to text."
+    """What the LLM is asked, of every modality or of each by its name."""
 
 
 class Decorrelation(Section):
@@ -310,8 +311,22 @@ class Train(Section):
     """Stage `train`."""
 
     seed: int = 0
-    steps: Annotated[int, Field(ge=1)] = 480
+    steps: Annotated[int, Field(ge=1)] | None = 480
+    """Of the optimizer; null where `epochs` is set."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """How often each utterance is trained on; null where `steps` is set."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Utterances of a batch. The validation loss takes them too."""
+    batch_frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of a training batch at most, 25 a second, its padding included, in place of a number of utterances; one
+    that is longer is a batch by itself. null counts utterances."""
+    group_by_length: bool = False
+    """Whether utterances of like length are trained on together, so that little is padded."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches of a step; the gradient is the mean of theirs."""
+    activation_checkpointing: bool = False
+    """Whether the LLM's layers run again in the backward pass in place of keeping their activations: a third slower, in
+    a fraction of the memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Fraction = 0.05
@@ -457,7 +472,7 @@ def _steps(location: tuple[str | int, ...]) -> list[str | int]:
     kept: list[str | int] = []
     for number, step in enumerate(location):
         kind = number and location[number - 1] == "source" and step in ("wheel", "path", "hub")
-        if not kind and not (isinstance(step, str) and re.search(r"[\[(]", step)):
+        if not kind and not (isinstance(step, str) and (step == "str" or re.search(r"[\[(]", step))):
             kept.append(step)
     return kept
 
@@ -495,6 +510,17 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
     for name in names:
         if names.count(name) > 1:
             raise PipelineError(where, f"weights.sources names {name!r} twice", "give each its own name")
+    if not isinstance(params.model.prompt, str) and params.model.modality not in params.model.prompt:
+        raise PipelineError(
+            where, f"model.prompt has no {params.model.modality}, which is model.modality", "add it, or give one text"
+        )
+    train = params.train
+    if (train.steps is None) == (train.epochs is None):
+        raise PipelineError(
+            where,
+            f"train.steps is {train.steps} and train.epochs is {train.epochs}",
+            "set one, and the other to null",
+        )
     if params.sinks.split not in params.evaluate.splits:
         raise PipelineError(
             where,
@@ -551,6 +577,11 @@ def _check_online(params: Params, where: str | Path) -> None:
 def streams(modality: Modality) -> tuple[Literal["audio", "video"], ...]:
     """The input streams of a modality, in the order of the sequence."""
     return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]
+
+
+def prompt(model: Model) -> str:
+    """What the LLM is asked under the model's modality."""
+    return model.prompt if isinstance(model.prompt, str) else model.prompt[model.modality]
 
 
 def is_noise_added(params: Params) -> bool:

@@ -76,7 +76,7 @@ def run_trial(job: dict[str, Any], until: int | None = None) -> dict[str, Any]:
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
     (trial.folder / FAILURE).unlink(missing_ok=True)
-    step = until or params.train.steps
+    step = until or params.train.steps or int(trial.spool.read()[0][-1]["step"])
     loss = losses(trial, [step]).get(step)
     compared = {} if loss is None else {METRIC: loss}
     return {"outcome": "paused" if until else "done", "step": step, **compared}

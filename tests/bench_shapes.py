@@ -30,7 +30,7 @@ from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.table import ENCODERS
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, Example, collate
+from pipeline.model.examples import Batch, Example, collate, moved
 from pipeline.sweeping.specification import load_sweep
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import Inputs
@@ -59,7 +59,9 @@ AVHUBERT = Sizes(width=1024, layers=24, hidden=4096)
 
 def paper() -> Params:
     """The parameters of one trial of the paper's grid; its paths are relative to the working folder."""
-    return load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).points[0].params
+    params = load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).points[0].params
+    # Each part is measured by itself: the LLM gets features.
+    return params.model_copy(update={"features": params.features.model_copy(update={"mode": "cached"})})
 
 
 def write_weights(params: Params) -> None:
@@ -106,7 +108,7 @@ def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
     features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
     model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
     examples = [Example(u, {s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
-    return model, {name: tensor.to(model.device) for name, tensor in collate(examples).items()}
+    return model, moved(collate(examples), model.device)
 
 
 def train(params: Params) -> None:

@@ -227,3 +227,48 @@ def test_bfloat16_stays_close(llm):
     assert a.cross_entropy.item() == pytest.approx(b.cross_entropy.item(), rel=0.05)
     assert b.decorrelation.dtype == torch.float32
     assert np.isfinite(b.decorrelation.item())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_checkpointed_activations_change_no_bit_and_keep_less(llm, attention, weight):
+    settings = Decorrelation(weight=weight)
+    results, kept = [], []
+    for is_checkpointed in (False, True):
+        model = settled(build(llm))
+        model.decoder.set_attn_implementation(attention)
+        if is_checkpointed:
+            model.checkpoint_activations()
+        model.train()
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = model(batch_of(model), settings)
+        kept.append(sum(sizes.values()))
+        total = losses.cross_entropy + (losses.decorrelation if weight else 0)
+        total.backward()
+        results.append([total.detach(), *(parameter.grad for parameter in model.trained().values())])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_prompt_is_that_of_the_modality(llm):
+    prompts = {"audio": "Hear:", "video": "See:", "audiovisual": "Both:"}
+    for modality, text in prompts.items():
+        model = build(llm, modality=modality, prompt=prompts)
+        assert model.tokenizer.decode(model.prompt) == text
+
+
+def test_the_fused_attention_gives_what_the_other_gives(llm):
+    """Its mask is ready made."""
+    losses = []
+    for attention in ("eager", "sdpa"):
+        model = settled(build(llm))
+        model.decoder.set_attn_implementation(attention)
+        losses.append(model(batch_of(model), Decorrelation(weight=1)))
+    for one, other in zip(*(vars(each).values() for each in losses), strict=True):
+        torch.testing.assert_close(one, other)

@@ -53,6 +53,8 @@ def _code_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
         ["decorrelation.stop_gradient=true", "decorrelation.roles=[audio]"],
         ["model.lora.targets=[v_proj, up_proj, q_proj, k_proj, o_proj, gate_proj, down_proj]"],
         ["model.lora.alpha=64.0"],
+        ["train.activation_checkpointing=true"],
+        ["model.prompt={audiovisual: Transcribe speech to text., audio: Listen.}"],
     ],
 )
 def test_what_changes_no_weights_changes_no_identity(overrides: list[str]) -> None:
@@ -63,7 +65,8 @@ def test_what_changes_no_weights_changes_no_identity(overrides: list[str]) -> No
     "override",
     ["train.seed=1", "train.steps=481", "model.rates.audio=4", "model.rates.video=2", "model.llm.blocks=15",
      "model.prompt=Listen.", "decorrelation.weight=0.1", "train.betas=[0.9, 0.99]", "model.lora.targets=[q_proj]",
-     "model.modality=audio", "model.downsampling=stack"],
+     "model.modality=audio", "model.downsampling=stack", "train.group_by_length=true", "train.accumulate=2",
+     "train.batch_frames=900"],
 )  # fmt: skip
 def test_what_changes_weights_changes_the_identity(override: str) -> None:
     assert identity_of(override) != identity_of()

@@ -129,7 +129,7 @@ def _read_entry(trial: Trial) -> Entry:
         data=parts["data"],
         metrics=result["metrics"] if result else {},
         evaluation=result["evaluation"] if result else None,
-        gap=None if result else _gap(trial, configuration["train.steps"]),
+        gap=None if result else _gap(trial, _length(configuration)),
     )
 
 
@@ -141,7 +141,12 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _gap(trial: Trial, steps: int) -> Gap:
+def _length(configuration: dict[str, Any]) -> str:
+    steps = configuration["train.steps"]
+    return f"{configuration['train.epochs']} epochs" if steps is None else str(steps)
+
+
+def _gap(trial: Trial, length: str) -> Gap:
     for state in ("failed", "stopped"):
         mark = trial.folder / f"{state}.json"
         if mark.exists():
@@ -153,7 +158,7 @@ def _gap(trial: Trial, steps: int) -> Gap:
             return Gap("not scored", "it is trained, and waits for its evaluation")
         case _:
             records, _ = trial.spool.read()
-            return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {steps}")
+            return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {length}")
 
 
 def _reason(mark: Path) -> str:

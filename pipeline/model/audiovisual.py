@@ -7,20 +7,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
-from pipeline.config import Decorrelation, Model, streams
+from pipeline.config import Decorrelation, Model, prompt, streams
 from pipeline.model.decoder import bos_token
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
-from pipeline.model.examples import MEDIA, Batch, moved, padded
+from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
-from pipeline.model.sequence import Segment, Sequence, pad_left
+from pipeline.model.sequence import Part, Sequence, pad_left
 
 IGNORED = -100
 PROJECTOR_FILE = "projector.safetensors"
@@ -63,8 +65,9 @@ class AudioVisualLLM(nn.Module):
         self.settings, self.precision, self.tokenizer = settings, precision, tokenizer
         self.streams = streams(settings.modality)
         self.bos = bos_token(tokenizer, decoder.config)
+        self._is_checkpointing = False
         self.eos = tokenizer.eos_token_id
-        self.prompt = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
+        self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]
         self.projectors = nn.ModuleDict({stream: self._projector(dimensions[stream], stream, width)
@@ -103,6 +106,24 @@ class AudioVisualLLM(nn.Module):
         """The context in which matrix products take the model's precision."""
         return autocast(self.precision, self.device)
 
+    def checkpoint_activations(self) -> None:
+        """From now on, training keeps what goes into the LLM's layers, and runs each again when its gradients are due.
+        Losses and gradients stay as they are.
+
+        Raises:
+            PipelineError: the LLM cannot do so.
+        """
+        decoder = self.decoder
+        # Its name until transformers 5.17.
+        enable = getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)
+        try:
+            enable()
+        except ValueError as error:
+            raise PipelineError("train.activation_checkpointing", str(error), "set it to false") from None
+        # What goes into the first layer comes from the projectors, and has gradients without that.
+        decoder.disable_input_require_grads()
+        self._is_checkpointing = True
+
     def respond(self, text: str) -> list[int]:
         """Token ids of a transcript, without the end of the sequence."""
         return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
@@ -126,32 +147,27 @@ class AudioVisualLLM(nn.Module):
     def sequence(self, batch: Batch, response: bool) -> Sequence:
         """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
         batch = self.encoded(batch)
+        count = len(batch["response_lengths"])
         embed = self.decoder.get_input_embeddings()
-        fixed = torch.tensor([self.bos, *self.prompt], device=self.device)
-        bos, prompt = embed(fixed).float().tensor_split([1])
-        projected = {stream: self._tokens(batch, stream) for stream in self.streams}
-        utterances: list[list[Segment]] = []
-        for row in range(len(batch["response"])):
-            segments: list[Segment] = [(Role.BOS, bos)]
-            for stream in self.streams:
-                name = stream.upper()
-                rate = getattr(self.settings.rates, stream)
-                tokens = downsampled_length(int(batch[f"{stream}_lengths"][row]), rate)
-                begin, end = self.delimiters[stream].split(1)
-                segments += [
-                    (Role[f"{name}_START"], begin),
-                    (Role[name], projected[stream][row, :tokens]),
-                    (Role[f"{name}_END"], end),
-                ]
-            segments.append((Role.PROMPT, prompt))
-            if response:
-                ids = batch["response"][row, : batch["response_lengths"][row]]
-                segments.append((Role.RESPONSE, embed(ids).float()))
-            utterances.append(segments)
-        return pad_left(utterances)
+        fixed = uploaded(torch.tensor([self.bos, *self.prompt]), self.device)
+        bos, asked = embed(fixed).float().tensor_split([1])
+        parts = [_repeated(Role.BOS, bos, count)]
+        for stream in self.streams:
+            name, rate = stream.upper(), getattr(self.settings.rates, stream)
+            lengths = tuple(downsampled_length(frames, rate) for frames in batch[f"{stream}_lengths"])
+            begin, end = self.delimiters[stream].split(1)
+            parts += [
+                _repeated(Role[f"{name}_START"], begin, count),
+                Part(Role[name], self._tokens(batch, stream), lengths),
+                _repeated(Role[f"{name}_END"], end, count),
+            ]
+        parts.append(_repeated(Role.PROMPT, asked, count))
+        if response:
+            parts.append(Part(Role.RESPONSE, embed(batch["response"]).float(), batch["response_lengths"]))
+        return pad_left(parts)
 
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
-        lengths = batch[f"{stream}_lengths"]
+        lengths = uploaded(torch.tensor(batch[f"{stream}_lengths"]), self.device)
         rate = getattr(self.settings.rates, stream)
         with self.autocast():
             tokens = downsample(batch[stream], lengths, rate, self.settings.downsampling)
@@ -167,28 +183,42 @@ class AudioVisualLLM(nn.Module):
         with self.autocast():
             output = self.decoder.get_decoder()(
                 inputs_embeds=sequence.embeddings,
-                attention_mask=sequence.mask.long(),
+                attention_mask=self._attention_mask(sequence),
                 position_ids=sequence.positions,
                 output_hidden_states=wanted,
                 use_cache=False,
             )
-            longest = int(batch["response_lengths"].max()) + 1
-            logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -longest:])
-        labels = self._labels(batch, longest)
+            labels = self._labels(batch["response"], sequence.roles)
+            logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -labels.shape[1] :])
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )
         if not wanted:
             return Losses(cross_entropy, None)
-        return Losses(cross_entropy, decorrelation_loss(output.hidden_states, sequence.roles, decorrelation))
+        arguments = (output.hidden_states, sequence.roles, decorrelation)
+        if self._is_checkpointing and self.training:
+            # Of the hidden states, which are kept as inputs of layers, it would keep copies.
+            return Losses(cross_entropy, checkpoint(decorrelation_loss, *arguments, use_reentrant=False))
+        return Losses(cross_entropy, decorrelation_loss(*arguments))
 
-    def _labels(self, batch: Batch, longest: int) -> Tensor:
-        """(batch, longest): the response and its end, at the right, since sequences are padded at the left."""
-        labels = torch.full((len(batch["response"]), longest), IGNORED, device=self.device)
-        for row, length in enumerate(batch["response_lengths"].tolist()):
-            labels[row, longest - length - 1 : -1] = batch["response"][row, :length]
-            labels[row, -1] = self.eos
-        return labels
+    def _attention_mask(self, sequence: Sequence) -> Tensor:
+        """As the decoder takes it. To make the fused kernel's mask of (batch, length), transformers looks on the host
+        whether anything is padded, so the kernel gets its mask ready made where attention is causal and nothing else.
+        """
+        config = self.decoder.config.get_text_config(decoder=True)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        limited = getattr(config, "sliding_window", None) or getattr(config, "alibi", False)
+        is_fused = getattr(config, "_attn_implementation", None) == "sdpa"
+        if is_fused and kinds == {"full_attention"} and not limited and getattr(config, "rope_parameters", None):
+            return sequence.causal_mask
+        return sequence.mask.long()
+
+    def _labels(self, response: Tensor, roles: Tensor) -> Tensor:
+        """(batch, longest + 1): the response and its end, at the right, since sequences are padded at the left."""
+        real = roles[:, roles.shape[1] - response.shape[1] :] == Role.RESPONSE
+        tokens = response.gather(1, (real.long().cumsum(1) - 1).clamp(min=0))
+        ends = tokens.new_full((len(tokens), 1), self.eos)
+        return torch.cat([tokens.masked_fill(~real, IGNORED), ends], dim=1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training moves, by name."""
@@ -208,3 +238,8 @@ class AudioVisualLLM(nn.Module):
             for stream, one in self.encoders.items():
                 if isinstance(one, AdaptedEncoding):
                     one.save(beside / stream)
+
+
+def _repeated(role: Role, embeddings: Tensor, count: int) -> Part:
+    """(tokens, width) that each of `count` utterances has."""
+    return Part(role, embeddings.expand(count, -1, -1), (len(embeddings),) * count)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Decorrelation
+from pipeline.model.examples import uploaded
 from pipeline.model.roles import REAL_ROLES, Role
 
 EXEMPT = (Role.BOS, Role.RESPONSE)
@@ -47,5 +48,5 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
 def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:
     """(batch, length) of bool: the tokens that the loss counts."""
     chosen = REAL_ROLES if settings.roles == "all" else [Role.of(name) for name in settings.roles]
-    wanted = torch.tensor([r for r in chosen if r not in EXEMPT], device=roles.device, dtype=roles.dtype)
-    return torch.isin(roles, wanted)
+    wanted = torch.tensor([r for r in chosen if r not in EXEMPT], dtype=roles.dtype)
+    return torch.isin(roles, uploaded(wanted, roles.device))

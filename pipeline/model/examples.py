@@ -49,10 +49,12 @@ class MediaBatch:
         return MediaBatch(self.ids, streams)
 
 
+Lengths = tuple[int, ...]
+"""Of the utterances of a batch. They stay on the CPU: to ask a GPU for a length, the host would wait for it."""
 Batch = dict[str, Any]
-"""For each stream `<stream>` (batch, frames, dimension) float32 padded at the end with `<stream>_lengths` (batch,), and
-`response` (batch, tokens) padded at the end with `response_lengths` (batch,). Before it is encoded, a batch has a
-`MediaBatch` as `media` in place of the streams."""
+"""For each stream `<stream>` (batch, frames, dimension) float32 padded at the end with `<stream>_lengths`, and
+`response` (batch, tokens) padded at the end with `response_lengths`, both `Lengths`. Before it is encoded, a batch has
+a `MediaBatch` as `media` in place of the streams."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -79,13 +81,20 @@ def _responses(examples: Sequence[Example]) -> Batch:
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {name: uploaded(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Tensors (length, …) as one (batch, longest, …), zeros at the end, and their lengths (batch,)."""
-    lengths = torch.tensor([len(tensor) for tensor in tensors])
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), lengths
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. The host does not wait for a copy from the CPU, which a GPU takes out of locked pages."""
+    from_cpu = tensor.device.type == "cpu"
+    if from_cpu and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=from_cpu)
+
+
+def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Lengths]:
+    """Tensors (length, …) as one (batch, longest, …), zeros at the end, and their lengths."""
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), tuple(map(len, tensors))
 
 
 class Examples(Dataset):

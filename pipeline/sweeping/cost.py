@@ -1,7 +1,7 @@
 """What trials will take in time and on disk, learnt from those that were finished in the same folder of runs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.common.files import read_json, require_space
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.trial import State, Trial
+from pipeline.trial.checkpoints import step_of
 
 NEWEST = 200
 """So many finished trials are looked at."""
@@ -25,7 +26,9 @@ class _Finished:
     modality: str
     rates: dict[str, int]
     llm: str
-    seconds_an_utterance: float
+    unit: str
+    seconds_a_unit: float
+    """Of training; see `_work`."""
     evaluation_seconds: float
     bytes: int
 
@@ -58,7 +61,8 @@ class Costs:
         if state is State.DONE:
             return Cost(0.0, 0.0, 0)
         model, parts = planned.params.model, configuration(planned.params)
-        like = [one for one in self._finished if one.llm == _llm(parts)]
+        unit, amount = _work(parts["train"])
+        like = [one for one in self._finished if one.llm == _llm(parts) and one.unit == unit]
         for nearer in (
             [one for one in like if one.modality == model.modality],
             [one for one in like if one.modality == model.modality and one.rates == parts["model"]["rates"]],
@@ -66,10 +70,9 @@ class Costs:
             like = nearer or like
         if not like:
             return None
-        train = planned.params.train
-        left = 0 if state is State.TRAINED else train.steps - _steps_done(planned.trial)
+        left = 0.0 if state is State.TRAINED else 1 - _share_done(planned.trial, planned.params.train.steps)
         return Cost(
-            fmean(one.seconds_an_utterance for one in like) * left * train.batch_size,
+            fmean(one.seconds_a_unit for one in like) * left * amount,
             fmean(one.evaluation_seconds for one in like),
             round(fmean(one.bytes for one in like)),
         )
@@ -145,12 +148,13 @@ def _finished(folder: Path) -> _Finished | None:
         parts = trial.identity_parts()["configuration"]
         training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
         evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
-        utterances = parts["train"]["steps"] * parts["train"]["batch_size"]
+        unit, amount = _work(parts["train"])
         return _Finished(
             parts["model"]["modality"],
             parts["model"]["rates"],
             _llm(parts),
-            sum(training) / utterances,
+            unit,
+            sum(training) / amount,
             evaluation[-1],
             folder_bytes(folder),
         )
@@ -168,5 +172,22 @@ def _llm(parts: dict[str, Any]) -> str:
     return json.dumps(parts["model"]["llm"], sort_keys=True)
 
 
-def _steps_done(trial: Trial) -> int:
-    return max((int(path.name.rpartition("-")[2]) for path in trial.checkpoints.glob("checkpoint-*")), default=0)
+def _work(train: Mapping[str, Any]) -> tuple[str, int]:
+    """In what a training is counted, by its section `train`, and how much of it there is: `("utterances", 9600)`."""
+    if train["steps"] is None:
+        return "epochs", train["epochs"]
+    batches = train["steps"] * train.get("accumulate", 1)
+    frames = train.get("batch_frames")
+    return ("frames", batches * frames) if frames else ("utterances", batches * train["batch_size"])
+
+
+def _share_done(trial: Trial, steps: int | None) -> float:
+    """By the newest checkpoint, which knows the steps of all epochs where the parameters do not."""
+    newest = max(trial.checkpoints.glob("checkpoint-*"), key=step_of, default=None)
+    if newest is None:
+        return 0.0
+    try:
+        return step_of(newest) / (steps or read_json(newest / "trainer_state.json", "")["max_steps"])
+    except (PipelineError, KeyError):
+        # It is being written.
+        return 0.0

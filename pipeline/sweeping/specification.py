@@ -167,9 +167,11 @@ def load_sweep(
 
 def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:
     """Trials that are compared on the way have the same way, and are measured where they are compared."""
-    lengths = sorted({point.params.train.steps for point in points})
-    if len(lengths) > 1:
-        raise PipelineError(where, f"compares trials of {lengths} steps", "give all the same train.steps")
+    lengths = sorted({point.params.train.steps or 0 for point in points})
+    if len(lengths) > 1 or not lengths[0]:
+        # Of trials that are counted in epochs the steps are not known yet.
+        told = f"compares trials of {lengths} steps" if lengths[-1] else "compares trials of epochs"
+        raise PipelineError(where, told, "give all the same train.steps")
     for point in points:
         interval = point.params.train.validate_every
         unseen = [step for step in asha.rungs(lengths[0]) if step % interval]

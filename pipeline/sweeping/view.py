@@ -48,12 +48,20 @@ class Running:
     def seconds_left(self, cost: Cost | None) -> float | None:
         """By its own speed if it has one; else, or for its evaluation, by finished trials. None: not known."""
         evaluation = cost.evaluation if cost else 0.0
-        train = self.planned.params.train
+        left = self._utterances_left
         if self.evaluating:
             return evaluation
-        if self.speed > 0:
-            return (train.steps - self.step) * train.batch_size / self.speed + evaluation
+        if self.speed > 0 and left is not None:
+            return left / self.speed + evaluation
         return cost.seconds if cost else None
+
+    @property
+    def _utterances_left(self) -> int | None:
+        """Of training; None where parameters alone do not say it."""
+        train = self.planned.params.train
+        if train.steps is None or train.batch_frames:
+            return None
+        return (train.steps - self.step) * train.accumulate * train.batch_size
 
     def line(self, width: int) -> str:
         """Name, phase, step, loss and speed."""
@@ -61,7 +69,9 @@ class Running:
             return f"  {self.planned.name:{width}}  evaluating"
         loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
         speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
-        return f"  {self.planned.name:{width}}  step {self.step}/{self.planned.params.train.steps}  {loss}  {speed}"
+        train = self.planned.params.train
+        whole = f"/{train.steps}" if train.steps else f" ({train.epochs} epochs)"
+        return f"  {self.planned.name:{width}}  step {self.step}{whole}  {loss}  {speed}"
 
 
 class View:

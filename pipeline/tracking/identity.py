@@ -10,13 +10,14 @@ from typing import Any
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest
 from pipeline.common.precision import with_precision
-from pipeline.config import Params, streams
+from pipeline.config import Params, prompt, streams
 
 LEFT_OUT = {
     "model.llm.weights": "a path; the digest of what lies there is in the data",
     "train.runs": "a path",
     "train.device": "where it runs; in provenance",
     "train.threads": "where it runs; in provenance",
+    "train.activation_checkpointing": "how it fits into memory, not what comes out",
     "train.checkpoint_every": "what is kept on the way, not what comes out",
     "train.log_every": "what is written on the way, not what comes out",
     "train.validate_every": "what is measured on the way, not what comes out",
@@ -92,6 +93,9 @@ def configuration(params: Params) -> dict[str, Any]:
     used = streams(params.model.modality)
     model["rates"] = {stream: rate for stream, rate in model["rates"].items() if stream in used}
     model["lora"]["targets"] = sorted(set(model["lora"]["targets"]))
+    model["prompt"] = prompt(params.model)
+    if params.train.batch_frames:
+        del settings["train"]["batch_size"]
     if params.decorrelation.weight == 0:
         settings["decorrelation"] = {"weight": decorrelation["weight"]}
     else:

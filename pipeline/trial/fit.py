@@ -4,43 +4,32 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.common.errors import PipelineError
-from pipeline.common.files import require_space
 from pipeline.common.progress import progress
-from pipeline.config import Decorrelation, Params, Train
-from pipeline.model.audiovisual import AudioVisualLLM, Losses
-from pipeline.model.examples import MEDIA, Batch
+from pipeline.config import Params
+from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.tracking.lease import Lease
 from pipeline.tracking.spool import Spool
 from pipeline.tracking.trial import Trial
-from pipeline.trial.augmentation import Augmenter, augmenter
+from pipeline.trial.augmentation import augmenter
+from pipeline.trial.batches import Batches
 from pipeline.trial.build import build_model
-from pipeline.trial.checkpoints import is_sealed, newest_whole, seal, step_of
+from pipeline.trial.checkpoints import newest_whole, step_of
 from pipeline.trial.emergence import emergence
 from pipeline.trial.inputs import Inputs
-
-TRAINED_FILE = "trained.safetensors"
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
-"""What we take from the Trainer's log, and our names for it."""
-STATES_A_PARAMETER = 3
-"""A checkpoint holds each trained parameter and its two moments, in float32."""
+from pipeline.trial.trainer import LossTrainer, arguments
 
 
 def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int | None = None) -> None:
-    """Train from the newest whole checkpoint, or from the beginning, to `train.steps`, and save the adapter.
+    """Train from the newest whole checkpoint, or from the beginning, to the last step, and save the adapter.
 
     On CPU the result has equal bits whether the run was cut or not, at equal thread count and versions.
 
@@ -65,15 +54,21 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
     # Nothing here reads memory that it has not written, and to fill all of it first takes 6% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     trial.spool.cut_back(first)
-    examples = {split: inputs.examples(inputs.chosen(split), model.respond) for split in ("train", "validation")}
+    utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
+    examples = {split: inputs.examples(chosen, model.respond) for split, chosen in utterances.items()}
+    frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]
+    batches = Batches(frames, params.train)
+    if params.train.activation_checkpointing:
+        model.checkpoint_activations()
     stop = threading.Event()
-    with progress(params.train.steps, "train", "step", initial=first) as bar, _stopping(stop):
-        trainer = _Trainer(
+    with progress(batches.steps, "train", "step", initial=first) as bar, _stopping(stop):
+        trainer = LossTrainer(
             params.decorrelation,
             trial.spool,
+            batches,
             augmenter(params, inputs),
             model=model,
-            args=_arguments(params.train, trial.checkpoints, model.device),
+            args=arguments(params.train, batches.steps, trial.checkpoints, model.device),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             data_collator=examples["train"].collate,
@@ -81,131 +76,12 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if trainer.state.global_step < params.train.steps:
+    if trainer.state.global_step < batches.steps:
         if trainer.state.global_step == until and not stop.is_set():
             return
         raise KeyboardInterrupt
     model.save(trial.adapter)
     shutil.rmtree(trial.checkpoints)
-
-
-def _arguments(train: Train, checkpoints: Path, device: torch.device) -> TrainingArguments:
-    on_gpu = device.type == "cuda"
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=SCHEDULES[train.schedule],
-        warmup_steps=round(train.warmup * train.steps),
-        weight_decay=train.weight_decay,
-        adam_beta1=train.betas[0],
-        adam_beta2=train.betas[1],
-        max_grad_norm=train.gradient_clip,
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-        logging_steps=train.log_every,
-        logging_nan_inf_filter=False,
-        save_steps=train.checkpoint_every,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=train.validate_every,
-        prediction_loss_only=True,
-        seed=train.seed,
-        data_seed=train.seed,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-class _Meter:
-    """Means of the losses since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.utterances = self.steps = 0
-        self.since = time.monotonic()
-
-    def add(self, losses: Losses, utterances: int) -> None:
-        values = {"loss/cross_entropy": losses.cross_entropy, "loss/decorrelation": losses.decorrelation}
-        for name, value in values.items():
-            if value is not None:
-                self.sums[name] = self.sums.get(name, 0.0) + value.item()
-        self.steps += 1
-        self.utterances += utterances
-
-    def read(self) -> dict[str, float]:
-        """The means and the speed, and a new beginning."""
-        means = {name: total / self.steps for name, total in self.sums.items()}
-        speed = self.utterances / (time.monotonic() - self.since)
-        self.reset()
-        return means | {"throughput/utterances_per_second": speed}
-
-
-class _Trainer(transformers.Trainer):
-    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors."""
-
-    def __init__(self, decorrelation: Decorrelation, spool: Spool, augment: Augmenter | None, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.decorrelation, self.spool, self.augment, self.meter = decorrelation, spool, augment, _Meter()
-
-    def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
-        if self.augment:
-            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), self.state.global_step)}
-        losses = model(inputs, self.decorrelation)
-        total = losses.cross_entropy
-        if losses.decorrelation is not None:
-            total = total + self.decorrelation.weight * losses.decorrelation
-        if not torch.isfinite(total):
-            raise PipelineError(
-                f"step {self.state.global_step}", f"the loss is {total.item()}", "lower train.learning_rate"
-            )
-        self.meter.add(losses, len(inputs["response"]))
-        return total
-
-    def prediction_step(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> tuple:
-        with torch.no_grad():
-            return model(self._prepare_inputs(inputs), Decorrelation()).cross_entropy, None, None
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        line = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in logs}
-        if "loss" in logs:
-            line |= self.meter.read()
-        if line:
-            self.spool.append(self.state.global_step, line)
-
-    def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
-        """A checkpoint that is whole and sealed, or none."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
-        require_space(folder, needed, "a checkpoint")
-        try:
-            super()._save_checkpoint(model, trial)
-            seal(folder)
-        except (OSError, RuntimeError, SafetensorError):
-            # What the libraries say of a full disk is a riddle ("unexpected pos 219843 vs 219796").
-            require_space(folder, needed, "a checkpoint")
-            raise
-        finally:
-            if not is_sealed(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu() for name, p in self.model.trained().items()}, folder / TRAINED_FILE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: AudioVisualLLM | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
-        with torch.no_grad():
-            for name, parameter in self.model.trained().items():
-                parameter.copy_(saved[name])
 
 
 class _Watch(TrainerCallback):

@@ -1,0 +1,150 @@
+"""Hugging Face's Trainer around our losses, batches and log."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from pipeline.common.files import read_json, require_space, write_json
+from pipeline.config import Decorrelation, Train
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.examples import MEDIA, Batch, moved
+from pipeline.tracking.spool import Spool
+from pipeline.trial.augmentation import Augmenter
+from pipeline.trial.batches import Batches
+from pipeline.trial.checkpoints import is_sealed, seal
+from pipeline.trial.meter import Meter
+
+TRAINED_FILE, METER_FILE = "trained.safetensors", "meter.json"
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
+"""What we take from the Trainer's log, and our names for it."""
+STATES_A_PARAMETER = 3
+"""A checkpoint holds each trained parameter and its two moments, in float32."""
+
+
+class _OneDevice(TrainingArguments):
+    """Arguments of a training on one device, however many the machine has: of several, the Trainer would take as many
+    batches at once and copy the model to each."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def arguments(train: Train, steps: int, checkpoints: Path, device: torch.device) -> TrainingArguments:
+    """The Trainer's arguments for a training of so many steps on a device."""
+    on_gpu = device.type == "cuda"
+    return _OneDevice(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        gradient_accumulation_steps=train.accumulate,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULES[train.schedule],
+        warmup_steps=round(train.warmup * steps),
+        weight_decay=train.weight_decay,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.gradient_clip,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        logging_steps=train.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=train.checkpoint_every,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=train.validate_every,
+        prediction_loss_only=True,
+        seed=train.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class LossTrainer(transformers.Trainer):
+    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors."""
+
+    def __init__(
+        self, decorrelation: Decorrelation, spool: Spool, batches: Batches, augment: Augmenter | None, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
+        self.meter = Meter()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # Accelerate's loader asks for a batch before the one before it is used. It would move it with a wait.
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return moved(inputs, self.model.device)
+
+    def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        self.meter.settle()
+        step = self.state.global_step
+        if self.augment:
+            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), step)}
+        losses = model(inputs, self.decorrelation)
+        total = losses.cross_entropy
+        if losses.decorrelation is not None:
+            total = total + self.decorrelation.weight * losses.decorrelation
+        self.meter.add(step, total, losses, len(inputs["response_lengths"]))
+        return total
+
+    def prediction_step(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> tuple:
+        with torch.no_grad():
+            return model(self._prepare_inputs(inputs), Decorrelation()).cross_entropy, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        line = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in logs}
+        if "loss" in logs:
+            line |= self.meter.read()
+        if line:
+            self.spool.append(self.state.global_step, line)
+
+    def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
+        """A checkpoint that is whole and sealed, or none."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
+        require_space(folder, needed, "a checkpoint")
+        # Before anything is written: no checkpoint is of a training that has diverged.
+        meter = self.meter.state()
+        try:
+            super()._save_checkpoint(model, trial)
+            write_json(folder / METER_FILE, meter)
+            seal(folder)
+        except (OSError, RuntimeError, SafetensorError):
+            # What the libraries say of a full disk is a riddle ("unexpected pos 219843 vs 219796").
+            require_space(folder, needed, "a checkpoint")
+            raise
+        finally:
+            if not is_sealed(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu() for name, p in self.model.trained().items()}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: AudioVisualLLM | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
+        with torch.no_grad():
+            for name, parameter in self.model.trained().items():
+                parameter.copy_(saved[name])
+        self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

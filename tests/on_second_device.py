@@ -1,0 +1,181 @@
+"""What a trial does, on the CPU and on the second device: `python tests/on_second_device.py FOLDER` prints one JSON.
+
+For each part the largest relative difference of its results between the devices, and how often the host waited.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import second_device
+import tiny
+import torch
+from second_device import DEVICE, Elsewhere, by_file, waits
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
+
+from pipeline.common.files import write_json
+from pipeline.config import Decorrelation, Sinks, Train
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.decoder import load_decoder, load_tokenizer
+from pipeline.model.decoding import transcribe
+from pipeline.model.examples import Batch, Examples, collate, moved
+from pipeline.sinks.statistics import SinkStatistics
+from pipeline.tracking.spool import Spool
+from pipeline.trial.batches import Batches
+from pipeline.trial.measure import teacher_forced
+from pipeline.trial.trainer import LossTrainer, arguments
+
+CPU = torch.device("cpu")
+TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
+SECONDS = [0.5, 1.3, 0.24, 1.0, 0.8, 0.6]
+DECORRELATION = Decorrelation(weight=1.0, roles=("audio", "video", "prompt"))
+TRAIN = Train(steps=6, batch_size=3, log_every=3, checkpoint_every=3, validate_every=6, precision="float32")
+
+
+def built(llm: Path, device: torch.device, **more: Any) -> AudioVisualLLM:
+    settings = tiny.settings(llm)
+    torch.manual_seed(0)
+    decoder = load_decoder(settings.llm, torch.float32, "sdpa")
+    model = AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, "float32", **more)
+    with torch.no_grad():
+        for name, parameter in model.trained().items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return model.to(device)
+
+
+def examples_of(model: AudioVisualLLM) -> Examples:
+    ids = [f"u{number}" for number in range(len(TEXTS))]
+    return Examples(tiny.features(SECONDS), ids, [model.respond(text) for text in TEXTS])
+
+
+def plain(tensor: Tensor) -> Tensor:
+    return tensor.value if isinstance(tensor, Elsewhere) else tensor
+
+
+def on_both(llm: Path, part: Callable[[AudioVisualLLM, Batch], tuple[Any, dict[str, int]]]) -> dict[str, Any]:
+    """A part of a trial on both devices, its results held against each other."""
+    results = []
+    counts: dict[str, int] = {}
+    for device in (CPU, DEVICE):
+        with second_device.second_device():
+            model = built(llm, device)
+            batch = moved(collate(examples_of(model).__getitems__(range(len(TEXTS)))), device)
+            waits.clear()
+            result, counts = part(model, batch)
+            counts |= {"all": sum(waits.values()), "ours": by_file("pipeline/"), "lines": dict(waits)}
+        results.append(result)
+    return counts | {"difference": difference(*results)}
+
+
+def difference(here: Any, there: Any) -> float:
+    """The largest difference of two lists of tensors, relative to the largest value; infinite where texts differ."""
+    worst = 0.0
+    for one, other in zip(here, there, strict=True):
+        if isinstance(one, str):
+            worst = max(worst, 0.0 if one == other else float("inf"))
+            continue
+        one, other = (plain(torch.as_tensor(value)).double() for value in (one, other))
+        worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1e-30)))
+    return worst
+
+
+def step(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
+    losses = model.train()(batch, DECORRELATION)
+    (losses.cross_entropy + losses.decorrelation).backward()
+    gradients = [parameter.grad for parameter in model.trained().values()]
+    return [losses.cross_entropy.detach(), losses.decorrelation.detach(), *gradients], {}
+
+
+def checkpointed_step(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
+    model.checkpoint_activations()
+    return step(model, batch)
+
+
+def decoding(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
+    # What `torch.inference_mode` decorates cannot be run on a subclass of tensors.
+    with torch.no_grad():
+        return transcribe.__wrapped__(model.eval(), batch, 3, 8), {}
+
+
+def capture(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
+    with torch.no_grad():
+        captured = teacher_forced(model.eval(), batch)
+    during = sum(waits.values())
+    statistics = SinkStatistics(Sinks(), model.decoder.config.num_hidden_layers, 4)
+    statistics.add(captured, [f"u{number}" for number in range(len(TEXTS))])
+    metrics = statistics.summary(0).metrics
+    return [metrics[name] for name in sorted(metrics)], {"during": during}
+
+
+class Count(TrainerCallback):
+    """The waits until the end of each step."""
+
+    def __init__(self) -> None:
+        self.after: list[int] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.after.append(sum(waits.values()))
+
+
+def training(
+    llm: Path, folder: Path, device: torch.device, resumed: Path | None = None
+) -> tuple[AudioVisualLLM, list[int]]:
+    """A trained model, and the waits in each step but those that a log, a validation or a checkpoint came before."""
+    model, count = built(llm, device), Count()
+    examples = examples_of(model)
+    trainer = LossTrainer(
+        DECORRELATION,
+        Spool(folder / "metrics.jsonl"),
+        Batches([round(25 * seconds) for seconds in SECONDS], TRAIN),
+        None,
+        model=model,
+        args=arguments(TRAIN, 6, folder / "checkpoints", device),
+        train_dataset=examples,
+        eval_dataset=examples,
+        data_collator=collate,
+        callbacks=[count],
+    )
+    trainer.accelerator.state.device = device
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    quiet = [number for number in range(1, len(count.after)) if number % TRAIN.log_every]
+    return model, [count.after[number] - count.after[number - 1] for number in quiet]
+
+
+def trained(llm: Path, folder: Path) -> dict[str, Any]:
+    """Six steps on the CPU; on the second device the same, and the last three again from a checkpoint."""
+    weights, steps = {}, {}
+    for name, device in (("here", CPU), ("there", DEVICE), ("again", DEVICE)):
+        TrainingArguments._setup_devices = property(lambda made, device=device: _claim(made, device))
+        resumed = folder / "there/checkpoints/checkpoint-3" if name == "again" else None
+        with second_device.second_device():
+            model, steps[name] = training(llm, folder / name, device, resumed)
+            weights[name] = [parameter.detach() for parameter in model.trained().values()]
+    return {
+        "difference": difference(weights["here"], weights["there"]),
+        "resumed": difference(weights["there"], weights["again"]),
+        "steps": steps,
+    }
+
+
+def _claim(made: TrainingArguments, device: torch.device) -> torch.device:
+    from accelerate.state import PartialState
+
+    made._n_gpu = 1
+    made.distributed_state = PartialState(cpu=True)
+    made.distributed_state.device = device
+    return device
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    llm = tiny.make_llm(folder / "llm")
+    parts = {part.__name__: on_both(llm, part) for part in (step, checkpointed_step, decoding, capture)}
+    parts["trained"] = trained(llm, folder)
+    write_json(folder / "found.json", parts)
+
+
+if __name__ == "__main__":
+    main()
