@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
 from pipeline.config import Decorrelation, Model, streams
-from pipeline.model.decoder import bos_token
+from pipeline.model.backbone import run_backbone, vocabulary_logits
+from pipeline.model.decoder import bos_token, eos_token
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
@@ -63,7 +64,7 @@ class AudioVisualLLM(nn.Module):
         self.settings, self.precision, self.tokenizer = settings, precision, tokenizer
         self.streams = streams(settings.modality)
         self.bos = bos_token(tokenizer, decoder.config)
-        self.eos = tokenizer.eos_token_id
+        self.eos = eos_token(tokenizer)
         self.prompt = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]
@@ -165,7 +166,8 @@ class AudioVisualLLM(nn.Module):
         sequence = self.sequence(batch, response=True)
         wanted = decorrelation.weight > 0
         with self.autocast():
-            output = self.decoder.get_decoder()(
+            output = run_backbone(
+                self.decoder,
                 inputs_embeds=sequence.embeddings,
                 attention_mask=sequence.mask.long(),
                 position_ids=sequence.positions,
@@ -173,7 +175,7 @@ class AudioVisualLLM(nn.Module):
                 use_cache=False,
             )
             longest = int(batch["response_lengths"].max()) + 1
-            logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -longest:])
+            logits = vocabulary_logits(self.decoder, output.last_hidden_state[:, -longest:])
         labels = self._labels(batch, longest)
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED

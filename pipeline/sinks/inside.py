@@ -26,6 +26,8 @@ class Inside:
     """(B, T, F): what the gate multiplies; without a gate what enters the activation function."""
     product: Tensor
     """(B, T, F): what the down projection is given; without a gate the activation."""
+    returned: Tensor
+    """(B, T, D): what the MLP returned. Some decoders put a norm between it and the residual."""
     down: nn.Module
     autocast: torch.dtype | None
 
@@ -56,7 +58,9 @@ def inside(call: MLPCall) -> Inside | None:
     ran: list[_Ran] = []
 
     def on_part(module: nn.Module, args: tuple, output: Any) -> None:
-        ran.append(_Ran(module, args[0], output))
+        # Routers and the like take no tensor first, or return none.
+        if args and isinstance(args[0], Tensor) and isinstance(_first(output), Tensor):
+            ran.append(_Ran(module, args[0], _first(output)))
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -64,15 +68,25 @@ def inside(call: MLPCall) -> Inside | None:
         stack.enter_context(_autocast(call.entered, call.autocast))
         for part in call.module.children():
             stack.callback(part.register_forward_hook(on_part).remove)
-        whole = call.module(call.entered)
+        whole = _first(call.module(call.entered))
     # Where the block holds its projections itself, the part that adds is the down projection.
     ran = ran or [_Ran(call.module, call.entered, whole)]
     weighted = [part for part in ran if part.weighted]
-    if not weighted or not torch.equal(weighted[-1].returned, whole):
+    if not weighted or not torch.equal(weighted[-1].returned, whole) or not _is_linear(weighted[-1].module):
         return None
     *before, down = weighted
     gate, up = _gate_and_up(before, [part for part in ran if not part.weighted], down.entered.shape)
-    return Inside(gate, up, down.entered, down.module, call.autocast)
+    return Inside(gate, up, down.entered, whole, down.module, call.autocast)
+
+
+def _first(output: Any) -> Any:
+    """Some modules return more beside their output."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it has a matrix: a norm at the end of an MLP has none, and has no row that writes a feature."""
+    return any(parameter.dim() == 2 for parameter in module.parameters())
 
 
 def _autocast(values: Tensor, dtype: torch.dtype | None) -> torch.autocast:
