@@ -5,18 +5,24 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+class _Known(BaseModelOutputWithPast):
+    """What a backbone returned. Whatever else a family's head passes on is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def backbone_of(decoder: Any) -> nn.Module:
     """The decoder without its head."""
     found = decoder.get_decoder()
-    while getattr(found, "lm_head", None) is not None:
-        # Some classes take themselves for their backbone.
-        inner = [child for child in found.children() if isinstance(child, PreTrainedModel)]
-        if not inner:
-            break
-        found = inner[0]
+    # Some classes take their head, or themselves, for it.
+    if found is decoder or not isinstance(found, PreTrainedModel):
+        inner = [child for child in decoder.children() if isinstance(child, PreTrainedModel)]
+        found = inner[0] if inner else found
     return found
 
 
@@ -32,6 +38,8 @@ def run_backbone(decoder: Any, **arguments: Any) -> Any:
         What its backbone returns, `last_hidden_state` (B, T, D) among it.
     """
     backbone = backbone_of(decoder)
+    # Some families scale them in place, and they are the caller's.
+    arguments["inputs_embeds"] = arguments["inputs_embeds"].clone()
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         arguments.pop("position_ids", None)
     return backbone(**arguments)
@@ -52,7 +60,7 @@ def vocabulary_logits(decoder: Any, hidden: Tensor) -> Tensor:
     """
     backbone = backbone_of(decoder)
     own = backbone.__dict__.get("forward")
-    backbone.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+    backbone.forward = lambda *_, **__: _Known(last_hidden_state=hidden)
     try:
         return decoder(inputs_embeds=hidden, use_cache=False).logits
     finally:

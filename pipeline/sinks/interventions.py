@@ -138,8 +138,8 @@ def _changed_residual(
     def on_block(module: nn.Module, args: tuple, output: Any) -> Any:
         if reading.past > 0:
             return None
-        if isinstance(output, tuple):
-            return changed(output[0]), *output[1:]
+        if isinstance(output, (tuple, list)):
+            return type(output)([changed(output[0]), *output[1:]])
         return changed(output)
 
     with _reading(base) as reading:

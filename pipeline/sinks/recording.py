@@ -35,6 +35,11 @@ class _Norms(DynamicLayer):
         return 0
 
 
+def first_of(output: Any) -> Any:
+    """The output itself, where a module returns more beside it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 @dataclass(frozen=True)
 class _Part:
     """A part of a block that has run."""
@@ -64,12 +69,11 @@ class Recording:
 
     def on_part(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         """A part of a block has run: keep what it returned until the block's end."""
-        first = output[0] if isinstance(output, tuple) else output
-        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first))
+        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first_of(output)))
 
     def on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Something inside a block has run: reduce its map, if it returned one."""
-        if self._map is None and isinstance(output, tuple):
+        if self._map is None and isinstance(output, (tuple, list)):
             found = next((one for one in output if self._is_map(one)), None)
             if found is not None:
                 self._map = self._reduced(found)
@@ -90,7 +94,7 @@ class Recording:
 
         def on_block(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = first_of(output)
             parts, found, self._parts, self._map = self._parts, self._map, [], None
             if found is None:
                 raise PipelineError(
@@ -165,7 +169,7 @@ def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int
     whole = [
         (number, output.reshape(after.shape))
         for number, output in enumerate(outputs)
-        if (output.numel(), output.shape[-1]) == like
+        if isinstance(output, Tensor) and output.dim() > 0 and (output.numel(), output.shape[-1]) == like
     ]
     rounding = 4 * torch.finfo(after.dtype).eps
     for (i, attention), (j, mlp) in combinations(whole, 2):
