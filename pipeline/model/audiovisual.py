@@ -13,7 +13,7 @@ from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
 from pipeline.config import Decorrelation, Model, streams
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import bos_token, eos_token
+from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
@@ -65,6 +65,7 @@ class AudioVisualLLM(nn.Module):
         self.streams = streams(settings.modality)
         self.bos = bos_token(tokenizer, decoder.config)
         self.eos = eos_token(tokenizer)
+        require_vocabulary(tokenizer, decoder)
         self.prompt = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]

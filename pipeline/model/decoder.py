@@ -1,7 +1,6 @@
 """The LLM: loaded from any Hugging Face folder, cut to its first blocks."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json
 from pipeline.common.hardware import autocast
 from pipeline.config import LLM
 from pipeline.model.backbone import run_backbone
@@ -71,7 +71,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
         if parameter.dim() < 2:
             parameter.data = parameter.data.float()
     decoder.eval()
-    _require_causal(decoder, settings, dtype)
+    _require_usable(decoder, settings, dtype)
     return decoder
 
 
@@ -81,13 +81,14 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
     Raises:
         PipelineError: there is none, or it cannot be read.
     """
-    config = _config(settings)
+    _config(settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.weights)
     except UNREADABLE as error:
         raise PipelineError(settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY) from None
     if tokenizer.eos_token_id is None:
-        token = tokenizer.convert_ids_to_tokens(found) if (found := _eos_of(config, settings)) is not None else None
+        found = _eos_of(settings)
+        token = None if found is None else tokenizer.convert_ids_to_tokens(found)
         if token is not None:
             # So that it is left out of texts as well.
             tokenizer.eos_token = token
@@ -96,7 +97,7 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
-    for token in (tokenizer.bos_token_id, _first(config.get_text_config(decoder=True), "bos"), tokenizer.eos_token_id):
+    for token in (tokenizer.bos_token_id, config.get_text_config(decoder=True).bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
     raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")
@@ -115,6 +116,17 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
             "set eos_token_id in its config.json: without an end no response can be trained",
         )
     return tokenizer.eos_token_id
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
+    """Refuse a tokenizer that makes tokens of text which the decoder has no embedding for. Special tokens that no text
+    has, such as one for padding that was added later, do no harm.
+
+    Raises:
+        PipelineError: it does.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], decoder, "text")
 
 
 def require_embedded(tokens: list[int], decoder: PreTrainedModel, what: str) -> None:
@@ -176,44 +188,47 @@ def _has_sdpa(config: PreTrainedConfig) -> bool:
     return kind._supports_sdpa and kind._can_set_attn_implementation()
 
 
-def _require_causal(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
-    """A pass of two sequences that differ in their last token: what comes before must not."""
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]])
+def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
+    """A pass of three sequences: two that differ in their last token, where what comes before must not, and one that
+    is padded at its left, where the rest must not differ from the first."""
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [3, 0, 1, 2]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     try:
         with torch.no_grad(), autocast(precision, decoder.device):
             embeddings = decoder.get_input_embeddings()(ids).float()
-            passed = run_backbone(
-                decoder, inputs_embeds=embeddings, attention_mask=torch.ones_like(ids), use_cache=False
-            )
-            one, other = passed.last_hidden_state[:, :3].float()
+            one, other, padded = run_backbone(
+                decoder,
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+            ).last_hidden_state.float()
     except UNREADABLE as error:
         raise PipelineError(
             settings.weights, f"{type(decoder).__name__} cannot be run on embeddings ({_reason(error)})", REMEDY
         ) from None
-    rounding = 0.02 if dtype == torch.bfloat16 else 0.001
-    if bool((one - other).abs().max() > rounding * one.abs().max()):
+    rounding = (0.1 if dtype == torch.bfloat16 else 0.001) * one.abs().max()
+    if bool((one - other)[:3].abs().max() > rounding):
         raise PipelineError(
             settings.weights, f"{type(decoder).__name__} lets tokens see later ones: it is no causal decoder", REMEDY
         )
+    if bool((one[:3] - padded[1:]).abs().max() > rounding):
+        raise PipelineError(
+            settings.weights, f"{type(decoder).__name__} counts padding as positions, so no batch can be padded", REMEDY
+        )
 
 
-def _eos_of(config: PreTrainedConfig, settings: LLM) -> int | None:
-    found = _first(config, "eos")
-    if found is None:
-        found = _first(config.get_text_config(decoder=True), "eos")
-    if found is None:
-        try:
-            found = _first(GenerationConfig.from_pretrained(settings.weights), "eos")
-        except UNREADABLE:
-            return None
-    return found
-
-
-def _first(config: Any, name: str) -> int | None:
-    """The token `bos` or `eos` of a configuration, the first where it names several."""
-    found = getattr(config, f"{name}_token_id", None)
-    return (found[0] if found else None) if isinstance(found, list) else found
+def _eos_of(settings: LLM) -> int | None:
+    """What the files themselves say: a configuration that says nothing has its class's default, of another vocabulary."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(settings.weights) / name
+        content = read_json(file, REMEDY) if file.exists() else {}
+        for section in (content, content.get("text_config") or {}):
+            tokens = section.get("eos_token_id")
+            if tokens is not None and tokens != []:
+                return tokens[0] if isinstance(tokens, list) else tokens
+    return None
 
 
 def _unusable(settings: LLM, error: Exception) -> PipelineError:
