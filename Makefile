@@ -39,6 +39,7 @@ bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what th
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_shapes.py
+	@PYTHONPATH=. $(BIN)/python tests/bench_decoding.py
 
 ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \

@@ -527,7 +527,35 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
             f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
             "sinks are measured on a split that is evaluated",
         )
+    _check_decorrelation(params, where)
     _check_online(params, where)
+
+
+def _check_decorrelation(params: Params, where: str | Path) -> None:
+    """Layers and tokens that the loss can count, as far as the parameters tell."""
+    loss, modality = params.decorrelation, params.model.modality
+    for key in ("layers", "roles"):
+        if not getattr(loss, key):
+            raise PipelineError(where, f"decorrelation.{key} is []", "name one at least, or take all")
+    if loss.weight == 0:
+        return
+    there = [f"{stream}{part}" for stream in streams(modality) for part in ("_start", "", "_end")]
+    there += ["prompt"] * bool(params.model.prompt)
+    if loss.roles != "all" and not set(loss.roles) & set(there):
+        raise PipelineError(
+            where,
+            f"decorrelation.roles is {list(loss.roles)} and model.modality is {modality!r}, so no token counts",
+            f"take all, or some of: {', '.join(there)}",
+        )
+    blocks = params.model.llm.blocks
+    counted = range(blocks - 1) if blocks else None
+    if counted is not None and (not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted))):
+        asked = "all" if loss.layers == "all" else list(loss.layers)
+        raise PipelineError(
+            where,
+            f"decorrelation.layers is {asked} and model.llm.blocks is {blocks}, of which all but the last count",
+            f"name some of 0 to {blocks - 2}, or all" if counted else "keep two blocks at least",
+        )
 
 
 def _check_online(params: Params, where: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import bench_decoding
 import bench_shapes
 import bench_sinks
 import pytest
@@ -50,3 +51,14 @@ def test_each_way_of_looking_tells_its_seconds_and_megabytes(
     seconds, peak = map(float, capsys.readouterr().out.split())
     assert seconds > 0
     assert peak > 0
+
+
+def test_both_ways_of_decoding_find_equal_tokens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name, value in {"LAYERS": 2, "WIDTH": 32, "HEADS": 4, "PROMPT": 9, "NEW_TOKENS": 3, "PAIRS": 1}.items():
+        monkeypatch.setattr(bench_decoding, name, value)
+    bench_decoding.main()
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [str(beams) for beams in bench_decoding.BEAMS]
+    assert all(line.endswith(", equal tokens") for line in lines)

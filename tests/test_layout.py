@@ -21,7 +21,7 @@ LIBRARIES = {
     "encoders": {"corpora"},
     "model": set(),
     "scoring": set(),
-    "sinks": {"model.roles"},
+    "sinks": {"model.backbone", "model.roles"},
     "tracking": {"corpora.manifest", "corpora.reading", "corpora.training_noise", "encoders.store"},
     "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
     "sweeping": {"comparison", "corpora.manifest", "corpora.record", "encoders.store", "tracking", "trial.inputs"},

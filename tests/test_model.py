@@ -1,16 +1,24 @@
 """The audio-visual LLM on a random Llama of four blocks."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from families import small_model
+from planted import no_hooks
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, Decorrelation, LoRA, Projector
 from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer
-from pipeline.model.decoding import transcribe
-from pipeline.model.decorrelation import decorrelation_loss
+from pipeline.model.decoding import prompt_read_once, transcribe
+from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_length
 from pipeline.model.examples import Examples, collate
 from pipeline.model.roles import Role
@@ -182,6 +190,185 @@ def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
     alone = [transcribe(model, batch_of(model, [n]), beams, 12)[0] for n in range(4)]
     assert together == alone
     assert len(set(together)) > 1
+
+
+GENERATION = {
+    "do_sample": True, "temperature": 0.7, "top_k": 3, "top_p": 0.8, "repetition_penalty": 1.3, "num_beams": 2,
+    "no_repeat_ngram_size": 2, "suppress_tokens": list(range(2, 90)), "begin_suppress_tokens": [5], "min_length": 12,
+    "forced_bos_token_id": 9, "forced_eos_token_id": 1, "length_penalty": 5.0, "early_stopping": True,
+    "min_new_tokens": 12, "max_length": 3, "return_dict_in_generate": True, "output_scores": True,
+    "guidance_scale": 1.5, "bad_words_ids": [[40]], "sequence_bias": [[[7], 5.0]], "num_return_sequences": 2,
+    "exponential_decay_length_penalty": [1, 2.0], "encoder_repetition_penalty": 2.0, "typical_p": 0.5,
+    "eos_token_id": [1, 40, 41], "cache_implementation": "static", "use_cache": False, "prompt_lookup_num_tokens": 3,
+    "a_key_of_a_later_version": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", GENERATION)
+def test_the_llm_s_own_generation_config_changes_no_text(llm, tmp_path, key):
+    plain = settled(build(llm, seed=3))
+    own = shutil.copytree(llm, tmp_path / "llm")
+    (own / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 0, "eos_token_id": 1, key: GENERATION[key]})
+    )
+    model = settled(build(own, seed=3))
+    assert transcribe(model, batch_of(model), 2, 6) == transcribe(plain, batch_of(plain), 2, 6)
+
+
+def test_no_key_of_a_generation_config_is_inherited(llm, monkeypatch):
+    """Of all keys that the library has, and of one that it has not."""
+    model = settled(build(llm))
+    used = []
+    search = type(model.decoder)._beam_search
+
+    def seen(*arguments, generation_config, **others):
+        used.append(generation_config.to_dict())
+        return search(*arguments, generation_config=generation_config, **others)
+
+    monkeypatch.setattr(type(model.decoder), "_beam_search", seen)
+    transcribe(model, batch_of(model), 2, 4)
+    for key in [*GenerationConfig().to_dict(), "a_key_of_a_later_version"]:
+        # Past the checks of the class, which hold for what a file may say.
+        model.decoder.generation_config.__dict__[key] = "another"
+    own = model.decoder.generation_config
+    transcribe(model, batch_of(model), 2, 4)
+    assert used[0] == used[1]
+    assert (used[0]["num_beams"], used[0]["do_sample"], used[0]["eos_token_id"]) == (2, False, 1)
+    assert model.decoder.generation_config is own
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2", "bloom", "lfm2", "mamba"])
+def test_a_prompt_read_once_gives_the_tokens_of_a_prompt_read_by_each_beam(family, beams):
+    decoder = small_model(family)
+    width = decoder.get_input_embeddings().weight.shape[1]
+    embeddings = torch.randn(3, 9, width, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    parameters = GenerationConfig(num_beams=beams, max_new_tokens=6, eos_token_id=1, pad_token_id=1)
+    rows = []
+    handle = backbone_of(decoder).register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
+    found = []
+    for once in (False, True):
+        with torch.inference_mode(), prompt_read_once(decoder, beams if once else 1):
+            found.append(decoder.generate(
+                inputs_embeds=embeddings, attention_mask=mask, generation_config=parameters
+            ))  # fmt: skip
+    handle.remove()
+    assert torch.equal(*found)
+    assert rows[0] == 3 * beams
+    assert 3 in rows
+    assert no_hooks(decoder)
+
+
+def test_an_error_while_a_prompt_is_read_leaves_no_hook(llm):
+    model = settled(build(llm))
+    with pytest.raises(RuntimeError, match="in the middle"), prompt_read_once(model.decoder, 3):
+        raise RuntimeError("in the middle")
+    assert no_hooks(model)
+
+
+# LLMs that cannot be used as they are.
+
+
+@pytest.fixture
+def own(llm, tmp_path):
+    """A copy of the LLM to change."""
+    return shutil.copytree(llm, tmp_path / "llm")
+
+
+def change(file, **values):
+    content = json.loads(file.read_text())
+    for key, value in values.items():
+        content.pop(key, None) if value is None else content.update({key: value})
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [1, [1, 5]])
+def test_an_eos_that_the_tokenizer_lacks_is_the_model_s(own, place, value):
+    change(own / "tokenizer_config.json", eos_token=None)
+    for name in ("config.json", "generation_config.json"):
+        change(own / name, eos_token_id=value if name == place else None)
+    assert AutoTokenizer.from_pretrained(own).eos_token_id is None
+    model = build(own)
+    assert model.eos == 1
+    assert model.tokenizer.decode([40, 1], skip_special_tokens=True) == model.tokenizer.decode([40])
+
+
+def test_without_any_eos_it_is_one_line(own):
+    change(own / "tokenizer_config.json", eos_token=None)
+    for name in ("config.json", "generation_config.json"):
+        change(own / name, eos_token_id=None)
+    with pytest.raises(PipelineError, match="names an EOS token; set eos_token_id"):
+        build(own)
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(own):
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(own)
+    # A token that no text has does no harm.
+    assert build(own).bos == 0
+    tokenizer.add_tokens(["bin blue"])
+    tokenizer.save_pretrained(own)
+    with pytest.raises(PipelineError, match="gives text the token 259, and its embedding has 258 rows"):
+        build(own)
+
+
+def test_quantised_weights_are_refused(own):
+    change(own / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(PipelineError, match=r"its weights are quantised \(gptq\); take the checkpoint that is not"):
+        build(own)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other shape"])
+def test_weights_that_are_not_whole_are_refused(own, damage):
+    file = own / "model.safetensors"
+    tensors = load_file(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        name = "model.layers.1.mlp.up_proj.weight"
+        tensors |= {name: tensors[name][:50].clone()} if damage == "other shape" else {}
+        if damage == "missing":
+            del tensors[name]
+        save_file(tensors, file, {"format": "pt"})
+    expected = r"1 weights are missing \(the first: model" if damage == "missing" else "cannot be loaded"
+    with pytest.raises(PipelineError, match=expected) as refused:
+        build(own)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "phi"])
+def test_layer_norms_take_bfloat16(family, tmp_path):
+    """Training, in bfloat16, of decoders whose norms take no parameters of another type than their input."""
+    folder = tiny.make_llm(tmp_path)
+    small_model(family, vocab_size=258, max_position_embeddings=256).save_pretrained(folder)
+    decoder = load_decoder(LLM(weights=str(folder)), torch.bfloat16)
+    targets = {"gpt2": "c_attn", "gpt_neox": "query_key_value"}.get(family, "q_proj")
+    settings = tiny.settings(folder, lora=LoRA(rank=4, targets=(targets,)))
+    model = AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, "bfloat16")
+    losses = model(batch_of(model), Decorrelation(weight=1))
+    (losses.cross_entropy + losses.decorrelation).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.trained().values())
+    assert len(transcribe(model.eval(), batch_of(model), 2, 3)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layers": (3,)}, "has 3, and the LLM has 4 layers, of which all but the last count; name some of 0 to 2"),
+        ({"layers": (0, 7)}, "has 7, and the LLM has 4 layers"),
+    ],
+)
+def test_layers_that_the_loss_cannot_count_are_refused(llm, changes, expected):
+    model = build(llm)
+    with pytest.raises(PipelineError, match=expected):
+        model(batch_of(model), Decorrelation(weight=1, **changes))
+    assert list(counted_layers(Decorrelation(weight=1), 4)) == [0, 1, 2]
+    with pytest.raises(PipelineError, match="the LLM has 1 layer"):
+        counted_layers(Decorrelation(weight=1), 1)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

@@ -18,6 +18,7 @@ from pipeline.config import load_params
 from pipeline.corpora import mouth_region
 from pipeline.corpora.media import pcm16, read_audio, read_video_gray, write_audio, write_video
 from pipeline.evaluate import evaluate
+from pipeline.sinks.definitions import DEFINITIONS
 from pipeline.tracking.trial import Trial
 from pipeline.train import train
 from pipeline.transcribe import main
@@ -128,28 +129,36 @@ def test_sinks_are_those_that_the_instrument_counts(
     trial = trials[LIPS]
     params = load_params(trial.config, [LOW])
     utterance = next(u for u in evaluation_inputs(params).utterances if u.split == "test" and u.snr is None)
-    text, *lines = transcribe(f"data/corpus/{utterance.video}", "--run", trial.folder, "--sinks", "--set", LOW)
+    text, counts, *lines = transcribe(f"data/corpus/{utterance.video}", "--run", trial.folder, "--sinks", "--set", LOW)
     inputs = evaluation_inputs(params)
     model = build_model(params, inputs, trial.adapter).eval()
     found = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (
-        r"  (.+) at position (\d+) is a sink: ([\d.,]+) times the median after block \d, at feature \d+; cosine .*"
+        r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median after block \d, at feature \d+; "
+        r"cosine .*"
     )
     told = [match for line in lines if (match := re.fullmatch(pattern, line))]
     assert len(told) == found["intermediate"]["sink_tokens"] > 0
     assert [float(match[3]) for match in told] == sorted((float(match[3]) for match in told), reverse=True)
     assert all(float(match[3]) >= 5 for match in told)
-    assert lines[0].startswith("  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is no sink (above 5 times")
+    assert lines[0].startswith("  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is no sink by activation (")
+    both = re.fullmatch(r"  sinks by massive activation: (\d+)(?: \(.*\))?; by attention: (\d+)(?: \(.*\))?", counts)
+    assert int(both[1]) == len(told) + found["bos"]["sink_tokens"]
+    statistics = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0)
+    assert int(both[2]) == statistics.arrays["definition_tokens"][list(DEFINITIONS).index("attention")].sum()
     assert len(lines) == 1 + len(told)
 
 
 def test_without_sinks_the_strongest_token_is_named(transcribe, trials: dict[str, Trial], project: Path) -> None:
     wav = next((project / "data/corpus/test").rglob("*.wav"))
     words = ("--run", trials[AUDIO].folder, "--beams", 1, "--set", "evaluate.max_new_tokens=2")
-    text, bos, other = transcribe(wav, *words, "--sinks")
+    text, counts, bos, other = transcribe(wav, *words, "--sinks")
     assert len(text) <= 2
-    assert bos.startswith("  BOS is no sink (above 1,000 times the median): ")
-    assert other.startswith("  no other token is a sink (above 1,000 times the median); the strongest is ")
+    assert counts.startswith("  sinks by massive activation: 0; by attention: ")
+    assert bos.startswith("  BOS is no sink by activation (above 1,000 times the median): ")
+    assert other.startswith(
+        "  no other token is a sink by activation (above 1,000 times the median); the strongest is "
+    )
 
 
 # What cannot be transcribed.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -17,7 +16,8 @@ from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import weights_digest
 from pipeline.config import LLM, Params
 from pipeline.inspection.subject import Portion
-from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer
+from pipeline.model.backbone import run_backbone, vocabulary_logits
+from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer, most_positions, require_embedded
 from pipeline.model.roles import Role
 from pipeline.model.sequence import Sequence
 
@@ -49,13 +49,19 @@ class Text:
         if params.train.threads:
             torch.set_num_threads(params.train.threads)
         self._size = params.sinks.batch_size
-        self.decoder, self._tokenizer = _loaded(folder, getattr(torch, self._precision))
+        settings = LLM(weights=str(folder))
+        self.decoder, self._tokenizer = (
+            load_decoder(settings, getattr(torch, self._precision)),
+            load_tokenizer(settings),
+        )
         self.decoder.to(device)
-        longest = getattr(self.decoder.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        longest = most_positions(self.decoder.config)
         if longest and tokens > longest:
             raise PipelineError("--tokens", f"{tokens} are more than {folder} takes", f"ask for at most {longest}")
         bos = bos_token(self._tokenizer, self.decoder.config)
-        self._windows = _windows(self._tokenizer(text, add_special_tokens=False)["input_ids"], bos, tokens)[:sequences]
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        require_embedded([bos, *ids], self.decoder, "the text")
+        self._windows = _windows(ids, bos, tokens)[:sequences]
         name = folder.resolve().name
         self.name = f"{name}_{file.stem}"
         self.title = f"{name} on {file.name}, each sequence begun with {self._tokenizer.decode([bos])!r}"
@@ -94,16 +100,18 @@ class Text:
         """Nats over the tokens after BOS, and their number."""
         windows: Tensor = portion.content
         with self.autocast():
-            hidden = self.decoder.get_decoder()(
-                inputs_embeds=portion.sequence.embeddings,
-                attention_mask=portion.sequence.mask.long(),
-                position_ids=portion.sequence.positions,
+            sequence = portion.sequence
+            hidden = run_backbone(
+                self.decoder,
+                inputs_embeds=sequence.embeddings,
+                attention_mask=sequence.mask.long(),
+                position_ids=sequence.positions,
                 use_cache=False,
             ).last_hidden_state
             found = []
             # One at a time: the logits of a batch would be the largest thing held.
             for row, window in zip(hidden, windows, strict=True):
-                logits = self.decoder.get_output_embeddings()(row[:-1]).float()
+                logits = vocabulary_logits(self.decoder, row[None, :-1])[0].float()
                 found.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
         return found
 
@@ -121,18 +129,6 @@ def _read(file: Path) -> str:
     if not text.strip():
         raise PipelineError(file, "holds no text", "name a text file with some words in it")
     return text
-
-
-def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    remedy = "name a folder with config.json, weights and tokenizer, as model hubs have them"
-    if not (folder / "config.json").is_file():
-        raise PipelineError(folder, "there is no model here (no config.json)", remedy)
-    settings = LLM(weights=str(folder))
-    try:
-        return load_decoder(settings, dtype), load_tokenizer(settings)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PipelineError(folder, f"cannot be loaded as a causal language model ({reason})", remedy) from None
 
 
 def _windows(tokens: list[int], bos: int, length: int) -> Tensor:

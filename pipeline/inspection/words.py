@@ -6,6 +6,7 @@ from pipeline.comparison.quantities import rounded
 from pipeline.config import Sinks
 from pipeline.inspection.subject import Subject
 from pipeline.inspection.survey import NamedSink, Survey
+from pipeline.model.roles import Role
 from pipeline.sinks.columns import INTERMEDIATE
 
 NAMED = 8
@@ -26,6 +27,7 @@ def words(subject: Subject, survey: Survey, settings: Sinks) -> str:
     parts = [
         [WHAT],
         [f"{subject.title}: {_number(len(subject), subject.item)} of {length} tokens, {survey.blocks} blocks."],
+        _counts(subject, survey, settings),
         _of_bos(subject, survey, settings, length),
         _of_others(subject, survey, settings),
         _relocation(subject, survey),
@@ -34,6 +36,25 @@ def words(subject: Subject, survey: Survey, settings: Sinks) -> str:
     if left_out:
         parts.append([f"Left out, since they are not finite: {', '.join(left_out[:NAMED])} ({len(left_out)} in all)."])
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _counts(subject: Subject, survey: Survey, settings: Sinks) -> list[str]:
+    """Sinks by both definitions, which need not be the same tokens."""
+    arrays, utterances = survey.summary.arrays, survey.summary.description["utterances"]
+    at_bos = dict(zip(arrays["definitions"], arrays["definition_tokens"][:, Role.BOS], strict=True))
+    lines = []
+    for what, name, rule, metric in (
+        ("massive activation", "massive", f"above {settings.tau:,g} times the median", INTERMEDIATE),
+        ("attention", "attention", f"mean attention above {settings.epsilon:g}", f"{INTERMEDIATE}/attention"),
+    ):
+        number = _figure(survey, metric)
+        if number:
+            share = _share(at_bos[name] / utterances)
+            lines.append(
+                f"Sinks by {what} ({rule}): BOS in {share} of the {subject.item}s, and {number} other tokens per "
+                f"{subject.item}."
+            )
+    return lines
 
 
 def _of_bos(subject: Subject, survey: Survey, settings: Sinks, length: str) -> list[str]:
@@ -68,14 +89,14 @@ def _of_others(subject: Subject, survey: Survey, settings: Sinks) -> list[str]:
     strongest = _figure(survey, "sinks/max_ratio/intermediate")
     if not found["sink_tokens"]:
         return [
-            f"No other token is a sink: the strongest has {strongest} times the median, below {settings.tau:,g} in all "
-            f"{subject.item}s.",
+            f"No other token is a sink by its activation: the strongest has {strongest} times the median, below "
+            f"{settings.tau:,g} in all {subject.item}s.",
             *_cosine(survey),
         ]
     kinds = sorted(survey.named.items(), key=lambda pair: -pair[1].count)
     lines = [
-        f"Other sinks: {number} tokens in each {subject.item}, {found['sink_tokens']} in all; the strongest has "
-        f"{strongest} times the median.",
+        f"Other sinks by their activation: {number} tokens in each {subject.item}, {found['sink_tokens']} in all; the "
+        f"strongest has {strongest} times the median.",
         *(f"  {label}: {_named(sink)}" for label, sink in kinds[:NAMED]),
     ]
     if len(kinds) > NAMED:

@@ -14,7 +14,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
 from pipeline.config import Decorrelation, Model, prompt, streams
-from pipeline.model.decoder import bos_token
+from pipeline.model.backbone import run_backbone, vocabulary_logits
+from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
 from pipeline.model.decorrelation import decorrelation_loss
 from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
@@ -66,7 +67,8 @@ class AudioVisualLLM(nn.Module):
         self.streams = streams(settings.modality)
         self.bos = bos_token(tokenizer, decoder.config)
         self._is_checkpointing = False
-        self.eos = tokenizer.eos_token_id
+        self.eos = eos_token(tokenizer)
+        require_vocabulary(tokenizer, decoder)
         self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]
@@ -181,7 +183,8 @@ class AudioVisualLLM(nn.Module):
         sequence = self.sequence(batch, response=True)
         wanted = decorrelation.weight > 0
         with self.autocast():
-            output = self.decoder.get_decoder()(
+            output = run_backbone(
+                self.decoder,
                 inputs_embeds=sequence.embeddings,
                 attention_mask=self._attention_mask(sequence),
                 position_ids=sequence.positions,
@@ -189,7 +192,7 @@ class AudioVisualLLM(nn.Module):
                 use_cache=False,
             )
             labels = self._labels(batch["response"], sequence.roles)
-            logits = self.decoder.get_output_embeddings()(output.last_hidden_state[:, -labels.shape[1] :])
+            logits = vocabulary_logits(self.decoder, output.last_hidden_state[:, -labels.shape[1] :])
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )

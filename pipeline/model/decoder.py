@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -14,48 +17,232 @@ from transformers import (
 from transformers.utils import logging
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json
+from pipeline.common.hardware import autocast
 from pipeline.config import LLM
+from pipeline.model.backbone import run_backbone
+
+REMEDY = "name a folder with config.json, weights and tokenizer of a causal language model, as model hubs have them"
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError, SafetensorError,
+)  # fmt: skip
+"""What transformers raises at files that are damaged, cut, or of an architecture that it does not know."""
 
 
 def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """The frozen decoder with its first `settings.blocks` blocks, in evaluation mode, on the CPU.
 
+    Its own generation_config.json is not read. Vectors (the scale of a norm, a bias) are kept in float32: they cost
+    nothing, and a LayerNorm takes no parameters of another type than its input.
+
     Args:
         settings: its folder and its blocks.
-        dtype: of its weights.
-        attention: the implementation, `sdpa` or `eager`.
+        dtype: of its matrices.
+        attention: the implementation, `sdpa` or `eager`; eager where the architecture has no sdpa, or cannot leave it
+            again for the maps.
 
     Raises:
-        PipelineError: there is no such folder, or it has fewer blocks than asked for.
+        PipelineError: there is no such folder, it has fewer blocks than asked for, or it holds no causal language
+            model that can be loaded, run and trained: damaged, incomplete, quantised, or one that sees later tokens.
     """
-    config = AutoConfig.from_pretrained(_folder(settings))
+    config = _config(settings)
     _keep_blocks(config, settings)
     # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    decoder = AutoModelForCausalLM.from_pretrained(
-        settings.weights, config=config, dtype=dtype, attn_implementation=attention
-    )
+    try:
+        decoder, report = AutoModelForCausalLM.from_pretrained(
+            settings.weights,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention if _has_sdpa(config) else "eager",
+            generation_config=GenerationConfig(),
+            output_loading_info=True,
+        )
+    except UNREADABLE as error:
+        raise _unusable(settings, error) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise PipelineError(
+            settings.weights, f"{len(missing)} weights are missing (the first: {missing[0]})", "fetch it again"
+        )
     decoder.requires_grad_(False)
-    return decoder.eval()
+    for parameter in decoder.parameters():
+        if parameter.dim() < 2:
+            parameter.data = parameter.data.float()
+    decoder.eval()
+    _require_usable(decoder, settings, dtype)
+    return decoder
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
-    """The decoder's own tokenizer, unchanged."""
-    return AutoTokenizer.from_pretrained(_folder(settings))
+    """The decoder's own tokenizer. If it names no EOS, that of the model's configuration is its EOS.
+
+    Raises:
+        PipelineError: there is none, or it cannot be read.
+    """
+    _config(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.weights)
+    except UNREADABLE as error:
+        raise PipelineError(settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY) from None
+    if tokenizer.eos_token_id is None:
+        found = _eos_of(settings)
+        token = None if found is None else tokenizer.convert_ids_to_tokens(found)
+        if token is not None:
+            # So that it is left out of texts as well.
+            tokenizer.eos_token = token
+    return tokenizer
 
 
-def _folder(settings: LLM) -> str:
-    if not (Path(settings.weights) / "config.json").exists():
+def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
+    for token in (tokenizer.bos_token_id, config.get_text_config(decoder=True).bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")
+
+
+def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that every response ends with.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    if tokenizer.eos_token_id is None:
         raise PipelineError(
-            settings.weights, "there is no model here (no config.json)", "make it with: python -m pipeline.weights"
+            tokenizer.name_or_path,
+            "neither its tokenizer nor its config.json or generation_config.json names an EOS token",
+            "set eos_token_id in its config.json: without an end no response can be trained",
         )
-    return settings.weights
+    return tokenizer.eos_token_id
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
+    """Refuse a tokenizer that makes tokens of text which the decoder has no embedding for. Special tokens that no text
+    has, such as one for padding that was added later, do no harm.
+
+    Raises:
+        PipelineError: it does.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], decoder, "text")
+
+
+def require_embedded(tokens: list[int], decoder: PreTrainedModel, what: str) -> None:
+    """Refuse token ids that the decoder has no embedding for: its tokenizer is then of another model.
+
+    Args:
+        tokens: any ids.
+        decoder: whose embedding counts.
+        what: they are the tokens of, for the message.
+
+    Raises:
+        PipelineError: an id is not in the embedding.
+    """
+    rows = decoder.get_input_embeddings().weight.shape[0]
+    if tokens and max(tokens) >= rows:
+        raise PipelineError(
+            decoder.name_or_path,
+            f"its tokenizer gives {what} the token {max(tokens)}, and its embedding has {rows} rows",
+            "put the model's own tokenizer there, or resize its embedding",
+        )
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """The tokens that a sequence may have; None where the architecture sets no bound."""
+    longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _config(settings: LLM) -> PreTrainedConfig:
+    folder = Path(settings.weights)
+    if not (folder / "config.json").exists():
+        raise PipelineError(
+            settings.weights,
+            "there is no model here (no config.json)",
+            "make it with: python -m pipeline.weights, or name a folder with config.json, weights and tokenizer",
+        )
+    try:
+        config = AutoConfig.from_pretrained(settings.weights)
+    except UNREADABLE as error:
+        raise _unusable(settings, error) from None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PipelineError(
+            settings.weights, f"{config.model_type} is no causal language model of the transformers library", REMEDY
+        )
+    quantised = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(decoder=True), "quantization_config", None
+    )
+    if quantised:
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise PipelineError(
+            settings.weights, f"its weights are quantised ({how})", "take the checkpoint that is not quantised"
+        )
+    return config
+
+
+def _has_sdpa(config: PreTrainedConfig) -> bool:
+    """Whether the architecture has sdpa, and can be switched to eager attention for the maps."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind._supports_sdpa and kind._can_set_attn_implementation()
+
+
+def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
+    """A pass of three sequences: two that differ in their last token, where what comes before must not, and one that
+    is padded at its left, where the rest must not differ from the first."""
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [3, 0, 1, 2]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    try:
+        with torch.no_grad(), autocast(precision, decoder.device):
+            embeddings = decoder.get_input_embeddings()(ids).float()
+            one, other, padded = run_backbone(
+                decoder,
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+            ).last_hidden_state.float()
+    except UNREADABLE as error:
+        raise PipelineError(
+            settings.weights, f"{type(decoder).__name__} cannot be run on embeddings ({_reason(error)})", REMEDY
+        ) from None
+    rounding = (0.1 if dtype == torch.bfloat16 else 0.001) * one.abs().max()
+    if bool((one - other)[:3].abs().max() > rounding):
+        raise PipelineError(
+            settings.weights, f"{type(decoder).__name__} lets tokens see later ones: it is no causal decoder", REMEDY
+        )
+    if bool((one[:3] - padded[1:]).abs().max() > rounding):
+        raise PipelineError(
+            settings.weights, f"{type(decoder).__name__} counts padding as positions, so no batch can be padded", REMEDY
+        )
+
+
+def _eos_of(settings: LLM) -> int | None:
+    """What the files themselves say: a configuration that says nothing has its class's default, of another vocabulary."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(settings.weights) / name
+        content = read_json(file, REMEDY) if file.exists() else {}
+        for section in (content, content.get("text_config") or {}):
+            tokens = section.get("eos_token_id")
+            if tokens is not None and tokens != []:
+                return tokens[0] if isinstance(tokens, list) else tokens
+    return None
+
+
+def _unusable(settings: LLM, error: Exception) -> PipelineError:
+    return PipelineError(settings.weights, f"cannot be loaded as a causal language model ({_reason(error)})", REMEDY)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _keep_blocks(config: PreTrainedConfig, settings: LLM) -> None:
     """Shorten the configuration, so that only the kept blocks are ever built."""
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
     there = text.num_hidden_layers
     if settings.blocks is None or settings.blocks == there:
         return
@@ -68,11 +255,3 @@ def _keep_blocks(config: PreTrainedConfig, settings: LLM) -> None:
         if isinstance(value, list) and len(value) == there:
             setattr(text, name, value[: settings.blocks])
     text.num_hidden_layers = settings.blocks
-
-
-def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
-    for token in (tokenizer.bos_token_id, config.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")

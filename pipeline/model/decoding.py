@@ -1,8 +1,15 @@
 """From features to text."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.backbone import backbone_of
 from pipeline.model.examples import Batch
 
 
@@ -17,16 +24,77 @@ def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: 
         Texts, white space folded.
     """
     sequence = model.sequence(batch, response=False)
-    with model.autocast():
+    parameters = GenerationConfig(
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        length_penalty=1.0,
+        early_stopping=False,
+        bos_token_id=model.bos,
+        eos_token_id=model.eos,
+        pad_token_id=model.eos,
+    )
+    with model.autocast(), _nothing_inherited(model.decoder), prompt_read_once(model.decoder, beams):
         tokens = model.decoder.generate(
-            inputs_embeds=sequence.embeddings,
-            attention_mask=sequence.mask.long(),
-            num_beams=beams,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            bos_token_id=model.bos,
-            eos_token_id=model.eos,
-            pad_token_id=model.eos,
+            inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
+
+
+@contextmanager
+def _nothing_inherited(decoder: PreTrainedModel) -> Iterator[None]:
+    """Generation without what the LLM's own generation_config.json asks for: it fills each key that we leave open."""
+    own = decoder.generation_config
+    decoder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        decoder.generation_config = own
+
+
+@contextmanager
+def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
+    """Beam search whose first pass reads each prompt once; what it gives is repeated for the beams.
+
+    `generate` repeats the prompt itself, and puts it through the decoder once a beam.
+
+    Args:
+        decoder: whose `generate` is called once inside.
+        beams: of that search. The beams of an utterance lie next to one another.
+    """
+    if beams == 1:
+        yield
+        return
+    handles: list[Any] = []
+
+    def before(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        # All rows of the pass, so that what has as many is known to be theirs.
+        rows = len(kwargs["inputs_embeds"])
+        return args, {name: value[::beams] if _is_repeated(value, rows) else value for name, value in kwargs.items()}
+
+    def after(backbone: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        for handle in handles:
+            handle.remove()
+        hidden = output.last_hidden_state
+        copies = torch.arange(len(hidden), device=hidden.device).repeat_interleave(beams)
+        for cache in {id(value): value for value in (*kwargs.values(), *output.values())}.values():
+            if isinstance(cache, Cache):
+                cache.reorder_cache(copies)
+        output.last_hidden_state = hidden[copies]
+        return output
+
+    backbone = backbone_of(decoder)
+    handles += [
+        backbone.register_forward_pre_hook(before, with_kwargs=True),
+        backbone.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_repeated(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows

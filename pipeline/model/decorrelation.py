@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pipeline.common.errors import PipelineError
 from pipeline.config import Decorrelation
 from pipeline.model.examples import uploaded
 from pipeline.model.roles import REAL_ROLES, Role
@@ -27,7 +28,7 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
     Returns:
         A scalar in [0, 1].
     """
-    layers = range(len(hidden_states) - 2) if settings.layers == "all" else settings.layers
+    layers = counted_layers(settings, len(hidden_states) - 1)
     counted = counted_tokens(roles, settings)
     is_bos = roles == Role.BOS
     position = is_bos.int().argmax(1)
@@ -43,6 +44,32 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
             cosine = torch.nn.functional.cosine_similarity(hidden, bos[:, None], dim=-1)
             losses.append((cosine.square() * counted).sum() / counted.sum().clamp(min=1))
     return torch.stack(losses).mean()
+
+
+def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
+    """The layers whose output the loss counts.
+
+    Args:
+        settings: which are asked for.
+        depth: how many layers the LLM has. The output of the last is seen after the final norm alone, and never counts.
+
+    Raises:
+        PipelineError: there is none, or one that is asked for does not count.
+    """
+    inner = range(depth - 1)
+    if settings.layers == "all" and not inner:
+        raise PipelineError("decorrelation.weight", f"is {settings.weight:g} and the LLM has {depth} layer",
+                            "keep two at least (model.llm.blocks): the output of the last does not count")  # fmt: skip
+    if settings.layers == "all":
+        return inner
+    outside = [layer for layer in settings.layers if layer not in inner]
+    if outside:
+        raise PipelineError(
+            "decorrelation.layers",
+            f"has {', '.join(map(str, outside))}, and the LLM has {depth} layers, of which all but the last count",
+            f"name some of 0 to {depth - 2}, or all" if inner else "keep two layers at least (model.llm.blocks)",
+        )
+    return settings.layers
 
 
 def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:

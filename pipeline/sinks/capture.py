@@ -5,14 +5,17 @@ keys and values by the cache they are handed to, and the MLP by arithmetic, so t
 computes is changed: hooks only look, and they and every setting are put back whatever happens.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import backbone_of, run_backbone
 from pipeline.sinks.captured import Captured
 from pipeline.sinks.recording import Recording
 
@@ -31,20 +34,29 @@ def capture(decoder: nn.Module, embeddings: Tensor, mask: Tensor, roles: Tensor)
         roles: (B, T) of `Role`; each utterance has one BOS.
 
     Raises:
-        PipelineError: the decoder's blocks cannot be found, or they return no attention maps.
+        PipelineError: the decoder's blocks cannot be found, one of them has no attention map, or has one in which
+            tokens attend to later ones.
     """
     base = decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
-    backbone = base.get_decoder()
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), eager_attention(base), evaluating(base), recorded(base, mask, roles) as recording:
-        backbone(
+        cache = {"past_key_values": recording.cache, "use_cache": True} if _keeps_all_keys(base) else {}
+        run_backbone(
+            base,
             inputs_embeds=embeddings,
             attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=recording.cache,
-            use_cache=True,
+            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
+            **(cache or {"use_cache": False}),
         )
     return recording.captured()
+
+
+def _keeps_all_keys(model: Any) -> bool:
+    """Whether each block has a cache of keys and values alone, in whose place `Recording.cache` can stand."""
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def decoder_blocks(model: Any) -> nn.ModuleList:
         PipelineError: there is no such list.
     """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in model.get_decoder().modules():
+    for module in backbone_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise PipelineError(
@@ -96,6 +108,19 @@ def recorded(model: Any, mask: Tensor, roles: Tensor) -> Iterator[Recording]:
         for number, block in enumerate(decoder_blocks(model)):
             handles = [block.register_forward_hook(recording.hook_of_block(number), with_kwargs=True)]
             handles += [part.register_forward_hook(recording.on_part, with_kwargs=True) for part in block.children()]
+            for module in block.modules():
+                # What makes a map has projections; a leaf has none.
+                if module is not block and next(module.children(), None) is not None:
+                    handles.append(module.register_forward_hook(recording.on_output))
+                    if "output_attentions" in inspect.signature(module.forward).parameters:
+                        handles.append(module.register_forward_pre_hook(_ask_for_map, with_kwargs=True))
             for handle in handles:
                 hooks.callback(handle.remove)
         yield recording
+
+
+def _ask_for_map(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The hook before an attention of the older kind, which returns its map where it is told to."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.arguments["output_attentions"] = True
+    return bound.args, bound.kwargs

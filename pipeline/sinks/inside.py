@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.sinks.capture import evaluating
 from pipeline.sinks.captured import MLPCall
+from pipeline.sinks.recording import first_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Inside:
     """(B, T, F): what the gate multiplies; without a gate what enters the activation function."""
     product: Tensor
     """(B, T, F): what the down projection is given; without a gate the activation."""
+    returned: Tensor
+    """(B, T, D): what the MLP returned. Some decoders put a norm between it and the residual."""
     down: nn.Module
     autocast: torch.dtype | None
 
@@ -46,9 +49,19 @@ class _Ran:
     entered: Tensor
     returned: Tensor
 
+    version: int
+    """Of `returned` when it was returned: another one later, and something was added to it in place."""
+
     @property
     def weighted(self) -> bool:
         return any(True for _ in self.module.parameters())
+
+    def writes(self, whole: Tensor, shape: torch.Size) -> bool:
+        """Whether this is the down projection of an MLP that returned `whole` for tokens of `shape` (B, T, D): it has a
+        matrix, which a norm has not, and its output is all of it, which one of several experts' is not."""
+        has_matrix = any(parameter.dim() == 2 for parameter in self.module.parameters())
+        is_all = self.returned._version == self.version and torch.equal(self.returned, whole)
+        return has_matrix and is_all and self.entered.shape[:-1] == shape[:-1]
 
 
 def inside(call: MLPCall) -> Inside | None:
@@ -56,7 +69,10 @@ def inside(call: MLPCall) -> Inside | None:
     ran: list[_Ran] = []
 
     def on_part(module: nn.Module, args: tuple, output: Any) -> None:
-        ran.append(_Ran(module, args[0], output))
+        # Routers and the like take no tensor first, or return none.
+        returned = first_of(output)
+        if args and isinstance(args[0], Tensor) and isinstance(returned, Tensor):
+            ran.append(_Ran(module, args[0], returned, returned._version))
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -64,15 +80,15 @@ def inside(call: MLPCall) -> Inside | None:
         stack.enter_context(_autocast(call.entered, call.autocast))
         for part in call.module.children():
             stack.callback(part.register_forward_hook(on_part).remove)
-        whole = call.module(call.entered)
+        whole = first_of(call.module(call.entered))
     # Where the block holds its projections itself, the part that adds is the down projection.
-    ran = ran or [_Ran(call.module, call.entered, whole)]
+    ran = ran or [_Ran(call.module, call.entered, whole, whole._version)]
     weighted = [part for part in ran if part.weighted]
-    if not weighted or not torch.equal(weighted[-1].returned, whole):
+    if not weighted or not weighted[-1].writes(whole, call.entered.shape):
         return None
     *before, down = weighted
     gate, up = _gate_and_up(before, [part for part in ran if not part.weighted], down.entered.shape)
-    return Inside(gate, up, down.entered, down.module, call.autocast)
+    return Inside(gate, up, down.entered, whole, down.module, call.autocast)
 
 
 def _autocast(values: Tensor, dtype: torch.dtype | None) -> torch.autocast:

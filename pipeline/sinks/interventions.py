@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import backbone_of
 from pipeline.sinks.capture import decoder_blocks
 
 SAME_DIRECTION = 1e-5
@@ -117,7 +118,7 @@ def _base(decoder: nn.Module) -> Any:
 @contextmanager
 def _reading(base: Any) -> Iterator[_Reading]:
     reading = _Reading()
-    handle = base.get_decoder().register_forward_pre_hook(reading.on_pass, with_kwargs=True)
+    handle = backbone_of(base).register_forward_pre_hook(reading.on_pass, with_kwargs=True)
     try:
         yield reading
     finally:
@@ -137,8 +138,8 @@ def _changed_residual(
     def on_block(module: nn.Module, args: tuple, output: Any) -> Any:
         if reading.past > 0:
             return None
-        if isinstance(output, tuple):
-            return changed(output[0]), *output[1:]
+        if isinstance(output, (tuple, list)):
+            return type(output)([changed(output[0]), *output[1:]])
         return changed(output)
 
     with _reading(base) as reading:

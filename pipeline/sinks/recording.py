@@ -12,6 +12,9 @@ from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
 from pipeline.sinks.captured import Captured, MLPCall
 
+MOST = 1.05
+"""The sum of a query's shares, with what rounding to bfloat16 may add to it."""
+
 
 class _Norms(DynamicLayer):
     """One block's place in a key-value cache. It keeps the norms of what it is given, and nothing of it."""
@@ -30,6 +33,11 @@ class _Norms(DynamicLayer):
     def get_seq_length(self) -> int:
         """Nothing has gone before."""
         return 0
+
+
+def first_of(output: Any) -> Any:
+    """The output itself, where a module returns more beside it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @dataclass(frozen=True)
@@ -60,24 +68,39 @@ class Recording:
         self._maps: dict[int, tuple[Tensor, ...]] = {}
 
     def on_part(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        """A part of a block has run: keep what it returned until the block's end, reduce its map."""
-        first = output[0] if isinstance(output, tuple) else output
-        if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor) and output[1].dim() == 4:
-            self._map = self._reduced(output[1])
-        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first))
+        """A part of a block has run: keep what it returned until the block's end."""
+        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first_of(output)))
+
+    def on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Something inside a block has run: reduce its map, if it returned one."""
+        if self._map is None and isinstance(output, (tuple, list)):
+            found = next((one for one in output if self._is_map(one)), None)
+            if found is not None:
+                self._map = self._reduced(found)
+
+    def _is_map(self, output: Any) -> bool:
+        """Whether this is (B, H, T, T) of shares: of real queries, none is negative and their sum is at most 1."""
+        batch, length = self.mask.shape
+        if not isinstance(output, Tensor) or output.dim() != 4 or not output.is_floating_point():
+            return False
+        if (len(output), *output.shape[2:]) != (batch, length, length):
+            return False
+        shares = output.transpose(1, 2)[self.mask].float()
+        # Asked this way round, an utterance that is not finite has no say.
+        return not bool((shares < 0).any() | (shares.sum(-1) > MOST).any())
 
     def hook_of_block(self, number: int) -> Any:
         """The hook that closes block `number`."""
 
         def on_block(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = first_of(output)
             parts, found, self._parts, self._map = self._parts, self._map, [], None
             if found is None:
                 raise PipelineError(
                     self.name,
-                    f"its block {number} returned no attention map",
-                    "use a decoder whose eager attention returns its weights",
+                    f"its block {number} ({type(module).__name__}) returned no attention map",
+                    "use a decoder of which every block has softmax attention, and returns its weights",
                 )
             if number == 0:
                 self._residuals[-1] = before.detach()
@@ -91,6 +114,10 @@ class Recording:
         # Autocast would sum in bfloat16.
         with torch.autocast(attention.device.type, enabled=False):
             whole = attention.detach().float()
+            if not self._maps and bool((whole.triu(1).transpose(1, 2)[self.mask] > 0).any()):
+                raise PipelineError(
+                    self.name, "its tokens attend to later ones", "use a decoder, which reads from left to right"
+                )
             real, response = (self._queries[:, None] @ whole).unbind(2)
             answers = self._queries[:, 1].sum(1).clamp(min=1)
             return real / self._seen[:, None], response / answers[:, None, None], whole.mean(1)
@@ -103,6 +130,7 @@ class Recording:
         if self._adds:
             attention, mlp = (parts[one] for one in self._pair)
             self._additions[number] = tuple(part.returned.detach().reshape(after.shape) for part in (attention, mlp))
+            mlp = _before_norm(mlp, parts)
             if isinstance(mlp.entered, Tensor):
                 device = mlp.entered.device.type
                 autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -127,6 +155,13 @@ class Recording:
         )
 
 
+def _before_norm(added: _Part, parts: list[_Part]) -> _Part:
+    """The MLP itself, where what the block adds has gone through a norm (as in OLMo-2, Gemma-2 and GLM-4)."""
+    if any(parameter.dim() > 1 for parameter in added.module.parameters()):
+        return added
+    return next((part for part in parts if part.returned is added.entered), added)
+
+
 def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int, int] | None:
     """Which two parts' outputs, attention's first, make `after` out of `before`, up to the rounding of its type."""
     # Some decoders run their MLP on all tokens in one row.
@@ -134,7 +169,7 @@ def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int
     whole = [
         (number, output.reshape(after.shape))
         for number, output in enumerate(outputs)
-        if (output.numel(), output.shape[-1]) == like
+        if isinstance(output, Tensor) and output.dim() > 0 and (output.numel(), output.shape[-1]) == like
     ]
     rounding = 4 * torch.finfo(after.dtype).eps
     for (i, attention), (j, mlp) in combinations(whole, 2):

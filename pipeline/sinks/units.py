@@ -65,7 +65,11 @@ def _of_block(look: Inside, block: int, captured: Captured, tokens: Tokens, orig
     sinks = origin.main == block
     utterance, token = origin.utterance[sinks], origin.token[sinks]
     rows = look.rows(origin.feature[sinks])
-    written = look.product[utterance, token].float() * rows * origin.sign[sinks][:, None]
+    # A norm after the MLP scales what its units write, and may turn the sign.
+    returned = look.returned[utterance, token, origin.feature[sinks]].float()
+    added = captured.additions[block][1][utterance, token, origin.feature[sinks]].float()
+    sign = torch.where(returned * added < 0, -1, 1) * origin.sign[sinks]
+    written = look.product[utterance, token].float() * rows * sign[:, None]
     unit = written.argmax(1)
     others = captured.mask & ~tokens.sink
     counted = others.sum(1)[utterance]

@@ -17,12 +17,16 @@ from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.encoding import OnlineEncoder
 from pipeline.trial.inputs import Inputs
+from pipeline.trial.limits import require_fitting
 
 
 def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> AudioVisualLLM:
     """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
 
     Frozen weights are kept in the precision of the matrix products. A process loads them once, for all its trials.
+
+    Raises:
+        PipelineError: the LLM cannot be loaded, or the trial asks more of it than it has.
     """
     device = resolve_device(params.train.device)
     precision = resolve_precision(params.train.precision, params.train.device)
@@ -36,6 +40,7 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
     # After the loading, so that a trial begins with equal values whether or not its LLM was there already.
     transformers.set_seed(params.train.seed)
     model = AudioVisualLLM(_sharing(decoder), tokenizer, dimensions, params.model, precision, adapter, encoders)
+    require_fitting(model, params, inputs)
     return model.to(device)
 
 

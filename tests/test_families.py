@@ -1,0 +1,127 @@
+"""Every family of decoders: the instrument sees what the model computes, or the family is refused in one line."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from families import LAYERS, NAMES, small_model
+from planted import no_hooks
+from transformers import PreTrainedModel
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.hardware import autocast
+from pipeline.config import LLM
+from pipeline.model.backbone import run_backbone, vocabulary_logits
+from pipeline.model.decoder import load_decoder
+from pipeline.model.roles import Role
+from pipeline.sinks.capture import capture
+from pipeline.sinks.captured import Captured
+
+
+def names(text: str) -> frozenset[str]:
+    """Those that stand in a text."""
+    return frozenset(text.split())
+
+
+WIDE = names(
+    "blt cpmant dots3_note emu3 fuyu gemma3 gemma4 gemma4_unified git got_ocr2 inkling2_text inkling_text kimi_linear "
+    "llama4 mllama moss_transcribe_diarize phi4_multimodal qwen3_5 qwen3_5_moe roc_bert"
+)
+"""With another model's sizes or a vocabulary of their own inside, which the sizes of the test do not reach."""
+OTHERWISE = names(
+    "cohere_compass_text dbrx dots1 dots3_note_text falcon_h1 gemma3n gemma3n_text gemma4_assistant gemma4_text "
+    "gemma4_unified_assistant gemma4_unified_text lfm2_moe mamba2 musicgen musicgen_melody prophetnet qwen4_exp "
+    "qwen4_exp_text reformer xlnet xlstm zamba zamba2 zaya"
+)
+"""With sizes that depend on one another, so that they cannot be built from those of the test."""
+NO_MAP = names(
+    "bailing_hybrid bamba falcon_mamba granitemoehybrid jamba lfm2 lfm3 mamba minimax nemotron_h olmo_hybrid "
+    "qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma rwkv"
+)
+"""With layers that have no attention."""
+PADDED = names("bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr")
+"""Halves of encoder-decoders, made for padding at the right."""
+REFUSED = {
+    **dict.fromkeys(NO_MAP, "returned no attention map"),
+    **dict.fromkeys(PADDED, "counts padding as positions"),
+    "xlm": "lets tokens see later ones",
+    "xmod": "cannot be run on embeddings",
+    "deepseek_v4": "cannot be run on embeddings",
+    "hrm_text": "no list of 32 blocks",
+    "longcat_flash": "no list of 3 blocks",
+}
+"""What is said of a family that cannot be used."""
+LENGTH, PADDING = 10, 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", [name for name in NAMES if name not in WIDE | OTHERWISE])
+def test_the_instrument_sees_what_the_model_computes(family: str, tmp_path: Path) -> None:
+    small_model(family).save_pretrained(tmp_path)
+    if family in REFUSED:
+        with pytest.raises(PipelineError, match=REFUSED[family]) as refused:
+            observed(load_decoder(LLM(weights=str(tmp_path)), torch.float32))
+        assert "\n" not in str(refused.value)
+        return
+    decoder = load_decoder(LLM(weights=str(tmp_path)), torch.float32)
+    implementation = decoder.config._attn_implementation
+    captured = observed(decoder)
+    assert decoder.config._attn_implementation == implementation
+    assert no_hooks(decoder)
+    require_equal(decoder, captured)
+    # Norms in float32 beside matrices in bfloat16.
+    rough = load_decoder(LLM(weights=str(tmp_path)), torch.bfloat16)
+    assert bool(observed(rough, "bfloat16").finite().all())
+
+
+def inputs(decoder: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (2, T, D) and roles (2, T) of two utterances, one of them padded at the left."""
+    width = decoder.get_input_embeddings().weight.shape[1]
+    embeddings = 0.5 * torch.randn(2, LENGTH, width, generator=torch.Generator().manual_seed(1))
+    roles = torch.full((2, LENGTH), int(Role.RESPONSE))
+    roles[:, :6], roles[0, 0] = Role.AUDIO, Role.BOS
+    roles[1, :PADDING], roles[1, PADDING] = Role.PADDING, Role.BOS
+    return embeddings, roles
+
+
+def observed(decoder: PreTrainedModel, precision: str = "float32") -> Captured:
+    embeddings, roles = inputs(decoder)
+    with autocast(precision, decoder.device):
+        return capture(decoder, embeddings, roles != Role.PADDING, roles)
+
+
+def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
+    """Hold residuals, maps, importance and logits against what the model returns itself."""
+    embeddings, roles = inputs(decoder)
+    mask = roles != Role.PADDING
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        decoder.set_attn_implementation("eager")
+        output = run_backbone(
+            decoder, inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False,
+            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0), output_hidden_states=True, output_attentions=True,
+        )  # fmt: skip
+        whole = decoder(inputs_embeds=embeddings[:1].clone(), attention_mask=mask[:1].long(), use_cache=False).logits
+        logits = vocabulary_logits(decoder, output.last_hidden_state[:1])
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(logits, whole, **close)
+    assert len(captured.residuals) == len(output.hidden_states) == LAYERS + 1
+    # The last hidden state has gone through the final norm.
+    for ours, theirs in zip(captured.residuals[:-1], output.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(ours[mask], theirs[mask], **close)
+    for layer, attention in enumerate(output.attentions):
+        torch.testing.assert_close(captured.maps[layer][mask], attention.mean(1)[mask], **close)
+        for row in range(2):
+            start = PADDING * row
+            for key in range(start, LENGTH):
+                expected = attention[row, :, key:, key].sum(1) / (LENGTH - key)
+                torch.testing.assert_close(captured.importance[layer, row, :, key], expected, **close)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_model_that_reads_both_ways_is_refused(family: str, tmp_path: Path) -> None:
+    small_model(family, is_decoder=False).save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match="lets tokens see later ones: it is no causal decoder"):
+        load_decoder(LLM(weights=str(tmp_path)), torch.float32)
