@@ -94,6 +94,10 @@ class View:
         self._log: TextIO = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._terminal = sys.stdout.isatty()
 
+    def shows(self, planned: Planned) -> bool:
+        """Whether a trial is among those that run."""
+        return planned.identity in self._running
+
     def started(self, planned: Planned) -> None:
         self._running[planned.identity] = Running(planned)
         self.say(f"{planned.name:{self._width}}  {'goes on' if planned.identity in self._begun else 'begins'}")
