@@ -20,6 +20,7 @@ from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
+from pipeline.sweeping.mistakes import require_lora_targets
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, publish, results_folder
@@ -142,6 +143,7 @@ def show_plan(sweep: Sweep) -> None:
         print("which of them are done, and what they take, shows once these stages ran")
         return
     trials = plan_trials(sweep)
+    require_lora_targets(planned for planned in trials if not planned.is_over)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
     learnt = Costs(trials[0].trial.folder.parent)
@@ -179,6 +181,7 @@ def run(arguments: Namespace) -> None:
     if arguments.sync:
         bring_into_mlflow(sweep, trials)
         return
+    require_lora_targets(planned for planned in trials if not planned.is_over)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)

@@ -42,7 +42,6 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
         assert (swept / f"results/sweeps/small/table.{ending}").read_text()
     assert "Traceback" not in printed
     assert "warning" not in printed
-    # Ray's own files are gone.
     assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
@@ -54,8 +53,9 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    *shown, best, last = ran.stdout.splitlines()
-    assert best.startswith("best by wer/validation: ")
+    *shown, audio, both, last = ran.stdout.splitlines()
+    assert audio.startswith("best by wer/validation: audio a1 ")
+    assert both.startswith("best by wer/validation: audiovisual ")
     assert shown == table(swept).splitlines()
     _, seconds, *loaded = last.split()
     assert loaded == []

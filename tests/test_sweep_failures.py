@@ -11,9 +11,23 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from project import command, environment, small_disk, start
-from sweeps import checkpoint_of, is_alive, results, sessions, specify, table, trials, wait_until, worker
+from sweeps import (
+    checkpoint_of,
+    descendant,
+    descendants,
+    is_alive,
+    results,
+    sessions,
+    specify,
+    table,
+    temporary,
+    trials,
+    wait_until,
+    worker,
+)
 
 
 @pytest.fixture
@@ -100,7 +114,6 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
 
 
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
-    import psutil
     from ray.cluster_utils import Cluster
 
     specify(project, concurrency=2)
@@ -132,14 +145,98 @@ def test_a_cluster_that_is_not_there_is_one_error(project):
 def test_the_orphan_of_a_killed_driver_leaves_no_files_behind(project):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
-    (left,) = Path("/tmp").glob(f"sweep-{driver.pid}-*")
+    left = temporary(driver)
+    processes = descendants(driver)
     orphan = worker(project)
     driver.kill()
     driver.communicate()
     wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
+    assert left.exists()
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
     assert not left.exists()
+
+
+def test_what_the_memory_monitor_ends_is_an_attempt_that_failed(project):
+    low = environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
+    driver = run(project, low, "sweep.yaml", "--only", "steps=240")
+    printed, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 1, printed + errors
+    assert "is tried again after: Ray's memory monitor ended its worker" in printed
+    assert "failed: Ray's memory monitor ended its worker" in printed
+    assert "Traceback" not in printed + errors
+    assert "1 of 1 trials are not done" in errors
+    (mark,) = project.glob("runs/*/failed.json")
+    assert "memory monitor" in json.loads(mark.read_text())["reason"]
+
+
+def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
+    """Its control store, then its node: without either, Ray itself is silent for a minute and ends with its driver."""
+    specify(project, retries=2)
+    driver = start(project, "sweep", "sweep.yaml")
+    for name, step in (("gcs_server", 10), ("raylet", 20)):
+        wait_until(lambda step=step: checkpoint_of(project, step), driver, "a checkpoint")
+        descendant(driver, name).kill()
+    processes = descendants(driver)
+    printed, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, printed + errors
+    assert printed.count("; it is started again") == 2
+    assert "is tried again after: Ray ended in the middle" in printed
+    assert results(project) == results(swept)
+    assert table(project) == table(swept)
+    assert not any(is_alive(one.pid) for one in processes)
+
+
+def test_sigterm_waits_for_no_worker_that_does_not_end(project):
+    """As from a batch system, which kills soon afterwards: no table, no MLflow, and nobody left behind."""
+    driver = start(project, "sweep", "sweep.yaml")
+    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    processes = descendants(driver)
+    os.kill(worker(project), signal.SIGSTOP)
+    driver.send_signal(signal.SIGTERM)
+    printed, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed + errors
+    assert "stopping: each trial ends after a checkpoint" in printed
+    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 30)
+    assert not (project / "mlflow.db").exists()
+    assert checkpoint_of(project, 10)
+
+
+def test_sigterm_while_ray_starts_is_one_line(project):
+    driver = start(project, "sweep", "sweep.yaml")
+    wait_until(lambda: (folder := temporary(driver)) and (folder / "ray.txt").exists(), driver, "Ray begins to start")
+    left = temporary(driver)
+    driver.send_signal(signal.SIGTERM)
+    printed, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed + errors
+    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
+    assert not left.exists()
+
+
+def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project, tmp_path):
+    """In the folder of temporary files of a batch job, whose path is too long; nothing is left in the home folder."""
+    home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
+    for folder in (home, job):
+        folder.mkdir(parents=True)
+    driver = run(project, environment() | {"HOME": str(home), "TMPDIR": str(job)}, "sweep.yaml")
+    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    pids = {process.pid for process in descendants(driver)}
+    heard = [socket for socket in psutil.net_connections("inet") if socket.pid in pids and socket.status == "LISTEN"]
+    assert len(heard) > 3
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in heard} <= {"127.0.0.1", "::1"}
+    # The control store answers nobody without the token.
+    (port,) = [s.laddr.port for s in heard if psutil.Process(s.pid).name() == "gcs_server"]
+    program = f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"
+    stranger = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
+    refused = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=120)
+    assert not (home / ".ray").exists()
+    assert list(job.iterdir()) == []
 
 
 def free_port() -> int:

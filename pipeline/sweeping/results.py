@@ -57,15 +57,18 @@ def best_lines(by: str, trials: Sequence[Planned]) -> list[str]:
         by: a metric; the lowest is best.
         trials: of which those count that are done and have it.
     """
-    tasks: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    tasks: dict[str, dict[str, list[tuple[float, Planned]]]] = {}
     for planned in trials:
         value = ((planned.trial.result() or {}).get("metrics") or {}).get(by)
         if value is not None:
             points = tasks.setdefault(task_of(planned.params), {})
-            points.setdefault(point_of(planned), []).append((value, planned.name))
+            points.setdefault(point_of(planned), []).append((value, planned))
     lines = []
     for points in tasks.values():
-        mean, _, seeds = min((fmean(value for value, _ in seeds), seeds[0][1], seeds) for seeds in points.values())
-        name = seeds[0][1] if len(seeds) == 1 else f"{seeds[0][1]} and {len(seeds) - 1} more seeds, mean"
+        seeds = min(points.values(), key=lambda seeds: fmean(value for value, _ in seeds))
+        mean, first = fmean(value for value, _ in seeds), seeds[0][1]
+        name = first.name
+        if len(seeds) > 1:
+            name = f"{name.replace(f' seed {first.params.train.seed}', '')}, mean of {len(seeds)} seeds"
         lines.append(f"best by {by}: {name} ({mean:.3f})")
     return lines
