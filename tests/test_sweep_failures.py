@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -133,6 +134,54 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
         cluster.shutdown()
     assert results(project) == results(swept)
     assert table(project) == table(swept)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """The head of a cluster that asks for a token: 2 CPUs, and a GPU that is none. Its port, and the variables of those
+    who have the token."""
+    home, port = tmp_path / "home", free_port()
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("a" * 64)
+    own = environment() | {"HOME": str(home)}
+    words = ["start", "--head", "--block", "--port", str(port), "--num-cpus", "2", "--num-gpus", "1"]
+    words += ["--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        line = [sys.executable, "-m", "ray.scripts.scripts", *words, "--temp-dir", folder]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        process = subprocess.Popen(line, env=own, **quiet)
+        try:
+            wait_until(lambda: is_heard(port), process, "the head answers", 120)
+            yield port, own
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def is_heard(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
+    port, own = head
+
+    def refused(settings, **changes):
+        specify(project, retries=0, **changes)
+        driver = run(project, settings, "sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}")
+        printed, errors = driver.communicate(timeout=240)
+        assert driver.returncode == 1, printed + errors
+        assert "Traceback" not in printed + errors
+        return printed + errors
+
+    stranger = own | {"HOME": str(tmp_path)}
+    assert f"Ray at 127.0.0.1:{port}: asks for a token; copy ~/.ray/auth_token of its head" in refused(stranger)
+    # Without any variable that says so, the token in the home folder is taken.
+    printed = refused(own, resources={"cpus": 3})
+    assert "a trial takes 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
+    assert "failed: resources.gpus: Ray gave this trial GPU 0, and torch" in refused(own)
+    (mark,) = project.glob("runs/*/failed.json")
+    assert "sees 0 GPUs; install a torch that fits" in json.loads(mark.read_text())["reason"]
 
 
 def test_a_cluster_that_is_not_there_is_one_error(project):

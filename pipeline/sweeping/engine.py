@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray_environment import set_environment
+from pipeline.sweeping.ray_environment import OUTPUT, set_environment
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.temporary import temporary_folder
 
@@ -24,8 +24,6 @@ TICK_SECONDS = 0.25
 """So often the driver looks up, whatever Ray does."""
 GOODBYE_SECONDS = 3.0
 """A cluster is left in order, within this time."""
-OUTPUT = "ray.txt"
-"""In Ray's folder: what its processes print."""
 
 Event = tuple[Any, ...]
 """What Ray's process sends:

@@ -22,8 +22,17 @@ SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "600",
 }
 """Ray keeps quiet, keeps nothing, and gives training no lower priority than what else runs on the machine."""
+OUTPUT = "ray.txt"
+"""In Ray's folder: what its processes print."""
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's way to keep to the loopback device, whatever the system. Told an address of that device, it takes another."""
+
+
+def has_token() -> bool:
+    """Whether there is a token where Ray looks for one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").exists()
 
 
 def set_environment(address: str | None, folder: Path) -> None:
@@ -41,6 +50,9 @@ def set_environment(address: str | None, folder: Path) -> None:
     # Workers run this very code, whatever is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
     if address:
+        if has_token():
+            # A cluster without tokens does not mind.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         return
     token = folder / "token"
     token.touch(mode=0o600)

@@ -1,7 +1,6 @@
 """A Ray for a sweep: one of its own on this machine, closed to others, or a cluster's; and what of it a trial takes."""
 
 import logging
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping.ray_environment import OUTPUT, has_token
 from pipeline.sweeping.specification import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -38,26 +38,30 @@ def start_ray(address: str | None, folder: Path) -> None:
                 **_QUIET,
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise _refusal(address, error) from None
+        raise _refusal(address, folder, error) from None
     # What fails is said by our own lines and kept in the trial's folder.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
-def _refusal(address: str | None, error: Exception) -> PipelineError:
-    place = f"Ray at {address or 'this machine'}"
-    if address and (isinstance(error, AuthenticationError) or "auth" in str(error).lower()):
+def _refusal(address: str | None, folder: Path, error: Exception) -> PipelineError:
+    if address and _is_unauthenticated(folder, error):
         return PipelineError(
-            place,
-            "asks for another token than this machine has" if _has_token() else "asks for a token",
-            "export RAY_AUTH_MODE=token, with one ~/.ray/auth_token on all machines, before each of the cluster's "
-            "commands",
+            f"Ray at {address}",
+            "asks for another token than there is on this machine" if has_token() else "asks for a token",
+            "copy ~/.ray/auth_token of its head to each machine, and export RAY_AUTH_MODE=token there before each "
+            "command",
         )
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return PipelineError(place, reason, "see --address" if address else "see above, then start the same command again")
+    remedy = "see --address" if address else "start the same command again"
+    return PipelineError(f"Ray at {address or 'this machine'}", reason, remedy)
 
 
-def _has_token() -> bool:
-    return os.environ.get("RAY_AUTH_MODE") == "token"
+def _is_unauthenticated(folder: Path, error: Exception) -> bool:
+    """Whether a token was refused: Ray prints that, and raises that it cannot connect."""
+    if isinstance(error, AuthenticationError):
+        return True
+    output = folder / OUTPUT
+    return output.exists() and "Unauthenticated" in output.read_text(errors="replace")
 
 
 def require_answer(address: str) -> None:
@@ -106,8 +110,11 @@ def taken(wanted: Resources, there: list[dict[str, float]], address: str | None)
     """
     most = {kind: max((node.get(kind, 0.0) for node in there), default=0.0) for kind in ("CPU", "GPU")}
     asked = {"CPU": wanted.cpus, "GPU": wanted.gpus}
-    takes = {kind: min(asked[kind], most[kind]) for kind in asked if not address or not most[kind]}
-    takes = asked | takes if most["CPU"] else asked
+    takes = dict(asked)
+    for kind, amount in most.items():
+        # A GPU is done without where there is none at all; a CPU is not.
+        if not address or (kind == "GPU" and not amount):
+            takes[kind] = min(asked[kind], amount)
     notes = [
         f"resources.{kind.lower()}s falls from {asked[kind]:g} to {takes[kind]:g}: that is what there is"
         for kind in ("GPU", "CPU")
