@@ -49,7 +49,8 @@ class Select(Section):
 
 
 class Asha(Section):
-    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss."""
+    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss, among trials of one task; all
+    seeds of a point go on, or none (`pipeline.sweeping.halving`)."""
 
     kind: Literal["asha"] = "asha"
     grace: Annotated[int, Field(ge=1)]
