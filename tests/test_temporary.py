@@ -81,7 +81,7 @@ def test_a_path_too_long_for_sockets_is_left_for_a_shorter_one(parent, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(job))
     with temporary_folder() as folder:
         assert folder.parent == parent
-        session = folder / "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+        session = folder / "r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
         assert len(os.fsencode(session)) <= temporary.LONGEST_SOCKET
     monkeypatch.setattr(temporary, "FALLBACKS", (str(parent / "missing"),))
     with pytest.raises(PipelineError, match="TMPDIR: Ray's sockets fit in no folder that can be written"):

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray_environment import OUTPUT, set_environment
+from pipeline.sweeping.ray_environment import OUTPUT, RAY, set_environment
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.temporary import temporary_folder
 
@@ -24,6 +25,9 @@ TICK_SECONDS = 0.25
 """So often the driver looks up, whatever Ray does."""
 GOODBYE_SECONDS = 3.0
 """A cluster is left in order, within this time."""
+
+KILL_SECONDS = 5.0
+"""Processes that are killed are gone within this time, or the kernel holds them."""
 
 Event = tuple[Any, ...]
 """What Ray's process sends:
@@ -75,6 +79,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         with contextlib.ExitStack() as opened:
             folder = opened.enter_context(temporary_folder())
+            (folder / RAY).mkdir()
             self._connection = opened.enter_context(self._begin(Start(self._specification, self._address, str(folder))))
             self._output = folder / OUTPUT
             for event in self.events():
@@ -148,11 +153,33 @@ class Engine:
 
 
 def _kill(process: multiprocessing.process.BaseProcess) -> None:
-    """End Ray's process and all that it started, at once."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End Ray's process and all that it started, at once. Until they are gone they make their folders anew."""
     process.kill()
     process.join()
+    kill_session(process.pid)
+
+
+def kill_session(leader: int) -> None:
+    """End all processes of a session but this one, and wait until they are gone."""
+    until = time.monotonic() + KILL_SECONDS
+    while (left := _session(leader)) and time.monotonic() < until:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _session(leader: int) -> list[int]:
+    """Living processes of a session. Ray gives its processes groups of their own, but no session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name, which may hold anything: state, parent, group, session.
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            if int(session) == leader and state not in "ZX" and pid != os.getpid():
+                found.append(pid)
+    return found
 
 
 def _serve(connection: Connection, start: Start) -> None:

@@ -22,8 +22,10 @@ SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "600",
 }
 """Ray keeps quiet, keeps nothing, and gives training no lower priority than what else runs on the machine."""
+RAY = "r"
+"""Ray's folder in that of a sweep. Ray opens it to all, so it lies in one that is ours alone."""
 OUTPUT = "ray.txt"
-"""In Ray's folder: what its processes print."""
+"""Beside it: what Ray's processes print."""
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's way to keep to the loopback device, whatever the system. Told an address of that device, it takes another."""
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import pkgutil
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from ray.tune.experiment import Trial as Placed
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.engine import Start
+from pipeline.sweeping.engine import Start, kill_session
 from pipeline.sweeping.ray_start import dead_process, nodes, require_answer, room, start_ray, taken
 
 LOOK_SECONDS = 1.0
@@ -47,7 +48,7 @@ def serve(connection: Connection, start: Start) -> None:
         most = start.specification.concurrency or sys.maxsize
         channel.send("ready", min(most, room(takes, nodes())))
         jobs = _Jobs()
-        threading.Thread(target=_receive, args=(connection, jobs, start.address), daemon=True).start()
+        threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True).start()
         threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
         _run(jobs, channel, takes, start.folder)
         ray.shutdown()
@@ -80,16 +81,18 @@ def _ignore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
-def _receive(connection: Connection, jobs: "_Jobs", address: str | None) -> None:
+def _receive(connection: Connection, jobs: "_Jobs", start: Start) -> None:
     while True:
         try:
             jobs.put(connection.recv())
         except (EOFError, OSError):
-            # The driver is done, or dead. A Ray of our own dies with this process; a cluster's is left in order.
-            if not address:
-                os._exit(0)
-            jobs.put(None)
-            return
+            # The driver is done, or dead. A cluster is left in order; a Ray of our own goes with all that it has.
+            if start.address:
+                jobs.put(None)
+                return
+            kill_session(os.getpid())
+            shutil.rmtree(start.folder, ignore_errors=True)
+            os._exit(0)
 
 
 def _watch(channel: _Channel, address: str | None, takes: dict[str, float], most: int) -> None:

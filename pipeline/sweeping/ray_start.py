@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray_environment import OUTPUT, has_token
+from pipeline.sweeping.ray_environment import OUTPUT, RAY, has_token
 from pipeline.sweeping.specification import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -34,7 +34,7 @@ def start_ray(address: str | None, folder: Path) -> None:
                 address="local",
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / RAY),
                 **_QUIET,
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:

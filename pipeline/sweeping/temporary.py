@@ -17,7 +17,7 @@ OWNER = "owner.json"
 _MARK = "temporary files of Ray, of a sweep of pipeline.sweep"
 LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket."""
-_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1") + len(PREFIX) + 9
+_BELOW = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1") + len(PREFIX) + 9
 """What Ray and we put below the folder of temporary files."""
 FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")
 
