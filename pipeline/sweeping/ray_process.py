@@ -3,6 +3,7 @@
 What is tried again and what goes on is the driver's to decide: to Tune each attempt is a trial of its own.
 """
 
+import contextlib
 import os
 import pickle
 import pkgutil
@@ -39,6 +40,8 @@ def serve(connection: Connection, start: Start) -> None:
     channel = _Channel(connection)
     try:
         _ignore_signals()
+        jobs = _Jobs()
+        threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True).start()
         start_ray(start.address, Path(start.folder))
         # Ray has set its own.
         _ignore_signals()
@@ -47,8 +50,6 @@ def serve(connection: Connection, start: Start) -> None:
             channel.send("said", note)
         most = start.specification.concurrency or sys.maxsize
         channel.send("ready", min(most, room(takes, nodes())))
-        jobs = _Jobs()
-        threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True).start()
         threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
         _run(jobs, channel, takes, start.folder)
         ray.shutdown()
@@ -66,12 +67,9 @@ class _Channel:
         self._connection, self._lock = connection, threading.Lock()
 
     def send(self, *event: Any) -> None:
-        try:
-            with self._lock:
-                self._connection.send(event)
-        except OSError:
-            # Nobody is left who would want to know.
-            os._exit(1)
+        # Where the driver is gone, `_receive` sees it.
+        with contextlib.suppress(OSError), self._lock:
+            self._connection.send(event)
 
 
 def _ignore_signals() -> None:
