@@ -19,8 +19,8 @@ from pipeline.common.files import write_json
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
-from pipeline.sweeping.early import METRIC, losses
 from pipeline.sweeping.interruption import ended_by
+from pipeline.sweeping.mistakes import require_lora_targets
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, publish, results_folder
@@ -34,16 +34,16 @@ SYNCED = "mlflow.json"
 WORK = "pipeline.sweep:run_trial"
 
 
-def run_trial(job: dict[str, Any], until: int | None = None) -> dict[str, Any]:
+def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     """In a worker: train and evaluate one trial.
 
     Args:
-        job: `params`, `identity`, `folder` of the trial, `stop`: a file whose appearance ends the trial early.
-        until: a step to pause the training after; None goes to the end.
+        job: `params`, `identity`, `folder` of the trial; `stop`: a file whose appearance ends the trial early;
+            `until`: a step to pause the training after, or None.
 
     Returns:
         `outcome`: `paused` after that step, `done`, `interrupted` (after a checkpoint), or `taken`: somebody else
-        runs it. With the first two, `step` and the validation loss there.
+        runs it. With the first two, `step`.
 
     Raises:
         PipelineError: what the stages raise; or code or data are not what they were when the sweep began.
@@ -58,7 +58,7 @@ def run_trial(job: dict[str, Any], until: int | None = None) -> dict[str, Any]:
         return {"outcome": "interrupted"}
     if training_identity(params, training_inputs(params).digests) != job["identity"]:
         raise PipelineError("this trial", "its code or data changed since the sweep began", "start the sweep again")
-    trial = Trial(Path(job["folder"]))
+    trial, until = Trial(Path(job["folder"])), job["until"]
     trial.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
@@ -77,9 +77,7 @@ def run_trial(job: dict[str, Any], until: int | None = None) -> dict[str, Any]:
         return {"outcome": "interrupted"}
     (trial.folder / FAILURE).unlink(missing_ok=True)
     step = until or params.train.steps or int(trial.spool.read()[0][-1]["step"])
-    loss = losses(trial, [step]).get(step)
-    compared = {} if loss is None else {METRIC: loss}
-    return {"outcome": "paused" if until else "done", "step": step, **compared}
+    return {"outcome": "paused" if until else "done", "step": step}
 
 
 def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
@@ -146,6 +144,7 @@ def show_plan(sweep: Sweep) -> None:
         print("which of them are done, and what they take, shows once these stages ran")
         return
     trials = plan_trials(sweep)
+    require_lora_targets(planned for planned in trials if not planned.is_over)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
     learnt = Costs(trials[0].trial.folder.parent)
@@ -183,18 +182,24 @@ def run(arguments: Namespace) -> None:
     if arguments.sync:
         bring_into_mlflow(sweep, trials)
         return
+    require_lora_targets(planned for planned in trials if not planned.is_over)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
     results = results_folder(sweep)
-    sync = Sync(_sync_words(arguments))
-    try:
+    with Sync(_sync_words(arguments)) as sync:
+        failure = None
         if not all(planned.is_over for planned in trials):
-            Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
-    finally:
+            try:
+                Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+            except PipelineError as error:
+                failure = error
+        # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
         publish(sweep, trials)
         if not is_synced(results / SYNCED, trials) and (warning := sync.finish()):
             print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
+    if failure:
+        raise failure
     left = [planned for planned in trials if not planned.is_over]
     if left:
         raise PipelineError(

@@ -19,7 +19,7 @@ from project import SMALL, environment, make_project
 from pipeline.config import load_params
 from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.plan import Planned, plan_trials
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.specification import Specification, load_sweep
 from pipeline.sweeping.sync import record
 from pipeline.tracking.mlflow_writer import ingest
 from pipeline.tracking.trial import Trial
@@ -29,34 +29,37 @@ HEAVY = ("ray", "torch", "mlflow")
 SECTIONS = ("done", "overhead", "database", "metrics")
 
 
-def nothing(job: dict[str, Any], until: int | None) -> dict[str, Any]:
+def nothing(job: dict[str, Any]) -> dict[str, Any]:
     """A trial that does nothing."""
     return {"outcome": "done", "step": 1}
 
 
-class Silent:
-    """A listener that notes when trials ended, and shows what went wrong."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def interval(self) -> float:
-        """Seconds from one trial's end to the next: what each further trial takes."""
-        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
-
-    def say(self, text: str) -> None:
-        print("   ", text)
-
-    def started(self, planned: Planned) -> None:
-        pass
-
-    def stopped(self, planned: Planned, step: int) -> None:
-        pass
-
-    def ended(self, planned: Planned, result: dict[str, Any], error: Exception | None) -> None:
-        assert error is None, error
-        assert result["outcome"] == "done"
-        self.ends.append(time.perf_counter())
+def interval(specification: Specification, work: str, trials: list[Planned]) -> float:
+    """Seconds from one trial's end to the next, one at a time: what each further trial takes."""
+    stop = Path(".stop").absolute()
+    jobs = [
+        {
+            "work": work,
+            "params": planned.params.model_dump_json(),
+            "identity": planned.identity,
+            "folder": str(planned.trial.folder),
+            "stop": str(stop),
+            "root": os.getcwd(),
+            "until": None,
+        }
+        for planned in trials
+    ]
+    ends: list[float] = []
+    with Engine(specification, None, stop) as engine:
+        engine.place(jobs[0])
+        for event in engine.events():
+            if event and event[0] in ("ended", "failed"):
+                assert event[2] == {"outcome": "done", "step": 1}, event
+                ends.append(time.perf_counter())
+                if len(ends) == len(jobs):
+                    break
+                engine.place(jobs[len(ends)])
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
 def specify(name: str, seeds: int, **more: Any) -> list[Planned]:
@@ -121,13 +124,13 @@ def seconds(action: Callable[[], object]) -> float:
 
 def overhead() -> None:
     """What a trial costs beside its own work: from the end of one to the end of the next."""
+    import ray
     import torch
     from ray import tune
 
     many = 20
     planned = specify("overhead", many, resources={"cpus": 1}, concurrency=1, retries=0)
     specification = load_sweep("overhead.yaml").specification
-    stop = Path(".stop").absolute()
 
     class Ends(tune.Callback):
         def __init__(self) -> None:
@@ -144,16 +147,10 @@ def overhead() -> None:
         tune.Tuner(trainable, param_space=space, tune_config=config, run_config=storage).fit()
         return (ends.ends[-1] - ends.ends[0]) / (count - 1)
 
-    def ours(work: str, trials: list[Planned]) -> float:
-        listener = Silent()
-        with Engine(specification, None, work, stop, listener) as engine:
-            engine.run(trials)
-        assert len(listener.ends) == len(trials)
-        return listener.interval()
-
-    empty = [ours("bench_sweep:nothing", planned) for _ in range(2)]
-    with Engine(specification, None, "bench_sweep:nothing", stop, Silent()):
-        default = [plain(6) for _ in range(2)]
+    empty = [interval(specification, "bench_sweep:nothing", planned) for _ in range(2)]
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    default = [plain(6) for _ in range(2)]
+    ray.shutdown()
     print(f"a trial that does nothing: {empty[0]:.2f} {empty[1]:.2f} s", end="; ")
     times = sum(default) / sum(empty)
     print(f"Tune's default: {default[0]:.2f} {default[1]:.2f} s, {times:.0f} times; aim: 0.5 s, 4 times")
@@ -171,7 +168,7 @@ def overhead() -> None:
     with open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
         loop(planned[:1])
         bare = seconds(lambda: loop(planned[1:10])) / 9
-    each = ours("pipeline.sweep:run_trial", planned[10:])
+    each = interval(specification, "pipeline.sweep:run_trial", planned[10:])
     print(f"a real trial of one step: {each:.2f} s, in a bare loop {bare:.2f} s: {each - bare:+.2f} s; aim: 0.5 s")
 
 

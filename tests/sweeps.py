@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 
 SWEEP = {
@@ -59,6 +60,26 @@ def worker(folder):
     """Process id of who holds a lease."""
     (lease,) = folder.glob("runs/*/lease.json")
     return json.loads(lease.read_text())["pid"]
+
+
+def temporary(driver):
+    """The folder in which Ray works for a driver, once it is there."""
+    for owner in Path("/tmp").glob("sweep-*/owner.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(owner.read_text())["pid"] == driver.pid:
+                return owner.parent
+    return None
+
+
+def descendants(driver):
+    """Processes that a driver started, and theirs."""
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
+def descendant(driver, name):
+    """The one of this name, such as `gcs_server`."""
+    (found,) = [process for process in descendants(driver) if process.name() == name]
+    return found
 
 
 def is_alive(pid):

@@ -85,6 +85,30 @@ def test_only_narrows_by_the_end_of_a_key(load):
     assert len(load(axes=axes, only=["weight=0"]).points) == 2
 
 
+def test_only_keeps_trials_that_use_the_key(load):
+    tasks = [
+        {"model.modality": "audio", "model.rates.audio": 16},
+        {"model.modality": "audiovisual", "model.rates.audio": 16},
+        {"model.modality": "video"},
+    ]
+    axes = {"task": tasks, **WEIGHTS}
+
+    def kept(*only):
+        points = load(axes=axes, only=only, set={"model.rates": {"audio": 16, "video": 5}}).points
+        return [(p.params.model.modality, p.params.decorrelation.weight) for p in points]
+
+    # The video trials have an audio rate of 16, too, and do not use it.
+    assert {modality for modality, _ in kept("rates.audio=16")} == {"audio", "audiovisual"}
+    assert {modality for modality, _ in kept("rates.video=5")} == {"audiovisual", "video"}
+    assert {modality for modality, _ in kept("video.coefficients=44")} == {"audiovisual", "video"}
+    # Nor does a trial without the loss stop its gradient, or not.
+    assert {weight for _, weight in kept("stop_gradient=false")} == {0.1}
+    # What is in no configuration applies to all, null included.
+    assert len(kept("validate_every=120")) == len(kept("sinks.every=null")) == 6
+    with pytest.raises(PipelineError, match=r"no trial uses model\.rates\.video"):
+        load(axes={"model.modality": ["audio"]}, only=["rates.video=5"])
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_specifications_of_the_repository_are_valid(file):
     assert load_sweep(file, ROOT / "params.yaml").points

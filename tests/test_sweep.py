@@ -42,7 +42,6 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
         assert (swept / f"results/sweeps/small/table.{ending}").read_text()
     assert "Traceback" not in printed
     assert "warning" not in printed
-    # Ray's own files are gone.
     assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
@@ -54,8 +53,9 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    *shown, best, last = ran.stdout.splitlines()
-    assert best.startswith("best by wer/validation: ")
+    *shown, audio, both, last = ran.stdout.splitlines()
+    assert audio.startswith("best by wer/validation: audio a1 ")
+    assert both.startswith("best by wer/validation: audiovisual ")
     assert shown == table(swept).splitlines()
     _, seconds, *loaded = last.split()
     assert loaded == []
@@ -186,6 +186,18 @@ def test_missing_features_are_named_where_they_must_not_be_made(project):
     assert "stages that come first: features@audio features@video" in planned.stdout
 
 
+def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
+    targets = [{"model.lora.targets": ["q_proj", "v_proj"]}, {"model.lora.targets": ["q_proj", "c_attn"]}]
+    specify(project, axes={"targets": targets})
+    for words in (["--plan"], []):
+        refused = command(project, "sweep", "sweep.yaml", *words)
+        assert refused.returncode == 1
+        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which audiovisual" in refused.stderr
+        assert "down_proj" in refused.stderr
+        assert "begins" not in refused.stdout
+    assert not (project / "runs").exists()
+
+
 def test_a_sync_makes_nothing(project):
     shutil.rmtree(project / "data/corpus")
     refused = command(project, "sweep", "sweep.yaml", "--sync")
@@ -227,11 +239,12 @@ def test_inputs_of_an_axis_are_made(project):
 
 def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
     halving = {"kind": "asha", "grace": 4, "factor": 2}
-    axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9, 1e-8]}
-    specify(project, set={"train.steps": 16}, axes=axes, scheduler=halving)
+    axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9]}
+    specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1], scheduler=halving)
     first = command(project, "sweep", "sweep.yaml", "--only", "learning_rate=3e-3")
     assert first.returncode == 0, first.stderr
-    # Another driver, which was not there when the first trial was measured.
+    assert "seed 0 learning_rate 0.003  waits for the other seeds at step 4" in first.stdout
+    # Another driver, which was not there when the first trials were measured.
     whole = command(project, "sweep", "sweep.yaml")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("stopped early after step 4") == 2
@@ -239,14 +252,14 @@ def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
     marks = [json.loads(path.read_text()) for path in project.glob("runs/*/stopped.json")]
     assert marks == [{"rule": halving, "step": 4}] * 2
     planned = command(project, "sweep", "sweep.yaml", "--plan")
-    assert "3 trials, 1 done, 2 stopped early, 0 to do" in planned.stdout
+    assert "4 trials, 2 done, 2 stopped early, 0 to do" in planned.stdout
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0
     assert "begins" not in again.stdout
     assert "goes on" not in again.stdout
 
     # Without the rule they go on, from where they were.
-    specify(project, set={"train.steps": 16}, axes=axes)
+    specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1])
     ended = command(project, "sweep", "sweep.yaml")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("goes on") == 2

@@ -7,13 +7,28 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from project import command, environment, small_disk, start
-from sweeps import checkpoint_of, is_alive, results, sessions, specify, table, trials, wait_until, worker
+from sweeps import (
+    checkpoint_of,
+    descendant,
+    descendants,
+    is_alive,
+    results,
+    sessions,
+    specify,
+    table,
+    temporary,
+    trials,
+    wait_until,
+    worker,
+)
 
 
 @pytest.fixture
@@ -100,7 +115,6 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
 
 
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
-    import psutil
     from ray.cluster_utils import Cluster
 
     specify(project, concurrency=2)
@@ -122,6 +136,54 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
     assert table(project) == table(swept)
 
 
+@pytest.fixture
+def head(tmp_path):
+    """The head of a cluster that asks for a token: 2 CPUs, and a GPU that is none. Its port, and the variables of those
+    who have the token."""
+    home, port = tmp_path / "home", free_port()
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("a" * 64)
+    own = environment() | {"HOME": str(home)}
+    words = ["start", "--head", "--block", "--port", str(port), "--num-cpus", "2", "--num-gpus", "1"]
+    words += ["--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        line = [sys.executable, "-m", "ray.scripts.scripts", *words, "--temp-dir", folder]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        process = subprocess.Popen(line, env=own, **quiet)
+        try:
+            wait_until(lambda: is_heard(port), process, "the head answers", 120)
+            yield port, own
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def is_heard(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
+    port, own = head
+
+    def refused(settings, **changes):
+        specify(project, retries=0, **changes)
+        driver = run(project, settings, "sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}")
+        printed, errors = driver.communicate(timeout=240)
+        assert driver.returncode == 1, printed + errors
+        assert "Traceback" not in printed + errors
+        return printed + errors
+
+    stranger = own | {"HOME": str(tmp_path)}
+    assert f"Ray at 127.0.0.1:{port}: asks for a token; copy ~/.ray/auth_token of its head" in refused(stranger)
+    # Without any variable that says so, the token in the home folder is taken.
+    printed = refused(own, resources={"cpus": 3})
+    assert "a trial takes 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
+    assert "failed: resources.gpus: Ray gave this trial GPU 0, and torch" in refused(own)
+    (mark,) = project.glob("runs/*/failed.json")
+    assert "sees 0 GPUs; install a torch that fits" in json.loads(mark.read_text())["reason"]
+
+
 def test_a_cluster_that_is_not_there_is_one_error(project):
     refused = command(project, "sweep", "sweep.yaml", "--address", f"127.0.0.1:{free_port()}", timeout=240)
     assert refused.returncode == 1
@@ -132,14 +194,96 @@ def test_a_cluster_that_is_not_there_is_one_error(project):
 def test_the_orphan_of_a_killed_driver_leaves_no_files_behind(project):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
-    (left,) = Path("/tmp").glob(f"sweep-{driver.pid}-*")
+    left = temporary(driver)
+    assert left.exists()
+    processes = descendants(driver)
     orphan = worker(project)
     driver.kill()
     driver.communicate()
     wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
-    again = command(project, "sweep", "sweep.yaml")
-    assert again.returncode == 0, again.stderr
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
+    wait_until(lambda: not left.exists(), None, "nothing is left of its files", 30)
+
+
+def test_what_the_memory_monitor_ends_is_an_attempt_that_failed(project):
+    low = environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
+    driver = run(project, low, "sweep.yaml", "--only", "steps=240")
+    printed, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 1, printed + errors
+    assert "is tried again after: Ray's memory monitor ended its worker" in printed
+    assert "failed: Ray's memory monitor ended its worker" in printed
+    assert "Traceback" not in printed + errors
+    assert "1 of 1 trials are not done" in errors
+    (mark,) = project.glob("runs/*/failed.json")
+    assert "memory monitor" in json.loads(mark.read_text())["reason"]
+
+
+def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
+    """Its control store, then its node: without either, Ray itself is silent for a minute and ends with its driver."""
+    specify(project, retries=2)
+    driver = start(project, "sweep", "sweep.yaml")
+    for name, step in (("gcs_server", 10), ("raylet", 20)):
+        wait_until(lambda step=step: checkpoint_of(project, step), driver, "a checkpoint")
+        descendant(driver, name).kill()
+    processes = descendants(driver)
+    printed, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, printed + errors
+    assert printed.count("; it is started again") == 2
+    assert "is tried again after: Ray ended in the middle" in printed
+    assert results(project) == results(swept)
+    assert table(project) == table(swept)
+    assert not any(is_alive(one.pid) for one in processes)
+
+
+def test_sigterm_waits_for_no_worker_that_does_not_end(project):
+    """As from a batch system, which kills soon afterwards: no table, no MLflow, and nobody left behind."""
+    driver = start(project, "sweep", "sweep.yaml")
+    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    processes = descendants(driver)
+    os.kill(worker(project), signal.SIGSTOP)
+    driver.send_signal(signal.SIGTERM)
+    printed, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed + errors
+    assert "stopping: each trial ends after a checkpoint" in printed
+    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 30)
+    assert not (project / "mlflow.db").exists()
+    assert checkpoint_of(project, 10)
+
+
+def test_sigterm_while_ray_starts_is_one_line(project):
+    driver = start(project, "sweep", "sweep.yaml")
+    wait_until(lambda: (folder := temporary(driver)) and (folder / "ray.txt").exists(), driver, "Ray begins to start")
+    left = temporary(driver)
+    driver.send_signal(signal.SIGTERM)
+    printed, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 130, printed + errors
+    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
     assert not left.exists()
+
+
+def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project, tmp_path):
+    """In the folder of temporary files of a batch job, whose path is too long; nothing is left in the home folder."""
+    home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
+    for folder in (home, job):
+        folder.mkdir(parents=True)
+    driver = run(project, environment() | {"HOME": str(home), "TMPDIR": str(job)}, "sweep.yaml")
+    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    pids = {process.pid for process in descendants(driver)}
+    heard = [socket for socket in psutil.net_connections("inet") if socket.pid in pids and socket.status == "LISTEN"]
+    assert len(heard) > 3
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in heard} <= {"127.0.0.1", "::1"}
+    # The control store answers nobody without the token.
+    (port,) = [s.laddr.port for s in heard if psutil.Process(s.pid).name() == "gcs_server"]
+    program = f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"
+    stranger = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
+    refused = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=120)
+    assert not (home / ".ray").exists()
+    assert list(job.iterdir()) == []
 
 
 def free_port() -> int:

@@ -8,7 +8,9 @@ from trials import finish, make_trial
 from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost
+from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.specification import Asha
 from pipeline.sweeping.view import View
 
 
@@ -90,4 +92,20 @@ def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, cloc
     shown.started(four[0])
     clock[0] = 100.0
     assert said(shown, capsys) == "0 of 4 done, 1 running, time unknown left"
+    shown.close()
+
+
+def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waited_for(four, tmp_path, clock, capsys):
+    asha = Asha(grace=10)
+    four = [replace(planned, asha=asha) for planned in four]
+    shown = View(four, {}, "wer/test", tmp_path / "log")
+    shown.started(four[0])
+    shown.ended(four[0], "waits for the other seeds at step 10")
+    shown.started(four[0])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  goes on")
+    leave_stopped(four[1].trial, asha, 10)
+    shown.started(four[1])
+    shown.ended(four[1], "stopped early after step 10")
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 1 stopped early, 1 running, time unknown left"
     shown.close()

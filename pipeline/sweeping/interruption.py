@@ -4,21 +4,47 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOOK_SECONDS = 1.0
+GRACE_SECONDS = 10.0
+"""After SIGTERM trials have so long for a checkpoint: batch schedulers and Kubernetes kill after 30 s."""
+
+
+class Asked:
+    """Whether a sweep was asked to end."""
+
+    def __init__(self) -> None:
+        self.yes = False
+        self._until: float | None = None
+
+    def limit(self) -> None:
+        """Trials have `GRACE_SECONDS` from now."""
+        self._until = time.monotonic() + GRACE_SECONDS
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether those that still run are no longer waited for."""
+        return self._until is not None and time.monotonic() > self._until
 
 
 @contextlib.contextmanager
-def asking(stop: Path, say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """In the driver: the first `Ctrl-C` or SIGTERM makes the file `stop` and sets the event; the second interrupts."""
-    asked = threading.Event()
+def asking(stop: Path, say: Callable[[str], None]) -> Iterator[Asked]:
+    """In the driver: the first `Ctrl-C` or SIGTERM makes the file `stop` and is noted; the second interrupts.
+
+    Who presses `Ctrl-C` can do so again, so trials have all the time they need; SIGTERM comes from a machine that will
+    soon kill.
+    """
+    asked = Asked()
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+        if asked.yes:
             raise KeyboardInterrupt
-        asked.set()
+        asked.yes = True
+        if number == signal.SIGTERM:
+            asked.limit()
         stop.touch()
         say("stopping: each trial ends after a checkpoint; once more to end at once")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json, write_json
 from pipeline.common.precision import with_precision
-from pipeline.config import Params
+from pipeline.config import Params, streams
 from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.specification import Asha, Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
@@ -130,6 +130,23 @@ def point_name(params: Params, settings: Settings) -> str:
     """What a point's trial is called: task, weight, seed, and what else the axes set."""
     others = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in _IN_NAME]
     return " ".join([trial_name(configuration(params)), *others])
+
+
+def task_of(params: Params) -> str:
+    """Equal for trials whose losses and error rates can be compared: same modality, rates, corpus, and LLM."""
+    rates = {stream: getattr(params.model.rates, stream) for stream in streams(params.model.modality)}
+    corpus = params.corpus.model_dump(mode="json")
+    return canonical([params.model.modality, rates, corpus, params.model.llm.weights])
+
+
+def point_of(planned: Planned) -> str:
+    """Equal for trials that differ by nothing but their seed."""
+    params = planned.params
+    parts = configuration(params)
+    del parts["train"]["seed"]
+    # Cached features are not in the configuration.
+    features = {stream: getattr(params.features, stream).model_dump(mode="json") for stream in parts["model"]["rates"]}
+    return canonical([task_of(params), parts, features])
 
 
 def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:

@@ -1,11 +1,12 @@
-"""What a sweep came to: tables and figures in `results/sweeps/<name>/`, and the best trial by validation."""
+"""What a sweep came to: tables and figures in `results/sweeps/<name>/`, and the best of each task by validation."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import read_json, write_json
-from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.specification import Sweep
 from pipeline.tracking.trial import State
 
@@ -38,8 +39,8 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
     for planned in trials:
         if planned.state is not State.DONE and (step := planned.stopped) is not None:
             print(f"stopped early: {planned.name} (after step {step})")
-    if best := _best(sweep, trials):
-        print(best)
+    for line in best_lines(sweep.specification.select.by, trials):
+        print(line)
 
 
 def _is_current(folder: Path, state: dict) -> bool:
@@ -49,8 +50,25 @@ def _is_current(folder: Path, state: dict) -> bool:
     return known["state"] == state and all((folder / name).exists() for name in known["files"])
 
 
-def _best(sweep: Sweep, trials: Sequence[Planned]) -> str | None:
-    by = sweep.specification.select.by
-    results = [(planned.trial.result(), planned.name) for planned in trials]
-    values = [(result["metrics"][by], name) for result, name in results if result and by in result["metrics"]]
-    return f"best by {by}: {min(values)[1]} ({min(values)[0]:.3f})" if values else None
+def best_lines(by: str, trials: Sequence[Planned]) -> list[str]:
+    """The best of each task, in a line; the mean over the seeds of a point counts.
+
+    Args:
+        by: a metric; the lowest is best.
+        trials: of which those count that are done and have it.
+    """
+    tasks: dict[str, dict[str, list[tuple[float, Planned]]]] = {}
+    for planned in trials:
+        value = ((planned.trial.result() or {}).get("metrics") or {}).get(by)
+        if value is not None:
+            points = tasks.setdefault(task_of(planned.params), {})
+            points.setdefault(point_of(planned), []).append((value, planned))
+    lines = []
+    for points in tasks.values():
+        seeds = min(points.values(), key=lambda seeds: fmean(value for value, _ in seeds))
+        mean, first = fmean(value for value, _ in seeds), seeds[0][1]
+        name = first.name
+        if len(seeds) > 1:
+            name = f"{name.replace(f' seed {first.params.train.seed}', '')}, mean of {len(seeds)} seeds"
+        lines.append(f"best by {by}: {name} ({mean:.3f})")
+    return lines

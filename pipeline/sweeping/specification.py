@@ -18,8 +18,9 @@ from pydantic import AfterValidator, Field
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
-from pipeline.common.strict_yaml import parse_yaml, read_mapping
+from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, Section, assign, checked, load_params, validate
+from pipeline.sweeping.narrowing import assignment, narrowed
 
 SEED = "train.seed"
 Settings = dict[str, Any]
@@ -48,7 +49,8 @@ class Select(Section):
 
 
 class Asha(Section):
-    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss."""
+    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss, among trials of one task; all
+    seeds of a point go on, or none (`pipeline.sweeping.halving`)."""
 
     kind: Literal["asha"] = "asha"
     grace: Annotated[int, Field(ge=1)]
@@ -134,7 +136,7 @@ def load_sweep(
         path: the sweep file.
         params: the parameters that it starts from.
         overrides: `key=value`, in all trials, over what the file sets.
-        only: `key=value`, which trials are kept; the key may be shortened to its end (`modality=audio`).
+        only: as `narrowed` takes it.
 
     Raises:
         PipelineError: for the first thing that is wrong, in the file, in an argument, or in a point's parameters.
@@ -150,7 +152,7 @@ def load_sweep(
     if specification.seeds is not None:
         axes["seeds"] = _distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
     _require_apart(path, axes)
-    for key, value in map(_assignment, overrides):
+    for key, value in map(assignment, overrides):
         _require_key(key, "--set")
         if any(key in setting for axis in axes.values() for setting in axis):
             raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
@@ -159,7 +161,7 @@ def load_sweep(
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items()}
         points.append(Point(settings, _params(path, values, common, settings)))
-    points = _narrowed(points, only)
+    points = narrowed(points, only)
     if specification.scheduler:
         _require_comparable(f"{path}: scheduler", specification.scheduler, points)
     return Sweep(specification, base, tuple(points))
@@ -186,13 +188,6 @@ def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None
 def _read(path: str | Path) -> Specification:
     values = read_mapping(path, "name a file of experiments/", "with a name and axes")
     return checked(Specification, values, path)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise PipelineError("the command line", f"{text!r} has no '='", "write key=value")
-    return key, parse_yaml(value, key)
 
 
 def _axis(path: str | Path, name: str, axis: Any) -> list[Settings]:
@@ -291,39 +286,3 @@ def _require_key(key: str, where: str) -> None:
             kind = field.annotation
             known = list(getattr(kind, "model_fields", ()))
         raise PipelineError(where, f"{key} is no parameter", f"known here: {', '.join(known) or 'nothing below it'}")
-
-
-def _narrowed(points: list[Point], only: Sequence[str]) -> list[Point]:
-    for text in only:
-        key, value = _assignment(text)
-        whole = _whole_key(key, points)
-        kept = [point for point in points if _value(point.params, whole) == value]
-        if not kept:
-            found = sorted({str(_value(point.params, whole)) for point in points})
-            raise PipelineError(f"--only {text}", "no trial is left", f"{whole} is one of: {', '.join(found)}")
-        points = kept
-    return points
-
-
-def _whole_key(key: str, points: Sequence[Point]) -> str:
-    """The one key that ends like this; among several, the one that an axis sets."""
-    flat = [name for name in _flat(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
-    chosen = [name for name in flat if any(name in point.settings for point in points)] or flat
-    if len(chosen) != 1:
-        found = f"may be {' or '.join(chosen)}" if chosen else "is no parameter"
-        raise PipelineError(f"--only {key}", found, "write the key in full, such as model.modality")
-    return chosen[0]
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> list[str]:
-    names = []
-    for key, value in values.items():
-        names += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [f"{before}{key}"]
-    return names
-
-
-def _value(params: Params, key: str) -> Any:
-    value: Any = params
-    for step in key.split("."):
-        value = getattr(value, step)
-    return list(value) if isinstance(value, tuple) else value

@@ -18,11 +18,20 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT
 
 
 class Sync:
-    """Brings a sweep into MLflow by `words`, the command line of a Python process; one at a time."""
+    """Brings a sweep into MLflow by `words`, the command line of a Python process; one at a time.
+
+    A context manager: none is left behind.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = [sys.executable, *words]
         self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Sync":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
 
     def start(self) -> None:
         """Begin, unless the one before is still at work. It gives way to training."""
@@ -36,14 +45,17 @@ class Sync:
         Returns:
             None, or in one line why it did not work.
         """
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
-        last = self._begin()
+        self._end()
+        last = self._process = self._begin()
         errors = last.communicate()[1].strip()
         if last.returncode == 0:
             return None
         return errors.splitlines()[-1] if errors else f"ended with {last.returncode}"
+
+    def _end(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
     def _begin(self) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C is not for it.

@@ -91,11 +91,12 @@ class View:
         self._total, self._width = len(trials), max(len(planned.name) for planned in trials)
         states = {planned.identity: planned.state for planned in trials}
         self._begun = {identity for identity, state in states.items() if state is not State.NEW}
-        self._waiting = {planned.identity for planned in trials if states[planned.identity] is not State.DONE}
+        self._waiting = {planned.identity for planned in trials if not planned.is_over}
         self._running: dict[str, Running] = {}
         self._took: list[float] = []
         """Seconds of the trials that were begun and finished here."""
         self._failed = 0
+        self._early = self._total - len(self._waiting) - sum(state is State.DONE for state in states.values())
         self._drawn = 0
         self._said = time.monotonic()
         # Events come from the driver's main thread, even from its signals; redrawing is another thread's.
@@ -103,6 +104,10 @@ class View:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log: TextIO = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._terminal = sys.stdout.isatty()
+
+    def shows(self, planned: Planned) -> bool:
+        """Whether a trial is among those that run."""
+        return planned.identity in self._running
 
     def started(self, planned: Planned) -> None:
         self._running[planned.identity] = Running(planned)
@@ -120,6 +125,11 @@ class View:
         elif outcome.startswith("failed"):
             self._waiting.discard(planned.identity)
             self._failed += 1
+        elif planned.stopped is not None:
+            self._waiting.discard(planned.identity)
+            self._early += 1
+        else:
+            self._begun.add(planned.identity)
         self.say(f"{planned.name:{self._width}}  {outcome}")
 
     def say(self, text: str) -> None:
@@ -158,9 +168,10 @@ class View:
             self._drawn = 0
 
     def _summary(self) -> str:
-        done = self._total - len(self._waiting) - self._failed
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"{done} of {self._total} done{failed}, {len(self._running)} running, {self._time_left()} left"
+        done = self._total - len(self._waiting) - self._failed - self._early
+        others = f", {self._early} stopped early" if self._early else ""
+        others += f", {self._failed} failed" if self._failed else ""
+        return f"{done} of {self._total} done{others}, {len(self._running)} running, {self._time_left()} left"
 
     def _time_left(self) -> str:
         waiting = list(self._waiting)

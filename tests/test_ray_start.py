@@ -1,0 +1,67 @@
+"""What a trial takes of Ray, and what a worker sees of it."""
+
+import os
+
+import pytest
+
+from pipeline.common.errors import PipelineError
+from pipeline.sweeping.ray_process import _require_gpus, reason_of
+from pipeline.sweeping.ray_start import room, taken
+from pipeline.sweeping.specification import Resources
+
+SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+def test_a_trial_runs_on_one_node_and_those_that_fit_are_counted_by_node():
+    takes, notes = taken(Resources(cpus=6, gpus=0.5), [SMALL, LARGE, GPUS], "10.0.0.1:6379")
+    assert (takes, notes) == ({"CPU": 6, "GPU": 0.5}, [])
+    # By the sum over nodes it would be four.
+    assert room(takes, [SMALL, LARGE, GPUS]) == 1
+    assert room({"CPU": 0.1, "GPU": 0}, [SMALL]) == 20
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "largest"),
+    [
+        (20, 0, [SMALL, LARGE], "20 CPUs and 0 GPUs, and the largest node has 16 CPUs and 0 GPUs"),
+        (1, 4, [GPUS, GPUS], "1 CPUs and 4 GPUs, and the largest node has 8 CPUs and 2 GPUs"),
+        # Each there is, and not on one node.
+        (12, 1, [LARGE, GPUS], "12 CPUs and 1 GPUs, and the largest node has 8 CPUs and 2 GPUs"),
+    ],
+)
+def test_a_trial_that_fits_no_node_is_refused(cpus, gpus, nodes, largest):
+    with pytest.raises(PipelineError, match=f"resources: a trial takes {largest}; lower cpus or gpus"):
+        taken(Resources(cpus=cpus, gpus=gpus), nodes, "10.0.0.1:6379")
+
+
+def test_on_this_machine_a_trial_takes_what_there_is_and_without_a_gpu_none():
+    said = "resources.gpus falls from 1 to 0: that is what there is"
+    assert taken(Resources(gpus=1), [LARGE], "10.0.0.1:6379") == ({"CPU": 1, "GPU": 0}, [said])
+    takes, notes = taken(Resources(cpus=8, gpus=0.25), [SMALL], None)
+    assert takes == {"CPU": 2, "GPU": 0}
+    assert len(notes) == 2
+
+
+def test_a_worker_sees_the_gpus_that_it_was_given_and_no_other(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    _require_gpus([1])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    with pytest.raises(PipelineError, match=r"Ray gave this trial GPU 0, 1, and torch \S+ sees 1 GPUs"):
+        _require_gpus([0, 1])
+    _require_gpus([])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_whatever_ended_an_attempt_has_a_reason():
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+    assert "memory monitor" in reason_of(OutOfMemoryError("some"), "")
+    assert "memory monitor" in reason_of(None, "Task was killed due to the node running low on memory.\nMore.")
+    assert reason_of(ActorDiedError(), "") == "its worker was killed (out of memory, or by hand)"
+    assert reason_of(None, "Failure # 1 (occurred at noon)\n\nModuleNotFoundError: No module named 'x'\n").startswith(
+        "ModuleNotFoundError"
+    )
+    assert reason_of(None, "") == "Ray does not say why"
