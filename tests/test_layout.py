@@ -24,7 +24,15 @@ LIBRARIES = {
     "sinks": {"model.backbone", "model.roles"},
     "tracking": {"corpora.manifest", "corpora.reading", "corpora.training_noise", "encoders.store"},
     "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
-    "sweeping": {"comparison", "corpora.manifest", "corpora.record", "encoders.store", "tracking", "trial.inputs"},
+    "sweeping": {
+        "comparison",
+        "corpora.manifest",
+        "corpora.record",
+        "encoders.store",
+        "tracking",
+        "trial.inputs",
+        "trial.checkpoints",
+    },
     "comparison": {"scoring", "tracking", "sinks.figures", "sinks.gallery"},
     "inspection": {"comparison.quantities", "model", "scoring.errors", "sinks", "tracking", "trial"},
     "transcription": {
