@@ -1,5 +1,6 @@
 """The Trainer with our batches and log, on a random Llama of four blocks."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -89,7 +90,9 @@ def test_a_machine_of_several_gpus_trains_on_one(llm, tmp_path, monkeypatch):
         return device
 
     original = TrainingArguments._setup_devices.func
-    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(several))
+    counted = functools.cached_property(several)
+    counted.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", counted)
     among = trainer_of(llm, tmp_path / "among")
     among.train()
     assert among.model_wrapped is among.model
