@@ -8,19 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import second_device
 import tiny
 import torch
+from published import NARROW, drawn, official
 from second_device import DEVICE, Elsewhere, by_file, waits
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.common.files import write_json
-from pipeline.config import Decorrelation, Sinks, Train
+from pipeline.config import Decorrelation, EncoderLoRA, Rates, Sinks, Train, VideoEncoder
+from pipeline.encoders.avhubert import AVHuBERT
+from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, Examples, collate, moved
+from pipeline.model.encoding import OnlineEncoder
+from pipeline.model.examples import Batch, Examples, MediaExamples, collate, moved
 from pipeline.sinks.statistics import SinkStatistics
 from pipeline.tracking.spool import Spool
 from pipeline.trial.batches import Batches
@@ -34,11 +39,13 @@ DECORRELATION = Decorrelation(weight=1.0, roles=("audio", "video", "prompt"))
 TRAIN = Train(steps=6, batch_size=3, log_every=3, checkpoint_every=3, validate_every=6, precision="float32")
 
 
-def built(llm: Path, device: torch.device, **more: Any) -> AudioVisualLLM:
-    settings = tiny.settings(llm)
+def built(llm: Path, device: torch.device, encoders: Any = None, **changes: Any) -> AudioVisualLLM:
+    settings = tiny.settings(llm, **changes)
     torch.manual_seed(0)
     decoder = load_decoder(settings.llm, torch.float32, "sdpa")
-    model = AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, "float32", **more)
+    dimensions = tiny.DIMENSIONS | {stream: one.encoder.dimension for stream, one in (encoders or {}).items()}
+    tokenizer = load_tokenizer(settings.llm)
+    model = AudioVisualLLM(decoder, tokenizer, dimensions, settings, "float32", encoders=encoders)
     with torch.no_grad():
         for name, parameter in model.trained().items():
             if "lora_B" in name:
@@ -103,7 +110,7 @@ def decoding(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
 def capture(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
     with torch.no_grad():
         captured = teacher_forced(model.eval(), batch)
-    during = sum(waits.values())
+    during = by_file("pipeline/")
     statistics = SinkStatistics(Sinks(), model.decoder.config.num_hidden_layers, 4)
     statistics.add(captured, [f"u{number}" for number in range(len(TEXTS))])
     metrics = statistics.summary(0).metrics
@@ -118,6 +125,29 @@ class Count(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.after.append(sum(waits.values()))
+
+
+def lips(llm: Path, folder: Path) -> dict[str, Any]:
+    """A step that trains LoRA inside AV-HuBERT, on media."""
+    torch.save({"model": drawn(official(NARROW))}, folder / "narrow.pt")
+    convert_avhubert(folder / "narrow.pt", folder / "avhubert")
+    lora = EncoderLoRA(rank=4, alpha=8)
+    settings = VideoEncoder(encoder="avhubert", weights=str(folder / "avhubert"), precision="float32", lora=lora)
+    random = np.random.default_rng(0)
+    clips = {f"u{number}": random.integers(0, 256, (5 + number, 88, 88), np.uint8) for number in range(3)}
+    results = []
+    for device in (CPU, DEVICE):
+        with second_device.second_device():
+            encoder = AVHuBERT(settings, str(device))
+            encoders = {"video": OnlineEncoder(encoder, lora)}
+            torch.manual_seed(0)
+            model = built(llm, device, encoders, modality="video", rates=Rates(video=2))
+            examples = MediaExamples({"video": clips}, list(clips), [model.respond(text) for text in TEXTS[:3]])
+            batch = moved(examples.whole(), device)
+            waits.clear()
+            result, _ = step(model, batch)
+            results.append(result)
+    return {"difference": difference(*results), "lines": dict(waits)}
 
 
 def training(
@@ -173,6 +203,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     llm = tiny.make_llm(folder / "llm")
     parts = {part.__name__: on_both(llm, part) for part in (step, checkpointed_step, decoding, capture)}
+    parts["lips"] = lips(llm, folder)
     parts["trained"] = trained(llm, folder)
     write_json(folder / "found.json", parts)
 

@@ -25,7 +25,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("part", ["step", "checkpointed_step"])
+@pytest.mark.parametrize("part", ["step", "checkpointed_step", "lips"])
 def test_losses_and_gradients_need_no_wait(found, part):
     assert found[part]["lines"] == {}
     assert found[part]["difference"] < ROUNDING

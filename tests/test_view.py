@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 from trials import finish, make_trial
 
+from pipeline.common.files import write_json
 from pipeline.config import load_params
 from pipeline.sweeping import view
-from pipeline.sweeping.cost import Cost
+from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.specification import Asha
-from pipeline.sweeping.view import View
+from pipeline.sweeping.view import Running, View
+from pipeline.tracking.trial import State
 
 
 @pytest.fixture
@@ -109,3 +111,33 @@ def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waite
     clock[0] = 100.0
     assert said(shown, capsys) == "0 of 4 done, 1 stopped early, 1 running, time unknown left"
     shown.close()
+
+
+def test_a_trial_that_is_counted_in_epochs_says_so(tmp_path):
+    settings = ["train.steps=null", "train.epochs=2", "train.batch_frames=900"]
+    trial = make_trial(tmp_path / "runs", *settings)
+    params = load_params("params.yaml", settings)
+    running = Running(Planned("seed 0", params, (), trial.identity, "e" * 64, trial, None))
+    spool(running.planned, 50, 2.0)
+    running.look()
+    assert running.line(6) == "  seed 0  step 50 (2 epochs)  loss 1.000  2.0 utterances/s"
+    assert running.seconds_left(None) is None
+    assert running.seconds_left(Cost(60.0, 5.0, 1)) == 65.0
+
+
+def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
+    """By the share of its steps that a checkpoint knows."""
+    settings = ["train.steps=null", "train.epochs=2"]
+    trial = make_trial(tmp_path / "runs", *settings)
+    planned = Planned("a", load_params("params.yaml", settings), (), trial.identity, "e" * 64, trial, None)
+    for seed, more in ((1, ["train.steps=null", "train.epochs=4"]), (2, [])):
+        other = make_trial(tmp_path / "runs", *more, f"train.seed={seed}")
+        times = {"started": "2026-01-01T00:00:00+00:00", "ended": f"2026-01-01T00:0{4 // seed}:00+00:00"}
+        sessions = [times | {"purpose": purpose, "outcome": "finished"} for purpose in ("train", "evaluate")]
+        write_json(other.provenance, {"sessions": sessions})
+        finish(other, {"test": [0]})
+    checkpoint = trial.checkpoints / "checkpoint-30"
+    assert Costs(tmp_path / "runs").of(planned, State.NEW).training == pytest.approx(120)
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
+    assert Costs(tmp_path / "runs").of(planned, State.TRAINING).training == pytest.approx(30)

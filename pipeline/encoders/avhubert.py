@@ -100,12 +100,14 @@ class AVHuBERT:
 
         prepare = stacked_filterbanks if self.hears else normalised_mouth
         prepared = [torch.from_numpy(prepare(one)) for one in inputs]
-        lengths = torch.tensor([len(one) for one in prepared], device=self.device)
-        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True).to(self.device)
+        counts = [len(one) for one in prepared]
+        # The host does not wait for the device here: in training it is to be ahead of it.
+        lengths = torch.tensor(counts).to(self.device, non_blocking=True)
+        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True).to(self.device, non_blocking=True)
         audio, video = (padded, None) if self.hears else (None, padded)
         with autocast(self.precision, self.device):
             encoded = self.network(audio, video, lengths)
-        return [row[:length].float() for row, length in zip(encoded, lengths.tolist(), strict=True)]
+        return [row[:length].float() for row, length in zip(encoded, counts, strict=True)]
 
 
 def stacked_filterbanks(samples: np.ndarray) -> np.ndarray:

@@ -55,10 +55,11 @@ class Batches:
     def _cut(self, order: list[int]) -> list[list[int]]:
         """Consecutive batches, each as large as it may be; an utterance that is too long is one by itself."""
         budget, most = self._train.batch_frames, self._train.batch_size
+        lengths = self._frames.tolist()
         batches: list[list[int]] = []
         longest = 0
         for utterance in order:
-            frames = int(self._frames[utterance]) if budget else 0
+            frames = lengths[utterance] if budget else 0
             size = len(batches[-1]) + 1 if batches else 0
             is_full = size * max(longest, frames) > budget if budget else size > most
             if not batches or is_full:

@@ -76,6 +76,8 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        # The losses of the last step, too, are numbers.
+        trainer.meter.settle()
     if trainer.state.global_step < batches.steps:
         if trainer.state.global_step == until and not stop.is_set():
             return

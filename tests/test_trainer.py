@@ -1,0 +1,124 @@
+"""The Trainer with our batches and log, on a random Llama of four blocks."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import TrainingArguments
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Decorrelation, Train
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.decoder import load_decoder, load_tokenizer
+from pipeline.model.examples import Examples, collate
+from pipeline.tracking.spool import Spool
+from pipeline.trial.batches import Batches
+from pipeline.trial.checkpoints import step_of
+from pipeline.trial.trainer import LossTrainer, arguments
+
+TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
+SECONDS = [0.5, 1.3, 0.24, 1.0, 0.8, 0.6]
+SHORT = {"steps": 8, "batch_size": 2, "log_every": 4, "checkpoint_every": 3, "validate_every": 8}
+GROUPED = SHORT | {"steps": None, "epochs": 6, "group_by_length": True, "batch_frames": 40, "accumulate": 2}
+DECORRELATION = Decorrelation(weight=0.1)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return tiny.make_llm(tmp_path_factory.mktemp("llm"))
+
+
+def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
+    train = Train(**SHORT | settings)
+    model_settings = tiny.settings(llm)
+    torch.manual_seed(0)
+    decoder = load_decoder(model_settings.llm, torch.float32)
+    model = AudioVisualLLM(decoder, load_tokenizer(model_settings.llm), tiny.DIMENSIONS, model_settings, "float32")
+    ids = [f"u{number}" for number in range(len(TEXTS))]
+    examples = Examples(tiny.features(SECONDS), ids, [model.respond(text) for text in TEXTS])
+    batches = Batches([round(25 * seconds) for seconds in SECONDS], train)
+    return LossTrainer(
+        DECORRELATION,
+        Spool(folder / "metrics.jsonl"),
+        batches,
+        None,
+        model=model,
+        args=arguments(train, batches.steps, folder / "checkpoints", torch.device("cpu")),
+        train_dataset=examples,
+        eval_dataset=examples,
+        data_collator=collate,
+    )
+
+
+def weights_of(trainer: LossTrainer) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.model.trained().values()]
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """Without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if not name.startswith(("time", "throughput"))} for line in lines]
+
+
+@pytest.mark.parametrize("settings", [SHORT, GROUPED])
+def test_a_resumed_training_has_equal_bits_and_an_equal_log(llm, tmp_path, settings):
+    whole = trainer_of(llm, tmp_path / "whole", **settings)
+    whole.train()
+    steps = whole.state.global_step
+    checkpoint = min((tmp_path / "whole/checkpoints").iterdir(), key=step_of)
+    first = step_of(checkpoint)
+    again = trainer_of(llm, tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert all(torch.equal(one, other) for one, other in zip(weights_of(whole), weights_of(again), strict=True))
+    # A mean that the cut went through is of the steps before it, too.
+    assert first % SHORT["log_every"]
+    assert log_of(tmp_path / "again") == [line for line in log_of(tmp_path / "whole") if line["step"] > first]
+    assert {line["step"] for line in log_of(tmp_path / "whole")} >= {4, 8}
+    assert steps == whole.batches.steps == again.state.global_step
+
+
+def test_a_machine_of_several_gpus_trains_on_one(llm, tmp_path, monkeypatch):
+    alone = trainer_of(llm, tmp_path / "alone")
+    alone.train()
+
+    def several(made: TrainingArguments) -> torch.device:
+        device = original(made)
+        made._n_gpu = 3
+        return device
+
+    original = TrainingArguments._setup_devices.func
+    counted = functools.cached_property(several)
+    counted.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", counted)
+    among = trainer_of(llm, tmp_path / "among")
+    among.train()
+    assert among.model_wrapped is among.model
+    assert all(torch.equal(one, other) for one, other in zip(weights_of(alone), weights_of(among), strict=True))
+
+
+def test_accumulated_batches_give_the_mean_of_their_gradients(llm, tmp_path):
+    settings = {"steps": 1, "accumulate": 3, "log_every": 1, "checkpoint_every": 9, "gradient_clip": 1e9}
+    trainer = trainer_of(llm, tmp_path, **settings)
+    model = trainer.model.train()
+    losses = []
+    for batch in trainer.batches:
+        loss = model(collate(trainer.train_dataset.__getitems__(batch)), DECORRELATION)
+        (loss.cross_entropy + DECORRELATION.weight * loss.decorrelation).backward()
+        losses.append(loss.cross_entropy.item())
+    assert len(losses) == 3
+    gradients = [parameter.grad.flatten() / 3 for parameter in model.trained().values()]
+    model.zero_grad()
+    trainer.train()
+    (line,) = (line for line in log_of(tmp_path) if "loss/cross_entropy" in line)
+    assert line["gradient_norm"] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
+    assert line["loss/cross_entropy"] == pytest.approx(sum(losses) / 3, rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_leaves_no_checkpoint(llm, tmp_path):
+    trainer = trainer_of(llm, tmp_path, checkpoint_every=1, learning_rate=1e30, gradient_clip=1e30, warmup=0.0)
+    with pytest.raises(PipelineError, match=r"step 1: the loss is nan; lower train\.learning_rate"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
