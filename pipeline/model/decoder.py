@@ -220,7 +220,7 @@ def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype)
 
 
 def _eos_of(settings: LLM) -> int | None:
-    """What the files themselves say: a configuration that says nothing has its class's default, of another vocabulary."""
+    """What the files themselves say: a configuration that says nothing has the default of its class."""
     for name in ("generation_config.json", "config.json"):
         file = Path(settings.weights) / name
         content = read_json(file, REMEDY) if file.exists() else {}
