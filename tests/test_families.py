@@ -1,6 +1,7 @@
 """Every family of decoders: the instrument sees what the model computes, or the family is refused in one line."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ REFUSED = {
 }
 """What is said of a family that cannot be used."""
 LENGTH, PADDING = 10, 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small take longer on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore")
