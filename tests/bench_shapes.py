@@ -129,7 +129,10 @@ def train(params: Params) -> None:
     _, seconds = timed(step)
     length = model.sequence(batch, response=True).mask.shape[1]
     count = sum(parameter.numel() for parameter in trained)
-    tell(f"training step: {model.precision}, {length} tokens an utterance", model, count, seconds)
+    # Forward, and back to the activations: a frozen weight has no gradient of its own.
+    operations = 4 * sum(parameter.numel() for parameter in model.llm.parameters()) * length * len(batch["response"])
+    rate = f"{operations / seconds[0] / 1e12:.2f} TFLOP/s"
+    tell(f"training step: {model.precision}, {length} tokens an utterance, {rate}", model, count, seconds)
 
 
 def decode(params: Params) -> None:

@@ -38,6 +38,7 @@ OWN = {
             "deepseek_v32",
             "glm4_moe_lite",
             "glm_moe_dsa",
+            "longcat_flash",
             "minicpm3",
             "youtu",
         ),

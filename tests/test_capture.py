@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from families import small_model
 from planted import HEADS, SIZES, WIDTH, batch, captured_batch, llama, no_hooks, replace_tau, streamed, utterances
 from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -25,8 +28,12 @@ from transformers import (
 from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
+from pipeline.sinks.captured import Captured
 from pipeline.sinks.inside import inside
+from pipeline.sinks.origin import origins
 from pipeline.sinks.statistics import SinkStatistics
+from pipeline.sinks.tokens import measure
+from pipeline.sinks.units import writing_units
 
 
 def test_the_model_comes_back_as_it_was() -> None:
@@ -159,6 +166,61 @@ def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) ->
             torch.testing.assert_close(nn.functional.silu(look.gate) * look.up, look.product)
     assert not adapted or all(module.training for module in model.modules())
     assert no_hooks(base)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "gemma2", "gemma3_text", "glm4", "exaone4"])
+def test_a_norm_after_the_mlp_is_not_its_down_projection(family: str) -> None:
+    model = small_model(family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "post_feedforward" in name or "post_mlp" in name:
+                # A scale of either sign; some families add one to it.
+                parameter.copy_(torch.linspace(-3, 3, len(parameter)))
+    width = model.config.hidden_size
+    _, embeddings, roles = batch(utterances())
+    captured = capture(model, embeddings[..., :width], roles != Role.PADDING, roles)
+    mlps = [layer.mlp for layer in decoder_blocks(model)]
+    assert [call.module for call in captured.mlps] == mlps
+    for call, mlp, (_, added) in zip(captured.mlps, mlps, captured.additions, strict=True):
+        look = inside(call)
+        assert look.down is mlp.down_proj
+        assert look.product.shape[-1] == mlp.down_proj.in_features
+        torch.testing.assert_close(look.product @ mlp.down_proj.weight.T, look.returned)
+        # What the block adds has gone through the norm, and is another thing.
+        assert not torch.allclose(look.returned, added)
+    require_units(captured, mlps)
+
+
+def require_units(captured: Captured, mlps: list[nn.Module]) -> None:
+    """The unit that writes most of each sink's feature, in the sign that the norm leaves it, by brute force."""
+    settings = replace_tau(2.0)
+    tokens = measure(captured, settings)
+    origin = origins(captured, tokens, settings.tau)
+    units = writing_units(captured, tokens, origin)
+    assert len(units.unit) > 0
+    for number in range(len(units.unit)):
+        at = [i for i in range(len(origin.main)) if origin.main[i] == units.block[number]]
+        same = [n for n in range(number + 1) if units.block[n] == units.block[number]]
+        sink = at[len(same) - 1]
+        row, token, feature = (int(values[sink]) for values in (origin.utterance, origin.token, origin.feature))
+        mlp, call = mlps[int(units.block[number])], captured.mlps[int(units.block[number])]
+        with torch.no_grad():
+            product = inside(call).product[row, token]
+            parts = product * mlp.down_proj.weight[feature]
+            added = captured.additions[int(units.block[number])][1][row, token, feature]
+            # The norm keeps or turns the sign of all parts alike.
+            toward = parts * torch.sign(added) * torch.sign(parts.sum()) * origin.sign[sink]
+        assert int(units.unit[number]) == int(toward.argmax())
+        torch.testing.assert_close(units.share[number], parts[toward.argmax()].abs() / parts.abs().sum())
+
+
+def test_an_mlp_that_returns_more_beside_its_output_is_not_looked_into_where_it_has_experts() -> None:
+    config = Llama4TextConfig(
+        **SIZES, num_hidden_layers=3, head_dim=12, num_local_experts=2, intermediate_size_mlp=64, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    _, captured = captured_batch(Llama4ForCausalLM(config).eval(), utterances())
+    assert [inside(call) for call in captured.mlps] == [None] * 3
 
 
 def test_where_the_block_itself_holds_the_projections_only_the_product_is_known() -> None:

@@ -77,6 +77,35 @@ def test_what_would_have_no_effect_online_is_said_in_one_line(overrides, said):
     assert "\n" not in str(refused.value)
 
 
+WEIGHT = "decorrelation.weight=0.1"
+REFUSED_LOSS = [
+    (["decorrelation.layers=[]"], "decorrelation.layers is []; name one at least, or take all"),
+    (["decorrelation.roles=[]"], "decorrelation.roles is []; name one at least, or take all"),
+    ([WEIGHT, "decorrelation.layers=[15]", "model.llm.blocks=16"], "name some of 0 to 14, or all"),
+    ([WEIGHT, "decorrelation.layers=[0, 40]", "model.llm.blocks=16"], "decorrelation.layers is [0, 40] and"),
+    ([WEIGHT, "model.llm.blocks=1"], "model.llm.blocks is 1, of which all but the last count; keep two blocks"),
+    ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', so no token"),
+    ([WEIGHT, "decorrelation.roles=[audio, audio_end]", "model.modality=video"], "some of: video_start, video, video_"),
+    ([WEIGHT, "decorrelation.roles=[bos, response]"], "so no token counts"),
+    ([WEIGHT, "decorrelation.roles=[prompt]", "model.prompt=''"], "so no token counts"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), REFUSED_LOSS)
+def test_a_loss_that_counts_nothing_is_refused(overrides, said):
+    with pytest.raises(PipelineError) as refused:
+        load_params(PARAMS, overrides)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_loss_that_counts_something_is_taken():
+    load_params(PARAMS, [WEIGHT, "decorrelation.layers=[0, 14]", "model.llm.blocks=16"])
+    load_params(PARAMS, [WEIGHT, "decorrelation.roles=[audio_start, video_start]", "model.modality=audio"])
+    # Its settings have no effect at weight 0, such as in the baseline of a sweep.
+    load_params(PARAMS, ["decorrelation.roles=[video]", "model.modality=audio"])
+
+
 def test_an_unused_modality_may_have_any_augmentation():
     settings = ["features.mode=online", "model.modality=audio", "features.augmentation={crop: true, flip: 0.5}"]
     assert load_params(PARAMS, settings).features.augmentation.crop

@@ -190,7 +190,8 @@ def _has_sdpa(config: PreTrainedConfig) -> bool:
 
 def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
     """A pass of three sequences: two that differ in their last token, where what comes before must not, and one that
-    is padded at its left, where the rest must not differ from the first."""
+    is padded at its left, where the rest must not differ from the first; and one of positions that the decoder counts
+    itself, which must be ours."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [3, 0, 1, 2]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
@@ -204,6 +205,11 @@ def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype)
                 position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                 use_cache=False,
             ).last_hidden_state.float()
+            counted = (
+                run_backbone(decoder, inputs_embeds=embeddings[:1], attention_mask=mask[:1], use_cache=False)
+                .last_hidden_state[0]
+                .float()
+            )
     except UNREADABLE as error:
         raise PipelineError(
             settings.weights, f"{type(decoder).__name__} cannot be run on embeddings ({_reason(error)})", REMEDY
@@ -217,10 +223,14 @@ def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype)
         raise PipelineError(
             settings.weights, f"{type(decoder).__name__} counts padding as positions, so no batch can be padded", REMEDY
         )
+    if bool((one - counted).abs().max() > rounding):
+        raise PipelineError(
+            settings.weights, f"{type(decoder).__name__} does not count positions from 0 on, as decoders do", REMEDY
+        )
 
 
 def _eos_of(settings: LLM) -> int | None:
-    """What the files themselves say: one that says nothing has its class's default, of another vocabulary."""
+    """What the files themselves say: a configuration that says nothing has the default of its class."""
     for name in ("generation_config.json", "config.json"):
         file = Path(settings.weights) / name
         content = read_json(file, REMEDY) if file.exists() else {}

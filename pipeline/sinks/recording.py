@@ -102,6 +102,12 @@ class Recording:
                     f"its block {number} ({type(module).__name__}) returned no attention map",
                     "use a decoder of which every block has softmax attention, and returns its weights",
                 )
+            if after.dim() != 3:
+                raise PipelineError(
+                    self.name,
+                    f"its block {number} returned {tuple(after.shape)}",
+                    "use a decoder with one residual of (batch, tokens, width)",
+                )
             if number == 0:
                 self._residuals[-1] = before.detach()
             self._residuals[number], self._maps[number] = after.detach(), found

@@ -75,7 +75,7 @@ def observe(
         utterances: those to be measured.
         seen: is told after each batch how many utterances it had.
     """
-    config = model.decoder.config
+    config = model.decoder.config.get_text_config(decoder=True)
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
     for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
         # Not kept in a name, which would hold one batch while the next is captured.
