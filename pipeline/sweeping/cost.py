@@ -13,7 +13,6 @@ from pipeline.common.files import read_json, require_space
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.trial import State, Trial
-from pipeline.trial.checkpoints import step_of
 
 NEWEST = 200
 """So many finished trials are looked at."""
@@ -183,11 +182,12 @@ def _work(train: Mapping[str, Any]) -> tuple[str, int]:
 
 def _share_done(trial: Trial, steps: int | None) -> float:
     """By the newest checkpoint, which knows the steps of all epochs where the parameters do not."""
-    newest = max(trial.checkpoints.glob("checkpoint-*"), key=step_of, default=None)
-    if newest is None:
+    there = {int(path.name.rpartition("-")[2]): path for path in trial.checkpoints.glob("checkpoint-*")}
+    step = max(there, default=0)
+    if not step:
         return 0.0
     try:
-        return step_of(newest) / (steps or read_json(newest / "trainer_state.json", "")["max_steps"])
+        return step / (steps or read_json(there[step] / "trainer_state.json", "")["max_steps"])
     except (PipelineError, KeyError):
         # It is being written.
         return 0.0
