@@ -35,7 +35,7 @@ test: $(READY) ## all tests; ARGS="-k spool" chooses
 lint: $(READY) ## style of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, and a trial at the paper's sizes
+bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, a trial at the paper's sizes, and beam search
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_shapes.py

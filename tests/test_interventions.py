@@ -1,7 +1,7 @@
 """Interventions: they change what they name and nothing else, in teacher-forced passes and in generation."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from math import radians
 
 import pytest
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.decoding import prompt_read_once
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, decoder_blocks
 from pipeline.sinks.captured import Captured
@@ -223,13 +224,16 @@ def test_an_attention_without_such_a_mask_is_refused() -> None:
 # Generation: the cache keeps what the intervention did.
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("beams", "prompt"), [(1, nullcontext), (3, nullcontext), (3, prompt_read_once)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_generation_decodes_under_the_intervention(model: nn.Module, kind: str, beams: int) -> None:
+def test_generation_decodes_under_the_intervention(
+    model: nn.Module, kind: str, beams: int, prompt: Callable[..., AbstractContextManager]
+) -> None:
     """The score that generation gives a hypothesis is that of a teacher-forced pass under the same intervention."""
     embeddings, mask, _ = prompts()
     where = some_tokens(mask)
-    with interventions(model, mask, where)[kind]:
+    once = prompt(model, beams) if prompt is prompt_read_once else prompt()
+    with interventions(model, mask, where)[kind], once:
         found = model.generate(
             inputs_embeds=embeddings, attention_mask=mask.long(), num_beams=beams, max_new_tokens=6, min_new_tokens=6,
             do_sample=False, return_dict_in_generate=True, output_scores=True, pad_token_id=1,

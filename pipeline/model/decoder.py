@@ -97,7 +97,8 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
-    for token in (tokenizer.bos_token_id, config.get_text_config(decoder=True).bos_token_id, tokenizer.eos_token_id):
+    own = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
+    for token in (tokenizer.bos_token_id, own, tokenizer.eos_token_id):
         if token is not None:
             return token
     raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")
