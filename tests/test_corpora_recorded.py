@@ -34,10 +34,10 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[Spoken]:
     return trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out")
 
 
-def left(folder: Path) -> list[tuple[str, str, str]]:
-    if not (folder / "left.csv").exists():
+def skipped(folder: Path) -> list[tuple[str, str, str]]:
+    if not (folder / "skipped.csv").exists():
         return []
-    with open(folder / "left.csv", newline="") as file:
+    with open(folder / "skipped.csv", newline="") as file:
         return [(row["path"], row["split"], row["reason"]) for row in csv.DictReader(file)]
 
 
@@ -58,7 +58,7 @@ def test_each_format_becomes_the_same_kind_of_manifest(kind: str, spoken: list[S
     folder = prepare(wanted, workers=1)
     lines = read_manifest(folder)
     assert is_current(wanted.corpus)
-    assert left(folder) == []
+    assert skipped(folder) == []
 
     train, validation, test = by_split(lines).values()
     assert min(map(len, (train, validation, test))) > 0
@@ -105,12 +105,12 @@ def test_lrs3_validates_on_speakers_of_trainval_and_never_on_the_test_set(
     assert train == trainval - validation
     assert test == {path.name for path in (root / "test").iterdir()}
     # What is held out is held out of pretrain too, and its clips are told.
-    assert left(tmp_path / "out") == [
+    assert skipped(tmp_path / "out") == [
         (f"pretrain/{min(validation)}/00001.mp4", "train", "its speaker is held out for validation")
     ]
     said = capsys.readouterr().out
     assert "train           12 utterances" in said
-    assert "left 1: its speaker is held out for validation 1" in said
+    assert "skipped 1: its speaker is held out for validation 1" in said
     assert "test: 4 of the official 1,321 clips are there" in said
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
     folder = prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
     lines = read_manifest(folder)
     assert len(lines) == 12 - 6
-    reasons = {path: reason for path, _, reason in left(folder)}
+    reasons = {path: reason for path, _, reason in skipped(folder)}
     assert reasons == {
         first.relative_to(root).as_posix(): "unreadable sound",
         second.relative_to(root).as_posix(): "a file is missing",
@@ -156,7 +156,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
         sixth.relative_to(root).as_posix(): "a file is missing",
     }
     told = json.loads((folder / "prepare.json").read_text())["splits"]
-    assert told["test"]["left"] == {"unreadable sound": 1, "a file is missing": 1}
+    assert told["test"]["skipped"] == {"unreadable sound": 1, "a file is missing": 1}
     assert sum(split["utterances"] for split in told.values()) == len(lines)
 
     # Nothing is tried again, until somebody mends it.
@@ -166,7 +166,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
     third.with_suffix(".txt").write_text(trees.lrs_text("I AM BACK"))
     prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
     assert "i am back" in {u.text for u in read_manifest(folder)}
-    assert len(left(folder)) == 5
+    assert len(skipped(folder)) == 5
 
 
 @pytest.mark.parametrize("cut", range(12))
@@ -186,16 +186,16 @@ def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(cut: int, spoken: 
     for other in (root / "train" / "more").rglob("*.mp4"):
         shutil.copy(spoken[0].mp4, other)
     folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
-    assert len(read_manifest(folder)) + len(left(folder)) == 4
+    assert len(read_manifest(folder)) + len(skipped(folder)) == 4
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_split_of_which_every_clip_is_skipped_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_lrs2(tmp_path / "root", spoken)
     for name in (root / "val.txt").read_text().split():
         (root / "mvlrs_v1/main" / name).with_suffix(".mp4").write_bytes(b"nothing")
-    with pytest.raises(PipelineError, match=r"left\.csv: no utterance of validation could be taken; see there why"):
+    with pytest.raises(PipelineError, match=r"skipped\.csv: no utterance of validation could be taken; see there why"):
         prepare(params("lrs2", root, tmp_path / "out"), workers=1)
-    assert {reason for _, _, reason in left(tmp_path / "out")} == {"unreadable sound"}
+    assert {reason for _, _, reason in skipped(tmp_path / "out")} == {"unreadable sound"}
 
 
 # auto_avsr.
@@ -225,7 +225,7 @@ def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path
     rows[0][2] = "9"
     labels.write_text("".join(",".join(row) + "\n" for row in rows))
     folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
-    assert left(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list says another number of frames")]
+    assert skipped(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list says another number of frames")]
 
 
 def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Pat
 # GRID.
 
 
-def test_alignments_of_other_sentences_are_left(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_alignments_of_other_sentences_are_skipped(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_grid(tmp_path / "root", spoken)
     one, other = sorted((root / "alignments" / "s1").iterdir())
     swapped = one.read_text()
@@ -259,7 +259,7 @@ def test_alignments_of_other_sentences_are_left(spoken: list[Spoken], tmp_path: 
     (root / "s2" / "video" / "holiday.mpg").write_bytes(b"")
     sorted((root / "alignments" / "s3").iterdir())[0].unlink()
     folder = prepare(params("grid", root, tmp_path / "out", "corpus.grid.test_speakers=[s6]"), workers=1)
-    assert Counter(reason for _, _, reason in left(folder)) == {
+    assert Counter(reason for _, _, reason in skipped(folder)) == {
         "the alignment is of another sentence": 1,
         "the name spells no sentence": 1,
         "a file is missing": 1,
@@ -289,7 +289,7 @@ def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken],
     assert [len(speakers) for speakers in by_split(lines).values()] == [4, 1, 1]
     assert [u.video for u in lines].count(None) == 1
     assert {u.text for u in lines} == {f"{one.text} said {n}" for n, one in enumerate(spoken)}
-    assert left(folder) == [("gone.wav", "train", "a file is missing")]
+    assert skipped(folder) == [("gone.wav", "train", "a file is missing")]
 
     named = "".join(f"{one.mp4},{one.text},{('train', 'val', 'test')[n % 3]}\n" for n, one in enumerate(spoken))
     table.write_text("video,text,split\n" + named)
@@ -441,7 +441,7 @@ def test_a_clip_that_kills_its_process_ends_no_other() -> None:
 # The mouth region.
 
 
-def test_without_a_face_a_clip_is_left_and_without_a_detector_nothing_is_done(
+def test_without_a_face_a_clip_is_skipped_and_without_a_detector_nothing_is_done(
     spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.corpora import mouth_region
@@ -458,4 +458,4 @@ def test_without_a_face_a_clip_is_left_and_without_a_detector_nothing_is_done(
 
     monkeypatch.setattr(mouth_region, "crop_mouth", nobody)
     folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
-    assert [(path, reason) for path, _, reason in left(folder)] == [(empty.relative_to(root).as_posix(), "no face")]
+    assert [(path, reason) for path, _, reason in skipped(folder)] == [(empty.relative_to(root).as_posix(), "no face")]

@@ -16,7 +16,7 @@ from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lrs import HELD_OUT, clip_id, is_pretrain, moved
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.transcripts import lrs_text, read_text
 
 NAMES = {"train": r"train|trainval", "validation": r"val|valid|validation|dev", "test": r"test"}
@@ -61,14 +61,14 @@ class AutoAVSR:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         labels = self._labels()
-        clips, left = [], []
+        clips, skipped = [], []
         for split, path in labels.items():
             for number, row in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 if row.strip():
                     clips.append(self._clip(split, row, f"{path}:{number}"))
         _refuse_shared(clips, labels)
         if "validation" not in labels:
-            clips = self._with_validation(clips, left)
+            clips = self._with_validation(clips, skipped)
         there = []
         for clip in clips:
             # The transcript is looked for when it is read: most label files have the text.
@@ -76,8 +76,8 @@ class AutoAVSR:
             if needed.exists():
                 there.append(clip)
             else:
-                left.append(Left(clip.path, clip.split, "a file is missing", needed.name))
-        return Listing(there, left)
+                skipped.append(SkippedClip(clip.path, clip.split, "a file is missing", needed.name))
+        return Listing(there, skipped)
 
     def _clip(self, split: str, row: str, where: str) -> Clip:
         fields = row.split(",", 4)
@@ -98,7 +98,7 @@ class AutoAVSR:
             lrs_text(last) or None, frames,
         )  # fmt: skip
 
-    def _with_validation(self, clips: list[Clip], left: list[Left]) -> list[Clip]:
+    def _with_validation(self, clips: list[Clip], skipped: list[SkippedClip]) -> list[Clip]:
         training = [clip for clip in clips if clip.split == "train"]
         # As for LRS3 itself: what is held out are short clips, where there are some, and not pieces of long ones.
         short = [clip for clip in training if not is_pretrain(clip)]
@@ -108,7 +108,7 @@ class AutoAVSR:
             if clip.split != "train" or clip.speaker not in held_out:
                 kept.append(clip)
             elif short and is_pretrain(clip):
-                left.append(Left(clip.path, clip.split, HELD_OUT))
+                skipped.append(SkippedClip(clip.path, clip.split, HELD_OUT))
             else:
                 kept.append(moved(clip, "validation"))
         return kept

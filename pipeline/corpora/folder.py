@@ -17,7 +17,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.transcripts import plain_text, read_text
 
 AUDIO = frozenset({".wav", ".flac", ".ogg"})
@@ -51,8 +51,8 @@ class Folder:
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
-        left: list[Left] = []
-        clips = list(self._of_csv(left) if self.lists() else self._of_folder(left))
+        skipped: list[SkippedClip] = []
+        clips = list(self._of_csv(skipped) if self.lists() else self._of_folder(skipped))
         if not clips:
             raise PipelineError(
                 self.root, "there is no audio or video with a transcript in it",
@@ -62,9 +62,9 @@ class Folder:
         for split in ("test", "validation"):
             if split not in splits:
                 clips = self._hold_out(split, clips)
-        return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], left)
+        return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], skipped)
 
-    def _of_folder(self, left: list[Left]) -> Iterator[Clip]:
+    def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
         if not self.root.is_dir():
             raise PipelineError(self.root, "there is no such folder", "name a folder or a CSV as corpus.root")
         for folder, folders, names in os.walk(self.root, followlinks=True):
@@ -83,12 +83,12 @@ class Folder:
                     continue
                 path = (below / files.get("video", files.get("audio", ""))).as_posix()
                 if "text" not in files:
-                    left.append(Left(path, split or "train", "a file is missing", f"{stem}.txt"))
+                    skipped.append(SkippedClip(path, split or "train", "a file is missing", f"{stem}.txt"))
                     continue
                 text = Path(folder) / files["text"]
                 yield _clip("/".join([*rest, stem]), split, speaker, media, path, text)
 
-    def _of_csv(self, left: list[Left]) -> Iterator[Clip]:
+    def _of_csv(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
         with open(self.root, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             there = set(table.fieldnames or ())
@@ -107,7 +107,9 @@ class Folder:
                 media = {kind: self.root.parent / name for kind, name in named.items()}
                 path = named.get("video") or named.get("audio") or f"line {number}"
                 if missing := [file for file in media.values() if not file.is_file()] or not media:
-                    left.append(Left(path, split, "a file is missing", missing[0].name if media else "no path"))
+                    skipped.append(
+                        SkippedClip(path, split, "a file is missing", missing[0].name if media else "no path")
+                    )
                     continue
                 stem = PurePosixPath(path).with_suffix("").as_posix().lstrip("./")
                 speaker = (row.get("speaker") or "").strip().replace("/", "-") or NOBODY
@@ -115,7 +117,7 @@ class Folder:
                 if text:
                     yield _clip(stem, split, speaker, media, path, None, text)
                 else:
-                    left.append(Left(path, split, "empty transcript"))
+                    skipped.append(SkippedClip(path, split, "empty transcript"))
 
     def _hold_out(self, split: str, clips: list[Clip]) -> list[Clip]:
         training = [clip for clip in clips if clip.split == "train"]
@@ -160,5 +162,5 @@ def _said(clip: Clip) -> str:
     try:
         return clip.text or plain_text(read_text(clip.transcript))
     except Unusable:
-        # It will be left when it is made, whichever split it is in.
+        # It will be skipped when it is prepared, whichever split it is in.
         return clip.id

@@ -16,7 +16,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out, rank
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.sentences import GRID, LETTER
 from pipeline.corpora.transcripts import read_text
 
@@ -60,19 +60,19 @@ class Grid:
         videos, alignments = _files(root, ".mpg"), _files(root, ".align")
         if not videos:
             raise PipelineError(root, "has no .mpg below a folder s1 to s34", "name the folder of GRID as corpus.root")
-        clips, left = [], []
+        clips, skipped = [], []
         for (speaker, name), video in sorted(videos.items(), key=lambda item: (int(item[0][0][1:]), item[0][1])):
             path = video.relative_to(root).as_posix()
             disjoint = self.corpus.grid.split == "disjoint"
             split = "test" if disjoint and speaker in self.corpus.grid.test_speakers else "train"
             if spelt(name) is None:
-                left.append(Left(path, split, "the name spells no sentence"))
+                skipped.append(SkippedClip(path, split, "the name spells no sentence"))
             elif (speaker, name) not in alignments:
-                left.append(Left(path, split, "a file is missing", f"{name}.align"))
+                skipped.append(SkippedClip(path, split, "a file is missing", f"{name}.align"))
             else:
                 transcript = alignments[speaker, name]
                 clips.append(Clip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, spelt(name)))
-        return Listing(_in_splits(self.corpus, clips), left)
+        return Listing(_in_splits(self.corpus, clips), skipped)
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`: the sentence of the name, if the alignment agrees."""

@@ -2,7 +2,7 @@
 
 T. Afouras, J. S. Chung, A. Zisserman, "LRS3-TED", arXiv 1809.00496: `{pretrain,trainval,test}/<YouTube id>/00001.mp4`
 with a `.txt` beside it. LRS2 (BBC): `mvlrs_v1/{pretrain,main}/<programme>/00001.mp4`, and lists of each split. LRS3 has
-no validation split: whole YouTube ids of `trainval` are held out, and what `pretrain` has of them is left.
+no validation split: whole YouTube ids of `trainval` are held out, and clips of them in `pretrain` are skipped.
 """
 
 import os
@@ -17,7 +17,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.transcripts import Word, read_lrs
 
 PRETRAIN = "pretrain"
@@ -58,8 +58,8 @@ class LRS3(_LRS):
             raise PipelineError(
                 root, f"has no folder {missing[0]}", "name the folder of LRS3 that holds trainval, test and pretrain"
             )
-        left: list[Left] = []
-        found = {part: list(_both(root, part, "test" if part == "test" else "train", left)) for part in parts}
+        skipped: list[SkippedClip] = []
+        found = {part: list(_both(root, part, "test" if part == "test" else "train", skipped)) for part in parts}
         held_out = hold_out(self.corpus, "validation", [clip.speaker for clip in found["trainval"]])
         clips = []
         for part in parts:
@@ -69,8 +69,8 @@ class LRS3(_LRS):
                 elif part == "trainval":
                     clips.append(moved(clip, "validation"))
                 else:
-                    left.append(Left(clip.path, clip.split, HELD_OUT))
-        return Listing(clips, left, {"official": _counts(found, self.official)})
+                    skipped.append(SkippedClip(clip.path, clip.split, HELD_OUT))
+        return Listing(clips, skipped, {"official": _counts(found, self.official)})
 
 
 class LRS2(_LRS):
@@ -95,7 +95,7 @@ class LRS2(_LRS):
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         root = _of_lrs2(self.corpus.root)
-        left: list[Left] = []
+        skipped: list[SkippedClip] = []
         found = {}
         for path in self.lists():
             part = path.stem
@@ -111,8 +111,8 @@ class LRS2(_LRS):
                 if missing is None:
                     clips.append(clip)
                 else:
-                    left.append(Left(clip.path, clip.split, "a file is missing", missing.name))
-        return Listing(clips, left, {"official": _counts(found, self.official)})
+                    skipped.append(SkippedClip(clip.path, clip.split, "a file is missing", missing.name))
+        return Listing(clips, skipped, {"official": _counts(found, self.official)})
 
 
 def _of_lrs2(root: str) -> Path:
@@ -128,8 +128,8 @@ def _counts(found: dict[str, list[Clip]], official: dict[str, int]) -> dict[str,
     return {part: [len(clips), official[part]] for part, clips in found.items()}
 
 
-def _both(root: Path, part: str, split: str, left: list[Left]) -> Iterator[Clip]:
-    """Clips of a part that have video and transcript, in order; the others are left."""
+def _both(root: Path, part: str, split: str, skipped: list[SkippedClip]) -> Iterator[Clip]:
+    """Clips of a part that have video and transcript, in order; the others are skipped."""
     for speaker in sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir()):
         endings: dict[str, set[str]] = {}
         for entry in os.scandir(root / part / speaker):
@@ -142,7 +142,7 @@ def _both(root: Path, part: str, split: str, left: list[Left]) -> Iterator[Clip]
                 yield clip
             else:
                 missing = "txt" if ".mp4" in endings[stem] else "mp4"
-                left.append(Left(clip.path, split, "a file is missing", f"{stem}.{missing}"))
+                skipped.append(SkippedClip(clip.path, split, "a file is missing", f"{stem}.{missing}"))
 
 
 def _clip(root: Path, name: str, split: str) -> Clip:

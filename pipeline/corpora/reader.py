@@ -9,11 +9,11 @@ from pipeline.config import Corpus
 from pipeline.corpora.manifest import Utterance
 
 REFUSED = "the system could not read it"
-"""The one reason to leave a clip that may pass by itself, as a share that is away does: it is tried at every start."""
+"""The one reason to skip a clip that may pass by itself, as a share that is away does: it is tried at every start."""
 
 
 class Unusable(Exception):  # noqa: N818
-    """A clip that is left, and why: `reason` is the same for all alike, `detail` is of this one."""
+    """A clip that is skipped, and why: `reason` is the same for all alike, `detail` is of this one."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -21,7 +21,7 @@ class Unusable(Exception):  # noqa: N818
 
 
 def refused(path: Path, error: OSError) -> Unusable:
-    """The reason to leave a clip whose file cannot be opened.
+    """The reason to skip a clip whose file cannot be opened.
 
     Raises:
         OSError: the disk is full, which is no fault of the file.
@@ -34,8 +34,8 @@ def refused(path: Path, error: OSError) -> Unusable:
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a corpus holds and is not taken."""
+class SkippedClip:
+    """A clip of a corpus that is not taken, and why."""
 
     path: str
     """As a person finds it below `corpus.root`."""
@@ -44,20 +44,20 @@ class Left:
     """In a few words, the same for all that have it, so that they can be counted."""
     detail: str = ""
     clip: str = ""
-    """Its id, where it was left in making; empty where the listing left it."""
+    """Its id, where it was skipped while it was prepared; empty where the listing skipped it."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of a clip: its lines in the manifest, or why there are none."""
+class PreparedClip:
+    """A finished clip: its lines in the manifest, or the reason why there are none."""
 
     lines: tuple[Utterance, ...] = ()
-    left: Left | None = None
+    skipped: SkippedClip | None = None
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What is known of a file that was made before, so that it need not be read again."""
+class FileInfo:
+    """Digest and length of a file that was made before, so that it need not be read again."""
 
     sha256: str
     length: float
@@ -82,10 +82,10 @@ class Listing:
 
     clips: list[Any]
     """In the order of the manifest within each split."""
-    left: list[Left] = field(default_factory=list)
-    """What is not even tried."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """What `prepare.json` tells beside counts."""
+    skipped: list[SkippedClip] = field(default_factory=list)
+    """Clips that are not even tried."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further entries of `prepare.json`."""
 
 
 class Reader(Protocol):
@@ -122,7 +122,7 @@ class Reader(Protocol):
     def make_noise(self, split: str, recipe: Any, folder: Path) -> None:
         """Make the noise of a split where it is missing."""
 
-    def make(self, clip: Any, folder: Path, known: dict[str, Fact]) -> Made:
+    def make(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """Make what is missing of a clip's media; what is there and whole stays.
 
         Args:

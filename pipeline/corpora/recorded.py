@@ -10,7 +10,7 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
-from pipeline.corpora.reader import Fact, Left, Listing, Made, Unusable
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, SkippedClip, Unusable
 
 
 class Recorded:
@@ -63,11 +63,11 @@ class Recorded:
         counts = Counter(clip.id for clip in found.clips)
         twins = [clip for clip in found.clips if counts[clip.id] > 1]
         clips = [clip for clip in found.clips if counts[clip.id] == 1]
-        left = [Left(clip.path, clip.split, "another clip has its name", clip.id) for clip in twins]
+        skipped = [SkippedClip(clip.path, clip.split, "another clip has its name", clip.id) for clip in twins]
         for split in SPLITS:
             if not any(clip.split == split for clip in clips):
                 raise PipelineError(self.corpus.root, f"there is no whole clip of {split} in it", "check corpus.root")
-        return Listing(clips, found.left + left, found.told)
+        return Listing(clips, found.skipped + skipped, found.extra)
 
     def sources(self, clip: Clip) -> tuple[Path, ...]:
         """See `Reader.sources`."""
@@ -104,15 +104,15 @@ class Recorded:
         elif not target.exists():
             make_babble(self.corpus, split, recipe, target)
 
-    def make(self, clip: Clip, folder: Path, known: dict[str, Fact]) -> Made:
+    def make(self, clip: Clip, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """See `Reader.make`."""
         from pipeline.corpora.making import make_lines
 
         try:
             pieces = self.form.pieces(clip)
-            return Made(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
+            return PreparedClip(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
         except Unusable as error:
-            return Made(left=Left(clip.path, clip.split, error.reason, error.detail, clip.id))
+            return PreparedClip(skipped=SkippedClip(clip.path, clip.split, error.reason, error.detail, clip.id))
 
 
 def _code(*modules: str) -> str:

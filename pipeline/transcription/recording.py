@@ -12,7 +12,7 @@ from pipeline.corpora.folder import AUDIO
 from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.media import read_audio, read_video_gray
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, blamed_on, is_audio
+from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, is_audio, skip_on_error
 
 REMEDY = "name a whole audio or video file with speech in it"
 
@@ -57,7 +57,7 @@ def require_file(file: Path) -> None:
 def _has_picture(file: Path) -> bool:
     if is_audio(file):
         return False
-    with blamed_on(file, "unreadable video"), av.open(str(file)) as container:
+    with skip_on_error(file, "unreadable video"), av.open(str(file)) as container:
         return bool(container.streams.video)
 
 
