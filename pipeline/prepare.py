@@ -31,7 +31,7 @@ from pipeline.corpora.journal import (
 from pipeline.corpora.manifest import REMEDY, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
 from pipeline.corpora.prepared import SETTINGS
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
 from pipeline.corpora.record import recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.workers import KILLED, Workers, available_cores
@@ -126,7 +126,7 @@ def _make(
 def _killed(reader: Reader, clip: Any) -> PreparedClip:
     if reader.complete:
         raise PipelineError(clip.id, "the process that made it was killed (out of memory?)", REMEDY)
-    return PreparedClip(skipped=SkippedClip(clip.path, clip.split, "kills the process that reads it", "", clip.id))
+    return PreparedClip(skipped=Unusable("kills the process that reads it").skip(clip.path, clip.split, clip.id))
 
 
 def _make_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
@@ -134,7 +134,17 @@ def _make_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
 
 
 def _make_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
-    return reader_of(corpus).make(clip, folder, known)
+    reader = reader_of(corpus)
+    try:
+        return reader.make(clip, folder, known)
+    except (PipelineError, OSError):
+        raise
+    except Exception as error:
+        # Decoders raise anything. One clip of very many ends no preparation that takes hours.
+        if reader.complete:
+            raise
+        why = Unusable("unexpected error", f"{type(error).__name__}: {error}")
+        return PreparedClip(skipped=why.skip(clip.path, clip.split, clip.id))
 
 
 def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, made: list[PreparedClip]) -> None:

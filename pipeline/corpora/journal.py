@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_text, written_whole
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest, utterance_of, write_manifest
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 
 MANIFEST, JOURNAL, SKIPPED = "manifest.jsonl", "journal.jsonl", "skipped.csv"
@@ -107,16 +107,18 @@ def _clip_of(line: Utterance, clips: Mapping[str, Clip]) -> str:
 def _read_journal(folder: Path) -> tuple[dict[str, PreparedClip], dict[str, dict[str, FileInfo]]]:
     made: dict[str, PreparedClip] = {}
     infos: dict[str, dict[str, FileInfo]] = {}
-    for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
+    for line in (folder / JOURNAL).read_bytes().splitlines():
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("ascii"))
             if "infos" in record:
                 infos[record["clip"]] = {path: FileInfo(*values) for path, values in record["infos"].items()}
             else:
                 skipped = SkippedClip(**record["skipped"]) if record["skipped"] else None
-                made[record["clip"]] = PreparedClip(tuple(Utterance(**values) for values in record["lines"]), skipped)
-        except (ValueError, KeyError, TypeError):
-            # A power cut leaves half a line; what it told is made again.
+                made[record["clip"]] = PreparedClip(
+                    tuple(utterance_of(values, JOURNAL) for values in record["lines"]), skipped
+                )
+        except (ValueError, KeyError, TypeError, AttributeError, PipelineError):
+            # A power cut leaves half a line; its clip is made again.
             continue
     return made, infos
 
@@ -125,7 +127,7 @@ def _read_skipped(folder: Path) -> list[SkippedClip]:
     try:
         with open(folder / SKIPPED, newline="", encoding="utf-8") as file:
             return [SkippedClip(**row) for row in csv.DictReader(file)]
-    except (FileNotFoundError, TypeError):
+    except (FileNotFoundError, TypeError, UnicodeDecodeError, csv.Error):
         return []
 
 

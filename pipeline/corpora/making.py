@@ -12,7 +12,7 @@ from pipeline.corpora import media, noise
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, generator
-from pipeline.corpora.reader import FileInfo, Unusable
+from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
 from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording
 
 LARGEST_DIFFERENCE = 0.5
@@ -89,7 +89,7 @@ def _check_length(corpus: Corpus, seconds: float) -> None:
 
 def _in_noise(corpus: Corpus, clip: Clip, piece: Piece, speech: np.ndarray, snr: float, folder: Path) -> np.ndarray:
     if not speech.any():
-        raise Unusable("silence")
+        raise Unusable(SILENCE)
     path = folder / babble_file(clip.split)
     together = _babble(path, path.stat().st_mtime_ns)
     return noise.mix(speech, together, snr, generator("mix", corpus.seed, clip.id, piece.suffix, snr))

@@ -1,6 +1,8 @@
 """What a corpus is to stage `prepare`: a list of clips, and a way to make one of them, in any process, in any order."""
 
 import errno
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,11 @@ from pipeline.corpora.manifest import Utterance
 REFUSED = "the system could not read it"
 """The one reason to skip a clip that may pass by itself, as a share that is away does: it is tried at every start."""
 
+SILENCE = "silence"
+"""The reason to skip a clip in which nothing is heard."""
+LONGEST_SHOWN = 1000
+"""Characters of a path in a message; a damaged list may name one of any length."""
+
 
 class Unusable(Exception):  # noqa: N818
     """A clip that is skipped, and why: `reason` is the same for all alike, `detail` is of this one."""
@@ -18,6 +25,14 @@ class Unusable(Exception):  # noqa: N818
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def at(self, where: str) -> "Unusable":
+        """The same reason, with the line of the list that it is found in."""
+        return Unusable(self.reason, f"{where}: {self.detail}" if self.detail else where)
+
+    def skip(self, path: str, split: str, clip: str = "") -> "SkippedClip":
+        """The clip at a path, skipped for this reason; see `SkippedClip`."""
+        return SkippedClip(shown(path), split, self.reason, self.detail, clip)
 
 
 def refused(path: Path, error: OSError) -> Unusable:
@@ -28,14 +43,19 @@ def refused(path: Path, error: OSError) -> Unusable:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
-    if isinstance(error, FileNotFoundError):
-        return Unusable("a file is missing", path.name)
-    return Unusable(REFUSED, f"{path.name}: {error.strerror}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
+        return Unusable("a file is missing", shown(path.name))
+    return Unusable(REFUSED, f"{shown(path.name)}: {error.strerror}")
+
+
+def shown(name: str) -> str:
+    """A name or path as it can be written and printed: bytes that are not UTF-8 become such as `\\udcff`."""
+    return name[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class SkippedClip:
-    """A clip of a corpus that is not taken, and why."""
+    """A clip of a corpus, or a line of a list, that is not taken, and why."""
 
     path: str
     """As a person finds it below `corpus.root`."""
@@ -45,6 +65,16 @@ class SkippedClip:
     detail: str = ""
     clip: str = ""
     """Its id, where it was skipped while it was prepared; empty where the listing skipped it."""
+
+
+def reasons(skipped: Iterable[SkippedClip]) -> str:
+    """How many clips were skipped for which reason, in brackets for a message; empty if none was."""
+    entries = list(skipped)
+    if not entries:
+        return ""
+    counts = Counter(entry.reason for entry in entries).most_common()
+    first = f"{entries[0].path}: {entries[0].detail}" if entries[0].detail else entries[0].path
+    return f" ({len(entries):,} skipped: {', '.join(f'{reason} {count:,}' for reason, count in counts)}; first {first})"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, SkippedClip, Unusable
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, reasons
+from pipeline.corpora.tree import missing
 
 
 class Recorded:
@@ -60,14 +61,18 @@ class Recorded:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         found = self.form.listing()
-        counts = Counter(clip.id for clip in found.clips)
-        twins = [clip for clip in found.clips if counts[clip.id] > 1]
-        clips = [clip for clip in found.clips if counts[clip.id] == 1]
-        skipped = [SkippedClip(clip.path, clip.split, "another clip has its name", clip.id) for clip in twins]
+        once = list(dict.fromkeys(found.clips))
+        skipped = [Unusable("it is listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once))]
+        counts = Counter(clip.id for clip in once)
+        clips = [clip for clip in once if counts[clip.id] == 1]
+        twins = [clip for clip in once if counts[clip.id] > 1]
+        skipped += [Unusable("another clip has its name", clip.id).skip(clip.path, clip.split) for clip in twins]
+        skipped = found.skipped + skipped
         for split in SPLITS:
             if not any(clip.split == split for clip in clips):
-                raise PipelineError(self.corpus.root, f"there is no whole clip of {split} in it", "check corpus.root")
-        return Listing(clips, found.skipped + skipped, found.extra)
+                why = f"there is no whole clip of {split} in it{reasons(skipped)}"
+                raise PipelineError(self.corpus.root, why, "check corpus.root")
+        return Listing(clips, skipped, found.extra)
 
     def sources(self, clip: Clip) -> tuple[Path, ...]:
         """See `Reader.sources`."""
@@ -80,7 +85,7 @@ class Recorded:
         noisy = {
             "train": noise.train_share, "validation": len(noise.validation_snrs), "test": len(noise.test_snrs)
         }  # fmt: skip
-        sizes = ((clip, clip.audio.stat().st_size) for clip in clips if clip.audio.exists())
+        sizes = ((clip, clip.audio.stat().st_size) for clip in clips if missing(clip.audio) is None)
         return int(sum(size * ((clip.audio.suffix != ".wav") + noisy[clip.split]) for clip, size in sizes))
 
     def noise(self, split: str, clips: list[Clip]) -> Any:
@@ -112,7 +117,7 @@ class Recorded:
             pieces = self.form.pieces(clip)
             return PreparedClip(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
         except Unusable as error:
-            return PreparedClip(skipped=SkippedClip(clip.path, clip.split, error.reason, error.detail, clip.id))
+            return PreparedClip(skipped=error.skip(clip.path, clip.split, clip.id))
 
 
 def _code(*modules: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, written_whole
 from pipeline.corpora import media
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
-from pipeline.corpora.reader import FileInfo, Unusable, refused
+from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, refused
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 LARGEST_OFFSET = 1.0
@@ -131,7 +131,7 @@ def read_sound(path: Path) -> np.ndarray:
     with skip_on_error(path, "unreadable sound"):
         samples = media.read_audio(path) if is_audio(path) else _sound_of_video(path)
     if not samples.any():
-        raise Unusable("silence")
+        raise Unusable(SILENCE)
     return samples
 
 
