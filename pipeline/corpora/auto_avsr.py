@@ -89,7 +89,7 @@ class AutoAVSR:
                 clips.append(self._clip(split, row))
             except Unusable as error:
                 skipped.append(error.skip(f"{path.name}, line {number}", split))
-                first = first or PipelineError(f"{path}:{number}", *error.detail.split("; ", 1))
+                first = first or PipelineError(f"{path}:{number}", f"{row[:80]!r}", ROW)
         if not clips:
             raise first or PipelineError(path, "there is no row in it", ROW)
         return clips

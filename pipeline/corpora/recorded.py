@@ -62,10 +62,12 @@ class Recorded:
         """See `Reader.listing`."""
         found = self.form.listing()
         once = list(dict.fromkeys(found.clips))
-        skipped = [Unusable("it is listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once))]
-        counts = Counter(clip.id for clip in once)
-        clips = [clip for clip in once if counts[clip.id] == 1]
+        skipped = [Unusable("listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once))]
+        counts, named = Counter(clip.id for clip in once), Counter(clip.path for clip in once)
+        clips = [clip for clip in once if counts[clip.id] == named[clip.path] == 1]
         twins = [clip for clip in once if counts[clip.id] > 1]
+        unsure = [clip for clip in once if counts[clip.id] == 1 < named[clip.path]]
+        skipped += [Unusable("listed with different texts or splits").skip(clip.path, clip.split) for clip in unsure]
         skipped += [Unusable("another clip has its name", clip.id).skip(clip.path, clip.split) for clip in twins]
         skipped = found.skipped + skipped
         for split in SPLITS:
