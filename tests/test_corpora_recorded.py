@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import trees
@@ -18,8 +20,10 @@ from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora import recorded, recording
+from pipeline.corpora.babble import make_babble
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise import root_mean_square
 from pipeline.corpora.record import is_current
 from pipeline.corpora.workers import KILLED, Workers
@@ -280,6 +284,77 @@ def test_grid_overlapped_has_every_speaker_in_the_test_split(spoken: list[Spoken
 # A folder, or a CSV.
 
 
+ENCODED = {
+    ".mp3": ("mp3", "libmp3lame", 16_000), ".m4a": ("ipod", "aac", 16_000), ".aac": ("adts", "aac", 16_000),
+    ".opus": ("ogg", "libopus", 48_000), ".ogg": ("ogg", "libopus", 48_000), ".flac": ("flac", "flac", 16_000),
+    ".aiff": ("aiff", "pcm_s16be", 16_000), ".mka": ("matroska", "libopus", 48_000), ".amr": ("amr", None, 8_000),
+    ".webm": ("webm", "libopus", 48_000), ".m4v": ("mp4", "aac", 16_000), ".WAV": ("wav", "pcm_s16le", 16_000),
+}  # fmt: skip
+
+
+def encode(path: Path, one: Spoken, title: str = "") -> None:
+    """The sound of an utterance in the format that the ending of the path says."""
+    container, codec, rate = ENCODED[path.suffix]
+    with av.open(str(path), "w", format=container) as out:
+        out.metadata["title"] = title
+        stream = out.add_stream(codec or "libopencore_amrnb", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm16(resample(read_audio(one.wav), 16_000, rate))[None], "s16", "mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        for packets in (stream.encode(frame), stream.encode(None)):
+            out.mux(packets)
+
+
+def test_recordings_of_every_common_format_are_taken(spoken: list[Spoken], tmp_path: Path) -> None:
+    for one, ending in zip(spoken, ENCODED, strict=True):
+        stem = tmp_path / "root" / one.speaker / one.wav.stem
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        encode(stem.with_suffix(ending), one)
+        stem.with_suffix(".txt").write_text(one.text)
+    folder = prepare(params("folder", tmp_path / "root", tmp_path / "out", "corpus.video=false"), workers=1)
+    assert skipped(folder) == []
+    lines = {u.text: u for u in read_manifest(folder)}
+    assert lines.keys() == {one.text for one in spoken}
+    for one in spoken:
+        samples = read_audio(folder / lines[one.text].audio)
+        original = read_audio(one.wav)
+        assert abs(len(samples) - len(original)) < 0.15 * 16_000
+        assert root_mean_square(samples) == pytest.approx(root_mean_square(original), rel=0.2)
+
+
+def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title that is not UTF-8, a file that is no recording, one that vanishes, and a decoder with a bug."""
+    root = tmp_path / "root"
+    for number, one in enumerate(spoken):
+        trees.make_folder(root / ("train" if number < 8 else "validation" if number < 10 else "test"), [one])
+    latin, empty, gone, bug = sorted((root / "train").rglob("*.wav"))[:4]
+    for path in (latin, gone, bug):
+        path.with_suffix(".mp4").unlink()
+    latin.unlink()
+    encode(latin.with_suffix(".m4v"), spoken[0], "Titel")
+    content = latin.with_suffix(".m4v").read_bytes()
+    latin.with_suffix(".m4v").write_bytes(content.replace(b"Titel", b"T\xeftel"))
+    empty.write_bytes(b"RIFF nothing")
+    make, read = recorded.Recorded.make, recording.read_sound
+
+    def make_without_gone(self: object, clip: object, *rest: object) -> object:
+        gone.unlink(missing_ok=True)
+        return make(self, clip, *rest)
+
+    def read_with_bug(path: Path) -> np.ndarray:
+        if path == bug:
+            raise ZeroDivisionError("in a decoder")
+        return read(path)
+
+    monkeypatch.setattr(recorded.Recorded, "make", make_without_gone)
+    monkeypatch.setattr(recording, "read_sound", read_with_bug)
+    folder = prepare(params("folder", root, tmp_path / "out", "corpus.video=false"), workers=1)
+    found = {path: reason for path, _, reason in skipped(folder)}
+    assert found[bug.relative_to(root).as_posix()] == "unexpected error"
+    assert found.keys() >= {path.relative_to(root).as_posix() for path in (gone, empty.with_suffix(".mp4"))}
+    assert len(read_manifest(folder)) + len(found) == 12
+    assert len(found) in (3, 4)
+
+
 def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     rows = [f'{one.wav},{one.mp4 if n else ""},"{one.text}, said {n}",{one.speaker}' for n, one in enumerate(spoken)]
@@ -382,6 +457,15 @@ def test_other_noise_touches_neither_videos_nor_clean_sound(spoken: list[Spoken]
     fresh = prepare(params("grid", root, tmp_path / "fresh", more, *MORE["grid"]), workers=1)
     assert (fresh / "manifest.jsonl").read_bytes() == (folder / "manifest.jsonl").read_bytes()
     assert {path.name: path.read_bytes() for path in fresh.rglob("*.mp4")} == first
+
+
+def test_a_talker_that_cannot_be_read_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
+    corpus = params("folder", tmp_path, tmp_path / "out").corpus
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    make_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]], tmp_path / "babble.wav")
+    assert root_mean_square(read_audio(tmp_path / "babble.wav")) == pytest.approx(0.1, rel=0.01)
+    with pytest.raises(PipelineError, match=r"bad\.wav: no sound of any talker can be read"):
+        make_babble(corpus, "train", [[tmp_path / "bad.wav"]], tmp_path / "none.wav")
 
 
 # Interruption.

@@ -62,7 +62,9 @@ class Recorded:
         """See `Reader.listing`."""
         found = self.form.listing()
         once = list(dict.fromkeys(found.clips))
-        skipped = [Unusable("listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once))]
+        skipped = [
+            Unusable("listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once)).elements()
+        ]
         counts, named = Counter(clip.id for clip in once), Counter(clip.path for clip in once)
         clips = [clip for clip in once if counts[clip.id] == named[clip.path] == 1]
         twins = [clip for clip in once if counts[clip.id] > 1]
