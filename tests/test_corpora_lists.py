@@ -129,6 +129,18 @@ def test_a_row_that_is_listed_twice_is_taken_once_and_never_with_two_texts(recor
     ]
 
 
+def test_paths_are_found_as_windows_and_a_mac_write_them(recordings: Path) -> None:
+    (recordings / "deep").mkdir()
+    (recordings / "deep" / "a.wav").touch()
+    (recordings / "e\u0301.wav").touch()
+    (recordings / "list.txt").write_bytes(
+        "audio\ttext\ndeep\\a.wav\tone\n\u00e9.wav\ttwo\nr0.wav\tthree\n".encode("utf-16")
+    )
+    found = listing("folder", recordings / "list.txt", *SMALL)
+    assert (texts(found), found.skipped) == ({"a.wav": "one", "e\u0301.wav": "two", "r0.wav": "three"}, [])
+    assert {clip.id.partition("/")[2] for clip in found.clips} == {f"speaker/{n}" for n in ("deep/a", "\u00e9", "r0")}
+
+
 def test_media_are_written_below_the_corpus_whatever_path_a_table_names(recordings: Path) -> None:
     below = recordings / "lists" / "mine"
     below.mkdir(parents=True)
@@ -157,6 +169,7 @@ def test_a_folder_takes_recordings_of_every_format(ending: str, tmp_path: Path) 
 def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "s1"
     mine.mkdir(parents=True)
+    (mine / "e\u0301.mkv").touch()
     texted = ["a.wav", "a.mp3", "a.mp4", "a.json", "b.xyz", "c.doc", "d.wav", "e.wav", "é.opus"]
     for name in [*texted, "alone.m4a", "alone.mid", "notes.json", ".hidden.wav"]:
         (mine / name).touch()
@@ -174,7 +187,7 @@ def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> No
     (mine / "again").symlink_to(mine)
     (mine / "itself").symlink_to(mine / "itself")
     found = listing("folder", tmp_path / "mine", *SMALL)
-    assert {clip.path for clip in found.clips} == {f"s1/{name}" for name in ("a.mp4", "d.wav", "e.wav", "é.opus")}
+    assert {clip.path for clip in found.clips} == {f"s1/{name}" for name in ("a.mp4", "d.wav", "e.wav", "e\u0301.mkv")}
     assert {clip.audio.name for clip in found.clips} == {"a.wav", "d.wav", "e.wav", "é.opus"}
     assert {path: reason for path, (reason, _) in why(found.skipped).items()} == {
         "s1/a.mp3": "another file is taken in its place",

@@ -7,6 +7,7 @@ one, is either taken or skipped with its reason.
 """
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,11 +43,9 @@ class Folder:
 
     def lists(self) -> list[Path]:
         """See `Format.lists`: the CSV, if it is one."""
-        if self.root.suffix.lower() != ".csv":
-            return []
-        if not self.root.is_file():
+        if self.root.suffix.lower() == ".csv" and not self.root.is_file():
             raise PipelineError(self.root, "the file is missing", "name a folder or a CSV as corpus.root")
-        return [self.root]
+        return [self.root] if self.root.is_file() else []
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
@@ -69,7 +68,8 @@ class Folder:
         for parts, names in files_below(self.root, skipped):
             by_stem: dict[str, list[str]] = defaultdict(list)
             for name in names:
-                by_stem[os.path.splitext(name)[0]].append(name)
+                # A Mac writes an accent as a mark of its own.
+                by_stem[unicodedata.normalize("NFC", os.path.splitext(name)[0])].append(name)
             for stem, together in by_stem.items():
                 files = _Files(parts, stem, together)
                 skipped += files.skipped()
@@ -93,7 +93,7 @@ class Folder:
         """
         if split is None:
             raise Unusable("unknown split", f"{row.values['split']!r}; it must be {', '.join(SPLITS)}")
-        media = {kind: self.root.parent / row.values[kind] for kind in ("audio", "video") if row.values.get(kind)}
+        media = {kind: self._place(row.values[kind]) for kind in ("audio", "video") if row.values.get(kind)}
         if not media:
             raise Unusable("a file is missing", "no path")
         for file in media.values():
@@ -103,9 +103,16 @@ class Folder:
         if not text:
             raise Unusable("empty transcript")
         # Where the files lie counts for the names of what is made of them, but not how one comes there.
-        names = [part for part in PurePosixPath(named).with_suffix("").parts if part not in ("/", "..")]
+        below = PurePosixPath(named.replace("\\", "/")).with_suffix("")
+        names = [part for part in below.parts if part not in ("/", "..")]
         speaker = row.values.get("speaker", "").replace("/", "-") or NOBODY
         return _clip(names, split, speaker, media, named, None, text)
+
+    def _place(self, name: str) -> Path:
+        """Where a file of the table lies: as it is written, or as Windows or a Mac would write its path."""
+        written = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        places = [self.root.parent / spelling for spelling in dict.fromkeys(written)]
+        return next((place for place in places if missing(place) is None), places[0])
 
     def _hold_out(self, split: str, clips: list[Clip]) -> list[Clip]:
         training = [clip for clip in clips if clip.split == "train"]
