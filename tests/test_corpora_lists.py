@@ -1,14 +1,18 @@
 """Lists, transcripts and folders as people have them: read rightly, or skipped by name with the reason; nothing is lost
 unsaid, and no line stands for another."""
 
+import csv
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import trees
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.journal import write_skipped
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.noise_folder import noise_files
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable
@@ -183,6 +187,7 @@ def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> No
     (mine / ("x" * 220 + ".wav")).touch()
     (mine / ("x" * 220 + ".txt")).write_text("long")
     (mine / os.fsdecode(b"caf\xe9.wav")).touch()
+    (mine / os.fsdecode(b"caf\xe9.mp3")).touch()
     (mine / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8")
     (mine / "again").symlink_to(mine)
     (mine / "itself").symlink_to(mine / "itself")
@@ -202,7 +207,16 @@ def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> No
         "s1/itself": "the system could not read it",
         f"s1/{'x' * 220}.wav": "its name is too long",
         "s1/caf\\udce9.wav": "its name is not UTF-8",
+        "s1/caf\\udce9.mp3": "another file is taken in its place",
     }
+
+
+def test_skipped_files_are_written_as_they_are_listed(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9"), "a\rb\nc", 'quo"te,', "é\u2028x"]
+    entries = [Unusable(f"reason of {name!r}", name).skip(f"s1/{name}", "train") for name in names]
+    write_skipped(tmp_path, entries)
+    with open(tmp_path / "skipped.csv", newline="", encoding="utf-8") as file:
+        assert [SkippedClip(**row) for row in csv.DictReader(file)] == entries
 
 
 def test_a_folder_of_unread_formats_says_why_nothing_is_taken(tmp_path: Path) -> None:
@@ -347,9 +361,6 @@ LINE = Utterance("test/s/1", "test", "s", "नमस्ते\u2028", "a.wav", "
     ],
 )  # fmt: skip
 def test_a_value_of_the_manifest_that_makes_no_sense_is_one_error(key: str, value: object, tmp_path: Path) -> None:
-    import json
-    from dataclasses import asdict
-
     write_manifest(tmp_path, [LINE])
     assert read_manifest(tmp_path) == [LINE]
     with open(tmp_path / "manifest.jsonl", "a") as file:

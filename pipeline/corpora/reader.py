@@ -32,7 +32,7 @@ class Unusable(Exception):  # noqa: N818
 
     def skip(self, path: str, split: str, clip: str = "") -> "SkippedClip":
         """The clip at a path, skipped for this reason; see `SkippedClip`."""
-        return SkippedClip(shown(path), split, self.reason, self.detail, clip)
+        return SkippedClip(shown(path), split, self.reason, shown(self.detail), clip)
 
 
 def refused(path: Path, error: OSError) -> Unusable:
