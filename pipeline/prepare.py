@@ -41,7 +41,7 @@ FEW = 24
 
 
 def prepare(params: Params, workers: int | None = None) -> Path:
-    """Bring the corpus folder to what `params.corpus` says.
+    """Make the corpus folder what `params.corpus` describes.
 
     Args:
         params: all parameters; only the section `corpus` counts.

@@ -229,7 +229,7 @@ def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path
     rows[0][2] = "9"
     labels.write_text("".join(",".join(row) + "\n" for row in rows))
     folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
-    assert skipped(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list says another number of frames")]
+    assert skipped(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list has another number of frames")]
 
 
 def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Path) -> None:

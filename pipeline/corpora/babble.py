@@ -64,7 +64,7 @@ def make_babble(corpus: Corpus, split: str, recipe: Sequence[Sequence[Path]], ta
         target: the wav.
 
     Raises:
-        PipelineError: nothing that any talker says can be read.
+        PipelineError: no clip of any talker can be read.
     """
     from pipeline.corpora import media
 

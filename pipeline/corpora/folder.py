@@ -28,7 +28,7 @@ SPLIT_NAMES = {
     "test": "test",
 }  # fmt: skip
 NOBODY = "speaker"
-"""Who speaks where nothing says it."""
+"""The speaker where none is named."""
 
 
 class Folder:

@@ -82,10 +82,10 @@ class Grid:
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`: the sentence of the name, if the alignment agrees."""
         rows = [line.split() for line in read_transcript(clip.transcript)]
-        said = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
-        if said != clip.text:
-            raise Unusable("the alignment is of another sentence", said)
-        return [Piece(said)]
+        spoken = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
+        if spoken != clip.text:
+            raise Unusable("the alignment is of another sentence", spoken)
+        return [Piece(spoken)]
 
 
 def _files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:

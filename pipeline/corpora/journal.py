@@ -37,7 +37,7 @@ class PreviousRun:
     reread: int = 0
     """Files that had to be read for it."""
     whole: bool = False
-    """Whether manifest and `skipped.csv` say what they would say if they were written now, but for clips to be made."""
+    """Whether manifest and `skipped.csv` are current, apart from the clips that are to be made."""
 
 
 def read_previous_run(
@@ -147,10 +147,10 @@ def _changed(sources: tuple[Path, ...], made: PreparedClip | None, began: int) -
         return True
     for source in sources:
         try:
-            told = source.stat()
+            status = source.stat()
         except OSError:
             continue
-        if (max(told.st_mtime_ns, told.st_ctime_ns) if tried else told.st_mtime_ns) >= began:
+        if (max(status.st_mtime_ns, status.st_ctime_ns) if tried else status.st_mtime_ns) >= began:
             return True
     return False
 
@@ -160,11 +160,11 @@ def _sound(folder: Path, infos: dict[str, FileInfo], began: int) -> tuple[set[st
     sound, doubtful = set(), []
     for path in infos:
         try:
-            told = os.stat(folder / path)
+            status = os.stat(folder / path)
         except OSError:
             _discard(folder, path)
             continue
-        if max(told.st_mtime_ns, told.st_ctime_ns) < began:
+        if max(status.st_mtime_ns, status.st_ctime_ns) < began:
             sound.add(path)
         else:
             doubtful.append(path)

@@ -118,7 +118,7 @@ class LRS2(_LRS):
 def _listed(root: Path, path: Path, folder: str, split: str, skipped: list[SkippedClip]) -> Iterator[Clip]:
     """The clips of a list of LRS2; lines that name none are skipped."""
     for number, line in list_lines(path):
-        # Lines of the test list say NF or MV behind the name.
+        # Lines of the test list have NF or MV behind the name.
         name = line.split()[0]
         try:
             require_undamaged(line)
@@ -214,9 +214,9 @@ def cut_at_words(text: str, words: Sequence[Word], longest: float) -> list[Piece
     for number in range(1, len(words) + 1):
         if number < len(words) and ends[number] - begins[first] <= longest:
             continue
-        said = " ".join(word.text for word in words[first:number] if word.text)
-        if said:
+        spoken = " ".join(word.text for word in words[first:number] if word.text)
+        if spoken:
             begin, end = round(begins[first] * FRAME_RATE), int(ends[number - 1] * FRAME_RATE)
-            pieces.append(Piece(said, f"_{len(pieces):02d}", begin, end))
+            pieces.append(Piece(spoken, f"_{len(pieces):02d}", begin, end))
         first = number
     return pieces

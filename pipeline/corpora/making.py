@@ -18,7 +18,7 @@ from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording
 LARGEST_DIFFERENCE = 0.5
 """Seconds by which sound and picture of an utterance may differ in length."""
 FRAMES_OFF = 2
-"""Frames by which a video may differ from what a label says."""
+"""Frames by which a video may differ from its label."""
 
 
 def make_lines(
@@ -29,7 +29,7 @@ def make_lines(
     Args:
         corpus: noise, and whether video is wanted.
         clip: the files.
-        pieces: what is said in them.
+        pieces: the utterances in them.
         folder: of the corpus.
         known: of media that are there and sound, by their path in the folder.
 
@@ -97,7 +97,7 @@ def _in_noise(corpus: Corpus, clip: Clip, piece: Piece, speech: np.ndarray, snr:
 
 @functools.lru_cache(maxsize=len(SPLITS))
 def _babble(path: Path, made: int) -> np.ndarray:
-    """Kept for the next utterance; `made` tells a new file under the old name from the one that was read."""
+    """Kept for the next utterance; `made` distinguishes a new file under the old name from the one that was read."""
     return media.read_audio(path)
 
 
@@ -122,4 +122,4 @@ def _check_picture(clip: Clip, seconds: float, frames: int) -> None:
     if abs(seconds - frames / FRAME_RATE) > LARGEST_DIFFERENCE:
         raise Unusable("sound and picture differ in length", f"{seconds:.2f} s and {frames / FRAME_RATE:.2f} s")
     if clip.frames is not None and abs(clip.frames - frames) > FRAMES_OFF:
-        raise Unusable("the list says another number of frames", f"{clip.frames}, and there are {frames}")
+        raise Unusable("the list has another number of frames", f"listed {clip.frames}, found {frames}")

@@ -1,4 +1,4 @@
-"""The files of a recorded corpus on disk: which there are, and which of them can be used by their names."""
+"""The files of a recorded corpus on disk: finding them, and checking that they and their names can be used."""
 
 import mimetypes
 import os
