@@ -3,7 +3,7 @@
 The output folder is kept between runs (DVC does not delete it), so the stage itself looks after it: media that other
 settings made invalid are removed, what is whole stays, what is missing or damaged is made. `prepare.json` says which
 settings the media were made by, `manifest.jsonl` is there when all are. A run that is killed at any moment is
-continued by the next one. What a recorded corpus holds and is not taken stands in `left.csv`, with the reason.
+continued by the next one. Clips of a recorded corpus that are not taken stand in `skipped.csv`, each with the reason.
 """
 
 import contextlib
@@ -19,11 +19,19 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
 from pipeline.common.progress import progress
 from pipeline.config import Corpus, Params
-from pipeline.corpora.journal import LEFT, Journal, Past, read_past, seal, write_finished, write_left
+from pipeline.corpora.journal import (
+    SKIPPED,
+    Journal,
+    PreviousRun,
+    read_previous_run,
+    seal,
+    write_finished,
+    write_skipped,
+)
 from pipeline.corpora.manifest import REMEDY, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
 from pipeline.corpora.prepared import SETTINGS
-from pipeline.corpora.reader import Fact, Left, Listing, Made, Reader
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
 from pipeline.corpora.record import recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.workers import KILLED, Workers, available_cores
@@ -33,7 +41,7 @@ FEW = 24
 
 
 def prepare(params: Params, workers: int | None = None) -> Path:
-    """Bring the corpus folder to what `params.corpus` says.
+    """Make the corpus folder what `params.corpus` describes.
 
     Args:
         params: all parameters; only the section `corpus` counts.
@@ -73,23 +81,23 @@ def _prepared(corpus: Corpus, workers: int | None) -> Path:
         remove_media(folder, reader.stale(before, settings))
     began = time.time_ns()
     same = before is not None and before.get("digest") == settings["digest"]
-    past = read_past(folder, clips, reader.sources, listing.left, same)
-    todo = [clip for id_, clip in clips.items() if id_ not in past.done]
+    previous = read_previous_run(folder, clips, reader.sources, listing.skipped, same)
+    todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
     silent = [split for split in babble_splits(corpus) if not (folder / babble_file(split)).exists()]
-    if not todo and not silent and past.whole:
-        if past.reread > FEW:
+    if not todo and not silent and previous.whole:
+        if previous.reread > FEW:
             # A copied corpus: files are newer than their manifest, and would be read at every start.
             seal(folder, began)
         return folder
     require_space(folder, reader.room(todo), "the corpus")
     if before is None:
-        write_json(folder / SETTINGS, settings | listing.told)
-    with Journal(folder, past) as journal:
+        write_json(folder / SETTINGS, settings | listing.extra)
+    with Journal(folder, previous) as journal:
         # Only now: until its lines are in the journal, a manifest is of the settings that stand beside it.
         if before is not None and not same:
-            write_json(folder / SETTINGS, settings | listing.told)
-        made = dict(past.done)
-        for id_, one in _make(reader, folder, listing, todo, past, workers):
+            write_json(folder / SETTINGS, settings | listing.extra)
+        made = dict(previous.done)
+        for id_, one in _make(reader, folder, listing, todo, previous, workers):
             journal.add(id_, one)
             made[id_] = one
     _finish(folder, corpus, settings, listing, [made[id_] for id_ in clips])
@@ -97,8 +105,8 @@ def _prepared(corpus: Corpus, workers: int | None) -> Path:
 
 
 def _make(
-    reader: Reader, folder: Path, listing: Listing, todo: list[Any], past: Past, workers: int | None
-) -> Iterator[tuple[str, Made]]:
+    reader: Reader, folder: Path, listing: Listing, todo: list[Any], previous: PreviousRun, workers: int | None
+) -> Iterator[tuple[str, PreparedClip]]:
     corpus, total = reader.corpus, len(listing.clips)
     noises = [(corpus, split, reader.noise(split, listing.clips), folder) for split in babble_splits(corpus)]
     if workers is None:
@@ -107,7 +115,7 @@ def _make(
         for (_, split, *_), result in pool.results(_make_noise, noises):
             if result is KILLED:
                 raise PipelineError(f"the noise of {split}", "the process that made it was killed", REMEDY)
-        jobs = ((corpus, clip, folder, past.facts.get(clip.id, {})) for clip in todo)
+        jobs = ((corpus, clip, folder, previous.infos.get(clip.id, {})) for clip in todo)
         for (_, clip, *_), result in pool.results(_make_clip, jobs):
             bar.update()
             if result is KILLED:
@@ -115,37 +123,47 @@ def _make(
             yield clip.id, result
 
 
-def _killed(reader: Reader, clip: Any) -> Made:
+def _killed(reader: Reader, clip: Any) -> PreparedClip:
     if reader.complete:
         raise PipelineError(clip.id, "the process that made it was killed (out of memory?)", REMEDY)
-    return Made(left=Left(clip.path, clip.split, "kills the process that reads it", "", clip.id))
+    return PreparedClip(skipped=Unusable("kills the process that reads it").skip(clip.path, clip.split, clip.id))
 
 
 def _make_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
     reader_of(corpus).make_noise(split, recipe, folder)
 
 
-def _make_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, Fact]) -> Made:
-    return reader_of(corpus).make(clip, folder, known)
+def _make_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
+    reader = reader_of(corpus)
+    try:
+        return reader.make(clip, folder, known)
+    except (PipelineError, OSError):
+        raise
+    except Exception as error:
+        # Decoders raise anything. One clip of very many ends no preparation that takes hours.
+        if reader.complete:
+            raise
+        why = Unusable("unexpected error", f"{type(error).__name__}: {error}")
+        return PreparedClip(skipped=why.skip(clip.path, clip.split, clip.id))
 
 
-def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, made: list[Made]) -> None:
-    left = listing.left + [one.left for one in made if one.left]
+def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, made: list[PreparedClip]) -> None:
+    skipped = listing.skipped + [one.skipped for one in made if one.skipped]
     lines = list(_in_order(corpus, made))
-    splits = {split: _summary(corpus, split, lines, left) for split in SPLITS}
-    write_left(folder, left)
+    splits = {split: _summary(corpus, split, lines, skipped) for split in SPLITS}
+    write_skipped(folder, skipped)
     for split, summary in splits.items():
         if not summary["utterances"]:
-            raise PipelineError(folder / LEFT, f"no utterance of {split} could be taken", "see there why")
+            raise PipelineError(folder / SKIPPED, f"no utterance of {split} could be taken", "see there why")
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
     media |= {babble_file(split) for split in babble_splits(corpus)}
     remove_others(folder, {folder / path for path in media})
-    write_json(folder / SETTINGS, settings | listing.told | {"splits": splits})
+    write_json(folder / SETTINGS, settings | listing.extra | {"splits": splits})
     write_finished(folder, lines)
-    print(*_report(folder, splits, listing.told), sep="\n", flush=True)
+    print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
 
 
-def _in_order(corpus: Corpus, made: list[Made]) -> Iterator[Utterance]:
+def _in_order(corpus: Corpus, made: list[PreparedClip]) -> Iterator[Utterance]:
     """Split by split: the utterances themselves, then the whole split at each further ratio."""
     for split in SPLITS:
         lines = [line for one in made for line in one.lines if line.split == split]
@@ -160,31 +178,31 @@ def _conditions(corpus: Corpus, split: str) -> int:
     return 1 + len(set({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
 
 
-def _summary(corpus: Corpus, split: str, lines: list[Utterance], left: list[Left]) -> dict[str, Any]:
+def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[SkippedClip]) -> dict[str, Any]:
     own = [line for line in lines if line.split == split]
     own = own[: len(own) // _conditions(corpus, split)]
     return {
         "utterances": len(own),
         "hours": round(sum(line.audio_seconds for line in own) / 3600, 4),
         "speakers": len({line.speaker for line in own}),
-        "left": dict(Counter(entry.reason for entry in left if entry.split == split).most_common()),
+        "skipped": dict(Counter(entry.reason for entry in skipped if entry.split == split).most_common()),
     }
 
 
-def _report(folder: Path, splits: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
-    """What was taken of each split and what was left, and why, in lines for people."""
+def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -> list[str]:
+    """Lines for people: how much of each split was taken, and how much was skipped for which reason."""
     found = []
     for split, one in splits.items():
         line = f"{split:10} {one['utterances']:>7,} utterances {one['hours']:8.2f} h {one['speakers']:>6,} speakers"
-        if one["left"]:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["left"].items())
-            line += f"; left {sum(one['left'].values()):,}: {reasons}"
+        if one["skipped"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["skipped"].items())
+            line += f"; skipped {sum(one['skipped'].values()):,}: {reasons}"
         found.append(line)
-    for part, (count, official) in told.get("official", {}).items():
+    for part, (count, official) in extra.get("official", {}).items():
         if count != official:
             found.append(f"{part}: {count:,} of the official {official:,} clips are there")
-    if (folder / LEFT).exists():
-        found.append(f"what was left: {folder / LEFT}")
+    if (folder / SKIPPED).exists():
+        found.append(f"skipped files: {folder / SKIPPED}")
     return found
 
 

@@ -60,7 +60,7 @@ def test_a_file_without_a_sentence_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"none\.txt: cannot be read"):
         file_sentences(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(PipelineError, match="no UTF-8"):
+    with pytest.raises(PipelineError, match=r"latin\.txt:1: is not UTF-8; save the file as UTF-8"):
         file_sentences(tmp_path / "latin.txt")
 
 

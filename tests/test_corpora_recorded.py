@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import trees
@@ -18,8 +20,10 @@ from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora import recorded, recording
+from pipeline.corpora.babble import make_babble
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise import root_mean_square
 from pipeline.corpora.record import is_current
 from pipeline.corpora.workers import KILLED, Workers
@@ -34,10 +38,10 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[Spoken]:
     return trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out")
 
 
-def left(folder: Path) -> list[tuple[str, str, str]]:
-    if not (folder / "left.csv").exists():
+def skipped(folder: Path) -> list[tuple[str, str, str]]:
+    if not (folder / "skipped.csv").exists():
         return []
-    with open(folder / "left.csv", newline="") as file:
+    with open(folder / "skipped.csv", newline="") as file:
         return [(row["path"], row["split"], row["reason"]) for row in csv.DictReader(file)]
 
 
@@ -58,7 +62,7 @@ def test_each_format_becomes_the_same_kind_of_manifest(kind: str, spoken: list[S
     folder = prepare(wanted, workers=1)
     lines = read_manifest(folder)
     assert is_current(wanted.corpus)
-    assert left(folder) == []
+    assert skipped(folder) == []
 
     train, validation, test = by_split(lines).values()
     assert min(map(len, (train, validation, test))) > 0
@@ -105,12 +109,12 @@ def test_lrs3_validates_on_speakers_of_trainval_and_never_on_the_test_set(
     assert train == trainval - validation
     assert test == {path.name for path in (root / "test").iterdir()}
     # What is held out is held out of pretrain too, and its clips are told.
-    assert left(tmp_path / "out") == [
+    assert skipped(tmp_path / "out") == [
         (f"pretrain/{min(validation)}/00001.mp4", "train", "its speaker is held out for validation")
     ]
     said = capsys.readouterr().out
     assert "train           12 utterances" in said
-    assert "left 1: its speaker is held out for validation 1" in said
+    assert "skipped 1: its speaker is held out for validation 1" in said
     assert "test: 4 of the official 1,321 clips are there" in said
 
 
@@ -146,7 +150,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
     folder = prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
     lines = read_manifest(folder)
     assert len(lines) == 12 - 6
-    reasons = {path: reason for path, _, reason in left(folder)}
+    reasons = {path: reason for path, _, reason in skipped(folder)}
     assert reasons == {
         first.relative_to(root).as_posix(): "unreadable sound",
         second.relative_to(root).as_posix(): "a file is missing",
@@ -156,7 +160,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
         sixth.relative_to(root).as_posix(): "a file is missing",
     }
     told = json.loads((folder / "prepare.json").read_text())["splits"]
-    assert told["test"]["left"] == {"unreadable sound": 1, "a file is missing": 1}
+    assert told["test"]["skipped"] == {"unreadable sound": 1, "a file is missing": 1}
     assert sum(split["utterances"] for split in told.values()) == len(lines)
 
     # Nothing is tried again, until somebody mends it.
@@ -166,7 +170,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
     third.with_suffix(".txt").write_text(trees.lrs_text("I AM BACK"))
     prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
     assert "i am back" in {u.text for u in read_manifest(folder)}
-    assert len(left(folder)) == 5
+    assert len(skipped(folder)) == 5
 
 
 @pytest.mark.parametrize("cut", range(12))
@@ -186,16 +190,16 @@ def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(cut: int, spoken: 
     for other in (root / "train" / "more").rglob("*.mp4"):
         shutil.copy(spoken[0].mp4, other)
     folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
-    assert len(read_manifest(folder)) + len(left(folder)) == 4
+    assert len(read_manifest(folder)) + len(skipped(folder)) == 4
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_split_of_which_every_clip_is_skipped_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_lrs2(tmp_path / "root", spoken)
     for name in (root / "val.txt").read_text().split():
         (root / "mvlrs_v1/main" / name).with_suffix(".mp4").write_bytes(b"nothing")
-    with pytest.raises(PipelineError, match=r"left\.csv: no utterance of validation could be taken; see there why"):
+    with pytest.raises(PipelineError, match=r"skipped\.csv: no utterance of validation could be taken; see there why"):
         prepare(params("lrs2", root, tmp_path / "out"), workers=1)
-    assert {reason for _, _, reason in left(tmp_path / "out")} == {"unreadable sound"}
+    assert {reason for _, _, reason in skipped(tmp_path / "out")} == {"unreadable sound"}
 
 
 # auto_avsr.
@@ -225,7 +229,7 @@ def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path
     rows[0][2] = "9"
     labels.write_text("".join(",".join(row) + "\n" for row in rows))
     folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
-    assert left(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list says another number of frames")]
+    assert skipped(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list has another number of frames")]
 
 
 def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Path) -> None:
@@ -251,7 +255,7 @@ def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Pat
 # GRID.
 
 
-def test_alignments_of_other_sentences_are_left(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_alignments_of_other_sentences_are_skipped(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_grid(tmp_path / "root", spoken)
     one, other = sorted((root / "alignments" / "s1").iterdir())
     swapped = one.read_text()
@@ -259,7 +263,7 @@ def test_alignments_of_other_sentences_are_left(spoken: list[Spoken], tmp_path: 
     (root / "s2" / "video" / "holiday.mpg").write_bytes(b"")
     sorted((root / "alignments" / "s3").iterdir())[0].unlink()
     folder = prepare(params("grid", root, tmp_path / "out", "corpus.grid.test_speakers=[s6]"), workers=1)
-    assert Counter(reason for _, _, reason in left(folder)) == {
+    assert Counter(reason for _, _, reason in skipped(folder)) == {
         "the alignment is of another sentence": 1,
         "the name spells no sentence": 1,
         "a file is missing": 1,
@@ -280,6 +284,77 @@ def test_grid_overlapped_has_every_speaker_in_the_test_split(spoken: list[Spoken
 # A folder, or a CSV.
 
 
+ENCODED = {
+    ".mp3": ("mp3", "libmp3lame", 16_000), ".m4a": ("ipod", "aac", 16_000), ".aac": ("adts", "aac", 16_000),
+    ".opus": ("ogg", "libopus", 48_000), ".ogg": ("ogg", "libopus", 48_000), ".flac": ("flac", "flac", 16_000),
+    ".aiff": ("aiff", "pcm_s16be", 16_000), ".mka": ("matroska", "libopus", 48_000), ".amr": ("amr", None, 8_000),
+    ".webm": ("webm", "libopus", 48_000), ".m4v": ("mp4", "aac", 16_000), ".WAV": ("wav", "pcm_s16le", 16_000),
+}  # fmt: skip
+
+
+def encode(path: Path, one: Spoken, title: str = "") -> None:
+    """The sound of an utterance in the format that the ending of the path says."""
+    container, codec, rate = ENCODED[path.suffix]
+    with av.open(str(path), "w", format=container) as out:
+        out.metadata["title"] = title
+        stream = out.add_stream(codec or "libopencore_amrnb", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm16(resample(read_audio(one.wav), 16_000, rate))[None], "s16", "mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        for packets in (stream.encode(frame), stream.encode(None)):
+            out.mux(packets)
+
+
+def test_recordings_of_every_common_format_are_taken(spoken: list[Spoken], tmp_path: Path) -> None:
+    for one, ending in zip(spoken, ENCODED, strict=True):
+        stem = tmp_path / "root" / one.speaker / one.wav.stem
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        encode(stem.with_suffix(ending), one)
+        stem.with_suffix(".txt").write_text(one.text)
+    folder = prepare(params("folder", tmp_path / "root", tmp_path / "out", "corpus.video=false"), workers=1)
+    assert skipped(folder) == []
+    lines = {u.text: u for u in read_manifest(folder)}
+    assert lines.keys() == {one.text for one in spoken}
+    for one in spoken:
+        samples = read_audio(folder / lines[one.text].audio)
+        original = read_audio(one.wav)
+        assert abs(len(samples) - len(original)) < 0.15 * 16_000
+        assert root_mean_square(samples) == pytest.approx(root_mean_square(original), rel=0.2)
+
+
+def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title that is not UTF-8, a file that is no recording, one that vanishes, and a decoder with a bug."""
+    root = tmp_path / "root"
+    for number, one in enumerate(spoken):
+        trees.make_folder(root / ("train" if number < 8 else "validation" if number < 10 else "test"), [one])
+    latin, empty, gone, bug = sorted((root / "train").rglob("*.wav"))[:4]
+    for path in (latin, gone, bug):
+        path.with_suffix(".mp4").unlink()
+    latin.unlink()
+    encode(latin.with_suffix(".m4v"), spoken[0], "Titel")
+    content = latin.with_suffix(".m4v").read_bytes()
+    latin.with_suffix(".m4v").write_bytes(content.replace(b"Titel", b"T\xeftel"))
+    empty.write_bytes(b"RIFF nothing")
+    make, read = recorded.Recorded.make, recording.read_sound
+
+    def make_without_gone(self: object, clip: object, *rest: object) -> object:
+        gone.unlink(missing_ok=True)
+        return make(self, clip, *rest)
+
+    def read_with_bug(path: Path) -> np.ndarray:
+        if path == bug:
+            raise ZeroDivisionError("in a decoder")
+        return read(path)
+
+    monkeypatch.setattr(recorded.Recorded, "make", make_without_gone)
+    monkeypatch.setattr(recording, "read_sound", read_with_bug)
+    folder = prepare(params("folder", root, tmp_path / "out", "corpus.video=false"), workers=1)
+    found = {path: reason for path, _, reason in skipped(folder)}
+    assert found[bug.relative_to(root).as_posix()] == "unexpected error"
+    assert found.keys() >= {path.relative_to(root).as_posix() for path in (gone, empty.with_suffix(".mp4"))}
+    assert len(read_manifest(folder)) + len(found) == 12
+    assert len(found) in (3, 4)
+
+
 def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     rows = [f'{one.wav},{one.mp4 if n else ""},"{one.text}, said {n}",{one.speaker}' for n, one in enumerate(spoken)]
@@ -289,7 +364,7 @@ def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken],
     assert [len(speakers) for speakers in by_split(lines).values()] == [4, 1, 1]
     assert [u.video for u in lines].count(None) == 1
     assert {u.text for u in lines} == {f"{one.text} said {n}" for n, one in enumerate(spoken)}
-    assert left(folder) == [("gone.wav", "train", "a file is missing")]
+    assert skipped(folder) == [("gone.wav", "train", "a file is missing")]
 
     named = "".join(f"{one.mp4},{one.text},{('train', 'val', 'test')[n % 3]}\n" for n, one in enumerate(spoken))
     table.write_text("video,text,split\n" + named)
@@ -356,7 +431,7 @@ def test_noise_comes_from_a_folder_each_split_its_own_part(spoken: list[Spoken],
     assert np.sign(test.mean()) > 0
     assert len(train) == len(test) == 50 * 16_000
     assert not np.array_equal(train, test)
-    with pytest.raises(PipelineError, match=r"corpus\.noise\.folder: there is no wav, flac or ogg"):
+    with pytest.raises(PipelineError, match=r"corpus\.noise\.folder: there is no audio file in"):
         prepare(params("folder", root, tmp_path / "out", f"corpus.noise.folder={tmp_path / 'none'}"), workers=1)
 
 
@@ -382,6 +457,15 @@ def test_other_noise_touches_neither_videos_nor_clean_sound(spoken: list[Spoken]
     fresh = prepare(params("grid", root, tmp_path / "fresh", more, *MORE["grid"]), workers=1)
     assert (fresh / "manifest.jsonl").read_bytes() == (folder / "manifest.jsonl").read_bytes()
     assert {path.name: path.read_bytes() for path in fresh.rglob("*.mp4")} == first
+
+
+def test_a_talker_that_cannot_be_read_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
+    corpus = params("folder", tmp_path, tmp_path / "out").corpus
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    make_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]], tmp_path / "babble.wav")
+    assert root_mean_square(read_audio(tmp_path / "babble.wav")) == pytest.approx(0.1, rel=0.01)
+    with pytest.raises(PipelineError, match=r"bad\.wav: no sound of any talker can be read"):
+        make_babble(corpus, "train", [[tmp_path / "bad.wav"]], tmp_path / "none.wav")
 
 
 # Interruption.
@@ -441,7 +525,7 @@ def test_a_clip_that_kills_its_process_ends_no_other() -> None:
 # The mouth region.
 
 
-def test_without_a_face_a_clip_is_left_and_without_a_detector_nothing_is_done(
+def test_without_a_face_a_clip_is_skipped_and_without_a_detector_nothing_is_done(
     spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.corpora import mouth_region
@@ -458,4 +542,4 @@ def test_without_a_face_a_clip_is_left_and_without_a_detector_nothing_is_done(
 
     monkeypatch.setattr(mouth_region, "crop_mouth", nobody)
     folder = prepare(params("folder", root, tmp_path / "out"), workers=1)
-    assert [(path, reason) for path, _, reason in left(folder)] == [(empty.relative_to(root).as_posix(), "no face")]
+    assert [(path, reason) for path, _, reason in skipped(folder)] == [(empty.relative_to(root).as_posix(), "no face")]

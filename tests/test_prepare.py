@@ -155,6 +155,17 @@ def test_a_lost_manifest_is_made_again_from_the_media(tmp_path: Path) -> None:
     assert wav.stat().st_mtime_ns == made
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b'{"lines": 1}', b'{"clip": "x", "lines": [{}], "skipped": null}'])
+def test_a_damaged_line_of_the_journal_is_made_again(damage: bytes, tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path / "out"), workers=1)
+    before = content(folder)
+    (folder / "manifest.jsonl").rename(folder / "journal.jsonl")
+    with open(folder / "journal.jsonl", "ab") as file:
+        file.write(damage + b"\n")
+    prepare(small(folder), workers=1)
+    assert content(folder) == before
+
+
 def test_other_settings_replace_the_media(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     fewer = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.transcripts import plain_text
 from pipeline.scoring.errors import Edits, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
 
@@ -30,6 +31,27 @@ from pipeline.scoring.normalisation import cardinal, normalise, normalise_number
         ("...", ""),
         ("'", ""),
         ("", ""),
+        # Marks belong to their letters, in every script.
+        ("हिन्दी में, “नमस्ते”।", "हिन्दी में नमस्ते"),
+        ("வணக்கம்!", "வணக்கம்"),
+        ("ที่นี่ น้ำ", "ที่นี่ น้ำ"),
+        ("مَرْحَبًا؟", "مَرْحَبًا"),
+        ("שָׁלוֹם־עֲלֵיכֶם", "שָׁלוֹם עֲלֵיכֶם"),
+        ("Việt Nam", "việt nam"),
+        ("Vie\u0323\u0302t", "việt"),
+        ("İSTANBUL'da", "istanbul'da"),
+        ("\u0301x", "x"),
+        # Joiners stay where they are part of the spelling, and go elsewhere, as all that is invisible.
+        ("می\u200cروم", "می\u200cروم"),
+        ("می\u200c \u200cروم", "می روم"),
+        ("ශ්\u200dරී അവന്\u200d", "ශ්\u200dරී അവന്\u200d"),
+        ("he\u200dl\u200clo", "hello"),
+        ("co\u00adoperate z\u200be\u2060r\ufeffo", "cooperate zero"),
+        ("\u202bمرحبا\u202c", "مرحبا"),
+        ("❤\ufe0f 👩\u200d🔬 yes", "yes"),
+        # What people type for an apostrophe.
+        ("don´t don`t don‛t don′t", "don't don't don't don't"),
+        ("rock ''n'' roll", "rock n roll"),
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
@@ -82,6 +104,26 @@ def test_every_number_is_read_as_itself() -> None:
     assert [normalise_numbers(f"{number}") for number in range(10_000)] == words
     with pytest.raises(ValueError, match="-1"):
         cardinal(-1)
+
+
+def test_a_corpus_and_its_scores_have_one_rule_of_words() -> None:
+    """Words that differ in their vowel signs alone differ, and no word is taken apart."""
+    found = score(["हिन्दी में नमस्ते"], ["हिन्दा मे नमस्ता"], bootstrap=0)
+    assert (found.wer.value, found.wer.edits) == (1, Edits(substitutions=3, deletions=0, insertions=0, hits=0))
+    for text in ("हिन्दी", "ที่นี่", "مَرْحَبًا", "می\u200cروم", "İçin"):
+        assert plain_text(f"“{text}”") == normalise(f"{text}?")
+        assert len(normalise(text).split()) == 1
+        assert score([text], [plain_text(text)], bootstrap=0).wer.value == 0
+
+
+@pytest.mark.parametrize("block", range(0, 0x20000, 0x1000))
+def test_normalised_text_stays_as_it_is(block: int) -> None:
+    once = normalise(" ".join(f"a{one}b {one}x' ക്{one}" for one in map(chr, range(block, block + 0x1000))))
+    assert normalise(once) == once
+
+
+def test_a_number_of_any_length_is_read() -> None:
+    assert normalise_numbers("9" * 5000).split() == ["nine"] * 5000
 
 
 REFERENCES = [

@@ -8,17 +8,21 @@ training by speaker here.
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
+from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.lrs import HELD_OUT, clip_id, is_pretrain, moved
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Left, Listing, Unusable
-from pipeline.corpora.transcripts import lrs_text, read_text
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
+from pipeline.corpora.transcripts import lrs_text, plain_text, read_text
+from pipeline.corpora.tree import missing, unusable_name
 
+ROW = "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text"
+TOKEN_IDS = re.compile(r"[\d\s]*|_")
 NAMES = {"train": r"train|trainval", "validation": r"val|valid|validation|dev", "test": r"test"}
 """What a label file of a split has in its name, as a word between underscores."""
 
@@ -61,44 +65,63 @@ class AutoAVSR:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         labels = self._labels()
-        clips, left = [], []
+        clips, skipped = [], []
         for split, path in labels.items():
-            for number, row in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                if row.strip():
-                    clips.append(self._clip(split, row, f"{path}:{number}"))
+            clips += self._listed(split, path, skipped)
         _refuse_shared(clips, labels)
         if "validation" not in labels:
-            clips = self._with_validation(clips, left)
+            clips = self._with_validation(clips, skipped)
         there = []
         for clip in clips:
             # The transcript is looked for when it is read: most label files have the text.
-            needed = clip.video if self.corpus.video else clip.audio
-            if needed.exists():
+            fault = missing(clip.video if self.corpus.video else clip.audio)
+            if fault is None:
                 there.append(clip)
             else:
-                left.append(Left(clip.path, clip.split, "a file is missing", needed.name))
-        return Listing(there, left)
+                skipped.append(fault.skip(clip.path, clip.split))
+        return Listing(there, skipped)
 
-    def _clip(self, split: str, row: str, where: str) -> Clip:
-        fields = row.split(",", 4)
-        if len(fields) < 4 or not fields[2].strip().isdigit() or len(Path(fields[1]).parts) < 3:
-            raise PipelineError(
-                where, f"{row[:80]!r}", "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text"
-            )
+    def _listed(self, split: str, path: Path, skipped: list[SkippedClip]) -> list[Clip]:
+        """The clips of a label file; rows of another form are skipped, unless all are."""
+        clips, first = [], None
+        for number, row in list_lines(path):
+            try:
+                clips.append(self._clip(split, row))
+            except Unusable as error:
+                skipped.append(error.skip(f"{path.name}, line {number}", split))
+                first = first or PipelineError(f"{path}:{number}", f"{row[:80]!r}", ROW)
+        if not clips:
+            raise first or PipelineError(path, "there is no row in it", ROW)
+        return clips
+
+    def _clip(self, split: str, row: str) -> Clip:
+        """Raises:
+        Unusable: the row has another form.
+        """
+        require_undamaged(row)
+        fields = [field.strip() for field in row.split(",", 4)]
+        if len(fields) == 5 and not TOKEN_IDS.fullmatch(fields[3]):
+            # A text with a comma in it.
+            fields[3:] = [row.split(",", 3)[3].strip()]
+        if len(fields) < 4 or not re.fullmatch("[0-9]{1,9}", fields[2]) or len(Path(fields[1]).parts) < 3:
+            raise Unusable(UNREADABLE_LINE, f"{row[:80]!r}; {ROW}")
+        names = [*PurePosixPath(fields[0]).parts, *PurePosixPath(fields[1]).parts]
+        if (fault := unusable_name(names)) is not None:
+            raise fault
         dataset, relative, frames, last = fields[0], fields[1], int(fields[2]), fields[-1]
-        if len(fields) == 4 and not re.sub(r"[\d\s]", "", last):
+        if len(fields) == 4 and TOKEN_IDS.fullmatch(last):
             last = ""
         video = self.root / dataset / relative
         kind, part, speaker = Path(relative).parts[0], Path(relative).parts[-3], Path(relative).parts[-2]
         transcript = self.root / dataset / kind.replace("_video_", "_text_") / Path(relative).relative_to(kind)
         audio = video.with_suffix(".wav")
         return Clip(
-            clip_id(split, part, speaker, video.stem), split, speaker, audio if audio.exists() else video, video,
+            clip_id(split, part, speaker, video.stem), split, speaker, video if missing(audio) else audio, video,
             f"{dataset}/{relative}", None if last.strip() else transcript.with_suffix(".txt"),
-            lrs_text(last) or None, frames,
+            lrs_text(last.strip('"')) or None, frames,
         )  # fmt: skip
 
-    def _with_validation(self, clips: list[Clip], left: list[Left]) -> list[Clip]:
+    def _with_validation(self, clips: list[Clip], skipped: list[SkippedClip]) -> list[Clip]:
         training = [clip for clip in clips if clip.split == "train"]
         # As for LRS3 itself: what is held out are short clips, where there are some, and not pieces of long ones.
         short = [clip for clip in training if not is_pretrain(clip)]
@@ -108,7 +131,7 @@ class AutoAVSR:
             if clip.split != "train" or clip.speaker not in held_out:
                 kept.append(clip)
             elif short and is_pretrain(clip):
-                left.append(Left(clip.path, clip.split, HELD_OUT))
+                skipped.append(SkippedClip(clip.path, clip.split, HELD_OUT))
             else:
                 kept.append(moved(clip, "validation"))
         return kept
@@ -116,7 +139,7 @@ class AutoAVSR:
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`."""
         text = clip.text or lrs_text(read_text(clip.transcript))
-        if not text:
+        if not plain_text(text):
             raise Unusable("empty transcript")
         return [Piece(text)]
 

@@ -60,11 +60,11 @@ def make_babble(corpus: Corpus, split: str, recipe: Sequence[Sequence[Path]], ta
     Args:
         corpus: its seed and longest utterance.
         split: whose it is.
-        recipe: as `talkers` gives it; what cannot be read of it is passed over.
+        recipe: as `talkers` gives it; what cannot be read of it is passed over, down to a whole talker.
         target: the wav.
 
     Raises:
-        PipelineError: nothing that a talker says can be read.
+        PipelineError: no clip of any talker can be read.
     """
     from pipeline.corpora import media
 
@@ -73,10 +73,12 @@ def make_babble(corpus: Corpus, split: str, recipe: Sequence[Sequence[Path]], ta
     for talker, paths in enumerate(recipe):
         spoken = _speech(paths, length)
         if not len(spoken):
-            raise PipelineError(paths[0], "no sound of its speaker can be read", "mend it, or name corpus.noise.folder")
+            continue
         # In the middle of something, so that talkers do not begin together.
         start = int(generator("babble", corpus.seed, split, talker).integers(len(spoken)))
         tracks.append(np.resize(np.roll(spoken, -start), length))
+    if not tracks:
+        raise PipelineError(recipe[0][0], "no sound of any talker can be read", "mend it, or name corpus.noise.folder")
     together = babble(tracks)
     media.write_audio(target, together * (LEVEL / root_mean_square(together)))
 

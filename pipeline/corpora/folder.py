@@ -2,11 +2,12 @@
 
 A folder may have the splits as its folders `train`, `validation` and `test`; the folder that is next is the speaker. A
 CSV has a header, with the columns `audio` or `video` or both (paths, relative to the CSV) and `text`, and perhaps
-`speaker` and `split`. Splits that are not there are held out of training.
+`speaker` and `split`. Splits that are not there are held out of training. Each recording, and each transcript without
+one, is either taken or skipped with its reason.
 """
 
-import csv
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,20 +16,19 @@ from pathlib import Path, PurePosixPath
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
+from pipeline.corpora.clip_table import Row, read_table
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, shown
 from pipeline.corpora.transcripts import plain_text, read_text
+from pipeline.corpora.tree import AUDIO, VIDEO, files_below, is_recording, missing, preference, unusable_name
 
-AUDIO = frozenset({".wav", ".flac", ".ogg"})
-VIDEO = frozenset({".mp4", ".mpg", ".mpeg", ".mov", ".mkv", ".avi", ".webm"})
 SPLIT_NAMES = {
     "train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test",
 }  # fmt: skip
 NOBODY = "speaker"
-"""Who speaks where nothing says it."""
-COLUMNS = {"audio", "video", "text", "speaker", "split"}
+"""The speaker where none is named."""
 
 
 class Folder:
@@ -43,79 +43,76 @@ class Folder:
 
     def lists(self) -> list[Path]:
         """See `Format.lists`: the CSV, if it is one."""
-        if self.root.suffix.lower() != ".csv":
-            return []
-        if not self.root.is_file():
+        if self.root.suffix.lower() == ".csv" and not self.root.is_file():
             raise PipelineError(self.root, "the file is missing", "name a folder or a CSV as corpus.root")
-        return [self.root]
+        return [self.root] if self.root.is_file() else []
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
-        left: list[Left] = []
-        clips = list(self._of_csv(left) if self.lists() else self._of_folder(left))
+        skipped: list[SkippedClip] = []
+        clips = list(self._of_csv(skipped) if self.lists() else self._of_folder(skipped))
         if not clips:
             raise PipelineError(
-                self.root, "there is no audio or video with a transcript in it",
+                self.root, f"there is no audio or video with a transcript in it{reasons(skipped)}",
                 "put a .txt beside each file, or name a CSV with the columns audio, video, text",
             )  # fmt: skip
         splits = {clip.split for clip in clips}
         for split in ("test", "validation"):
             if split not in splits:
                 clips = self._hold_out(split, clips)
-        return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], left)
+        return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], skipped)
 
-    def _of_folder(self, left: list[Left]) -> Iterator[Clip]:
+    def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
         if not self.root.is_dir():
             raise PipelineError(self.root, "there is no such folder", "name a folder or a CSV as corpus.root")
-        for folder, folders, names in os.walk(self.root, followlinks=True):
-            folders.sort()
-            below = Path(folder).relative_to(self.root)
-            split, speaker, rest = _meaning(below.parts)
-            endings: dict[str, dict[str, str]] = defaultdict(dict)
-            for name in sorted(names):
-                stem, ending = os.path.splitext(name)
-                kind = _kind(ending)
-                if kind is not None and not name.startswith("."):
-                    endings[stem].setdefault(kind, name)
-            for stem, files in endings.items():
-                media = {kind: Path(folder) / files[kind] for kind in ("audio", "video") if kind in files}
-                if not media:
-                    continue
-                path = (below / files.get("video", files.get("audio", ""))).as_posix()
-                if "text" not in files:
-                    left.append(Left(path, split or "train", "a file is missing", f"{stem}.txt"))
-                    continue
-                text = Path(folder) / files["text"]
-                yield _clip("/".join([*rest, stem]), split, speaker, media, path, text)
+        for parts, names in files_below(self.root, skipped):
+            by_stem: dict[str, list[str]] = defaultdict(list)
+            for name in names:
+                # A Mac writes an accent as a mark of its own.
+                by_stem[unicodedata.normalize("NFC", os.path.splitext(name)[0])].append(name)
+            for stem, together in by_stem.items():
+                files = _Files(parts, stem, together)
+                skipped += files.skipped()
+                try:
+                    yield from files.clip(self.root)
+                except Unusable as error:
+                    skipped.append(files.skip(files.main, error))
 
-    def _of_csv(self, left: list[Left]) -> Iterator[Clip]:
-        with open(self.root, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            there = set(table.fieldnames or ())
-            if "text" not in there or not there & {"audio", "video"}:
-                raise PipelineError(
-                    f"{self.root}:1", f"the columns are {', '.join(table.fieldnames or ['none'])}",
-                    "it needs text and audio or video, and may have speaker and split",
-                )  # fmt: skip
-            for number, row in enumerate(table, 2):
-                split = SPLIT_NAMES.get((row.get("split") or "train").strip().lower())
-                if split is None:
-                    raise PipelineError(
-                        f"{self.root}:{number}", f"split is {row['split']!r}", f"it must be {', '.join(SPLITS)}"
-                    )
-                named = {kind: row[kind].strip() for kind in ("audio", "video") if (row.get(kind) or "").strip()}
-                media = {kind: self.root.parent / name for kind, name in named.items()}
-                path = named.get("video") or named.get("audio") or f"line {number}"
-                if missing := [file for file in media.values() if not file.is_file()] or not media:
-                    left.append(Left(path, split, "a file is missing", missing[0].name if media else "no path"))
-                    continue
-                stem = PurePosixPath(path).with_suffix("").as_posix().lstrip("./")
-                speaker = (row.get("speaker") or "").strip().replace("/", "-") or NOBODY
-                text = plain_text(row["text"] or "")
-                if text:
-                    yield _clip(stem, split, speaker, media, path, None, text)
-                else:
-                    left.append(Left(path, split, "empty transcript"))
+    def _of_csv(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
+        for row in read_table(self.root, skipped):
+            named = row.values.get("video") or row.values.get("audio") or f"line {row.number}"
+            split = SPLIT_NAMES.get((row.values.get("split") or "train").lower())
+            try:
+                yield self._of_row(row, named, split)
+            except Unusable as error:
+                skipped.append(error.at(f"line {row.number}").skip(named, split or "train"))
+
+    def _of_row(self, row: Row, named: str, split: str | None) -> Clip:
+        """Raises:
+        Unusable: a file of it is missing, or a value makes no sense.
+        """
+        if split is None:
+            raise Unusable("unknown split", f"{row.values['split']!r}; it must be {', '.join(SPLITS)}")
+        media = {kind: self._place(row.values[kind]) for kind in ("audio", "video") if row.values.get(kind)}
+        if not media:
+            raise Unusable("a file is missing", "no path")
+        for file in media.values():
+            if (fault := missing(file)) is not None:
+                raise fault
+        text = plain_text(row.values["text"])
+        if not text:
+            raise Unusable("empty transcript")
+        # Where the files lie counts for the names of what is made of them, but not how one comes there.
+        below = PurePosixPath(named.replace("\\", "/")).with_suffix("")
+        names = [part for part in below.parts if part not in ("/", "..")]
+        speaker = row.values.get("speaker", "").replace("/", "-") or NOBODY
+        return _clip(names, split, speaker, media, named, None, text)
+
+    def _place(self, name: str) -> Path:
+        """Where a file of the table lies: as it is written, or as Windows or a Mac would write its path."""
+        written = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        places = [self.root.parent / spelling for spelling in dict.fromkeys(written)]
+        return next((place for place in places if missing(place) is None), places[0])
 
     def _hold_out(self, split: str, clips: list[Clip]) -> list[Clip]:
         training = [clip for clip in clips if clip.split == "train"]
@@ -139,17 +136,69 @@ def _meaning(parts: tuple[str, ...]) -> tuple[str | None, str, tuple[str, ...]]:
     return split, parts[0] if parts else NOBODY, parts[1:]
 
 
-def _kind(ending: str) -> str | None:
-    ending = ending.lower()
-    return "audio" if ending in AUDIO else "video" if ending in VIDEO else "text" if ending == ".txt" else None
+class _Files:
+    """Files of a folder that have a name in common, but for its ending."""
+
+    def __init__(self, parts: tuple[str, ...], stem: str, names: list[str]) -> None:
+        self.parts, self.stem = parts, stem
+        kinds: dict[str, list[str]] = {"video": [], "audio": [], "text": [], "other": []}
+        for name in sorted(names, key=preference):
+            kinds[_kind(name)].append(name)
+        self.other = kinds.pop("other")
+        self.chosen = {kind: several[0] for kind, several in kinds.items() if several}
+        self.spare = [(name, several[0]) for several in kinds.values() for name in several[1:]]
+
+    @property
+    def main(self) -> str:
+        """What people see it by: the video, or else the sound, or else the transcript."""
+        return next(iter(self.chosen.values()))
+
+    def skip(self, name: str, why: Unusable) -> SkippedClip:
+        """A file that is skipped."""
+        return why.skip("/".join([*self.parts, name]), _meaning(self.parts)[0] or "train")
+
+    def skipped(self) -> Iterator[SkippedClip]:
+        """Recordings that are not taken, and a transcript that has none."""
+        for name, taken in self.spare:
+            yield self.skip(name, Unusable("another file is taken in its place", taken))
+        alone = self.chosen.keys() == {"text"}
+        strange = [name for name in self.other if alone or is_recording(name)]
+        for name in strange:
+            yield self.skip(name, Unusable("a format that is not read", os.path.splitext(name)[1]))
+        if alone and not strange:
+            yield self.skip(self.main, Unusable("a file is missing", "no recording of this name"))
+        if self.chosen and "text" not in self.chosen:
+            yield self.skip(self.main, Unusable("a file is missing", shown(f"{self.stem}.txt")))
+
+    def clip(self, root: Path) -> Iterator[Clip]:
+        """The clip, if there are a recording and a transcript.
+
+        Raises:
+            Unusable: its name cannot be used.
+        """
+        if "text" in self.chosen and len(self.chosen) > 1:
+            split, speaker, rest = _meaning(self.parts)
+            files = {kind: root.joinpath(*self.parts, name) for kind, name in self.chosen.items()}
+            text = files.pop("text")
+            yield _clip([*rest, self.stem], split or "train", speaker, files, "/".join([*self.parts, self.main]), text)
+
+
+def _kind(name: str) -> str:
+    ending = os.path.splitext(name)[1].lower()
+    return "audio" if ending in AUDIO else "video" if ending in VIDEO else "text" if ending == ".txt" else "other"
 
 
 def _clip(
-    id_: str, split: str | None, speaker: str, media: dict[str, Path], path: str, transcript: Path | None,
+    names: list[str], split: str, speaker: str, media: dict[str, Path], path: str, transcript: Path | None,
     text: str | None = None,
 ) -> Clip:  # fmt: skip
+    """Raises:
+    Unusable: its media cannot have its name.
+    """
+    if (fault := unusable_name([speaker, *names])) is not None:
+        raise fault
     audio = media.get("audio") or media["video"]
-    return Clip(id_, split or "train", speaker, audio, media.get("video"), path, transcript, text)
+    return Clip("/".join(names), split, speaker, audio, media.get("video"), path, transcript, text)
 
 
 def _speaker(clip: Clip) -> str:
@@ -160,5 +209,5 @@ def _said(clip: Clip) -> str:
     try:
         return clip.text or plain_text(read_text(clip.transcript))
     except Unusable:
-        # It will be left when it is made, whichever split it is in.
+        # It will be skipped when it is prepared, whichever split it is in.
         return clip.id

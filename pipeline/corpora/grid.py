@@ -16,10 +16,13 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out, rank
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, shown
 from pipeline.corpora.sentences import GRID, LETTER
-from pipeline.corpora.transcripts import read_text
+from pipeline.corpora.transcripts import read_transcript
+from pipeline.corpora.tree import VIDEO, files_below
 
+Files = dict[tuple[str, str], Path]
+"""By speaker and name."""
 DIGIT = 4
 SPEAKER = re.compile(r"s[1-9][0-9]?$")
 SILENT = frozenset({"sil", "sp"})
@@ -27,10 +30,11 @@ SILENT = frozenset({"sil", "sp"})
 
 def spelt(name: str) -> str | None:
     """The sentence that a file's name spells; None where it spells none."""
-    if len(name) != len(GRID):
+    signs = name.lower()
+    if len(signs) != len(GRID):
         return None
     words = []
-    for slot, (words_there, sign) in enumerate(zip(GRID, name.lower(), strict=True)):
+    for slot, (words_there, sign) in enumerate(zip(GRID, signs, strict=True)):
         if slot == DIGIT:
             word = words_there[int(sign)] if sign in "123456789" else words_there[0] if sign == "z" else None
         else:
@@ -57,43 +61,51 @@ class Grid:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         root = Path(self.corpus.root)
-        videos, alignments = _files(root, ".mpg"), _files(root, ".align")
+        clips, skipped = [], []
+        videos, alignments = _files(root, skipped)
         if not videos:
-            raise PipelineError(root, "has no .mpg below a folder s1 to s34", "name the folder of GRID as corpus.root")
-        clips, left = [], []
+            found = f"has no .mpg below a folder s1 to s34{reasons(skipped)}"
+            raise PipelineError(root, found, "name the folder of GRID as corpus.root")
         for (speaker, name), video in sorted(videos.items(), key=lambda item: (int(item[0][0][1:]), item[0][1])):
             path = video.relative_to(root).as_posix()
             disjoint = self.corpus.grid.split == "disjoint"
             split = "test" if disjoint and speaker in self.corpus.grid.test_speakers else "train"
             if spelt(name) is None:
-                left.append(Left(path, split, "the name spells no sentence"))
+                skipped.append(SkippedClip(path, split, "the name spells no sentence"))
             elif (speaker, name) not in alignments:
-                left.append(Left(path, split, "a file is missing", f"{name}.align"))
+                skipped.append(SkippedClip(path, split, "a file is missing", f"{name}.align"))
             else:
                 transcript = alignments[speaker, name]
                 clips.append(Clip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, spelt(name)))
-        return Listing(_in_splits(self.corpus, clips), left)
+        return Listing(_in_splits(self.corpus, clips), skipped)
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`: the sentence of the name, if the alignment agrees."""
-        rows = [line.split() for line in read_text(clip.transcript).splitlines() if line.strip()]
-        said = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
-        if said != clip.text:
-            raise Unusable("the alignment is of another sentence", said)
-        return [Piece(said)]
+        rows = [line.split() for line in read_transcript(clip.transcript)]
+        spoken = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
+        if spoken != clip.text:
+            raise Unusable("the alignment is of another sentence", spoken)
+        return [Piece(spoken)]
 
 
-def _files(root: Path, ending: str) -> dict[tuple[str, str], Path]:
-    """Files by speaker and name; the speaker is the folder nearest to the file that is called as one."""
-    found = {}
-    for folder, _, names in os.walk(root, followlinks=True):
-        parts = Path(folder).relative_to(root).parts
+def _files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:
+    """Videos and alignments; the speaker is the folder nearest to the file that is called as one."""
+    found: dict[str, Files] = {".mpg": {}, ".align": {}}
+    others: list[tuple[str, str, str]] = []
+    for parts, names in files_below(root, skipped):
         speaker = next((part for part in reversed((root.name, *parts)) if SPEAKER.match(part)), None)
-        for name in names:
-            stem, its = os.path.splitext(name)
-            if its.lower() == ending and speaker is not None and not name.startswith("."):
-                found[speaker, stem.lower()] = Path(folder) / name
-    return found
+        for name in names if speaker is not None else ():
+            stem, ending = os.path.splitext(name.lower())
+            path = "/".join([*parts, name])
+            if ending not in found:
+                others += [(speaker, stem, path)] if ending in VIDEO else []
+            elif (taken := found[ending].setdefault((speaker, stem), root / path)) != root / path:
+                detail = shown(taken.relative_to(root).as_posix())
+                skipped.append(Unusable("another file is taken in its place", detail).skip(path, "train"))
+    for speaker, stem, path in others:
+        if (speaker, stem) not in found[".mpg"]:
+            skipped.append(Unusable("a format that is not read", "GRID is read from .mpg").skip(path, "train"))
+    return found[".mpg"], found[".align"]
 
 
 def _in_splits(corpus: Corpus, clips: list[Clip]) -> list[Clip]:

@@ -2,10 +2,11 @@
 
 T. Afouras, J. S. Chung, A. Zisserman, "LRS3-TED", arXiv 1809.00496: `{pretrain,trainval,test}/<YouTube id>/00001.mp4`
 with a `.txt` beside it. LRS2 (BBC): `mvlrs_v1/{pretrain,main}/<programme>/00001.mp4`, and lists of each split. LRS3 has
-no validation split: whole YouTube ids of `trainval` are held out, and what `pretrain` has of them is left.
+no validation split: whole YouTube ids of `trainval` are held out, and clips of them in `pretrain` are skipped.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,9 +17,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
+from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.reader import Left, Listing, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, shown
 from pipeline.corpora.transcripts import Word, read_lrs
+from pipeline.corpora.tree import files_below, missing, unusable_name
 
 PRETRAIN = "pretrain"
 PAUSE = 0.5
@@ -58,8 +61,8 @@ class LRS3(_LRS):
             raise PipelineError(
                 root, f"has no folder {missing[0]}", "name the folder of LRS3 that holds trainval, test and pretrain"
             )
-        left: list[Left] = []
-        found = {part: list(_both(root, part, "test" if part == "test" else "train", left)) for part in parts}
+        skipped: list[SkippedClip] = []
+        found = {part: list(_both(root, part, "test" if part == "test" else "train", skipped)) for part in parts}
         held_out = hold_out(self.corpus, "validation", [clip.speaker for clip in found["trainval"]])
         clips = []
         for part in parts:
@@ -69,8 +72,8 @@ class LRS3(_LRS):
                 elif part == "trainval":
                     clips.append(moved(clip, "validation"))
                 else:
-                    left.append(Left(clip.path, clip.split, HELD_OUT))
-        return Listing(clips, left, {"official": _counts(found, self.official)})
+                    skipped.append(SkippedClip(clip.path, clip.split, HELD_OUT))
+        return Listing(clips, skipped, {"official": _counts(found, self.official)})
 
 
 class LRS2(_LRS):
@@ -95,24 +98,38 @@ class LRS2(_LRS):
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         root = _of_lrs2(self.corpus.root)
-        left: list[Left] = []
+        skipped: list[SkippedClip] = []
         found = {}
         for path in self.lists():
             part = path.stem
             split = {"val": "validation", "test": "test"}.get(part, "train")
             folder = PRETRAIN if part == PRETRAIN else "main"
-            # Lines of the test list say NF or MV behind the name.
-            names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            found[part] = [_clip(root, f"{folder}/{name}", split) for name in names]
+            found[part] = list(_listed(root, path, folder, split, skipped))
         clips = []
-        for listed in found.values():
-            for clip in listed:
-                missing = next((path for path in (clip.video, clip.transcript) if not path.exists()), None)
-                if missing is None:
-                    clips.append(clip)
-                else:
-                    left.append(Left(clip.path, clip.split, "a file is missing", missing.name))
-        return Listing(clips, left, {"official": _counts(found, self.official)})
+        for clip in (clip for listed in found.values() for clip in listed):
+            fault = missing(clip.video) or missing(clip.transcript)
+            if fault is None:
+                clips.append(clip)
+            else:
+                skipped.append(fault.skip(clip.path, clip.split))
+        return Listing(clips, skipped, {"official": _counts(found, self.official)})
+
+
+def _listed(root: Path, path: Path, folder: str, split: str, skipped: list[SkippedClip]) -> Iterator[Clip]:
+    """The clips of a list of LRS2; lines that name none are skipped."""
+    for number, line in list_lines(path):
+        # Lines of the test list have NF or MV behind the name.
+        name = line.split()[0]
+        try:
+            require_undamaged(line)
+            if not re.fullmatch("[^/]+/[^/]+", name):
+                raise Unusable(UNREADABLE_LINE, f"{shown(name)!r} is no name such as 6330311066473698535/00011")
+            if (fault := unusable_name(name.split("/"))) is not None:
+                raise fault
+        except Unusable as error:
+            skipped.append(error.at(f"{path.name}, line {number}").skip(name, split))
+            continue
+        yield _clip(root, f"{folder}/{name}", split)
 
 
 def _of_lrs2(root: str) -> Path:
@@ -128,21 +145,26 @@ def _counts(found: dict[str, list[Clip]], official: dict[str, int]) -> dict[str,
     return {part: [len(clips), official[part]] for part, clips in found.items()}
 
 
-def _both(root: Path, part: str, split: str, left: list[Left]) -> Iterator[Clip]:
-    """Clips of a part that have video and transcript, in order; the others are left."""
-    for speaker in sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir()):
+def _both(root: Path, part: str, split: str, skipped: list[SkippedClip]) -> Iterator[Clip]:
+    """Clips of a part that have video and transcript, in order; the others are skipped."""
+    for parts, names in files_below(root, skipped, (part,)):
+        if len(parts) != 2:
+            continue
         endings: dict[str, set[str]] = {}
-        for entry in os.scandir(root / part / speaker):
-            stem, ending = os.path.splitext(entry.name)
-            if ending in (".mp4", ".txt") and not stem.startswith("."):
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending in (".mp4", ".txt"):
                 endings.setdefault(stem, set()).add(ending)
         for stem in sorted(endings):
-            clip = _clip(root, f"{part}/{speaker}/{stem}", split)
-            if len(endings[stem]) == 2:
-                yield clip
+            path = f"{part}/{parts[1]}/{stem}"
+            missing_ending = {".mp4", ".txt"} - endings[stem]
+            fault = unusable_name([parts[1], stem])
+            if missing_ending:
+                fault = Unusable("a file is missing", shown(f"{stem}{missing_ending.pop()}"))
+            if fault is None:
+                yield _clip(root, path, split)
             else:
-                missing = "txt" if ".mp4" in endings[stem] else "mp4"
-                left.append(Left(clip.path, split, "a file is missing", f"{stem}.{missing}"))
+                skipped.append(fault.skip(f"{path}.mp4", split))
 
 
 def _clip(root: Path, name: str, split: str) -> Clip:
@@ -192,9 +214,9 @@ def cut_at_words(text: str, words: Sequence[Word], longest: float) -> list[Piece
     for number in range(1, len(words) + 1):
         if number < len(words) and ends[number] - begins[first] <= longest:
             continue
-        said = " ".join(word.text for word in words[first:number] if word.text)
-        if said:
+        spoken = " ".join(word.text for word in words[first:number] if word.text)
+        if spoken:
             begin, end = round(begins[first] * FRAME_RATE), int(ends[number - 1] * FRAME_RATE)
-            pieces.append(Piece(said, f"_{len(pieces):02d}", begin, end))
+            pieces.append(Piece(spoken, f"_{len(pieces):02d}", begin, end))
         first = number
     return pieces

@@ -12,41 +12,41 @@ from pipeline.corpora import media, noise
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.plan import SPLITS, babble_file, generator
-from pipeline.corpora.reader import Fact, Unusable
+from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
 from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording
 
 LARGEST_DIFFERENCE = 0.5
 """Seconds by which sound and picture of an utterance may differ in length."""
 FRAMES_OFF = 2
-"""Frames by which a video may differ from what a label says."""
+"""Frames by which a video may differ from its label."""
 
 
 def make_lines(
-    corpus: Corpus, clip: Clip, pieces: list[Piece], folder: Path, known: dict[str, Fact]
+    corpus: Corpus, clip: Clip, pieces: list[Piece], folder: Path, known: dict[str, FileInfo]
 ) -> Iterator[Utterance]:
     """Make what is missing of a clip's media, and give its lines: each utterance, then its noisy copies.
 
     Args:
         corpus: noise, and whether video is wanted.
         clip: the files.
-        pieces: what is said in them.
+        pieces: the utterances in them.
         folder: of the corpus.
         known: of media that are there and sound, by their path in the folder.
 
     Raises:
-        Unusable: the clip is left. What was made of it before is removed with the rest that does not belong.
+        Unusable: the clip is skipped. What was made of it before is removed with the rest that does not belong.
     """
     recording = Recording(clip.audio, clip.video, Path(corpus.face_detector))
-    facts = dict(known)
+    infos = dict(known)
     for piece in pieces:
-        _make_sounds(corpus, clip, piece, recording, folder, facts)
+        _make_sounds(corpus, clip, piece, recording, folder, infos)
     if clip.video is not None and corpus.video:
         videos = {f"{clip.id}{piece.suffix}.mp4": (piece.begin, piece.end) for piece in pieces}
-        if not videos.keys() <= facts.keys():
+        if not videos.keys() <= infos.keys():
             made = recording.write_mouth({folder / path: times for path, times in videos.items()})
-            facts |= {path: made[folder / path] for path in videos}
+            infos |= {path: made[folder / path] for path in videos}
     for piece in pieces:
-        yield from _lines(corpus, clip, piece, facts)
+        yield from _lines(corpus, clip, piece, infos)
 
 
 def _ratios(corpus: Corpus, clip: Clip, piece: Piece) -> list[float | None]:
@@ -64,20 +64,20 @@ def _wav(clip: Clip, piece: Piece, snr: float | None) -> str:
 
 
 def _make_sounds(
-    corpus: Corpus, clip: Clip, piece: Piece, recording: Recording, folder: Path, facts: dict[str, Fact]
+    corpus: Corpus, clip: Clip, piece: Piece, recording: Recording, folder: Path, infos: dict[str, FileInfo]
 ) -> None:
     for snr in _ratios(corpus, clip, piece):
         path = _wav(clip, piece, snr)
-        if path in facts:
+        if path in infos:
             continue
         end = None if piece.end is None else piece.end * SAMPLES_PER_FRAME
         samples = recording.sound[piece.begin * SAMPLES_PER_FRAME : end]
         _check_length(corpus, len(samples) / media.SAMPLE_RATE)
         if snr is None:
-            facts[path] = recording.write_sound(folder / path, piece.begin, piece.end)
+            infos[path] = recording.write_sound(folder / path, piece.begin, piece.end)
         else:
             media.write_audio(folder / path, _in_noise(corpus, clip, piece, samples, snr, folder))
-            facts[path] = Fact(file_sha256(folder / path), len(samples) / media.SAMPLE_RATE)
+            infos[path] = FileInfo(file_sha256(folder / path), len(samples) / media.SAMPLE_RATE)
 
 
 def _check_length(corpus: Corpus, seconds: float) -> None:
@@ -89,7 +89,7 @@ def _check_length(corpus: Corpus, seconds: float) -> None:
 
 def _in_noise(corpus: Corpus, clip: Clip, piece: Piece, speech: np.ndarray, snr: float, folder: Path) -> np.ndarray:
     if not speech.any():
-        raise Unusable("silence")
+        raise Unusable(SILENCE)
     path = folder / babble_file(clip.split)
     together = _babble(path, path.stat().st_mtime_ns)
     return noise.mix(speech, together, snr, generator("mix", corpus.seed, clip.id, piece.suffix, snr))
@@ -97,15 +97,15 @@ def _in_noise(corpus: Corpus, clip: Clip, piece: Piece, speech: np.ndarray, snr:
 
 @functools.lru_cache(maxsize=len(SPLITS))
 def _babble(path: Path, made: int) -> np.ndarray:
-    """Kept for the next utterance; `made` tells a new file under the old name from the one that was read."""
+    """Kept for the next utterance; `made` distinguishes a new file under the old name from the one that was read."""
     return media.read_audio(path)
 
 
-def _lines(corpus: Corpus, clip: Clip, piece: Piece, facts: dict[str, Fact]) -> Iterator[Utterance]:
+def _lines(corpus: Corpus, clip: Clip, piece: Piece, infos: dict[str, FileInfo]) -> Iterator[Utterance]:
     name = f"{clip.id}{piece.suffix}"
-    video = facts[f"{name}.mp4"] if clip.video is not None and corpus.video else None
+    video = infos[f"{name}.mp4"] if clip.video is not None and corpus.video else None
     ratios = _ratios(corpus, clip, piece)
-    sounds = [facts[_wav(clip, piece, snr)] for snr in ratios]
+    sounds = [infos[_wav(clip, piece, snr)] for snr in ratios]
     _check_length(corpus, sounds[0].length)
     if video is not None:
         _check_picture(clip, sounds[0].length, int(video.length))
@@ -122,4 +122,4 @@ def _check_picture(clip: Clip, seconds: float, frames: int) -> None:
     if abs(seconds - frames / FRAME_RATE) > LARGEST_DIFFERENCE:
         raise Unusable("sound and picture differ in length", f"{seconds:.2f} s and {frames / FRAME_RATE:.2f} s")
     if clip.frames is not None and abs(clip.frames - frames) > FRAMES_OFF:
-        raise Unusable("the list says another number of frames", f"{clip.frames}, and there are {frames}")
+        raise Unusable("the list has another number of frames", f"listed {clip.frames}, found {frames}")

@@ -5,17 +5,22 @@ to train on and to score.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
+from pipeline.corpora.text_files import LOST, read_lines
 
 SAMPLE_RATE = 16_000
 """Samples a second of all audio."""
 FRAME_RATE = 25
 """Frames a second of all video."""
+SPLITS = ("train", "validation", "test")
+LARGEST = 10_000_000
+"""Seconds, frames or dB that a line can have; more is damage."""
 REMEDY = "make it again with: python -m pipeline.prepare"
 
 
@@ -47,11 +52,31 @@ class Utterance:
         return "clean" if self.snr is None else f"snr_{self.snr:g}"
 
 
-_KINDS = {
-    "id": str, "split": str, "speaker": str, "text": str, "audio": str, "video": (str, type(None)),
-    "audio_seconds": (int, float), "video_frames": (int, type(None)), "snr": (int, float, type(None)),
-    "audio_sha256": str, "video_sha256": (str, type(None)),
-}  # fmt: skip
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_name, "a name"),
+    "split": (lambda value: value in SPLITS, f"one of {', '.join(SPLITS)}"),
+    "speaker": (_is_name, "a name"),
+    "text": (lambda value: isinstance(value, str), "a text"),
+    "audio": (_is_name, "a path"),
+    "video": (lambda value: value is None or _is_name(value), "a path or null"),
+    "audio_seconds": (lambda value: _is_number(value, 0), f"seconds, from 0 to {LARGEST:,}"),
+    "video_frames": (
+        lambda value: value is None or (isinstance(value, int) and _is_number(value, 1)),
+        f"a count, from 1 to {LARGEST:,}, or null",
+    ),
+    "snr": (lambda value: value is None or _is_number(value, -LARGEST), "a ratio in dB, or null"),
+    "audio_sha256": (lambda value: isinstance(value, str), "a digest"),
+    "video_sha256": (lambda value: value is None or isinstance(value, str), "a digest or null"),
+}
+"""By key of a line: whether a value is one that it can have, and which those are."""
 
 
 def write_manifest(folder: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -64,18 +89,23 @@ def read_manifest(folder: str | Path) -> list[Utterance]:
     """Read and check `folder/manifest.jsonl`.
 
     Raises:
-        PipelineError: the file is missing or empty, or a line is no JSON, lacks a key, has a value of a wrong type,
-            an empty transcript, or an id that an earlier line had.
+        PipelineError: the file is missing or empty, or a line is damaged; see `utterance_of`; or it has an id that an
+            earlier line had.
     """
     path = Path(folder) / "manifest.jsonl"
-    if not path.exists():
-        raise PipelineError(path, "the file is missing", REMEDY)
+    try:
+        lines = read_lines(path)
+    except FileNotFoundError:
+        raise PipelineError(path, "the file is missing", REMEDY) from None
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", REMEDY) from None
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        utterance = _parse(line, f"{path}:{number}")
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        utterance = utterance_of(_parsed(line, where), where)
         if utterance.id in seen:
-            raise PipelineError(f"{path}:{number}", f"id {utterance.id!r} stands in line {seen[utterance.id]}", REMEDY)
+            raise PipelineError(where, f"id {_shown(utterance.id)} stands in line {seen[utterance.id]}", REMEDY)
         seen[utterance.id] = number
         utterances.append(utterance)
     if not utterances:
@@ -83,18 +113,44 @@ def read_manifest(folder: str | Path) -> list[Utterance]:
     return utterances
 
 
-def _parse(line: str, where: str) -> Utterance:
+def _parsed(line: str, where: str) -> Any:
+    if LOST in line:
+        raise PipelineError(where, "is not UTF-8", REMEDY)
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PipelineError(where, f"no valid JSON ({error.msg})", REMEDY) from None
+        # JSON may escape halves of characters, which nothing can be written with.
+        line.encode() if "\\u" not in line else json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        found = getattr(error, "msg", None) or getattr(error, "reason", None) or "too long a number, or too deep"
+        raise PipelineError(where, f"is not valid JSON ({found})", REMEDY) from None
+    return values
+
+
+def utterance_of(values: Any, where: str) -> Utterance:
+    """A line of a manifest.
+
+    Args:
+        values: of the line, as JSON has them.
+        where: for the message, the file and the line.
+
+    Raises:
+        PipelineError: a key is missing or unknown, a value makes no sense, or the transcript is empty.
+    """
     names = {field.name for field in fields(Utterance)}
     if not isinstance(values, dict) or values.keys() != names:
         odd = sorted(names ^ set(values)) if isinstance(values, dict) else [type(values).__name__]
-        raise PipelineError(where, f"unexpected or missing: {', '.join(odd)}", REMEDY)
-    for name, kind in _KINDS.items():
-        if not isinstance(values[name], kind):
-            raise PipelineError(where, f"{name} is {values[name]!r}", REMEDY)
+        raise PipelineError(where, f"unexpected or missing: {', '.join(odd)[:200]}", REMEDY)
+    for name, (is_fit, expected) in _EXPECTED.items():
+        if not is_fit(values[name]):
+            raise PipelineError(where, f"{name} is {_shown(values[name])}; it must be {expected}", REMEDY)
+    if len({values[name] is None for name in ("video", "video_frames", "video_sha256")}) > 1:
+        raise PipelineError(where, "of video, video_frames and video_sha256 some are null and some are not", REMEDY)
     if not values["text"].strip():
         raise PipelineError(where, "the transcript is empty", "give it a text or remove the line")
     return Utterance(**values)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -9,8 +9,9 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.plan import SPLITS, babble_file, generator
+from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, reasons
+from pipeline.corpora.tree import AUDIO, files_below
 
-AUDIO = frozenset({".wav", ".flac", ".ogg"})
 NOISE_SECONDS = 600
 """What a split takes at most; every worker holds it in memory."""
 FILES = 60
@@ -25,12 +26,15 @@ def noise_files(folder: str | Path) -> list[Path]:
     Raises:
         PipelineError: there is none.
     """
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO)
+    unread: list[SkippedClip] = []
+    found: list[Path] = []
+    if Path(folder).is_dir():
+        for parts, names in files_below(Path(folder), unread):
+            found += [Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO]
     if not found:
-        raise PipelineError(
-            "corpus.noise.folder", f"there is no wav, flac or ogg in {folder}", "name a folder of noise, or null"
-        )
-    return found
+        why = f"there is no audio file in {folder}{reasons(unread)}"
+        raise PipelineError("corpus.noise.folder", why, "name a folder of noise, or null")
+    return sorted(found)
 
 
 def chosen_files(folder: str | Path, seed: int) -> list[Path]:
@@ -70,6 +74,7 @@ def make_noise(noise: str | Path, split: str, seed: int, seconds: float, folder:
     """
     from pipeline.corpora import media
     from pipeline.corpora.noise import root_mean_square
+    from pipeline.corpora.recording import read_sound
 
     target = folder / babble_file(split)
     if target.exists():
@@ -78,7 +83,14 @@ def make_noise(noise: str | Path, split: str, seed: int, seconds: float, folder:
     most = NOISE_SECONDS * SAMPLE_RATE // len(chosen)
     parts = []
     for path in chosen:
-        part = np.array_split(media.read_audio(path), len(SPLITS))[SPLITS.index(split)][:most]
+        try:
+            sound = read_sound(path)
+        except Unusable as error:
+            if error.reason == SILENCE:
+                continue
+            why = f"{error.reason} ({error.detail})" if error.detail else error.reason
+            raise PipelineError(path, why, "mend it, or remove it from the folder of noise") from None
+        part = np.array_split(sound, len(SPLITS))[SPLITS.index(split)][:most]
         if part.any():
             parts.append(part / root_mean_square(part))
     if not parts:

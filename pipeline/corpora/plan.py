@@ -11,10 +11,9 @@ import numpy as np
 
 from pipeline.common.files import canonical
 from pipeline.config import Corpus
+from pipeline.corpora.manifest import SPLITS
 from pipeline.corpora.sentences import Sentence, draw, file_sentences, grid_sentences
 from pipeline.corpora.speech import choose_voices
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

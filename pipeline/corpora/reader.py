@@ -1,6 +1,8 @@
 """What a corpus is to stage `prepare`: a list of clips, and a way to make one of them, in any process, in any order."""
 
 import errno
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,33 +11,51 @@ from pipeline.config import Corpus
 from pipeline.corpora.manifest import Utterance
 
 REFUSED = "the system could not read it"
-"""The one reason to leave a clip that may pass by itself, as a share that is away does: it is tried at every start."""
+"""The one reason to skip a clip that may pass by itself, as a share that is away does: it is tried at every start."""
+
+SILENCE = "silence"
+"""The reason to skip a clip in which nothing is heard."""
+LONGEST_SHOWN = 1000
+"""Characters of a path in a message; a damaged list may name one of any length."""
 
 
 class Unusable(Exception):  # noqa: N818
-    """A clip that is left, and why: `reason` is the same for all alike, `detail` is of this one."""
+    """A clip that is skipped, and why: `reason` is the same for all alike, `detail` is of this one."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
+    def at(self, where: str) -> "Unusable":
+        """The same reason, with the line of the list that it is found in."""
+        return Unusable(self.reason, f"{where}: {self.detail}" if self.detail else where)
+
+    def skip(self, path: str, split: str, clip: str = "") -> "SkippedClip":
+        """The clip at a path, skipped for this reason; see `SkippedClip`."""
+        return SkippedClip(shown(path), split, self.reason, shown(self.detail), clip)
+
 
 def refused(path: Path, error: OSError) -> Unusable:
-    """The reason to leave a clip whose file cannot be opened.
+    """The reason to skip a clip whose file cannot be opened.
 
     Raises:
         OSError: the disk is full, which is no fault of the file.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
-    if isinstance(error, FileNotFoundError):
-        return Unusable("a file is missing", path.name)
-    return Unusable(REFUSED, f"{path.name}: {error.strerror}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
+        return Unusable("a file is missing", shown(path.name))
+    return Unusable(REFUSED, f"{shown(path.name)}: {error.strerror}")
+
+
+def shown(name: str) -> str:
+    """A name or path as it can be written and printed: bytes that are not UTF-8 become such as `\\udcff`."""
+    return name[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a corpus holds and is not taken."""
+class SkippedClip:
+    """A clip of a corpus, or a line of a list, that is not taken, and why."""
 
     path: str
     """As a person finds it below `corpus.root`."""
@@ -44,20 +64,30 @@ class Left:
     """In a few words, the same for all that have it, so that they can be counted."""
     detail: str = ""
     clip: str = ""
-    """Its id, where it was left in making; empty where the listing left it."""
+    """Its id, where it was skipped while it was prepared; empty where the listing skipped it."""
+
+
+def reasons(skipped: Iterable[SkippedClip]) -> str:
+    """How many clips were skipped for which reason, in brackets for a message; empty if none was."""
+    entries = list(skipped)
+    if not entries:
+        return ""
+    counts = Counter(entry.reason for entry in entries).most_common()
+    first = f"{entries[0].path}: {entries[0].detail}" if entries[0].detail else entries[0].path
+    return f" ({len(entries):,} skipped: {', '.join(f'{reason} {count:,}' for reason, count in counts)}; first {first})"
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of a clip: its lines in the manifest, or why there are none."""
+class PreparedClip:
+    """A finished clip: its lines in the manifest, or the reason why there are none."""
 
     lines: tuple[Utterance, ...] = ()
-    left: Left | None = None
+    skipped: SkippedClip | None = None
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What is known of a file that was made before, so that it need not be read again."""
+class FileInfo:
+    """Digest and length of a file that was made before, so that it need not be read again."""
 
     sha256: str
     length: float
@@ -82,10 +112,10 @@ class Listing:
 
     clips: list[Any]
     """In the order of the manifest within each split."""
-    left: list[Left] = field(default_factory=list)
-    """What is not even tried."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """What `prepare.json` tells beside counts."""
+    skipped: list[SkippedClip] = field(default_factory=list)
+    """Clips that are not even tried."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further entries of `prepare.json`."""
 
 
 class Reader(Protocol):
@@ -122,7 +152,7 @@ class Reader(Protocol):
     def make_noise(self, split: str, recipe: Any, folder: Path) -> None:
         """Make the noise of a split where it is missing."""
 
-    def make(self, clip: Any, folder: Path, known: dict[str, Fact]) -> Made:
+    def make(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """Make what is missing of a clip's media; what is there and whole stays.
 
         Args:

@@ -16,7 +16,7 @@ MEDIA = ("babble", *SPLITS)
 
 
 def is_current(corpus: Corpus) -> bool:
-    """Whether a whole corpus of these settings and this code lies in `corpus.out`, by what `prepare.json` tells.
+    """Whether a whole corpus of these settings and this code is in `corpus.out`, according to `prepare.json`.
 
     No file of media is looked at: `prepare` does that.
     """
@@ -30,7 +30,7 @@ def is_current(corpus: Corpus) -> bool:
 
 
 def recorded_settings(folder: Path) -> dict[str, Any] | None:
-    """What `prepare.json` tells; None where a corpus has not been begun.
+    """The content of `prepare.json`; None where a corpus has not been begun.
 
     Raises:
         PipelineError: it is damaged, or the folder holds something else.

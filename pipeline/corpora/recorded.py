@@ -10,7 +10,8 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
-from pipeline.corpora.reader import Fact, Left, Listing, Made, Unusable
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, reasons
+from pipeline.corpora.tree import missing
 
 
 class Recorded:
@@ -60,14 +61,22 @@ class Recorded:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         found = self.form.listing()
-        counts = Counter(clip.id for clip in found.clips)
-        twins = [clip for clip in found.clips if counts[clip.id] > 1]
-        clips = [clip for clip in found.clips if counts[clip.id] == 1]
-        left = [Left(clip.path, clip.split, "another clip has its name", clip.id) for clip in twins]
+        once = list(dict.fromkeys(found.clips))
+        skipped = [
+            Unusable("listed twice").skip(c.path, c.split) for c in (Counter(found.clips) - Counter(once)).elements()
+        ]
+        counts, named = Counter(clip.id for clip in once), Counter(clip.path for clip in once)
+        clips = [clip for clip in once if counts[clip.id] == named[clip.path] == 1]
+        twins = [clip for clip in once if counts[clip.id] > 1]
+        unsure = [clip for clip in once if counts[clip.id] == 1 < named[clip.path]]
+        skipped += [Unusable("listed with different texts or splits").skip(clip.path, clip.split) for clip in unsure]
+        skipped += [Unusable("another clip has its name", clip.id).skip(clip.path, clip.split) for clip in twins]
+        skipped = found.skipped + skipped
         for split in SPLITS:
             if not any(clip.split == split for clip in clips):
-                raise PipelineError(self.corpus.root, f"there is no whole clip of {split} in it", "check corpus.root")
-        return Listing(clips, found.left + left, found.told)
+                why = f"there is no whole clip of {split} in it{reasons(skipped)}"
+                raise PipelineError(self.corpus.root, why, "check corpus.root")
+        return Listing(clips, skipped, found.extra)
 
     def sources(self, clip: Clip) -> tuple[Path, ...]:
         """See `Reader.sources`."""
@@ -80,7 +89,7 @@ class Recorded:
         noisy = {
             "train": noise.train_share, "validation": len(noise.validation_snrs), "test": len(noise.test_snrs)
         }  # fmt: skip
-        sizes = ((clip, clip.audio.stat().st_size) for clip in clips if clip.audio.exists())
+        sizes = ((clip, clip.audio.stat().st_size) for clip in clips if missing(clip.audio) is None)
         return int(sum(size * ((clip.audio.suffix != ".wav") + noisy[clip.split]) for clip, size in sizes))
 
     def noise(self, split: str, clips: list[Clip]) -> Any:
@@ -104,15 +113,15 @@ class Recorded:
         elif not target.exists():
             make_babble(self.corpus, split, recipe, target)
 
-    def make(self, clip: Clip, folder: Path, known: dict[str, Fact]) -> Made:
+    def make(self, clip: Clip, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """See `Reader.make`."""
         from pipeline.corpora.making import make_lines
 
         try:
             pieces = self.form.pieces(clip)
-            return Made(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
+            return PreparedClip(tuple(make_lines(self.corpus, clip, pieces, folder, known)))
         except Unusable as error:
-            return Made(left=Left(clip.path, clip.split, error.reason, error.detail, clip.id))
+            return PreparedClip(skipped=error.skip(clip.path, clip.split, clip.id))
 
 
 def _code(*modules: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, written_whole
 from pipeline.corpora import media
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
-from pipeline.corpora.reader import Fact, Unusable, refused
+from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, refused
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 LARGEST_OFFSET = 1.0
@@ -28,7 +28,7 @@ LARGEST_OFFSET = 1.0
 
 
 @contextmanager
-def blamed_on(path: Path, reason: str) -> Iterator[None]:
+def skip_on_error(path: Path, reason: str) -> Iterator[None]:
     """Turn what goes wrong while `path` is read into `Unusable`; what goes wrong elsewhere is not its fault."""
     try:
         yield
@@ -61,7 +61,7 @@ class Recording:
         """
         return read_sound(self.audio)
 
-    def write_sound(self, target: Path, begin: int, end: int | None) -> Fact:
+    def write_sound(self, target: Path, begin: int, end: int | None) -> FileInfo:
         """Write the sound from video frame `begin` to before `end` (None: to the end), or link a wav that is so.
 
         Raises:
@@ -72,9 +72,9 @@ class Recording:
             link(self.audio, target)
         else:
             media.write_audio(target, samples)
-        return Fact(file_sha256(target), len(samples) / SAMPLE_RATE)
+        return FileInfo(file_sha256(target), len(samples) / SAMPLE_RATE)
 
-    def write_mouth(self, targets: dict[Path, tuple[int, int | None]]) -> dict[Path, Fact]:
+    def write_mouth(self, targets: dict[Path, tuple[int, int | None]]) -> dict[Path, FileInfo]:
         """Write the video of the mouth, or link one that is so, in pieces.
 
         Args:
@@ -100,26 +100,26 @@ class Recording:
             if not len(piece):
                 raise Unusable("the transcript goes on after the picture", f"{len(frames) / FRAME_RATE:.2f} s of it")
             media.write_video(target, _rgb(piece), self.sound[begin * SAMPLES_PER_FRAME :][: len(piece) * 640])
-            facts[target] = Fact(file_sha256(target), len(piece))
+            facts[target] = FileInfo(file_sha256(target), len(piece))
         return facts
 
-    def _write_whole_mouth(self, target: Path) -> Fact:
+    def _write_whole_mouth(self, target: Path) -> FileInfo:
         # It brings the face detector along.
         from pipeline.corpora.mouth_region import NoFace, crop_mouth, is_cropped
 
-        with blamed_on(self.video, "unreadable video"):
+        with skip_on_error(self.video, "unreadable video"):
             if is_cropped(self.video):
                 frames = media.read_video_gray(self.video)
                 if self.video.suffix.lower() == ".mp4":
                     link(self.video, target)
                 else:
                     media.write_video(target, _rgb(frames), self.sound)
-                return Fact(file_sha256(target), len(frames))
+                return FileInfo(file_sha256(target), len(frames))
             try:
                 crop_mouth(self.video, target, self.detector)
             except NoFace as error:
                 raise Unusable("no face", error.reason) from None
-        return Fact(file_sha256(target), len(media.read_video_gray(target)))
+        return FileInfo(file_sha256(target), len(media.read_video_gray(target)))
 
 
 def read_sound(path: Path) -> np.ndarray:
@@ -128,10 +128,10 @@ def read_sound(path: Path) -> np.ndarray:
     Raises:
         Unusable: it cannot be read, or there is none.
     """
-    with blamed_on(path, "unreadable sound"):
+    with skip_on_error(path, "unreadable sound"):
         samples = media.read_audio(path) if is_audio(path) else _sound_of_video(path)
     if not samples.any():
-        raise Unusable("silence")
+        raise Unusable(SILENCE)
     return samples
 
 
@@ -151,7 +151,7 @@ def _sound_of_video(path: Path) -> np.ndarray:
     """(samples,) float32 at 16 kHz: the first sound track, its channels averaged, from the first picture on."""
     with av.open(str(path)) as container:
         if not container.streams.audio or not container.streams.audio[0].codec_context:
-            raise PipelineError(path, "there is no sound in it", "see left.csv")
+            raise PipelineError(path, "there is no sound in it", "see skipped.csv")
         stream = container.streams.audio[0]
         stream.codec_context.thread_count = 1
         rate, first, blocks = stream.codec_context.sample_rate, None, []
@@ -161,7 +161,7 @@ def _sound_of_video(path: Path) -> np.ndarray:
             first = frame.time if first is None else first
             blocks += [block.to_ndarray().mean(axis=0) for block in form.resample(frame)]
         if not blocks:
-            raise PipelineError(path, "there is no sound in it", "see left.csv")
+            raise PipelineError(path, "there is no sound in it", "see skipped.csv")
         picture = container.streams.video[0] if container.streams.video else None
         begins = float(picture.start_time * picture.time_base) if picture and picture.start_time is not None else None
     samples = media.resample(np.concatenate(blocks), rate)

@@ -7,13 +7,14 @@ and digit is as likely as any other, so no word can be guessed from its neighbou
 
 import functools
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.words import normalise
+from pipeline.corpora.text_files import damage_of, read_lines
 
 GRID = (
     ("bin", "lay", "place", "set"),
@@ -51,29 +52,22 @@ def _grid_sentence(words: tuple[str, ...]) -> Sentence:
 
 
 def file_sentences(path: str | Path) -> list[Sentence]:
-    """The lines of a UTF-8 text file, lower-cased, without punctuation; lines that hold no word are passed over.
-
-    Letters, digits and apostrophes inside words stay; a hyphen parts words.
+    """The lines of a text file, each by the rule of `normalise`; lines without a word are passed over.
 
     Raises:
-        PipelineError: the file cannot be read, or there is no sentence in it.
+        PipelineError: the file cannot be read, a line of it is damaged, or there is no sentence in it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_lines(Path(path))
     except OSError as error:
         raise PipelineError(path, f"cannot be read ({error.strerror})", "see corpus.synthetic.sentences") from None
-    except UnicodeDecodeError as error:
-        raise PipelineError(path, f"is no UTF-8 text ({error.reason})", "save it as UTF-8") from None
-    texts = dict.fromkeys(text for line in lines if (text := _normalised(line)))
+    for number, line in enumerate(lines, 1):
+        if (damage := damage_of(line)) is not None:
+            raise PipelineError(f"{path}:{number}", *damage)
+    texts = dict.fromkeys(text for line in lines if (text := normalise(line)))
     if not texts:
         raise PipelineError(path, "there is no sentence in it", "write a sentence a line")
     return [Sentence(text, text) for text in texts]
-
-
-def _normalised(line: str) -> str:
-    line = line.lower().replace("’", "'")
-    words = re.sub(r"[^\w']|_", " ", line).split()
-    return " ".join(stripped for word in words if (stripped := word.strip("'")))
 
 
 def draw(sentences: list[Sentence], count: int, generator: np.random.Generator) -> list[Sentence]:

@@ -9,7 +9,7 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.noise_folder import make_noise, noise_settings
 from pipeline.corpora.plan import SPLITS, Plan, plan_corpus
-from pipeline.corpora.reader import Fact, Listing, Made
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip
 
 FILE_BYTES = 90_000
 """What a wav or an mp4 of some two seconds takes at most, more or less."""
@@ -47,7 +47,7 @@ class Spoken:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         plans = plan_corpus(self.corpus)
-        return Listing(plans, told={"voices": {plan.speaker: plan.voice for plan in plans}})
+        return Listing(plans, extra={"voices": {plan.speaker: plan.voice for plan in plans}})
 
     def sources(self, clip: Plan) -> tuple[Path, ...]:
         """See `Reader.sources`."""
@@ -69,8 +69,8 @@ class Spoken:
             make_noise(self.corpus.noise.folder, split, self.corpus.seed, NOISE_SECONDS, folder)
         make_babble(self.corpus, split, folder)
 
-    def make(self, clip: Plan, folder: Path, known: dict[str, Fact]) -> Made:
+    def make(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """See `Reader.make`."""
         from pipeline.corpora.synthetic import make_utterance
 
-        return Made(tuple(make_utterance(clip, folder)))
+        return PreparedClip(tuple(make_utterance(clip, folder)))

@@ -1,15 +1,15 @@
 """Transcripts as corpora write them, and their text as it is trained and scored: lower case, single spaces."""
 
-import re
-import unicodedata
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.corpora.reader import Unusable, refused
+from pipeline.common.words import normalise
+from pipeline.corpora.reader import Unusable, refused, shown
+from pipeline.corpora.text_files import damage_of, read_lines
 
-_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
-_EDGE = re.compile(r"(?<![^\W_])'|'(?![^\W_])")
-_PUNCTUATION = re.compile(r"[^\w' ]|_")
+UNREADABLE = "unreadable transcript"
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,29 @@ class Word:
     end: float
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file.
+def read_transcript(path: Path) -> list[str]:
+    """The lines of a transcript.
 
     Raises:
-        Unusable: it is missing or no UTF-8 text.
+        Unusable: it is missing, or a line of it is damaged.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        lines = read_lines(path)
     except OSError as error:
         raise refused(path, error) from None
-    except UnicodeDecodeError as error:
-        raise Unusable("unreadable transcript", f"no UTF-8 text ({error.reason})") from None
+    for number, line in enumerate(lines, 1):
+        if (damage := damage_of(line)) is not None:
+            raise Unusable(UNREADABLE, f"{shown(path.name)}: line {number} {'; '.join(damage)}")
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """The text of a transcript that is nothing else.
+
+    Raises:
+        Unusable: see `read_transcript`.
+    """
+    return " ".join(read_transcript(path))
 
 
 def lrs_text(text: str) -> str:
@@ -41,9 +52,8 @@ def lrs_text(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Anybody's text: lower case, no punctuation but the apostrophe inside a word."""
-    folded = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-    return " ".join(_EDGE.sub(" ", _PUNCTUATION.sub(" ", folded)).split())
+    """Anybody's text, by the rule of scoring: lower case, no punctuation but the apostrophe inside a word."""
+    return normalise(text)
 
 
 def read_lrs(path: Path) -> tuple[str, list[Word]]:
@@ -55,21 +65,28 @@ def read_lrs(path: Path) -> tuple[str, list[Word]]:
     Raises:
         Unusable: it is missing, or it has no text or a row of another form.
     """
-    lines = read_text(path).splitlines()
-    said = next((line.removeprefix("Text:") for line in lines if line.startswith("Text:")), None)
-    if said is None:
-        raise Unusable("unreadable transcript", f"{path.name} has no line that begins with Text:")
-    text = lrs_text(said)
-    if not text:
+    lines = read_transcript(path)
+    line = next((line for line in lines if line.startswith("Text:")), None)
+    if line is None:
+        raise Unusable(UNREADABLE, f"{shown(path.name)} has no line that begins with Text:")
+    text = lrs_text(line.removeprefix("Text:"))
+    if not plain_text(text):
         raise Unusable("empty transcript")
-    words = []
-    heads = [number for number, line in enumerate(lines) if line.split()[:3] == ["WORD", "START", "END"]]
-    for line in lines[heads[0] + 1 :] if heads else []:
+    head = next((number for number, line in enumerate(lines) if line.split()[:3] == ["WORD", "START", "END"]), None)
+    return text, [] if head is None else list(_words(path, lines, head + 1))
+
+
+def _words(path: Path, lines: list[str], first: int) -> Iterator[Word]:
+    """The rows of the table of words, which ends with a blank line."""
+    for number, line in enumerate(lines[first:], first + 1):
         if not line.strip():
-            break
+            return
         try:
-            word, begin, end = line.split()[:3]
-            words.append(Word(lrs_text(word), float(begin), float(end)))
+            word, *times = line.split()[:3]
+            begin, end = map(float, times)
         except ValueError:
-            raise Unusable("unreadable transcript", f"{path.name}: {line!r} is no word with its times") from None
-    return text, words
+            begin = end = math.nan
+        if not 0 <= begin <= end < math.inf:
+            detail = f"{shown(path.name)}: line {number}, {line[:80]!r}, is no word with its begin and end in seconds"
+            raise Unusable(UNREADABLE, detail)
+        yield Word(lrs_text(word), begin, end)

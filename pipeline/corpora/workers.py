@@ -51,7 +51,7 @@ class Workers:
                     result = future.result()
                     yield running.pop(future), result
             except BrokenProcessPool:
-                # Which job it was cannot be told: each that was under way is done again, alone.
+                # It is not known which job it was: each that was under way is done again, alone.
                 suspects, running = list(running.values()), {}
                 for job in suspects:
                     yield job, self._alone(function, job)

@@ -1,17 +1,15 @@
 """Text as it is scored: what counts as the same word.
 
-Two forms. `normalise` is what the raw word error rate compares, as the field does it: lower case, no punctuation.
-Models that write digits lose there against references that spell them, so `normalise_numbers` spells every number
-first. Spelling digits, rather than reading words, is unambiguous: `two four` may be 2 4 or 24, while 24 is
-`twenty four`.
+Two forms. `normalise`, the rule of the corpus too, is what the raw word error rate compares, as the field does it:
+lower case, no punctuation. Models that write digits lose there against references that spell them, so
+`normalise_numbers` spells every number first. Spelling digits, rather than reading words, is unambiguous: `two four`
+may be 2 4 or 24, while 24 is `twenty four`.
 """
 
 import re
-import unicodedata
 
-_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
-_NOT_INSIDE_A_WORD = re.compile(r"(?<![^\W_])'|'(?![^\W_])")
-_PUNCTUATION = re.compile(r"[^\w' ]|_")
+from pipeline.common.words import folded, normalise
+
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+)|(st|nd|rd|th)\b)?")
 
@@ -32,19 +30,6 @@ _NUMBER_WORD = "|".join({*_SMALL, *_TENS, *_IRREGULAR_ORDINALS.values()})
 _AND = re.compile(rf"\b(hundred|thousand|million|billion) and (?=(?:{_NUMBER_WORD})(?:th|ieth)?\b)")
 
 
-def normalise(text: str) -> str:
-    """Lower case, no punctuation, single spaces.
-
-    Punctuation becomes a space (`twenty-one` is two words); an apostrophe stays inside a word (`don't`) and goes at its
-    edges, where it cannot be told from a quotation mark. Letters of any script and digits stay.
-    """
-    return " ".join(_NOT_INSIDE_A_WORD.sub(" ", _PUNCTUATION.sub(" ", _folded(text))).split())
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-
-
 def normalise_numbers(text: str) -> str:
     """As `normalise`, with numbers spelt out: `21` and `twenty-one`, `3rd` and `third` become equal.
 
@@ -52,20 +37,21 @@ def normalise_numbers(text: str) -> str:
     `one hundred and five` is dropped. A year is read as any number, so that `1999` is not
     `nineteen ninety nine`.
     """
-    text = _GROUPED.sub("", _folded(text))
+    text = _GROUPED.sub("", folded(text))
     spelt = _NUMBER.sub(lambda match: f" {_spelt(*match.groups())} ", text)
     return _AND.sub(r"\1 ", normalise(spelt))
 
 
 def _spelt(digits: str, decimals: str | None, suffix: str | None) -> str:
-    words = cardinal(int(digits)) if int(digits) < LARGEST and not _has_leading_zero(digits) else _one_by_one(digits)
+    by_digits = len(digits) >= len(str(LARGEST)) or _has_leading_zero(digits)
+    words = _one_by_one(digits) if by_digits else cardinal(int(digits))
     if decimals:
         return f"{words} point {_one_by_one(decimals)}"
     return _ordinal(words) if suffix else words
 
 
 def _has_leading_zero(digits: str) -> bool:
-    return len(digits) > 1 and digits[0] == "0"
+    return len(digits) > 1 and int(digits[0]) == 0
 
 
 def _one_by_one(digits: str) -> str:

@@ -8,11 +8,11 @@ import av
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.folder import AUDIO
 from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.media import read_audio, read_video_gray
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, blamed_on, is_audio
+from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, is_audio, skip_on_error
+from pipeline.corpora.tree import AUDIO
 
 REMEDY = "name a whole audio or video file with speech in it"
 
@@ -57,12 +57,12 @@ def require_file(file: Path) -> None:
 def _has_picture(file: Path) -> bool:
     if is_audio(file):
         return False
-    with blamed_on(file, "unreadable video"), av.open(str(file)) as container:
+    with skip_on_error(file, "unreadable video"), av.open(str(file)) as container:
         return bool(container.streams.video)
 
 
 def _sound_of(file: Path) -> Path:
-    beside = (file.with_suffix(ending) for ending in sorted(AUDIO, reverse=True))
+    beside = (file.with_suffix(ending) for ending in AUDIO)
     return file if is_audio(file) else next((path for path in beside if path.is_file()), file)
 
 

@@ -1,0 +1,52 @@
+"""Text files as people and their programs write them: transcripts, lists, sentences.
+
+UTF-8, or UTF-16 or UTF-32 where a byte order mark says so, with lines of any system. Text in another encoding is never
+guessed, since a wrong guess is a wrong transcript that nobody sees: its lines are found by `damage_of`.
+"""
+
+import codecs
+import re
+from pathlib import Path
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    # Before UTF-16, whose mark its own begins with.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+LOST = "\ufffd"
+"""What stands where bytes could not be decoded."""
+LONGEST = 100_000
+"""Characters of a line; it would take hours to say more."""
+SAVE = "save the file as UTF-8"
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without their ends. Bytes that are no text of its encoding become `LOST`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    lines = _LINE_END.split(content.decode(encoding, errors="replace"))
+    return lines[:-1] if not lines[-1] else lines
+
+
+def damage_of(line: str) -> tuple[str, str] | None:
+    """Why a line cannot be taken as it is, and the remedy; None if it can."""
+    if LOST in line:
+        return "is not UTF-8", SAVE
+    if len(line) > LONGEST:
+        return f"has {len(line):,} characters", f"shorten it to {LONGEST:,} at most"
+    control = _CONTROL.search(line)
+    if control is None:
+        return None
+    if control[0] == "\0":
+        # Nearly always a file whose byte order mark is lost.
+        return "has a NUL character, as in UTF-16", SAVE
+    return f"has the control character U+{ord(control[0]):04X}", "remove it"
