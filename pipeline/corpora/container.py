@@ -47,25 +47,29 @@ def require_whole(path: Path, remedy: str) -> None:
         raise PipelineError(path, f"cut: {cut}", remedy)
 
 
-def is_chunks(path: Path) -> bool:
-    """Whether a file begins as a wav or its like does."""
-    with open(path, "rb") as file:
-        return file.read(4) in RIFF
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether a wav states that it has no samples and goes on after its stated end: its writer never filled it in."""
+def is_wav(path: Path) -> bool:
+    """Whether a file begins as a wav does, of any size and byte order."""
     with open(path, "rb") as file:
         head = file.read(12)
-        if head[:4] not in RIFF or head[8:] != b"WAVE":
-            return False
-        order, size = RIFF[head[:4]], path.stat().st_size
+    return len(head) == 12 and head[:4] in RIFF and head[8:] == b"WAVE"
+
+
+def is_open_wav(path: Path) -> bool:
+    """Whether a wav is one that libsndfile does not read: a BW64, or one whose writer filled in no sizes.
+
+    The latter states that it has no samples, and goes on after its stated end.
+    """
+    if not is_wav(path):
+        return False
+    with open(path, "rb") as file:
+        head, size = file.read(12), path.stat().st_size
+        order = RIFF[head[:4]]
         while len(header := file.read(8)) == 8:
             name, length = struct.unpack(f"{order}4sI", header)
             if name == b"data":
                 stated = struct.unpack(f"{order}I", head[4:8])[0]
                 end = file.tell() if _is_placeholder(stated) else max(stated + 8, file.tell())
-                return length == 0 and size > end
+                return head[:4] == b"BW64" or (length == 0 and size > end)
             file.seek(length + length % 2, 1)
     return False
 

@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
-from pipeline.corpora.container import is_chunks, is_unfinished, require_whole
+from pipeline.corpora.container import is_open_wav, is_wav, require_whole
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
 from pipeline.corpora.playback import shown_frames, shown_size
 from pipeline.corpora.sound_track import read_track, within_full_scale
@@ -64,18 +64,14 @@ def read_audio(path: Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise PipelineError(path, "the file is missing", REMEDY)
+    if path.suffix.lower() == ".wav" and not is_wav(path):
+        raise PipelineError(path, "no wav header", REMEDY)
     require_whole(path, REMEDY)
     try:
-        samples, rate = _read_sound_file(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        try:
-            samples, rate = read_track(path, REMEDY)
-        except (PipelineError, av.error.FFmpegError):
-            is_odd = path.suffix.lower() == ".wav" and not is_chunks(path)
-            found = "no wav header" if is_odd else f"no readable audio ({error})"
-            raise PipelineError(path, found, REMEDY) from None
-    if not len(samples) and is_unfinished(path):
-        samples, rate = read_track(path, REMEDY)
+        # Such as libsndfile takes for empty, or does not know.
+        samples, rate = read_track(path, REMEDY) if is_open_wav(path) else _read_sound_file(path)
+    except (soundfile.LibsndfileError, RuntimeError, av.error.FFmpegError) as error:
+        raise PipelineError(path, f"no readable audio ({error})", REMEDY) from None
     if not len(samples):
         raise PipelineError(path, "there is no sample in it", REMEDY)
     return resample(samples, rate)

@@ -104,9 +104,10 @@ def shown_frames(path: Path, remedy: str = REMEDY) -> Iterator[av.VideoFrame]:
         PipelineError: the file is no video, is cut, or has no frames.
     """
     with _opened_video(path, remedy) as stream:
-        rate = stream.average_rate or Fraction(FRAME_RATE)
         frames = _decoded(path, stream, remedy)
-        if rate != FRAME_RATE or stream.container.format.name != MPEG:
+        if stream.average_rate != FRAME_RATE or stream.container.format.name != MPEG:
+            # An AVI may state the rate of its clock as that of its frames.
+            rate = min(filter(None, (stream.average_rate, stream.guessed_rate)), default=Fraction(FRAME_RATE))
             frames = _resampled(path, frames, rate, remedy)
         yield from _upright(frames, stream.sample_aspect_ratio)
 
