@@ -343,7 +343,12 @@ def test_a_wav_without_samples_is_empty_were_there_a_note_in_it(tmp_path: Path) 
 def test_large_wavs_are_heard_and_cut_ones_refused(tmp_path: Path, wav: bytes) -> None:
     soundfile.write(tmp_path / "large.wav", pcm16(VOICE), RATE, format="RF64", subtype="PCM_16")
     content = (tmp_path / "large.wav").read_bytes()
+    place = content.index(b"ds64") + 8
     for head in (b"RF64", b"BW64"):
+        for size in (0, (1 << 64) - 1):
+            sizes = struct.pack("<3Q", size, size, size)
+            (tmp_path / "pipe.wav").write_bytes(head + content[4:place] + sizes + content[place + 24 :])
+            assert np.array_equal(read_audio(tmp_path / "pipe.wav"), read_audio(tmp_path / "plain.wav"))
         (tmp_path / "large.wav").write_bytes(head + content[4:])
         assert np.array_equal(read_audio(tmp_path / "large.wav"), read_audio(tmp_path / "plain.wav"))
         (tmp_path / "large.wav").write_bytes(head + content[4:-2000])

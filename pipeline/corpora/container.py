@@ -3,6 +3,7 @@
 The libraries that decode read a cut file as a shorter one without a word.
 """
 
+import io
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -11,13 +12,15 @@ from pipeline.common.errors import PipelineError
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
 """First bytes of the formats that are rows of chunks, and the byte order of their sizes."""
+LARGE = {b"RF64", b"BW64"}
+"""Wavs whose sizes may pass 4 GB: the true ones are in a chunk of their own, if they were filled in."""
 SAMPLES = {b"data", b"SSND"}
 """The chunk of the samples, in a wav and in an AIFF."""
 BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx"}
 """What an mp4 or a mov begins with."""
 NEEDED_BOXES = {b"moov", b"moof", b"mdat"}
 MATROSKA, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-PLACEHOLDERS = (0x80000000, 0xFFFFFFFF)
+PLACEHOLDERS = (0x80000000, (1 << 32) - 1, (1 << 64) - 1)
 """Upper bounds of the sizes that are written into a pipe, where nobody can go back and fill in the true one."""
 HEADER = 1 << 12
 """Bytes by which such a size may be below its bound: what the header takes, or a rounding to whole blocks."""
@@ -54,41 +57,57 @@ def is_wav(path: Path) -> bool:
     return len(head) == 12 and head[:4] in RIFF and head[8:] == b"WAVE"
 
 
-def is_open_wav(path: Path) -> bool:
-    """Whether a wav is one that libsndfile does not read: a BW64, or one whose writer filled in no sizes.
+def filled_in(path: Path) -> BinaryIO | None:
+    """A wav as libsndfile reads it to its end, in memory; None where it does so with the file itself.
 
-    The latter states that it has no samples, and goes on after its stated end.
+    That is one that states no samples and goes on after its stated end, or a BW64, whatever its sizes.
     """
     if not is_wav(path):
-        return False
+        return None
     with open(path, "rb") as file:
         head, size = file.read(12), path.stat().st_size
         order = RIFF[head[:4]]
-        while len(header := file.read(8)) == 8:
+        name, length, large = b"", 0, 0
+        while name != b"data" and len(header := file.read(8)) == 8:
             name, length = struct.unpack(f"{order}4sI", header)
-            if name == b"data":
-                stated = struct.unpack(f"{order}I", head[4:8])[0]
-                end = file.tell() if _is_placeholder(stated) else max(stated + 8, file.tell())
-                return head[:4] == b"BW64" or (length == 0 and size > end)
-            file.seek(length + length % 2, 1)
-    return False
+            large = _large(file) if name == b"ds64" else large
+            if name != b"data":
+                file.seek(length + length % 2, 1)
+        begin = file.tell()
+        (stated,) = struct.unpack(f"{order}I", head[4:8])
+        end = begin if _is_placeholder(stated) else max(stated + 8, begin)
+        is_open = (length == 0 and size > end) or (head[:4] in LARGE and length == 0xFFFFFFFF and not large)
+        if name != b"data" or not (is_open or head[:4] == b"BW64"):
+            return None
+        file.seek(0)
+        content = bytearray(file.read())
+    content[:4] = b"RIFX" if order == ">" else b"RIFF"
+    samples = size - begin if is_open else min(large or length, size - begin)
+    struct.pack_into(f"{order}I", content, begin - 4, min(samples, 0xFFFFFFFF))
+    return io.BytesIO(content)
+
+
+def _large(file: BinaryIO) -> int:
+    """The size of the samples in a chunk `ds64`, which begins here; 0 where it was not filled in."""
+    content = file.read(16)
+    file.seek(-len(content), 1)
+    size = int.from_bytes(content[8:], "little")
+    return 0 if size == PLACEHOLDERS[-1] else size
 
 
 def _cut_chunk(file: BinaryIO, head: bytes, size: int) -> str | None:
-    order, large = RIFF[head[:4]], None
+    order, large = RIFF[head[:4]], 0
     while len(header := file.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", header)
         left = size - file.tell()
-        if name == b"ds64" and left >= 16:
-            large = struct.unpack("<8xQ", file.read(16))[0]
-            file.seek(-16, 1)
-        if name == b"idx1" or not name.isascii():
-            return None
+        large = _large(file) if name == b"ds64" else large
         if name in SAMPLES and large and length == 0xFFFFFFFF:
             length = large
         if length > left:
+            # An AVI plays without its index, and whatever stands after it.
             is_open = name in SAMPLES and _is_placeholder(length)
-            return None if is_open else _missing("chunk", name, left, length)
+            is_spare = head[8:] == b"AVI " and name not in (b"LIST", b"RIFF")
+            return None if is_open or is_spare else _missing("chunk", name, left, length)
         if name in SAMPLES:
             return None
         file.seek(length + length % 2, 1)

@@ -11,10 +11,10 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
-from pipeline.corpora.container import is_open_wav, is_wav, require_whole
+from pipeline.corpora.container import filled_in, is_wav, require_whole
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
 from pipeline.corpora.playback import shown_frames, shown_size
-from pipeline.corpora.sound_track import read_track, within_full_scale
+from pipeline.corpora.sound_track import within_full_scale
 
 PCM_STEPS = 1 << 15
 """Quantisation steps of 16-bit audio on either side of zero."""
@@ -68,9 +68,8 @@ def read_audio(path: Path) -> np.ndarray:
         raise PipelineError(path, "no wav header", REMEDY)
     require_whole(path, REMEDY)
     try:
-        # Such as libsndfile takes for empty, or does not know.
-        samples, rate = read_track(path, REMEDY) if is_open_wav(path) else _read_sound_file(path)
-    except (soundfile.LibsndfileError, RuntimeError, av.error.FFmpegError) as error:
+        samples, rate = _read_sound_file(path)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
         raise PipelineError(path, f"no readable audio ({error})", REMEDY) from None
     if not len(samples):
         raise PipelineError(path, "there is no sample in it", REMEDY)
@@ -79,7 +78,7 @@ def read_audio(path: Path) -> np.ndarray:
 
 def _read_sound_file(path: Path) -> tuple[np.ndarray, int]:
     """(samples,) float32, the mean of the channels, and samples a second, of a format that libsndfile knows."""
-    with soundfile.SoundFile(path) as opened:
+    with soundfile.SoundFile(filled_in(path) or path) as opened:
         promised, is_float = opened.frames, opened.subtype in ("FLOAT", "DOUBLE")
         samples = opened.read(dtype="float32", always_2d=True)
         rate = opened.samplerate
