@@ -208,6 +208,33 @@ def test_a_cut_file_is_refused_by_sound_and_by_picture(tmp_path: Path, kind: str
     assert "cut: " in caught.value.detail
 
 
+def test_frames_that_are_missing_or_wiped_out_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with av.open(packets(film(12), [0.04 * number for number in range(12)])) as given:
+        template = given.streams.video[0]
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as out:
+            stream = out.add_stream_from_template(template)
+            for packet in given.demux(template):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+    whole = path.read_bytes()
+    assert numbers(path) == list(range(12))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    # Wiped out: a decoder that passes over a frame says so.
+    begin, size = places[7]
+    path.write_bytes(whole[:begin] + bytes(size) + whole[begin + size :])
+    with pytest.raises(PipelineError, match=r"film\.mp4: no readable video"):
+        numbers(path)
+    # Cut, and the size of what is left filled in.
+    begin, _ = places[9]
+    header = whole.index(b"mdat") - 4
+    path.write_bytes(whole[:header] + struct.pack(">I", begin - header) + whole[header + 4 : begin])
+    with pytest.raises(PipelineError, match=r"film\.mp4: cut: 9 of 12 frames are there"):
+        numbers(path)
+
+
 def test_a_cover_is_no_video(tmp_path: Path) -> None:
     cover = io.BytesIO()
     with av.open(cover, "w", format="mjpeg") as out:
