@@ -18,9 +18,11 @@ from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.reading import evaluated_on
 from pipeline.encoders.store import feature_groups, open_features
 from pipeline.encoders.table import ENCODERS
 from pipeline.features import make_features
+from pipeline.model.encoding import FrozenEncoding
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"train": 8, "validation": 2, "test": 4}
@@ -175,6 +177,50 @@ def test_noisy_copies_share_one_video(params):
     assert np.shares_memory(features["test/s/1"], features["test/s/1+0dB"])
     clean = open_features(params, "video", [u for u in utterances if u.snr is None])
     assert clean.digests == features.digests
+
+
+def test_without_audio_noisy_copies_are_not_evaluated(params):
+    utterances = read_manifest(params.corpus.out)
+    heard = evaluated_on(utterances, ["test"], ("audio", "video"))
+    assert [u.condition for u in heard] == ["clean"] * COUNTS["test"] + ["snr_0"] * COUNTS["test"]
+    clean = [u for u in utterances if u.split == "test" and u.snr is None]
+    assert list(evaluated_on(utterances, ["test"], ("video",))) == clean
+    assert list(evaluated_on(utterances[::-1], ["test"], ("video",))) == clean[::-1]
+    # What has no clean version is seen all the same: once, and as what it is to a model without ears.
+    noisy = [u for u in utterances if u.condition == "snr_0"]
+    louder = [replace(u, id=f"{u.id}-", snr=-5.0) for u in noisy]
+    seen = evaluated_on(noisy + louder, ["test"], ("video",))
+    assert [(u.id, u.condition) for u in seen] == [(u.id, "clean") for u in noisy]
+    digests = {group.digest for group in feature_groups(params, "video", clean)}
+    assert digests == {group.digest for group in feature_groups(params, "video", heard)}
+
+
+class Counting:
+    """An encoder whose results depend on how many media it is given at once."""
+
+    def __init__(self) -> None:
+        self.network, self.given = torch.nn.Linear(1, 1), []
+
+    def vectors(self, inputs):
+        self.given.append(len(inputs))
+        return [torch.full((len(one), 2), float(one.sum()) + len(inputs)) for one in inputs]
+
+    def encode(self, inputs):
+        return [vectors.numpy() for vectors in self.vectors(inputs)]
+
+
+def test_inside_a_model_a_video_is_encoded_once_for_all_its_noisy_copies():
+    encoder = Counting()
+    encoding = FrozenEncoding(encoder)
+    first, second, third = (np.full((3 + n, 4, 4), n, np.uint8) for n in range(3))
+    batches = [[first, second], [second.copy(), third], [third.copy()]]
+    found = [encoding.once(batch) for batch in batches]
+    assert encoder.given == [1, 1, 1]
+    assert torch.equal(found[0][1], found[1][0])
+    assert torch.equal(found[1][1], found[2][0])
+    # In training each video is drawn anew, and all of a batch go through the network together.
+    encoding(batches[0])
+    assert encoder.given[3:] == [2]
 
 
 def test_the_command_writes_results_and_then_has_nothing_to_do(folder):

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from scipy.ndimage import affine_transform
+from test_playback import with_matrix
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.weights import weights_digest
@@ -117,6 +118,24 @@ def turned(film: np.ndarray, transform: np.ndarray) -> np.ndarray:
         for channel in range(3):
             affine_transform(here[..., channel], back, offset, output=there[..., channel], order=1)
     return larger
+
+
+@pytest.mark.parametrize(
+    ("stored", "matrix"),
+    [
+        (lambda film: np.rot90(film, -1, (1, 2)), (0, -1, 1, 0)),
+        (lambda film: film[:, ::-1, ::-1], (-1, 0, 0, -1)),
+        (lambda film: film[:, :, ::-1], (-1, 0, 0, 1)),
+        (lambda film: film.swapaxes(1, 2), (0, 1, 1, 0)),
+    ],
+    ids=["quarter", "half", "mirrored", "both"],
+)
+def test_the_mouth_of_a_face_that_a_phone_stored_on_its_side(stored, matrix, face, straight, detector, tmp_path):
+    write_video(tmp_path / "phone.mp4", np.ascontiguousarray(stored(face)))
+    with_matrix(tmp_path / "phone.mp4", *matrix)
+    assert crop_mouth(tmp_path / "phone.mp4", tmp_path / "mouth.mp4", detector) == CropReport(FRAMES, FRAMES)
+    # The encoder sees another picture, so that the detector does.
+    assert difference(frames_of(tmp_path / "mouth.mp4"), straight) < difference(np.roll(straight, 2, axis=1), straight)
 
 
 TURN = 1.8 * np.array([[np.cos(0.2), -np.sin(0.2), 70], [np.sin(0.2), np.cos(0.2), 10]])

@@ -166,6 +166,44 @@ def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
     assert sum(line.startswith("  BOS is ") for line in done.stdout.splitlines()) == 2
 
 
+def test_without_audio_there_is_one_condition_and_each_video_is_decoded_once(undisturbed):
+    trial = the_trial(undisturbed)
+    manifest = [json.loads(line) for line in (undisturbed / "data/corpus/manifest.jsonl").read_text().splitlines()]
+    assert any(line["snr"] is not None for line in manifest if line["split"] == "test")
+    lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
+    clean = [line["id"] for line in manifest if line["split"] != "train" and line["snr"] is None]
+    assert [(line["id"], line["condition"]) for line in lines] == [(name, "clean") for name in clean]
+    assert not [name for name in json.loads((trial / "metrics.json").read_text())["metrics"] if "snr" in name]
+
+
+def test_what_an_adapted_encoder_makes_of_a_video_does_not_depend_on_the_batch(undisturbed):
+    code = """
+import torch
+from pipeline.inspection.speech import Speech
+from pipeline.model.examples import MEDIA, MediaBatch
+from pipeline.tracking.trial import Trial
+(folder,) = Path("runs").iterdir()
+subject = Speech(Trial(folder), [], None)
+clips = list(subject._inputs.streams["video"].values())[:4]
+encoder, given = subject.model.encoders["video"].encoder, []
+vectors = encoder.vectors
+encoder.vectors = lambda inputs: given.append(len(inputs)) or vectors(inputs)
+def encoded(*chosen):
+    batch = {MEDIA: MediaBatch(("",) * len(chosen), {"video": tuple(clips[n] for n in chosen)})}
+    found = subject.model.encoded(batch)
+    return [row[:length] for row, length in zip(found["video"], found["video_lengths"])]
+with torch.no_grad():
+    first, among = encoded(0), encoded(2, 0, 1)
+    again = encoded(1, 3)
+    print(torch.equal(first[0], among[1]), torch.equal(among[2], again[0]), given)
+    # A step of training may change what the encoder makes of them.
+    subject.model.train()
+    encoded(0)
+    print(given)
+"""
+    assert in_process(undisturbed, code) == ["True True [1, 1, 1, 1]", "[1, 1, 1, 1, 1]"]
+
+
 def test_augmentation_is_part_of_training_and_of_what_a_trial_is(undisturbed):
     (plain,) = (undisturbed / "plain").iterdir()
     augmented = the_trial(undisturbed)

@@ -1,7 +1,6 @@
 """Reading and writing of media: 16 kHz mono wav, 25 fps mp4. What is read is whole, or it is an error."""
 
 import io
-import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +11,10 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
+from pipeline.corpora.container import filled_in, is_wav, require_whole
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
+from pipeline.corpora.playback import shown_frames, shown_size
+from pipeline.corpora.sound_track import within_full_scale
 
 PCM_STEPS = 1 << 15
 """Quantisation steps of 16-bit audio on either side of zero."""
@@ -47,54 +49,44 @@ def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.nd
 
 
 def read_audio(path: Path) -> np.ndarray:
-    """Read a wav (or flac, ogg): any rate is resampled to 16 kHz, channels are averaged.
+    """Read a wav, flac, ogg or other sound: any rate is resampled to 16 kHz, channels are averaged.
+
+    A wav out of a pipe, whose sizes nobody filled in, goes on to the end of the file. What passes full scale in
+    floating point is turned down.
 
     Returns:
         (samples,) float32 in [-1, 1].
 
     Raises:
         PipelineError: the file is missing, unreadable, cut (its header promises more than is there) or empty, or holds
-            something that is no finite number.
+            something that is no finite number or far beyond full scale.
     """
     path = Path(path)
     if not path.is_file():
         raise PipelineError(path, "the file is missing", REMEDY)
-    _refuse_cut_wav(path)
+    if path.suffix.lower() == ".wav" and not is_wav(path):
+        raise PipelineError(path, "no wav header", REMEDY)
+    require_whole(path, REMEDY)
     try:
-        with soundfile.SoundFile(path) as opened:
-            rate, promised = opened.samplerate, opened.frames
-            samples = opened.read(dtype="float32", always_2d=True)
+        samples, rate = _read_sound_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise PipelineError(path, f"no readable audio ({error})", REMEDY) from None
-    if len(samples) < promised:
-        raise PipelineError(path, f"cut: {len(samples)} of {promised} samples are there", REMEDY)
     if not len(samples):
         raise PipelineError(path, "there is no sample in it", REMEDY)
-    if not np.isfinite(samples).all():
-        raise PipelineError(path, "a sample is no finite number", REMEDY)
-    return resample(samples.mean(axis=1), rate)
+    return resample(samples, rate)
 
 
-def _refuse_cut_wav(path: Path) -> None:
-    """libsndfile reads a cut wav as a shorter one without a word, so the chunk sizes are held against the file here."""
-    size = path.stat().st_size
-    with open(path, "rb") as opened:
-        riff, _, wave = struct.unpack("<4sI4s", opened.read(12).ljust(12, b"\0"))
-        if riff != b"RIFF" or wave != b"WAVE":
-            if path.suffix.lower() == ".wav":
-                raise PipelineError(path, "no wav header", REMEDY)
-            return
-        while len(header := opened.read(8)) == 8:
-            name, length = struct.unpack("<4sI", header)
-            left = size - opened.tell()
-            if length > left:
-                raise PipelineError(
-                    path, f"cut: chunk {name.decode('ascii', 'replace')!r} has {left} of {length} bytes", REMEDY
-                )
-            opened.seek(length + length % 2, 1)
-            if name == b"data":
-                return
-    raise PipelineError(path, "cut: there is no data chunk in it", REMEDY)
+def _read_sound_file(path: Path) -> tuple[np.ndarray, int]:
+    """(samples,) float32, the mean of the channels, and samples a second, of a format that libsndfile knows."""
+    with soundfile.SoundFile(filled_in(path) or path) as opened:
+        promised, is_float = opened.frames, opened.subtype in ("FLOAT", "DOUBLE")
+        samples = opened.read(dtype="float32", always_2d=True)
+        rate = opened.samplerate
+    if len(samples) < promised:
+        raise PipelineError(path, f"cut: {len(samples)} of {promised} samples are there", REMEDY)
+    if is_float:
+        samples = within_full_scale(path, samples, REMEDY)
+    return samples.mean(axis=1), rate
 
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
@@ -126,7 +118,7 @@ def _write(path: Path, content: io.BytesIO) -> None:
 
 
 def read_video_gray(path: Path) -> np.ndarray:
-    """Read all frames of a video as gray values.
+    """Read all frames of a video, as a player shows them, as gray values.
 
     Returns:
         (frames, height, width) uint8, 0 black to 255 white.
@@ -137,27 +129,15 @@ def read_video_gray(path: Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise PipelineError(path, "the file is missing", REMEDY)
+    # One reformatter for all frames: making it is what takes the time.
+    reformatter = VideoReformatter()
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise PipelineError(path, "there is no video stream in it", REMEDY)
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise PipelineError(path, "its video is in no format that can be decoded", REMEDY)
-            stream.codec_context.thread_count = 1
-            promised, rate = stream.frames, stream.average_rate
-            # One reformatter for all frames: making it is what takes the time.
-            reformatter = VideoReformatter()
-            frames = [
-                reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
-                for frame in container.decode(stream)
-            ]
-    except (av.error.FFmpegError, OSError) as error:
+        rate = shown_size(path, REMEDY).rate
+        frames = [
+            reformatter.reformat(frame, format="gray").to_ndarray(format="gray") for frame in shown_frames(path, REMEDY)
+        ]
+    except OSError as error:
         raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
-    if not frames:
-        raise PipelineError(path, "there is no frame in it", REMEDY)
-    if len(frames) < promised:
-        raise PipelineError(path, f"cut: {len(frames)} of {promised} frames are there", REMEDY)
     if rate is not None and len(frames) > 1 and abs(rate - FRAME_RATE) > 0.1:
         raise PipelineError(path, f"has {float(rate):g} frames a second", f"bring it to {FRAME_RATE}")
     return np.stack(frames)

@@ -8,18 +8,17 @@ to a mean face, from which the square around the mouth is cut.
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from pipeline.common.errors import PipelineError
 from pipeline.corpora.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window
 from pipeline.corpora.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RANGE, FaceDetector
 from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.corpora.media import write_video
+from pipeline.corpora.playback import shown_frames, shown_size
 
 CROP = 96
 """Pixels along a side of the mouth region."""
@@ -27,7 +26,6 @@ TOLERANCE = 5
 """Pixels by which the region may be moved to stay inside the aligned picture."""
 MOUTH = 3
 """The mouth among the keypoints."""
-REMEDY = "check the file, or remove it from the corpus"
 
 
 class NoFace(Exception):  # noqa: N818
@@ -59,10 +57,9 @@ def is_cropped(path: Path) -> bool:
     Raises:
         PipelineError: the file cannot be read as a video.
     """
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate
-        return (stream.width, stream.height) == (CROP, CROP) and rate is not None and abs(rate - FRAME_RATE) < 0.1
+    size = shown_size(path)
+    is_usual = size.rate is not None and abs(size.rate - FRAME_RATE) < 0.1
+    return (size.width, size.height) == (CROP, CROP) and is_usual
 
 
 def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
@@ -105,14 +102,22 @@ def _keypoints(source: Path, weights: Path) -> np.ndarray:
     best = np.empty(0)
     for name in (FULL_RANGE, SHORT_RANGE):
         network = _detector(weights / name)
-        found = [network.keypoints(frame) for frame in _frames(source)]
-        missing = np.full((KEYPOINTS, 2), np.nan)
-        keypoints = np.stack([missing if points is None else points for points in found])
+        keypoints = np.stack(list(_found(network, _frames(source))))
         if not best.size or np.isnan(keypoints).sum() < np.isnan(best).sum():
             best = keypoints
         if not np.isnan(best).any():
             break
     return best
+
+
+def _found(network: FaceDetector, frames: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
+    """(4, 2) of each frame. One that stands still is looked at once."""
+    last, points = None, np.empty(0)
+    for frame in frames:
+        if frame is not last:
+            found = network.keypoints(frame)
+            last, points = frame, np.full((KEYPOINTS, 2), np.nan) if found is None else found
+        yield points
 
 
 def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -127,59 +132,6 @@ def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     return window(picture, transform, left, top, CROP)
 
 
-def _opened(path: Path) -> av.container.InputContainer:
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        container.close()
-        raise PipelineError(path, "there is no video in it that can be decoded", REMEDY)
-    return container
-
-
 def _frames(path: Path) -> Iterator[av.VideoFrame]:
-    """The frames at 25 a second. Where there are 25 they are taken as they come: times in MPEG-1 have gaps.
-
-    Raises:
-        PipelineError: the file is no video, is cut, or has no frames.
-    """
-    with _opened(path) as container:
-        rate = container.streams.video[0].average_rate or Fraction(FRAME_RATE)
-        frames = _decoded(path, container)
-        yield from frames if rate == FRAME_RATE else _resampled(frames, rate)
-
-
-def _decoded(path: Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    count = 0
-    try:
-        for frame in container.decode(stream):
-            count += 1
-            yield frame
-    except (av.error.FFmpegError, OSError) as error:
-        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
-    if not count:
-        raise PipelineError(path, "there is no frame in it", REMEDY)
-    if count < stream.frames:
-        raise PipelineError(path, f"cut: {count} of {stream.frames} frames are there", REMEDY)
-
-
-def _resampled(frames: Iterator[av.VideoFrame], rate: Fraction) -> Iterator[av.VideoFrame]:
-    """For each 1/25 s the last frame that begins less than half of that after it."""
-    shown: av.VideoFrame | None = None
-    start = time = Fraction(0)
-    given = 0
-    for number, frame in enumerate(frames):
-        # A file without times has its frames evenly.
-        time = number / rate if frame.pts is None else frame.pts * frame.time_base
-        if shown is None:
-            start = time
-        while shown is not None and given <= (time - start) * FRAME_RATE - Fraction(1, 2):
-            given += 1
-            yield shown
-        shown = frame
-    # The last frame is shown for its own length; a video of one short frame still has one.
-    for _ in range(max(given == 0, round((time - start + 1 / rate) * FRAME_RATE) - given)):
-        yield shown
+    """At 25 a second, as a player shows them."""
+    return shown_frames(path)

@@ -1,6 +1,7 @@
 """Media of a corpus as they are asked for, each held against the manifest."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,30 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     if file_sha256(path) != expected:
         raise PipelineError(path, "is not the file that the manifest was written for", REMEDY)
     return content
+
+
+def trained_on(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
+    """What a training reads: the training split under all its conditions, and the clean validation split."""
+    return tuple(u for u in utterances if u.split == "train" or (u.split == "validation" and u.snr is None))
+
+
+def evaluated_on(
+    utterances: Iterable[Utterance], splits: Collection[str], streams: Collection[str]
+) -> tuple[Utterance, ...]:
+    """What an evaluation reads: the splits under all the conditions that a model of these streams can tell apart.
+
+    Without audio there is no noise: the noisy copies of an utterance show its video again, and are dropped.
+    """
+    chosen = tuple(u for u in utterances if u.split in splits)
+    if "audio" in streams:
+        return chosen
+    seen = {u.video for u in chosen if u.snr is None}
+    kept = []
+    for utterance in chosen:
+        if utterance.snr is None or utterance.video not in seen:
+            kept.append(replace(utterance, snr=None))
+            seen.add(utterance.video)
+    return tuple(kept)
 
 
 class Media(Mapping[str, np.ndarray]):

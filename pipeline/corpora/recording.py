@@ -20,11 +20,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, written_whole
 from pipeline.corpora import media
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
+from pipeline.corpora.playback import REMEDY
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, refused
+from pipeline.corpora.sound_track import is_silent, read_track
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
-LARGEST_OFFSET = 1.0
-"""Seconds between the first picture and the first sound; more is no delay but a wrong time stamp."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ class Recording:
         Raises:
             Unusable: it cannot be read, or there is none.
         """
-        return read_sound(self.audio)
+        return read_sound(self.audio, self.video is not None)
 
     def write_sound(self, target: Path, begin: int, end: int | None) -> FileInfo:
         """Write the sound from video frame `begin` to before `end` (None: to the end), or link a wav that is so.
@@ -68,7 +68,7 @@ class Recording:
             Unusable: as `sound`.
         """
         samples = self.sound[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
-        if begin == 0 and end is None and _is_wav_of_ours(self.audio):
+        if begin == 0 and end is None and _is_wav_of_ours(self.audio, len(samples)):
             link(self.audio, target)
         else:
             media.write_audio(target, samples)
@@ -122,15 +122,15 @@ class Recording:
         return FileInfo(file_sha256(target), len(media.read_video_gray(target)))
 
 
-def read_sound(path: Path) -> np.ndarray:
-    """(samples,) float32 at 16 kHz: of a wav, or of a video from its first picture on.
+def read_sound(path: Path, is_seen: bool = False) -> np.ndarray:
+    """(samples,) float32 at 16 kHz: of a wav, or of a video from its first picture on (see `read_track`).
 
     Raises:
         Unusable: it cannot be read, or there is none.
     """
     with skip_on_error(path, "unreadable sound"):
-        samples = media.read_audio(path) if is_audio(path) else _sound_of_video(path)
-    if not samples.any():
+        samples = media.read_audio(path) if is_audio(path) else media.resample(*read_track(path, REMEDY, is_seen))
+    if is_silent(samples):
         raise Unusable(SILENCE)
     return samples
 
@@ -140,36 +140,15 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in (".wav", ".flac", ".ogg")
 
 
-def _is_wav_of_ours(path: Path) -> bool:
+def _is_wav_of_ours(path: Path, samples: int) -> bool:
     if not is_audio(path):
         return False
-    told = soundfile.info(path)
-    return (told.format, told.subtype, told.samplerate, told.channels) == ("WAV", "PCM_16", SAMPLE_RATE, 1)
-
-
-def _sound_of_video(path: Path) -> np.ndarray:
-    """(samples,) float32 at 16 kHz: the first sound track, its channels averaged, from the first picture on."""
-    with av.open(str(path)) as container:
-        if not container.streams.audio or not container.streams.audio[0].codec_context:
-            raise PipelineError(path, "there is no sound in it", "see skipped.csv")
-        stream = container.streams.audio[0]
-        stream.codec_context.thread_count = 1
-        rate, first, blocks = stream.codec_context.sample_rate, None, []
-        # Only the form of the samples: ours is the resampling.
-        form = av.AudioResampler(format="fltp")
-        for frame in container.decode(stream):
-            first = frame.time if first is None else first
-            blocks += [block.to_ndarray().mean(axis=0) for block in form.resample(frame)]
-        if not blocks:
-            raise PipelineError(path, "there is no sound in it", "see skipped.csv")
-        picture = container.streams.video[0] if container.streams.video else None
-        begins = float(picture.start_time * picture.time_base) if picture and picture.start_time is not None else None
-    samples = media.resample(np.concatenate(blocks), rate)
-    offset = (first or 0.0) - (begins or 0.0) if begins is not None else 0.0
-    if abs(offset) > LARGEST_OFFSET:
-        return samples
-    shift = round(offset * SAMPLE_RATE)
-    return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
+    try:
+        header = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return False
+    ours = ("WAV", "PCM_16", SAMPLE_RATE, 1, samples)
+    return (header.format, header.subtype, header.samplerate, header.channels, header.frames) == ours
 
 
 def _rgb(frames: np.ndarray) -> np.ndarray:

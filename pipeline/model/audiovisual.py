@@ -142,7 +142,10 @@ class AudioVisualLLM(nn.Module):
         found = {name: value for name, value in batch.items() if name != MEDIA}
         media = batch[MEDIA].read()
         for stream in self.streams:
-            features, lengths = padded(self.encoders[stream](media.streams[stream]))
+            # Training changes encoders and draws each video anew.
+            is_shared = stream == "video" and not torch.is_grad_enabled()
+            encode = self.encoders[stream].once if is_shared else self.encoders[stream]
+            features, lengths = padded(encode(media.streams[stream]))
             found |= {stream: features, f"{stream}_lengths": lengths}
         return moved(found, self.device)
 

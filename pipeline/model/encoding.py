@@ -1,5 +1,7 @@
 """Encoders inside the model, where features are not cached: frozen, or with LoRA that is trained with all the rest."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.config import EncoderLoRA
 from pipeline.model.lora import add_encoder_lora, load_lora
+
+KEPT = 64
+"""Features of so many media are kept at once; the noisy copies of an utterance follow one another."""
 
 
 class Frozen(Protocol):
@@ -39,7 +44,32 @@ class OnlineEncoder:
     lora: EncoderLoRA | None
 
 
-class FrozenEncoding(nn.Module):
+class Encoding(nn.Module):
+    """An encoder as a part of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def once(self, media: Sequence[np.ndarray]) -> list[Tensor]:
+        """As `forward`, without gradients; each of the media alone, and one that came a short while ago not again.
+
+        So the video that noisy copies of an utterance share is encoded once, and equal in every bit in all of them.
+        """
+        return [self._alone(content) for content in media]
+
+    def _alone(self, content: np.ndarray) -> Tensor:
+        key = hashlib.sha256(np.ascontiguousarray(content)).digest()
+        if key not in self._known:
+            with torch.no_grad():
+                (self._known[key],) = self([content])
+        self._known.move_to_end(key)
+        if len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return self._known[key]
+
+
+class FrozenEncoding(Encoding):
     """A frozen encoder. Nothing of it is a parameter of the model, or saved with it."""
 
     def __init__(self, encoder: Frozen) -> None:
@@ -51,7 +81,7 @@ class FrozenEncoding(nn.Module):
         return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
 
 
-class AdaptedEncoding(nn.Module):
+class AdaptedEncoding(Encoding):
     """An encoder with LoRA in its network.
 
     Args:
@@ -73,6 +103,8 @@ class AdaptedEncoding(nn.Module):
 
     def train(self, mode: bool = True) -> "AdaptedEncoding":
         """Stays as it evaluates: the frozen batch normalisation must not take statistics of the trial."""
+        # Its weights may be about to change.
+        self._known.clear()
         return super().train(False)
 
     def save(self, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline.common.files import file_sha256, read_json
 from pipeline.common.weights import RECORD, check_sizes, describe_files
 from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.reading import media_file
+from pipeline.corpora.reading import evaluated_on, media_file, trained_on
 from pipeline.corpora.training_noise import noise_sources
 from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
 
@@ -29,7 +29,7 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
     Raises:
         PipelineError: something is missing or damaged.
     """
-    utterances = [u for u in read_manifest(params.corpus.out) if _is_read(u, params, purpose)]
+    utterances = _read_by(params, purpose)
     manifest = Path(params.corpus.out) / "manifest.jsonl"
     found = {manifest: file_sha256(manifest), **_weights(Path(params.model.llm.weights))}
     for stream in streams(params.model.modality):
@@ -48,10 +48,11 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
     return found
 
 
-def _is_read(utterance: Utterance, params: Params, purpose: str) -> bool:
+def _read_by(params: Params, purpose: str) -> tuple[Utterance, ...]:
+    utterances = read_manifest(params.corpus.out)
     if purpose == "train":
-        return utterance.split == "train" or (utterance.split == "validation" and utterance.snr is None)
-    return utterance.split in params.evaluate.splits
+        return trained_on(utterances)
+    return evaluated_on(utterances, params.evaluate.splits, streams(params.model.modality))
 
 
 def _weights(folder: Path) -> dict[Path, str]:

@@ -4,12 +4,12 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-import av
 import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.media import read_audio, read_video_gray
+from pipeline.corpora.playback import has_picture
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, is_audio, skip_on_error
 from pipeline.corpora.tree import AUDIO
@@ -57,13 +57,14 @@ def require_file(file: Path) -> None:
 def _has_picture(file: Path) -> bool:
     if is_audio(file):
         return False
-    with skip_on_error(file, "unreadable video"), av.open(str(file)) as container:
-        return bool(container.streams.video)
+    with skip_on_error(file, "unreadable video"):
+        return has_picture(file)
 
 
 def _sound_of(file: Path) -> Path:
     beside = (file.with_suffix(ending) for ending in AUDIO)
-    return file if is_audio(file) else next((path for path in beside if path.is_file()), file)
+    sound = next((path for path in beside if path.is_file()), file)
+    return sound if sound != file and _has_picture(file) else file
 
 
 def _read_sound(recording: Recording, folder: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What goes into a trial: utterances, their features or media, the LLM, and the digests by which a trial is known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from pipeline.common.weights import weights_digest
 from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.prepared import require_prepared
-from pipeline.corpora.reading import Media
+from pipeline.corpora.reading import Media, evaluated_on, trained_on
 from pipeline.corpora.training_noise import noise_digest
 from pipeline.encoders.store import Features, feature_groups, open_features
 
@@ -61,7 +61,7 @@ def training_inputs(params: Params) -> Inputs:
         PipelineError: something is missing or damaged, a split is empty, the corpus was prepared with other
             parameters, or it lacks a stream that the modality needs.
     """
-    inputs = _inputs(params, lambda u: u.split == "train" or (u.split == "validation" and u.snr is None))
+    inputs = _inputs(params, trained_on)
     if not is_noise_added(params):
         return inputs
     return replace(inputs, digests=inputs.digests | {"noise": noise_digest(params.corpus, inputs.utterances)})
@@ -70,15 +70,17 @@ def training_inputs(params: Params) -> Inputs:
 def evaluation_inputs(params: Params) -> Inputs:
     """Inputs of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions.
 
+    A model without audio has one condition, see `evaluated_on`.
+
     Raises:
         PipelineError: as `training_inputs`.
     """
-    return _inputs(params, lambda u: u.split in params.evaluate.splits)
+    return _inputs(params, lambda us: evaluated_on(us, params.evaluate.splits, streams(params.model.modality)))
 
 
-def _inputs(params: Params, wanted: Callable[[Utterance], bool]) -> Inputs:
+def _inputs(params: Params, choose: Callable[[Iterable[Utterance]], tuple[Utterance, ...]]) -> Inputs:
     require_prepared(params.corpus, "prepare it again with: python -m pipeline.prepare, or name another corpus.out")
-    utterances = tuple(u for u in read_manifest(params.corpus.out) if wanted(u))
+    utterances = choose(read_manifest(params.corpus.out))
     _check_streams(params, utterances)
     digests = {"llm": weights_digest(params.model.llm.weights)}
     for split in sorted({u.split for u in utterances}):

@@ -1,0 +1,162 @@
+"""Whether a file of media is whole, by the sizes that its container states: wav, AVI, AIFF, mp4 and mov, Matroska.
+
+The libraries that decode read a cut file as a shorter one without a word.
+"""
+
+import io
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.common.errors import PipelineError
+
+RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
+"""First bytes of the formats that are rows of chunks, and the byte order of their sizes."""
+LARGE = {b"RF64", b"BW64"}
+"""Wavs whose sizes may pass 4 GB: the true ones are in a chunk of their own, if they were filled in."""
+SAMPLES = {b"data", b"SSND"}
+"""The chunk of the samples, in a wav and in an AIFF."""
+BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx"}
+"""What an mp4 or a mov begins with."""
+NEEDED_BOXES = {b"moov", b"moof", b"mdat"}
+MATROSKA, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+PLACEHOLDERS = (0x80000000, (1 << 32) - 1, (1 << 64) - 1)
+"""Upper bounds of the sizes that are written into a pipe, where nobody can go back and fill in the true one."""
+HEADER = 1 << 12
+"""Bytes by which such a size may be below its bound: what the header takes, or a rounding to whole blocks."""
+
+
+def require_whole(path: Path, remedy: str) -> None:
+    """Hold the sizes that a container states against the file. A container without sizes is taken as it is.
+
+    Args:
+        path: any file.
+        remedy: of the error.
+
+    Raises:
+        PipelineError: the file is cut.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+        cut = None
+        if head[:4] in RIFF and len(head) == 12:
+            cut = _cut_chunk(file, head, path.stat().st_size)
+        elif head[4:8] in BOXES:
+            cut = _cut_box(file, path.stat().st_size)
+        elif head[:4] == MATROSKA:
+            cut = _cut_segment(file, path.stat().st_size)
+    if cut is not None:
+        raise PipelineError(path, f"cut: {cut}", remedy)
+
+
+def is_wav(path: Path) -> bool:
+    """Whether a file begins as a wav does, of any size and byte order."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return len(head) == 12 and head[:4] in RIFF and head[8:] == b"WAVE"
+
+
+def filled_in(path: Path) -> BinaryIO | None:
+    """A wav as libsndfile reads it to its end, in memory; None where it does so with the file itself.
+
+    That is one that states no samples and goes on after its stated end, or a BW64, whatever its sizes.
+    """
+    if not is_wav(path):
+        return None
+    with open(path, "rb") as file:
+        head, size = file.read(12), path.stat().st_size
+        order = RIFF[head[:4]]
+        name, length, large = b"", 0, 0
+        while name != b"data" and len(header := file.read(8)) == 8:
+            name, length = struct.unpack(f"{order}4sI", header)
+            large = _large(file) if name == b"ds64" else large
+            if name != b"data":
+                file.seek(length + length % 2, 1)
+        begin = file.tell()
+        (stated,) = struct.unpack(f"{order}I", head[4:8])
+        end = begin if _is_placeholder(stated) else max(stated + 8, begin)
+        is_open = (length == 0 and size > end) or (head[:4] in LARGE and length == 0xFFFFFFFF and not large)
+        if name != b"data" or not (is_open or head[:4] == b"BW64"):
+            return None
+        file.seek(0)
+        content = bytearray(file.read())
+    content[:4] = b"RIFX" if order == ">" else b"RIFF"
+    samples = size - begin if is_open else min(large or length, size - begin)
+    struct.pack_into(f"{order}I", content, begin - 4, min(samples, 0xFFFFFFFF))
+    return io.BytesIO(content)
+
+
+def _large(file: BinaryIO) -> int:
+    """The size of the samples in a chunk `ds64`, which begins here; 0 where it was not filled in."""
+    content = file.read(16)
+    file.seek(-len(content), 1)
+    size = int.from_bytes(content[8:], "little")
+    return 0 if size == PLACEHOLDERS[-1] else size
+
+
+def _cut_chunk(file: BinaryIO, head: bytes, size: int) -> str | None:
+    order, large = RIFF[head[:4]], 0
+    while len(header := file.read(8)) == 8:
+        name, length = struct.unpack(f"{order}4sI", header)
+        left = size - file.tell()
+        large = _large(file) if name == b"ds64" else large
+        if name in SAMPLES and large and length == 0xFFFFFFFF:
+            length = large
+        if length > left:
+            # An AVI plays without its index, and whatever stands after it.
+            is_open = name in SAMPLES and _is_placeholder(length)
+            is_spare = head[8:] == b"AVI " and name not in (b"LIST", b"RIFF")
+            return None if is_open or is_spare else _missing("chunk", name, left, length)
+        if name in SAMPLES:
+            return None
+        file.seek(length + length % 2, 1)
+    return "there is no data chunk in it" if head[8:] == b"WAVE" else None
+
+
+def _is_placeholder(length: int) -> bool:
+    return any(0 <= bound - length <= HEADER for bound in PLACEHOLDERS)
+
+
+def _cut_box(file: BinaryIO, size: int) -> str | None:
+    file.seek(0)
+    while len(header := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", header)
+        begin = file.tell() - 8
+        if length == 1:
+            length = int.from_bytes(file.read(8), "big")
+        if length < 8:
+            # 0: up to the end of the file. What else is so short is no box.
+            return None
+        if length > size - begin:
+            return _missing("box", name, size - begin, length) if name in NEEDED_BOXES else None
+        file.seek(begin + length)
+    return None
+
+
+def _cut_segment(file: BinaryIO, size: int) -> str | None:
+    file.seek(len(MATROSKA))
+    header = _variable_size(file)
+    if header is None:
+        return None
+    file.seek(header, 1)
+    if file.read(len(SEGMENT)) != SEGMENT:
+        return None
+    length, left = _variable_size(file), size - file.tell()
+    return None if length is None or length <= left else _missing("segment", b"", left, length)
+
+
+def _variable_size(file: BinaryIO) -> int | None:
+    """A size of EBML, whose first bit that is set says how many bytes it has; None where it is unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    more = 8 - first[0].bit_length()
+    bits = 7 * (more + 1)
+    value = int.from_bytes(first + file.read(more), "big") & ((1 << bits) - 1)
+    return None if value == (1 << bits) - 1 else value
+
+
+def _missing(kind: str, name: bytes, there: int, length: int) -> str:
+    label = f"{kind} {name.decode('ascii', 'replace')!r}" if name else kind
+    return f"{label} has {there} of {length} bytes"
