@@ -519,6 +519,29 @@ def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
         assert text.count("![") == 1
 
 
+def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
+    metrics = ["wer/test", "wer/test/low", "wer/test/high", "wer/validation", "wer/test/snr_0/low"]
+    metrics += ["sinks/intermediate_tokens_per_utterance", "sinks/intermediate_tokens_per_utterance/low"]
+    charts = view_of([Shown("one", {}, metrics), Shown("two", {}, metrics)])["compareRunCharts"]
+    scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"]
+    assert scatters == [(metrics[5], "wer/validation"), (metrics[5], "wer/test")]
+    bars = {chart["metricKey"]: chart["deleted"] for chart in charts if chart["type"] == "BAR"}
+    assert {name for name, deleted in bars.items() if deleted} == {m for m in metrics if m.endswith(("/low", "/high"))}
+    titles = [chart["displayName"] for chart in charts if not chart["deleted"] and "displayName" in chart]
+    assert len(set(titles)) == len(titles)
+
+
+def test_a_view_of_many_conditions_fits_into_its_tag() -> None:
+    metrics = [f"wer/test/condition_{number}{bound}" for number in range(100) for bound in ("", "/low", "/high")]
+    runs = [Shown(f"run {n}", {f"train.key_{k}": str(n) for k in range(50)}, metrics) for n in range(3)]
+    assert len(saved_view(runs, "many", 7)) < 20_000
+
+
+def view_of(runs: list[Shown]) -> dict[str, Any]:
+    envelope = json.loads(saved_view(runs, "sweep", 7))
+    return json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
+
+
 def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:
     shown = [
         Shown("one", {"task": "audio a4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
