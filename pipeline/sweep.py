@@ -187,10 +187,15 @@ def run(arguments: Namespace) -> None:
 
 def show_in_mlflow(name: str, trials: Sequence[Planned], results: Path, sync: Sync) -> None:
     """Bring the sweep into MLflow if it is not there, and say where its charts are; a failure is a warning."""
-    if is_synced(name, trials, results):
-        if line := charts_line(name):
-            print(line)
-    elif warning := sync.finish():
+    try:
+        if not is_synced(name, trials, results):
+            warning = sync.finish()
+        else:
+            warning = None
+            print(charts_line(name))
+    except PipelineError as error:
+        warning = str(error)
+    if warning:
         print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
 
 

@@ -19,6 +19,7 @@ import yaml
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
 from pipeline.tracking import mlflow_content, mlflow_run, mlflow_writer
+from pipeline.tracking.mlflow_charts import charts_of
 from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_views import LONGEST_TAG, Shown, description, saved_view
 from pipeline.tracking.mlflow_writer import ingest
@@ -408,9 +409,10 @@ def test_a_mark_does_not_outlive_its_database(tmp_path: Path, database: str) -> 
 
 
 def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database: str, experiment: str) -> None:
-    trials = [trained(tmp_path, seed) for seed in range(3)]
+    trials = [trained(tmp_path, seed) for seed in range(4)]
     trials[1].spool.path.write_text("no record\n")
-    with pytest.raises(PipelineError, match="no record"):
+    (trials[3].folder / "identity.json").write_text("{")
+    with pytest.raises(PipelineError, match="no valid JSON"):
         ingest([trial.folder for trial in trials], database, experiment, "sweep")
     seeds = {run.data.params["train.seed"] for run in runs_of(database, experiment)}
     assert seeds == {"0", "2"}
@@ -444,7 +446,7 @@ def test_an_mlflow_without_saved_views_has_all_the_rest(
     mlflow_writer.ingest_sweep([trial.folder], database, experiment)
     assert "no saved view" in capsys.readouterr().err
     assert {run.info.status for run in runs_of(database, experiment)} == {"FINISHED"}
-    assert mlflow_writer.charts_of(experiment, database) is None
+    assert charts_of(experiment, database) is None
 
 
 def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.sweeping.plan import Planned
+from pipeline.tracking.mlflow_charts import charts_of
 from pipeline.tracking.mlflow_server import is_server, tracking_uri
-from pipeline.tracking.mlflow_writer import charts_of, ingest_sweep, is_sweep_synced
+from pipeline.tracking.mlflow_writer import ingest_sweep, is_sweep_synced
 from pipeline.tracking.trial import State
 
 LOWEST_PRIORITY = 19
 SHOWN = ("table.*", "claims.md", "*.png")
 """Of a sweep's results, those that MLflow keeps."""
+SAID_AT_ONCE = ("waiting for ", "note: ")
+"""Beginnings of what a sync says while it goes on; its last line is why it did not work."""
 
 
 class Sync:
@@ -41,20 +44,16 @@ class Sync:
         # What was printed so far comes before what the process prints.
         sys.stdout.flush()
         last = self._begin(stdout=None)
-        error = ""
+        said = "MLflow's writer ended without a word"
         for line in last.stderr:
-            # What it waits for is said at once; its error belongs to the caller.
-            if line.startswith("error: "):
-                error = line.removeprefix("error: ").strip()
-            else:
+            if line.startswith(SAID_AT_ONCE):
                 print(line, end="", file=sys.stderr, flush=True)
-        return None if last.wait() == 0 else error or f"ended with {last.returncode}"
+            said = line.removeprefix("error: ").strip() or said
+        return None if last.wait() == 0 else said
 
     def _begin(self, stdout: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C is not for it.
-        return subprocess.Popen(
-            self._words, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )  # fmt: skip
+        return subprocess.Popen(self._words, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def bring_into_mlflow(name: str, trials: Sequence[Planned], folder: Path) -> None:
