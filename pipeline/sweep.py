@@ -169,13 +169,13 @@ def run(arguments: Namespace) -> None:
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
-    sync = Sync(_sync_words(arguments))
-    try:
-        if not all(planned.is_over for planned in trials):
-            Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
-    finally:
-        publish(sweep, trials)
-        show_in_mlflow(name, trials, results, sync)
+    with Sync(_sync_words(arguments)) as sync:
+        try:
+            if not all(planned.is_over for planned in trials):
+                Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+        finally:
+            publish(sweep, trials)
+            show_in_mlflow(name, trials, results, sync)
     left = [planned for planned in trials if not planned.is_over]
     if left:
         raise PipelineError(

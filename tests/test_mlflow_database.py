@@ -82,8 +82,9 @@ def half_made(path: Path) -> None:
 def test_a_broken_database_is_one_line_with_the_way_out(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "mlflow.db"
     damage(path)
+    trial = finish(make_trial(tmp_path / "runs"), {"test": [1]})
     with pytest.raises(PipelineError, match=rf"damaged; move it away \(mv {path} {path}.damaged"):
-        ingest([], f"sqlite:///{path}", "e", "s")
+        ingest([trial.folder], f"sqlite:///{path}", "e", "s")
 
 
 def test_a_full_disk_leaves_no_half_database(tmp_path: Path) -> None:

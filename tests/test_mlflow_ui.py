@@ -122,6 +122,13 @@ def base(charts: str) -> str:
     return charts.partition("#")[0]
 
 
+def scroll_to(page: Page, words: str) -> None:
+    """Bring a section of the charts into the window: MLflow draws what can be seen."""
+    found = f"[...document.querySelectorAll('*')].filter(e => e.innerText?.startsWith('{words}')).pop()"
+    page.wait_for(f"!!{found}")
+    page.value(f"{found}.scrollIntoView()")
+
+
 def test_the_comparison_is_two_clicks_from_the_experiment(
     page: Page, server: str, tracked: tuple[str, str, str]
 ) -> None:
@@ -148,17 +155,16 @@ def test_its_charts_are_behind_one_link(page: Page, server: str, tracked: tuple[
     page.wait_for_text("4 matching runs")
     drawn = "[...document.querySelectorAll('.parcoords text, .parcoords .axis-title')].map(e => e.textContent)"
     page.wait_for(f"{drawn}.some(t => t.includes('task')) && {drawn}.some(t => t.includes('wer'))")
-    page.wait_for("document.querySelectorAll('.barlayer .point').length >= 4")
     page.screenshot(SHOTS / "mlflow-charts.png")
     titles = page.value(f"{drawn}.filter(t => t.includes('/') || t.includes('...'))")
     assert len(titles) >= 6
     assert len(set(titles)) == len(titles)
     assert not any(title.endswith(("/low", "/high")) for title in titles)
-    against = "[...document.querySelectorAll('.scatterlayer .point')]"
-    page.value("document.evaluate(\"//*[contains(text(), 'Error rates against')]\", document, null, 9)"
-               ".singleNodeValue.scrollIntoView()")  # fmt: skip
-    page.wait_for(f"{against}.length >= 4")
+    scroll_to(page, "Error rates against")
+    page.wait_for("document.querySelectorAll('.scatterlayer .point').length >= 4")
     page.screenshot(SHOTS / "mlflow-scatter.png")
+    scroll_to(page, "One by one")
+    page.wait_for("document.querySelectorAll('.barlayer .point').length >= 4")
 
 
 def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, tracked: tuple[str, str, str]) -> None:

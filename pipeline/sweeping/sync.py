@@ -20,11 +20,20 @@ SAID_AT_ONCE = ("waiting for ", "note: ")
 
 
 class Sync:
-    """Brings a sweep into MLflow by `words`, the command line of a Python process; one at a time."""
+    """Brings a sweep into MLflow by `words`, the command line of a Python process; one at a time.
+
+    A context manager: none is left behind.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = [sys.executable, *words]
         self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Sync":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
 
     def start(self) -> None:
         """Begin, unless the one before is still at work. It gives way to training."""
@@ -38,18 +47,21 @@ class Sync:
         Returns:
             None, or in one line why it did not work.
         """
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        self._end()
         # What was printed so far comes before what the process prints.
         sys.stdout.flush()
-        last = self._begin(stdout=None)
+        last = self._process = self._begin(stdout=None)
         said = "MLflow's writer ended without a word"
         for line in last.stderr:
             if line.startswith(SAID_AT_ONCE):
                 print(line, end="", file=sys.stderr, flush=True)
             said = line.removeprefix("error: ").strip() or said
         return None if last.wait() == 0 else said
+
+    def _end(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
     def _begin(self, stdout: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C is not for it.

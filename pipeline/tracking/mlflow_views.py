@@ -88,7 +88,7 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     settings = [key for key in _differing([run.params for run in runs]) if key != WEIGHT]
     everywhere = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
     metrics = sorted({name for run in runs for name in run.metrics})
-    headlines = [*_error_rates(metrics), *(name for name in _SINKS if name in metrics)]
+    headlines = _headlines(metrics)
     columns = [f"params.`{key}`" for key in (TASK, WEIGHT, *settings)] + [f"metrics.`{name}`" for name in headlines]
     columns.append("attributes.`Dataset`")
     lines = [name for name in _CURVES if name in metrics]
@@ -154,6 +154,14 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
     keys = sorted({key for one in params for key in one if key.startswith(_SETTINGS)})
     different = [key for key in keys if len({one[key] for one in params if key in one}) > 1]
     return [key for key in different if not key.startswith(_OF_THE_TASK)]
+
+
+def _headlines(metrics: Sequence[str]) -> list[str]:
+    """The error rates of whole splits and the main measure of sinks, then conditions and the other measures."""
+    rates = _error_rates(metrics)
+    whole = [name for name in rates if name.count("/") == 1]
+    sinks = [name for name in _SINKS if name in metrics]
+    return [*whole, *sinks[:1], *(name for name in rates if name not in whole), *sinks[1:]]
 
 
 def _error_rates(metrics: Sequence[str]) -> list[str]:
