@@ -153,9 +153,10 @@ REFUSED = {
     "ftp://somewhere": "neither a database nor the address of a server",
     "sqlite://": "keeps nothing",
     "sqlite:///:memory:": "keeps nothing",
-    "postgresql://me:secret@127.0.0.1:1/mlflow": "pip install psycopg2-binary",
+    "postgresql://me:secret@127.0.0.1:1/mlflow": "pip install 'psycopg[binary]'",
+    "postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow": "pip install psycopg2-binary",
     "mysql://me:secret@127.0.0.1:1/mlflow": "pip install mysqlclient",
-    "mssql+nonsense://me:secret@127.0.0.1:1/mlflow": "MLflow cannot be written",
+    "mssql+nonsense://me:secret@127.0.0.1:1/mlflow": "name a driver",
 }
 """Addresses that cannot be used here, and what is said of each."""
 

@@ -347,12 +347,30 @@ def test_a_trial_that_does_not_run_is_not_shown_as_running(
     assert runs[None].status == ("FINISHED" if complete else "KILLED")
 
 
+def test_figures_of_a_trial_are_on_its_run(
+    tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    trial = trained(tmp_path / "runs", 0)
+    drawn = tmp_path / "results" / "inspect" / trial.folder.name
+    drawn.mkdir(parents=True)
+    for _ in range(2):
+        ids = ingest([trial.folder], database, experiment, "sweep")
+        (drawn / "importance.png").write_bytes(b"png")
+    paths = [item.path for item in MlflowClient(database).list_artifacts(ids[trial.identity], "figures")]
+    assert paths == ["figures/cosine.svg", "figures/importance.png"]
+
+
 def test_the_files_of_a_sweep_are_those_that_it_writes() -> None:
+    from pipeline.inspect import RESULTS
     from pipeline.reproduce import VERDICT
     from pipeline.sweeping.early import STOPPED
     from pipeline.sweeping.plan import FAILURE
 
     assert {FAILURE, STOPPED, VERDICT} == {"failed.json", "stopped.json", mlflow_content.REPRODUCTION}
+    assert mlflow_content.INSPECTED == RESULTS
 
 
 def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, experiment: str) -> None:

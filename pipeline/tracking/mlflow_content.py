@@ -18,7 +18,11 @@ from pipeline.tracking.trial import Trial
 
 LONGEST_PARAMETER = 6000
 """A limit of MLflow's interface."""
-ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz", "figures")
+ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
+FIGURES = "figures"
+"""The folder of figures, in the trial's folder and in MLflow."""
+INSPECTED = Path("results/inspect")
+"""Where `inspect` draws the figures of a trial, in a folder that has its name."""
 REPRODUCTION = "reproduction.json"
 """In the trial's folder: the verdict of `reproduce`."""
 SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
@@ -27,7 +31,7 @@ RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run in MLflow."""
 _ENDED_BY = {"failed.json": FAILED, "stopped.json": KILLED}
 """Files of a sweep in the folder of a trial that is not run further."""
-_READ = (*ARTIFACTS, *_ENDED_BY, "identity.json", "metrics.jsonl", REPRODUCTION)
+_READ = (*_ENDED_BY, "identity.json", "metrics.jsonl", REPRODUCTION)
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +54,8 @@ class Content:
     points: frozenset[Point]
     data: Mapping[str, str]
     """Digests of the data by name."""
-    artifacts: tuple[Path, ...]
+    artifacts: Mapping[str, Path]
+    """Files by their paths in MLflow."""
     status: str
     started: int
     ended: int | None
@@ -65,8 +70,8 @@ def trial_mark(trial: Trial, sweep: str) -> str:
     It goes by size and time of the files, not by their content, so that a thousand trials take a moment; a copied
     folder counts as changed.
     """
-    files = [file for name in _READ for file in _files(trial.folder / name)]
-    stamps = [(str(file.relative_to(trial.folder)), *_stamp(file)) for file in files]
+    files = {name: trial.folder / name for name in _READ if (trial.folder / name).exists()}
+    stamps = [(name, *_stamp(file)) for name, file in sorted((files | present_artifacts(trial)).items())]
     return digest(
         ["trial", sweep, _status(trial), stamps, code_mark("mlflow_content.py", "mlflow_run.py", "naming.py")]
     )
@@ -111,7 +116,7 @@ def trial_content(trial: Trial, sweep: str) -> Content:
         tags={SWEEP: sweep} | _tags(trial, parts, result, done),
         points=frozenset(points.values()),
         data=parts["data"],
-        artifacts=tuple(present_artifacts(trial)),
+        artifacts=present_artifacts(trial),
         status=status,
         started=_milli(started),
         ended=None if ended is None else _milli(ended),
@@ -119,9 +124,11 @@ def trial_content(trial: Trial, sweep: str) -> Content:
     )
 
 
-def present_artifacts(trial: Trial) -> list[Path]:
-    """Files and folders of a trial that MLflow keeps, as far as they are there."""
-    return [trial.folder / name for name in ARTIFACTS if (trial.folder / name).exists()]
+def present_artifacts(trial: Trial) -> dict[str, Path]:
+    """By their paths in MLflow, the files of a trial that it keeps, and the figures that there are of the trial."""
+    files = {name: trial.folder / name for name in ARTIFACTS if (trial.folder / name).exists()}
+    drawn = [*_files(trial.folder / FIGURES), *sorted((INSPECTED / trial.folder.name).glob("*.png"))]
+    return files | {f"{FIGURES}/{file.name}": file for file in drawn}
 
 
 def _status(trial: Trial) -> str:

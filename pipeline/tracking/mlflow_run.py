@@ -83,10 +83,10 @@ def only_run(client: Any, runs: Sequence[Any]) -> Any:
     return kept
 
 
-def has_artifacts(address: str, files: Iterable[Path]) -> bool:
-    """Whether these names are in a run's folder of artifacts; taken for true where that is no local folder."""
+def has_artifacts(address: str, paths: Iterable[str]) -> bool:
+    """Whether these are in a run's folder of artifacts; taken for true where that is no local folder."""
     folder = local_folder(address)
-    return folder is None or all((folder / file.name).exists() for file in files)
+    return folder is None or all((folder / path).exists() for path in paths)
 
 
 def is_renamed(run: Any) -> bool:
@@ -133,7 +133,7 @@ def _is_part(client: Any, run: Any, held: set[Point], content: Content) -> bool:
         and run.data.params.items() <= content.params.items()
         and held <= content.points
         and data.items() <= {name: _shown_digest(value) for name, value in content.data.items()}.items()
-        and _artifacts(client, run.info.run_id) <= _paths(content.artifacts)
+        and _artifacts(client, run.info.run_id) <= content.artifacts.keys()
     )
 
 
@@ -142,16 +142,6 @@ def _artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
     for item in client.list_artifacts(run_id, folder):
         found |= _artifacts(client, run_id, item.path) if item.is_dir else {item.path}
     return found
-
-
-def _paths(artifacts: Iterable[Path]) -> set[str]:
-    """The files among these files and in these folders, by their paths in MLflow."""
-    return {
-        file.relative_to(artifact.parent).as_posix()
-        for artifact in artifacts
-        for file in ([artifact] if artifact.is_file() else artifact.rglob("*"))
-        if file.is_file()
-    }
 
 
 def _send(client: Any, run: Any, content: Content, held: set[Point]) -> None:
@@ -166,7 +156,8 @@ def _send(client: Any, run: Any, content: Content, held: set[Point]) -> None:
     points = sorted(content.points - held, key=lambda point: (point.step, point.name))
     for batch in _batches(points, METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics=[Metric(point.name, point.value, point.time, point.step) for point in batch])
-    log_files(client, run_id, content.artifacts)
+    for path, file in content.artifacts.items():
+        client.log_artifact(run_id, str(file), path.rpartition("/")[0] or None)
     changed = [RunTag(key, value) for key, value in content.tags.items() if run.data.tags.get(key) != value]
     for batch in _batches(changed, PARAMETERS_IN_A_BATCH):
         client.log_batch(run_id, tags=batch)

@@ -34,7 +34,12 @@ _OF_TRACKING = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3", "json", "boto3", "botocore", "google", "azure",
 )  # fmt: skip
 """Packages whose exceptions mean that MLflow cannot be written."""
-_PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "pymysql": "PyMySQL"}
+_PACKAGES = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "PyMySQL",
+}
 """What provides a module, where that has another name."""
 _KEPT = "nothing is lost, all results are in the trial folders"
 _SERVERS, _DATABASES = ("http://", "https://"), ("postgresql", "mysql", "mssql")
@@ -152,6 +157,8 @@ def _remedy(uri: str, cause: BaseException, reason: str) -> str:
         way = "free some space"
     elif path:
         way = _remedy_of_file(uri, path, cause, reason)
+    elif "load plugin" in reason:
+        way = "name a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
     elif "error code 401" in reason or "error code 403" in reason:
         way = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
