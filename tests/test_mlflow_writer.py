@@ -547,8 +547,6 @@ def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
     assert scatters == [(metrics[5], "wer/validation"), (metrics[5], "wer/test")]
     bars = {chart["metricKey"]: chart["deleted"] for chart in charts if chart["type"] == "BAR"}
     assert {name for name, deleted in bars.items() if deleted} == {m for m in metrics if m.endswith(("/low", "/high"))}
-    titles = [chart["displayName"] for chart in charts if not chart["deleted"] and "displayName" in chart]
-    assert len(set(titles)) == len(titles)
 
 
 def test_a_view_of_many_conditions_fits_into_its_tag() -> None:

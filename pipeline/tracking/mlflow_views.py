@@ -38,15 +38,6 @@ _TOGETHER, _AGAINST, _SINGLE = "Task, weight, error rates and sinks", "Error rat
 _LONGEST_TITLE, _ENDS = 15, 6
 """MLflow's parallel coordinates show of a longer name this many characters of its begin and of its end."""
 _MOST_SCATTERS = 3
-_TITLES = {
-    "sinks/intermediate_tokens_per_utterance": "Sinks per utterance",
-    "sinks/max_ratio/intermediate": "Largest ratio",
-    "sinks/bos_cosine/other": "Cosine to BOS",
-    "sinks/relocated_share": "Relocated sinks",
-    "loss/cross_entropy": "Cross-entropy",
-    "loss/validation": "Validation loss",
-}
-"""Of charts. MLflow shows the first letters of a title alone, and those of a metric's name say little."""
 _PICTURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
 
 
@@ -94,7 +85,8 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     lines = [name for name in _CURVES if name in metrics]
     charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
     if _SINKS[0] in metrics:
-        charts += [_scatter(_SINKS[0], rate) for rate in _error_rates(metrics)[:_MOST_SCATTERS]]
+        rates = [name for name in headlines if name.startswith(_ERRORS)]
+        charts += [_scatter(_SINKS[0], rate) for rate in rates[:_MOST_SCATTERS]]
     charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
     # A metric that no chart names gets one of its own, and there are seventy.
     charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -111,7 +103,7 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
         "columnWidths": {_RUN_NAME: 330},
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": charts,
-        "compareRunSections": [_section(_TOGETHER, 1), _section(_AGAINST, 3), _section(_SINGLE, 3)],
+        "compareRunSections": [_section(_TOGETHER, 1), _section(_AGAINST, 2), _section(_SINGLE, 3)],
         "isAccordionReordered": True,
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
@@ -173,21 +165,16 @@ def _error_rates(metrics: Sequence[str]) -> list[str]:
 def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
     return {
         "uuid": f"{kind} {metric}", "type": kind, "metricKey": metric, "metricSectionId": _SINGLE, "deleted": deleted,
-        "isGenerated": False, "runsCountToCompare": 20, "displayName": _title(metric),
+        "isGenerated": False, "runsCountToCompare": 20, "displayName": metric,
     }  # fmt: skip
 
 
 def _scatter(across: str, up: str) -> dict:
     return {
         "uuid": f"SCATTER {up}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False, "isGenerated": False,
-        "runsCountToCompare": 100, "displayName": f"{_title(up)} against sinks",
+        "runsCountToCompare": 100, "displayName": f"{up} against {across}",
         "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
     }  # fmt: skip
-
-
-def _title(metric: str) -> str:
-    """The title of a metric's chart."""
-    return _TITLES.get(metric, metric.replace("wer/", "WER ").replace("/", " "))
 
 
 def _told_apart(metrics: Sequence[str]) -> list[str]:
