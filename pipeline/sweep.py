@@ -187,12 +187,12 @@ def run(arguments: Namespace) -> None:
 
 def show_in_mlflow(name: str, trials: Sequence[Planned], results: Path, sync: Sync) -> None:
     """Bring the sweep into MLflow if it is not there, and say where its charts are; a failure is a warning."""
+    warning = None
     try:
         if not is_synced(name, trials, results):
             warning = sync.finish()
-        else:
-            warning = None
-            print(charts_line(name))
+        elif line := charts_line(name):
+            print(line)
     except PipelineError as error:
         warning = str(error)
     if warning:
