@@ -426,7 +426,9 @@ def test_a_mark_does_not_outlive_its_database(tmp_path: Path, database: str) -> 
 
 
 def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database: str, experiment: str) -> None:
-    trials = [trained(tmp_path, seed) for seed in range(4)]
+    trials = [trained(tmp_path, seed) for seed in range(6)]
+    trials[4].config.unlink()
+    trials[5].config.write_text("")
     trials[1].spool.path.write_text("no record\n")
     (trials[3].folder / "identity.json").write_text("{")
     with pytest.raises(PipelineError, match="no valid JSON"):

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.tracking.mlflow_views import TASK
@@ -92,8 +93,16 @@ def trial_content(trial: Trial, sweep: str) -> Content:
     """What the folder of a trial says, as far as the trial has come.
 
     Raises:
-        PipelineError: a file of the trial is damaged.
+        PipelineError: a file of the trial is missing or damaged.
     """
+    try:
+        return _read_content(trial, sweep)
+    except OSError as error:
+        remedy = "bring that file back, or remove the folder; the trial is made again"
+        raise PipelineError(trial.folder, f"cannot be read ({error})", remedy) from None
+
+
+def _read_content(trial: Trial, sweep: str) -> Content:
     parts, result, done = trial.identity_parts(), trial.result(), sessions(trial)
     records, _ = trial.spool.read()
     times = [record["time"] for record in records]
@@ -164,7 +173,9 @@ def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, do
 def _parameters(trial: Trial, configuration: dict[str, Any]) -> dict[str, str]:
     """The training configuration in canonical form, and the sections before and after it as they were given."""
     given = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
-    others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks")}
+    if not isinstance(given, dict):
+        raise PipelineError(trial.config, "holds no parameters", "evaluate the trial again with your own parameters")
+    others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks") if name in given}
     # An axis that every trial has: MLflow's parallel coordinates leave out a run that lacks one of theirs.
     return _flat(configuration | others) | {TASK: task_name(configuration)}
 
