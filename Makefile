@@ -41,9 +41,8 @@ bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what th
 	@PYTHONPATH=. $(BIN)/python tests/bench_shapes.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_decoding.py
 
-ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root mlartifacts
+ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here; PORT=5001 chooses
+	@$(BIN)/python -m pipeline.ui --port $(PORT)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \

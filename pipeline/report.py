@@ -46,7 +46,8 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     files = write_comparison(comparison, folder / "comparison")
     for ending, text in pages(_subject(file, sweep, trials, comparison), comparison, files, folder, media).items():
         write_text(folder / f"report.{ending}", text)
-    _track(sweep.specification.name, folder, [entry.trial.folder for entry in comparison.entries])
+    complete = all(planned.is_over for planned in trials)
+    _track(sweep.specification.name, folder, [entry.trial.folder for entry in comparison.entries], complete)
     return folder
 
 
@@ -73,13 +74,13 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
     )
 
 
-def _track(name: str, folder: Path, trials: Sequence[Path]) -> None:
+def _track(name: str, folder: Path, trials: Sequence[Path], complete: bool) -> None:
     """Show the page in MLflow, on the run above the trials. If that cannot be done now, it is said."""
     from pipeline.tracking.mlflow_server import tracking_uri
     from pipeline.tracking.mlflow_writer import ingest_sweep
 
     try:
-        ingest_sweep(trials, tracking_uri(), name, [folder / "report.html", folder / "comparison"])
+        ingest_sweep(trials, tracking_uri(), name, [folder / "report.html", folder / "comparison"], complete)
     except PipelineError as error:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 

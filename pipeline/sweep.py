@@ -15,7 +15,6 @@ from typing import Any
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
@@ -25,12 +24,11 @@ from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.sync import Sync, is_synced, record
+from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
-SYNCED = "mlflow.json"
 WORK = "pipeline.sweep:run_trial"
 
 
@@ -153,24 +151,6 @@ def show_plan(sweep: Sweep) -> None:
         print(summary(costs, sweep.specification.concurrency or 1))
 
 
-def bring_into_mlflow(sweep: Sweep, trials: Sequence[Planned]) -> None:
-    """What there is of the trials, as far as each has come. Done again it changes nothing.
-
-    Raises:
-        PipelineError: MLflow cannot be written.
-    """
-    from pipeline.tracking.mlflow_server import tracking_uri
-    from pipeline.tracking.mlflow_writer import ingest_sweep
-
-    folder = results_folder(sweep)
-    begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]
-    # What is noted is what was there before: a trial that ends meanwhile is brought by the next sync.
-    noted = record(trials)
-    shown = [path for kind in ("table.*", "claims.md", "*.png") for path in sorted(folder.glob(kind))]
-    ingest_sweep(begun, tracking_uri(), sweep.specification.name, shown)
-    write_json(folder / SYNCED, noted)
-
-
 def run(arguments: Namespace) -> None:
     """What the command does."""
     sweep = load_sweep(arguments.file, arguments.params, arguments.set, arguments.only)
@@ -179,14 +159,16 @@ def run(arguments: Namespace) -> None:
         return
     make_inputs(sweep, arguments)
     trials = plan_trials(sweep)
+    name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
-        bring_into_mlflow(sweep, trials)
+        bring_into_mlflow(name, trials, results)
+        if line := charts_line(name):
+            print(line)
         return
     require_lora_targets(planned for planned in trials if not planned.is_over)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
-    results = results_folder(sweep)
     with Sync(_sync_words(arguments)) as sync:
         failure = None
         if not all(planned.is_over for planned in trials):
@@ -196,8 +178,7 @@ def run(arguments: Namespace) -> None:
                 failure = error
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
         publish(sweep, trials)
-        if not is_synced(results / SYNCED, trials) and (warning := sync.finish()):
-            print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
+        show_in_mlflow(name, trials, results, sync)
     if failure:
         raise failure
     left = [planned for planned in trials if not planned.is_over]
@@ -207,6 +188,20 @@ def run(arguments: Namespace) -> None:
             f"{len(left)} of {len(trials)} trials are not done",
             f"see {FAILURE} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
         )
+
+
+def show_in_mlflow(name: str, trials: Sequence[Planned], results: Path, sync: Sync) -> None:
+    """Bring the sweep into MLflow if it is not there, and say where its charts are; a failure is a warning."""
+    warning = None
+    try:
+        if not is_synced(name, trials, results):
+            warning = sync.finish()
+        elif line := charts_line(name):
+            print(line)
+    except PipelineError as error:
+        warning = str(error)
+    if warning:
+        print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
 
 
 def _sync_words(arguments: Namespace) -> list[str]:

@@ -1,6 +1,7 @@
 """MLflow's pages of a finished sweep, in a real browser: the comparison that a user wants, within a few clicks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,9 @@ SHOTS = Path(os.environ.get("SCREENSHOTS") or ROOT / "results" / "screenshots")
 """Where the pictures go that people look at."""
 WINDOW = (1600, 1000)
 SINKS = "sinks/intermediate_tokens_per_utterance"
+ALL_SINKS = (SINKS, "sinks/max_ratio/intermediate", "sinks/bos_cosine/other", "sinks/relocated_share")
+CONDITIONS = ("test", "test/snr_0", "test/babble_snr_0", "validation", "validation/snr_0")
+"""The last of them and another have one title where MLflow shortens both."""
 
 
 def png(path: Path) -> None:
@@ -48,7 +52,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
         trial = make_trial(folder / "runs", *settings)
         for step in (10, 20):
             trial.spool.append(step, {"loss/cross_entropy": 5.0 / step})
-        finish(trial, {"test": [number, 1], "validation": [0, number]}, **{SINKS: 5.0 - number})
+        errors = {name: [number, 1] for name in CONDITIONS}
+        finish(trial, errors, **{name: 5.0 - number / (1 + place) for place, name in enumerate(ALL_SINKS)})
     comparison = compare(named_trials([str(folder / "runs")], folder))
     pictures = folder / "comparison"
     pictures.mkdir()
@@ -65,21 +70,23 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(tracked: tuple[str, str, str]) -> Iterator[str]:
-    """`make ui`, on a port of its own."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    words = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", tracked[0]]
-    settings = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(words, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}/"
+def server(tracked: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`make ui`, on a port of its own: the address that it prints for the sweep's charts, once that can be opened."""
+    port = free_port()
+    words = [sys.executable, "-m", "pipeline.ui", "--port", str(port)]
+    settings = os.environ | {"MLFLOW_TRACKING_URI": tracked[0]}
+    errors = tmp_path_factory.mktemp("server") / "errors.txt"
+    with open(errors, "w") as opened:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=opened, text=True, start_new_session=True
+        )
     try:
-        _wait_for(address, process)
-        yield address
+        charts = process.stdout.readline()
+        assert charts.startswith(f"small: http://127.0.0.1:{port}/#/"), errors.read_text()
+        _wait_for(f"http://127.0.0.1:{port}/", process)
+        yield charts.removeprefix("small: ").strip()
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
 
 
@@ -97,6 +104,12 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
             time.sleep(0.2)
 
 
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
@@ -104,11 +117,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield opened
 
 
+def base(charts: str) -> str:
+    """The server's address."""
+    return charts.partition("#")[0]
+
+
+def scroll_to(page: Page, words: str) -> None:
+    """Bring a section of the charts into the window: MLflow draws what can be seen."""
+    found = f"[...document.querySelectorAll('*')].filter(e => e.innerText?.startsWith('{words}')).pop()"
+    page.wait_for(f"!!{found}")
+    page.value(f"{found}.scrollIntoView()")
+
+
 def test_the_comparison_is_two_clicks_from_the_experiment(
     page: Page, server: str, tracked: tuple[str, str, str]
 ) -> None:
     """Views, Comparison: trials by what differs, the error rates and sinks beside them."""
-    page.open(f"{server}#/experiments/{tracked[1]}/runs?workflowType=machine_learning")
+    page.open(f"{base(server)}#/experiments/{tracked[1]}/runs?workflowType=machine_learning")
     page.click("document.querySelector('[data-testid=saved-views-trigger]')")
     page.click_text("Comparison")
     for words in (
@@ -125,16 +150,25 @@ def test_the_comparison_is_two_clicks_from_the_experiment(
 
 
 def test_its_charts_are_behind_one_link(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
-    page.open(server + CHARTS.format(experiment=tracked[1]))
+    assert server == base(server) + CHARTS.format(experiment=tracked[1])
+    page.open(server)
     page.wait_for_text("4 matching runs")
     drawn = "[...document.querySelectorAll('.parcoords text, .parcoords .axis-title')].map(e => e.textContent)"
     page.wait_for(f"{drawn}.some(t => t.includes('task')) && {drawn}.some(t => t.includes('wer'))")
-    page.wait_for("document.querySelectorAll('.barlayer .point').length >= 4")
     page.screenshot(SHOTS / "mlflow-charts.png")
+    titles = page.value(f"{drawn}.filter(t => t.includes('/') || t.includes('...'))")
+    assert len(titles) >= 6
+    assert len(set(titles)) == len(titles)
+    assert not any(title.endswith(("/low", "/high")) for title in titles)
+    scroll_to(page, "Error rates against")
+    page.wait_for("document.querySelectorAll('.scatterlayer .point').length >= 4")
+    page.screenshot(SHOTS / "mlflow-scatter.png")
+    scroll_to(page, "One by one")
+    page.wait_for("document.querySelectorAll('.barlayer .point').length >= 4")
 
 
 def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
-    above = f"{server}#/experiments/{tracked[1]}/runs/{tracked[2]}"
+    above = f"{base(server)}#/experiments/{tracked[1]}/runs/{tracked[2]}"
     page.open(above)
     page.wait_for("[...document.querySelectorAll('td')].some(cell => cell.innerText.includes('AVSR 16,5'))")
     page.wait_for("[...document.images].some(image => image.src.includes('overview.png') && image.naturalWidth > 0)")
@@ -145,8 +179,31 @@ def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, 
 
 
 def test_a_run_names_the_digests_of_its_data(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
-    page.open(server + CHARTS.format(experiment=tracked[1]).replace("CHART", "TABLE"))
+    page.open(server.replace("CHART", "TABLE"))
     page.click_text("video v5 weight 0 seed 0", "a")
     page.wait_for_text("utterances")
     page.wait_for_text("1" * 8)
     page.screenshot(SHOTS / "mlflow-run.png")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (None, "make ui PORT=5001"),
+        ("mlruns", "is neither a database nor the address of a server"),
+        ("sqlite:///broken.db", "move it away"),
+    ],
+)
+def test_pages_that_cannot_be_shown_are_one_line(tmp_path: Path, uri: str | None, message: str) -> None:
+    (tmp_path / "broken.db").write_bytes(b"no database " * 100)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = free_port() if uri else taken.getsockname()[1]
+        settings = os.environ | {"MLFLOW_TRACKING_URI": uri or "", "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-m", "pipeline.ui", "--port", str(port)]
+        ran = subprocess.run(words, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    [line] = ran.stderr.splitlines()
+    assert ran.returncode == 1
+    assert line.startswith("error: ")
+    assert message in line

@@ -1,19 +1,25 @@
 """Trial folders in MLflow: all of it, once, whatever broke before."""
 
 import base64
+import contextlib
+import itertools
 import json
-import socket
+import shutil
 import subprocess
 import sys
 import zlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.tracking import mlflow_run, mlflow_writer
+from pipeline.tracking import mlflow_content, mlflow_run, mlflow_writer
+from pipeline.tracking.mlflow_charts import charts_of
 from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_views import LONGEST_TAG, Shown, description, saved_view
 from pipeline.tracking.mlflow_writer import ingest
@@ -97,47 +103,97 @@ def test_again_changes_nothing(tmp_path: Path, database: str, experiment: str, m
     trial = trained(tmp_path, 0)
     first = ingest([trial.folder], database, experiment, "sweep")
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow.MlflowClient.log_batch", None)
-        patched.setattr("mlflow.MlflowClient.log_artifact", None)
+        for name in WRITING:
+            patched.setattr(f"mlflow.MlflowClient.{name}", None)
         assert ingest([trial.folder], database, experiment, "sweep") == first
     other = ingest([trial.folder], database, experiment, "another sweep")
     assert other != first
     assert len(runs_of(database, experiment)) == 2
 
 
-@pytest.mark.parametrize("calls", range(6))
-def test_a_broken_writer_is_gone_on_from(
-    tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch, calls: int
+WRITING = ("create_run", "log_batch", "log_inputs", "log_artifact", "set_tag", "delete_run", "set_terminated")
+"""Calls of MLflow's client that change something."""
+
+
+def test_whichever_call_fails_the_next_sync_shows_the_folder(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever call fails, before or after it had its effect, the next time everything is there once."""
+    """A run takes the place of another; calls fail in turn before and after they had their effect."""
+    monkeypatch.setattr(mlflow_run, "METRICS_IN_A_BATCH", 5)
+    failures = 0
+    for calls in itertools.count():
+        experiment = f"call {calls}"
+        trial = trained(tmp_path / str(calls), 0, steps=3)
+        ingest([trial.folder], database, experiment, "sweep")
+        trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
+        trial.hypotheses.write_text("[]\n")
+        trial.finish("f" * 64, {"wer/test": 0.2})
+        with monkeypatch.context() as patched:
+            failed = fail_at(patched, calls, effect=calls % 2 == 1)
+            with contextlib.suppress(PipelineError):
+                ingest([trial.folder], database, experiment, "sweep")
+        ingest([trial.folder], database, experiment, "sweep")
+        [run] = runs_of(database, experiment)
+        require_shown(database, run, trial)
+        assert run.info.status == "FINISHED"
+        if not failed:
+            break
+        failures += 1
+    assert failures > len(WRITING)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, *, effect: bool) -> list[str]:
+    """Let one call of those that write fail, without or after its effect; its name is in the list once it did."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    trial = trained(tmp_path, 0, steps=6)
-    monkeypatch.setattr(mlflow_run, "METRICS_IN_A_BATCH", 6)
-    whole, made = MlflowClient.log_batch, []
+    made: list[str] = []
+    failed: list[str] = []
 
-    def failing(self: MlflowClient, *given: Any, **named: Any) -> None:
-        made.append(1)
-        if len(made) > calls:
-            if calls % 2:
-                whole(self, *given, **named)
-            raise MlflowException("the database went away")
-        whole(self, *given, **named)
+    def failing(name: str, whole: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            made.append(name)
+            if len(made) == number + 1:
+                failed.append(name)
+                if effect:
+                    whole(*given, **named)
+                raise MlflowException("the database went away")
+            return whole(*given, **named)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, "log_batch", failing)
-        if calls < 5:
-            with pytest.raises(PipelineError, match=r"went away.*nothing is lost"):
-                ingest([trial.folder], database, experiment, "sweep")
-        else:
-            ingest([trial.folder], database, experiment, "sweep")
-    ingest([trial.folder], database, experiment, "sweep")
-    [run] = runs_of(database, experiment)
-    for name in ("loss/cross_entropy", "learning_rate"):
-        assert [step for step, *_ in history(database, run.info.run_id, name)] == [1, 2, 3, 4, 5, 6]
-    assert run.data.metrics["wer/test"] == 0.1
-    assert run.info.status == "FINISHED"
+        return call
+
+    for name in WRITING:
+        monkeypatch.setattr(MlflowClient, name, failing(name, getattr(MlflowClient, name)))
+    return failed
+
+
+def require_shown(uri: str, run: Any, trial: Trial) -> None:
+    """MLflow shows of a trial what its folder says, and nothing else."""
+    from mlflow import MlflowClient
+
+    config = yaml.safe_load(trial.config.read_text())
+    assert run.data.params["evaluate.beams"] == str(config["evaluate"]["beams"])
+    result = json.loads(trial.metrics.read_text()) if trial.metrics.exists() else {"metrics": {}}
+    assert run.data.tags.get("evaluation") == result.get("evaluation")
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for line in trial.spool.path.read_text().splitlines():
+        record = json.loads(line)
+        for name in record.keys() - {"step", "time"}:
+            expected.setdefault(name, []).append((record["step"], round(record["time"] * 1000), record[name]))
+    points = {name: sorted(history(uri, run.info.run_id, name)) for name in run.data.metrics}
+    finals = {name: [value for *_, value in points.pop(name)] for name in result["metrics"]}
+    assert points == {name: sorted(measured) for name, measured in expected.items()}
+    assert finals == {name: [value] for name, value in result["metrics"].items()}
+    there = {item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)}
+    kept = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz", "figures")
+    assert there == {name for name in kept if (trial.folder / name).exists()}
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    for name in there - {"figures"}:
+        assert (artifacts / name).read_bytes() == (trial.folder / name).read_bytes()
+    sessions = json.loads(trial.provenance.read_text())["sessions"]
+    begun = datetime.fromisoformat(sessions[0]["started"]).timestamp()
+    first = json.loads(trial.spool.path.read_text().splitlines()[0])["time"]
+    assert run.info.start_time == round(min(begun, first) * 1000)
 
 
 def test_a_trial_that_still_trains_is_followed(tmp_path: Path, database: str, experiment: str) -> None:
@@ -168,36 +224,252 @@ def test_another_evaluation_leaves_no_old_number(tmp_path: Path, database: str, 
     assert run.data.params["evaluate.beams"] == "1"
 
 
-def test_the_database_can_be_deleted_and_made_again_by_two_at_once(tmp_path: Path) -> None:
-    trials = [trained(tmp_path / "runs", seed) for seed in range(2)]
-    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    program = (
-        "import sys; from pipeline.tracking.mlflow_writer import ingest; ingest(sys.argv[2:], sys.argv[1], 'e', 's')"
+def test_parameters_of_an_earlier_evaluation_do_not_stay(tmp_path: Path, database: str, experiment: str) -> None:
+    """Not even where the trial was first seen before it was evaluated at all."""
+    trial = trained(tmp_path, 0, done=False)
+    ingest([trial.folder], database, experiment, "sweep")
+    trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1", "sinks.tau=77"]))
+    trial.finish("f" * 64, {"wer/test": 0.2})
+    ingest([trial.folder], database, experiment, "sweep")
+    [run] = runs_of(database, experiment)
+    require_shown(database, run, trial)
+    assert run.data.params["sinks.tau"] == "77.0"
+
+
+def test_what_is_measured_again_after_a_kill_is_there_once(tmp_path: Path, database: str, experiment: str) -> None:
+    trial = trained(tmp_path, 0, steps=6, done=False)
+    ingest([trial.folder], database, experiment, "sweep")
+    trial.spool.cut_back(3)
+    for step in range(4, 9):
+        trial.spool.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
+    ingest([trial.folder], database, experiment, "sweep")
+    [run] = runs_of(database, experiment)
+    require_shown(database, run, trial)
+
+
+@pytest.mark.parametrize("moving", [shutil.move, shutil.copytree])
+def test_a_project_that_was_moved_keeps_its_artifacts_with_it(tmp_path: Path, database: str, moving: Any) -> None:
+    old, new = tmp_path / "old place", tmp_path / "new place"
+    old.mkdir()
+    shutil.copy(database.removeprefix("sqlite:///"), old / "mlflow.db")
+    before, after = (trained(old / "runs", seed) for seed in (1, 2))
+    mlflow_writer.ingest_sweep([before.folder], f"sqlite:///{old}/mlflow.db", "moved")
+    ids = {run.info.run_id for run in runs_of(f"sqlite:///{old}/mlflow.db", "moved")}
+    shutil.copytree(old, tmp_path / "kept")
+    moving(old, new)
+    uri = f"sqlite:///{new}/mlflow.db"
+    trials = [Trial(new / "runs" / trial.folder.name) for trial in (before, after)]
+    mlflow_writer.ingest_sweep([trial.folder for trial in trials], uri, "moved")
+    runs = {run.data.tags.get("identity"): run for run in runs_of(uri, "moved")}
+    assert ids <= {run.info.run_id for run in runs.values()}, "nothing was begun anew"
+    for trial in trials:
+        assert runs[trial.identity].info.artifact_uri.startswith((new / "mlartifacts").as_uri())
+        folder = Path(unquote(runs[trial.identity].info.artifact_uri.removeprefix("file://")))
+        assert (folder / "metrics.json").read_bytes() == trial.metrics.read_bytes()
+    left = sorted(path.relative_to(old) for path in old.rglob("*")) if old.exists() else []
+    kept = sorted(path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept").rglob("*"))
+    assert left in ([], kept), "nothing is written to the old place"
+
+
+def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, experiment: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    trial, other = trained(tmp_path, 0), trained(tmp_path, 1)
+    table = tmp_path / "table.md"
+    table.write_text("first")
+    parent = mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
+    run_id = ingest([trial.folder], database, experiment, experiment)[trial.identity]
+    for run, name in ((run_id, "audio a16 weight 0 seed 0, the good one"), (parent, "my sweep")):
+        client.set_tag(run, "mlflow.runName", name)
+        client.set_tag(run, "mlflow.note.content", f"note of {name}")
+        client.set_tag(run, "paper", f"tag of {name}")
+    table.write_text("second")
+    mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
+    # Now the trial's run has to be made anew.
+    trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
+    trial.finish("f" * 64, {"wer/test": 0.2})
+    older = trained(tmp_path, 2)
+    older.spool.path.write_text(older.spool.path.read_text().replace("1700000001", "1600000001"))
+    mlflow_writer.ingest_sweep([trial.folder, other.folder, older.folder], database, experiment, [table])
+    runs = {run.data.tags.get("identity"): run for run in runs_of(database, experiment)}
+    assert runs[trial.identity].info.run_id != run_id
+    assert runs[None].info.run_id != parent, "the sweep begins earlier now"
+    require_shown(database, runs[trial.identity], trial)
+    for run, name in ((runs[trial.identity], "audio a16 weight 0 seed 0, the good one"), (runs[None], "my sweep")):
+        assert run.info.run_name == name
+        assert run.data.tags["mlflow.note.content"] == f"note of {name}"
+        assert run.data.tags["paper"] == f"tag of {name}"
+    assert runs[other.identity].info.run_name == "audio a16 weight 0 seed 1"
+    assert [item.path for item in client.list_artifacts(runs[None].info.run_id)] == ["table.md"]
+
+
+def test_a_sweep_lasts_from_its_first_trial_to_its_last(tmp_path: Path, database: str, experiment: str) -> None:
+    trials = [trained(tmp_path, seed) for seed in range(2)]
+    ended = "2023-11-14T23:00:00+00:00"
+    for trial in trials:
+        record = json.loads(trial.provenance.read_text())
+        record["sessions"][-1]["ended"] = ended
+        trial.provenance.write_text(json.dumps(record))
+    folders = [trial.folder for trial in trials]
+    for more in ("once", "and once more, later"):
+        (tmp_path / "table.md").write_text(more)
+        mlflow_writer.ingest_sweep(folders, database, experiment, [tmp_path / "table.md"])
+        for run in runs_of(database, experiment):
+            assert run.info.start_time == round((BEGAN + 1) * 1000)
+            assert run.info.end_time == datetime.fromisoformat(ended).timestamp() * 1000
+            assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("left", "complete", "status"),
+    [("failed.json", True, "FAILED"), ("stopped.json", True, "KILLED"), (None, False, "KILLED")],
+)
+def test_a_trial_that_does_not_run_is_not_shown_as_running(
+    tmp_path: Path, database: str, experiment: str, left: str | None, complete: bool, status: str
+) -> None:
+    done = trained(tmp_path, 0)
+    trial = trained(tmp_path, 1, done=False)
+    with trial.lease():
+        mlflow_writer.ingest_sweep([done.folder, trial.folder], database, f"{experiment}", complete=False)
+        assert {run.info.status for run in runs_of(database, experiment)} == {"RUNNING", "FINISHED"}
+    if left:
+        (trial.folder / left).write_text("{}")
+    else:
+        record = json.loads(trial.provenance.read_text())
+        record["sessions"][-1]["outcome"] = "interrupted"
+        trial.provenance.write_text(json.dumps(record))
+    mlflow_writer.ingest_sweep([done.folder, trial.folder], database, experiment, complete=complete)
+    runs = {run.data.tags.get("identity"): run.info for run in runs_of(database, experiment)}
+    assert runs[trial.identity].status == status
+    assert runs[trial.identity].end_time
+    assert runs[None].status == ("FINISHED" if complete else "KILLED")
+
+
+def test_figures_of_a_trial_are_on_its_run(
+    tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    trial = trained(tmp_path / "runs", 0)
+    drawn = tmp_path / "results" / "inspect" / trial.folder.name
+    drawn.mkdir(parents=True)
+    for _ in range(2):
+        ids = ingest([trial.folder], database, experiment, "sweep")
+        (drawn / "importance.png").write_bytes(b"png")
+    paths = [item.path for item in MlflowClient(database).list_artifacts(ids[trial.identity], "figures")]
+    assert paths == ["figures/cosine.svg", "figures/importance.png"]
+
+
+def test_the_files_of_a_sweep_are_those_that_it_writes() -> None:
+    from pipeline.inspect import RESULTS
+    from pipeline.reproduce import VERDICT
+    from pipeline.sweeping.early import STOPPED
+    from pipeline.sweeping.plan import FAILURE
+
+    assert {FAILURE, STOPPED, VERDICT} == {"failed.json", "stopped.json", mlflow_content.REPRODUCTION}
+    assert mlflow_content.INSPECTED == RESULTS
+
+
+def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, experiment: str) -> None:
+    trials = [trained(tmp_path, seed) for seed in range(2)]
+    words = [database, experiment, *(str(trial.folder) for trial in trials)]
+    assert loads_mlflow(tmp_path, words)
+    assert not loads_mlflow(tmp_path, words)
+    [run, *_] = [run for run in runs_of(database, experiment) if "identity" in run.data.tags]
+    from mlflow import MlflowClient
+
+    changes = (
+        lambda: MlflowClient(database).delete_run(run.info.run_id),
+        lambda: shutil.rmtree(run.info.artifact_uri.removeprefix("file://").replace(run.info.run_id, again())),
+        lambda: trials[0].metrics.write_text(trials[0].metrics.read_text() + "\n"),
+        lambda: (tmp_path / "table.md").write_text("another"),
     )
-    words = [sys.executable, "-c", program, uri, *(str(trial.folder) for trial in trials)]
-    together = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in together:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
-        assert "INFO" not in said
-    assert sorted(run.data.params["train.seed"] for run in runs_of(uri, "e")) == ["0", "1"]
+
+    def again() -> str:
+        """The run that has taken the place of the deleted one."""
+        identity = run.data.tags["identity"]
+        [found] = [r for r in runs_of(database, experiment) if r.data.tags.get("identity") == identity]
+        return found.info.run_id
+
+    for change in changes:
+        change()
+        assert loads_mlflow(tmp_path, words)
+        assert not loads_mlflow(tmp_path, words)
 
 
-def test_a_server_that_is_down_is_one_line(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    with pytest.raises(PipelineError) as raised:
-        ingest([trained(tmp_path, 0).folder], f"http://name:secret@127.0.0.1:{port}", "e", "s")
-    line = str(raised.value)
-    assert line.startswith(f"http://127.0.0.1:{port}: MLflow cannot be written")
-    assert "refused" in line
-    assert "nothing is lost" in line
-    assert "secret" not in line
+def loads_mlflow(folder: Path, words: list[str]) -> bool:
+    """Whether bringing a sweep and its trials into MLflow had to load it."""
+    program = (
+        "import sys; from pipeline.tracking.mlflow_writer import ingest, ingest_sweep\n"
+        "uri, name, *folders = sys.argv[1:]\n"
+        f"ingest_sweep(folders, uri, name, [{str(folder / 'table.md')!r}])\n"
+        "ingest(folders, uri, name, name)\n"
+        "print('mlflow' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip() == "True"
+
+
+def test_a_mark_does_not_outlive_its_database(tmp_path: Path, database: str) -> None:
+    trial = trained(tmp_path / "runs", 0)
+    copied = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{copied}"
+    for _ in range(2):
+        shutil.copy(database.removeprefix("sqlite:///"), copied)
+        ingest([trial.folder], uri, "e", "s")
+        [run] = runs_of(uri, "e")
+        require_shown(uri, run, trial)
+        copied.unlink()
+
+
+def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database: str, experiment: str) -> None:
+    trials = [trained(tmp_path, seed) for seed in range(6)]
+    trials[4].config.unlink()
+    trials[5].config.write_text("")
+    trials[1].spool.path.write_text("no record\n")
+    (trials[3].folder / "identity.json").write_text("{")
+    with pytest.raises(PipelineError, match="no valid JSON"):
+        ingest([trial.folder for trial in trials], database, experiment, "sweep")
+    seeds = {run.data.params["train.seed"] for run in runs_of(database, experiment)}
+    assert seeds == {"0", "2"}
+
+
+def test_two_runs_of_one_trial_become_one(tmp_path: Path, database: str, experiment: str) -> None:
+    """As two machines leave them that write to one server at once."""
+    from mlflow import MlflowClient
+
+    client, trial = MlflowClient(database), trained(tmp_path, 0)
+    first = ingest([trial.folder], database, experiment, "sweep")[trial.identity]
+    tags = {"sweep": "sweep", "identity": trial.identity, "paper": "table 2"}
+    client.create_run(client.get_experiment_by_name(experiment).experiment_id, tags=tags)
+    ingest([trial.folder], database, experiment, "sweep")
+    [run] = runs_of(database, experiment)
+    assert (run.info.run_id, run.data.tags["paper"]) == (first, "table 2")
+    require_shown(database, run, trial)
+
+
+def test_an_mlflow_without_saved_views_has_all_the_rest(
+    tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from mlflow.store.tracking import sqlalchemy_store
+
+    def refuse(key: str, value: str) -> None:
+        if key.startswith("mlflow.sharedViewState"):
+            raise sqlalchemy_store.MlflowException.invalid_parameter_value("no such tag")
+
+    monkeypatch.setattr(sqlalchemy_store, "_validate_experiment_tag", refuse)
+    trial = trained(tmp_path, 0)
+    mlflow_writer.ingest_sweep([trial.folder], database, experiment)
+    assert "no saved view" in capsys.readouterr().err
+    assert {run.info.status for run in runs_of(database, experiment)} == {"FINISHED"}
+    assert charts_of(experiment, database) is None
 
 
 def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_run, "_flat", lambda values: 1 / 0)
+    monkeypatch.setattr(mlflow_content, "_flat", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ingest([trained(tmp_path, 0).folder], database, "e", "s")
 
@@ -207,6 +479,8 @@ def test_where_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri() == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri() == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", " ")
+    assert tracking_uri() == "sqlite:///mlflow.db"
 
 
 def test_a_sweep_has_one_run_above_its_trials(tmp_path: Path, database: str) -> None:
@@ -264,6 +538,27 @@ def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
     for text in (short, long):
         assert "(#/experiments/1/runs/abc/artifacts/report.html)" in text
         assert text.count("![") == 1
+
+
+def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
+    metrics = ["wer/test", "wer/test/low", "wer/test/high", "wer/validation", "wer/test/snr_0/low"]
+    metrics += ["sinks/intermediate_tokens_per_utterance", "sinks/intermediate_tokens_per_utterance/low"]
+    charts = view_of([Shown("one", {}, metrics), Shown("two", {}, metrics)])["compareRunCharts"]
+    scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"]
+    assert scatters == [(metrics[5], "wer/validation"), (metrics[5], "wer/test")]
+    bars = {chart["metricKey"]: chart["deleted"] for chart in charts if chart["type"] == "BAR"}
+    assert {name for name, deleted in bars.items() if deleted} == {m for m in metrics if m.endswith(("/low", "/high"))}
+
+
+def test_a_view_of_many_conditions_fits_into_its_tag() -> None:
+    metrics = [f"wer/test/condition_{number}{bound}" for number in range(100) for bound in ("", "/low", "/high")]
+    runs = [Shown(f"run {n}", {f"train.key_{k}": str(n) for k in range(50)}, metrics) for n in range(3)]
+    assert len(saved_view(runs, "many", 7)) < 20_000
+
+
+def view_of(runs: list[Shown]) -> dict[str, Any]:
+    envelope = json.loads(saved_view(runs, "sweep", 7))
+    return json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
 
 
 def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:

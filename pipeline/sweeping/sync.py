@@ -5,16 +5,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipeline.common.files import file_sha256, read_json
-from pipeline.common.version_control import without_credentials
 from pipeline.sweeping.plan import Planned
-from pipeline.tracking.mlflow_server import is_begun, tracking_uri
+from pipeline.tracking.mlflow_charts import charts_of
+from pipeline.tracking.mlflow_server import is_server, tracking_uri
+from pipeline.tracking.mlflow_writer import ingest_sweep, is_sweep_synced
+from pipeline.tracking.trial import State
 
 LOWEST_PRIORITY = 19
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""With MLflow's own a server that is down holds up the end of a sweep for minutes."""
+SHOWN = ("table.*", "claims.md", "*.png")
+"""Of a sweep's results, those that MLflow keeps."""
+SAID_AT_ONCE = ("waiting for ", "note: ")
+"""Beginnings of what a sync says while it goes on; its last line is why it did not work."""
 
 
 class Sync:
@@ -46,35 +48,58 @@ class Sync:
             None, or in one line why it did not work.
         """
         self._end()
-        last = self._process = self._begin()
-        errors = last.communicate()[1].strip()
-        if last.returncode == 0:
-            return None
-        return errors.splitlines()[-1] if errors else f"ended with {last.returncode}"
+        # What was printed so far comes before what the process prints.
+        sys.stdout.flush()
+        last = self._process = self._begin(stdout=None)
+        said = "MLflow's writer ended without a word"
+        for line in last.stderr:
+            if line.startswith(SAID_AT_ONCE):
+                print(line, end="", file=sys.stderr, flush=True)
+            said = line.removeprefix("error: ").strip() or said
+        return None if last.wait() == 0 else said
 
     def _end(self) -> None:
         if self._process and self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
 
-    def _begin(self) -> subprocess.Popen[str]:
+    def _begin(self, stdout: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C is not for it.
-        return subprocess.Popen(
-            self._words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=PATIENCE | os.environ,
-        )  # fmt: skip
+        return subprocess.Popen(self._words, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def record(trials: Sequence[Planned]) -> dict[str, Any]:
-    """What of a sweep is in MLflow after a sync: its address, and which results."""
-    results = {planned.identity: _sha256(planned) for planned in trials}
-    return {"uri": without_credentials(tracking_uri()), "results": results}
+def bring_into_mlflow(name: str, trials: Sequence[Planned], folder: Path) -> None:
+    """What there is of the trials, as far as each has come. Done again it changes nothing.
+
+    Args:
+        name: of the sweep.
+        trials: all of it.
+        folder: its tables and figures.
+
+    Raises:
+        PipelineError: MLflow cannot be written, or a trial is damaged.
+    """
+    ingest_sweep(*_arguments(name, trials, folder))
 
 
-def is_synced(path: Path, trials: Sequence[Planned]) -> bool:
-    """Whether all results were brought to where they should be, and a database that is a file is still there."""
-    return is_begun(tracking_uri()) and path.exists() and read_json(path, "remove it") == record(trials)
+def is_synced(name: str, trials: Sequence[Planned], folder: Path) -> bool:
+    """Whether MLflow shows all of this already; arguments as `bring_into_mlflow`. MLflow is not loaded."""
+    return is_sweep_synced(*_arguments(name, trials, folder))
 
 
-def _sha256(planned: Planned) -> str | None:
-    return file_sha256(planned.trial.metrics) if planned.trial.metrics.exists() else None
+def charts_line(name: str) -> str | None:
+    """A line that says where the charts of a sweep are seen; None where MLflow does not have it.
+
+    Raises:
+        PipelineError: MLflow does not answer.
+    """
+    uri = tracking_uri()
+    address = charts_of(name, uri)
+    first = "" if is_server(uri) else "make ui, then "
+    return address and f"charts in MLflow: {first}{address}"
+
+
+def _arguments(name: str, trials: Sequence[Planned], folder: Path) -> tuple[list[Path], str, str, list[Path], bool]:
+    begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]
+    shown = [path for kind in SHOWN for path in sorted(folder.glob(kind))]
+    return begun, tracking_uri(), name, shown, all(planned.is_over for planned in trials)

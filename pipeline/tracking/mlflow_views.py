@@ -16,6 +16,9 @@ VIEW_TAG = "mlflow.sharedViewState.comparison"
 CHARTS = "#/experiments/{experiment}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
 CHARTS += "&workflowType=machine_learning"
 """Address of the view's charts below that of the server, whatever kind of work the pages are set to."""
+LOCAL_SERVER = "http://127.0.0.1:{port}/"
+"""Where `make ui` shows a database."""
+PORT = 5000
 TASK, WEIGHT = "task", "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
@@ -28,9 +31,13 @@ _SINKS = (
 )
 _CURVES = ("loss/cross_entropy", "loss/validation")
 _BOUNDS = ("/low", "/high")
+_CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
-_TOGETHER, _SINGLE = "Task, weight, error rates and sinks", "One by one"
+_TOGETHER, _AGAINST, _SINGLE = "Task, weight, error rates and sinks", "Error rates against sinks", "One by one"
 """Sections of the charts."""
+_LONGEST_TITLE, _ENDS = 15, 6
+"""MLflow's parallel coordinates show of a longer name this many characters of its begin and of its end."""
+_MOST_SCATTERS = 3
 _PICTURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
 
 
@@ -72,11 +79,14 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     settings = [key for key in _differing([run.params for run in runs]) if key != WEIGHT]
     everywhere = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
     metrics = sorted({name for run in runs for name in run.metrics})
-    headlines = [*_error_rates(metrics), *(name for name in _SINKS if name in metrics)]
+    headlines = _headlines(metrics)
     columns = [f"params.`{key}`" for key in (TASK, WEIGHT, *settings)] + [f"metrics.`{name}`" for name in headlines]
     columns.append("attributes.`Dataset`")
     lines = [name for name in _CURVES if name in metrics]
-    charts = [_parallel([TASK, WEIGHT], [name for name in headlines if name in everywhere])]
+    charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
+    if _SINKS[0] in metrics:
+        rates = [name for name in headlines if name.startswith(_ERRORS)]
+        charts += [_scatter(_SINKS[0], rate) for rate in rates[:_MOST_SCATTERS]]
     charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
     # A metric that no chart names gets one of its own, and there are seventy.
     charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -93,11 +103,22 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
         "columnWidths": {_RUN_NAME: 330},
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": charts,
-        "compareRunSections": [_section(_TOGETHER, columns=1), _section(_SINGLE, columns=3)],
+        "compareRunSections": [_section(_TOGETHER, 1), _section(_AGAINST, 2), _section(_SINGLE, 3)],
         "isAccordionReordered": True,
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     return json.dumps({"name": VIEW, "createdAt": created, "updatedAt": created, "state": f"deflate;{packed}"})
+
+
+def charts_address(uri: str, experiment: str, port: int = PORT) -> str:
+    """Where the charts of an experiment are seen: on its server, or on that of `make ui`."""
+    server = f"{uri.rstrip('/')}/" if uri.startswith("http") else LOCAL_SERVER.format(port=port)
+    return server + CHARTS.format(experiment=experiment)
+
+
+def is_description(note: str) -> bool:
+    """Whether a note begins like a description that we write."""
+    return note.startswith(_CHARTS_LINK)
 
 
 def description(table: str, experiment: str, run: str, files: Iterable[str]) -> str:
@@ -110,7 +131,7 @@ def description(table: str, experiment: str, run: str, files: Iterable[str]) -> 
         files: paths of its artifacts.
     """
     there = set(files)
-    ways = [f"[Charts and columns]({CHARTS.format(experiment=experiment)})"]
+    ways = [f"{_CHARTS_LINK}({CHARTS.format(experiment=experiment)})"]
     if "report.html" in there:
         ways.append(f"[Report](#/experiments/{experiment}/runs/{run}/artifacts/report.html)")
     pictures = [path for name in _PICTURES for path in sorted(there) if path.rpartition("/")[2] == name]
@@ -127,6 +148,14 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in different if not key.startswith(_OF_THE_TASK)]
 
 
+def _headlines(metrics: Sequence[str]) -> list[str]:
+    """The error rates of whole splits and the main measure of sinks, then conditions and the other measures."""
+    rates = _error_rates(metrics)
+    whole = [name for name in rates if name.count("/") == 1]
+    sinks = [name for name in _SINKS if name in metrics]
+    return [*whole, *sinks[:1], *(name for name in rates if name not in whole), *sinks[1:]]
+
+
 def _error_rates(metrics: Sequence[str]) -> list[str]:
     """The validation split, by which one chooses, then the test split under its conditions."""
     rates = [name for name in metrics if name.startswith(_ERRORS) and not name.endswith(_BOUNDS)]
@@ -138,6 +167,23 @@ def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
         "uuid": f"{kind} {metric}", "type": kind, "metricKey": metric, "metricSectionId": _SINGLE, "deleted": deleted,
         "isGenerated": False, "runsCountToCompare": 20, "displayName": metric,
     }  # fmt: skip
+
+
+def _scatter(across: str, up: str) -> dict:
+    return {
+        "uuid": f"SCATTER {up}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False, "isGenerated": False,
+        "runsCountToCompare": 100, "displayName": f"{up} against {across}",
+        "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
+    }  # fmt: skip
+
+
+def _told_apart(metrics: Sequence[str]) -> list[str]:
+    """Those whose titles on the parallel coordinates differ; the others have charts of their own."""
+    titles: dict[str, str] = {}
+    for name in metrics:
+        short = name if len(name) <= _LONGEST_TITLE else f"{name[:_ENDS]}...{name[-_ENDS:]}"
+        titles.setdefault(short, name)
+    return list(titles.values())
 
 
 def _section(name: str, columns: int) -> dict:

@@ -1,7 +1,8 @@
 """Trial folders into MLflow: one writer, in batches, from files.
 
-A run belongs to one sweep and one identity and is found by these two tags. What is there is skipped, what a broken
-writer left unfinished goes on, and the whole database can be deleted and made again. Workers never come here.
+A run belongs to one sweep and one identity and is found by these two tags. A third is the mark of what the run shows:
+where all marks are right nothing is done, and a database that is a file is then read without loading MLflow. What a
+killed writer left unfinished goes on, and the whole database can be deleted and made again. Workers never come here.
 """
 
 import contextlib
@@ -10,19 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.progress import progress
-from pipeline.tracking.mlflow_run import IDENTITY, NAME, SWEEP, ingest_trial, log_files
-from pipeline.tracking.mlflow_server import alone, client_of, database, explained, is_begun
-from pipeline.tracking.mlflow_views import CHARTS, VIEW_TAG, Shown, description, names_apart, saved_view
-from pipeline.tracking.trial import Trial
-
-TABLE = "table.md"
-_PARENT_OF, _PARENT = "parent_of_sweep", "mlflow.parentRunId"
-_RUN_NAME, _NOTE = "mlflow.runName", "mlflow.note.content"
+from pipeline.tracking.mlflow_content import IDENTITY, SWEEP
+from pipeline.tracking.mlflow_database import artifacts_root, database, exists
+from pipeline.tracking.mlflow_marks import Marked, sweep_mark, synced_parent, synced_trials, take_marks
+from pipeline.tracking.mlflow_parent import describe, end_parent, parent_run, present, quoted
+from pipeline.tracking.mlflow_run import SYNCED, ingest_trial, log_files, only_run
+from pipeline.tracking.mlflow_server import client_of, connected, wrap_errors
 
 
 def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str) -> dict[str, str]:
-    """Bring trials into MLflow, as far as each has come.
+    """Bring trials into MLflow, as far as each has come. What is there already is found without loading MLflow.
 
     Args:
         folders: of trials, in any state.
@@ -34,32 +34,32 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
         Run id by identity.
 
     Raises:
-        PipelineError: MLflow does not answer or refuses; or a file of a trial is damaged.
+        PipelineError: MLflow does not answer or refuses; or a file of a trial is damaged: then the others are brought.
     """
-    trials = [Trial(folder) for folder in folders]
-    with explained(uri), alone(uri):
-        client = client_of(uri)
-        experiment_id = _experiment_id(client, uri, experiment)
-        known = _known_runs(client, experiment_id, sweep)
-        ingested: dict[str, str] = {}
-        with _frozen_heap(), progress(len(trials), "to MLflow", "trial") as bar:
-            for trial in trials:
-                run = known.get(trial.identity)
-                ingested[trial.identity] = ingest_trial(client, experiment_id, sweep, trial, run)
-                bar.update()
+    marked = take_marks(folders, sweep)
+    synced = synced_trials(uri, experiment, sweep, marked)
+    if synced is not None:
+        return synced
+    with connected(uri) as client:
+        ingested = _ingest(client, uri, experiment, sweep, marked)
+    marked.require_whole()
     return ingested
 
 
-def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = ()) -> str:
+def ingest_sweep(
+    folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
+) -> str:
     """Bring a sweep into MLflow: its trials, in an experiment of its name, below one run that carries `files`.
 
-    The experiment gets a saved view that compares the trials, see `mlflow_views`.
+    That run lasts from the begin of the first trial to the end of the last. The experiment gets a saved view that
+    compares the trials, see `mlflow_views`.
 
     Args:
         folders: as `ingest`.
         uri: as `ingest`.
         sweep: its name.
         files: and folders, beside one another in MLflow; a `table.md` among them or in them describes the run.
+        complete: whether the sweep wants no other trials, and nothing more of these.
 
     Returns:
         Id of that run.
@@ -67,18 +67,34 @@ def ingest_sweep(folders: Iterable[str | Path], uri: str, sweep: str, files: Seq
     Raises:
         PipelineError: as `ingest`.
     """
-    ingest(folders, uri, sweep, sweep)
-    with explained(uri), alone(uri):
-        client = client_of(uri)
+    marked = take_marks(folders, sweep)
+    mark = sweep_mark(marked, sweep, files, complete)
+    if parent := synced_parent(uri, sweep, marked, mark):
+        return parent
+    with connected(uri) as client:
+        _ingest(client, uri, sweep, sweep, marked)
         experiment_id = _experiment_id(client, uri, sweep)
-        found = client.search_runs([experiment_id], f"tags.{_PARENT_OF} = '{_quoted(sweep)}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment_id, tags={_PARENT_OF: sweep}, run_name=sweep)
+        trials = [only_run(client, runs) for runs in _known_runs(client, experiment_id, sweep).values()]
+        run = parent_run(client, experiment_id, sweep, min((run.info.start_time for run in trials), default=None))
         parent = run.info.run_id
         log_files(client, parent, files)
-        _describe(client, experiment_id, run, files)
-        _present(client, experiment_id, parent, sweep, list(_known_runs(client, experiment_id, sweep).values()))
-        client.set_terminated(parent, "FINISHED")
+        describe(client, experiment_id, run, files)
+        present(client, experiment_id, parent, sweep, trials)
+        end_parent(client, run, trials, complete)
+        marked.require_whole()
+        client.set_tag(parent, SYNCED, mark)
     return parent
+
+
+def is_sweep_synced(
+    folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
+) -> bool:
+    """Whether `ingest_sweep` with the same arguments would find everything there. MLflow is not loaded.
+
+    A server is not asked: it may have lost its database, so for a server the answer is no.
+    """
+    marked = take_marks(folders, sweep)
+    return synced_parent(uri, sweep, marked, sweep_mark(marked, sweep, files, complete)) is not None
 
 
 def identity_of_run(run_id: str, uri: str) -> str | None:
@@ -87,13 +103,14 @@ def identity_of_run(run_id: str, uri: str) -> str | None:
     Raises:
         PipelineError: MLflow does not answer.
     """
-    if not is_begun(uri):
+    if not exists(uri):
         return None
-    with explained(uri):
+    with wrap_errors(uri):
+        client = client_of(uri)
         from mlflow.exceptions import MlflowException
 
         try:
-            return client_of(uri).get_run(run_id).data.tags.get(IDENTITY)
+            return client.get_run(run_id).data.tags.get(IDENTITY)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -109,10 +126,9 @@ def tag_trial(identity: str, tags: dict[str, str], uri: str) -> int:
     Raises:
         PipelineError: MLflow does not answer or refuses.
     """
-    if not is_begun(uri):
+    if not exists(uri):
         return 0
-    with explained(uri), alone(uri):
-        client = client_of(uri)
+    with connected(uri) as client:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(experiments, f"tags.{IDENTITY} = '{identity}'", max_results=1000)
         for run in runs:
@@ -121,41 +137,19 @@ def tag_trial(identity: str, tags: dict[str, str], uri: str) -> int:
     return len(runs)
 
 
-def _describe(client: Any, experiment_id: str, run: Any, files: Sequence[str | Path]) -> None:
-    """The table as the description of the run above the trials, with ways to charts and report."""
-    tables = [
-        path for file in map(Path, files) for path in (file, file / TABLE) if path.name == TABLE and path.exists()
-    ]
-    if tables:
-        run_id = run.info.run_id
-        items = client.list_artifacts(run_id)
-        paths = [item.path for item in items if not item.is_dir]
-        paths += [item.path for folder in items if folder.is_dir for item in client.list_artifacts(run_id, folder.path)]
-        table = Path(tables[0]).read_text(encoding="utf-8")
-        client.set_tag(run_id, _NOTE, description(table, experiment_id, run_id, paths))
-
-
-def _present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
-    """Trials below their parent, named by what differs, and a view of the experiment that compares them."""
-    shown = {
-        run.info.run_id: Shown(run.data.tags.get(NAME, run.info.run_name), run.data.params, run.data.metrics)
-        for run in trials
-    }
-    names = names_apart(shown)
-    for run in trials:
-        run_id = run.info.run_id
-        wanted = {_PARENT: parent, _RUN_NAME: names[run_id]}
-        for key, value in wanted.items():
-            if run.data.tags.get(key) != value:
-                client.set_tag(run_id, key, value)
-    experiment = client.get_experiment(experiment_id)
-    wanted = {VIEW_TAG: saved_view(list(shown.values()), _quoted(sweep), experiment.creation_time)} if trials else {}
-    if _NOTE not in experiment.tags:
-        # What a person wrote there stays.
-        wanted[_NOTE] = f"[Charts and columns]({CHARTS.format(experiment=experiment_id)}) of the sweep {sweep}"
-    for key, value in wanted.items():
-        if experiment.tags.get(key) != value:
-            client.set_experiment_tag(experiment_id, key, value)
+def _ingest(client: Any, uri: str, experiment: str, sweep: str, marked: Marked) -> dict[str, str]:
+    experiment_id = _experiment_id(client, uri, experiment)
+    known = _known_runs(client, experiment_id, sweep)
+    ingested: dict[str, str] = {}
+    with _frozen_heap(), progress(len(marked.trials), "to MLflow", "trial") as bar:
+        for identity, (trial, mark) in marked.trials.items():
+            try:
+                runs = known.get(identity, [])
+                ingested[identity] = ingest_trial(client, experiment_id, sweep, trial, mark, runs)
+            except PipelineError as error:
+                marked.damaged.append(error)
+            bar.update()
+    return ingested
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
@@ -165,23 +159,22 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
     if found:
         return found.experiment_id
     file = database(uri)
-    return client.create_experiment(name, artifact_location=file and (file.parent / "mlartifacts").as_uri())
+    return client.create_experiment(name, artifact_location=file and artifacts_root(file))
 
 
-def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, Any]:
-    known: dict[str, Any] = {}
+def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, list[Any]]:
+    """The runs of a sweep by identity: one each, but for what a killed or a second writer left."""
+    known: dict[str, list[Any]] = {}
     page: str | None = None
-    wanted = f"tags.{SWEEP} = '{_quoted(sweep)}'"
+    wanted = f"tags.{SWEEP} = '{quoted(sweep)}'"
     while True:
         runs = client.search_runs([experiment_id], wanted, max_results=1000, page_token=page)
-        known |= {run.data.tags[IDENTITY]: run for run in runs if IDENTITY in run.data.tags}
+        for run in runs:
+            if IDENTITY in run.data.tags:
+                known.setdefault(run.data.tags[IDENTITY], []).append(run)
         page = runs.token
         if not page:
             return known
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")
 
 
 @contextlib.contextmanager

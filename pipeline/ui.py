@@ -1,0 +1,58 @@
+"""MLflow's pages of the runs tracked here, on 127.0.0.1; says where each sweep's charts are.
+
+Where MLFLOW_TRACKING_URI is a server, that server has the pages, and only the addresses are printed.
+"""
+
+import argparse
+import os
+import socket
+import sys
+
+from pipeline.common.command import run_command
+from pipeline.common.errors import PipelineError
+from pipeline.tracking.mlflow_charts import all_charts
+from pipeline.tracking.mlflow_server import UI_SETTINGS, is_server, tracking_uri
+from pipeline.tracking.mlflow_views import PORT
+
+HOST = "127.0.0.1"
+
+
+def show(port: int) -> None:
+    """Print the addresses, and become MLflow's server unless there is one.
+
+    Raises:
+        PipelineError: MLflow cannot be reached or written, or the port is taken.
+    """
+    uri = tracking_uri()
+    if not is_server(uri):
+        _require_free(port)
+    for sweep, address in all_charts(uri, port).items():
+        print(f"{sweep}: {address}")
+    if is_server(uri):
+        print(f"MLflow runs at {uri}")
+        return
+    print(f"MLflow starts at http://{HOST}:{port}; Ctrl-C ends it", flush=True)
+    words = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    words += ["--default-artifact-root", "mlartifacts"]
+    os.execve(sys.executable, [sys.executable, *words], UI_SETTINGS | os.environ)
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PipelineError(f"{HOST}:{port}", error.strerror, "choose another port: make ui PORT=5001") from None
+
+
+def main() -> None:
+    """The command."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--port", type=int, default=PORT, help="of the pages")
+    arguments = options.parse_args()
+    run_command(lambda: show(arguments.port))
+
+
+if __name__ == "__main__":
+    main()
