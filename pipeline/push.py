@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
@@ -55,7 +55,7 @@ def _inputs_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
 
 def _locked_stages() -> dict[str, Any]:
     lock = Path(LOCK)
-    return (parse_yaml(lock.read_text(encoding="utf-8"), lock) or {}).get("stages", {}) if lock.exists() else {}
+    return (read_yaml(lock, "restore it, or remove it") or {}).get("stages", {}) if lock.exists() else {}
 
 
 def _dvc(*words: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import file_sha256, read_json
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
 from pipeline.tracking.spool import Record
@@ -81,7 +81,7 @@ def _log_parameters(client: Any, run: Any, trial: Trial) -> None:
     """The training configuration in its one form, and the sections before and after it as they were given."""
     from mlflow.entities import Param
 
-    given = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
+    given = read_yaml(trial.config, "restore it; the trial cannot be read without it")
     others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks")}
     configuration = trial.identity_parts()["configuration"]
     # An axis that every trial has: MLflow's parallel coordinates leave out a run that lacks one of theirs.

@@ -23,7 +23,7 @@ from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, write_json, written_whole
 from pipeline.common.proc import CPU, value_of
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK, SETTINGS, code_state, command_without_credentials
 from pipeline.config import load_params
 from pipeline.tracking.inputs import input_files, output_files
@@ -187,7 +187,7 @@ def _locked_data(root: Path) -> dict[str, str] | None:
     path = root / LOCK
     if not path.exists():
         return None
-    stages = (parse_yaml(path.read_text(encoding="utf-8"), path) or {}).get("stages", {})
+    stages = (read_yaml(path, "restore it, or remove it") or {}).get("stages", {})
     outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
     return {output["path"]: output.get(output.get("hash", "md5"), "") for output in outputs}
 
