@@ -1,7 +1,6 @@
 """What all commands share: `--params`, `--set`, `--require-clean`, errors as one line, `Ctrl-C` as a pause."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.os_errors import explained
 from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
 
@@ -49,7 +49,8 @@ def params_of(arguments: argparse.Namespace) -> Params:
 def run_command(body: Callable[[], None]) -> None:
     """Run a command's body and leave with its exit code.
 
-    A `PipelineError` is one line and 1; `Ctrl-C` and SIGTERM are one line and 130; a full disk is one line and 1.
+    A `PipelineError` is one line and 1, as is an `OSError` that names its file or a full disk; `Ctrl-C` and SIGTERM are
+    one line and 130. Anything else is a bug of ours, and a traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     # What libraries tell their own developers is none of the user's business.
@@ -61,11 +62,15 @@ def run_command(body: Callable[[], None]) -> None:
         _leave(f"error: {error}", 1)
     except KeyboardInterrupt:
         _leave("interrupted: what was finished is kept; the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        # Who reads our output has read enough (`| head`). Python's own last flush must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        told = explained(error)
+        if told is None:
             raise
-        place = error.filename or os.getcwd()
-        _leave(f"error: {place}: the disk is full; free some space, what was finished is kept and goes on", 1)
+        _leave(f"error: {told}", 1)
 
 
 def _interrupt(number: int, frame: object) -> None:
