@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.redaction import file_without_secrets
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK
 from pipeline.config import Params, load_params
@@ -58,6 +59,12 @@ def _locked_stages() -> dict[str, Any]:
     return (read_yaml(lock, "restore it, or remove it") or {}).get("stages", {}) if lock.exists() else {}
 
 
+def holds_secret(file: Path) -> bool:
+    """Whether a file of settings holds what looks like a secret."""
+    content = file.read_bytes()
+    return file_without_secrets(file.name, content) != content
+
+
 def _dvc(*words: str) -> None:
     # Its advice on git would come once for each call. Its progress and its errors stand on the other stream.
     ran = subprocess.run([sys.executable, "-m", "dvc", *words], stdout=subprocess.DEVNULL, check=False)
@@ -77,6 +84,9 @@ def main() -> None:
         # Where a sweep made all trials, the stages of params.yaml have published nothing.
         missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
         files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
+        if REMOTES in files and holds_secret(Path(REMOTES)):
+            files.remove(REMOTES)
+            print(f"{REMOTES} holds a secret and is not to be shared: move it away with dvc remote modify --local")
         print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
         print(f"in another clone: git pull && dvc pull{missing}")
 

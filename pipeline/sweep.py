@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
+from pipeline.common.redaction import open_redacted
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
@@ -62,7 +63,7 @@ def run_trial(job: dict[str, Any], until: int | None = None) -> dict[str, Any]:
     trial.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            open(trial.folder / "log.txt", "a", buffering=1, encoding="utf-8") as log,
+            open_redacted(trial.folder / "log.txt") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
             ended_by(Path(job["stop"])),

@@ -1,5 +1,7 @@
 """The LLM: loaded from any Hugging Face folder, cut to its first blocks."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,21 +30,37 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
     Raises:
         PipelineError: there is no such folder, or it has fewer blocks than asked for.
     """
-    config = AutoConfig.from_pretrained(_folder(settings))
+    with _no_code_of(settings):
+        config = AutoConfig.from_pretrained(_folder(settings), trust_remote_code=False)
     _keep_blocks(config, settings)
     # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    decoder = AutoModelForCausalLM.from_pretrained(
-        settings.weights, config=config, dtype=dtype, attn_implementation=attention
-    )
+    with _no_code_of(settings):
+        decoder = AutoModelForCausalLM.from_pretrained(
+            settings.weights, config=config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     decoder.requires_grad_(False)
     return decoder.eval()
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
     """The decoder's own tokenizer, unchanged."""
-    return AutoTokenizer.from_pretrained(_folder(settings))
+    with _no_code_of(settings):
+        return AutoTokenizer.from_pretrained(_folder(settings), trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _no_code_of(settings: LLM) -> Iterator[None]:
+    """A model that is Python code in its folder is refused: a stranger's code is never run."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise PipelineError(
+            settings.weights, "needs Python code of its own folder, which is never run", "take a model of transformers"
+        ) from None
 
 
 def _folder(settings: LLM) -> str:

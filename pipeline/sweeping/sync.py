@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import file_sha256, read_json
-from pipeline.common.version_control import without_credentials
+from pipeline.common.redaction import without_secrets
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.mlflow_server import is_begun, tracking_uri
 
@@ -56,7 +56,7 @@ class Sync:
 def record(trials: Sequence[Planned]) -> dict[str, Any]:
     """What of a sweep is in MLflow after a sync: its address, and which results."""
     results = {planned.identity: _sha256(planned) for planned in trials}
-    return {"uri": without_credentials(tracking_uri()), "results": results}
+    return {"uri": without_secrets(tracking_uri()), "results": results}
 
 
 def is_synced(path: Path, trials: Sequence[Planned]) -> bool:

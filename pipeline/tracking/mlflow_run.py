@@ -6,10 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import file_sha256, read_json
+from pipeline.common.files import file_sha256
+from pipeline.common.redaction import without_secrets
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
+from pipeline.tracking.provenance import sessions
 from pipeline.tracking.spool import Record
 from pipeline.tracking.trial import Trial
 
@@ -68,10 +70,10 @@ def _begin_run(client: Any, experiment_id: str, sweep: str, trial: Trial, record
     tags = {SWEEP: sweep, IDENTITY: trial.identity, "code": parts["code"], "folder": trial.folder.name}
     tags |= {f"data/{name}": value for name, value in parts["data"].items()}
     if trial.provenance.exists():
-        session = read_json(trial.provenance, "move it away")["sessions"][0]
-        code = session["code"]
+        code = next((session.get("code", {}) for session in sessions(trial)), {})
         if "commit" in code:
-            tags |= {"commit": code["commit"], "mlflow.source.git.commit": code["commit"], "dirty": str(code["dirty"])}
+            dirty = str(code.get("dirty", False))
+            tags |= {"commit": code["commit"], "mlflow.source.git.commit": code["commit"], "dirty": dirty}
     began = records[0]["time"] if records else trial.config.stat().st_mtime
     name = trial_name(parts["configuration"])
     return client.create_run(experiment_id, _milliseconds(began), tags | {NAME: name}, name)
@@ -99,7 +101,7 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
             flat |= _flat(value, f"{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            flat[name] = text[:LONGEST_PARAMETER]
+            flat[name] = without_secrets(text)[:LONGEST_PARAMETER]
     return flat
 
 

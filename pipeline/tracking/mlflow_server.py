@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.version_control import without_credentials
+from pipeline.common.redaction import without_secrets
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
@@ -71,9 +71,9 @@ def explained(uri: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__context__:
             cause = cause.__context__
-        reason = without_credentials(str(cause)).strip().partition("\n")[0][:300]
+        reason = without_secrets(str(cause)).strip().partition("\n")[0][:300]
         raise PipelineError(
-            without_credentials(uri),
+            without_secrets(uri),
             f"MLflow cannot be written ({reason})",
             "nothing is lost, all results are in the trial folders: start it and run the same command again",
         ) from error
