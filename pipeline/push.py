@@ -14,7 +14,7 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import file_without_secrets
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.version_control import LOCK
+from pipeline.common.version_control import LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.tracking.trial import State, Trial
@@ -40,6 +40,7 @@ def push(params: Params) -> list[str]:
     done = [trial for trial in trials if trial.state() is State.DONE]
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
     folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
+    let_dvc_do_without_git(Path.cwd())
     for start in range(0, len(folders), AT_ONCE):
         _dvc("add", *map(str, folders[start : start + AT_ONCE]))
     _dvc("push")

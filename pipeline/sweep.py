@@ -17,6 +17,7 @@ from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.common.redaction import open_redacted
+from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
@@ -114,6 +115,7 @@ def _repro(stages: Sequence[str], params: str) -> None:
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
     print(f"dvc repro {' '.join(stages)}", flush=True)
+    let_dvc_do_without_git(Path.cwd())
     # Stages call `python`: let that be this one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]

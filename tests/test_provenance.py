@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,7 @@ from pipeline.common.redaction import (
     values_without_secrets,
     without_secrets,
 )
-from pipeline.common.version_control import WITHHELD, code_state, require_clean
+from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.config import load_params
 from pipeline.tracking import provenance
 from pipeline.tracking.lease import LeaseLostError
@@ -178,6 +179,33 @@ def test_a_project_inside_another_repository_is_not_that_repository(tmp_path: Pa
 def test_without_git_it_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert code_state(project, ()).record == {"version_control": "none: git is not installed"}
+
+
+def test_a_folder_of_another_user_is_said_to_be_one(project: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a folder away")
+    for path in (project, *project.rglob("*")):
+        os.lchown(path, 65534, 65534)
+    told = code_state(project, ()).record["version_control"]
+    assert told.startswith("none: git does not read another user's folder; git config")
+
+
+def test_git_is_asked_about_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
+    assert "commit" in code_state(project, ()).record
+
+
+def test_dvc_works_in_a_downloaded_archive_and_is_left_alone_in_a_repository(project: Path) -> None:
+    shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    let_dvc_do_without_git(project)
+    assert not (project / ".dvc/config.local").exists()
+    shutil.rmtree(project / ".git")
+    words = [sys.executable, "-m", "dvc", "status"]
+    assert b"is not a git repository" in subprocess.run(words, cwd=project, capture_output=True).stderr
+    let_dvc_do_without_git(project)
+    assert subprocess.run(words, cwd=project, capture_output=True).returncode == 0
 
 
 # Secrets.

@@ -7,6 +7,7 @@ settings, which may hold the secrets of a remote, are not code.
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,7 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Code({"version_control": f"none: git cannot be run ({type(error).__name__})"}, b"")
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.decode(errors="replace").strip().partition("\n")[0].replace(str(root), ".")
-        return Code({"version_control": f"none: {reason}"}, b"")
+        return Code({"version_control": f"none: {_reason(error.stderr.decode(errors='replace'), root)}"}, b"")
     code = ["--", ".", *(f":(exclude){pattern}" for pattern in _OF_DATA)]
     patch, withheld = _without_secrets(_git(root, "diff", "HEAD", *PLAIN, *code))
     changed = _names(_git(root, "diff", "HEAD", "--name-only", "--no-renames", "--relative", "-z", *code))
@@ -82,6 +82,28 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
         | ({"withheld": withheld} if withheld else {}),
         patch,
     )
+
+
+def _reason(said: str, root: Path) -> str:
+    if "dubious ownership" in said:
+        return "git does not read another user's folder; git config --global --add safe.directory PATH lets it"
+    return said.strip().partition("\n")[0].replace(str(root), ".")
+
+
+def let_dvc_do_without_git(root: Path = SOURCE) -> None:
+    """Tell DVC, in its settings of this machine, that there is no git repository, where there is none.
+
+    A downloaded archive has the settings of DVC, and DVC then asks for the repository that it was taken from.
+
+    Raises:
+        PipelineError: DVC cannot be told.
+    """
+    if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    words = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise PipelineError(root / ".dvc/config.local", ran.stderr.strip(), "run: git init")
 
 
 def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:

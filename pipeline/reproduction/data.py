@@ -104,7 +104,7 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
     from dvc.scm import SCMError
 
     try:
-        with _silent("dvc"), Repo(str(project)) as repo:
+        with _silent("dvc"), Repo(str(project), config={"core": {"no_scm": True}}) as repo:
             settings = {name: dict(repo.config.get(name, {})) for name in ("core", "remote", "cache")}
             settings["cache"]["dir"] = repo.cache.local_cache_dir
         settings["core"]["no_scm"] = True
