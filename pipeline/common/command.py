@@ -6,8 +6,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from pipeline.common.dvc_workspace import share_with_project
 from pipeline.common.errors import PipelineError
 from pipeline.common.os_errors import explained
 from pipeline.common.version_control import require_clean
@@ -42,8 +44,10 @@ class _RequireClean(argparse.Action):
 
 
 def params_of(arguments: argparse.Namespace) -> Params:
-    """The parameters that the arguments name."""
-    return load_params(arguments.params, arguments.set)
+    """The parameters that the arguments name. A temporary workspace of DVC gets its project's features and trials."""
+    params = load_params(arguments.params, arguments.set)
+    share_with_project((params.features.out, params.train.runs), Path.cwd())
+    return params
 
 
 def run_command(body: Callable[[], None]) -> None:

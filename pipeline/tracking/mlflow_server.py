@@ -66,7 +66,8 @@ def explained(uri: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _OF_TRACKING:
+        # A database or its artifacts may lie where nothing can be written.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _OF_TRACKING:
             raise
         cause: BaseException = error
         while cause.__context__:
