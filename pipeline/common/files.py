@@ -39,7 +39,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            # On a read-only disk even this fails; what is raised already says more.
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 def _flush(path: Path) -> None:
