@@ -24,6 +24,7 @@ from pipeline.common.redaction import (
 )
 from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.config import load_params
+from pipeline.push import holds_secret
 from pipeline.tracking import provenance
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.provenance import environment, recorded, source_archive
@@ -314,6 +315,13 @@ def test_settings_of_dvc_are_in_no_patch(project: Path) -> None:
     state = code_state(project, ())
     assert (state.patch, state.record["dirty"]) == (b"", False)
     require_clean(project)
+
+
+def test_settings_of_a_remote_that_hold_a_secret_are_known(tmp_path: Path) -> None:
+    settings = tmp_path / "config"
+    for text, held in (("url = s3://bucket/x\n", False), ("url = s3://bucket\npassword = hunter2\n", True)):
+        settings.write_text(f"['remote \"s\"']\n    {text}")
+        assert holds_secret(settings) is held
 
 
 def test_a_change_that_holds_a_secret_is_left_out_of_the_patch_which_says_so(project: Path) -> None:
