@@ -24,6 +24,7 @@ report: $(READY) ## the page of SWEEP: table, figures, utterances to play, what 
 	@$(BIN)/python -m pipeline.report $(SWEEP) $(ARGS)
 
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
+	@$(BIN)/python -c 'from pipeline.common.version_control import let_dvc_do_without_git as run; run()'
 	@PATH="$(BIN):$$PATH" dvc repro
 
 push: $(READY) ## weights, corpora, features and done trials to the DVC remote; another clone has them after dvc pull

@@ -310,7 +310,7 @@ class Decorrelation(Section):
 class Train(Section):
     """Stage `train`."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Annotated[int, Field(ge=1)] | None = 480
     """Of the optimizer; null where `epochs` is set."""
     epochs: Annotated[int, Field(ge=1)] | None = None
@@ -446,7 +446,7 @@ def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> C
     """
     try:
         # By way of JSON, where a list is what stands for a tuple.
-        return kind.model_validate_json(json.dumps(values, default=str))
+        return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise _one_line(error, where, kind) from None
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.strict_yaml import parse_yaml
-from pipeline.common.version_control import LOCK
+from pipeline.common.redaction import file_without_secrets
+from pipeline.common.strict_yaml import read_yaml
+from pipeline.common.version_control import LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.tracking.trial import State, Trial
@@ -39,6 +40,7 @@ def push(params: Params) -> list[str]:
     done = [trial for trial in trials if trial.state() is State.DONE]
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
     folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
+    let_dvc_do_without_git(Path.cwd())
     for start in range(0, len(folders), AT_ONCE):
         _dvc("add", *map(str, folders[start : start + AT_ONCE]))
     _dvc("push")
@@ -55,7 +57,13 @@ def _inputs_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
 
 def _locked_stages() -> dict[str, Any]:
     lock = Path(LOCK)
-    return (parse_yaml(lock.read_text(encoding="utf-8"), lock) or {}).get("stages", {}) if lock.exists() else {}
+    return (read_yaml(lock, "restore it, or remove it") or {}).get("stages", {}) if lock.exists() else {}
+
+
+def holds_secret(file: Path) -> bool:
+    """Whether a file of settings holds what looks like a secret."""
+    content = file.read_bytes()
+    return file_without_secrets(file.name, content) != content
 
 
 def _dvc(*words: str) -> None:
@@ -77,6 +85,9 @@ def main() -> None:
         # Where a sweep made all trials, the stages of params.yaml have published nothing.
         missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
         files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
+        if REMOTES in files and holds_secret(Path(REMOTES)):
+            files.remove(REMOTES)
+            print(f"{REMOTES} holds a secret and is not to be shared: move it away with dvc remote modify --local")
         print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
         print(f"in another clone: git pull && dvc pull{missing}")
 

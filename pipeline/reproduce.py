@@ -1,7 +1,8 @@
 """A recorded run, made again: its code in a work tree of its own, its data by hash, its stages, and every number.
 
 Says PASS or FAIL for each metric and all hypotheses, writes the verdict beside the trial and to MLflow, and leaves with
-0 or 1. Started again after Ctrl-C or a kill, it goes on.
+0 or 1. Started again after Ctrl-C or a kill, it goes on. It runs the code that is kept with the trial, even with
+--check-only: take trials of people whom you trust.
 """
 
 import sys

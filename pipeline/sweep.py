@@ -15,6 +15,8 @@ from typing import Any
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.redaction import open_redacted
+from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
@@ -60,7 +62,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     trial.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            open(trial.folder / "log.txt", "a", buffering=1, encoding="utf-8") as log,
+            open_redacted(trial.folder / "log.txt") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
             ended_by(Path(job["stop"])),
@@ -109,6 +111,7 @@ def _repro(stages: Sequence[str], params: str) -> None:
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
     print(f"dvc repro {' '.join(stages)}", flush=True)
+    let_dvc_do_without_git(Path.cwd())
     # Stages call `python`: let that be this one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]

@@ -1,5 +1,7 @@
 """params.yaml: what is refused, and in which words."""
 
+from math import inf
+
 import pytest
 import yaml
 
@@ -52,7 +54,7 @@ REFUSED = [
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
     ("model.rates.audio", "has no '='"),
-    ("train.steps=[", "no valid YAML"),
+    ("train.steps=[", "invalid YAML"),
 ]
 
 
@@ -139,19 +141,94 @@ def test_a_missing_file_names_the_option(tmp_path):
         load_params(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("a: 1\nb: 2\na: 3\n", "file:3: no valid YAML ('a' is given twice)"), ("a: [1\nb: 2", "file:2: no valid YAML")],
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-def test_a_slip_in_yaml_names_the_line(text, said):
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{number}: &a{number} [*a{number - 1}]\n" for number in range(1, 400))
+
+REFUSED_YAML = [
+    ("a: 1\nb: 2\na: 3\n", "file:3: invalid YAML: 'a' is given twice"),
+    ("a: [1\nb: 2", "file:2: invalid YAML"),
+    (BOMB, "too large with its aliases expanded"),
+    (CHAIN, "too large with its aliases expanded (51 levels)"),
+    ("a: &a [*a]", "*a contains itself"),
+    ("a: &a {b: *a}", "*a contains itself"),
+    ("a: " + "[" * 3000 + "]" * 3000, "nested deeper than 50 levels"),
+    ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper than 50 levels"),
+    ("a: " + "9" * 5000, "file:1: invalid YAML: a number of more than 18 digits"),
+    ("a: 0x" + "f" * 5000, "a number of more than 18 digits"),
+    ("{? [1, 2]: 3}", "invalid YAML"),
+    ("[1]: 2", "invalid YAML"),
+    ("1: 2", "the key 1 is not text"),
+    ("null: 2", "the key None is not text"),
+    ("a: !!int x", "the tag tag:yaml.org,2002:int is not supported"),
+    ("a: !!timestamp x", "is not supported"),
+    ("a: !!python/object/apply:os.system [true]", "is not supported"),
+    ('a: "\\ud800"', "holds a character that no file can"),
+    ('a: "\\0"', "holds a character that no file can"),
+    ('a: "\\U0011ffff"', "invalid YAML"),
+    ("a: \0", "unacceptable character"),
+    ("a: {<<: 1}", "invalid YAML"),
+    ("a: *nope", "undefined alias"),
+    ("a: 1\n---\nb: 2", "invalid YAML"),
+    ("a: " + "x" * (5 << 20), "holds 5242883 characters; name a YAML file of at most 4194304"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), REFUSED_YAML, ids=range(len(REFUSED_YAML)))
+def test_bad_yaml_is_one_short_line(text, said):
     with pytest.raises(PipelineError) as refused:
         parse_yaml(text, "file")
-    assert said in str(refused.value)
+    message = str(refused.value)
+    assert said in message
+    assert message.splitlines() == [message]
+    assert len(message) < 2000
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea\0", b"a: \xe9\n", b"\0"])
+def test_a_file_that_is_not_utf_8_is_one_line(tmp_path, content):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"params\.yaml: (is not UTF-8 text .*; save it as UTF-8|invalid YAML)"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_aliases_and_merged_mappings_are_read():
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: *a}", "file") == {"a": {"x": 1}, "b": {"x": 1, "y": {"x": 1}}}
+
+
+def test_a_long_value_is_cut_in_the_error():
+    with pytest.raises(PipelineError) as refused:
+        load_params(PARAMS, ["train.steps=" + "x" * 100_000])
+    assert "train.steps is 'xxx" in str(refused.value)
+    assert len(str(refused.value)) < 2000
+
+
+def test_an_error_holds_no_character_that_a_terminal_obeys():
+    message = str(PipelineError("a\x1b[2Jb", "two\nlines\u202e", "none"))
+    assert message == "a\\x1b[2Jb: two lines\\u202e; none"
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 0.001), ("1E5", 100000.0), (".5e1", 5.0), ("-2e-2", -0.02), ("1.5", 1.5), ("12", 12), ("e5", "e5")],
+    [
+        ("1e-3", 0.001),
+        ("1E5", 100000.0),
+        (".5e1", 5.0),
+        ("-2e-2", -0.02),
+        ("1.5", 1.5),
+        ("12", 12),
+        ("e5", "e5"),
+        ("1:30", "1:30"),
+        ("no", "no"),
+        ("2020-13-45", "2020-13-45"),
+        ("2020-01-01", "2020-01-01"),
+        ("-.inf", -inf),
+        ("1_000", "1_000"),
+        ("0x10", 16),
+        ("=", "="),
+        ("true", True),
+        ("~", None),
+    ],
 )
 def test_numbers_are_what_they_look_like(text, value):
     found = parse_yaml(text, "file")

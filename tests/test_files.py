@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json, require_space, write_json, written_whole
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
@@ -40,10 +43,14 @@ def test_json_is_read_or_explained(tmp_path):
     with pytest.raises(PipelineError, match="the file is missing; make it"):
         read_json(file, "make it")
     file.write_text('{"a": 1')
-    with pytest.raises(PipelineError, match="no valid JSON"):
+    with pytest.raises(PipelineError, match="invalid JSON"):
         read_json(file, "make it")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(file, {"a": float("nan")})
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 200_000)
+    with pytest.raises(PipelineError, match="invalid JSON: nested too deeply"):
+        read_json(deep, "make it")
     assert file.read_text() == '{"a": 1'
 
 
@@ -78,6 +85,11 @@ run_command(body)
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "interrupted: "),
         ("import errno; raise OSError(errno.ENOSPC, 'full', 'data/x')", 1, "error: data/x: the disk is full; "),
+        ("open('/nowhere/x')", 1, "error: /nowhere/x: no such file or directory; mend that, then start"),
+        ("open('/' + 'x' * 300)", 1, "error: /xxx"),
+        ("import pathlib; pathlib.Path('/proc/version/runs').mkdir()", 1, "error: /proc/version/runs: not a directory"),
+        ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; give yourself"),
+        ("raise OSError(30, 'Read-only file system', 'runs')", 1, "error: runs: read-only file system; mount it writ"),
         ("pass", 0, ""),
     ],
 )
@@ -88,6 +100,63 @@ def test_a_command_ends_in_one_line(body, code, said):
     assert ended.returncode == code
     assert ended.stderr.startswith(said)
     assert ended.stderr.count("\n") == bool(said)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a small disk at a folder, with options; skips where that is not allowed."""
+    folders = []
+
+    def mount(name: str, options: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_read_only_folder_is_named(mounted):
+    folder = mounted("runs", "ro")
+    done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/a/b.json', 1)")
+    assert done.stderr.startswith("error: runs/a: read-only file system; mount it writable, or name another folder")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/b.json', 1)")
+    assert done.stderr.startswith("error: runs/b.json: read-only file system; mount it writable")
+
+
+def test_the_disk_that_is_full_is_named_even_by_an_error_that_names_no_file(mounted):
+    folder = mounted("runs", "size=400k")
+    done = in_command(folder.parent, "open('runs/x', 'wb', buffering=0).write(bytes(390_000))")
+    assert done.stderr == ""
+    for body in ("raise OSError(28, 'full')", "file = open('runs/y', 'wb'); file.write(bytes(99_999)); file.flush()"):
+        done = in_command(folder.parent, body)
+        assert done.stderr.startswith(f"error: {folder}: the disk is full; free some space"), done.stderr
+    done = in_command(folder.parent, "from pipeline.common.files import write_text; write_text('runs/z', 'x' * 99_999)")
+    assert done.stderr.startswith("error: runs/z: the disk is full; free some space"), done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error():
+    body = "print('x' * 1_000_000)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+def in_command(folder: Path, body: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND.format(body=body)], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def test_a_bug_is_a_traceback():

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,13 +15,16 @@ import pytest
 from pipeline.common.code import reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.common.version_control import (
-    code_state,
-    command_without_credentials,
-    require_clean,
-    without_credentials,
+from pipeline.common.redaction import (
+    command_without_secrets,
+    file_without_secrets,
+    open_redacted,
+    values_without_secrets,
+    without_secrets,
 )
+from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.config import load_params
+from pipeline.push import holds_secret
 from pipeline.tracking import provenance
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.provenance import environment, recorded, source_archive
@@ -178,6 +182,33 @@ def test_without_git_it_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) 
     assert code_state(project, ()).record == {"version_control": "none: git is not installed"}
 
 
+def test_a_folder_of_another_user_is_said_to_be_one(project: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a folder away")
+    for path in (project, *project.rglob("*")):
+        os.lchown(path, 65534, 65534)
+    told = code_state(project, ()).record["version_control"]
+    assert told.startswith("none: git does not read another user's folder; git config")
+
+
+def test_git_is_asked_about_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
+    assert "commit" in code_state(project, ()).record
+
+
+def test_dvc_works_in_a_downloaded_archive_and_is_left_alone_in_a_repository(project: Path) -> None:
+    shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    let_dvc_do_without_git(project)
+    assert not (project / ".dvc/config.local").exists()
+    shutil.rmtree(project / ".git")
+    words = [sys.executable, "-m", "dvc", "status"]
+    assert b"is not a git repository" in subprocess.run(words, cwd=project, capture_output=True).stderr
+    let_dvc_do_without_git(project)
+    assert subprocess.run(words, cwd=project, capture_output=True).returncode == 0
+
+
 # Secrets.
 
 
@@ -193,16 +224,141 @@ def test_without_git_it_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) 
         ("--api-key=abc", "--api-key=***"),
         ("evaluate.max_new_tokens=32", "evaluate.max_new_tokens=32"),
         ("/data/name@place/x", "/data/name@place/x"),
+        ("s3://key:pa55@bucket/x", "s3://bucket/x"),
+        ("https://host/x?sig=a%2Fb&se=2&X-Amz-Signature=ff", "https://host/x?sig=***&se=2&X-Amz-Signature=***"),
+        ('curl -H "Authorization: Basic abc=="', 'curl -H "Authorization: ***"'),
+        ("Authorization: Bearer abc def", "Authorization: ***"),
+        ("sent Bearer abc12345678", "sent Bearer ***"),
+        ('{"password": "two words", "steps": 1}', '{"password": "***", "steps": 1}'),
+        ("password = two words", "password = ***"),
+        ("export HF_TOKEN=abc", "export HF_TOKEN=***"),
+        ("connection_string = Endpoint=x;AccountKey=abc==", "connection_string = ***"),
+        ("run --token abc --steps 3", "run --token *** --steps 3"),
+        ("machine host login me password abc", "machine host login me password ***"),
+        ("see ghp_0123456789abcdefghij here", "see *** here"),
+        ("hf_0123456789abcdefghij", "***"),
+        ("AKIA0123456789ABCDEF", "***"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.sflKxwRJSM", "***"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", "***"),
+        ("token: ${{ secrets.TOKEN }}", "token: ${{ secrets.TOKEN }}"),
+        ("google-auth==2.62.2", "google-auth==2.62.2"),
+        ("eos_token: </s>", "eos_token: </s>"),
+        ("basic training, key by key: three tokens", "basic training, key by key: three tokens"),
+        ("compass=3 author: me", "compass=3 author: me"),
+        ("wer/test: 0.25", "wer/test: 0.25"),
     ],
 )
-def test_no_credentials(text: str, clean: str) -> None:
-    assert without_credentials(text) == clean
+def test_no_secret_in_text(text: str, clean: str) -> None:
+    assert without_secrets(text) == clean
+    assert without_secrets(clean) == clean
 
 
-def test_no_secret_of_the_command_line() -> None:
-    words = ["python", "-m", "pipeline.train", "--token", "abc", "--password=abc", "--set", "train.seed=1"]
-    expected = ["python", "-m", "pipeline.train", "--token", "***", "--password=***", "--set", "train.seed=1"]
-    assert command_without_credentials(words) == expected
+@pytest.mark.parametrize(
+    ("words", "clean"),
+    [
+        ("--token|abc|--password=two words|--set|train.seed=1", "--token|***|--password=***|--set|train.seed=1"),
+        ("-p|two words|-u|me:abc|-u|me", "-p|***|-u|***|-u|me"),
+        ("--header|Authorization: Bearer abc|-H|X-Api-Key: abc", "--header|Authorization: ***|-H|X-Api-Key: ***"),
+        ("MY_SECRET=a b c|https://host/?sig=abc", "MY_SECRET=***|https://host/?sig=***"),
+        ("-m|pipeline.train|--set|model.prompt=two words", "-m|pipeline.train|--set|model.prompt=two words"),
+    ],
+)
+def test_no_secret_of_the_command_line(words: str, clean: str) -> None:
+    assert command_without_secrets(words.split("|")) == clean.split("|")
+
+
+@pytest.mark.parametrize(
+    ("code", "clean"),
+    [
+        ("token = tokens[0]", "token = tokens[0]"),
+        ("token = 'unknown'", "token = 'unknown'"),
+        ("PAD_TOKEN = '<pad-token-1>'", "PAD_TOKEN = '<pad-token-1>'"),
+        ("token = 'a1b2c3d4e5'", "token = '***'"),
+        ("API_KEY = 'correct-horse'", "API_KEY = '***'"),
+        ("login(password='horse')", "login(password='***')"),
+        ("os.environ['HF_TOKEN'] = 'abcdefgh1'", "os.environ['HF_TOKEN'] = '***'"),
+        ("url = 'https://me:abc@host'", "url = 'https://host'"),
+    ],
+)
+def test_code_loses_literals_alone(code: str, clean: str) -> None:
+    assert file_without_secrets("a.py", code.encode()).decode() == clean
+
+
+def test_no_file_of_the_code_or_its_settings_looks_like_a_secret() -> None:
+    assert provenance.redacted_sources(ROOT) == ()
+    for file in (ROOT / "pipeline").rglob("*.py"):
+        assert file_without_secrets(file.name, file.read_bytes()) == file.read_bytes(), file
+
+
+def test_no_secret_in_a_log_or_a_nested_value(tmp_path: Path) -> None:
+    with open_redacted(tmp_path / "log.txt") as log:
+        print("loading https://me:abc@host/x", "token=abc", file=log)
+    assert (tmp_path / "log.txt").read_text() == "loading https://host/x token=***\n"
+    nested = {"a": ["https://me:abc@host"], "api_key": "abc", "tokens": 3}
+    assert values_without_secrets(nested) == {"a": ["https://host"], "api_key": "***", "tokens": 3}
+
+
+def test_long_text_is_cleaned_in_a_bounded_time() -> None:
+    for text in ("x" * 500_000, "a.b-" * 30_000, "token" * 50_000, "machine a " * 30_000, "http://" * 50_000):
+        assert without_secrets(text) == text
+
+
+# Secrets in what is kept of the code.
+
+
+def test_settings_of_dvc_are_in_no_patch(project: Path) -> None:
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[core]\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "dvc")
+    (project / ".dvc/config").write_text("['remote \"s\"']\n    secret_access_key = hunter2\n")
+    state = code_state(project, ())
+    assert (state.patch, state.record["dirty"]) == (b"", False)
+    require_clean(project)
+
+
+def test_settings_of_a_remote_that_hold_a_secret_are_known(tmp_path: Path) -> None:
+    settings = tmp_path / "config"
+    for text, held in (("url = s3://bucket/x\n", False), ("url = s3://bucket\npassword = hunter2\n", True)):
+        settings.write_text(f"['remote \"s\"']\n    {text}")
+        assert holds_secret(settings) is held
+
+
+def test_a_change_that_holds_a_secret_is_left_out_of_the_patch_which_says_so(project: Path) -> None:
+    (project / "remote.ini").write_text("[remote]\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "remote")
+    (project / "remote.ini").write_text("[remote]\npassword = hunter2\n")
+    (project / "pipeline/model.py").write_text("width = 2\n")
+    state = code_state(project, ())
+    assert b"hunter2" not in state.patch
+    assert state.patch.startswith(f"{WITHHELD}: remote.ini\n".encode())
+    assert state.record["withheld"] == ["remote.ini"]
+    assert state.record["changed"] == ["pipeline/model.py", "remote.ini"]
+    git(project, "checkout", "-q", ".")
+    subprocess.run(["git", "apply", "-"], cwd=project, input=state.patch, check=True)
+    assert (project / "pipeline/model.py").read_text() == "width = 2\n"
+
+
+def test_no_secret_in_anything_that_a_trial_keeps(project: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "params.yaml").write_text("a: 1\nurl: https://me:hunter2@host/?sig=hunter2\n")
+    (project / "pipeline/model.py").write_text("width = 2\npassword = 'hunter2'\n")
+    (project / "dvc.lock").write_text("stages: {}\n")
+    git(project, "remote", "add", "origin", "https://me:hunter2@host/x")
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "pipeline.train", "-p", "hunter2", "--password=hunter2 x"])
+    for name in ("environment", "source_archive", "redacted_sources", "_code"):
+        here = getattr(provenance, name)
+        monkeypatch.setattr(provenance, name, lambda root=project, here=here: here(root))
+    with recorded(trial, "train"):
+        pass
+    [session] = sessions(trial)
+    assert session["source"]["redacted"] == ["params.yaml", "pipeline/model.py"]
+    assert session["code"]["withheld"] == ["params.yaml", "pipeline/model.py"]
+    kept = [file.read_bytes() for file in trial.folder.rglob("*") if file.is_file()]
+    with tarfile.open(trial.folder / "source.tar.gz") as archive:
+        kept += [archive.extractfile(member).read() for member in archive.getmembers()]
+    assert b"width = 2\npassword = '***'\n" in kept
+    assert not any(b"hunter2" in content for content in kept)
 
 
 def test_no_user_no_environment_no_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +476,24 @@ def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.Mo
     assert not (trial.folder / "uncommitted.patch").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"sessions": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"sessions": 1}',
+        '{"sessions": [1]}',
+        '{"sessions": [{"source": {"file": "../x", "sha256": "%s"}}]}' % ("a" * 64),
+        '{"sessions": [{"source": {"file": "/etc/passwd", "sha256": "%s"}}]}' % ("a" * 64),
+        '{"sessions": [{"patch": {"file": "x", "sha256": "a"}}]}',
+        '{"sessions": [{"inputs": {"../../x": "%s"}}]}' % ("a" * 64),
+        '{"sessions": [{"outputs": {"/etc/passwd": "%s"}}]}' % ("a" * 64),
+        '{"sessions": [{"code": {"commit": "--output=x"}}]}',
+        '{"sessions": [{"started": "yesterday"}]}',
+        '{"sessions": [{"packages": ["torch"]}]}',
+        '{"sessions": [{"hardware": {"gpus": 3}}]}',
+    ],
+)
 def test_damaged_provenance_is_named(trial: Trial, content: str) -> None:
     trial.provenance.write_text(content)
     with pytest.raises(PipelineError, match=r"provenance\.json: .*move it away"), recorded(trial, "train"):

@@ -111,6 +111,43 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+HOSTILE = "<script>alert(1)</script>|x](javascript:alert(1))`\n\n# y"
+
+
+def test_no_text_of_a_stranger_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus: Path) -> None:
+    trial = make_trial(tmp_path / "runs", "model.modality=audio", f"model.prompt={json.dumps(HOSTILE)}")
+    other = make_trial(tmp_path / "runs", "model.modality=audio", "model.prompt=plain")
+    for one in (trial, other):
+        understood(one, corpus, 2)
+    lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]
+    for line in lines:
+        line |= {"hypothesis": HOSTILE, "reference": f"bin {HOSTILE}", "id": f"{HOSTILE}{line['id']}"}
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    trial.hypotheses.write_text(text)
+    other.hypotheses.write_text(text)
+    session = {
+        "started": "2026-01-01T00:00:00", "ended": None, "python": HOSTILE, "packages": {"torch": HOSTILE},
+        "system": {"system": HOSTILE}, "hardware": {"cpu": HOSTILE, "cores": 2, "gpus": [HOSTILE]},
+    }  # fmt: skip
+    trial.provenance.write_text(json.dumps({"sessions": [session]}))
+    comparison = compare(named_trials([str(tmp_path / "runs")], tmp_path / "runs"))
+    subject = Subject(
+        HOSTILE, HOSTILE, f"a: {HOSTILE}", HOSTILE, {e.identity: HOSTILE for e in comparison.entries},
+        (Missing(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
+    )  # fmt: skip
+    written = pages(subject, comparison, write_comparison(comparison, tmp_path / "comparison"), tmp_path, False)
+    for ending, page in written.items():
+        assert "alert(1)" in page, "it is shown"
+        assert "<script" not in page.lower(), ending
+    for page in (written["md"], (tmp_path / "comparison/table.md").read_text()):
+        # HTML's own block, in which Markdown means nothing.
+        markdown = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+        assert "](javascript" not in markdown
+        assert "\n# y" not in markdown
+        for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+
+
 def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> None:
     html = (written / "report.html").read_text()
     for words in (
@@ -128,7 +165,7 @@ def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> N
     assert "of these two runs alone" in html
     markdown = (written / "report.md").read_text()
     assert "# small" in markdown
-    assert "| VSR 5 | failed | no <memory> & no hope |" in markdown
+    assert "| VSR 5 | failed | no &lt;memory> & no hope |" in markdown
     for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
         assert (written / link).is_file()
 

@@ -44,8 +44,11 @@ def the_trial(folder: Path) -> Trial:
 
 @pytest.fixture(scope="module")
 def recorded(prepared, tmp_path_factory):
-    """A project with a done run, of code that was not committed, partly in a new file, and has gone on since."""
-    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("recorded") / "project", symlinks=True)
+    """A project with a done run, of code that was not committed, partly in a new file, and has gone on since.
+
+    Its path has what URLs, patterns and formats take for their own.
+    """
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("recorded") / "a project #1 %20 [x]", symlinks=True)
     shell(folder, "git init -q -b main")
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
     params = yaml.safe_load((folder / "params.yaml").read_text())
@@ -275,6 +278,16 @@ def test_code_is_had_from_the_archive_where_commit_or_patch_are_lost(dirty, tmp_
     (trial / "source.tar.gz").write_bytes(b"of another run")
     with pytest.raises(PipelineError, match=r"is not in this repository, and source\.tar\.gz is missing or damaged"):
         restore_code(session, trial, elsewhere, tmp_path / "none")
+
+
+def test_code_that_is_kept_without_its_secrets_is_said_to_be_so(dirty, tmp_path):
+    project, trial, session = dirty
+    session["code"] |= {"withheld": ["remote.ini", "pipeline/model.py"]}
+    session["source"] |= {"redacted": ["pipeline/model.py"]}
+    how = restore_code(session, trial, project, tmp_path / "tree")
+    assert how.endswith(
+        "without the changes of remote.ini, which held a secret; a secret in pipeline/model.py was not kept"
+    )
 
 
 def test_sessions_of_the_same_sources_need_one_tree(tmp_path):

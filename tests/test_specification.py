@@ -136,6 +136,10 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"axes": {"train.learning_rate": {"loguniform": [0, 1], "samples": 3}}}, "it must be greater than 0"),
         ({"axes": {"train.learning_rate": {"normal": [0, 1], "samples": 3}}}, "uniform is missing; add it"),
         ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 0}}}, "samples is 0"),
+        ({"axes": {"decorrelation.weight": [float("nan")]}}, "a value must be a finite number"),
+        ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 10**9}}}, "samples is 1000000000; it must be"),
+        ({"axes": WEIGHTS, "seeds": list(range(5001))}, "expands to 10002 trials; name at most 10000"),
+        ({"seeds": [-1]}, "train.seed is -1; it must be"),
         ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight has {"decorrelation.weight":1} twice'),
         ({"axes": {"train.seed": [0, 1]}, "seeds": [0]}, "train.seed and seeds both set train.seed"),
         ({"axes": {"model.rates": [{"audio": 4}], "model.rates.audio": [4]}}, "both set model.rates.audio"),
@@ -177,7 +181,7 @@ def test_arguments_that_cannot_be_followed_are_one_line(load, arguments, said):
 
 
 def test_files_that_are_none(tmp_path):
-    for text, said in ((None, "cannot be read"), ("- 1", "holds a list"), ("a: [", "no valid YAML"), ("{}", "name is")):
+    for text, said in ((None, "cannot be read"), ("- 1", "holds a list"), ("a: [", "invalid YAML"), ("{}", "name is")):
         path = tmp_path / "sweep.yaml"
         path.unlink(missing_ok=True)
         if text is not None:

@@ -71,7 +71,7 @@ def test_damaged_files_are_made_again(project, swept):
     cut.write_text(cut.read_text()[:200])
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
-    assert "no valid JSON" in again.stderr
+    assert "invalid JSON" in again.stderr
     assert sessions(trial)[-1] == "finished"
     assert sessions(trial, "evaluate") == ["finished", "finished"]
     assert results(project) == results(swept)

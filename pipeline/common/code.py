@@ -21,6 +21,7 @@ LEFT_OUT = {
     "pipeline.common.command": "how a command is called",
     "pipeline.common.errors": "what is said when nothing comes out",
     "pipeline.common.files": "how files are written, not what is in them",
+    "pipeline.common.redaction": "what is hidden in records, and makes no result",
     "pipeline.common.progress": "what is shown on the way",
     "pipeline.common.weights": "it names weights by their content",
     "pipeline.config": "its values are in the identity by way of the configuration",

@@ -1,15 +1,17 @@
 """What all commands share: `--params`, `--set`, `--require-clean`, errors as one line, `Ctrl-C` as a pause."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from pipeline.common.dvc_workspace import share_with_project
 from pipeline.common.errors import PipelineError
+from pipeline.common.os_errors import explained
 from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
 
@@ -42,14 +44,17 @@ class _RequireClean(argparse.Action):
 
 
 def params_of(arguments: argparse.Namespace) -> Params:
-    """The parameters that the arguments name."""
-    return load_params(arguments.params, arguments.set)
+    """The parameters that the arguments name. A temporary workspace of DVC gets its project's features and trials."""
+    params = load_params(arguments.params, arguments.set)
+    share_with_project((params.features.out, params.train.runs), Path.cwd())
+    return params
 
 
 def run_command(body: Callable[[], None]) -> None:
     """Run a command's body and leave with its exit code.
 
-    A `PipelineError` is one line and 1; `Ctrl-C` and SIGTERM are one line and 130; a full disk is one line and 1.
+    A `PipelineError` is one line and 1, as is an `OSError` that names its file or a full disk; `Ctrl-C` and SIGTERM are
+    one line and 130. Anything else is a bug of ours, and a traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     # What libraries tell their own developers is none of the user's business.
@@ -61,11 +66,15 @@ def run_command(body: Callable[[], None]) -> None:
         _leave(f"error: {error}", 1)
     except KeyboardInterrupt:
         _leave("interrupted: what was finished is kept; the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        # Who reads our output has read enough (`| head`). Python's own last flush must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        told = explained(error)
+        if told is None:
             raise
-        place = error.filename or os.getcwd()
-        _leave(f"error: {place}: the disk is full; free some space, what was finished is kept and goes on", 1)
+        _leave(f"error: {told}", 1)
 
 
 def _interrupt(number: int, frame: object) -> None:

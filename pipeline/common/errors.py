@@ -6,6 +6,11 @@ the place, what was found there, and the way out. Commands print that line and e
 
 from pathlib import Path
 
+from pipeline.common.redaction import without_secrets
+
+LONGEST = 600
+"""Characters of a part of an error; a longer part is cut in its middle."""
+
 
 class PipelineError(Exception):
     """A problem that the person at the keyboard can solve.
@@ -21,4 +26,12 @@ class PipelineError(Exception):
         self.where, self.found, self.remedy = str(where), found, remedy
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}; {self.remedy}"
+        return f"{one_line(self.where)}: {one_line(self.found)}; {one_line(self.remedy)}"
+
+
+def one_line(text: str) -> str:
+    """Text of any origin as one line of bounded length, without secrets and characters that a terminal obeys."""
+    line = without_secrets(" ".join(part for line in text.splitlines() if (part := line.strip())))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)

@@ -30,11 +30,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if beside.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(beside, path)
+    except OSError as error:
+        # Neither a write's error, which names no file, nor the temporary name says which file it is about.
+        if error.filename is None or str(error.filename).startswith(str(beside)):
+            error.filename = str(path)
+        raise
     finally:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            # On a read-only disk even this fails; what is raised already says more.
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 def _flush(path: Path) -> None:
@@ -65,8 +72,10 @@ def read_json(path: str | Path, remedy: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(path, "the file is missing", remedy) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PipelineError(path, f"no valid JSON ({error})", remedy) from None
+    except RecursionError:
+        raise PipelineError(path, "invalid JSON: nested too deeply", remedy) from None
+    except ValueError as error:
+        raise PipelineError(path, f"invalid JSON: {error}", remedy) from None
 
 
 def canonical(value: Any) -> str:

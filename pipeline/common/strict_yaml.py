@@ -1,46 +1,142 @@
-"""YAML as people mean it, with errors that name the line."""
+"""YAML 1.2 as people mean it, with errors that name the line, and bounded: no file hangs us or fills the memory.
+
+Only text, numbers, booleans, null, lists and mappings with text as keys. Python's `yaml` resolves YAML 1.1, where
+`1e-3` is text, `1:30` is 90, `no` is false, and `2020-13-45` ends in a traceback; DVC reads params.yaml as 1.2.
+"""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from pipeline.common.errors import PipelineError
 
+LONGEST = 4 << 20
+"""Characters of a file."""
+DEEPEST = 50
+"""Lists and mappings inside one another."""
+MOST_VALUES = 100_000
+"""Values of a file, each as often as aliases (`*name`) repeat it."""
+MOST_DIGITS = 18
+"""Of a whole number: what fits 64 bits."""
+_TAG = "tag:yaml.org,2002:"
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """`1e-3` is a number, and a key given twice is an error, not a silent override."""
+    """The core schema of YAML 1.2. A key given twice is an error, not a silent override."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, a class attribute of the base
+    yaml_constructors: dict = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._measures: dict[int, tuple[int, int]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "tag", None):
+            raise ConstructorError(None, None, f"the tag {event.tag} is not supported", event.start_mark)
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._measure(node, event)
+        return node
+
+    def _measure(self, node: yaml.Node, event: yaml.Event) -> None:
+        """Count the values and levels below a node with its aliases expanded, each node once."""
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._measures:
+                raise ConstructorError(None, None, f"*{event.anchor} contains itself", event.start_mark)
+            return
+        below = node.value if not isinstance(node, yaml.ScalarNode) else []
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        values = 1 + sum(self._measures[id(part)][0] for part in parts)
+        levels = 1 + max((self._measures[id(part)][1] for part in parts), default=0)
+        if values > MOST_VALUES or levels > DEEPEST:
+            found = f"{values} values, more than {MOST_VALUES}" if values > MOST_VALUES else f"{levels} levels"
+            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", event.start_mark)
+        self._measures[id(node)] = values, levels
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if key_node.tag == _TAG + "merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+                raise ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def text(self, node: yaml.ScalarNode) -> str:
+        if "\0" in node.value or any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise ConstructorError(None, None, "holds a character that no file can", node.start_mark)
+        return node.value
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+    def whole_number(self, node: yaml.ScalarNode) -> int:
+        base = {"0x": 16, "0o": 8}.get(node.value[:2], 10)
+        if len(node.value) > MOST_DIGITS:
+            raise ConstructorError(None, None, f"a number of more than {MOST_DIGITS} digits", node.start_mark)
+        return int(node.value, base)
+
+
+for _name, _pattern, _first, _construct in (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""], lambda loader, node: None),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF"), lambda loader, node: node.value in _TRUE),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", list("-+0123456789"), _StrictLoader.whole_number),
+    (
+        "float",
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
+        list("-+.0123456789"),
+        lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+    ("merge", r"<<", ["<"], _StrictLoader.text),
+    ("str", None, None, _StrictLoader.text),
+    ("seq", None, None, yaml.SafeLoader.construct_yaml_seq),
+    ("map", None, None, yaml.SafeLoader.construct_yaml_map),
+):
+    if _pattern:
+        _StrictLoader.add_implicit_resolver(_TAG + _name, re.compile(_pattern + r"\Z"), _first)
+    _StrictLoader.add_constructor(_TAG + _name, _construct)
+_TRUE = ("true", "True", "TRUE")
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
     """Parse YAML text; `where` is named in the error.
 
     Raises:
-        PipelineError: the text is no YAML, or gives a key twice.
+        PipelineError: the text is not YAML, gives a key twice, or is beyond the bounds above.
     """
+    if len(text) > LONGEST:
+        raise PipelineError(where, f"holds {len(text)} characters", f"name a YAML file of at most {LONGEST}")
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else str(where)
-        raise PipelineError(place, f"no valid YAML ({getattr(error, 'problem', error)})", "mend that line") from None
+        raise PipelineError(place, f"invalid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
+
+
+def read_yaml(path: str | Path, remedy: str) -> Any:
+    """Read a YAML file; `remedy` is what to do if it cannot be read.
+
+    Raises:
+        PipelineError: the file cannot be read, or as `parse_yaml`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
+    except ValueError as error:
+        raise PipelineError(path, f"is not UTF-8 text ({error})", "save it as UTF-8") from None
+    return parse_yaml(text, path)
 
 
 def read_mapping(path: str | Path, remedy: str, what: str) -> dict[str, Any]:
@@ -52,13 +148,9 @@ def read_mapping(path: str | Path, remedy: str, what: str) -> dict[str, Any]:
         what: the end of "it must be a mapping …", such as `of sections`.
 
     Raises:
-        PipelineError: the file cannot be read, is no YAML, or holds something else.
+        PipelineError: the file cannot be read, is not YAML, or holds something else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
-    values = parse_yaml(text, path)
+    values = read_yaml(path, remedy)
     if not isinstance(values, dict):
         raise PipelineError(path, f"holds a {type(values).__name__}", f"it must be a mapping {what}")
     return values

@@ -1,11 +1,13 @@
 """What git knows of the code: commit, branch, and what was not committed. Works without git, and says so.
 
-What DVC writes (`dvc.lock`, `*.dvc`) speaks of data: it makes no tree dirty, and has its own place in provenance.
+What DVC writes (`dvc.lock`, `*.dvc`) is about data: it makes no tree dirty, and has its own place in provenance. Its
+settings, which may hold the secrets of a remote, are not code.
 """
 
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +15,24 @@ from typing import Any
 from pipeline.common.code import SOURCE
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.redaction import file_without_secrets, without_secrets
 
 SECONDS = 60
 NAMED = 5
 """So many files are named in an error."""
 SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files beside the package that the code uses."""
+PATCH_LIMIT = 16 << 20
+"""Bytes; a longer patch was not written by a person and is not kept."""
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+WITHHELD = "# Not complete: changes that hold what looks like a secret are left out"
 LOCK = "dvc.lock"
-_OF_DATA = (LOCK, "*.dvc")
+_OF_DATA = (LOCK, "*.dvc", ".dvc/**")
 PLAIN = (
-    "--binary", "--relative", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
+    "--binary", "--relative", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
+    "--dst-prefix=b/",
 )  # fmt: skip
 """Whatever a user's settings of git say, the patch can be applied."""
-_USER_IN_URL = re.compile(r"(\w[\w+.-]*://)[^\s/]*@")
-_USER_IN_SCP = re.compile(r"^[^\s/@]+@(?=[^\s/]+:)")
-# Whole words at the end of a name: `evaluate.max_new_tokens` is no secret.
-_SECRET_NAME = r"(?:[\w.-]*[_.-])?(?:token|password|passwd|passphrase|secret|credentials?|auth|(?:\w+[_-])?key)"
-_SECRET = re.compile(rf"(?<![\w.-])(-*{_SECRET_NAME}\s*[=:]\s*)[^\s&]+", re.IGNORECASE)
-_SECRET_OPTION = re.compile(rf"--?{_SECRET_NAME}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Code:
     """The state of a working tree."""
 
     record: dict[str, Any]
-    """`version_control`, and under git `commit`, `branch`, `remote`, `dirty`, `changed`, `untracked`."""
+    """`version_control`, and under git `commit`, `branch`, `remote`, `dirty`, `changed`, `untracked`; `withheld` are
+    the changed files that the patch leaves out, since their changes hold what looks like a secret."""
     patch: bytes
-    """`git apply` on the commit gives the tracked files as they were; empty where they are as committed."""
+    """`git apply` on the commit gives the tracked files as they were, but for those withheld, which its first line
+    names; empty where all are as committed."""
 
 
 def code_state(root: Path, files: tuple[Path, ...]) -> Code:
@@ -55,12 +59,13 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
         commit = _text(root, "rev-parse", "HEAD")
     except FileNotFoundError:
         return Code({"version_control": "none: git is not installed"}, b"")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Code({"version_control": f"none: git cannot be run ({type(error).__name__})"}, b"")
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.decode(errors="replace").strip().partition("\n")[0]
-        return Code({"version_control": f"none: {reason}"}, b"")
+        return Code({"version_control": f"none: {_reason(error.stderr.decode(errors='replace'), root)}"}, b"")
     code = ["--", ".", *(f":(exclude){pattern}" for pattern in _OF_DATA)]
-    patch = _git(root, "diff", "HEAD", *PLAIN, *code)
-    changed = _names(_git(root, "diff", "HEAD", "--name-only", "--relative", "-z", *code))
+    patch, withheld = _without_secrets(_git(root, "diff", "HEAD", *PLAIN, *code))
+    changed = _names(_git(root, "diff", "HEAD", "--name-only", "--no-renames", "--relative", "-z", *code))
     tracked = set(_names(_git(root, "ls-files", "-z")))
     names = {file.relative_to(root).as_posix(): file for file in files}
     untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked | {LOCK}}
@@ -69,13 +74,53 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
             "version_control": "git",
             "commit": commit,
             "branch": _optional(root, "symbolic-ref", "--short", "HEAD"),
-            "remote": without_credentials(_optional(root, "remote", "get-url", "origin") or "") or None,
-            "dirty": bool(patch or untracked),
+            "remote": without_secrets(_optional(root, "remote", "get-url", "origin") or "") or None,
+            "dirty": bool(changed or untracked),
             "changed": changed,
             "untracked": untracked,
-        },
+        }
+        | ({"withheld": withheld} if withheld else {}),
         patch,
     )
+
+
+def _reason(said: str, root: Path) -> str:
+    if "dubious ownership" in said:
+        return "git does not read another user's folder; git config --global --add safe.directory PATH lets it"
+    return said.strip().partition("\n")[0].replace(str(root), ".")
+
+
+def let_dvc_do_without_git(root: Path = SOURCE) -> None:
+    """Tell DVC, in its settings of this machine, that there is no git repository, where there is none.
+
+    A downloaded archive has the settings of DVC, and DVC then asks for the repository that it was taken from.
+
+    Raises:
+        PipelineError: DVC cannot be told.
+    """
+    if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    words = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise PipelineError(root / ".dvc/config.local", ran.stderr.strip(), "run: git init")
+
+
+def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:
+    """A patch without the files whose changes hold a secret, and the names of these."""
+    kept, withheld = [], []
+    for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE):
+        # `diff --git a/NAME b/NAME`: without renames, both names are one.
+        both = part.partition(b"\n")[0].removeprefix(b"diff --git ").decode(errors="replace")
+        name = both[: len(both) // 2].strip('"').removeprefix("a/")
+        is_text = b"\nGIT binary patch\n" not in part
+        if is_text and len(patch) <= PATCH_LIMIT and file_without_secrets(name, part) != part:
+            withheld.append(name)
+        else:
+            kept.append(part)
+    if withheld and any(kept):
+        kept.insert(0, f"{WITHHELD}: {', '.join(withheld)}\n".encode())
+    return b"".join(kept), withheld
 
 
 def require_clean(root: Path = SOURCE) -> None:
@@ -102,23 +147,11 @@ def require_clean(root: Path = SOURCE) -> None:
         )
 
 
-def without_credentials(text: str) -> str:
-    """The text without users and passwords in addresses, and without the values of what is named a secret."""
-    return _SECRET.sub(r"\1***", _USER_IN_SCP.sub("", _USER_IN_URL.sub(r"\1", text)))
-
-
-def command_without_credentials(words: list[str]) -> list[str]:
-    """A command line without secrets: also without the word after an option such as `--token`."""
-    clean = []
-    for before, word in zip(["", *words], words, strict=False):
-        hidden = _SECRET_OPTION.fullmatch(before) and not word.startswith("-")
-        clean.append("***" if hidden else without_credentials(word))
-    return clean
-
-
 def _git(root: Path, *words: str) -> bytes:
     # Without optional locks: looking must never get into the way of a git that somebody uses meanwhile.
-    settings = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    # Inside a hook of git, variables name the repository of that git.
+    own = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+    settings = own | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     done = subprocess.run(
         ["git", "-C", str(root), *words], capture_output=True, env=settings, timeout=SECONDS, check=True
     )

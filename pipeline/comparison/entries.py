@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.config import streams
 from pipeline.tracking.trial import State, Trial
 
@@ -205,7 +205,7 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 
 
 def _data_settings(trial: Trial) -> dict[str, Any]:
-    values = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
+    values = read_yaml(trial.config, "restore it; the trial cannot be read without it")
     chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
     chosen["model.llm.weights"] = values["model"]["llm"]["weights"]
     return {key: value for key, value in chosen.items() if key not in _PLACES}

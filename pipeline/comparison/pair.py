@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.significance import sign_flip_p
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.code_change import FileChange, changed_files
 from pipeline.comparison.entries import flattened
 from pipeline.tracking.archive import archived_sources
@@ -103,7 +103,7 @@ def compare_pair(one: Trial, other: Trial) -> Pair:
 
 
 def _parameters(trial: Trial) -> dict[str, Any]:
-    values = flattened(parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config))
+    values = flattened(read_yaml(trial.config, "restore it; the trial cannot be read without it"))
     return {key: value for key, value in values.items() if key not in _PLACES}
 
 

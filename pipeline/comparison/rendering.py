@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from pipeline.common.bootstrap import LEAST_SPEAKERS
 from pipeline.common.errors import PipelineError
+from pipeline.common.markdown import plain
 from pipeline.comparison.quantities import cell_text, quantities
 from pipeline.comparison.table import Comparison
 from pipeline.comparison.variants import differing_settings
@@ -135,16 +136,12 @@ def markdown(comparison: Comparison) -> str:
     for label, task, cells in rows(comparison):
         indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
         lines.append(pipes([indented, task, *cells]))
-    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in notes(comparison))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in notes(comparison))]) + "\n"
 
 
 def pipes(cells: Iterable[str]) -> str:
     """A row of a table in Markdown."""
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
-
-
-def _plain(words: str) -> str:
-    return words.replace("|", r"\|").replace("<", "&lt;")
+    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
 
 
 def latex(comparison: Comparison) -> str:

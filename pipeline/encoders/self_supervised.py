@@ -89,7 +89,12 @@ def _load(folder: Path) -> "PreTrainedModel":
     weights_digest(folder)
     try:
         model, told = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         if model.main_input_name != "input_values" or not hasattr(model.config, "conv_stride"):
             raise ValueError(f"a {model.config.model_type} hears no waveforms")

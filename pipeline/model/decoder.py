@@ -58,6 +58,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
             attn_implementation=attention if _has_sdpa(config) else "eager",
             generation_config=GenerationConfig(),
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except UNREADABLE as error:
         raise _unusable(settings, error) from None
@@ -83,9 +84,11 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
     """
     _config(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.weights)
+        tokenizer = AutoTokenizer.from_pretrained(settings.weights, trust_remote_code=False)
     except UNREADABLE as error:
-        raise PipelineError(settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY) from None
+        raise _needs_code(settings, error) or PipelineError(
+            settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY
+        ) from None
     if tokenizer.eos_token_id is None:
         found = _eos_of(settings)
         token = None if found is None else tokenizer.convert_ids_to_tokens(found)
@@ -165,7 +168,7 @@ def _config(settings: LLM) -> PreTrainedConfig:
             "make it with: python -m pipeline.weights, or name a folder with config.json, weights and tokenizer",
         )
     try:
-        config = AutoConfig.from_pretrained(settings.weights)
+        config = AutoConfig.from_pretrained(settings.weights, trust_remote_code=False)
     except UNREADABLE as error:
         raise _unusable(settings, error) from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -243,7 +246,18 @@ def _eos_of(settings: LLM) -> int | None:
 
 
 def _unusable(settings: LLM, error: Exception) -> PipelineError:
-    return PipelineError(settings.weights, f"cannot be loaded as a causal language model ({_reason(error)})", REMEDY)
+    return _needs_code(settings, error) or PipelineError(
+        settings.weights, f"cannot be loaded as a causal language model ({_reason(error)})", REMEDY
+    )
+
+
+def _needs_code(settings: LLM, error: Exception) -> PipelineError | None:
+    """A model that is Python code in its folder is refused: a stranger's code is never run."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return PipelineError(
+        settings.weights, "needs Python code of its own folder, which is never run", "take a model of transformers"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.config import Modality, streams
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
 from pipeline.tracking.trial import Trial
@@ -30,8 +30,8 @@ def corpus_of(trial: Trial) -> tuple[Path, dict[str, Utterance]]:
         PipelineError: `config.yaml` or the manifest is missing or damaged.
     """
     try:
-        folder = Path(parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)["corpus"]["out"])
-    except (OSError, KeyError, TypeError) as error:
+        folder = Path(read_yaml(trial.config, "restore it")["corpus"]["out"])
+    except (KeyError, TypeError) as error:
         raise PipelineError(trial.config, f"names no corpus ({error!r})", "name the trial's parameters there") from None
     return folder, {utterance.id: utterance for utterance in read_manifest(folder)}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import markdown as markdown_text
 from pipeline.common.errors import PipelineError
 from pipeline.comparison import rendering
 from pipeline.comparison.claims import NOTES, SINKS, claims, markdown
@@ -140,7 +141,7 @@ def pages(
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and name.startswith("page.html"),
         undefined=StrictUndefined,
@@ -148,6 +149,8 @@ def _environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"plain": markdown_text.plain, "code": markdown_text.code, "block": markdown_text.block}
+    return environment
 
 
 def _best(subject: Subject, comparison: Comparison) -> tuple[str, float] | None:

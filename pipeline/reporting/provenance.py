@@ -39,7 +39,7 @@ def origins(entries: Sequence[Entry]) -> list[Origin]:
                 Origin(
                     entry=entry,
                     commit=_joined(map(_commit, recorded)),
-                    began=datetime.fromisoformat(recorded[0]["started"]).strftime("%Y-%m-%d %H:%M"),
+                    began=_began(recorded[0]),
                     took=_duration(recorded),
                     machine=_joined(map(_machine, recorded)),
                 )
@@ -54,30 +54,34 @@ def shared_facts(entries: Sequence[Entry]) -> dict[str, str]:
         PipelineError: as `origins`.
     """
     recorded = [session for entry in entries for session in sessions(entry.trial)]
-    facts = {"Python": _joined(session["python"] for session in recorded)}
+    facts = {"Python": _joined(session.get("python", "") for session in recorded)}
     for name in PACKAGES:
-        facts[name] = _joined(session["packages"].get(name, "") for session in recorded)
-    facts["system"] = _joined(session["system"]["system"] for session in recorded)
+        facts[name] = _joined(session.get("packages", {}).get(name, "") for session in recorded)
+    facts["system"] = _joined(session.get("system", {}).get("system", "") for session in recorded)
     facts["code that training reaches"] = _joined(entry.code[:16] for entry in entries)
     for name in sorted({name for entry in entries for name in entry.data}):
         facts[f"data: {name}"] = _joined(entry.data[name][:16] for entry in entries if name in entry.data)
     return {name: value for name, value in facts.items() if value}
 
 
+def _began(session: dict[str, Any]) -> str:
+    return datetime.fromisoformat(session["started"]).strftime("%Y-%m-%d %H:%M") if "started" in session else "unknown"
+
+
 def _commit(session: dict[str, Any]) -> str:
-    code = session["code"]
-    return code["commit"][:8] + "+" * bool(code["dirty"]) if "commit" in code else "no commit"
+    code = session.get("code", {})
+    return code["commit"][:8] + "+" * bool(code.get("dirty")) if "commit" in code else "no commit"
 
 
 def _machine(session: dict[str, Any]) -> str:
-    hardware = session["hardware"]
-    parts = [hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]]
-    return ", ".join([*parts, f"{session['threads']} threads"] if session.get("threads") else parts)
+    hardware = session.get("hardware", {})
+    parts = [hardware.get("cpu", ""), f"{hardware.get('cores', 'unknown')} cores", *hardware.get("gpus", [])]
+    return ", ".join(filter(None, [*parts, f"{session['threads']} threads" if session.get("threads") else ""]))
 
 
 def _duration(recorded: Sequence[dict[str, Any]]) -> str:
     """Minutes of work in all sessions that have an end."""
-    ended = [session for session in recorded if session["ended"]]
+    ended = [session for session in recorded if session.get("started") and session.get("ended")]
     seconds = sum(
         (datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in ended
     )

@@ -1,5 +1,6 @@
 """The code of a recorded session in a work tree of its own: commit and patch, or the trial's archive of its sources."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,12 +45,16 @@ def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path
         PipelineError: neither the commit with its patch nor the archive is to be had.
     """
     wanted = digest({"code": session["code"], "source": session["source"], "patch": session.get("patch")})
+    if tree.is_symlink() or tree.parent.is_symlink():
+        raise PipelineError(tree, "leads elsewhere through a link", "remove the link")
     if (tree / RESTORED).exists():
         done = read_json(tree / RESTORED, f"remove {tree}")
         if done["session"] == wanted:
+            _require_own_links(tree, project)
             return done["how"]
     remove_tree(project, tree)
     reason = _from_commit(session, trial, project, tree)
+    _require_own_links(tree, project)
     sources = archived_sources(trial, session)
     if reason and sources is None:
         raise PipelineError(
@@ -57,16 +62,34 @@ def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path
             f"its code cannot be had: {reason}, and {session['source']['file']} is missing or damaged",
             f"fetch commit {session['code'].get('commit')} from {session['code'].get('remote') or 'where it is'}",
         )
-    laid = _lay_over(sources, tree) if sources else []
+    how = _how(session, reason, _lay_over(sources, tree) if sources else [], sources or {})
+    write_json(tree / RESTORED, {"session": wanted, "how": how})
+    return how
+
+
+def _how(session: dict[str, Any], reason: str | None, laid: list[str], sources: dict[str, bytes]) -> str:
+    """How the code was had, and what of it was not kept: `laid` are the archive's files that commit and patch lack."""
+    code, redacted = session["code"], session["source"].get("redacted", [])
+    of_secrets = code.get("withheld", [])
     if reason:
         how = f"from {session['source']['file']}: {reason}"
     else:
-        how = f"commit {session['code']['commit'][:12]}" + (" and uncommitted.patch" if session.get("patch") else "")
-        untracked = {*session["code"].get("untracked", ()), LOCK}
-        odd = [name for name in laid if name not in untracked]
+        how = f"commit {code['commit'][:12]}" + (" and uncommitted.patch" if session.get("patch") else "")
+        odd = [name for name in laid if name not in {*code.get("untracked", ()), *of_secrets, LOCK}]
         how += f", {len(odd)} files otherwise in the archive: as there ({', '.join(odd[:3])})" if odd else ""
-    write_json(tree / RESTORED, {"session": wanted, "how": how})
-    return how
+        lacking = [name for name in of_secrets if name not in sources]
+        how += f", without the changes of {', '.join(lacking)}, which held a secret" if lacking else ""
+    return how + (f"; a secret in {', '.join(redacted)} was not kept" if redacted else "")
+
+
+def _require_own_links(tree: Path, project: Path) -> None:
+    """Refuse a tree in which a link leads out of it, unless it is one of ours, to the project's file of that name."""
+    inside = tree.resolve()
+    for folder, folders, files in os.walk(tree):
+        for path in (Path(folder) / name for name in (*folders, *files)):
+            places = inside, (project / path.relative_to(tree)).resolve()
+            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in places):
+                raise PipelineError(path, "is a link that leads out of the restored code", "do not use this trial")
 
 
 def remove_tree(project: Path, tree: Path) -> None:
@@ -80,7 +103,7 @@ def _from_commit(session: dict[str, Any], trial: Path, project: Path, tree: Path
     """Commit and patch into `tree`; or why that cannot be."""
     code, patch = session["code"], session.get("patch")
     if "commit" not in code:
-        return f"no commit was recorded ({code['version_control']})"
+        return f"no commit was recorded ({code.get('version_control', 'unknown')})"
     commit = code["commit"]
     if _git(project, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         where = f" (branch {code['branch']})" if code.get("branch") else ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.errors import PipelineError
 from pipeline.tracking.inputs import fault
 
 MANIFEST = "manifest.jsonl"
@@ -46,6 +47,7 @@ def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[
     folders = _by_folder(inputs)
     own = [folder for folder in folders if not folder.expanduser().is_absolute()]
     for folder in own:
+        _require_inside(tree, folder)
         # Of an earlier call. DVC must find no link, through which it would change the project.
         if (tree / folder).is_symlink():
             (tree / folder).unlink()
@@ -63,6 +65,17 @@ def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[
         Fault((folder / name).as_posix(), what, name != MANIFEST) for folder in found for name, what in found[folder]
     ]
     return faults, fetched
+
+
+def _require_inside(tree: Path, folder: Path) -> None:
+    """Refuse a name that leads out of the tree: links and pointers are made there, and links of ours removed."""
+    if ".." in folder.parts or folder == Path("."):
+        raise PipelineError(folder, "is not a folder below the project", "do not use this trial")
+    parent = (tree / folder).parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.resolve().is_relative_to(tree.resolve()):
+        raise PipelineError(folder, "leads out of the restored code through a link", "do not use this trial")
 
 
 def _by_folder(inputs: dict[str, str]) -> dict[Path, dict[str, str]]:
@@ -91,7 +104,7 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
     from dvc.scm import SCMError
 
     try:
-        with _silent("dvc"), Repo(str(project)) as repo:
+        with _silent("dvc"), Repo(str(project), config={"core": {"no_scm": True}}) as repo:
             settings = {name: dict(repo.config.get(name, {})) for name in ("core", "remote", "cache")}
             settings["cache"]["dir"] = repo.cache.local_cache_dir
         settings["core"]["no_scm"] = True

@@ -17,6 +17,8 @@ from pipeline.tracking.provenance import environment, sessions, shown_path
 from pipeline.tracking.trial import Trial
 
 STAGES = ("train", "evaluate")
+_NEEDED = ("code", "source", "packages")
+"""Of a session: what it takes to make it again, and to say whether bits must be equal."""
 
 
 class Reproduction:
@@ -106,11 +108,18 @@ class Reproduction:
         data = told["train"]["data"]
         other = sorted(name for name in data.keys() | parts["data"].keys() if data.get(name) != parts["data"].get(name))
         problems += [f"{name} are not what was trained on" for name in other]
+        if problems and (secrets := self._without_secrets()):
+            problems.append(f"a secret in {', '.join(secrets)} was not kept, so that this code is not complete")
         if not problems and told["evaluate"]["evaluation"] != self.result["evaluation"]:
             problems.append("settings, code or data of the evaluation are not what was recorded")
         if not problems:
             self._say("identity", "code, data and configuration are those that were recorded")
         return problems
+
+    def _without_secrets(self) -> list[str]:
+        """The code that is not kept as it was, since it held what looked like a secret."""
+        names = [name for session in self.sessions.values() for name in session["source"].get("redacted", ())]
+        return sorted({name for name in names if name.endswith(".py")})
 
     def reasons(self) -> list[str]:
         """Why bits need not be equal if it is made again here."""
@@ -122,7 +131,7 @@ class Reproduction:
 
     def _reasons(self, train: dict[str, Any], evaluate: dict[str, Any]) -> list[str]:
         # Each session of a training that was cut had its part in what came out.
-        trained = [session for session in sessions(self.trial) if session["purpose"] == "train"]
+        trained = [session for session in sessions(self.trial) if session.get("purpose") == "train"]
         pairs = [*((session, train) for session in trained), (self.sessions["evaluate"], evaluate)]
         return list(dict.fromkeys(reason for was, is_ in pairs for reason in reasons_against_equality(was, is_)))
 
@@ -146,7 +155,9 @@ class Reproduction:
 
 
 def _last(trial: Trial, stage: str) -> dict[str, Any]:
-    finished = [s for s in sessions(trial) if s["purpose"] == stage and s["outcome"] == "finished"]
+    finished = [s for s in sessions(trial) if s.get("purpose") == stage and s.get("outcome") == "finished"]
     if not finished:
         raise PipelineError(trial.provenance, f"tells of no finished session of {stage}", "the run cannot be traced")
+    if lacking := [key for key in _NEEDED if not finished[-1].get(key)]:
+        raise PipelineError(trial.provenance, f"lacks {', '.join(lacking)} of {stage}", "the run cannot be traced")
     return finished[-1]

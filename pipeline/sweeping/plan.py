@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json, write_json
 from pipeline.common.precision import with_precision
+from pipeline.common.redaction import without_secrets
 from pipeline.config import Params, streams
 from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.specification import Asha, Settings, Sweep
@@ -63,8 +64,9 @@ class Planned:
 
     def fail(self, reason: str, traceback: str) -> None:
         """Leave in its folder why it failed for good."""
+        lines = without_secrets(traceback).split("\n")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.trial.folder / FAILURE, {"reason": reason, "traceback": traceback.split("\n"), "time": now})
+        write_json(self.trial.folder / FAILURE, {"reason": without_secrets(reason), "traceback": lines, "time": now})
 
     def is_free(self) -> bool:
         """Whether it is over, or nobody runs it."""

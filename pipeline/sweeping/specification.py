@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, log, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,8 @@ from pipeline.config import Params, Section, assign, checked, load_params, valid
 from pipeline.sweeping.narrowing import assignment, narrowed
 
 SEED = "train.seed"
+MOST_TRIALS = 10_000
+"""Of a sweep: more is a slip, and would take minutes to expand."""
 Settings = dict[str, Any]
 """Values by dotted key."""
 
@@ -98,14 +100,14 @@ class Uniform(Section):
     """Draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
 
     uniform: tuple[float, float]
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 
 
 class LogUniform(Section):
     """Draws whose logarithm is uniform between those of two positive bounds."""
 
     loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def load_sweep(
         if any(key in setting for axis in axes.values() for setting in axis):
             raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
         common[key] = value
+    if (count := prod(map(len, axes.values()))) > MOST_TRIALS:
+        raise PipelineError(path, f"expands to {count} trials", f"name at most {MOST_TRIALS}")
     points = []
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items()}
@@ -233,7 +237,10 @@ def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
 def _distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
     seen = set()
     for setting in settings:
-        text = canonical(setting)
+        try:
+            text = canonical(setting)
+        except ValueError:
+            raise PipelineError(path, f"{name} has {setting}", "a value must be a finite number") from None
         if text in seen:
             raise PipelineError(path, f"{name} has {text} twice", "remove one")
         seen.add(text)

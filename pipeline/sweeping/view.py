@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TextIO
 
+from pipeline.common.redaction import open_redacted
 from pipeline.sweeping.cost import Cost, duration
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.trial import State
@@ -102,7 +103,7 @@ class View:
         # Events come from the driver's main thread, even from its signals; redrawing is another thread's.
         self._lock = threading.RLock()
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log: TextIO = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._log: TextIO = open_redacted(log)
         self._terminal = sys.stdout.isatty()
 
     def shows(self, planned: Planned) -> bool:

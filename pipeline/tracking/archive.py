@@ -1,23 +1,39 @@
-"""The archives of sources that trials keep."""
+"""The archives of sources that trials keep. They may come from a stranger: nothing is unpacked here."""
 
+import gzip
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import file_sha256
 
+LIMIT = 64 << 20
+"""Bytes of all sources; more is damage, or meant to fill the memory."""
+
 
 def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] | None:
-    """The sources that a session ran, by name; None where the archive is missing or not as it was written.
+    """The sources that a session ran, by name; links and devices are left out.
 
     Args:
         trial: the folder.
         session: of its `provenance.json`.
+
+    Returns:
+        None where the archive is missing, or not as it was written.
     """
-    file = trial / session["source"]["file"]
-    if not file.is_file() or file_sha256(file) != session["source"]["sha256"]:
+    kept = session.get("source") or {}
+    file = trial / (kept.get("file") or "source.tar.gz")
+    if not file.is_file() or file_sha256(file) != kept.get("sha256"):
         return None
-    with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as archive:
-        members = [member for member in archive.getmembers() if member.isfile()]
-        return {member.name: archive.extractfile(member).read() for member in members}
+    try:
+        with gzip.open(file) as zipped:
+            content = zipped.read(LIMIT + 1)
+        if len(content) > LIMIT:
+            return None
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            members = [member for member in archive.getmembers() if member.isreg()]
+            return {member.name: archive.extractfile(member).read() for member in members}
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError):
+        return None

@@ -13,7 +13,7 @@ _ABSENT = "absent"
 
 def changed_packages(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Versions of the packages that differ, by name; `absent` where there is none."""
-    first, second = ({name.lower(): v for name, v in session["packages"].items()} for session in (one, other))
+    first, second = ({name.lower(): v for name, v in session.get("packages", {}).items()} for session in (one, other))
     return {
         name: (first.get(name, _ABSENT), second.get(name, _ABSENT))
         for name in sorted(first.keys() | second.keys())

@@ -77,6 +77,9 @@ def _results(folder: Path) -> Iterator[Path]:
 def fault(path: Path, sha256: str) -> str | None:
     """What is wrong with a file, or None: it is missing, or its content is not what it was."""
     try:
+        # A pipe or a device would be read for ever.
+        if path.exists() and not path.is_file():
+            return "is not a file"
         found = file_sha256(path)
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"

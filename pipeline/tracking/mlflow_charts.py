@@ -1,6 +1,6 @@
 """Where the charts of sweeps are seen."""
 
-from pipeline.common.version_control import without_credentials
+from pipeline.common.redaction import without_secrets
 from pipeline.tracking.mlflow_database import database, exists, stored_experiments
 from pipeline.tracking.mlflow_server import client_of, connected, wrap_errors
 from pipeline.tracking.mlflow_views import VIEW_TAG, charts_address
@@ -20,7 +20,7 @@ def charts_of(sweep: str, uri: str) -> str | None:
         with wrap_errors(uri):
             experiment = client_of(uri).get_experiment_by_name(sweep)
             number = experiment and experiment.experiment_id
-    return charts_address(without_credentials(uri), number) if number else None
+    return charts_address(without_secrets(uri), number) if number else None
 
 
 def all_charts(uri: str, port: int) -> dict[str, str]:
@@ -35,5 +35,5 @@ def all_charts(uri: str, port: int) -> dict[str, str]:
     """
     with connected(uri) as client:
         experiments = [found for found in client.search_experiments() if VIEW_TAG in found.tags]
-    shown = without_credentials(uri)
+    shown = without_secrets(uri)
     return {found.name: charts_address(shown, found.experiment_id, port) for found in experiments}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json
-from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
 from pipeline.tracking.provenance import sessions
@@ -172,7 +172,7 @@ def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, do
 
 def _parameters(trial: Trial, configuration: dict[str, Any]) -> dict[str, str]:
     """The training configuration in canonical form, and the sections before and after it as they were given."""
-    given = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
+    given = read_yaml(trial.config, "restore it; the trial cannot be read without it")
     if not isinstance(given, dict):
         raise PipelineError(trial.config, "holds no parameters", "evaluate the trial again with your own parameters")
     others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks") if name in given}

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
-from pipeline.common.version_control import command_without_credentials
+from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
 LOCK_NOTICE_SECONDS = 3.0
@@ -75,7 +75,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "a+b", buffering=0) as opened:
         _wait_for_lock(opened, path)
-        command = shlex.join(command_without_credentials(sys.orig_argv))[:200]
+        command = shlex.join(command_without_secrets(sys.orig_argv))[:200]
         opened.truncate(0)
         opened.write(f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
         try:

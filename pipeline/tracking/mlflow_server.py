@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.version_control import without_credentials
+from pipeline.common.redaction import without_secrets
 from pipeline.tracking.mlflow_database import (
     database,
     exclusive_lock,
@@ -95,7 +95,7 @@ def _require_supported(uri: str) -> None:
         return
     kept_nowhere = uri.startswith("sqlite")
     raise PipelineError(
-        f"MLFLOW_TRACKING_URI={without_credentials(uri)}",
+        f"MLFLOW_TRACKING_URI={without_secrets(uri)}",
         "a database in memory keeps nothing" if kept_nowhere else "is neither a database nor the address of a server",
         f"{_KEPT}: set it to sqlite:///mlflow.db or http://HOST:PORT (a folder such as mlruns comes into a database by "
         "mlflow migrate-filestore), then run the same command again",
@@ -145,8 +145,8 @@ def _error(uri: str, error: Exception) -> PipelineError:
     cause: BaseException = error
     while cause.__context__ and not isinstance(cause, ImportError):
         cause = cause.__context__
-    reason = " ".join(without_credentials(str(cause)).split())[:300] or type(cause).__name__
-    return PipelineError(without_credentials(uri), f"MLflow cannot be written ({reason})", _remedy(uri, cause, reason))
+    reason = " ".join(without_secrets(str(cause)).split())[:300] or type(cause).__name__
+    return PipelineError(without_secrets(uri), f"MLflow cannot be written ({reason})", _remedy(uri, cause, reason))
 
 
 def _remedy(uri: str, cause: BaseException, reason: str) -> str:

@@ -23,19 +23,19 @@ from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, write_json, written_whole
 from pipeline.common.proc import CPU, value_of
-from pipeline.common.strict_yaml import parse_yaml
-from pipeline.common.version_control import LOCK, SETTINGS, code_state, command_without_credentials
+from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
+from pipeline.common.strict_yaml import read_yaml
+from pipeline.common.version_control import LOCK, PATCH_LIMIT, SETTINGS, code_state
 from pipeline.config import load_params
 from pipeline.tracking.inputs import input_files, output_files
 from pipeline.tracking.lease import LeaseLostError
+from pipeline.tracking.session import fault_of_session
 from pipeline.tracking.trial import Trial
 
 MODULES = ("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate")
 """A trial is run by the last two, and its data are made, and known, by the code of the others."""
 _VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
 """Beginnings of the CPU's flags that say how it multiplies: libraries choose their kernels, so the last bits, by it."""
-PATCH_LIMIT = 16 << 20
-"""Bytes; what is longer was not written by a person. Its hash is kept, and the sources are whole in the archive."""
 
 
 @contextlib.contextmanager
@@ -64,6 +64,8 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
     }
     session |= environment()
     session["source"] = _keep(trial.folder, "source.tar.gz", source_archive())
+    if redacted := redacted_sources():
+        session["source"]["redacted"] = list(redacted)
     if patch := _code().patch:
         kept = len(patch) <= PATCH_LIMIT
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if kept else _described(None, patch)
@@ -94,6 +96,9 @@ def sessions(trial: Trial) -> list[dict[str, Any]]:
     content = read_json(path, "move it away; a new one is begun")
     if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
         raise PipelineError(path, "holds no sessions", "move it away; a new one is begun")
+    for number, session in enumerate(content["sessions"]):
+        if wrong := fault_of_session(session):
+            raise PipelineError(path, f"session {number}: {wrong}", "move it away; a new one is begun")
     return content["sessions"]
 
 
@@ -128,7 +133,7 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
         `code` (from git), `data` (from `dvc.lock`), `command`, `python`, `packages`, `system`, `hardware`.
     """
     return {
-        "code": _code(root).record,
+        "code": values_without_secrets(_code(root).record),
         "data": _locked_data(root),
         "command": _command(root),
         "python": platform.python_version(),
@@ -140,18 +145,30 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
 
 @functools.cache
 def source_archive(root: Path = SOURCE) -> bytes:
-    """The sources that a trial reaches, `SETTINGS` and `dvc.lock`, as a gzipped tar: equal bytes for equal files."""
+    """The sources that a trial reaches, `SETTINGS` and `dvc.lock`, as a gzipped tar: equal bytes for equal files.
+
+    A secret in one of them is `***` there; `redacted_sources` names these files.
+    """
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for file in _used_files(root):
-            content = file.read_bytes()
+            content = file_without_secrets(file.name, file.read_bytes())
             entry = tarfile.TarInfo(file.relative_to(root).as_posix())
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
+
+
+@functools.cache
+def redacted_sources(root: Path = SOURCE) -> tuple[str, ...]:
+    """The files of `source_archive` that it does not hold as they are, since they hold what looks like a secret."""
+    files = ((file, file.read_bytes()) for file in _used_files(root))
+    return tuple(
+        file.relative_to(root).as_posix() for file, was in files if file_without_secrets(file.name, was) != was
+    )
 
 
 @functools.cache
@@ -187,14 +204,14 @@ def _locked_data(root: Path) -> dict[str, str] | None:
     path = root / LOCK
     if not path.exists():
         return None
-    stages = (parse_yaml(path.read_text(encoding="utf-8"), path) or {}).get("stages", {})
+    stages = (read_yaml(path, "restore it, or remove it") or {}).get("stages", {})
     outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
     return {output["path"]: output.get(output.get("hash", "md5"), "") for output in outputs}
 
 
 def _command(root: Path) -> list[str]:
     """The command line, paths relative to the project or to the home folder: neither names its user."""
-    words = command_without_credentials(["python" if word == sys.executable else word for word in sys.orig_argv])
+    words = command_without_secrets(["python" if word == sys.executable else word for word in sys.orig_argv])
     shorter = [word.replace(f"{root}{os.sep}", "") for word in words]
     home = str(Path.home())
     return [word.replace(home, "~") for word in shorter] if home != os.sep else shorter

@@ -57,7 +57,7 @@ def require_encoders(trial: Trial, params: Params) -> None:
     trained = load_params(trial.config)
     read: dict[str, str] = {}
     for session in sessions(trial):
-        read |= session.get("inputs", {}) if session["purpose"] == "train" else {}
+        read |= session.get("inputs", {}) if session.get("purpose") == "train" else {}
     for stream in streams(params.model.modality):
         before, now = getattr(trained.features, stream), getattr(params.features, stream)
         paths = {"weights", "precision"}

@@ -1,0 +1,32 @@
+"""A temporary workspace of DVC has its project's features and trials, and leaves its trials there."""
+
+from pipeline.common.dvc_workspace import project_of, share_with_project
+
+
+def test_a_workspace_shares_what_is_no_output(tmp_path):
+    project = tmp_path / "a project"
+    here = project / ".dvc/tmp/exps/standalone/tmpx"
+    (project / "data/features/abc").mkdir(parents=True)
+    here.mkdir(parents=True)
+    for _ in range(2):
+        share_with_project(["data/features", "runs", "/absolute", "../outside"], here)
+    assert (here / "data/features/abc").is_dir()
+    (here / "runs/new").mkdir()
+    assert (project / "runs/new").is_dir(), "a trial outlives the workspace"
+    assert not (project.parent / "outside").exists()
+
+
+def test_a_folder_of_pointers_keeps_them(tmp_path):
+    here = tmp_path / ".dvc/tmp/exps/tmpx"
+    (tmp_path / "runs/abc").mkdir(parents=True)
+    (here / "runs").mkdir(parents=True)
+    (here / "runs/abc.dvc").write_text("outs: []")
+    share_with_project(["runs"], here)
+    assert (here / "runs/abc").is_dir()
+    assert (here / "runs/abc.dvc").read_text() == "outs: []"
+
+
+def test_elsewhere_nothing_is_linked(tmp_path):
+    assert project_of(tmp_path) is None
+    share_with_project(["runs"], tmp_path)
+    assert not list(tmp_path.iterdir())
