@@ -226,7 +226,7 @@ def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
         wait_until(lambda step=step: checkpoint_of(project, step), driver, "a checkpoint")
         descendant(driver, name).kill()
     processes = descendants(driver)
-    printed, errors = driver.communicate(timeout=240)
+    printed, errors = driver.communicate(timeout=480)
     assert driver.returncode == 0, printed + errors
     assert printed.count("; it is started again") == 2
     assert "is tried again after: Ray ended in the middle" in printed
