@@ -8,6 +8,7 @@ continued by the next one. What a recorded corpus holds and is not taken stands 
 
 import contextlib
 import fcntl
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,9 @@ from pipeline.common.files import require_space, write_json
 from pipeline.common.progress import progress
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import LEFT, Journal, Past, read_past, seal, write_finished, write_left
-from pipeline.corpora.manifest import REMEDY, Utterance
+from pipeline.corpora.manifest import REMEDY, Utterance, manifest_text
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
-from pipeline.corpora.prepared import SETTINGS
+from pipeline.corpora.prepared import MANIFEST_KEY, SETTINGS
 from pipeline.corpora.reader import Fact, Left, Listing, Made, Reader
 from pipeline.corpora.record import recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
@@ -140,7 +141,8 @@ def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Lis
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
     media |= {babble_file(split) for split in babble_splits(corpus)}
     remove_others(folder, {folder / path for path in media})
-    write_json(folder / SETTINGS, settings | listing.told | {"splits": splits})
+    sha256 = hashlib.sha256(manifest_text(lines).encode()).hexdigest()
+    write_json(folder / SETTINGS, settings | listing.told | {"splits": splits, MANIFEST_KEY: sha256})
     write_finished(folder, lines)
     print(*_report(folder, splits, listing.told), sep="\n", flush=True)
 

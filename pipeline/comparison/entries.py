@@ -11,6 +11,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.config import streams
+from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
 
 MARK = "identity.json"
@@ -72,6 +73,8 @@ class Entry:
     """Empty where there is a gap."""
     evaluation: str | None
     gap: Gap | None
+    fault: str | None = None
+    """What is wrong with its hypotheses or its sinks, in a line."""
 
     @property
     def weight(self) -> float:
@@ -121,6 +124,7 @@ def _read_entry(trial: Trial) -> Entry:
         metrics=result["metrics"] if result else {},
         evaluation=result["evaluation"] if result else None,
         gap=None if result else _gap(trial, configuration["train.steps"]),
+        fault=trial.results_fault() if result else None,
     )
 
 
@@ -159,20 +163,14 @@ def _reason(mark: Path) -> str:
 
 
 def _read_edits(trial: Trial) -> dict[str, Edits]:
-    again = "evaluate the trial again"
-    try:
-        lines = trial.hypotheses.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(trial.hypotheses, f"cannot be read ({error})", again) from None
     found: dict[str, Edits] = {}
     try:
-        # All lines at once: a thousand trials have half a million.
-        for record in json.loads(f"[{','.join(lines)}]"):
+        for record in trial.read_hypotheses():
             name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
             errors = record["substitutions"] + record["deletions"] + record["insertions"]
             found.setdefault(name, {})[record["id"]] = (errors, record["words"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", again) from None
+    except (KeyError, TypeError) as error:
+        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
     return found
 
 
@@ -191,6 +189,7 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 
 
 def _data_settings(trial: Trial) -> dict[str, Any]:
+    trial.require_config()
     values = parse_yaml(trial.config.read_text(encoding="utf-8"), trial.config)
     chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
     chosen["model.llm.weights"] = values["model"]["llm"]["weights"]

@@ -9,7 +9,7 @@ from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
 from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_writer import identity_of_run
-from pipeline.tracking.trial import State, Trial
+from pipeline.tracking.trial import Trial
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
@@ -24,7 +24,7 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
         PipelineError: a name means no trial, or the beginning of an identity means several.
     """
     if not names:
-        done = [trial for trial in _inside(Path(runs)) if trial.state() is State.DONE]
+        done = [trial for trial in _inside(Path(runs)) if trial.result()]
         if not done:
             raise PipelineError(runs, "no trial in it is done", "run some: python -m pipeline.sweep")
         return done

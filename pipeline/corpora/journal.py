@@ -19,10 +19,10 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_text, written_whole
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import MANIFEST, Utterance, read_manifest, write_manifest
 from pipeline.corpora.reader import REFUSED, Clip, Fact, Left, Made
 
-MANIFEST, JOURNAL, LEFT = "manifest.jsonl", "journal.jsonl", "left.csv"
+JOURNAL, LEFT = "journal.jsonl", "left.csv"
 COLUMNS = ("path", "split", "reason", "detail", "clip")
 
 

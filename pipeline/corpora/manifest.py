@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_text
+from pipeline.common.files import read_text, write_text
+from pipeline.common.verified import require
+from pipeline.corpora.prepared import MANIFEST_KEY, read_settings
 
 SAMPLE_RATE = 16_000
 """Samples a second of all audio."""
 FRAME_RATE = 25
 """Frames a second of all video."""
+MANIFEST = "manifest.jsonl"
 REMEDY = "make it again with: python -m pipeline.prepare"
 
 
@@ -54,25 +57,32 @@ _KINDS = {
 }  # fmt: skip
 
 
+def manifest_text(utterances: Iterable[Utterance]) -> str:
+    """The text of a manifest: a line for each utterance."""
+    return "".join(f"{json.dumps(asdict(u), ensure_ascii=False, allow_nan=False)}\n" for u in utterances)
+
+
 def write_manifest(folder: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write `folder/manifest.jsonl`, whole or not at all."""
-    lines = (json.dumps(asdict(u), ensure_ascii=False, allow_nan=False) for u in utterances)
-    write_text(Path(folder) / "manifest.jsonl", "".join(line + "\n" for line in lines))
+    write_text(Path(folder) / MANIFEST, manifest_text(utterances))
 
 
 def read_manifest(folder: str | Path) -> list[Utterance]:
     """Read and check `folder/manifest.jsonl`.
 
+    Where `prepare.json` beside it has its SHA-256, it must be that manifest; one that people wrote has none.
+
     Raises:
-        PipelineError: the file is missing or empty, or a line is no JSON, lacks a key, has a value of a wrong type,
-            an empty transcript, or an id that an earlier line had.
+        PipelineError: the file is missing or empty, is not the one that was prepared, or a line is no JSON, lacks a
+            key, has a value of a wrong type, an empty transcript, or an id that an earlier line had.
     """
-    path = Path(folder) / "manifest.jsonl"
-    if not path.exists():
-        raise PipelineError(path, "the file is missing", REMEDY)
+    path = Path(folder) / MANIFEST
+    text = read_text(path, REMEDY)
+    if sha256 := (read_settings(Path(folder)) or {}).get(MANIFEST_KEY):
+        require(path, str(sha256), REMEDY)
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         utterance = _parse(line, f"{path}:{number}")
         if utterance.id in seen:
             raise PipelineError(f"{path}:{number}", f"id {utterance.id!r} stands in line {seen[utterance.id]}", REMEDY)

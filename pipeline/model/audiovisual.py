@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
+from pipeline.common.verified import seal_folder
 from pipeline.config import Decorrelation, Model, streams
 from pipeline.model.decoder import bos_token
 from pipeline.model.decorrelation import decorrelation_loss
@@ -196,7 +197,7 @@ class AudioVisualLLM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all; the adapter of an
-        encoder goes to a folder of its stream."""
+        encoder goes to a folder of its stream. `complete.json` has the SHA-256 of all."""
         own = {
             name: p.detach().cpu().contiguous()
             for name, p in self.named_parameters()
@@ -208,3 +209,4 @@ class AudioVisualLLM(nn.Module):
             for stream, one in self.encoders.items():
                 if isinstance(one, AdaptedEncoding):
                     one.save(beside / stream)
+            seal_folder(beside)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.tracking.inputs import fault
+from pipeline.common.verified import fault
 
 MANIFEST = "manifest.jsonl"
 

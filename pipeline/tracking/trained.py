@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
 from pipeline.common.weights import files_digest, weights_digest
 from pipeline.config import Params, load_params, streams
 from pipeline.tracking.identity import configuration
@@ -18,8 +19,10 @@ def trained_params(trial: Trial, overrides: list[str]) -> Params:
         overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
 
     Raises:
-        PipelineError: the trial is not trained, or an override would change what it was trained with.
+        PipelineError: the trial is not trained, `config.yaml` is damaged, or an override would change what it was
+            trained with.
     """
+    trial.require_config()
     trained = load_params(trial.config)
     params = load_params(trial.config, overrides)
     if configuration(params) != configuration(trained):
@@ -34,6 +37,25 @@ def not_trained(trial: Trial) -> PipelineError:
     return PipelineError(
         trial.folder, "this trial is not trained", f"train it with: python -m pipeline.train --params {trial.config}"
     )
+
+
+def require_adapter(trial: Trial) -> None:
+    """Verify the trained weights; to be called before they are loaded.
+
+    An adapter of an earlier version has no record of its own, and is held against provenance, if that has one.
+
+    Raises:
+        PipelineError: a file is missing, was added, or is not what the training wrote.
+    """
+    remedy = f"remove {trial.folder} and train it again"
+    if (trial.adapter / FOLDER_SEAL).exists():
+        if found := folder_fault(trial.adapter):
+            raise PipelineError(trial.adapter, found, remedy)
+        return
+    outputs = [session["outputs"] for session in sessions(trial) if "outputs" in session]
+    for name, sha256 in outputs[0].items() if outputs else ():
+        if name.startswith(f"{trial.adapter.name}/"):
+            require(trial.folder / name, sha256, remedy)
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:
