@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from project import ROOT, command, environment, start
-from trials import finish, make_trial
+from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -322,9 +322,7 @@ def without(metrics: dict[str, float], name: str) -> dict[str, float]:
 def made(runs: Path, metrics: dict[str, float], weights: bytes = b"a", hypothesis: str = "a b c d e f") -> Trial:
     trial = finish(make_trial(runs), {"test": [0, 1]})
     trial.finish("e" * 64, metrics)
-    trial.hypotheses.write_text(
-        trial.hypotheses.read_text().replace('"hypothesis": "a', f'"hypothesis": "{hypothesis}')
-    )
+    with_hypotheses(trial, trial.hypotheses.read_text().replace('"hypothesis": "a', f'"hypothesis": "{hypothesis}'))
     (trial.adapter / "adapter_model.safetensors").write_bytes(weights)
     return trial
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json
 from pipeline.common.precision import is_bfloat16_faster, native_precision, with_precision
 from pipeline.config import Params, load_params
 from pipeline.tracking import identity
@@ -210,8 +210,9 @@ def test_an_evaluation_begins_with_its_own_parameters(tmp_path: Path) -> None:
 
 def test_another_trial_in_the_folder_is_refused(tmp_path: Path) -> None:
     trial = Trial.create(tmp_path, params(), DATA)
-    write_json(trial.folder / "identity.json", {"identity": "0" * 64})
-    with pytest.raises(PipelineError, match="holds the trial 0000"):
+    other = Trial.create(tmp_path, params("train.seed=1"), DATA)
+    shutil.copy(other.folder / "identity.json", trial.folder)
+    with pytest.raises(PipelineError, match=f"holds the trial {other.identity}"):
         Trial.create(tmp_path, params(), DATA)
 
 

@@ -9,6 +9,7 @@ from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
 from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_writer import identity_of_run
+from pipeline.tracking.results import METRICS
 from pipeline.tracking.trial import Trial
 
 
@@ -64,4 +65,6 @@ def _meant(name: str, runs: Path) -> list[Trial]:
 
 
 def _inside(folder: Path) -> list[Trial]:
-    return [Trial(mark.parent) for mark in sorted(folder.glob(f"*/{MARK}"))]
+    # One that has lost its identity is a trial, too, and says so.
+    folders = {file.parent for name in (MARK, METRICS) for file in folder.glob(f"*/{name}")}
+    return [Trial(folder) for folder in sorted(folders)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
-AGAIN = "evaluate the trial again; python -m pipeline.evaluate and a sweep do it by themselves"
+AGAIN = "evaluate the trial again: run its sweep, or python -m pipeline.evaluate"
 _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 

@@ -169,9 +169,8 @@ class Trial:
                 one whose results are damaged, with a warning. Absent: any evaluation counts.
         """
         result = self.result()
-        if result and evaluation in (None, result["evaluation"]):
-            if not self.results_fault():
-                return State.DONE
+        if result and evaluation in (None, result["evaluation"]) and not self.results_fault():
+            return State.DONE
         if self.adapter.is_dir():
             return State.TRAINED
         begun = self.spool.path.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
@@ -192,7 +191,7 @@ class Trial:
             return None
 
     def results_fault(self) -> str | None:
-        """What is wrong with `hypotheses.jsonl` or `sinks.npz` of a trial that has a result, or None; with a warning."""
+        """What is wrong with hypotheses or sinks of a trial that has a result, in a line that is also a warning."""
         found = results_fault(self.folder)
         if found:
             _warn(str(found))
