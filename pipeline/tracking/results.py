@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
-AGAIN = "evaluate the trial again: run its sweep, or python -m pipeline.evaluate"
+AGAIN = "evaluate the trial again"
 _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 
