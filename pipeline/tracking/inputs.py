@@ -14,6 +14,8 @@ from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.reading import media_file
 from pipeline.corpora.training_noise import noise_sources
 from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
+from pipeline.tracking.results import HYPOTHESES, METRICS, SINKS
+from pipeline.tracking.spool import LOG
 
 
 def input_files(params: Params, purpose: str) -> dict[Path, str]:
@@ -59,10 +61,11 @@ def _weights(folder: Path) -> dict[Path, str]:
 
 
 def output_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each result that a trial's folder has, by name: the trained weights, and what an evaluation left."""
+    """SHA-256 of each result that a trial's folder has, by name: the trained weights, the metrics log, and what an
+    evaluation left."""
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in _results(folder)}
 
 
 def _results(folder: Path) -> Iterator[Path]:
     yield from sorted(file for file in (folder / "adapter").rglob("*") if file.is_file())
-    yield from (file for name in ("hypotheses.jsonl", "sinks.npz", "metrics.json") if (file := folder / name).is_file())
+    yield from (file for name in (LOG, HYPOTHESES, SINKS, METRICS) if (file := folder / name).is_file())

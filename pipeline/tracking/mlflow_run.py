@@ -11,6 +11,7 @@ from pipeline.common.strict_yaml import parse_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
 from pipeline.tracking.spool import Record
+from pipeline.tracking.trained import read_log
 from pipeline.tracking.trial import Trial
 
 METRICS_IN_A_BATCH = 1000
@@ -45,7 +46,7 @@ def ingest_trial(client: Any, experiment_id: str, sweep: str, trial: Trial, run:
         # Evaluated otherwise since: a run of its own, so that no number of the old one stays among the new.
         client.delete_run(run.info.run_id)
         run = None
-    records, _ = trial.spool.read()
+    records = read_log(trial)
     if run is None:
         run = _begin_run(client, experiment_id, sweep, trial, records)
     run_id = run.info.run_id

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 
+LOG = "metrics.jsonl"
 Record = dict[str, float]
 """`time`, `step` and the metrics of that step by name."""
 

@@ -8,6 +8,7 @@ from pipeline.common.weights import files_digest, weights_digest
 from pipeline.config import Params, load_params, streams
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.provenance import sessions, shown_path
+from pipeline.tracking.spool import LOG, Record
 from pipeline.tracking.trial import Trial
 
 
@@ -47,15 +48,37 @@ def require_adapter(trial: Trial) -> None:
     Raises:
         PipelineError: a file is missing, was added, or is not what the training wrote.
     """
-    remedy = f"remove {trial.folder} and train it again"
+    remedy = _trained_again(trial)
     if (trial.adapter / FOLDER_SEAL).exists():
         if found := folder_fault(trial.adapter):
             raise PipelineError(trial.adapter, found, remedy)
         return
-    outputs = [session["outputs"] for session in sessions(trial) if "outputs" in session]
-    for name, sha256 in outputs[0].items() if outputs else ():
+    for name, sha256 in _trained_outputs(trial).items():
         if name.startswith(f"{trial.adapter.name}/"):
             require(trial.folder / name, sha256, remedy)
+
+
+def read_log(trial: Trial) -> list[Record]:
+    """The metrics log; that of a trained trial is verified, as far as provenance has it.
+
+    Raises:
+        PipelineError: it is not what the training wrote, or a line is no record.
+    """
+    if sha256 := _trained_outputs(trial).get(LOG):
+        require(trial.spool.path, sha256, _trained_again(trial))
+    return trial.spool.read()[0]
+
+
+def _trained_outputs(trial: Trial) -> dict[str, str]:
+    """SHA-256 of what the training left, by name; empty where it has not ended."""
+    outputs = [session.get("outputs", {}) for session in sessions(trial) if session.get("purpose") == "train"]
+    # A session that paused has ended, too, without an adapter.
+    ended = [names for names in outputs if any(name.startswith(f"{trial.adapter.name}/") for name in names)]
+    return ended[-1] if ended else {}
+
+
+def _trained_again(trial: Trial) -> str:
+    return f"bring it back from a copy, or remove {trial.folder} and train it again"
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:

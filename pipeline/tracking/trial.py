@@ -44,7 +44,7 @@ from pipeline.tracking.results import (
     results_fault,
     write_result,
 )
-from pipeline.tracking.spool import Spool
+from pipeline.tracking.spool import LOG, Spool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,7 @@ class Trial:
 
     @property
     def spool(self) -> Spool:
-        return Spool(self.folder / "metrics.jsonl")
+        return Spool(self.folder / LOG)
 
     def lease(self) -> Lease:
         """The right to run this trial, not yet taken: `with trial.lease() as lease:`."""
