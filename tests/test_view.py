@@ -1,6 +1,7 @@
 """What a sweep says of itself while it runs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from trials import finish, make_trial
@@ -8,7 +9,10 @@ from trials import finish, make_trial
 from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost
+from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.results import publish
+from pipeline.sweeping.specification import Asha
 from pipeline.sweeping.view import View
 
 
@@ -91,3 +95,31 @@ def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, cloc
     clock[0] = 100.0
     assert said(shown, capsys) == "0 of 4 done, 1 running, time unknown left"
     shown.close()
+
+
+@pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
+@pytest.mark.parametrize("content", ["", "\0\0", "null", '{"state": 1}', "WER"])
+def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch, capsys, name, content):
+    for planned in four:
+        finish(planned.trial, {"test": [1, 0]})
+    sweep = SimpleNamespace(specification=SimpleNamespace(name="some", select=SimpleNamespace(by="wer/test")))
+    monkeypatch.chdir(tmp_path)
+    publish(sweep, four)
+    before = capsys.readouterr().out
+    (tmp_path / "results/sweeps/some" / name).write_text(content)
+    publish(sweep, four)
+    assert capsys.readouterr().out == before
+
+
+def test_a_damaged_mark_holds_up_no_sweep(four):
+    rule = Asha(kind="asha", grace=10)
+    planned = replace(four[0], asha=rule)
+    leave_stopped(planned.trial, rule, 20)
+    assert planned.stopped == 20
+    planned.fail("out of memory", "a\nb")
+    assert planned.failure == "out of memory"
+    for content in ("", "\0\0", "null", "{}"):
+        for name in ("stopped.json", "failed.json"):
+            (planned.trial.folder / name).write_text(content)
+        assert planned.stopped is None, "it goes on"
+        assert planned.failure == "failed.json is damaged"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json
+from pipeline.common.files import digest
 from pipeline.common.strict_yaml import parse_yaml
+from pipeline.common.verified import read_sealed
 from pipeline.config import streams
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
@@ -154,12 +155,12 @@ def _gap(trial: Trial, steps: int) -> Gap:
 def _reason(mark: Path) -> str:
     """The first line of `reason`, or the rule that stopped the trial and where."""
     try:
-        said = read_json(mark, "")
-    except PipelineError:
+        said, _ = read_sealed(mark, "")
+        if "rule" in said:
+            return f"by {said['rule']['kind']} after step {said['step']}"
+        return str(said.get("reason", "")).strip().partition("\n")[0]
+    except (PipelineError, KeyError, TypeError):
         return f"{mark.name} is damaged"
-    if "rule" in said:
-        return f"by {said['rule']['kind']} after step {said['step']}"
-    return str(said.get("reason", "")).strip().partition("\n")[0]
 
 
 def _read_edits(trial: Trial) -> dict[str, Edits]:
