@@ -293,9 +293,8 @@ def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
 
 
 def test_rows_that_changed_while_features_were_made_are_encoded_again(params, folder, finished, monkeypatch):
-    from pipeline.encoders.dct import DCT
-
-    encode, calls = DCT.encode, []
+    dct, calls = ENCODERS["dct"], []
+    encode = dct.encode
 
     def dying(self, inputs: list) -> list:
         calls.append(len(inputs))
@@ -303,7 +302,7 @@ def test_rows_that_changed_while_features_were_made_are_encoded_again(params, fo
             raise KeyboardInterrupt
         return encode(self, inputs)
 
-    monkeypatch.setattr(DCT, "encode", dying)
+    monkeypatch.setattr(dct, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
         make_features(params, "video")
     (partial,) = (folder / "features").glob("*.partial")
