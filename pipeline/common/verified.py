@@ -123,8 +123,8 @@ def folder_fault(folder: Path) -> str | None:
     try:
         sealed, _ = read_sealed(folder / FOLDER_SEAL, "")
         files = sealed["files"]
-    except (PipelineError, KeyError) as error:
-        return f"{FOLDER_SEAL} is damaged ({str(error).removesuffix('; ')})"
+    except (PipelineError, KeyError):
+        return f"{FOLDER_SEAL} is damaged"
     if odd := sorted(files.keys() ^ set(_names(folder))):
         return f"files are missing or were added: {', '.join(odd)}"
     faults = (f"{name} {found}" for name, sha256 in files.items() if (found := fault(folder / name, sha256)))
