@@ -297,8 +297,9 @@ def test_damaged_weights_and_features_are_one_line(project):
 features = max(Path("data/features").glob("*/features.f16"), key=lambda path: path.stat().st_size)
 files = ("config.json", "tokenizer.json", "model.safetensors", "weights.json")
 seeds = itertools.count()
-said(lambda: train(small(f"train.seed={next(seeds)}")), *(f"data/weights/llm/{name}" for name in files), features, features.parent / "index.json",
-     "data/corpus/manifest.jsonl")
+weights = [f"data/weights/llm/{name}" for name in files]
+others = [features, features.parent / "index.json", "data/corpus/manifest.jsonl"]
+said(lambda: train(small(f"train.seed={next(seeds)}")), *weights, *others)
 print(train(small()).state())
 """
     )
