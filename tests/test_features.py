@@ -281,10 +281,8 @@ def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
     (path, *_) = make_features(params, "audio")
     index = path / "index.json"
     whole = index.read_text()
-    changes = [whole.replace('"frame_rate": 50', '"frame_rate": 51')]
-    changes += [whole.replace(f"      {begin}", "      1", 1) for begin in (0,)]
-    assert whole not in changes
-    for change in changes:
+    for change in (whole.replace('"frame_rate": 50', '"frame_rate": 51'), whole.replace("      0", "      1", 1)):
+        assert change != whole
         index.write_text(change)
         with pytest.raises(PipelineError, match=r"index\.json: has changed since it was written; make it again with"):
             open_features(params, "audio", utterances)

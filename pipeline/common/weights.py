@@ -65,7 +65,7 @@ def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify_weights(folder: str | Path) -> None:
-    """Read all files of the weights and hold them against `weights.json`; to be called before they are loaded.
+    """Compare all files of the weights with `weights.json`; to be called before they are loaded.
 
     A folder without that record is known by what is in it, so that there is nothing to compare.
 

@@ -65,6 +65,6 @@ def _meant(name: str, runs: Path) -> list[Trial]:
 
 
 def _inside(folder: Path) -> list[Trial]:
-    # One that has lost its identity is a trial, too, and says so.
+    # A folder with results and without an identity is a damaged trial, and is named.
     folders = {file.parent for name in (MARK, METRICS) for file in folder.glob(f"*/{name}")}
     return [Trial(folder) for folder in sorted(folders)]

@@ -136,7 +136,7 @@ def open_features(params: Params, stream: Stream, utterances: Iterable[Utterance
     """Open the features of utterances, which must be whole groups (see `feature_groups`). Nothing is read or encoded.
 
     Raises:
-        PipelineError: features are missing or not of the size that their index tells, or an index is damaged.
+        PipelineError: features are missing or not of the size that their index gives, or an index is damaged.
     """
     return Features(feature_groups(params, stream, utterances))
 
@@ -165,7 +165,7 @@ def read_index(group: Group) -> dict[str, Any]:
 
 
 def verify_features(group: Group) -> None:
-    """Read the array of a group and hold it against its index.
+    """Compare the array of a group with its index.
 
     Raises:
         PipelineError: as `read_index`; or the array is not what was written.

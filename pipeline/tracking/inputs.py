@@ -21,7 +21,7 @@ from pipeline.tracking.spool import LOG
 def input_files(params: Params, purpose: str) -> dict[Path, str]:
     """SHA-256 of each file that a stage reads: the manifest, the features or the media of its splits, the weights.
 
-    Large files are not read: what their own index, `weights.json` or the manifest says of them is taken.
+    Large files are not read: their SHA-256 is that of their index, of `weights.json` or of the manifest.
 
     Args:
         params: of the trial.

@@ -43,7 +43,7 @@ def not_trained(trial: Trial) -> PipelineError:
 def require_adapter(trial: Trial) -> None:
     """Verify the trained weights; to be called before they are loaded.
 
-    An adapter of an earlier version has no record of its own, and is held against provenance, if that has one.
+    An adapter of an earlier version has no record of its own; it is compared with provenance, if that has one.
 
     Raises:
         PipelineError: a file is missing, was added, or is not what the training wrote.
