@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, command, environment, start
+from project import ROOT, command, environment, rewrite_manifest, start
 from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
@@ -23,7 +23,7 @@ from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
 from pipeline.tracking.differences import reasons_against_equality
 from pipeline.tracking.provenance import environment as environment_of
-from pipeline.tracking.provenance import source_archive
+from pipeline.tracking.provenance import sessions, source_archive
 from pipeline.tracking.trial import Trial
 
 
@@ -176,17 +176,17 @@ def test_a_corpus_that_was_changed_since_is_named(project, capsys):
     manifest = project / "data/corpus/manifest.jsonl"
     lines = manifest.read_text().splitlines()
     changed = [json.loads(line) | {"text": "other words"} if '"train"' in line else json.loads(line) for line in lines]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    rewrite_manifest(manifest.parent, changed)
     said = failing(capsys, project)
     assert "utterances/train are not what was trained on; data/corpus/manifest.jsonl has changed" in said
 
 
 def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project, capsys):
     trial = the_trial(project)
-    forged = json.loads(trial.provenance.read_text())
-    for session in forged["sessions"]:
+    forged = sessions(trial)
+    for session in forged:
         session["packages"] |= {"torch": "1.0.0", "ruff": "0.0.1"}
-    trial.provenance.write_text(json.dumps(forged))
+    trial.provenance.write_text(json.dumps({"sessions": forged}))
     shell(project, "rm -rf .git && git init -q")
     assert check(trial, project)
     said = capsys.readouterr().out

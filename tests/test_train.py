@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from project import command, environment, small_disk, start
+from project import command, environment, rewrite_manifest, small_disk, start
 
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
@@ -389,7 +389,7 @@ def test_video_is_refused_where_the_corpus_has_none(project):
     manifest = project / "data/corpus/manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     silent = {"video": None, "video_frames": None, "video_sha256": None}
-    manifest.write_text("".join(json.dumps(line | silent) + "\n" for line in lines))
+    rewrite_manifest(manifest.parent, [line | silent for line in lines])
     failed = command(project, "train")
     assert failed.returncode == 1
     assert "audiovisual needs video" in failed.stderr
