@@ -112,8 +112,7 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     import numpy as np
 
     write_json(folder / "metrics.json", trial.result()["metrics"])
-    with np.load(trial.sinks) as arrays:
-        other, sink = arrays["cosine_mean_joined"].T
+    other, sink = trial.read_sinks()["cosine_mean_joined"].T
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["block", "sink", "other"])

@@ -16,7 +16,7 @@ from pipeline.common.files import require_space, write_json
 from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.reading import read_media
-from pipeline.encoders.store import TYPE, Group, feature_groups, read_index
+from pipeline.encoders.store import TYPE, Group, feature_groups, read_index, verify_features
 from pipeline.encoders.table import ENCODERS, Stream
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
@@ -70,7 +70,7 @@ def _what_trials_encode(params: Params, stream: Stream, utterances: Sequence[Utt
 
 
 def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
-    """Make the features of a stream that are not there yet; what a killed run has left is used.
+    """Make the features of a stream that are not there yet or are damaged; what a killed run has left is used.
 
     Args:
         params: corpus and features.
@@ -84,10 +84,11 @@ def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance
         PipelineError: weights or media are missing or damaged, there is no video, or the disk is too small.
     """
     groups = feature_groups(params, stream, utterances or read_manifest(params.corpus.out))
-    missing = [group for group in groups if _fault(group)]
+    faults = {group.name: fault for group in groups if (fault := _fault(group))}
+    missing = [group for group in groups if group.name in faults]
     for group in missing:
         if group.folder.exists():
-            print(f"{_fault(group)}", flush=True)
+            print(faults[group.name], flush=True)
     if missing:
         _encode(params, missing)
     return [group.folder for group in groups]
@@ -95,7 +96,7 @@ def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance
 
 def _fault(group: Group) -> PipelineError | None:
     try:
-        read_index(group)
+        verify_features(group)
     except PipelineError as error:
         return error
     return None

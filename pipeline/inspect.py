@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.weights import RECORD, verify_weights
 from pipeline.config import Evaluate, Sinks
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _subject(arguments: argparse.Namespace) -> tuple["Subject", Sinks, Evaluate]
         from pipeline.inspection.text import Text
 
         params = params_of(arguments)
+        if (Path(arguments.model) / RECORD).exists():
+            verify_weights(arguments.model)
         subject = Text(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
         return subject, params.sinks, params.evaluate
     from pipeline.comparison.selection import named_trials

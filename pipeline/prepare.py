@@ -8,6 +8,7 @@ continued by the next one. Clips of a recorded corpus that are not taken stand i
 
 import contextlib
 import fcntl
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,9 @@ from pipeline.corpora.journal import (
     write_finished,
     write_skipped,
 )
-from pipeline.corpora.manifest import REMEDY, Utterance
+from pipeline.corpora.manifest import REMEDY, Utterance, manifest_text
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
-from pipeline.corpora.prepared import SETTINGS
+from pipeline.corpora.prepared import MANIFEST_KEY, SETTINGS
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
 from pipeline.corpora.record import recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
@@ -158,7 +159,8 @@ def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Lis
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
     media |= {babble_file(split) for split in babble_splits(corpus)}
     remove_others(folder, {folder / path for path in media})
-    write_json(folder / SETTINGS, settings | listing.extra | {"splits": splits})
+    sha256 = hashlib.sha256(manifest_text(lines).encode()).hexdigest()
+    write_json(folder / SETTINGS, settings | listing.extra | {"splits": splits, MANIFEST_KEY: sha256})
     write_finished(folder, lines)
     print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
 

@@ -140,6 +140,7 @@ def main() -> None:
 
     def body() -> None:
         trial = named_trial(arguments.run, params_of(arguments).train.runs)
+        trial.require_config()
         project = Path.cwd()
         passed = check(trial, project) if arguments.check_only else reproduce(trial, project, arguments.keep)
         if not passed:

@@ -12,6 +12,7 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
 from pipeline.tracking.provenance import recorded
+from pipeline.tracking.trained import read_log
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import training_inputs
 
@@ -52,7 +53,7 @@ def train(params: Params, until: int | None = None) -> Trial:
 
 def publish(trial: Trial, folder: Path = RESULTS) -> None:
     """Small copies for `dvc plots`: the curves of the spool, and which trial they are of."""
-    records, _ = trial.spool.read()
+    records = read_log(trial)
     for name, keys in CURVES.items():
         text = io.StringIO()
         writer = csv.DictWriter(text, ["step", *keys], extrasaction="ignore")

@@ -15,7 +15,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_json, require_space, write_json, written_whole
-from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, TENSORS, check_sizes, describe_files, files_digest
+from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
 from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.checkpoint import convert_pickled
@@ -59,15 +59,12 @@ def _reason_to_make(folder: Path, weights: Weights) -> str | None:
     if not (folder / RECORD).exists():
         return "is incomplete" if folder.exists() else "is not there"
     try:
-        record = read_json(folder / RECORD, REMEDY)
-        check_sizes(folder, record)
-        files, made_of = record["files"], record["made_of"]
-        found = next((name for name, file in files.items() if file_sha256(folder / name) != file["sha256"]), None)
+        verify_weights(folder)
+        made_of = read_json(folder / RECORD, REMEDY)["made_of"]
+        same = made_of == _made_of(weights) | _absent(weights, made_of)
     except (PipelineError, KeyError, TypeError) as error:
         return f"is damaged ({error})"
-    if found:
-        return f"is damaged ({found} has changed)"
-    return None if made_of == _made_of(weights) | _absent(weights, made_of) else "was made of something else"
+    return None if same else "was made of something else"
 
 
 def _made_of(weights: Weights) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A whole project in small, in a temporary folder: ten utterances, real encoders, a tiny LLM, a real DVC repository."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -91,6 +92,14 @@ def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
         yield lambda: subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def rewrite_manifest(corpus: Path, lines: list[dict]) -> None:
+    """Another manifest, as a person writes it: `prepare.json` vouches for it no more."""
+    (corpus / "manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    settings = json.loads((corpus / "prepare.json").read_text())
+    del settings["manifest"]
+    (corpus / "prepare.json").write_text(json.dumps(settings))
 
 
 def group_lives(group: int) -> bool:

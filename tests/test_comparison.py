@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from trials import finish, make_trial
+from trials import finish, make_trial, write_sinks
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest, write_json
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS
+from pipeline.comparison.output import write_comparison
 from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
@@ -93,9 +95,8 @@ def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_diges
     other = make_trial(tmp_path, AUDIO, "corpus.seed=1", data={"utterances": "2" * 64})
     assert list(map(str, compare([one, other]).variants)) == ["weight 0, seed 0", "weight 0, seed 1"]
     again = Trial(tmp_path / "older")
-    parts = one.identity_parts() | {"identity": "3" * 64, "code": "4" * 64}
-    again.folder.mkdir()
-    (again.folder / "identity.json").write_text(json.dumps(parts))
+    parts = {name: part for name, part in one.identity_parts().items() if name != "identity"} | {"code": "4" * 64}
+    write_json(again.folder / "identity.json", parts | {"identity": digest(parts)})
     assert "weight 0, code 44444444" in map(str, compare([one, again]).variants)
 
 
@@ -133,8 +134,56 @@ def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> N
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     after.hypotheses.write_text("no record\n")
     comparison = compare([before, after])
-    assert "hypotheses.jsonl: holds no hypotheses" in rendering.text(comparison, 1000)
+    assert "hypotheses.jsonl: has changed" in rendering.text(comparison, 1000)
     assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut", "empty", "gone"])
+def test_damaged_sinks_are_a_note_and_no_figure(tmp_path: Path, capfd: pytest.CaptureFixture, damage: str) -> None:
+    from pipeline.comparison.figures import comparison_figures
+
+    trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
+    for trial in trials:
+        write_sinks(trial, 3000)
+        finish(trial, {"test": MANY})
+    sinks = trials[1].sinks
+    whole = sinks.read_bytes()
+    sinks.write_bytes({"byte": whole[:90] + bytes([whole[90] ^ 8]) + whole[91:], "cut": whole[:-9]}.get(damage, b""))
+    if damage == "gone":
+        sinks.unlink()
+    comparison = compare(trials)
+    assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  16.7 [13.3, 20.0]")
+    assert any(note.startswith(f"{sinks}: ") for note in comparison.notes)
+    assert f"warning: {sinks}: " in capfd.readouterr().err
+    assert "overview" not in comparison_figures(comparison)
+
+
+def test_a_trial_that_lost_its_identity_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    kept, lost = (finish(make_trial(tmp_path, f"train.seed={seed}"), {"test": MANY}) for seed in (0, 1))
+    (lost.folder / "identity.json").unlink()
+    assert [trial.folder for trial in named_trials([], tmp_path)] == [kept.folder]
+    assert f"warning: {lost.folder / 'identity.json'}: the file is missing; remove" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["failed.json", "stopped.json"])
+@pytest.mark.parametrize("content", ["", "\0\0", "null", '{"rule": 1}'])
+def test_a_damaged_mark_is_a_note(tmp_path: Path, name: str, content: str) -> None:
+    trial = make_trial(tmp_path)
+    (trial.folder / name).write_text(content)
+    assert any(f"{name} is damaged" in note for note in compare([trial]).notes)
+
+
+def test_figures_that_were_damaged_are_drawn_again(tmp_path: Path) -> None:
+    trials = [make_trial(tmp_path / "runs"), make_trial(tmp_path / "runs", "decorrelation.weight=0.1")]
+    comparison = compare([finish(trial, {"test": MANY}) for trial in trials])
+    files = [file for file in write_comparison(comparison, tmp_path) if file.suffix == ".png"]
+    before = files[0].read_bytes()
+    for spoilt in (files[0], tmp_path / "figures.json"):
+        for content in (b"", b"\0\0", b"null"):
+            spoilt.write_bytes(content)
+            write_comparison(comparison, tmp_path)
+            assert files[0].read_bytes() == before
+            assert "source" in json.loads((tmp_path / "figures.json").read_text())
 
 
 def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
@@ -280,11 +329,10 @@ def test_trials_are_named_by_folder_identity_or_its_beginning(tmp_path: Path) ->
     for name in (str(one.folder), one.identity, one.identity[:20], one.identity[:6]):
         assert [trial.folder for trial in named_trials([name], tmp_path)] == [one.folder]
     assert len(named_trials([str(tmp_path), one.identity], tmp_path)) == 2
-    twin = tmp_path / (one.identity[:6] + "0" * 10)
-    twin.mkdir()
-    (twin / "identity.json").write_text(json.dumps(one.identity_parts() | {"identity": one.identity[:6] + "0" * 58}))
-    with pytest.raises(PipelineError, match="is the beginning of 2 identities"):
-        named_trials([one.identity[:6]], tmp_path)
+    # Of seventeen, two begin with the same digit.
+    digits = [make_trial(tmp_path, f"train.seed={seed}").identity[0] for seed in range(17)]
+    with pytest.raises(PipelineError, match=r"is the beginning of \d+ identities"):
+        named_trials([next(digit for digit in digits if digits.count(digit) > 1)], tmp_path)
 
 
 def test_the_command_prints_without_anything_heavy(tmp_path: Path) -> None:

@@ -294,10 +294,66 @@ def test_missing_and_cut_features_are_named_and_mended(params):
     make_features(params, "audio")
     assert array.read_bytes() == whole
     (path / "index.json").write_text("{}")
-    with pytest.raises(PipelineError, match=r"index\.json: is no index"):
+    with pytest.raises(PipelineError, match=r"index\.json: .*make it again"):
         open_features(params, "audio", utterances)
     make_features(params, "audio")
     assert array.read_bytes() == whole
+
+
+def flip(file: Path, position: int) -> bytes:
+    """Another bit at a position; the content that was there."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+    return whole
+
+
+def test_a_flipped_bit_in_an_array_is_named_where_it_is_used_and_mended(params):
+    utterances = read_manifest(params.corpus.out)
+    path = {group.name: group.folder for group in feature_groups(params, "audio", utterances)}
+    make_features(params, "audio")
+    array = path["train/clean"] / "features.f16"
+    whole = flip(array, 77)
+    features = open_features(params, "audio", utterances)
+    assert features["test/s/1"].any(), "the group of the test split is whole"
+    with pytest.raises(PipelineError, match=r"features\.f16: has changed: .*; .*python -m pipeline\.features audio"):
+        features["train/s/0"]
+    make_features(params, "audio")
+    assert array.read_bytes() == whole
+    assert open_features(params, "audio", utterances)["train/s/0"].any()
+
+
+def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
+    utterances = read_manifest(params.corpus.out)
+    (path, *_) = make_features(params, "audio")
+    index = path / "index.json"
+    whole = index.read_text()
+    for change in (whole.replace('"frame_rate": 50', '"frame_rate": 51'), whole.replace("      0", "      1", 1)):
+        assert change != whole
+        index.write_text(change)
+        with pytest.raises(PipelineError, match=r"index\.json: has changed since it was written; make it again with"):
+            open_features(params, "audio", utterances)
+        make_features(params, "audio")
+        assert index.read_text() == whole
+
+
+def test_rows_that_changed_while_features_were_made_are_encoded_again(params, folder, finished, monkeypatch):
+    dct, calls = ENCODERS["dct"], []
+    encode = dct.encode
+
+    def dying(self, inputs: list) -> list:
+        calls.append(len(inputs))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(self, inputs)
+
+    monkeypatch.setattr(dct, "encode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make_features(params, "video")
+    (partial,) = (folder / "features").glob("*.partial")
+    assert len((partial / "journal.jsonl").read_bytes().splitlines()) == 6
+    flip(partial / "features.f16", (partial / "features.f16").stat().st_size // 2)
+    make_features(params, "video")
+    assert contents(folder) == finished["video"]
 
 
 @pytest.mark.parametrize(("stream", "file"), [("audio", "test/2.wav"), ("video", "test/2.mp4")])

@@ -107,6 +107,24 @@ def test_a_reused_process_id_is_not_the_holder(path: Path) -> None:
         assert lease.held
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 120, b"{", b"[]", b"{}", b"\xff"])
+def test_a_lease_that_a_power_cut_spoilt_is_nobodys(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with Lease(path) as lease:
+        assert lease.held
+    assert not path.exists()
+
+
+def test_a_holder_whose_lease_is_spoilt_stops(path: Path) -> None:
+    with Lease(path, beat=0.02) as lease:
+        path.write_bytes(b"")
+        time.sleep(0.2)
+        assert not lease.held
+        with pytest.raises(LeaseLostError):
+            lease.require()
+
+
 def test_a_suspended_holder_here_keeps_it(path: Path, started) -> None:
     [first] = started(1, stale=0.2)
     assert first.stdout.readline().strip() == "held"

@@ -166,6 +166,31 @@ def test_a_damaged_line_of_the_journal_is_made_again(damage: bytes, tmp_path: Pa
     assert content(folder) == before
 
 
+def test_a_changed_transcript_is_named_and_mended(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path / "out"), workers=1)
+    before = content(folder)
+    manifest = folder / "manifest.jsonl"
+    whole = manifest.read_text()
+    word = read_manifest(folder)[0].text.split()[0]
+    manifest.write_text(whole.replace(f'"text": "{word}', f'"text": "{word[1:]}', 1))
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl: has changed: .*; make it again with: "):
+        read_manifest(folder)
+    prepare(small(folder), workers=1)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 400, b"\xff\n", b"{}\n"])
+def test_a_manifest_that_a_power_cut_spoilt_is_made_again(tmp_path: Path, damage: bytes) -> None:
+    few = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"
+    folder = prepare(small(tmp_path / "out", few), workers=1)
+    before = content(folder)
+    (folder / "manifest.jsonl").write_bytes(damage)
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl: .*make it again"):
+        read_manifest(folder)
+    prepare(small(folder, few), workers=1)
+    assert content(folder) == before
+
+
 def test_other_settings_replace_the_media(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     fewer = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"

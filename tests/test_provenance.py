@@ -28,6 +28,7 @@ from pipeline.push import holds_secret
 from pipeline.tracking import provenance
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.provenance import environment, recorded, source_archive
+from pipeline.tracking.trained import read_log, require_adapter
 from pipeline.tracking.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -479,6 +480,9 @@ def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "content",
     [
+        "",
+        "\0\0",
+        "other",
         "{",
         "[]",
         '{"sessions": 1}',
@@ -494,7 +498,33 @@ def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.Mo
         '{"sessions": [{"hardware": {"gpus": 3}}]}',
     ],
 )
-def test_damaged_provenance_is_named(trial: Trial, content: str) -> None:
-    trial.provenance.write_text(content)
-    with pytest.raises(PipelineError, match=r"provenance\.json: .*move it away"), recorded(trial, "train"):
+def test_damaged_provenance_is_named_and_holds_up_no_work(trial: Trial, content: str, capfd) -> None:
+    with recorded(trial, "train"):
         pass
+    changed = trial.provenance.read_text().replace('"finished"', '"finithed"') if content == "other" else content
+    trial.provenance.write_text(changed)
+    with pytest.raises(PipelineError, match=r"provenance\.json: .*move it away"):
+        provenance.sessions(trial)
+    with recorded(trial, "evaluate"):
+        pass
+    assert [session["purpose"] for session in provenance.sessions(trial)] == ["evaluate"]
+    assert (trial.folder / "provenance.json.damaged").read_text() == changed
+    assert capfd.readouterr().err.startswith(f"warning: {trial.provenance}: ")
+
+
+def test_a_metrics_log_that_changed_after_the_training_is_named(trial: Trial) -> None:
+    with recorded(trial, "train"):
+        trial.spool.append(1, {"loss/cross_entropy": 2.5})
+    trial.spool.append(2, {"loss/cross_entropy": 2.25})
+    assert len(read_log(trial)) == 2, "a training that paused goes on"
+    with recorded(trial, "train"):
+        trial.adapter.mkdir()
+        (trial.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    assert len(read_log(trial)) == 2
+    require_adapter(trial)
+    trial.spool.path.write_text(trial.spool.path.read_text().replace("2.25", "2.24"))
+    with pytest.raises(PipelineError, match=r"metrics\.jsonl: has changed: .*train it again"):
+        read_log(trial)
+    (trial.adapter / "adapter_model.safetensors").write_bytes(b"weighus")
+    with pytest.raises(PipelineError, match=r"adapter_model\.safetensors: has changed: .*train it again"):
+        require_adapter(trial)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, browser
 from project import command, environment
-from trials import finish, make_trial, write_sinks
+from trials import finish, make_trial, with_hypotheses, write_sinks
 
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
@@ -68,7 +68,7 @@ def understood(trial: Trial, corpus: Path, wrong: int, **more: float) -> Trial:
         line |= {"reference": TEXTS[number], "hypothesis": " ".join([*["x"] * line["substitutions"], *words][:6])}
         line["hypothesis"] = " ".join(["x"] * line["substitutions"] + words[line["substitutions"] :])
         lines.append(json.dumps(line))
-    trial.hypotheses.write_text("\n".join(lines) + "\n")
+    with_hypotheses(trial, "\n".join(lines) + "\n")
     return trial
 
 

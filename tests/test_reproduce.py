@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, command, environment, start
-from trials import finish, make_trial
+from project import ROOT, command, environment, rewrite_manifest, start
+from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -23,7 +23,7 @@ from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
 from pipeline.tracking.differences import reasons_against_equality
 from pipeline.tracking.provenance import environment as environment_of
-from pipeline.tracking.provenance import source_archive
+from pipeline.tracking.provenance import sessions, source_archive
 from pipeline.tracking.trial import Trial
 
 
@@ -179,17 +179,17 @@ def test_a_corpus_that_was_changed_since_is_named(project, capsys):
     manifest = project / "data/corpus/manifest.jsonl"
     lines = manifest.read_text().splitlines()
     changed = [json.loads(line) | {"text": "other words"} if '"train"' in line else json.loads(line) for line in lines]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    rewrite_manifest(manifest.parent, changed)
     said = failing(capsys, project)
     assert "utterances/train are not what was trained on; data/corpus/manifest.jsonl has changed" in said
 
 
 def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project, capsys):
     trial = the_trial(project)
-    forged = json.loads(trial.provenance.read_text())
-    for session in forged["sessions"]:
+    forged = sessions(trial)
+    for session in forged:
         session["packages"] |= {"torch": "1.0.0", "ruff": "0.0.1"}
-    trial.provenance.write_text(json.dumps(forged))
+    trial.provenance.write_text(json.dumps({"sessions": forged}))
     shell(project, "rm -rf .git && git init -q")
     assert check(trial, project)
     said = capsys.readouterr().out
@@ -335,9 +335,7 @@ def without(metrics: dict[str, float], name: str) -> dict[str, float]:
 def made(runs: Path, metrics: dict[str, float], weights: bytes = b"a", hypothesis: str = "a b c d e f") -> Trial:
     trial = finish(make_trial(runs), {"test": [0, 1]})
     trial.finish("e" * 64, metrics)
-    trial.hypotheses.write_text(
-        trial.hypotheses.read_text().replace('"hypothesis": "a', f'"hypothesis": "{hypothesis}')
-    )
+    with_hypotheses(trial, trial.hypotheses.read_text().replace('"hypothesis": "a', f'"hypothesis": "{hypothesis}'))
     (trial.adapter / "adapter_model.safetensors").write_bytes(weights)
     return trial
 

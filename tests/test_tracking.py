@@ -4,16 +4,17 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json
 from pipeline.common.precision import is_bfloat16_faster, native_precision, with_precision
 from pipeline.config import Params, load_params
 from pipeline.tracking import identity
@@ -168,6 +169,16 @@ def test_precision_is_what_torch_says() -> None:
 # Trial.
 
 
+def done(runs: Path) -> Trial:
+    """A trial with all that an evaluation leaves."""
+    trial = Trial.create(runs, params(), DATA)
+    trial.adapter.mkdir()
+    trial.hypotheses.write_text('{"id": "a", "split": "test", "condition": "clean"}\n')
+    np.savez(trial.sinks, records=np.arange(6))
+    trial.finish("e" * 64, {"wer/test": 0.1})
+    return trial
+
+
 def test_states_follow_the_files(tmp_path: Path) -> None:
     trial = Trial.create(tmp_path, params(), DATA)
     assert trial.folder.name == identity_of()[:16]
@@ -213,8 +224,9 @@ def test_an_evaluation_begins_with_its_own_parameters(tmp_path: Path) -> None:
 
 def test_another_trial_in_the_folder_is_refused(tmp_path: Path) -> None:
     trial = Trial.create(tmp_path, params(), DATA)
-    write_json(trial.folder / "identity.json", {"identity": "0" * 64})
-    with pytest.raises(PipelineError, match="holds the trial 0000"):
+    other = Trial.create(tmp_path, params("train.seed=1"), DATA)
+    shutil.copy(other.folder / "identity.json", trial.folder)
+    with pytest.raises(PipelineError, match=f"holds the trial {other.identity}"):
         Trial.create(tmp_path, params(), DATA)
 
 
@@ -239,6 +251,77 @@ def test_a_damaged_result_is_none(tmp_path: Path, capfd: pytest.CaptureFixture, 
     assert (trial.folder / "metrics.json.damaged").exists()
     trial.finish("e" * 64, {"wer/test": 0.1})
     assert trial.state() is State.DONE
+
+
+def test_a_changed_figure_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    trial = done(tmp_path)
+    trial.metrics.write_text(trial.metrics.read_text().replace("0.1", "0.3"))
+    assert trial.state() is State.TRAINED
+    assert (
+        f"warning: {trial.metrics}: has changed since it was written; evaluate the trial again"
+        in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["hypotheses.jsonl", "sinks.npz"])
+@pytest.mark.parametrize("damage", ["byte", "cut", "empty", "gone"])
+def test_a_trial_whose_results_are_damaged_is_evaluated_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture, name: str, damage: str
+) -> None:
+    trial = done(tmp_path)
+    file = trial.folder / name
+    whole = file.read_bytes()
+    file.write_bytes({"byte": bytes([whole[0] ^ 1]) + whole[1:], "cut": whole[:-1]}.get(damage, b""))
+    if damage == "gone":
+        file.unlink()
+    assert trial.state("e" * 64) is State.TRAINED
+    assert trial.result()["metrics"] == {"wer/test": 0.1}, "the figures themselves are whole"
+    with pytest.raises(PipelineError, match=f"{name}: .*; evaluate the trial again"):
+        trial.read_hypotheses() if name == "hypotheses.jsonl" else trial.read_sinks()
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"warning: {file}: ")]
+    assert len(warnings) == 1
+    trial.begin_evaluation(params())
+    assert not file.exists()
+
+
+def test_results_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    trial = done(tmp_path)
+    result = trial.result()
+    trial.metrics.write_text(json.dumps(result))
+    trial.config.write_text(trial.config.read_text().partition("\n")[2])
+    assert trial.state("e" * 64) is State.DONE
+    assert trial.result() == result
+    assert trial.read_hypotheses() == [{"id": "a", "split": "test", "condition": "clean"}]
+    assert list(trial.read_sinks()) == ["records"]
+    trial.require_config()
+    trial.sinks.write_bytes(trial.sinks.read_bytes()[:-30])
+    with pytest.raises(PipelineError, match=r"sinks\.npz: cannot be read .*; evaluate the trial again"):
+        trial.read_sinks()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 500, b"{", b"null", b'{"identity": "0"}'])
+def test_an_identity_that_a_power_cut_spoilt_is_written_again(tmp_path: Path, content: bytes) -> None:
+    trial = done(tmp_path)
+    file = trial.folder / "identity.json"
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"identity\.json: .*; remove .*; the trial is made again"):
+        trial.identity_parts()
+    assert Trial.create(tmp_path, params(), DATA).state("e" * 64) is State.DONE
+    assert file.read_bytes() == whole
+
+
+def test_a_changed_identity_or_configuration_is_named(tmp_path: Path) -> None:
+    trial = done(tmp_path)
+    trial.require_config()
+    for text in (trial.config.read_text().replace("beams: ", "beams: 1"), "", "\0\0"):
+        trial.config.write_text(text)
+        with pytest.raises(PipelineError, match=r"config\.yaml: has changed since it was written"):
+            trial.require_config()
+    file = trial.folder / "identity.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(PipelineError, match=r"identity\.json: has changed since it was written"):
+        trial.identity_parts()
 
 
 @pytest.mark.parametrize("metrics", [{}, {"wer/test": float("nan")}, {"wer/test": None}])
@@ -303,6 +386,9 @@ def test_cut_back_removes_what_comes_after_a_checkpoint(tmp_path: Path) -> None:
     assert steps_of(spool) == [1, 2, 3, 4, 5]
     Spool(tmp_path / "none.jsonl").cut_back(3)
     assert not (tmp_path / "none.jsonl").exists()
+    spool.path.write_bytes(b"\xff\n" + spool.path.read_bytes())
+    spool.cut_back(0)
+    assert spool.read() == ([], 0), "a training that begins anew needs nothing of it"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

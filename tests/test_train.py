@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from project import command, environment, small_disk, start
+from project import command, environment, rewrite_manifest, small_disk, start
 
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
@@ -84,8 +84,8 @@ def test_sinks_are_followed_while_it_trains_and_nothing_else_changes(project, un
     assert len({line["sinks/max_ratio/bos"] for line in looks.values()}) == len(looks)
 
 
-def in_process(project, code):
-    """Run Python in a project, with `params(*overrides)` and `train` at hand; returns what it printed."""
+def in_process(project, code, parts=str.split):
+    """Run Python in a project, with `params(*overrides)` and `train` at hand; returns what it printed, in parts."""
     given = """
 from pipeline.config import load_params
 from pipeline.train import train
@@ -96,7 +96,7 @@ def params(*overrides):
     words = [sys.executable, "-c", given + code]
     ran = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout.split()
+    return parts(ran.stdout)
 
 
 def test_trials_of_one_process_share_the_llm_and_no_bits(project, undisturbed):
@@ -241,6 +241,127 @@ def test_an_evaluation_that_was_killed_decodes_only_the_rest(project):
     assert json.loads((trial / "metrics.json").read_text()) == metrics
 
 
+def lines_of(project, code):
+    """What a program prints, by line; see `in_process`."""
+    return in_process(project, code, str.splitlines)
+
+
+SPOIL = """
+import itertools
+from pathlib import Path
+from pipeline.common.errors import PipelineError
+from pipeline.evaluate import evaluate
+def small(*more):
+    return load_params("params.yaml", ["train.steps=2", *more])
+def said(work, *files):
+    for file in map(Path, files):
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        changes = {"byte": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1:], "cut": whole[:middle]}
+        for how in ("byte", "cut", "empty", "gone"):
+            if file.is_symlink():
+                file.unlink()
+            file.write_bytes(changes.get(how, b""))
+            if how == "gone":
+                file.unlink()
+            build._loaded.cache_clear()
+            try:
+                work()
+                print("unnoticed", file, how)
+            except PipelineError as error:
+                print(error)
+            file.write_bytes(whole)
+"""
+
+
+def test_a_damaged_adapter_is_one_line(project):
+    code = (
+        SPOIL
+        + """
+trial = train(small())
+said(lambda: evaluate(small()), *sorted(trial.adapter.iterdir()))
+print(evaluate(small()).state())
+"""
+    )
+    *said, last = lines_of(project, code)
+    assert last == "done"
+    for name in ("adapter_model.safetensors", "adapter_config.json", "projector.safetensors", "complete.json"):
+        assert sum(name in line for line in said) == 4
+    assert all("/adapter" in line and line.endswith("and train it again") for line in said), said
+
+
+def test_damaged_weights_and_features_are_one_line(project):
+    code = (
+        SPOIL
+        + """
+features = max(Path("data/features").glob("*/features.f16"), key=lambda path: path.stat().st_size)
+files = ("config.json", "tokenizer.json", "model.safetensors", "weights.json")
+seeds = itertools.count()
+weights = [f"data/weights/llm/{name}" for name in files]
+others = [features, features.parent / "index.json", "data/corpus/manifest.jsonl"]
+said(lambda: train(small(f"train.seed={next(seeds)}")), *weights, *others)
+print(train(small()).state())
+"""
+    )
+    *said, last = lines_of(project, code)
+    assert last == "trained"
+    # Of a folder without a record, weights are known by what is in them.
+    unnoticed = [line for line in said if line.startswith("unnoticed")]
+    assert unnoticed == ["unnoticed data/weights/llm/weights.json gone"]
+    assert all("make it again with: python -m pipeline." in line for line in set(said) - set(unnoticed)), said
+
+
+def test_an_evaluation_that_was_cut_twice_decodes_each_batch_once(project):
+    code = (
+        SPOIL
+        + """
+from pipeline.trial import measure
+trial = evaluate(train(small()) and small())
+files = [trial.hypotheses, trial.sinks, trial.metrics]
+before = [file.read_bytes() for file in files]
+digits = trial.result()["evaluation"][:16]
+transcribe, calls = measure.transcribe, []
+def dying(*words):
+    if len(calls) - last == 1:
+        raise KeyboardInterrupt
+    calls.append(words)
+    return transcribe(*words)
+trial.metrics.unlink()
+measure.transcribe = dying
+while not trial.metrics.exists():
+    last = len(calls)
+    try:
+        evaluate(small())
+    except KeyboardInterrupt:
+        with open(trial.folder / f"hypotheses.{digits}.journal", "ab") as journal:
+            journal.write(b'[["test/s')
+print(len(calls), [file.read_bytes() for file in files] == before)
+"""
+    )
+    assert in_process(project, code) == ["3", "True"]
+
+
+def test_a_metrics_log_that_changed_is_measured_again(project, undisturbed):
+    code = (
+        SPOIL
+        + """
+from pipeline.trial.checkpoints import newest_whole
+trial = train(params(), 12)
+assert newest_whole(trial.checkpoints).name == "checkpoint-12"
+log = trial.spool.path
+lines = log.read_text().splitlines()
+(number,) = [number for number, line in enumerate(lines) if '"step": 11' in line and "cross_entropy" in line]
+lines[number] = lines[number].replace('"loss/cross_entropy": ', '"loss/cross_entropy": 1')
+log.write_text("".join(f"{line}\\n" for line in lines))
+print(newest_whole(trial.checkpoints).name)
+print(train(params()).state())
+"""
+    )
+    assert in_process(project, code) == ["checkpoint-10", "trained"]
+    assert losses_of(the_trial(project)) == losses_of(undisturbed)
+    assert weights_of(the_trial(project)) == weights_of(undisturbed)
+
+
 def test_an_untrained_trial_names_the_command(project):
     failed = command(project, "evaluate")
     assert failed.returncode == 1
@@ -268,7 +389,7 @@ def test_video_is_refused_where_the_corpus_has_none(project):
     manifest = project / "data/corpus/manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     silent = {"video": None, "video_frames": None, "video_sha256": None}
-    manifest.write_text("".join(json.dumps(line | silent) + "\n" for line in lines))
+    rewrite_manifest(manifest.parent, [line | silent for line in lines])
     failed = command(project, "train")
     assert failed.returncode == 1
     assert "audiovisual needs video" in failed.stderr

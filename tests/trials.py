@@ -37,6 +37,13 @@ def finish(trial: Trial, errors: dict[str, list[int]], **more: float) -> Trial:
     return trial
 
 
+def with_hypotheses(trial: Trial, text: str) -> None:
+    """Other lines in `hypotheses.jsonl`, as if the evaluation of a done trial had written them."""
+    result = trial.result()
+    trial.hypotheses.write_text(text)
+    trial.finish(result["evaluation"], result["metrics"], result["details"])
+
+
 def sink_records(figures: dict[str, list], roles: dict[str, int]) -> dict[str, np.ndarray]:
     """What the sink instrument keeps of each utterance (a value, or numerator and denominator), and tokens by role."""
     values = [[one if isinstance(one, tuple) else (one, 1) for one in column] for column in figures.values()]

@@ -59,7 +59,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON with sorted keys. NaN is refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
@@ -68,10 +73,33 @@ def read_json(path: str | Path, remedy: str) -> Any:
     Raises:
         PipelineError: the file is missing or no JSON; `remedy` is the way out that the message names.
     """
+    return parse_json(path, read_text(path, remedy), remedy)
+
+
+def read_text(path: str | Path, remedy: str) -> str:
+    """Read UTF-8 text.
+
+    Raises:
+        PipelineError: the file is missing, cannot be read or is no UTF-8.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PipelineError(path, "the file is missing", remedy) from None
+    except OSError as error:
+        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(path, f"invalid UTF-8 ({error.reason} at byte {error.start})", remedy) from None
+
+
+def parse_json(path: str | Path, text: str, remedy: str) -> Any:
+    """The value of a JSON text that was read from `path`.
+
+    Raises:
+        PipelineError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
     except RecursionError:
         raise PipelineError(path, "invalid JSON: nested too deeply", remedy) from None
     except ValueError as error:

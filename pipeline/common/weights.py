@@ -1,11 +1,11 @@
 """What a folder of weights is: its files, and one digest of them that everything made from it carries."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json
+from pipeline.common.files import digest, read_json
+from pipeline.common.verified import require, sha256_of
 
 RECORD = "weights.json"
 """Beside the files of a converted folder: where they come from, their sizes and their SHA-256."""
@@ -18,11 +18,13 @@ SUFFIXES = TENSORS | {".json", ".model", ".txt", ".jinja"}
 def weights_digest(folder: str | Path) -> str:
     """The identity of pretrained weights: 64 hexadecimal digits, equal for equal files wherever the folder lies.
 
-    It is read from `weights.json` if the sizes of all files are as recorded there. In a folder that
-    `python -m pipeline.weights` did not make, the files are read (once in a process).
+    It is read from `weights.json` if the sizes of all files are as recorded there; whoever loads the weights calls
+    `verify_weights` first. In a folder that `python -m pipeline.weights` did not make, the files are read (once in a
+    process).
 
     Raises:
-        PipelineError: the folder or a file is missing, a file has another size than recorded, or nothing is in it.
+        PipelineError: the folder or a file is missing, a file has another size than recorded, `weights.json` is
+            damaged, or nothing is in the folder.
     """
     return files_digest(known_files(folder))
 
@@ -41,10 +43,43 @@ def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
             "name a folder of weights, or make those of params.yaml with: python -m pipeline.weights",
         )
     if (folder / RECORD).exists():
-        record = read_json(folder / RECORD, REMEDY)
+        return recorded_files(folder)
+    return describe_files(folder)
+
+
+def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same, as `weights.json` has it. Sizes are compared; no file is read.
+
+    Raises:
+        PipelineError: `weights.json` is missing or damaged, or a file is missing or has another size.
+    """
+    record = read_json(folder / RECORD, REMEDY)
+    try:
+        whole = files_digest(record["files"]) == record["digest"]
         check_sizes(folder, record)
-        return record["files"]
-    return _described(folder.resolve())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise PipelineError(folder / RECORD, "is damaged", REMEDY)
+    return record["files"]
+
+
+def verify_weights(folder: str | Path) -> None:
+    """Compare all files of the weights with `weights.json`; to be called before they are loaded.
+
+    A folder without that record is known by what is in it, so that there is nothing to compare.
+
+    Raises:
+        PipelineError: as `weights_digest`; or a file has changed, or one was added that a library would load, too.
+    """
+    folder = Path(folder)
+    known = known_files(folder)
+    if not (folder / RECORD).exists():
+        return
+    if added := sorted(set(_names(folder)) - known.keys()):
+        raise PipelineError(folder / added[0], f"is not among the files that {RECORD} names", f"remove it, or {REMEDY}")
+    for name, file in known.items():
+        require(folder / name, file["sha256"], REMEDY)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -53,16 +88,16 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         PipelineError: there is no file with tensors among them.
     """
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in SUFFIXES and f.name != RECORD)
-    if not any(file.suffix in TENSORS for file in files):
+    names = _names(folder)
+    if not any(Path(name).suffix in TENSORS for name in names):
         raise PipelineError(folder, "there is no .safetensors file in it", "name a Hugging Face folder that has one")
-    return {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        for file in files
-    }
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
-_described = lru_cache(maxsize=None)(describe_files)
+def _names(folder: Path) -> list[str]:
+    """Of the files that libraries read."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+    return sorted(name for file in files if (name := file.relative_to(folder).as_posix()) != RECORD)
 
 
 def files_digest(files: dict[str, dict[str, Any]]) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json
+from pipeline.common.files import digest
 from pipeline.common.strict_yaml import read_yaml
+from pipeline.common.verified import read_sealed
 from pipeline.config import streams
+from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
 
 MARK = "identity.json"
@@ -81,6 +83,8 @@ class Entry:
     """Empty where there is a gap."""
     evaluation: str | None
     gap: Gap | None
+    fault: str | None = None
+    """What is wrong with its hypotheses or its sinks, in a line."""
 
     @property
     def weight(self) -> float:
@@ -130,6 +134,7 @@ def _read_entry(trial: Trial) -> Entry:
         metrics=result["metrics"] if result else {},
         evaluation=result["evaluation"] if result else None,
         gap=None if result else _gap(trial, _length(configuration)),
+        fault=trial.results_fault() if result else None,
     )
 
 
@@ -164,29 +169,23 @@ def _gap(trial: Trial, length: str) -> Gap:
 def _reason(mark: Path) -> str:
     """The first line of `reason`, or the rule that stopped the trial and where."""
     try:
-        said = read_json(mark, "")
-    except PipelineError:
+        said, _ = read_sealed(mark, "")
+        if "rule" in said:
+            return f"by {said['rule']['kind']} after step {said['step']}"
+        return str(said.get("reason", "")).strip().partition("\n")[0]
+    except (PipelineError, KeyError, TypeError):
         return f"{mark.name} is damaged"
-    if "rule" in said:
-        return f"by {said['rule']['kind']} after step {said['step']}"
-    return str(said.get("reason", "")).strip().partition("\n")[0]
 
 
 def _read_edits(trial: Trial) -> dict[str, Edits]:
-    again = "evaluate the trial again"
-    try:
-        lines = trial.hypotheses.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(trial.hypotheses, f"cannot be read ({error})", again) from None
     found: dict[str, Edits] = {}
     try:
-        # All lines at once: a thousand trials have half a million.
-        for record in json.loads(f"[{','.join(lines)}]"):
+        for record in trial.read_hypotheses():
             name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
             errors = record["substitutions"] + record["deletions"] + record["insertions"]
             found.setdefault(name, {})[record["id"]] = Count(errors, record["words"], record.get("speaker"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", again) from None
+    except (KeyError, TypeError) as error:
+        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
     return found
 
 
@@ -205,6 +204,7 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 
 
 def _data_settings(trial: Trial) -> dict[str, Any]:
+    trial.require_config()
     values = read_yaml(trial.config, "restore it; the trial cannot be read without it")
     chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
     chosen["model.llm.weights"] = values["model"]["llm"]["weights"]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.comparison.claims import MOVED, RELOCATED, SINKS
-from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, cell_text, change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.trends import against_weight, wer_against_rate
@@ -47,18 +47,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
-    """The panel of a cell: its first seed that is done."""
+    """The panel of a cell: its first seed that is done, and whose arrays are whole."""
     cell = comparison.cell(task, variant)
     for entry in cell.entries:
-        if not entry.gap and entry.trial.sinks.exists():
+        if not entry.gap and not entry.fault and entry.trial.sinks.exists():
             title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_words(cell)]
-            yield sinks.Panel("\n".join(title), _arrays(entry))
+            yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
             return
-
-
-def _arrays(entry: Entry) -> dict[str, np.ndarray]:
-    with np.load(entry.trial.sinks) as stored:
-        return dict(stored)
 
 
 def _wer_words(cell: Cell) -> list[str]:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json, write_json, write_text, written_whole
+from pipeline.common.files import digest, read_json, write_json, write_text, written_whole
+from pipeline.common.verified import fault, sha256_of
 from pipeline.comparison import rendering
 from pipeline.comparison.claims import claims, markdown, summary
 from pipeline.comparison.table import Comparison
@@ -45,7 +46,7 @@ def _figures(comparison: Comparison, folder: Path) -> list[Path]:
     source = _source(comparison)
     known = _known(folder)
     files = [folder / name for name in known["files"]]
-    if known["source"] == source and all(file.exists() for file in files):
+    if known["source"] == source and not any(fault(folder / name, sha) for name, sha in known["files"].items()):
         return files
     from pipeline.comparison.figures import comparison_figures
     from pipeline.sinks.figures import save
@@ -55,7 +56,7 @@ def _figures(comparison: Comparison, folder: Path) -> list[Path]:
         drawn += [*save(figure, folder / name), _save_svg(figure, folder / f"{name}.svg")]
     for file in set(files) - set(drawn):
         file.unlink(missing_ok=True)
-    write_json(folder / DRAWN, {"source": source, "files": sorted(file.name for file in drawn)})
+    write_json(folder / DRAWN, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
     return drawn
 
 
@@ -70,12 +71,14 @@ def _save_svg(figure: "Figure", file: Path) -> Path:
 
 def _known(folder: Path) -> dict:
     try:
-        return read_json(folder / DRAWN, "")
-    except PipelineError:
-        return {"source": None, "files": []}
+        known = read_json(folder / DRAWN, "")
+        return {"source": known["source"], "files": dict(known["files"])}
+    except (PipelineError, KeyError, TypeError, ValueError):
+        # Missing, spoilt, or of an earlier version.
+        return {"source": None, "files": {}}
 
 
 def _source(comparison: Comparison) -> str:
     """Digest of all that the figures show: the table, the arrays, the code that draws."""
-    arrays = {e.identity: file_sha256(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
+    arrays = {e.identity: sha256_of(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
     return digest([rendering.csv_table(comparison), arrays, code_digest("pipeline.comparison.figures")])

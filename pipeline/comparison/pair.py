@@ -15,6 +15,7 @@ from pipeline.comparison.entries import flattened
 from pipeline.tracking.archive import archived_sources
 from pipeline.tracking.differences import changed_packages, changed_surroundings
 from pipeline.tracking.provenance import sessions
+from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import Trial
 
 ABSENT = "absent"
@@ -161,12 +162,12 @@ def _lines(trial: Trial) -> dict[str, dict[str, dict]]:
     """Lines of `hypotheses.jsonl` by condition, as metrics name it, and id."""
     found: dict[str, dict[str, dict]] = {}
     try:
-        for line in map(json.loads, trial.hypotheses.read_text(encoding="utf-8").splitlines()):
+        for line in trial.read_hypotheses():
             name = line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
             found.setdefault(name, {})[line["id"]] = line
             _errors(line)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", "evaluate it again") from None
+    except (KeyError, TypeError) as error:
+        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
     return found
 
 

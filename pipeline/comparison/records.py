@@ -1,6 +1,5 @@
 """What the sink instrument kept of each utterance of a trial, so that trials are compared pair by pair."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,8 +7,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import Entry
-
-AGAIN = "evaluate the trial again"
+from pipeline.tracking.results import AGAIN
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ def read_records(entries: Sequence[Entry]) -> list[Records]:
 
 def _read(entry: Entry) -> Records:
     path = entry.trial.sinks
+    arrays = entry.trial.read_sinks()
     try:
-        with np.load(path) as arrays:
-            if "records" not in arrays:
-                raise PipelineError(path, "has no records of single utterances", AGAIN)
-            names, values = arrays["record_names"].tolist(), arrays["records"].astype(float)
-            tokens = dict(zip(arrays["roles"].tolist(), arrays["role_tokens"].tolist(), strict=True))
-            return Records(tuple(arrays["record_ids"].tolist()), dict(zip(names, values, strict=True)), tokens)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if "records" not in arrays:
+            raise PipelineError(path, "has no records of single utterances", AGAIN)
+        names, values = arrays["record_names"].tolist(), arrays["records"].astype(float)
+        tokens = dict(zip(arrays["roles"].tolist(), arrays["role_tokens"].tolist(), strict=True))
+        return Records(tuple(arrays["record_ids"].tolist()), dict(zip(names, values, strict=True)), tokens)
+    except (ValueError, KeyError) as error:
         raise PipelineError(path, f"cannot be read ({error})", AGAIN) from None

@@ -9,7 +9,8 @@ from pipeline.comparison.entries import MARK
 from pipeline.tracking.identity import FOLDER_DIGITS
 from pipeline.tracking.mlflow_server import tracking_uri
 from pipeline.tracking.mlflow_writer import identity_of_run
-from pipeline.tracking.trial import State, Trial
+from pipeline.tracking.results import METRICS
+from pipeline.tracking.trial import Trial
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
@@ -24,7 +25,7 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
         PipelineError: a name means no trial, or the beginning of an identity means several.
     """
     if not names:
-        done = [trial for trial in _inside(Path(runs)) if trial.state() is State.DONE]
+        done = [trial for trial in _inside(Path(runs)) if trial.result()]
         if not done:
             raise PipelineError(runs, "no trial in it is done", "run some: python -m pipeline.sweep")
         return done
@@ -64,4 +65,6 @@ def _meant(name: str, runs: Path) -> list[Trial]:
 
 
 def _inside(folder: Path) -> list[Trial]:
-    return [Trial(mark.parent) for mark in sorted(folder.glob(f"*/{MARK}"))]
+    # A folder with results and without an identity is a damaged trial, and is named.
+    folders = {file.parent for name in (MARK, METRICS) for file in folder.glob(f"*/{name}")}
+    return [Trial(folder) for folder in sorted(folders)]

@@ -162,6 +162,8 @@ def _notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list
         if entry.gap and entry.gap.reason:
             place = f"{entry.task}, weight {entry.weight:g}, seed {entry.seed} ({entry.trial.folder.name})"
             notes.append(f"{place} {entry.gap.state}: {entry.gap.reason}.")
+        if entry.fault:
+            notes.append(f"{entry.fault}.")
     for task in tasks:
         alike = [entry for entry in entries if entry.task == task]
         if len({entry.code for entry in alike}) > 1:

@@ -19,10 +19,10 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_text, written_whole
-from pipeline.corpora.manifest import Utterance, read_manifest, utterance_of, write_manifest
+from pipeline.corpora.manifest import MANIFEST, Utterance, read_manifest, utterance_of, write_manifest
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 
-MANIFEST, JOURNAL, SKIPPED = "manifest.jsonl", "journal.jsonl", "skipped.csv"
+JOURNAL, SKIPPED = "journal.jsonl", "skipped.csv"
 COLUMNS = ("path", "split", "reason", "detail", "clip")
 
 

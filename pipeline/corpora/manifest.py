@@ -12,12 +12,15 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
+from pipeline.common.verified import require
+from pipeline.corpora.prepared import MANIFEST_KEY, read_settings
 from pipeline.corpora.text_files import LOST, read_lines
 
 SAMPLE_RATE = 16_000
 """Samples a second of all audio."""
 FRAME_RATE = 25
 """Frames a second of all video."""
+MANIFEST = "manifest.jsonl"
 SPLITS = ("train", "validation", "test")
 LARGEST = 10_000_000
 """Seconds, frames or dB that a line can have; more is damage."""
@@ -79,26 +82,34 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 """By key of a line: whether a value is one that it can have, and which those are."""
 
 
+def manifest_text(utterances: Iterable[Utterance]) -> str:
+    """The text of a manifest: a line for each utterance."""
+    return "".join(f"{json.dumps(asdict(u), ensure_ascii=False, allow_nan=False)}\n" for u in utterances)
+
+
 def write_manifest(folder: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write `folder/manifest.jsonl`, whole or not at all."""
-    lines = (json.dumps(asdict(u), ensure_ascii=False, allow_nan=False) for u in utterances)
-    write_text(Path(folder) / "manifest.jsonl", "".join(line + "\n" for line in lines))
+    write_text(Path(folder) / MANIFEST, manifest_text(utterances))
 
 
 def read_manifest(folder: str | Path) -> list[Utterance]:
     """Read and check `folder/manifest.jsonl`.
 
+    Where `prepare.json` beside it has its SHA-256, it must be that manifest; one that people wrote has none.
+
     Raises:
-        PipelineError: the file is missing or empty, or a line is damaged; see `utterance_of`; or it has an id that an
-            earlier line had.
+        PipelineError: the file is missing or empty, is not the one that was prepared, or a line is damaged; see
+            `utterance_of`; or it has an id that an earlier line had.
     """
-    path = Path(folder) / "manifest.jsonl"
+    path = Path(folder) / MANIFEST
     try:
         lines = read_lines(path)
     except FileNotFoundError:
         raise PipelineError(path, "the file is missing", REMEDY) from None
     except OSError as error:
         raise PipelineError(path, f"cannot be read ({error.strerror})", REMEDY) from None
+    if sha256 := (read_settings(Path(folder)) or {}).get(MANIFEST_KEY):
+        require(path, str(sha256), REMEDY)
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

@@ -9,6 +9,8 @@ from pipeline.common.files import read_json
 from pipeline.config import Corpus
 
 SETTINGS = "prepare.json"
+MANIFEST_KEY = "manifest"
+"""Key of the SHA-256 of `manifest.jsonl`."""
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256
+from pipeline.common.verified import sha256_of
 from pipeline.corpora.manifest import REMEDY, Utterance
 
 
@@ -35,8 +35,10 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     path = media_file(folder, stream, utterance)
     content = read_audio(path) if stream == "audio" else read_video_gray(path)
     expected = utterance.audio_sha256 if stream == "audio" else utterance.video_sha256
-    if file_sha256(path) != expected:
-        raise PipelineError(path, "is not the file that the manifest was written for", REMEDY)
+    if sha256_of(path) != expected:
+        # `prepare` reads only files that are newer than the manifest.
+        remedy = f"remove it, then {REMEDY}"
+        raise PipelineError(path, "is not the file that the manifest was written for", remedy)
     return content
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
-from pipeline.corpora.journal import JOURNAL, MANIFEST
+from pipeline.corpora.journal import JOURNAL
+from pipeline.corpora.manifest import MANIFEST
 from pipeline.corpora.plan import SPLITS
 from pipeline.corpora.prepared import SETTINGS, read_settings
 from pipeline.corpora.table import reader_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import weights_digest
+from pipeline.common.weights import verify_weights
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.filterbank import log_filterbanks
 from pipeline.encoders.pretrained import pretrained_identity
@@ -166,7 +166,7 @@ def load(folder: Path) -> "AVHuBERTNetwork":
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 
-    weights_digest(folder)
+    verify_weights(folder)
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
         with torch.device("meta"):

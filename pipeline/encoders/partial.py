@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, write_json
+from pipeline.common.files import file_sha256
+from pipeline.common.verified import write_sealed
 from pipeline.encoders.store import ARRAY, INDEX, TYPE, Group
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
@@ -22,8 +24,9 @@ JOURNAL, LOCK = "journal.jsonl", "lock"
 class Partial:
     """An array that grows beside a journal of what is in it, in the folder `<digest>.partial`.
 
-    A batch is in the journal only when its rows are on disk. What a killed process left is cut back to the last whole
-    line of the journal, so that at most one batch is encoded again.
+    A batch is in the journal only when its rows are on disk, with a check of them. What a killed process left is cut
+    back to the last line before one that is torn or whose rows have changed; at most one batch is encoded again where
+    no disk failed.
     """
 
     def __init__(self, group: Group, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
@@ -35,21 +38,23 @@ class Partial:
         self._recover()
 
     def _recover(self) -> None:
-        held = os.fstat(self._array.fileno()).st_size // (self.dimension * TYPE.itemsize)
+        row = self.dimension * TYPE.itemsize
         kept = 0
         self._journal.seek(0)
+        self._array.seek(0)
         for line in self._journal:
             try:
-                sha256, frames = json.loads(line)
-            except ValueError:
+                sha256, frames, check = json.loads(line)
+                whole = line.endswith(b"\n") and _check(sha256, self._array.read(frames * row)) == check
+            except (ValueError, TypeError):
                 break
-            if not line.endswith(b"\n") or self.frames + frames > held:
+            if not whole:
                 break
             self._add(sha256, frames)
             kept += len(line)
         self._journal.seek(kept)
         self._journal.truncate()
-        self._array.seek(self.frames * self.dimension * TYPE.itemsize)
+        self._array.seek(self.frames * row)
         self._array.truncate()
 
     def _add(self, sha256: str, frames: int) -> None:
@@ -63,10 +68,11 @@ class Partial:
             PipelineError: the disk is full or fails.
         """
         try:
-            for features in batch.values():
-                self._array.write(np.ascontiguousarray(features, TYPE).tobytes())
+            rows = {sha256: np.ascontiguousarray(features, TYPE).tobytes() for sha256, features in batch.items()}
+            self._array.writelines(rows.values())
             _flush(self._array)
-            self._journal.writelines(f"{json.dumps([s, len(f)])}\n".encode() for s, f in batch.items())
+            lines = ([sha256, len(batch[sha256]), _check(sha256, content)] for sha256, content in rows.items())
+            self._journal.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
             _flush(self._journal)
         except OSError as error:
             raise PipelineError(
@@ -92,7 +98,7 @@ class Partial:
             "sha256": file_sha256(folder / ARRAY),
             "media": self.media,
         }
-        write_json(folder / INDEX, index)
+        write_sealed(folder / INDEX, index)
         (folder / JOURNAL).unlink()
         if self.group.folder.exists():
             shutil.rmtree(self.group.folder)
@@ -102,6 +108,10 @@ class Partial:
     def discard(self) -> None:
         """Remove what there is."""
         shutil.rmtree(Path(self._array.name).parent)
+
+
+def _check(sha256: str, rows: bytes) -> str:
+    return hashlib.sha256(sha256.encode() + rows).hexdigest()
 
 
 def _flush(file: BinaryIO) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import REMEDY, weights_digest
+from pipeline.common.weights import REMEDY, verify_weights
 from pipeline.config import AudioEncoder
 from pipeline.encoders.pretrained import pretrained_identity
 
@@ -86,7 +86,7 @@ def _load(folder: Path) -> "PreTrainedModel":
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    weights_digest(folder)
+    verify_weights(folder)
     try:
         model, told = AutoModel.from_pretrained(
             folder,

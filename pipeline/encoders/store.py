@@ -2,11 +2,13 @@
 
 A folder is named by what its content depends on: the encoder, its weights and code, and the media by their hashes. So
 trials share folders, another test condition makes only its own, and nothing of a test set is in a training identity.
-Media that several utterances share, such as the video of noisy copies, are encoded once.
+Media that several utterances share, such as the video of noisy copies, are encoded once. The index is verified
+whenever it is read, the array when features are first taken from it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json
+from pipeline.common.files import digest
+from pipeline.common.verified import read_sealed, require
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.encoders.table import ENCODERS, Stream
@@ -85,27 +88,42 @@ def _media_sha256(stream: Stream, utterance: Utterance) -> str:
     return utterance.video_sha256
 
 
+class _Array:
+    """The array of a group, (frames, dimension) float16, verified and mapped when it is first used."""
+
+    def __init__(self, group: Group, index: dict[str, Any]) -> None:
+        self._path, self._remedy = group.folder / ARRAY, _remedy(group)
+        self._sha256, self._shape = index["sha256"], (index["frames"], index["dimension"])
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        require(self._path, self._sha256, self._remedy)
+        return np.memmap(self._path, TYPE, "r", shape=self._shape).view(np.ndarray)
+
+
 class Features(Mapping[str, np.ndarray]):
-    """Features of one stream by the utterance's id: (frames, dimension) float16, read from disk as they are used."""
+    """Features of one stream by the utterance's id: (frames, dimension) float16, read from disk as they are used.
+
+    The first use of a group raises a PipelineError if its array is not what was written.
+    """
 
     def __init__(self, groups: list[Group]) -> None:
         self.dimension = self.frame_rate = 0
         self.digests: dict[str, str] = {}
         """By the name of the group."""
-        self._places: dict[str, tuple[np.ndarray, int, int]] = {}
+        self._places: dict[str, tuple[_Array, int, int]] = {}
         for group in groups:
             index = read_index(group)
             self.dimension, self.frame_rate = index["dimension"], index["frame_rate"]
             self.digests[group.name] = group.digest
-            shape = (index["frames"], index["dimension"])
-            array = np.memmap(group.folder / ARRAY, TYPE, "r", shape=shape).view(np.ndarray)
+            array = _Array(group, index)
             for utterance in group.utterances:
                 begin, frames = index["media"][_media_sha256(group.stream, utterance)]
                 self._places[utterance.id] = (array, begin, begin + frames)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         array, begin, end = self._places[utterance]
-        return array[begin:end]
+        return array.rows[begin:end]
 
     def __iter__(self) -> Any:
         return iter(self._places)
@@ -118,7 +136,7 @@ def open_features(params: Params, stream: Stream, utterances: Iterable[Utterance
     """Open the features of utterances, which must be whole groups (see `feature_groups`). Nothing is read or encoded.
 
     Raises:
-        PipelineError: features are missing or not of the size that their index tells.
+        PipelineError: features are missing or not of the size that their index gives, or an index is damaged.
     """
     return Features(feature_groups(params, stream, utterances))
 
@@ -129,20 +147,31 @@ def read_index(group: Group) -> dict[str, Any]:
     Raises:
         PipelineError: the folder is missing, the index is damaged, or the array has another size than it tells.
     """
-    remedy = f"make it again with: python -m pipeline.features {group.stream}"
+    remedy = _remedy(group)
     if not group.folder.is_dir():
         raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name} here", remedy)
-    index = read_json(group.folder / INDEX, remedy)
+    index, sealed = read_sealed(group.folder / INDEX, remedy)
     array = group.folder / ARRAY
     if not array.is_file():
         raise PipelineError(array, "the file is missing", remedy)
-    try:
-        expected = index["frames"] * index["dimension"] * TYPE.itemsize
-        whole = index["media"].keys() == group.media.keys()
-    except (KeyError, TypeError, AttributeError):
-        raise PipelineError(group.folder / INDEX, "is no index of features", remedy) from None
-    if not whole:
+    if not sealed:
+        raise PipelineError(group.folder / INDEX, "is no index of features", remedy)
+    if index["media"].keys() != group.media.keys():
         raise PipelineError(group.folder / INDEX, "is the index of other media", remedy)
+    expected = index["frames"] * index["dimension"] * TYPE.itemsize
     if (found := array.stat().st_size) != expected:
         raise PipelineError(array, f"has {found} bytes instead of {expected}", remedy)
     return index
+
+
+def verify_features(group: Group) -> None:
+    """Compare the array of a group with its index.
+
+    Raises:
+        PipelineError: as `read_index`; or the array is not what was written.
+    """
+    require(group.folder / ARRAY, read_index(group)["sha256"], _remedy(group))
+
+
+def _remedy(group: Group) -> str:
+    return f"make it again with: python -m pipeline.features {group.stream}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import REMEDY, weights_digest
+from pipeline.common.weights import REMEDY, verify_weights
 from pipeline.config import AudioEncoder
 from pipeline.encoders.pretrained import pretrained_identity
 
@@ -132,7 +132,7 @@ def _load(folder: Path) -> "WhisperEncoder":
     from transformers import AutoConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    weights_digest(folder)
+    verify_weights(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tensors: dict[str, torch.Tensor] = {}

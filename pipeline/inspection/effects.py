@@ -3,9 +3,7 @@
 Outcomes go to a journal as they come, so that an interrupted run goes on where it was.
 """
 
-import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from torch import nn
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
 from pipeline.common.significance import sign_flip_p
 from pipeline.config import Sinks
@@ -124,18 +123,20 @@ def outcomes(
         subject: the decoder and its data.
         tests: see `applicable_tests`.
         settings: thresholds.
-        journal: takes a JSON line for each outcome; what is there already is not done again.
+        journal: takes each outcome; what is whole there already is not done again.
 
     Returns:
         By name (`untouched`, `mask/bos`, `mask/bos/random`) and id.
     """
-    found = _read(journal)
+    found: dict[str, dict[str, Outcome]] = {}
     arms = [Arm(), *(Arm(test, at_random) for test in tests for at_random in (False, True))]
     with (
         torch.no_grad(),
         progress(len(subject) * len(arms), "interventions", subject.item) as bar,
-        open(journal, "a", encoding="utf-8") as lines,
+        Journal(journal) as lines,
     ):
+        for name, id, outcome in lines.values:
+            found.setdefault(name, {})[id] = Outcome(**outcome)
         for portion in subject.intervened():
             situation = None
             for arm in arms:
@@ -147,24 +148,8 @@ def outcomes(
                         known |= {id: found[UNTOUCHED][id] for id in portion.ids}
                     else:
                         known |= zip(portion.ids, _under(arm, subject, portion, situation, settings), strict=True)
-                    for id in portion.ids:
-                        lines.write(json.dumps([arm.name, id, asdict(known[id])], ensure_ascii=False) + "\n")
-                    lines.flush()
+                    lines.add(*([arm.name, id, asdict(known[id])] for id in portion.ids))
                 bar.update(len(portion.ids))
-    return found
-
-
-def _read(journal: Path) -> dict[str, dict[str, Outcome]]:
-    found: dict[str, dict[str, Outcome]] = {}
-    if journal.exists():
-        text = journal.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            # A line that a kill cut would spoil the next one.
-            os.truncate(journal, len(whole.encode()))
-        for line in whole.split("\n")[:-1]:
-            name, id, outcome = json.loads(line)
-            found.setdefault(name, {})[id] = Outcome(**outcome)
     return found
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
+from pipeline.common.verified import seal_folder
 from pipeline.config import Decorrelation, Model, prompt, streams
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
@@ -232,7 +233,7 @@ class AudioVisualLLM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all; the adapter of an
-        encoder goes to a folder of its stream."""
+        encoder goes to a folder of its stream. `complete.json` has the SHA-256 of all."""
         own = {
             name: p.detach().cpu().contiguous()
             for name, p in self.named_parameters()
@@ -244,6 +245,7 @@ class AudioVisualLLM(nn.Module):
             for stream, one in self.encoders.items():
                 if isinstance(one, AdaptedEncoding):
                     one.save(beside / stream)
+            seal_folder(beside)
 
 
 def _repeated(role: Role, embeddings: Tensor, count: int) -> Part:

@@ -1,6 +1,5 @@
 """The utterances that the trials of a task understood worst and best, and what each trial made of them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,8 +124,8 @@ def _name(comparison: Comparison, entry: Entry) -> str:
 
 def _hypotheses(entry: Entry, wanted: set[str]) -> dict[str, tuple[str, str]]:
     """Reference and hypothesis by id."""
-    lines = map(json.loads, entry.trial.hypotheses.read_text(encoding="utf-8").splitlines())
-    return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines if line["id"] in wanted}
+    lines = [line for line in entry.trial.read_hypotheses() if line["id"] in wanted]
+    return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines}
 
 
 def aligned(reference: str, hypothesis: str) -> tuple[Word, ...]:

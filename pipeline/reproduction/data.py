@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.tracking.inputs import fault
+from pipeline.common.verified import fault
 
 MANIFEST = "manifest.jsonl"
 

@@ -1,10 +1,10 @@
 """What came out against what was recorded: each metric, each hypothesis, the trained weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import Trial
 
 RELATIVE = 0.1
@@ -87,10 +87,10 @@ def read_hypotheses(trial: Trial) -> dict[tuple[str, str], str]:
         PipelineError: the file is missing or damaged.
     """
     try:
-        lines = [json.loads(line) for line in trial.hypotheses.read_text(encoding="utf-8").splitlines()]
+        lines = trial.read_hypotheses()
         return {(line["split"] + f"/{line['condition']}", line["id"]): line["hypothesis"] for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error})", "evaluate the trial again") from None
+    except (KeyError, TypeError) as error:
+        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error})", AGAIN) from None
 
 
 def _weights(recorded: Trial, again: Trial, exact: bool) -> Verdict:

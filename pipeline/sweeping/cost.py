@@ -157,7 +157,7 @@ def _finished(folder: Path) -> _Finished | None:
             evaluation[-1],
             folder_bytes(folder),
         )
-    except (PipelineError, KeyError, TypeError, IndexError):
+    except (PipelineError, KeyError, TypeError, IndexError, ValueError):
         # Cut short by a kill, or made by other means: it says nothing about time.
         return None
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.common.files import read_json, write_json
+from pipeline.common.errors import PipelineError
+from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.sweeping.specification import Asha
 from pipeline.tracking.trial import Trial
 
@@ -22,19 +23,18 @@ def losses(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
 
 def leave_stopped(trial: Trial, asha: Asha, step: int) -> None:
     """Note that this rule ended a trial after a step."""
-    write_json(_file(trial), {"rule": asha.model_dump(mode="json"), "step": step})
+    write_sealed(_file(trial), {"rule": asha.model_dump(mode="json"), "step": step})
 
 
 def stopped_at(trial: Trial, asha: Asha | None) -> int | None:
-    """The step at which this very rule ended the trial, if it did.
-
-    Raises:
-        PipelineError: the file is damaged.
-    """
+    """The step at which this very rule ended the trial, if it did. Of a damaged file nothing is known: it goes on."""
     if asha is None or not _file(trial).exists():
         return None
-    left = read_json(_file(trial), "remove it; the trial goes on then")
-    return left["step"] if left["rule"] == asha.model_dump(mode="json") else None
+    try:
+        left, _ = read_sealed(_file(trial), "")
+        return int(left["step"]) if left["rule"] == asha.model_dump(mode="json") else None
+    except (PipelineError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _file(trial: Trial) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
-from pipeline.common.weights import RECORD, check_sizes
+from pipeline.common.weights import RECORD, recorded_files
 from pipeline.config import Corpus, Params, Weights, streams
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
@@ -56,11 +56,11 @@ def needed_stages(params: Params) -> list[str]:
 def _is_made(params: Params, weights: Weights) -> bool:
     folder = Path(params.weights.out) / weights.name
     try:
-        record = read_json(folder / RECORD, "")
-        check_sizes(folder, record)
-    except PipelineError:
+        recorded_files(folder)
+        source = read_json(folder / RECORD, "")["made_of"]["source"]
+    except (PipelineError, KeyError, TypeError):
         return False
-    return record["made_of"]["source"] == weights.source.model_dump(mode="json")
+    return source == weights.source.model_dump(mode="json")
 
 
 def _is_encoded(params: Params, stream: str) -> bool:

@@ -60,7 +60,12 @@ class Planned:
     def failure(self) -> str | None:
         """Why it failed, if it did and was not begun again since."""
         path = self.trial.folder / FAILURE
-        return read_json(path, "remove it")["reason"] if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return str(read_json(path, "")["reason"])
+        except (PipelineError, KeyError, TypeError):
+            return f"{FAILURE} is damaged"
 
     def fail(self, reason: str, traceback: str) -> None:
         """Leave in its folder why it failed for good."""

@@ -5,7 +5,9 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline.common.code import code_digest
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
+from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.specification import Sweep
 from pipeline.tracking.trial import State
@@ -34,7 +36,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         from pipeline.comparison.table import compare
 
         written = write_comparison(compare([planned.trial for planned in trials], sweep.specification.primary), folder)
-        write_json(folder / _STATE, {"state": state, "files": [path.name for path in written]})
+        write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
         if planned.state is not State.DONE and (step := planned.stopped) is not None:
@@ -44,10 +46,13 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
 
 
 def _is_current(folder: Path, state: dict) -> bool:
-    if not (folder / _STATE).exists():
+    try:
+        known = read_json(folder / _STATE, "")
+        files = known["files"].items()
+        return known["state"] == state and not any(fault(folder / name, sha256) for name, sha256 in files)
+    except (PipelineError, KeyError, TypeError, AttributeError):
+        # Missing, or spoilt: the tables are written again.
         return False
-    known = read_json(folder / _STATE, "remove it")
-    return known["state"] == state and all((folder / name).exists() for name in known["files"])
 
 
 def best_lines(by: str, trials: Sequence[Planned]) -> list[str]:

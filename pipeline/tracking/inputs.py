@@ -7,20 +7,21 @@ that these are of.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.common.files import file_sha256, read_json
-from pipeline.common.weights import RECORD, check_sizes, describe_files
+from pipeline.common.verified import sha256_of
+from pipeline.common.weights import known_files
 from pipeline.config import Params, is_noise_added, streams
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.reading import evaluated_on, media_file, trained_on
 from pipeline.corpora.training_noise import noise_sources
 from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
+from pipeline.tracking.results import HYPOTHESES, METRICS, SINKS
+from pipeline.tracking.spool import LOG
 
 
 def input_files(params: Params, purpose: str) -> dict[Path, str]:
     """SHA-256 of each file that a stage reads: the manifest, the features or the media of its splits, the weights.
 
-    Large files are not read: what their own index, `weights.json` or the manifest says of them is taken. `fault` reads
-    them.
+    Large files are not read: their SHA-256 is that of their index, of `weights.json` or of the manifest.
 
     Args:
         params: of the trial.
@@ -31,7 +32,7 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
     """
     utterances = _read_by(params, purpose)
     manifest = Path(params.corpus.out) / "manifest.jsonl"
-    found = {manifest: file_sha256(manifest), **_weights(Path(params.model.llm.weights))}
+    found = {manifest: sha256_of(manifest), **_weights(Path(params.model.llm.weights))}
     for stream in streams(params.model.modality):
         # Even where the encoder's work is long done, the features are known by them.
         encoder = getattr(getattr(params.features, stream), "weights", None)
@@ -42,9 +43,9 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
             continue
         for group in feature_groups(params, stream, utterances):
             index = read_index(group)
-            found |= {group.folder / INDEX: file_sha256(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
+            found |= {group.folder / INDEX: sha256_of(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
     if purpose == "train" and is_noise_added(params):
-        found |= {path: file_sha256(path) for path in noise_sources(params.corpus)}
+        found |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
     return found
 
 
@@ -56,33 +57,16 @@ def _read_by(params: Params, purpose: str) -> tuple[Utterance, ...]:
 
 
 def _weights(folder: Path) -> dict[Path, str]:
-    if not (folder / RECORD).exists():
-        return {folder / name: file["sha256"] for name, file in describe_files(folder).items()}
     # Not weights.json itself: it also tells where and when the weights were made, which may differ.
-    record = read_json(folder / RECORD, "make the weights again")
-    check_sizes(folder, record)
-    return {folder / name: file["sha256"] for name, file in record["files"].items()}
+    return {folder / name: file["sha256"] for name, file in known_files(folder).items()}
 
 
 def output_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each result that a trial's folder has, by name: the trained weights, and what an evaluation left."""
-    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in _results(folder)}
+    """SHA-256 of each result that a trial's folder has, by name: the trained weights, the metrics log, and what an
+    evaluation left."""
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in _results(folder)}
 
 
 def _results(folder: Path) -> Iterator[Path]:
     yield from sorted(file for file in (folder / "adapter").rglob("*") if file.is_file())
-    yield from (file for name in ("hypotheses.jsonl", "sinks.npz", "metrics.json") if (file := folder / name).is_file())
-
-
-def fault(path: Path, sha256: str) -> str | None:
-    """What is wrong with a file, or None: it is missing, or its content is not what it was."""
-    try:
-        # A pipe or a device would be read for ever.
-        if path.exists() and not path.is_file():
-            return "is not a file"
-        found = file_sha256(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if found == sha256 else f"has changed: its SHA-256 was {sha256[:12]} and is {found[:12]}"
+    yield from (file for name in (LOG, HYPOTHESES, SINKS, METRICS) if (file := folder / name).is_file())

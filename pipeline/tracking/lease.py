@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import write_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -66,9 +67,7 @@ class Lease:
                     "wait for it, or end that process; then start the same command again",
                 )
             self._token = secrets.token_hex(8)
-            beside = self.path.with_name(f".{self._token}.{self.path.name}")
-            beside.write_text(json.dumps({"token": self._token, **_this_process()}))
-            os.replace(beside, self.path)
+            write_json(self.path, {"token": self._token, **_this_process()})
         self._seen = _now()
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat_until, args=(self._ended,), name="lease", daemon=True)
@@ -169,14 +168,18 @@ class Lease:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The holder; None where there is no lease. It is renamed into place, so what is there is whole."""
+    """The holder; None where there is no lease.
+
+    A lease is renamed into place, so that one that names nobody was spoilt by a power cut, or by a failing disk. It
+    counts as none: a holder that lives all the same finds no token of its own in it at its next beat, and stops.
+    """
     try:
-        holder = json.loads(path.read_text())
-    except FileNotFoundError:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    except ValueError:
-        raise PipelineError(path, "is no lease", "remove it if nothing runs this trial") from None
-    return holder
+    kinds = {"token": str, "host": str, "machine": str, "pid": int, "started": int | None}
+    named = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in kinds.items())
+    return holder if named else None
 
 
 def _this_process() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
 from pipeline.tracking.provenance import sessions
+from pipeline.tracking.trained import read_log
 from pipeline.tracking.spool import Record
 from pipeline.tracking.trial import Trial
 
@@ -104,7 +105,7 @@ def trial_content(trial: Trial, sweep: str) -> Content:
 
 def _read_content(trial: Trial, sweep: str) -> Content:
     parts, result, done = trial.identity_parts(), trial.result(), sessions(trial)
-    records, _ = trial.spool.read()
+    records = read_log(trial)
     times = [record["time"] for record in records]
     begun = [_seconds(session["started"]) for session in done if session.get("started")]
     started = min([*begun[:1], *times[:1]], default=trial.config.stat().st_mtime)

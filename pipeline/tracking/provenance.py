@@ -21,10 +21,11 @@ from typing import Any
 
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, read_json, write_json, written_whole
+from pipeline.common.files import file_sha256, written_whole
 from pipeline.common.proc import CPU, value_of
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
+from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.common.version_control import LOCK, PATCH_LIMIT, SETTINGS, code_state
 from pipeline.config import load_params
 from pipeline.tracking.inputs import input_files, output_files
@@ -49,12 +50,9 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
     Args:
         trial: its lease is held.
         purpose: `train` or `evaluate`.
-
-    Raises:
-        PipelineError: `provenance.json` is damaged.
     """
     path = trial.provenance
-    before = sessions(trial)
+    before = _sessions_or_aside(trial)
     session: dict[str, Any] = {
         "purpose": purpose,
         "started": _now(),
@@ -69,7 +67,7 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
     if patch := _code().patch:
         kept = len(patch) <= PATCH_LIMIT
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if kept else _described(None, patch)
-    write_json(path, {"sessions": [*before, session]})
+    write_sealed(path, {"sessions": [*before, session]})
     try:
         yield
     except LeaseLostError:
@@ -78,10 +76,10 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
         interrupted = isinstance(error, KeyboardInterrupt)
         session |= {"ended": _now(), "outcome": "interrupted" if interrupted else f"failed: {type(error).__name__}"}
         with contextlib.suppress(OSError):
-            write_json(path, {"sessions": [*before, session]})
+            write_sealed(path, {"sessions": [*before, session]})
         raise
     session |= {"ended": _now(), "outcome": "finished", "threads": _threads()} | _results(trial, purpose)
-    write_json(path, {"sessions": [*before, session]})
+    write_sealed(path, {"sessions": [*before, session]})
 
 
 def sessions(trial: Trial) -> list[dict[str, Any]]:
@@ -93,13 +91,24 @@ def sessions(trial: Trial) -> list[dict[str, Any]]:
     path = trial.provenance
     if not path.exists():
         return []
-    content = read_json(path, "move it away; a new one is begun")
-    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
+    content, _ = read_sealed(path, "move it away; a new one is begun")
+    if not isinstance(content.get("sessions"), list) or not all(isinstance(one, dict) for one in content["sessions"]):
         raise PipelineError(path, "holds no sessions", "move it away; a new one is begun")
     for number, session in enumerate(content["sessions"]):
         if wrong := fault_of_session(session):
             raise PipelineError(path, f"session {number}: {wrong}", "move it away; a new one is begun")
     return content["sessions"]
+
+
+def _sessions_or_aside(trial: Trial) -> list[dict[str, Any]]:
+    """As `sessions`; a damaged file, such as a power cut leaves, is moved aside: it must not hold up the work."""
+    try:
+        return sessions(trial)
+    except PipelineError as error:
+        aside = trial.provenance.with_name(f"{trial.provenance.name}.damaged")
+        os.replace(trial.provenance, aside)
+        print(f"warning: {error}; it is now {aside.name}", file=sys.stderr, flush=True)
+        return []
 
 
 def shown_path(path: Path, root: Path) -> str:

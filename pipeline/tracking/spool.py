@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 
+LOG = "metrics.jsonl"
 Record = dict[str, float]
 """`time`, `step` and the metrics of that step by name."""
 
@@ -77,9 +78,14 @@ class Spool:
     def cut_back(self, step: int) -> None:
         """Remove all lines after `step`, whole or not at all: what a resumed training will measure again.
 
+        At 0, where a training begins anew, everything goes, readable or not.
+
         Raises:
             PipelineError: as `read`.
         """
+        if step == 0:
+            self.path.unlink(missing_ok=True)
+            return
         records, _ = self.read()
         kept = [record for record in records if record["step"] <= step]
         if self.path.exists() and len(kept) < len(records):

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
 from pipeline.common.weights import files_digest, weights_digest
 from pipeline.config import Params, load_params, streams
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.provenance import sessions, shown_path
+from pipeline.tracking.spool import LOG, Record
 from pipeline.tracking.trial import Trial
 
 
@@ -18,8 +20,10 @@ def trained_params(trial: Trial, overrides: list[str]) -> Params:
         overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
 
     Raises:
-        PipelineError: the trial is not trained, or an override would change what it was trained with.
+        PipelineError: the trial is not trained, `config.yaml` is damaged, or an override would change what it was
+            trained with.
     """
+    trial.require_config()
     trained = load_params(trial.config)
     params = load_params(trial.config, overrides)
     if configuration(params) != configuration(trained):
@@ -34,6 +38,47 @@ def not_trained(trial: Trial) -> PipelineError:
     return PipelineError(
         trial.folder, "this trial is not trained", f"train it with: python -m pipeline.train --params {trial.config}"
     )
+
+
+def require_adapter(trial: Trial) -> None:
+    """Verify the trained weights; to be called before they are loaded.
+
+    An adapter of an earlier version has no record of its own; it is compared with provenance, if that has one.
+
+    Raises:
+        PipelineError: a file is missing, was added, or is not what the training wrote.
+    """
+    remedy = _trained_again(trial)
+    if (trial.adapter / FOLDER_SEAL).exists():
+        if found := folder_fault(trial.adapter):
+            raise PipelineError(trial.adapter, found, remedy)
+        return
+    for name, sha256 in _trained_outputs(trial).items():
+        if name.startswith(f"{trial.adapter.name}/"):
+            require(trial.folder / name, sha256, remedy)
+
+
+def read_log(trial: Trial) -> list[Record]:
+    """The metrics log; that of a trained trial is verified, as far as provenance has it.
+
+    Raises:
+        PipelineError: it is not what the training wrote, or a line is no record.
+    """
+    if sha256 := _trained_outputs(trial).get(LOG):
+        require(trial.spool.path, sha256, _trained_again(trial))
+    return trial.spool.read()[0]
+
+
+def _trained_outputs(trial: Trial) -> dict[str, str]:
+    """SHA-256 of what the training left, by name; empty where it has not ended."""
+    outputs = [session.get("outputs", {}) for session in sessions(trial) if session.get("purpose") == "train"]
+    # A session that paused has ended, too, without an adapter.
+    ended = [names for names in outputs if any(name.startswith(f"{trial.adapter.name}/") for name in names)]
+    return ended[-1] if ended else {}
+
+
+def _trained_again(trial: Trial) -> str:
+    return f"bring it back from a copy, or remove {trial.folder} and train it again"
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:

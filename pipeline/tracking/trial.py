@@ -7,29 +7,47 @@ runs/<first 16 digits of the identity>/
     provenance.json     where, when and by what it ran; source.tar.gz and uncommitted.patch beside it
     metrics.jsonl       the spool
     checkpoints/        while it trains
-    adapter/            the trained weights: renamed into place, so present means whole
+    adapter/            the trained weights: renamed into place, so present means that training has ended
     hypotheses.jsonl    what was understood
     sinks.npz           what was measured
     metrics.json        last of all: the trial is done when it is there
 ```
+
+Each file is verified when it is read: `identity.json` and `metrics.json` by themselves, `config.yaml` by its first
+line, `adapter/` by its `complete.json`, hypotheses and sinks by `metrics.json`. A trial whose results are not what was
+written is evaluated again. Trials of earlier versions have fewer digests, and are read as they are.
 """
 
-import math
 import os
 import sys
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, write_json, write_text
+from pipeline.common.files import digest, read_json, read_text, write_json, write_text
 from pipeline.common.precision import with_precision
+from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line
 from pipeline.config import Params
 from pipeline.tracking.identity import FOLDER_DIGITS, identity_parts
 from pipeline.tracking.lease import Lease
-from pipeline.tracking.spool import Spool
+from pipeline.tracking.results import (
+    HYPOTHESES,
+    METRICS,
+    SINKS,
+    read_hypotheses,
+    read_result,
+    read_sinks,
+    results_fault,
+    write_result,
+)
+from pipeline.tracking.spool import LOG, Spool
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class State(StrEnum):
@@ -56,7 +74,7 @@ class Trial:
     def create(cls, runs: str | Path, params: Params, data: dict[str, str]) -> "Trial":
         """The trial of these parameters and data, its folder made if it is new.
 
-        A folder that is there keeps its files.
+        A folder that is there keeps its files; a damaged `identity.json`, such as a power cut leaves, is written again.
 
         Args:
             runs: where trial folders lie.
@@ -64,16 +82,18 @@ class Trial:
             data: digests of what the training reads.
 
         Raises:
-            PipelineError: the folder holds another trial, or a damaged `identity.json`.
+            PipelineError: the folder holds another trial.
         """
         parts = identity_parts(params, data)
         identity = digest(parts)
         trial = cls.at(runs, identity)
         if not trial._identity_file.exists():
             trial._write_config(params)
-            write_json(trial._identity_file, {"identity": identity, **parts})
-        elif trial.identity != identity:
-            raise PipelineError(trial.folder, f"holds the trial {trial.identity}, not {identity}", "move it away")
+        elif found := trial._identity_if_whole():
+            if found != identity:
+                raise PipelineError(trial.folder, f"holds the trial {found}, not {identity}", "move it away")
+            return trial
+        write_json(trial._identity_file, {"identity": identity, **parts})
         return trial
 
     @property
@@ -98,19 +118,19 @@ class Trial:
 
     @property
     def hypotheses(self) -> Path:
-        return self.folder / "hypotheses.jsonl"
+        return self.folder / HYPOTHESES
 
     @property
     def sinks(self) -> Path:
-        return self.folder / "sinks.npz"
+        return self.folder / SINKS
 
     @property
     def metrics(self) -> Path:
-        return self.folder / "metrics.json"
+        return self.folder / METRICS
 
     @property
     def spool(self) -> Spool:
-        return Spool(self.folder / "metrics.jsonl")
+        return Spool(self.folder / LOG)
 
     def lease(self) -> Lease:
         """The right to run this trial, not yet taken: `with trial.lease() as lease:`."""
@@ -122,10 +142,9 @@ class Trial:
         Raises:
             PipelineError: the file is missing or damaged.
         """
-        parts = read_json(self._identity_file, f"remove {self.folder}; the trial is made again")
-        if not isinstance(parts, dict) or not isinstance(parts.get("identity"), str):
-            raise PipelineError(self._identity_file, "names no identity", "remove its folder; the trial is made again")
-        return parts
+        if not self._identity_file.exists():
+            return _read_identity(self._identity_file)
+        return remembered(_read_identity, self._identity_file)
 
     @property
     def identity(self) -> str:
@@ -136,15 +155,21 @@ class Trial:
         """
         return self.identity_parts()["identity"]
 
+    def _identity_if_whole(self) -> str | None:
+        try:
+            return self.identity
+        except PipelineError:
+            return None
+
     def state(self, evaluation: str | None = None) -> State:
         """How far the trial has come.
 
         Args:
-            evaluation: digest of the evaluation that is wanted; a trial evaluated otherwise is `trained` again.
-                Absent: any evaluation counts.
+            evaluation: digest of the evaluation that is wanted; a trial evaluated otherwise is `trained` again, as is
+                one whose results are damaged, with a warning. Absent: any evaluation counts.
         """
         result = self.result()
-        if result and evaluation in (None, result["evaluation"]):
+        if result and evaluation in (None, result["evaluation"]) and not self.results_fault():
             return State.DONE
         if self.adapter.is_dir():
             return State.TRAINED
@@ -160,12 +185,25 @@ class Trial:
         if not self.metrics.exists():
             return None
         try:
-            result = read_json(self.metrics, "it is evaluated again")
-            _check_result(result, self.metrics, self.identity)
+            return read_result(self.folder, self.identity)
         except PipelineError as error:
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+            _warn(str(error))
             return None
-        return result
+
+    def results_fault(self) -> str | None:
+        """What is wrong with hypotheses or sinks of a trial that has a result, in a line that is also a warning."""
+        found = results_fault(self.folder)
+        if found:
+            _warn(str(found))
+        return str(found) if found else None
+
+    def read_hypotheses(self) -> list[dict[str, Any]]:
+        """The lines of `hypotheses.jsonl`, see `results.read_hypotheses`."""
+        return read_hypotheses(self.folder)
+
+    def read_sinks(self) -> "dict[str, np.ndarray]":
+        """The arrays of `sinks.npz`, see `results.read_sinks`."""
+        return read_sinks(self.folder)
 
     def begin_evaluation(self, params: Params) -> None:
         """Make way for an evaluation with these parameters: what an earlier one left goes, `config.yaml` follows.
@@ -177,7 +215,19 @@ class Trial:
 
     def _write_config(self, params: Params) -> None:
         settings = with_precision(params).model_dump(mode="json")
-        write_text(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        write_text(self.config, with_seal_line(text))
+
+    def require_config(self) -> None:
+        """Verify `config.yaml`; one of an earlier version, without a digest in its first line, is taken as it is.
+
+        Raises:
+            PipelineError: it is missing, empty, or not what was written.
+        """
+        remedy = "undo the change, or evaluate the trial again with your own parameters"
+        text = read_text(self.config, remedy)
+        if not text.strip("\0 \n") or is_seal_line_wrong(text):
+            raise PipelineError(self.config, "has changed since it was written", remedy)
 
     def discard_result(self) -> None:
         """Remove what an evaluation left; a damaged `metrics.json` is moved aside. Only who holds the lease does."""
@@ -203,18 +253,20 @@ class Trial:
             "metrics": metrics,
             "details": details or {},
         }
-        _check_result(result, self.metrics, self.identity)
-        write_json(self.metrics, result)
+        write_result(self.folder, result)
 
 
-def _check_result(result: Any, where: Path, identity: str) -> None:
-    again = "it is evaluated again"
-    if not isinstance(result, dict) or not {"identity", "evaluation", "metrics", "details"} <= result.keys():
-        raise PipelineError(where, "lacks what a result has", again)
-    if result["identity"] != identity:
-        raise PipelineError(where, f"belongs to the trial {result['identity']}", again)
-    if not isinstance(result["metrics"], dict) or not result["metrics"]:
-        raise PipelineError(where, "holds no metric", again)
-    for name, value in result["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise PipelineError(where, f"{name} is {value!r}, no finite number", again)
+def _read_identity(path: Path) -> dict[str, Any]:
+    remedy = f"remove {path.parent}; the trial is made again"
+    parts = read_json(path, remedy)
+    if not isinstance(parts, dict) or not isinstance(parts.get("identity"), str):
+        raise PipelineError(path, "names no identity", remedy)
+    if digest({name: part for name, part in parts.items() if name != "identity"}) != parts["identity"]:
+        raise PipelineError(path, "has changed since it was written", remedy)
+    return parts
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once in a process."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

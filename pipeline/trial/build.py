@@ -9,13 +9,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import resolve_device
 from pipeline.common.precision import resolve_precision
+from pipeline.common.weights import verify_weights
 from pipeline.config import LLM, Params, streams
 from pipeline.encoders.table import ENCODERS
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.encoding import OnlineEncoder
+from pipeline.tracking.trained import require_adapter
+from pipeline.tracking.trial import Trial
 from pipeline.trial.inputs import Inputs
 from pipeline.trial.limits import require_fitting
 
@@ -25,9 +29,17 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
 
     Frozen weights are kept in the precision of the matrix products. A process loads them once, for all its trials.
 
+    Args:
+        params: all parameters.
+        inputs: of the trial.
+        adapter: of a trained trial, in its folder.
+
     Raises:
-        PipelineError: the LLM cannot be loaded, or the trial asks more of it than it has.
+        PipelineError: the weights of the LLM, of an encoder, or the adapter are damaged or cannot be loaded, or the
+            trial asks more of the LLM than it has.
     """
+    if adapter:
+        require_adapter(Trial(adapter.parent))
     device = resolve_device(params.train.device)
     precision = resolve_precision(params.train.precision, params.train.device)
     if params.train.threads:
@@ -59,7 +71,16 @@ def _loaded(
     settings: LLM, digest: str, precision: str, attention: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LLM, kept for the next trial; `digest` makes sure that it is still what lies in its folder."""
-    return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
+    verify_weights(settings.weights)
+    try:
+        return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
+    except PipelineError:
+        raise
+    # A folder that `pipeline.weights` did not make has no record: what is damaged fails in any of three libraries.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "name a whole folder, with config.json, weights and tokenizer"
+        raise PipelineError(settings.weights, f"no LLM can be loaded ({reason})", remedy) from error
 
 
 def _sharing(decoder: PreTrainedModel) -> PreTrainedModel:

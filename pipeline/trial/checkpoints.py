@@ -5,23 +5,24 @@ import sys
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, read_json, write_json
-
-SEAL = "complete.json"
+from pipeline.common.files import digest
+from pipeline.common.verified import FOLDER_SEAL, folder_fault, read_sealed, seal_folder
+from pipeline.tracking.spool import Spool
+from pipeline.tracking.trial import Trial
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole, by the SHA-256 of each of its files."""
-    write_json(checkpoint / SEAL, {path.name: file_sha256(path) for path in _files(checkpoint)})
+    """Declare a checkpoint whole, by the SHA-256 of each of its files and of the metrics log up to its step."""
+    seal_folder(checkpoint, log=_log_digest(checkpoint))
 
 
 def is_sealed(checkpoint: Path) -> bool:
     """Whether a checkpoint was declared whole; `newest_whole` also looks whether it still is."""
-    return (checkpoint / SEAL).exists()
+    return (checkpoint / FOLDER_SEAL).exists()
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was sealed. Later ones, cut or damaged, are named and removed."""
+    """The newest checkpoint that is as it was sealed, and whose metrics log is. Later ones are named and removed."""
     if not folder.exists():
         return None
     checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
@@ -39,19 +40,24 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _files(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.iterdir() if path.name != SEAL)
-
-
 def _damage(checkpoint: Path) -> str | None:
     if not is_sealed(checkpoint):
         return "it was cut short while it was written"
+    if found := folder_fault(checkpoint):
+        return found
+    sealed, _ = read_sealed(checkpoint / FOLDER_SEAL, "")
+    # What the training measured cannot be made again from here on, only with the steps themselves.
+    return None if sealed.get("log") == _log_digest(checkpoint) else "the metrics log has changed since it was written"
+
+
+def _log_digest(checkpoint: Path) -> str | None:
+    """Of the metrics log of the trial, as far as the checkpoint's step; None where it cannot be read."""
     try:
-        sealed = read_json(checkpoint / SEAL, "")
+        records, _ = _log(checkpoint).read()
     except PipelineError:
-        return f"{SEAL} is damaged"
-    there = {path.name: path for path in _files(checkpoint)}
-    if there.keys() != sealed.keys():
-        return f"files are missing or were added: {', '.join(sorted(there.keys() ^ sealed.keys()))}"
-    changed = [name for name, path in there.items() if file_sha256(path) != sealed[name]]
-    return f"{', '.join(changed)} changed since it was written" if changed else None
+        return None
+    return digest([record for record in records if record["step"] <= step_of(checkpoint)])
+
+
+def _log(checkpoint: Path) -> Spool:
+    return Trial(checkpoint.parent.parent).spool

@@ -1,11 +1,11 @@
 """What a trained trial is measured by: hypotheses, and what the sink instrument sees."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
 from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
@@ -25,28 +25,18 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
         model: trained.
         params: section `evaluate` counts.
         inputs: the utterances to decode.
-        journal: takes a JSON line an utterance as it is decoded; what is there already is not decoded again.
+        journal: takes each utterance as it is decoded; what is whole there already is not decoded again.
     """
-    found = _read_journal(journal)
-    with progress(len(inputs.utterances), "decode", "utterance") as bar, open(journal, "a", encoding="utf-8") as lines:
+    with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
+        found = dict(lines.values)
         for utterances, batch in _batches(model, inputs, inputs.utterances, params.evaluate.batch_size):
             # Whole batches, so that each is what it is in an undisturbed run.
             if not all(u.id in found for u in utterances):
                 texts = transcribe(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
-                for utterance, text in zip(utterances, texts, strict=True):
-                    found[utterance.id] = text
-                    lines.write(json.dumps([utterance.id, text], ensure_ascii=False) + "\n")
-                lines.flush()
+                decoded = {utterance.id: text for utterance, text in zip(utterances, texts, strict=True)}
+                lines.add(*decoded.items())
+                found |= decoded
             bar.update(len(utterances))
-    return found
-
-
-def _read_journal(journal: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if journal.exists():
-        for line in journal.read_text(encoding="utf-8").split("\n")[:-1]:
-            identifier, text = json.loads(line)
-            found[identifier] = text
     return found
 
 

@@ -1,0 +1,130 @@
+"""What an evaluation leaves in a trial's folder: `hypotheses.jsonl`, `sinks.npz` and, last of all, `metrics.json`.
+
+`metrics.json` is sealed and has the SHA-256 of the other two, so that each is verified when it is read. Trials of
+earlier versions have no digests, and are read as they are.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256, parse_json, read_text
+from pipeline.common.verified import read_sealed, remembered, require, write_sealed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
+AGAIN = "evaluate the trial again"
+_KEYS = {"identity", "evaluation", "metrics", "details"}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write `metrics.json`, after everything else.
+
+    Args:
+        folder: of the trial.
+        result: `identity`, `evaluation`, `metrics`, `details`.
+
+    Raises:
+        PipelineError: a metric is no finite number.
+    """
+    _check(result, folder / METRICS)
+    files = {name: file_sha256(folder / name) for name in (HYPOTHESES, SINKS) if (folder / name).exists()}
+    write_sealed(folder / METRICS, result | {"files": files})
+
+
+def read_result(folder: Path, identity: str) -> dict[str, Any]:
+    """What `write_result` was given.
+
+    Args:
+        folder: of the trial.
+        identity: of the trial.
+
+    Raises:
+        PipelineError: `metrics.json` is missing, damaged, or of another trial.
+    """
+    result, _ = _read(folder)
+    if result["identity"] != identity:
+        raise PipelineError(folder / METRICS, f"belongs to the trial {result['identity']}", AGAIN)
+    return result
+
+
+def results_fault(folder: Path) -> PipelineError | None:
+    """What is wrong with `hypotheses.jsonl` or `sinks.npz` of a trial that has a result, or None."""
+    try:
+        for name in _read(folder)[1]:
+            _require(folder, name)
+    except PipelineError as error:
+        return error
+    return None
+
+
+def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `hypotheses.jsonl`.
+
+    Raises:
+        PipelineError: it is missing, damaged or not what the evaluation wrote.
+    """
+    path = folder / HYPOTHESES
+    _require(folder, HYPOTHESES)
+    text = read_text(path, AGAIN)
+    # All lines at once: a thousand trials have half a million.
+    lines = parse_json(path, "[{}]".format(text.rstrip("\n").replace("\n", ",")), AGAIN)
+    if not all(isinstance(line, dict) and {"id", "split", "condition"} <= line.keys() for line in lines):
+        raise PipelineError(path, "holds no hypotheses", AGAIN)
+    return lines
+
+
+def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
+    """The arrays of `sinks.npz`.
+
+    Raises:
+        PipelineError: it is missing, damaged or not what the evaluation wrote.
+    """
+    import numpy as np
+
+    path = folder / SINKS
+    _require(folder, SINKS)
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    # What is damaged fails in whatever reads a part of it: zipfile, zlib, the parser of a header.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PipelineError(path, f"cannot be read ({reason})", AGAIN) from None
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / METRICS).exists():
+        return
+    _, files = _read(folder)
+    if name in files:
+        require(folder / name, files[name], AGAIN)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The result, and the SHA-256 of the files beside it."""
+    try:
+        return remembered(_read_metrics, folder / METRICS)
+    except OSError as error:
+        raise PipelineError(folder / METRICS, f"cannot be read ({error.strerror})", AGAIN) from None
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    result, sealed = read_sealed(path, AGAIN)
+    if not sealed and result.keys() - _KEYS:
+        raise PipelineError(path, "has changed since it was written", AGAIN)
+    _check(result, path)
+    return result, result.pop("files", {})
+
+
+def _check(result: dict[str, Any], where: Path) -> None:
+    if not result.keys() >= _KEYS:
+        raise PipelineError(where, "lacks what a result has", AGAIN)
+    if not isinstance(result["metrics"], dict) or not result["metrics"]:
+        raise PipelineError(where, "holds no metric", AGAIN)
+    for name, value in result["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise PipelineError(where, f"{name} is {value!r}, no finite number", AGAIN)

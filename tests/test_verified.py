@@ -1,0 +1,172 @@
+"""Files are verified before they are used: seals, folders, journals, and that each file is read once."""
+
+import errno
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.common import verified
+from pipeline.common.errors import PipelineError
+from pipeline.common.journal import Journal
+from pipeline.common.verified import (
+    fault,
+    folder_fault,
+    is_seal_line_wrong,
+    read_sealed,
+    remembered,
+    require,
+    seal_folder,
+    with_seal_line,
+    write_sealed,
+)
+
+VALUE = {"metrics": {"wer/test": 1e-05, "seal": "x"}, "name": "Zürich"}
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ (1 << bit % 8)]) + content[bit // 8 + 1 :]
+
+
+def test_a_sealed_file_is_what_was_written(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a.json", VALUE)
+    assert read_sealed(tmp_path / "a.json", "make it") == (VALUE, True)
+    (tmp_path / "old.json").write_text(json.dumps(VALUE))
+    assert read_sealed(tmp_path / "old.json", "make it") == (VALUE, False)
+
+
+def test_each_bit_of_a_sealed_file_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_sealed(path, VALUE)
+    whole = path.read_bytes()
+    unsealed, errors = [], set()
+    for bit in range(8 * len(whole)):
+        path.write_bytes(flipped(whole, bit))
+        try:
+            value, sealed = read_sealed(path, "make it")
+        except PipelineError as error:
+            errors.add(str(error).partition(": ")[0] + str(error)[-len("; make it") :])
+        else:
+            assert not sealed, "a changed file that says it is sealed"
+            unsealed.append(value)
+    assert errors == {f"{path}; make it"}
+    # The key itself was hit: whoever needs a seal refuses these, and whoever knows the keys does, too.
+    assert all(value.keys() - VALUE.keys() for value in unsealed)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 200, b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_what_a_power_cut_leaves_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"a\.json: .*; make it"):
+        read_sealed(tmp_path / "a.json", "make it")
+
+
+def test_each_bit_below_a_seal_line_counts() -> None:
+    text = with_seal_line("beams: 15\nruns: runs\n")
+    assert not is_seal_line_wrong(text)
+    assert not is_seal_line_wrong("beams: 15\n")
+    begin = 8 * (text.index("\n") + 1)
+    assert all(is_seal_line_wrong(flipped(text.encode(), bit).decode("latin-1")) for bit in range(begin, 8 * len(text)))
+    assert is_seal_line_wrong(text[:-1])
+
+
+def test_a_sealed_folder_is_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "video").mkdir()
+    for name in ("a.bin", "video/b.bin"):
+        (tmp_path / name).write_bytes(b"weights")
+    seal_folder(tmp_path)
+    assert folder_fault(tmp_path) is None
+    (tmp_path / "video/b.bin").write_bytes(b"weighus")
+    assert folder_fault(tmp_path).startswith("video/b.bin has changed: its SHA-256 was ")
+    (tmp_path / "video/b.bin").unlink()
+    assert folder_fault(tmp_path) == "files are missing or were added: video/b.bin"
+    (tmp_path / "video/b.bin").write_bytes(b"weights")
+    (tmp_path / "c.bin").touch()
+    assert folder_fault(tmp_path) == "files are missing or were added: c.bin"
+    (tmp_path / "c.bin").unlink()
+    (tmp_path / "complete.json").write_bytes(b"")
+    assert "complete.json is damaged" in folder_fault(tmp_path)
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, reads = tmp_path / "a", []
+
+    def read(path: Path) -> bytes:
+        reads.append(path)
+        return path.read_bytes()
+
+    file.write_bytes(b"one")
+    assert [remembered(read, file) for _ in range(3)] == [b"one"] * 3
+    assert len(reads) == 3, "it is so new that it may change again within one tick of the clock"
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1)
+    assert [remembered(read, file) for _ in range(3)] == [b"one"] * 3
+    assert len(reads) == 4
+    before = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert remembered(read, file) == b"two", "size and time of writing are as before; the time of change is not"
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert fault(tmp_path / "none", "0" * 64) == "is missing"
+    assert fault(tmp_path / "folder", "0" * 64) == "cannot be read (Is a directory)"
+    (tmp_path / "a").touch()
+    with pytest.raises(
+        PipelineError, match=r"a: has changed: its SHA-256 was 000000000000 and is e3b0c44298fc; make it"
+    ):
+        require(tmp_path / "a", "0" * 64, "make it")
+
+
+# Journal.
+
+
+def values_of(path: Path) -> list:
+    with Journal(path) as journal:
+        return journal.values
+
+
+def test_a_journal_goes_on_after_any_number_of_kills(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for number in range(3):
+        with Journal(path) as journal:
+            assert journal.values == [[str(before), "wörter\u2028"] for before in range(number)]
+            journal.add([str(number), "wörter\u2028"])
+        with open(path, "ab") as opened:
+            opened.write(b'[["3", "wo')
+    assert values_of(path) == [[str(number), "wörter\u2028"] for number in range(3)]
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_line_of_a_journal_whose_bits_changed_counts_as_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        journal.add(["a", "yes"], ["b", "no"], ["c", "perhaps"])
+    whole = path.read_bytes()
+    first = 8 * whole.index(b"\n")
+    for bit in range(first):
+        path.write_bytes(flipped(whole, bit))
+        assert values_of(path) == [["b", "no"], ["c", "perhaps"]]
+    for content in (b"", b"\0" * 99, b"\0" * 99 + b"\n", b"null\n1\n[1]\n\xff\n"):
+        path.write_bytes(content)
+        assert values_of(path) == []
+
+
+def test_a_full_disk_leaves_whole_lines_in_a_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Journal(path) as journal:
+        journal.add(["a", "yes"])
+        size = path.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+        try:
+            with pytest.raises(OSError) as raised:  # noqa: PT011
+                journal.add(["b", "no"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+    assert raised.value.errno in (errno.EFBIG, errno.ENOSPC)
+    assert path.stat().st_size == size
