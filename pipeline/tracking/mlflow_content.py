@@ -14,8 +14,8 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_name, trial_name
 from pipeline.tracking.provenance import sessions
-from pipeline.tracking.trained import read_log
 from pipeline.tracking.spool import Record
+from pipeline.tracking.trained import read_log
 from pipeline.tracking.trial import Trial
 
 LONGEST_PARAMETER = 6000
