@@ -11,6 +11,8 @@ from pipeline.common.redaction import without_secrets
 LONGEST = 600
 """Characters of a part of an error; a longer part is cut in its middle."""
 
+_EDGES = 20_000
+
 
 class PipelineError(Exception):
     """A problem that the person at the keyboard can solve.
@@ -31,6 +33,9 @@ class PipelineError(Exception):
 
 def one_line(text: str) -> str:
     """Text of any origin as one line of bounded length, without secrets and characters that a terminal obeys."""
+    if len(text) > _EDGES:
+        # Far more than is shown, so that a secret at the cut is still recognised.
+        text = f"{text[: _EDGES // 2]} … {text[-_EDGES // 2 :]}"
     line = without_secrets(" ".join(part for line in text.splitlines() if (part := line.strip())))
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
