@@ -13,13 +13,13 @@ import tiny
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.verified import fault
 from pipeline.config import LLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.reproduction import code as code_module
 from pipeline.reproduction.code import restore_code
 from pipeline.reproduction.data import place_data
 from pipeline.tracking.archive import archived_sources
-from pipeline.tracking.inputs import fault
 
 ROOT = Path(__file__).resolve().parents[1]
 
