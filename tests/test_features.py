@@ -317,6 +317,9 @@ def test_a_flipped_bit_in_an_array_is_named_where_it_is_used_and_mended(params):
     assert features["test/s/1"].any(), "the group of the test split is whole"
     with pytest.raises(PipelineError, match=r"features\.f16: has changed: .*; .*python -m pipeline\.features audio"):
         features["train/s/0"]
+    # From now on they count as missing, so that a sweep makes them again before its trials.
+    with pytest.raises(PipelineError, match="the file is missing"):
+        open_features(params, "audio", utterances)
     make_features(params, "audio")
     assert array.read_bytes() == whole
     assert open_features(params, "audio", utterances)["train/s/0"].any()

@@ -97,14 +97,20 @@ class _Array:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        require(self._path, self._sha256, self._remedy)
+        try:
+            require(self._path, self._sha256, self._remedy)
+        except PipelineError:
+            # Without its index the group counts as missing, so that the next sweep makes it again by itself.
+            self._path.with_name(INDEX).unlink(missing_ok=True)
+            raise
         return np.memmap(self._path, TYPE, "r", shape=self._shape).view(np.ndarray)
 
 
 class Features(Mapping[str, np.ndarray]):
     """Features of one stream by the utterance's id: (frames, dimension) float16, read from disk as they are used.
 
-    The first use of a group raises a PipelineError if its array is not what was written.
+    The first use of a group raises a PipelineError if its array is not what was written, and the group is made again by
+    whoever needs it next.
     """
 
     def __init__(self, groups: list[Group]) -> None:
