@@ -8,6 +8,7 @@ It ends with 1 at the first difference. A folder that has a calm run is used aga
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -43,12 +44,11 @@ NOT_BITS = ("time", "throughput/utterances_per_second")
 
 def find(driver: subprocess.Popen, matches: Callable[[psutil.Process], bool]) -> psutil.Process | None:
     """One of the processes that a driver started."""
-    for process in descendants(driver):
-        try:
-            if matches(process):
-                return process
-        except psutil.Error:
-            continue
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in descendants(driver):
+            with contextlib.suppress(psutil.Error):
+                if matches(process):
+                    return process
     return None
 
 
@@ -111,6 +111,9 @@ def send(*signals: int) -> Callable[[subprocess.Popen, Path], bool]:
     """Signals for the driver, the second soon after the first."""
 
     def strike(driver: subprocess.Popen, folder: Path) -> bool:
+        while signal.SIGKILL not in signals and driver.poll() is None and not descendants(driver):
+            # Python itself, while it imports, answers Ctrl-C with a traceback.
+            time.sleep(0.1)
         for number in signals:
             driver.send_signal(number)
             time.sleep(random.uniform(0.1, 2))
