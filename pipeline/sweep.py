@@ -217,13 +217,19 @@ def main() -> None:
     """The command."""
     made = parser(__doc__)
     made.add_argument("file", nargs="?", default=DEFAULT, metavar="FILE", help="the sweep file")
-    made.add_argument("--plan", action="store_true", help="say what there is to do and what it takes, and do nothing")
+    made.add_argument(
+        "--plan",
+        action="store_true",
+        help="list the trials, how far each has come and what the rest takes; run nothing",
+    )
     made.add_argument(
         "--only", action="append", default=[], metavar="k=v", help="keep trials of this value (modality=audio)"
     )
     made.add_argument("--address", help="of a Ray cluster; by default Ray runs on this machine alone")
     made.add_argument("--retries", type=int, help="how often a failed trial is tried again (default: the file's)")
-    made.add_argument("--sync", action="store_true", help="bring what there is into MLflow, and run nothing")
+    made.add_argument(
+        "--sync", action="store_true", help="bring all trials into MLflow as far as they have come; run nothing"
+    )
     made.add_argument("--no-repro", action="store_true", help="refuse, instead of making inputs that are missing")
     arguments = made.parse_args()
     run_command(lambda: run(arguments))

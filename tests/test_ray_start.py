@@ -35,7 +35,7 @@ def test_a_trial_that_fits_no_node_is_refused(cpus, gpus, nodes, largest):
 
 
 def test_on_this_machine_a_trial_takes_what_there_is_and_without_a_gpu_none():
-    said = "resources.gpus falls from 1 to 0: that is what there is"
+    said = "requested 1 GPUs per trial, none available; running on CPU"
     assert taken(Resources(gpus=1), [LARGE], "10.0.0.1:6379") == ({"CPU": 1, "GPU": 0}, [said])
     takes, notes = taken(Resources(cpus=8, gpus=0.25), [SMALL], None)
     assert takes == {"CPU": 2, "GPU": 0}

@@ -35,7 +35,7 @@ def project(specified, tmp_path):
 def test_a_sweep_runs_its_trials_and_compares_them(swept):
     assert len(trials(swept)) == 2
     printed = (swept / "printed.txt").read_text()
-    assert "resources.gpus falls from 0.5 to 0" in printed
+    assert "requested 0.5 GPUs per trial, none available; running on CPU" in printed
     assert printed.count("  begins") == printed.count("  done") == 2
     assert table(swept) in printed
     for ending in ("md", "csv", "tex"):
