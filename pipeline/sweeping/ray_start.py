@@ -116,8 +116,8 @@ def taken(wanted: Resources, there: list[dict[str, float]], address: str | None)
         if not address or (kind == "GPU" and not amount):
             takes[kind] = min(asked[kind], amount)
     notes = [
-        f"requested {asked[kind]:g} {kind}s per trial, {f'{takes[kind]:g} available' if takes[kind] else 'none available'}"
-        f"{'' if takes[kind] else '; running on CPU'}"
+        f"requested {asked[kind]:g} {kind}s per trial, "
+        f"{f'{takes[kind]:g} available' if takes[kind] else 'none available; running on CPU'}"
         for kind in ("GPU", "CPU")
         if takes[kind] < asked[kind]
     ]
