@@ -340,10 +340,10 @@ def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkey
         gone.unlink(missing_ok=True)
         return make(self, clip, *rest)
 
-    def read_with_bug(path: Path) -> np.ndarray:
+    def read_with_bug(path: Path, *rest: bool) -> np.ndarray:
         if path == bug:
             raise ZeroDivisionError("in a decoder")
-        return read(path)
+        return read(path, *rest)
 
     monkeypatch.setattr(recorded.Recorded, "make", make_without_gone)
     monkeypatch.setattr(recording, "read_sound", read_with_bug)
