@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.config import load_params
 from pipeline.tracking import mlflow_content, mlflow_run, mlflow_writer
 from pipeline.tracking.mlflow_charts import charts_of
@@ -308,9 +309,9 @@ def test_a_sweep_lasts_from_its_first_trial_to_its_last(tmp_path: Path, database
     trials = [trained(tmp_path, seed) for seed in range(2)]
     ended = "2023-11-14T23:00:00+00:00"
     for trial in trials:
-        record = json.loads(trial.provenance.read_text())
+        record, _ = read_sealed(trial.provenance, "")
         record["sessions"][-1]["ended"] = ended
-        trial.provenance.write_text(json.dumps(record))
+        write_sealed(trial.provenance, record)
     folders = [trial.folder for trial in trials]
     for more in ("once", "and once more, later"):
         (tmp_path / "table.md").write_text(more)
@@ -336,9 +337,9 @@ def test_a_trial_that_does_not_run_is_not_shown_as_running(
     if left:
         (trial.folder / left).write_text("{}")
     else:
-        record = json.loads(trial.provenance.read_text())
+        record, _ = read_sealed(trial.provenance, "")
         record["sessions"][-1]["outcome"] = "interrupted"
-        trial.provenance.write_text(json.dumps(record))
+        write_sealed(trial.provenance, record)
     mlflow_writer.ingest_sweep([done.folder, trial.folder], database, experiment, complete=complete)
     runs = {run.data.tags.get("identity"): run.info for run in runs_of(database, experiment)}
     assert runs[trial.identity].status == status
@@ -431,7 +432,7 @@ def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database
     trials[5].config.write_text("")
     trials[1].spool.path.write_text("no record\n")
     (trials[3].folder / "identity.json").write_text("{")
-    with pytest.raises(PipelineError, match="no valid JSON"):
+    with pytest.raises(PipelineError, match="invalid JSON"):
         ingest([trial.folder for trial in trials], database, experiment, "sweep")
     seeds = {run.data.params["train.seed"] for run in runs_of(database, experiment)}
     assert seeds == {"0", "2"}

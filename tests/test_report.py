@@ -123,8 +123,8 @@ def test_no_text_of_a_stranger_becomes_html_a_link_or_a_cell(tmp_path: Path, cor
     for line in lines:
         line |= {"hypothesis": HOSTILE, "reference": f"bin {HOSTILE}", "id": f"{HOSTILE}{line['id']}"}
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    trial.hypotheses.write_text(text)
-    other.hypotheses.write_text(text)
+    for one in (trial, other):
+        with_hypotheses(one, text)
     session = {
         "started": "2026-01-01T00:00:00", "ended": None, "python": HOSTILE, "packages": {"torch": HOSTILE},
         "system": {"system": HOSTILE}, "hardware": {"cpu": HOSTILE, "cores": 2, "gpus": [HOSTILE]},

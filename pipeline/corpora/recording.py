@@ -25,6 +25,8 @@ from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, refused
 from pipeline.corpora.sound_track import is_silent, read_track
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+SOUND = (".wav", ".flac", ".ogg")
+"""Endings of sound alone, as corpora keep it beside a video."""
 
 
 @contextmanager
@@ -136,8 +138,8 @@ def read_sound(path: Path, is_seen: bool = False) -> np.ndarray:
 
 
 def is_audio(path: Path) -> bool:
-    """Whether a file is sound alone, by its name."""
-    return path.suffix.lower() in (".wav", ".flac", ".ogg")
+    """Whether a file is sound alone of a kind that soundfile reads, by its name."""
+    return path.suffix.lower() in SOUND
 
 
 def _is_wav_of_ours(path: Path, samples: int) -> bool:

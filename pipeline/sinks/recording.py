@@ -85,9 +85,11 @@ class Recording:
             return False
         if (len(output), *output.shape[2:]) != (batch, length, length):
             return False
-        shares = output.transpose(1, 2)[self.mask].float()
-        # Asked this way round, an utterance that is not finite has no say.
-        return not bool((shares < 0).any() | (shares.sum(-1) > MOST).any())
+        shares = output.float()
+        # Asked this way round, an utterance that is not finite has no say. One wait for the device, since rows are not
+        # picked by the mask.
+        wrong = (shares < 0).any(-1) | (shares.sum(-1) > MOST)
+        return not bool((wrong & self.mask[:, None]).any())
 
     def hook_of_block(self, number: int) -> Any:
         """The hook that closes block `number`."""
@@ -120,7 +122,7 @@ class Recording:
         # Autocast would sum in bfloat16.
         with torch.autocast(attention.device.type, enabled=False):
             whole = attention.detach().float()
-            if not self._maps and bool((whole.triu(1).transpose(1, 2)[self.mask] > 0).any()):
+            if not self._maps and bool(((whole.triu(1) > 0).any(-1) & self.mask[:, None]).any()):
                 raise PipelineError(
                     self.name, "its tokens attend to later ones", "use a decoder, which reads from left to right"
                 )

@@ -11,8 +11,7 @@ from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.media import read_audio, read_video_gray
 from pipeline.corpora.playback import has_picture
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recording import SAMPLES_PER_FRAME, Recording, is_audio, skip_on_error
-from pipeline.corpora.tree import AUDIO
+from pipeline.corpora.recording import SAMPLES_PER_FRAME, SOUND, Recording, is_audio, skip_on_error
 
 REMEDY = "name a whole audio or video file with speech in it"
 
@@ -62,7 +61,7 @@ def _has_picture(file: Path) -> bool:
 
 
 def _sound_of(file: Path) -> Path:
-    beside = (file.with_suffix(ending) for ending in AUDIO)
+    beside = (file.with_suffix(ending) for ending in SOUND)
     sound = next((path for path in beside if path.is_file()), file)
     return sound if sound != file and _has_picture(file) else file
 
