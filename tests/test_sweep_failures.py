@@ -267,6 +267,8 @@ def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project
     home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
     for folder in (home, job):
         folder.mkdir(parents=True)
+    # Long enough to be at work while a stranger is refused, which takes Ray 20 s.
+    specify(project, axes={"model.modality": ["audio"], "train.steps": [5000]})
     driver = run(project, environment() | {"HOME": str(home), "TMPDIR": str(job)}, "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     pids = {process.pid for process in descendants(driver)}

@@ -113,7 +113,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert fault(tmp_path / "none", "0" * 64) == "is missing"
-    assert fault(tmp_path / "folder", "0" * 64) == "cannot be read (Is a directory)"
+    assert fault(tmp_path / "folder", "0" * 64) == "is not a file"
     (tmp_path / "a").touch()
     with pytest.raises(
         PipelineError, match=r"a: has changed: its SHA-256 was 000000000000 and is e3b0c44298fc; make it"
