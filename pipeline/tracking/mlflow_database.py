@@ -9,9 +9,11 @@ import fcntl
 import os
 import re
 import shlex
+import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,8 +132,10 @@ def make_database(path: Path, make_schema: Callable[[str], None]) -> None:
         # Left by processes that were killed here; nobody else is at work under the lock.
         if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}(-\w+)?", file.name):
             file.unlink()
-    with written_whole(path) as temporary:
-        make_schema(f"sqlite:///{temporary}")
+    # What makes the tables takes a percent sign in a path for its own, so they are made where there is none.
+    with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, written_whole(path) as temporary:
+        make_schema(f"sqlite:///{plain}/mlflow.db")
+        shutil.copyfile(f"{plain}/mlflow.db", temporary)
 
 
 def require_readable(path: Path) -> None:
