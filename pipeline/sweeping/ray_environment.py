@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 from pipeline.common.code import SOURCE
@@ -26,6 +28,17 @@ RAY = "r"
 """Ray's folder in that of a sweep. Ray opens it to all, so it lies in one that is ours alone."""
 OUTPUT = "ray.txt"
 """Beside it: what Ray's processes print."""
+ASK_SECONDS = 30.0
+_REFUSED = 3
+_ASK = f"""
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit({_REFUSED})
+"""
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's way to keep to the loopback device, whatever the system. Told an address of that device, it takes another."""
 
@@ -35,6 +48,20 @@ def has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").exists()
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether a cluster answers only who has its token; False where it does not answer at all.
+
+    It is asked without a token, by a process of its own, since Ray reads once in a process how to ask.
+    """
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+    try:
+        asked = subprocess.run([sys.executable, "-c", _ASK, address], env=environment, timeout=ASK_SECONDS, **quiet)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == _REFUSED
 
 
 def set_environment(address: str | None, folder: Path) -> None:
@@ -52,8 +79,8 @@ def set_environment(address: str | None, folder: Path) -> None:
     # Workers run this very code, whatever is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
     if address:
-        if has_token():
-            # A cluster without tokens does not mind.
+        # Who asks with a token is only answered with one: a cluster that knows of none could not reach its driver.
+        if has_token() and asks_for_token(address):
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         return
     token = folder / "token"
