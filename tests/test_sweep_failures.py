@@ -114,13 +114,15 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
         assert finals[identity]["data"]["metrics"]["wer/test"] == expected["wer/test"]
 
 
-def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept):
+def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
     from ray.cluster_utils import Cluster
 
     specify(project, concurrency=2)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        # A token of another cluster does no harm to one that knows of none.
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
         driver = start(project, "sweep", "sweep.yaml", "--address", cluster.address)
         wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint")
         (lease,) = [path for path in project.glob("runs/*/lease.json") if (path.parent / "checkpoints").is_dir()][:1]
