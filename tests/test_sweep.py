@@ -23,6 +23,8 @@ from sweeps import (
     worker,
 )
 
+from pipeline.common.verified import read_sealed
+
 HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
 
 
@@ -250,7 +252,7 @@ def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("stopped early after step 4") == 2
     assert whole.stdout.count("stopped early: ") == 2
-    marks = [json.loads(path.read_text()) for path in project.glob("runs/*/stopped.json")]
+    marks = [read_sealed(path, "")[0] for path in project.glob("runs/*/stopped.json")]
     assert marks == [{"rule": halving, "step": 4}] * 2
     planned = command(project, "sweep", "sweep.yaml", "--plan")
     assert "4 trials, 2 done, 2 stopped early, 0 to do" in planned.stdout
