@@ -269,7 +269,7 @@ def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project
     home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
     for folder in (home, job):
         folder.mkdir(parents=True)
-    # Long enough to be at work while a stranger is refused, which takes Ray 20 s.
+    # Long enough to be at work while a stranger is refused.
     specify(project, axes={"model.modality": ["audio"], "train.steps": [5000]})
     driver = run(project, environment() | {"HOME": str(home), "TMPDIR": str(job)}, "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
@@ -279,7 +279,7 @@ def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project
     assert {socket.laddr.ip.removeprefix("::ffff:") for socket in heard} <= {"127.0.0.1", "::1"}
     # The control store answers nobody without the token.
     (port,) = [s.laddr.port for s in heard if psutil.Process(s.pid).name() == "gcs_server"]
-    program = f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"
+    program = f"from ray._raylet import GcsClient; GcsClient(address='127.0.0.1:{port}')"
     stranger = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
     refused = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, timeout=120)
     assert refused.returncode != 0
