@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trials import finish, make_trial, write_sinks
+from trials import finish, make_trial, with_hypotheses, write_sinks
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
@@ -372,3 +372,12 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         )
         count = 1 if primary else 2
         assert f"corrected for {count} comparisons" in rendering.text(comparison, 1000)
+
+
+def test_speakers_are_those_of_the_split_that_is_shown(tmp_path: Path) -> None:
+    trial = finish(make_trial(tmp_path), {"validation": FEW, "test": FEW})
+    lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["speaker"] = "one" if line["split"] == "validation" else f"s{number}"
+    with_hypotheses(trial, "".join(json.dumps(line) + "\n" for line in lines))
+    assert "95% interval over 10 speakers" in rendering.text(compare([trial]), 1000)

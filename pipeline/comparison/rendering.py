@@ -73,10 +73,11 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _sampled(comparison: Comparison) -> str:
-    """What the intervals of single trials are over: speakers where there are enough, else their utterances."""
+    """What the intervals of single trials are over: speakers where there are enough, else their utterances. Of the
+    first condition that is shown: another split has other speakers."""
     for entry in comparison.entries:
         try:
-            edits = next(iter(entry.edits.values()), {}) if not entry.gap else {}
+            edits = entry.edits.get(comparison.conditions[0], {}) if not entry.gap else {}
         except PipelineError:
             continue
         speakers = {count.speaker for count in edits.values()} - {None}
