@@ -224,10 +224,12 @@ def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
     """Its control store, then its node: without either, Ray itself is silent for a minute and ends with its driver."""
     specify(project, retries=2)
     driver = start(project, "sweep", "sweep.yaml")
-    for name, step in (("gcs_server", 10), ("raylet", 20)):
-        wait_until(lambda step=step: checkpoint_of(project, step), driver, "a checkpoint")
-        descendant(driver, name).kill()
+    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    first = worker(project)
+    descendant(driver, "gcs_server").kill()
+    wait_until(lambda: worker(project) != first, driver, "a worker of the second Ray")
     processes = descendants(driver)
+    descendant(driver, "raylet").kill()
     printed, errors = driver.communicate(timeout=480)
     assert driver.returncode == 0, printed + errors
     assert printed.count("; it is started again") == 2

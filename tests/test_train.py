@@ -252,8 +252,8 @@ from pipeline.evaluate import evaluate
 def small(*more):
     return load_params("params.yaml", ["train.steps=2", *more])
 def said(work, *files):
-    for file in map(Path, files):
-        whole = file.read_bytes()
+    kept = {file: file.read_bytes() for file in map(Path, files)}
+    for file, whole in kept.items():
         middle = len(whole) // 2
         changes = {"byte": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1:], "cut": whole[:middle]}
         for how in ("byte", "cut", "empty", "gone"):
@@ -268,7 +268,9 @@ def said(work, *files):
                 print("unnoticed", file, how)
             except PipelineError as error:
                 print(error)
-            file.write_bytes(whole)
+            # Damaged features lose their index, too, so that they count as missing.
+            for restored, content in kept.items():
+                restored.write_bytes(content)
 """
 
 
