@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
+from pipeline.common.modality import prompt, streams
 from pipeline.common.verified import seal_folder
-from pipeline.config import Decorrelation, Model, prompt, streams
+from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
 from pipeline.model.decorrelation import decorrelation_loss

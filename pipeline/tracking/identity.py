@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest
+from pipeline.common.modality import prompt, streams
 from pipeline.common.precision import with_precision
-from pipeline.config import Params, prompt, streams
+from pipeline.config import Params
 
 LEFT_OUT = {
     "model.llm.weights": "a path; the digest of what lies there is in the data",

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.weights import weights_digest
-from pipeline.config import streams
 from pipeline.encoders.store import TYPE
 from pipeline.encoders.table import ENCODERS
 from pipeline.inspection.labels import token_labels

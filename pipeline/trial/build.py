@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import resolve_device
+from pipeline.common.modality import streams
 from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import verify_weights
-from pipeline.config import LLM, Params, streams
+from pipeline.config import LLM, Params
 from pipeline.encoders.table import ENCODERS
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
