@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.kinds import resolve
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
+from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
 
 if TYPE_CHECKING:
     from pipeline.config.params import Params
@@ -90,6 +92,12 @@ def _check_decorrelation(params: "Params", where: str | Path) -> None:
         )
 
 
+def _taken(params: "Params", stream: str) -> frozenset[str]:
+    """What the encoder of a stream takes beside its input, see `Encoder.takes`."""
+    kinds = AUDIO_ENCODERS if stream == "audio" else VIDEO_ENCODERS
+    return resolve(kinds[getattr(params.features, stream).encoder]).takes
+
+
 def _check_online(params: "Params", where: str | Path) -> None:
     """Augmentation and LoRA inside an encoder: each where it has an effect, and only there."""
     features, used = params.features, streams(params.model.modality)
@@ -106,14 +114,15 @@ def _check_online(params: "Params", where: str | Path) -> None:
             "set features.mode to online: what is cached can be neither augmented nor trained",
         )
     for stream in (stream for stream, one in lora.items() if one):
-        if (encoder := getattr(features, stream).encoder) != "avhubert":
+        if "lora" not in _taken(params, stream):
+            encoder = getattr(features, stream).encoder
             raise PipelineError(
                 where,
                 f"features.{stream}.lora is set and features.{stream}.encoder is {encoder!r}",
                 "take the encoder avhubert, or set lora to null",
             )
     for key in ("crop", "flip"):
-        if "video" in used and f"augmentation.{key}" in wanted and features.video.encoder != "avhubert":
+        if "video" in used and f"augmentation.{key}" in wanted and key not in _taken(params, "video"):
             raise PipelineError(
                 where,
                 f"features.augmentation.{key} is {getattr(augmentation, key)!r} and features.video.encoder is "

@@ -1,9 +1,13 @@
 """Section `features`: frozen encoders, and what is done to media before them."""
 
-from typing import Annotated, Literal
+import json
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, SerializeAsAny
 
+from pipeline.common.kinds import resolve
+from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS, error, known, unknown
 from pipeline.config.section import Section
 
 
@@ -15,43 +19,60 @@ class EncoderLoRA(Section):
     """The update is scaled by alpha / rank."""
 
 
-class AudioEncoder(Section):
-    """The audio encoder, frozen but for its LoRA."""
+class Encoder(Section):
+    """An encoder, frozen but for its LoRA. One with settings of its own has a subclass as its `Settings`, in its own
+    file; what another encoder has for settings may stand beside them, and is dropped."""
 
-    encoder: Literal["whisper", "avhubert", "self_supervised"] = "whisper"
-    """self_supervised: HuBERT, WavLM or wav2vec 2.0."""
-    weights: str = "data/weights/whisper-tiny.en"
-    window: Literal["padded", "fitted"] = "padded"
-    """Of whisper. padded: each utterance is padded to 30 s, as Whisper was trained. fitted: to the next whole second,
-    which is many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector that is
-    trained on them does not."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
-    lora: EncoderLoRA | None = None
-    """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
-
-
-class VideoEncoder(Section):
-    """The video encoder, frozen but for its LoRA."""
-
-    encoder: Literal["dct", "avhubert"] = "dct"
-    coefficients: Annotated[int, Field(ge=1)] = 44
-    """How many DCT coefficients, in zigzag order; their first and second deltas are added."""
+    encoder: str
     weights: str | None = None
     """The folder of an encoder that has weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None
-    """Trained with the trial, in mode online, inside avhubert; null leaves the encoder frozen."""
+    """Trained with the trial, in mode online, where the encoder takes it; null leaves the encoder frozen."""
+
+
+class AudioEncoder(Encoder):
+    """The audio encoder."""
+
+    encoder: str = "whisper"
+
+
+class VideoEncoder(Encoder):
+    """The video encoder."""
+
+    encoder: str = "dct"
+
+
+def _settings(place: str, base: type[Encoder]) -> type[Encoder]:
+    return getattr(resolve(place), "Settings", base)
+
+
+def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
+    if isinstance(given, base):
+        return given
+    if not isinstance(given, dict):
+        raise error("a section", given)
+    values = {"encoder": base.model_fields["encoder"].default} | given
+    own = _settings(kinds[known(values["encoder"], kinds, "encoder")], base)
+    if others := values.keys() - own.model_fields.keys():
+        kept = {key for place in kinds.values() for key in _settings(place, base).model_fields}
+        for key in sorted(others - kept):
+            raise unknown(key, own)
+    return own.model_validate_json(json.dumps({key: values[key] for key in values if key in own.model_fields}))
+
+
+Audio = Annotated[SerializeAsAny[AudioEncoder], PlainValidator(partial(_read, AUDIO_ENCODERS, AudioEncoder))]
+Video = Annotated[SerializeAsAny[VideoEncoder], PlainValidator(partial(_read, VIDEO_ENCODERS, VideoEncoder))]
 
 
 class Augmentation(Section):
     """What training does to an utterance before it is encoded, anew at each step. Nothing else is ever augmented."""
 
     crop: bool = False
-    """Whether avhubert sees a random 88x88 of the mouth region in place of its centre."""
+    """Whether the encoder sees a random 88x88 of the mouth region in place of its centre."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the utterances whose video is mirrored; of avhubert alone, since dct does not tell left from right."""
+    """Share of the utterances whose video is mirrored; not for dct, which does not tell left from right."""
     time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Seconds: for each second begun, one stretch of audio and one of video, of up to so long, is silent and black."""
     noise_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -69,6 +90,6 @@ class Features(Section):
     LoRA inside an encoder."""
     out: str = "data/features"
     batch_size: Annotated[int, Field(ge=1)] = 8
-    audio: AudioEncoder = AudioEncoder()
-    video: VideoEncoder = VideoEncoder()
+    audio: Audio = Field(default={}, validate_default=True)
+    video: Video = Field(default={}, validate_default=True)
     augmentation: Augmentation = Augmentation()

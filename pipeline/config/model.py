@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.config.kinds import DownsamplingKind, Kind
 from pipeline.config.section import Fraction, Section
 
 Modality = Literal["audio", "video", "audiovisual"]
@@ -48,7 +49,8 @@ class Model(Section):
 
     modality: Modality = "audiovisual"
     rates: Rates = Rates()
-    downsampling: Literal["average", "stack"] = "average"
+    downsampling: DownsamplingKind = Kind(kind="average")
+    """How frames become one token: `average`, `stack`, or `{kind: NAME, ...}` with the kind's own settings."""
     projector: Projector = Projector()
     llm: LLM = LLM()
     lora: LoRA = LoRA()

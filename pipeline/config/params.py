@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from pipeline.common.errors import PipelineError
 from pipeline.common.strict_yaml import parse_yaml, read_mapping
 from pipeline.config.checks import check_across_sections
@@ -21,7 +23,7 @@ class Params(Section):
 
     weights: WeightsSection
     corpus: Corpus
-    features: Features = Features()
+    features: Features = Field(default_factory=Features)
     model: Model = Model()
     decorrelation: Decorrelation = Decorrelation()
     train: Train = Train()

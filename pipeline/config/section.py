@@ -41,8 +41,8 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
     key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
-    if worst["type"] == "extra_forbidden":
-        known = _known_keys(kind, steps[:-1])
+    if worst["type"] in ("extra_forbidden", "unknown_key"):
+        known = worst["msg"] if worst["type"] == "unknown_key" else _known_keys(kind, steps[:-1])
         return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {known}")
     message = (
         worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
