@@ -7,7 +7,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.kinds import resolve
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
-from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
+from pipeline.config.kinds import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
 
 if TYPE_CHECKING:
     from pipeline.config.params import Params
@@ -26,20 +26,12 @@ def check_across_sections(params: "Params", where: str | Path) -> None:
             f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
             "name at least one ratio in dB, or set the share to 0",
         )
-    if (params.corpus.root is None) != (params.corpus.kind == "synthetic"):
+    if (params.corpus.root is None) == getattr(resolve(CORPORA[params.corpus.kind]), "has_root", True):
         raise PipelineError(
             where,
             f"corpus.root is {params.corpus.root!r} and corpus.kind is {params.corpus.kind!r}",
             "name the folder of a recorded corpus as corpus.root; the synthetic one has none",
         )
-    voices, utterances = params.corpus.synthetic.voices, params.corpus.synthetic.utterances
-    for split in ("train", "validation", "test"):
-        if getattr(utterances, split) < getattr(voices, split):
-            raise PipelineError(
-                where,
-                f"corpus.synthetic.utterances.{split} is {getattr(utterances, split)}",
-                f"it must be at least the {getattr(voices, split)} voices of that split",
-            )
     names = [source.name for source in params.weights.sources]
     for name in names:
         if names.count(name) > 1:

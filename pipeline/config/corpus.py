@@ -1,9 +1,12 @@
 """Section `corpus`: utterances, splits, noise."""
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, SerializeAsAny, create_model
 
+from pipeline.common.kinds import resolve
+from pipeline.config.kinds import CORPORA, known, validated
 from pipeline.config.section import Section
 
 
@@ -24,25 +27,6 @@ class Noise(Section):
     """In dB; each adds a noisy copy of the whole split."""
 
 
-class Counts(Section):
-    """A number for each split."""
-
-    train: Annotated[int, Field(ge=1)]
-    validation: Annotated[int, Field(ge=1)]
-    test: Annotated[int, Field(ge=1)]
-
-
-class Synthetic(Section):
-    """The corpus that is made on the spot: sentences, spoken by espeak-ng, with a mouth drawn from the phonemes."""
-
-    sentences: str | None = None
-    """A text file with a sentence a line; null takes the GRID grammar."""
-    voices: Counts = Counts(train=14, validation=2, test=4)
-    """Voices of each split; no voice is in two."""
-    utterances: Counts = Counts(train=1100, validation=100, test=200)
-    """Utterances of each split, without their noisy copies."""
-
-
 class HeldOut(Section):
     """What is taken out of training where a corpus has no such split of its own."""
 
@@ -54,42 +38,11 @@ class HeldOut(Section):
     """speaker: no speaker is in two splits. text: no text is, for a folder of few speakers."""
 
 
-class LRS(Section):
-    """LRS2 and LRS3 in their original trees."""
-
-    pretrain: bool = False
-    """Whether training takes the clips of `pretrain` too, cut between words into pieces."""
-    piece_seconds: Annotated[float, Field(ge=1)] = 16.0
-    """The longest piece."""
-
-
-class AutoAVSR(Section):
-    """Label files of an auto_avsr tree, by their name in `labels` or as a path; null finds the one of the split."""
-
-    train: str | None = None
-    validation: str | None = None
-    """Where there is none, speakers of the training labels are held out."""
-    test: str | None = None
-
-
-class Grid(Section):
-    """GRID, which has no official split."""
-
-    split: Literal["disjoint", "overlapped"] = "disjoint"
-    """disjoint: test speakers are in no other split. overlapped: each speaker is in all."""
-    test_speakers: tuple[Annotated[str, Field(pattern=r"^s[1-9][0-9]?$")], ...] = ("s1", "s2", "s20", "s22")
-    """Of the disjoint split."""
-    test_sentences: Annotated[int, Field(ge=1)] = 255
-    """Of each speaker, in the overlapped split."""
-
-
-CorpusKind = Literal["synthetic", "lrs3", "lrs2", "auto_avsr", "grid", "folder"]
-
-
 class Corpus(Section):
     """Stage `prepare`."""
 
-    kind: CorpusKind
+    kind: str
+    """Each kind may have a section of settings beside these; see the `Settings` in its file."""
     root: str | None = None
     """Where the corpus lies: a folder, or, for kind `folder`, a CSV file; null for the synthetic one."""
     out: str = "data/corpus"
@@ -101,8 +54,29 @@ class Corpus(Section):
     longest_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Recorded utterances that last longer are left out."""
     held_out: HeldOut = HeldOut()
-    synthetic: Synthetic = Synthetic()
-    lrs: LRS = LRS()
-    auto_avsr: AutoAVSR = AutoAVSR()
-    grid: Grid = Grid()
     noise: Noise = Noise()
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, section: str) -> Any:
+            """The section of a kind."""
+
+
+@cache
+def corpus_section() -> type[Corpus]:
+    """Section `corpus` with the sections of all kinds in it."""
+    sections: dict[str, Any] = {}
+    for kind, place in CORPORA.items():
+        form = resolve(place)
+        if settings := getattr(form, "Settings", None):
+            sections[getattr(form, "section", kind)] = (settings, settings())
+    return create_model("Corpus", __base__=Corpus, **sections)
+
+
+def _read(given: Any) -> Corpus:
+    if isinstance(given, dict) and "kind" in given:
+        known(given["kind"], CORPORA, "kind")
+    return given if isinstance(given, Corpus) else validated(corpus_section(), given)
+
+
+CorpusSection = Annotated[SerializeAsAny[Corpus], PlainValidator(_read)]

@@ -1,13 +1,12 @@
 """Section `features`: frozen encoders, and what is done to media before them."""
 
-import json
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny
 
 from pipeline.common.kinds import resolve
-from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS, error, known, unknown
+from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS, error, known, unknown, validated
 from pipeline.config.section import Section
 
 
@@ -58,8 +57,8 @@ def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
     if others := values.keys() - own.model_fields.keys():
         kept = {key for place in kinds.values() for key in _settings(place, base).model_fields}
         for key in sorted(others - kept):
-            raise unknown(key, own)
-    return own.model_validate_json(json.dumps({key: values[key] for key in values if key in own.model_fields}))
+            raise unknown(", ".join(own.model_fields), key)
+    return validated(own, {key: values[key] for key in values if key in own.model_fields})
 
 
 Audio = Annotated[SerializeAsAny[AudioEncoder], PlainValidator(partial(_read, AUDIO_ENCODERS, AudioEncoder))]

@@ -9,7 +9,7 @@ from pydantic import PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pipeline.common.kinds import resolve
-from pipeline.config.section import Section
+from pipeline.config.section import Checked, Section, known_keys
 
 AUDIO_ENCODERS = {
     "whisper": "pipeline.encoders.whisper:Whisper",
@@ -59,11 +59,25 @@ def error(message: str, value: Any, *key: str) -> ValidationError:
     return ValidationError.from_exception_data("", [details])
 
 
-def unknown(key: str, section: type[Section]) -> ValidationError:
-    """That a section has no such key."""
-    message = ", ".join(section.model_fields)
-    details = InitErrorDetails(type=PydanticCustomError("unknown_key", message), loc=(key,), input=None)
+def unknown(keys: str, *key: str | int) -> ValidationError:
+    """That a section has no such key; `keys` are those that it has."""
+    details = InitErrorDetails(type=PydanticCustomError("unknown_key", keys), loc=key, input=None)
     return ValidationError.from_exception_data("", [details])
+
+
+def validated(section: type[Checked], values: Any) -> Checked:
+    """Nested values as a section of this very class; the keys that it names for an unknown one are its own.
+
+    Raises:
+        ValidationError: something is wrong.
+    """
+    try:
+        return section.model_validate_json(json.dumps(values))
+    except ValidationError as found:
+        for one in found.errors():
+            if one["type"] == "extra_forbidden":
+                raise unknown(known_keys(section, list(one["loc"][:-1])), *one["loc"]) from None
+        raise
 
 
 def _read(kinds: Mapping[str, str], given: Any) -> Kind:
@@ -74,7 +88,7 @@ def _read(kinds: Mapping[str, str], given: Any) -> Kind:
     place = kinds[known(given.get("kind"), kinds, "kind")]
     # Without settings nothing is imported: a module of PyTorch takes seconds.
     own = getattr(resolve(place), "Settings", Kind) if len(given) > 1 else Kind
-    return own.model_validate_json(json.dumps(given))
+    return validated(own, given)
 
 
 def _written(kind: Kind) -> Any:

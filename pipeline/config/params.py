@@ -8,7 +8,7 @@ from pydantic import Field
 from pipeline.common.errors import PipelineError
 from pipeline.common.strict_yaml import parse_yaml, read_mapping
 from pipeline.config.checks import check_across_sections
-from pipeline.config.corpus import Corpus
+from pipeline.config.corpus import CorpusSection
 from pipeline.config.decorrelation import Decorrelation
 from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import Features
@@ -22,7 +22,7 @@ class Params(Section):
     """All parameters of a run."""
 
     weights: WeightsSection
-    corpus: Corpus
+    corpus: CorpusSection
     features: Features = Field(default_factory=Features)
     model: Model = Model()
     decorrelation: Decorrelation = Decorrelation()

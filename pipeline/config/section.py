@@ -42,7 +42,7 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
     if worst["type"] in ("extra_forbidden", "unknown_key"):
-        known = worst["msg"] if worst["type"] == "unknown_key" else _known_keys(kind, steps[:-1])
+        known = worst["msg"] if worst["type"] == "unknown_key" else known_keys(kind, steps[:-1])
         return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {known}")
     message = (
         worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
@@ -60,7 +60,8 @@ def _steps(location: tuple[str | int, ...]) -> list[str | int]:
     return kept
 
 
-def _known_keys(kind: Any, sections: list[str | int]) -> str:
+def known_keys(kind: Any, sections: list[str | int]) -> str:
+    """The keys that a section below another has, as a list in words."""
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
         kind = field.annotation if field else None
