@@ -16,8 +16,8 @@ from pipeline.common.files import require_space, write_json
 from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.reading import read_media
+from pipeline.encoders.protocol import Stream, encoder_kind
 from pipeline.encoders.store import TYPE, Group, feature_groups, read_index, verify_features
-from pipeline.encoders.table import ENCODERS, Stream
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")
@@ -107,7 +107,7 @@ def _encode(params: Params, groups: Sequence[Group]) -> None:
     from pipeline.encoders.partial import partial
 
     settings = getattr(params.features, groups[0].stream)
-    encoder = ENCODERS[settings.encoder](settings)
+    encoder = encoder_kind(settings.encoder)(settings)
     total = sum(len(group.media) for group in groups)
     with progress(total, f"{groups[0].stream} features", unit="file") as bar:
         for group in groups:

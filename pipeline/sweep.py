@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
 from pipeline.common.version_control import let_dvc_do_without_git
-from pipeline.config import Params, streams
+from pipeline.config import Params
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from pipeline.common.weights import weights_digest
 from pipeline.config import Params
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
-from pipeline.encoders.table import ENCODERS
+from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, Example, collate, moved
@@ -90,7 +90,7 @@ def encode(params: Params, stream: str) -> None:
     """Noise through an encoder; its features are kept for the parts that follow."""
     random = np.random.default_rng(0)
     settings = getattr(params.features, stream)
-    encoder = ENCODERS[settings.encoder](settings)
+    encoder = encoder_kind(settings.encoder)(settings)
     shape, draw = {
         "audio": ((SECONDS * 16_000,), lambda shape: 0.1 * random.standard_normal(shape, np.float32)),
         "video": ((SECONDS * 25, 96, 96), lambda shape: random.integers(0, 256, shape, np.uint8)),

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
-from pipeline.config import load_params, streams
+from pipeline.config import load_params
 
 PARAMS = "params.yaml"
 

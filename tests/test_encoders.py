@@ -6,7 +6,6 @@ import soundfile
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.corpora.media import resample
 from pipeline.corpora.speech import speak
 from pipeline.encoders.dct import NOISE, MouthDCT, delta, zigzag
@@ -27,8 +26,8 @@ def spoken() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def settings(real_weights) -> AudioEncoder:
-    return AudioEncoder(weights=str(real_weights / "whisper-tiny.en"), precision="float32")
+def settings(real_weights) -> Whisper.Settings:
+    return Whisper.Settings(weights=str(real_weights / "whisper-tiny.en"), precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +100,13 @@ def test_whisper_does_not_depend_on_the_number_of_threads(whisper, spoken):
 @pytest.mark.parametrize(("samples", "frames"), [(1, 25), (8000, 25), (8639, 26), (9280, 29), (480_000, 1500)])
 def test_whisper_keeps_the_utterance(checkpoint, samples, frames):
     noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
-    whisper = Whisper(AudioEncoder(weights=str(checkpoint)))
+    whisper = Whisper(Whisper.Settings(weights=str(checkpoint)))
     (features,) = whisper.encode([noise])
     assert features.shape == (frames, whisper.dimension) == (frames, 16)
 
 
 def test_whisper_cuts_long_audio_into_windows(checkpoint):
-    whisper = Whisper(AudioEncoder(weights=str(checkpoint)))
+    whisper = Whisper(Whisper.Settings(weights=str(checkpoint)))
     noise = np.random.default_rng(0).standard_normal(35 * 16_000 + 100).astype(np.float32)
     whole, first, second = whisper.encode([noise, noise[: 30 * 16_000], noise[30 * 16_000 :]])
     assert np.array_equal(whole, np.concatenate([first, second]))
@@ -117,7 +116,7 @@ def test_whisper_cuts_long_audio_into_windows(checkpoint):
 def test_fitted_windows_are_whisper_on_less_silence(checkpoint):
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    padded, fitted = (Whisper(AudioEncoder(weights=str(checkpoint), window=w, precision="float32"))
+    padded, fitted = (Whisper(Whisper.Settings(weights=str(checkpoint), window=w, precision="float32"))
                       for w in ("padded", "fitted"))  # fmt: skip
     noise = np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
     (whole,), (same,) = padded.encode([noise]), fitted.encode([noise])
@@ -149,7 +148,7 @@ def test_whisper_loads_from_a_whole_model(checkpoint):
     from transformers import WhisperFeatureExtractor, WhisperModel
 
     noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
-    (features,) = Whisper(AudioEncoder(weights=str(checkpoint), precision="float32")).encode([noise])
+    (features,) = Whisper(Whisper.Settings(weights=str(checkpoint), precision="float32")).encode([noise])
     mel = WhisperFeatureExtractor(feature_size=128)(noise, sampling_rate=16_000, return_tensors="pt").input_features
     with torch.inference_mode():
         expected = WhisperModel.from_pretrained(checkpoint).eval().encoder(mel).last_hidden_state[0, :50]
@@ -158,16 +157,16 @@ def test_whisper_loads_from_a_whole_model(checkpoint):
 
 def test_weights_that_are_no_whisper_are_refused(tmp_path, real_weights):
     with pytest.raises(PipelineError, match=r"nowhere.*pipeline\.weights"):
-        Whisper(AudioEncoder(weights=str(tmp_path / "nowhere")))
+        Whisper(Whisper.Settings(weights=str(tmp_path / "nowhere")))
     with pytest.raises(PipelineError, match=r"smollm2-135m: no Whisper encoder.*a llama"):
-        Whisper(AudioEncoder(weights=str(real_weights / "smollm2-135m")))
+        Whisper(Whisper.Settings(weights=str(real_weights / "smollm2-135m")))
     folder = tmp_path / "cut"
     folder.mkdir()
     for file in (real_weights / "whisper-tiny.en").iterdir():
         if file.name != "weights.json":
             (folder / file.name).write_bytes(file.read_bytes()[:100_000])
     with pytest.raises(PipelineError, match="cut: no Whisper encoder"):
-        Whisper(AudioEncoder(weights=str(folder)))
+        Whisper(Whisper.Settings(weights=str(folder)))
 
 
 def test_zigzag_is_that_of_jpeg_without_odd_columns():
@@ -196,7 +195,7 @@ def test_delta_is_the_slope():
 
 def test_dct_is_the_sum_of_cosines():
     frames = np.random.default_rng(0).integers(0, 256, (7, 96, 96), dtype=np.uint8)
-    (features,) = MouthDCT(VideoEncoder(coefficients=10)).encode([frames])
+    (features,) = MouthDCT(MouthDCT.Settings(coefficients=10)).encode([frames])
     assert features.shape == (7, 30)
     assert features.dtype == np.float32
     row, column = 1, 2
@@ -212,14 +211,14 @@ def test_dct_is_the_sum_of_cosines():
 
 def test_dct_does_not_know_left_from_right():
     frames = np.random.default_rng(0).integers(0, 256, (5, 96, 96), dtype=np.uint8)
-    straight, mirrored = MouthDCT(VideoEncoder(coefficients=44)).encode([frames, frames[:, :, ::-1]])
+    straight, mirrored = MouthDCT(MouthDCT.Settings(coefficients=44)).encode([frames, frames[:, :, ::-1]])
     assert np.allclose(straight, mirrored, atol=1e-4)
 
 
 def test_dct_knows_neither_skin_nor_light():
     frames = np.random.default_rng(0).integers(0, 100, (9, 96, 96), dtype=np.uint8)
     still = np.random.default_rng(1).integers(0, 100, (96, 96), dtype=np.uint8)
-    dct = MouthDCT(VideoEncoder(coefficients=44))
+    dct = MouthDCT(MouthDCT.Settings(coefficients=44))
     plain, painted = dct.encode([frames, frames + still])
     assert np.allclose(plain, painted, atol=1e-4)
     assert np.array_equal(plain, dct.encode([frames])[0])
@@ -227,4 +226,4 @@ def test_dct_knows_neither_skin_nor_light():
 
 def test_too_many_coefficients_for_a_small_video():
     with pytest.raises(PipelineError, match=r"coefficients: 44 is too many for frames of 6x8"):
-        MouthDCT(VideoEncoder(coefficients=44)).encode([np.zeros((3, 8, 6), np.uint8)])
+        MouthDCT(MouthDCT.Settings(coefficients=44)).encode([np.zeros((3, 8, 6), np.uint8)])

@@ -19,8 +19,8 @@ from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.reading import evaluated_on
+from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import feature_groups, open_features
-from pipeline.encoders.table import ENCODERS
 from pipeline.features import make_features
 from pipeline.model.encoding import FrozenEncoding
 
@@ -113,7 +113,7 @@ def test_what_is_read_is_what_was_encoded(params, folder, stream):
     make_features(params, stream)
     features = open_features(params, stream, utterances)
     settings = getattr(params.features, stream)
-    encoder = ENCODERS[settings.encoder](settings)
+    encoder = encoder_kind(settings.encoder)(settings)
     assert len(features) == len(utterances) == 18
     assert (features.dimension, features.frame_rate) == (encoder.dimension, encoder.frame_rate)
     for u in utterances:
@@ -340,7 +340,7 @@ def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
 
 
 def test_rows_that_changed_while_features_were_made_are_encoded_again(params, folder, finished, monkeypatch):
-    dct, calls = ENCODERS["dct"], []
+    dct, calls = encoder_kind("dct"), []
     encode = dct.encode
 
     def dying(self, inputs: list) -> list:

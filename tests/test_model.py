@@ -14,12 +14,13 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, Decorrelation, LoRA, Projector
+from pipeline.config.kinds import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import prompt_read_once, transcribe
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
-from pipeline.model.downsampling import downsample, downsampled_length
+from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.examples import Examples, collate
 from pipeline.model.roles import Role
 
@@ -61,7 +62,7 @@ def settled(model):
 def test_downsampling_keeps_the_remainder_and_ignores_padding(rate, how):
     lengths = [7, 1, 4]
     features = torch.randn(3, 7, 5)
-    tokens = downsample(features, torch.tensor(lengths), rate, how)
+    tokens = downsampling(Kind(kind=how), 5, rate)(features, torch.tensor(lengths))
     for row, length in enumerate(lengths):
         groups = [features[row, start : min(start + rate, length)] for start in range(0, length, rate)]
         assert len(groups) == downsampled_length(length, rate)

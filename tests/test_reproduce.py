@@ -56,10 +56,10 @@ def recorded(prepared, tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     commit(folder, "first")
     shell(folder, "dvc commit --force --quiet weights prepare features@audio features@video")
-    downsampling = folder / "pipeline/model/downsampling.py"
+    downsampling = folder / "pipeline/model/downsampling/average.py"
     before = downsampling.read_text()
     (folder / "pipeline/model/gain.py").write_text("GAIN = 0.5\n")
-    changed = before.replace("import torch\n", "import torch\n\nfrom pipeline.model.gain import GAIN\n", 1)
+    changed = before.replace("import Tensor, nn\n", "import Tensor, nn\n\nfrom pipeline.model.gain import GAIN\n", 1)
     changed = changed.replace("return groups.sum(2)", "return GAIN * groups.sum(2)")
     assert changed.count("GAIN") == 2
     downsampling.write_text(changed)

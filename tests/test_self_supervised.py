@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.weights import weights_digest
-from pipeline.config import AudioEncoder, HubSource, validate
+from pipeline.config import HubSource, validate
 from pipeline.encoders.self_supervised import SelfSupervised
 from pipeline.weights import fetch, make_weights
 
@@ -42,8 +42,8 @@ def save(kind: tuple[str, str, dict], folder: Path) -> Path:
     return folder
 
 
-def settings(folder: Path) -> AudioEncoder:
-    return AudioEncoder(encoder="self_supervised", weights=str(folder), precision="float32")
+def settings(folder: Path) -> SelfSupervised.Settings:
+    return SelfSupervised.Settings(encoder="self_supervised", weights=str(folder), precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ changes nothing and Python 3.11 to 3.13 agree; anything that could change a resu
 import ast
 import functools
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.files import digest
+from pipeline.common.kinds import module_of
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The folder that holds our package."""
@@ -30,13 +32,15 @@ LEFT_OUT = {
 """Modules, and all below them, whose code is in no digest, each with its reason."""
 
 # `kind` is the u of u"text"; `ctx` follows from where a name stands; a comment of types has no effect.
+_KIND = re.compile(r"\w+(\.\w+)+:\w+")
 _WITHOUT_MEANING = frozenset({"kind", "ctx", "type_comment"})
 
 
 def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOURCE) -> str:
     """SHA-256 of the code of our package that these modules reach, 64 hexadecimal digits.
 
-    Modules reach one another by `import` and `from ... import`, absolute or relative, at the top or inside functions;
+    Modules reach one another by `import` and `from ... import`, absolute or relative, at the top or inside functions,
+    and by the name of a kind in a registry, such as `pipeline.encoders.dct:MouthDCT`;
     a package's `__init__` counts as reached with anything in it. `LEFT_OUT` is not followed. The result is kept for
     the life of the process: it speaks of the code that was loaded, not of what an editor saved since.
 
@@ -119,6 +123,8 @@ def _imported(module: str, is_package: bool, path: Path) -> Iterator[str]:
                 base = ".".join([*above, base] if base else above)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _KIND.fullmatch(node.value):
+            yield module_of(node.value)
 
 
 @functools.cache

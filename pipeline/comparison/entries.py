@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
+from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed
-from pipeline.config import streams
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
 

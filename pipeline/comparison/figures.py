@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.comparison.claims import MOVED, RELOCATED, SINKS
+from pipeline.common.metrics import INTERMEDIATE, PERCENT
+from pipeline.comparison.claims import MOVED, RELOCATED
 from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, cell_text, change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
@@ -58,7 +59,7 @@ def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sin
 
 def _wer_words(cell: Cell) -> list[str]:
     """The error rate of the clean test set, in a line if it is known."""
-    quantity = Quantity("", "wer/test", percent=True, decimals=1)
+    quantity = Quantity("", "wer/test", PERCENT)
     return [f"WER % {cell_text(cell, quantity)}"] if quantity.metric in cell.figures else []
 
 
@@ -82,7 +83,7 @@ def overview(comparison: Comparison) -> Figure | None:
 
     def sinks_without_loss(task: Task) -> float:
         figures = comparison.cell(task, columns[task][0]).figures
-        return figures[SINKS].value if SINKS in figures else 0.0
+        return figures[INTERMEDIATE].value if INTERMEDIATE in figures else 0.0
 
     task, chosen = max(columns.items(), key=lambda found: (sinks_without_loss(found[0]), found[0].order))
     panels = [panel for variant in chosen for panel in _panel(comparison, task, variant)]
@@ -127,8 +128,8 @@ def _headline(cell: Cell, variant: Variant) -> str:
     lines = textwrap.wrap(str(variant), TITLE_WIDTH)
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
-    if SINKS in cell.figures:
-        lines.append(f"{rounded(cell.figures[SINKS].value, None)} intermediate sinks per utterance")
+    if INTERMEDIATE in cell.figures:
+        lines.append(f"{rounded(cell.figures[INTERMEDIATE].value, None)} intermediate sinks per utterance")
     shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
     if shares:
         lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")

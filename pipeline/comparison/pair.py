@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.metrics import METRICS, find
 from pipeline.common.significance import sign_flip_p
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.code_change import FileChange, changed_files
@@ -21,7 +22,6 @@ from pipeline.tracking.trial import Trial
 ABSENT = "absent"
 _PLACES = ("corpus.out", "features.out", "train.runs", "weights.out")
 """Parameters that say where something lies, not what it is."""
-_RATES = ("wer", "wer_normalised", "cer")
 
 Values = dict[str, tuple[str, str]]
 """Two values by name."""
@@ -141,9 +141,9 @@ def _figures(one: Trial, other: Trial, notes: list[str]) -> tuple[list[MetricCha
 
 
 def _order(metric: str) -> tuple[int, str]:
-    """Error rates first."""
-    kind = metric.partition("/")[0]
-    return _RATES.index(kind) if kind in _RATES else len(_RATES), metric
+    """As in the registry: error rates first. What it does not know comes last."""
+    known = find(metric)
+    return METRICS.index(known) if known else len(METRICS), metric
 
 
 def _disagreements(first: dict[str, dict[str, dict]], second: dict[str, dict[str, dict]]) -> list[Disagreement]:

@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 
+from pipeline.common.metrics import PERCENT, find
 from pipeline.comparison.pair import Disagreement, MetricChange, Pair, Values
 from pipeline.tracking.naming import trial_name
 from pipeline.tracking.trial import Trial
@@ -12,7 +13,6 @@ INDENT = "  "
 DIGITS = 12
 """By which a digest is shown."""
 NUMBER = 11
-_PERCENT = ("wer", "cer", "wer_normalised")
 P_NOTE = (
     "Differences of percentages are points. p: sign-flip test over the same utterances, for word error rates. It tells "
     "these two runs apart, not the ways in which they were trained: that takes several seeds of each."
@@ -97,7 +97,8 @@ def _metrics(metrics: list[MetricChange], width: int) -> Iterator[str]:
 def _number(metric: MetricChange, value: float | None, sign: str = "") -> str:
     if value is None:
         return "absent"
-    if metric.name.partition("/")[0] in _PERCENT:
+    known = find(metric.name)
+    if known and known.unit is PERCENT:
         return f"{100 * value:{sign}.2f}" + ("" if sign else "%")
     return f"{value:{sign}.4g}"
 

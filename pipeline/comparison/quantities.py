@@ -1,7 +1,10 @@
 """What the tables and the figures show, and how a number is written."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.common import metrics
+from pipeline.common.metrics import Unit
 from pipeline.comparison.changes import Change
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.table import Cell, Comparison, Figure
@@ -17,9 +20,7 @@ class Quantity:
 
     label: str
     metric: str
-    percent: bool = False
-    decimals: int | None = None
-    """None: three significant digits."""
+    unit: Unit
     change: bool = False
     """Whether the change from weight 0 is shown instead of the value."""
     by_seed: bool = False
@@ -31,36 +32,29 @@ class Quantity:
         return not (self.change or self.by_seed)
 
 
-SINKS = (
-    Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
-    Quantity("ratio > 300, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_300"),
-    Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
-    Quantity("largest ratio, BOS", "sinks/max_ratio/bos"),
-    Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate"),
-    Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
-    Quantity("cosine to BOS, others", "sinks/bos_cosine/other", decimals=2),
-    Quantity("BOS sink rate %", "sinks/bos_sink_rate", percent=True, decimals=1),
-    Quantity("relocated by importance %", "sinks/relocated_share", percent=True, decimals=1),
-    Quantity("relocated by ratio %", "sinks/relocated_share/ratio", percent=True, decimals=1),
-)
-
-
 def quantities(comparison: Comparison) -> list[Quantity]:
-    """What the tables show: error rates of the test set (of validation only if no test was made), then sinks."""
+    """The rows of the tables, see `pipeline.common.metrics`: error rates of the test set (of validation only if no test
+    was made), then sinks."""
     shown = [c for c in comparison.conditions if not c.startswith("validation")] or list(comparison.conditions)
-    changed = {condition for cell in comparison.cells.values() for condition in cell.changes}
-    found = []
-    for condition in shown:
-        name = condition_name(condition)
-        found.append(Quantity(f"WER %, {name}", f"wer/{condition}", percent=True, decimals=1))
-        measured = [figure for cell in comparison.cells.values() if (figure := cell.figures.get(f"wer/{condition}"))]
-        if any(figure.seeds > 1 for figure in measured):
-            found.append(Quantity("  by seed", f"wer/{condition}", percent=True, decimals=1, by_seed=True))
-        if condition in changed:
-            found.append(Quantity("  change", condition, percent=True, decimals=1, change=True))
-    found += [Quantity(f"CER %, {condition_name(c)}", f"cer/{c}", percent=True, decimals=1) for c in shown]
     known = {name for cell in comparison.cells.values() for name in cell.figures}
-    return [quantity for quantity in (*found, *SINKS) if quantity.change or quantity.metric in known]
+    found = []
+    for metric in metrics.shown(metrics.TABLE):
+        for condition in shown if metric.is_family else [""]:
+            name = metric.member(condition)
+            if name in known:
+                found.append(Quantity(metric.labelled(condition_name(condition)), name, metric.unit))
+            if metric.name == metrics.WER:
+                found += _beside_wer(comparison, condition, name)
+    return found
+
+
+def _beside_wer(comparison: Comparison, condition: str, name: str) -> Iterator[Quantity]:
+    """The rows below a word error rate: its values by seed, where there are several, and its change from weight 0."""
+    measured = [figure for cell in comparison.cells.values() if (figure := cell.figures.get(name))]
+    if any(figure.seeds > 1 for figure in measured):
+        yield Quantity("  by seed", name, metrics.PERCENT, by_seed=True)
+    if any(condition in cell.changes for cell in comparison.cells.values()):
+        yield Quantity("  change", condition, metrics.PERCENT, change=True)
 
 
 def cell_text(cell: Cell, quantity: Quantity) -> str:
@@ -86,7 +80,7 @@ def _seeds_text(figure: Figure) -> str:
 
 def _figure_text(figure: Figure, quantity: Quantity) -> str:
     def number(value: float) -> str:
-        return rounded(100 * value if quantity.percent else value, quantity.decimals)
+        return rounded(quantity.unit.factor * value, quantity.unit.decimals)
 
     text = number(figure.value)
     if figure.deviation is not None:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.common import metrics
 from pipeline.comparison.entries import PAPER_NAMES, Task
 from pipeline.comparison.quantities import Quantity, quantities
 from pipeline.comparison.table import Cell, Comparison
@@ -18,7 +19,6 @@ WIDTH, HEIGHT = sinks.PANEL
 COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)
 MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
-RATIO = "sinks/max_ratio/"
 
 
 @matplotlib.rc_context(sinks.STYLE)
@@ -65,9 +65,9 @@ def against_weight(comparison: Comparison) -> Figure | None:
             _draw_line(place, cells, quantity, _side_by_side(number, len(lines)), label=words, **_look(number))
         _finish(place, [f"{weight:g}" for weight in weights], "decorrelation weight")
         place.set_title(quantity.label)
-        if quantity.metric.startswith(RATIO):
+        if quantity.unit is metrics.RATIO:
             sinks.plain_logarithmic(place)
-    _one_scale([place for place, quantity in zip(axes, drawn, strict=False) if quantity.metric.startswith(RATIO)])
+    _one_scale([place for place, quantity in zip(axes, drawn, strict=False) if quantity.unit is metrics.RATIO])
     for unused in axes[len(drawn) :]:
         unused.remove()
     sinks.shared_legend(figure, axes[0])
@@ -90,7 +90,8 @@ def _lines(
 
 
 def _drawn(comparison: Comparison) -> list[Quantity]:
-    return [q for q in quantities(comparison) if q.is_value and not q.metric.startswith("cer/")]
+    drawn = [q for q in quantities(comparison) if q.is_value]
+    return [q for q in drawn if (metric := metrics.find(q.metric)) and metrics.FIGURE in metric.places]
 
 
 def _look(number: int) -> dict[str, str]:
@@ -113,7 +114,7 @@ def _draw_line(axes: Axes, cells: Sequence[Cell], quantity: Quantity, shift: flo
     found = [
         (place, cell.figures[quantity.metric]) for place, cell in enumerate(cells) if quantity.metric in cell.figures
     ]
-    factor = 100 if quantity.percent else 1
+    factor = quantity.unit.factor
     places = np.array([place for place, _ in found]) + shift
     values = np.array([figure.value for _, figure in found]) * factor
     reach = np.array([_reach(figure) for _, figure in found]).reshape(-1, 2).T * factor

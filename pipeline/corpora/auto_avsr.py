@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Corpus
+from pipeline.config import Corpus, Section
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
@@ -32,6 +32,14 @@ class AutoAVSR:
 
     keys = ("auto_avsr", "held_out")
     cuts = ()
+
+    class Settings(Section):
+        """Label files of an auto_avsr tree, by their name in `labels` or as a path; null finds the one of the split."""
+
+        train: str | None = None
+        validation: str | None = None
+        """Where there is none, speakers of the training labels are held out."""
+        test: str | None = None
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

@@ -11,9 +11,12 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Corpus
+from pipeline.config import Corpus, Section
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out, rank
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, shown
@@ -50,6 +53,16 @@ class Grid:
 
     keys = ("grid", "held_out")
     cuts = ()
+
+    class Settings(Section):
+        """GRID, which has no official split."""
+
+        split: Literal["disjoint", "overlapped"] = "disjoint"
+        """disjoint: test speakers are in no other split. overlapped: each speaker is in all."""
+        test_speakers: tuple[Annotated[str, Field(pattern=r"^s[1-9][0-9]?$")], ...] = ("s1", "s2", "s20", "s22")
+        """Of the disjoint split."""
+        test_sentences: Annotated[int, Field(ge=1)] = 255
+        """Of each speaker, in the overlapped split."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Corpus
+from pipeline.config import Corpus, Section
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
@@ -31,6 +33,15 @@ HELD_OUT = "its speaker is held out for validation"
 
 class _LRS:
     cuts = ("lrs",)
+    section = "lrs"
+
+    class Settings(Section):
+        """LRS2 and LRS3 in their original trees."""
+
+        pretrain: bool = False
+        """Whether training takes the clips of `pretrain` too, cut between words into pieces."""
+        piece_seconds: Annotated[float, Field(ge=1)] = 16.0
+        """The longest piece."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

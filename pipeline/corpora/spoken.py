@@ -2,11 +2,14 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest, file_sha256
-from pipeline.config import Corpus
+from pipeline.config import Corpus, Section
+from pipeline.config.kinds import error
 from pipeline.corpora.noise_folder import make_noise, noise_settings
 from pipeline.corpora.plan import SPLITS, Plan, plan_corpus
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip
@@ -17,10 +20,36 @@ NOISE_SECONDS = 60
 """No sentence takes longer."""
 
 
+class Counts(Section):
+    """A number for each split."""
+
+    train: Annotated[int, Field(ge=1)]
+    validation: Annotated[int, Field(ge=1)]
+    test: Annotated[int, Field(ge=1)]
+
+
 class Spoken:
     """Sentences that are spoken and drawn. Whatever changes, all is made again: it takes a minute."""
 
     complete = True
+    has_root = False
+
+    class Settings(Section):
+        """The corpus that is made on the spot: sentences, spoken by espeak-ng, with a mouth drawn from the phonemes."""
+
+        sentences: str | None = None
+        """A text file with a sentence a line; null takes the GRID grammar."""
+        voices: Counts = Counts(train=14, validation=2, test=4)
+        """Voices of each split; no voice is in two."""
+        utterances: Counts = Counts(train=1100, validation=100, test=200)
+        """Utterances of each split, without their noisy copies."""
+
+        @model_validator(mode="after")
+        def _at_least_one_of_each_voice(self) -> Self:
+            for split in SPLITS:
+                if (count := getattr(self.utterances, split)) < (voices := getattr(self.voices, split)):
+                    raise error(f"at least the {voices} voices of that split", count, "utterances", split)
+            return self
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus

@@ -50,6 +50,7 @@ class AVHuBERT:
     """
 
     frame_rate = FRAME_RATE
+    takes = frozenset({"lora", "crop", "flip"})
 
     def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
         from pipeline.common.hardware import resolve_device

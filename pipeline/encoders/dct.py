@@ -1,10 +1,10 @@
 """The 2-D DCT of the mouth, the classical visual feature of speech recognition (Potamianos et al. 2003)."""
 
 import math
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from scipy.fft import dctn
+from pydantic import Field
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import VideoEncoder
@@ -30,14 +30,21 @@ class MouthDCT:
     """
 
     frame_rate = FRAME_RATE
+    takes: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, settings: VideoEncoder, device: str = "auto") -> None:
+    class Settings(VideoEncoder):
+        """Of `features.video`."""
+
+        coefficients: Annotated[int, Field(ge=1)] = 44
+        """How many DCT coefficients, in zigzag order; their first and second deltas are added."""
+
+    def __init__(self, settings: Settings, device: str = "auto") -> None:
         # Whatever the device: a transform of this size is done sooner than it is sent.
         self.rows, self.columns = zigzag(settings.coefficients)
         self.dimension = 3 * settings.coefficients
 
     @staticmethod
-    def identity(settings: VideoEncoder) -> dict[str, Any]:
+    def identity(settings: Settings) -> dict[str, Any]:
         """A transform without weights: only the number of its coefficients."""
         return {"encoder": settings.encoder, "coefficients": settings.coefficients}
 
@@ -56,6 +63,9 @@ class MouthDCT:
         if max(self.rows.max(), self.columns.max()) >= min(frames.shape[1:]):
             found = f"{len(self.rows)} is too many for frames of {frames.shape[2]}x{frames.shape[1]} pixels"
             raise PipelineError("features.video.coefficients", found, "give larger frames, or fewer coefficients")
+        # It takes a while to import, and parameters are read by every command.
+        from scipy.fft import dctn
+
         spectrum = dctn(frames.astype(np.float32) / 255, axes=(1, 2), norm="ortho")
         static = spectrum[:, self.rows, self.columns]
         static = (static - static.mean(axis=0)) / (static.std(axis=0) + NOISE)

@@ -1,10 +1,14 @@
-"""What an encoder is."""
+"""What an encoder is. A new one is a file beside this and a line in `pipeline.config.kinds`."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from pipeline.common.kinds import resolve
 from pipeline.config import AudioEncoder, VideoEncoder
+from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
+
+Stream = Literal["audio", "video"]
 
 
 class Encoder(Protocol):
@@ -14,6 +18,9 @@ class Encoder(Protocol):
     """Vectors a second."""
     dimension: int
     """Width of a vector."""
+    takes: ClassVar[frozenset[str]]
+    """What it can do beside: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that not
+    every encoder sees, `crop` and `flip`."""
 
     def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
         """Load what it takes, to a device. This may be slow; importing the module and `identity` may not."""
@@ -31,3 +38,8 @@ class Encoder(Protocol):
         Returns:
             For each input (frames, dimension) float32.
         """
+
+
+def encoder_kind(name: str) -> type[Encoder]:
+    """The class of an encoder."""
+    return resolve((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])

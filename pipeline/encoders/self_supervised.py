@@ -1,7 +1,7 @@
 """Self-supervised models of speech: HuBERT, WavLM, wav2vec 2.0, and others in transformers that hear waveforms."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,14 @@ class SelfSupervised:
         PipelineError: there are no weights in the folder, or they are no such model.
     """
 
-    def __init__(self, settings: AudioEncoder, device: str = "auto") -> None:
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    class Settings(AudioEncoder):
+        """Of `features.audio`."""
+
+        weights: str
+
+    def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import Wav2Vec2FeatureExtractor
 
         from pipeline.common.hardware import resolve_device
@@ -51,7 +58,7 @@ class SelfSupervised:
             self.minimum = (self.minimum - 1) * stride + kernel
 
     @staticmethod
-    def identity(settings: AudioEncoder) -> dict[str, Any]:
+    def identity(settings: Settings) -> dict[str, Any]:
         """Name, precision and weights, see `pretrained_identity`."""
         return pretrained_identity(settings.encoder, settings.precision, settings.weights)
 

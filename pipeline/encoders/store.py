@@ -20,7 +20,7 @@ from pipeline.common.files import digest
 from pipeline.common.verified import read_sealed, require
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
-from pipeline.encoders.table import ENCODERS, Stream
+from pipeline.encoders.protocol import Stream, encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
 TYPE = np.dtype("<f2")
@@ -51,7 +51,7 @@ class Group:
     @property
     def digest(self) -> str:
         """SHA-256 over all that the features depend on."""
-        code = code_digest(ENCODERS[self.identity["encoder"]].__module__, MEDIA_CODE)
+        code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
         return digest({"stream": self.stream, "encoder": self.identity, "code": code, "media": sorted(self.media)})
 
     @property
@@ -69,7 +69,7 @@ def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utteranc
         PipelineError: an utterance has no video, or the encoder's weights are missing.
     """
     settings = getattr(params.features, stream)
-    identity = ENCODERS[settings.encoder].identity(settings)
+    identity = encoder_kind(settings.encoder).identity(settings)
     members: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         _media_sha256(stream, utterance)

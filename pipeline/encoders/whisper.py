@@ -3,7 +3,7 @@
 import copy
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -48,8 +48,18 @@ class Whisper:
     """
 
     frame_rate = FRAME_RATE
+    takes: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, settings: AudioEncoder, device: str = "auto") -> None:
+    class Settings(AudioEncoder):
+        """Of `features.audio`."""
+
+        weights: str = "data/weights/whisper-tiny.en"
+        window: Literal["padded", "fitted"] = "padded"
+        """padded: each utterance is padded to 30 s, as Whisper was trained. fitted: to the next whole second, which is
+        many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector that is
+        trained on them does not."""
+
+    def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import WhisperFeatureExtractor
 
         from pipeline.common.hardware import resolve_device
@@ -63,7 +73,7 @@ class Whisper:
         self.windows = CUDA_WINDOWS if self.device.type == "cuda" and not self.is_fitted else 1
 
     @staticmethod
-    def identity(settings: AudioEncoder) -> dict[str, Any]:
+    def identity(settings: Settings) -> dict[str, Any]:
         """Name, precision, weights (see `pretrained_identity`) and window."""
         return pretrained_identity(settings.encoder, settings.precision, settings.weights) | {"window": settings.window}
 

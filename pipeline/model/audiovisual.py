@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.common.hardware import autocast
+from pipeline.common.modality import prompt, streams
 from pipeline.common.verified import seal_folder
-from pipeline.config import Decorrelation, Model, prompt, streams
+from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
 from pipeline.model.decorrelation import decorrelation_loss
-from pipeline.model.downsampling import downsample, downsampled_dimension, downsampled_length
+from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
 from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
 from pipeline.model.lora import add_lora, load_lora
@@ -73,8 +74,10 @@ class AudioVisualLLM(nn.Module):
         self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
         embedding = decoder.get_input_embeddings().weight
         width = embedding.shape[1]
-        self.projectors = nn.ModuleDict({stream: self._projector(dimensions[stream], stream, width)
-                                         for stream in self.streams})  # fmt: skip
+        self.downsampling = nn.ModuleDict(
+            {s: downsampling(settings.downsampling, dimensions[s], getattr(settings.rates, s)) for s in self.streams}
+        )
+        self.projectors = nn.ModuleDict({stream: self._projector(stream, width) for stream in self.streams})
         self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
         self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
         # Last, so that with encoders or without, everything else begins with equal values.
@@ -84,11 +87,9 @@ class AudioVisualLLM(nn.Module):
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
 
-    def _projector(self, dimension: int, stream: str, width: int) -> Projector:
-        rate = getattr(self.settings.rates, stream)
+    def _projector(self, stream: str, width: int) -> Projector:
         hidden = self.settings.projector.hidden or width
-        incoming = downsampled_dimension(dimension, rate, self.settings.downsampling)
-        return Projector(incoming, hidden, width, self.settings.projector.layer_norm)
+        return Projector(self.downsampling[stream].dimension, hidden, width, self.settings.projector.layer_norm)
 
     def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
         """(2, width): begin and end, trained from what the LLM makes of the words `<audio>`, `</audio>`."""
@@ -174,10 +175,8 @@ class AudioVisualLLM(nn.Module):
 
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
         lengths = uploaded(torch.tensor(batch[f"{stream}_lengths"]), self.device)
-        rate = getattr(self.settings.rates, stream)
         with self.autocast():
-            tokens = downsample(batch[stream], lengths, rate, self.settings.downsampling)
-            return self.projectors[stream](tokens).float()
+            return self.projectors[stream](self.downsampling[stream](batch[stream], lengths)).float()
 
     def forward(self, batch: Batch, decorrelation: Decorrelation) -> Losses:
         """Both losses of a batch, teacher-forced on the reference.

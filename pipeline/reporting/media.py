@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.config import Modality, streams
+from pipeline.config import Modality
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
 from pipeline.tracking.trial import Trial
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
-from pipeline.config import Params, streams
+from pipeline.common.modality import streams
+from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.needs import distinct_inputs

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.common.modality import streams
 from pipeline.comparison.conditions import condition_name, condition_order
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.table import Comparison
-from pipeline.config import streams
 from pipeline.scoring.errors import score
 
 COUNT = 2

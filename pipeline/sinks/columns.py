@@ -1,4 +1,11 @@
-"""The figures of each utterance of a batch, as numerators and denominators."""
+"""The metrics of each utterance of a batch, as numerators and denominators.
+
+A new metric is a function here, under the name by which `pipeline.common.metrics` has a line on it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,28 +23,55 @@ THRESHOLDS = (100, 300, 1000)
 INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 
 
-def utterance_columns(
-    captured: Captured, tokens: Tokens, origin: Origin | None, units: Units | None
-) -> dict[str, Column]:
-    """Every figure that is a mean or a share over utterances, by its name among the metrics."""
-    ones = torch.ones(len(captured.mask), device=captured.mask.device)
-    columns = {"sinks/tokens_per_utterance": (captured.mask.sum(1), ones)}
-    columns |= _importance_of_bos(tokens)
-    columns |= _relocation_by_importance(captured, tokens)
-    columns |= _other_definitions(tokens, ones)
-    columns |= _decorrelation(captured, tokens)
-    # With fewer than three blocks there is no inner one, and nothing massive can be looked for.
-    if has_inner(len(captured.importance)):
-        columns |= _counts(captured, tokens, ones)
-        columns |= _ratios(captured, tokens, ones)
-        columns |= _cosines(captured, tokens)
-        columns |= _features(tokens)
-        columns |= _agreement(tokens)
-        if origin is not None:
-            columns |= _writers(origin, ones)
-        if units is not None:
-            columns["sinks/unit_share"] = _per_utterance(units.share, units.utterance, ones)
-    return columns
+@dataclass(frozen=True)
+class Measured:
+    """A batch, and what was found in it."""
+
+    captured: Captured
+    tokens: Tokens
+    origin: Origin | None
+    """None where it is not known what the blocks add."""
+    units: Units | None
+
+    @property
+    def ones(self) -> Tensor:
+        """(B,): the denominator of what every utterance has."""
+        return torch.ones(len(self.captured.mask), device=self.captured.mask.device)
+
+    @property
+    def others(self) -> Tensor:
+        """(B, T) of bool: real tokens other than BOS."""
+        return self.captured.mask & ~self.tokens.is_bos
+
+
+Measure = Callable[[Measured], Column]
+Condition = Callable[[Measured], bool]
+MEASURES: dict[str, tuple[Measure, Condition]] = {}
+"""By name, each metric that is a mean or a share over utterances, and which batches have it."""
+
+
+def measures(name: str, where: Condition = lambda measured: True) -> Callable[[Measure], Measure]:
+    """Register a function as the metric of this name, of the batches where a condition holds."""
+
+    def register(measure: Measure) -> Measure:
+        MEASURES[name] = measure, where
+        return measure
+
+    return register
+
+
+def utterance_columns(measured: Measured) -> dict[str, Column]:
+    """Every metric that the batch has, by name."""
+    return {name: measure(measured) for name, (measure, where) in MEASURES.items() if where(measured)}
+
+
+def _inner(m: Measured) -> bool:
+    """Whether a block lies between the first and the last; without one, nothing massive can be looked for."""
+    return has_inner(len(m.captured.importance))
+
+
+def _traced(m: Measured) -> bool:
+    return m.origin is not None and _inner(m)
 
 
 def response_ranking(captured: Captured) -> tuple[Tensor, Tensor]:
@@ -54,119 +88,179 @@ def response_ranking(captured: Captured) -> tuple[Tensor, Tensor]:
     return ranking, response.any(1)
 
 
-def _importance_of_bos(tokens: Tokens) -> dict[str, Column]:
-    rate = tokens.rate.mean(0).gather(1, tokens.bos[:, None])[:, 0]
-    return {"sinks/bos_sink_rate": (rate, tokens.eligible.gather(1, tokens.bos[:, None])[:, 0])}
-
-
 def importance_at(captured: Captured, position: Tensor) -> Tensor:
     """(L, B, H): importance of the token at `position` (B,)."""
     rows = torch.arange(len(position), device=position.device)
     return captured.importance.transpose(2, 3)[:, rows, position]
 
 
-def _counts(captured: Captured, tokens: Tokens, ones: Tensor) -> dict[str, Column]:
-    """Intermediate sink tokens: in all, by role, at fixed thresholds, with the absolute bound."""
-    columns = {
-        INTERMEDIATE: (tokens.intermediate.sum(1), ones),
-        f"{INTERMEDIATE}/absolute": ((tokens.absolute_sink & ~tokens.is_bos).sum(1), ones),
-    }
-    for threshold in THRESHOLDS:
-        columns[f"{INTERMEDIATE}/tau_{threshold}"] = (((tokens.ratio > threshold) & ~tokens.is_bos).sum(1), ones)
-    for role in REAL_ROLES:
-        if role is not Role.BOS:
-            has_role = captured.mask & (captured.roles == role)
-            columns[f"{INTERMEDIATE}/{role.label}"] = ((tokens.intermediate & has_role).sum(1), has_role.any(1))
-    return columns
+@measures("sinks/tokens_per_utterance")
+def _length(m: Measured) -> Column:
+    return m.captured.mask.sum(1), m.ones
 
 
-def _other_definitions(tokens: Tokens, ones: Tensor) -> dict[str, Column]:
-    """Tokens other than BOS by the definitions that look at something else than the ratio."""
-    return {
-        f"{INTERMEDIATE}/attention": ((tokens.attention_sink & ~tokens.is_bos).sum(1), ones),
-        f"{INTERMEDIATE}/outlier": ((tokens.outlier & ~tokens.is_bos).sum(1), ones),
-        f"{INTERMEDIATE}/secondary": (tokens.secondary.sum(1), ones),
-        "sinks/secondary_lifetime": (
-            torch.where(tokens.secondary, lifetimes(tokens.aligned)[1], 0).sum(1),
-            tokens.secondary.sum(1),
-        ),
-    }
+@measures("sinks/bos_sink_rate")
+def _bos_sink_rate(m: Measured) -> Column:
+    rate = m.tokens.rate.mean(0).gather(1, m.tokens.bos[:, None])[:, 0]
+    return rate, m.tokens.eligible.gather(1, m.tokens.bos[:, None])[:, 0]
 
 
-def _decorrelation(captured: Captured, tokens: Tokens) -> dict[str, Column]:
+@measures("sinks/relocated_share")
+def _relocated_by_importance(m: Measured) -> Column:
+    ranking, exists = response_ranking(m.captured)
+    return ranking.argmax(1) != m.tokens.bos, exists
+
+
+@measures("sinks/decorrelation", lambda m: len(m.captured.importance) > 1)
+def _decorrelation(m: Measured) -> Column:
     """The decorrelation loss that training at any weight would see: mean squared cosine to BOS, over the blocks but the
     last and the tokens but BOS and the response (arXiv 2510.22603)."""
-    counted = captured.mask & ~tokens.is_bos & (captured.roles != Role.RESPONSE)
-    cosine = tokens.activations.cosine[:-1]
-    if not len(cosine):
-        return {}
-    return {"sinks/decorrelation": ((cosine.square().mean(0) * counted).sum(1), counted.sum(1))}
+    counted = m.others & (m.captured.roles != Role.RESPONSE)
+    cosine = m.tokens.activations.cosine[:-1]
+    return (cosine.square().mean(0) * counted).sum(1), counted.sum(1)
 
 
-def _agreement(tokens: Tokens) -> dict[str, Column]:
-    """Jaccard of both definitions of a sink, over the keys that both can judge."""
-    massive, attended = tokens.sink & tokens.eligible, tokens.attention_sink
-    either = (massive | attended).sum(1)
-    return {"sinks/definition_jaccard": ((massive & attended).sum(1) / either.clamp(min=1), either > 0)}
+def _number_of(m: Measured, tokens: Tensor) -> Column:
+    """How many of these tokens (B, T) an utterance has, BOS apart."""
+    return (tokens & ~m.tokens.is_bos).sum(1), m.ones
 
 
-def _ratios(captured: Captured, tokens: Tokens, ones: Tensor) -> dict[str, Column]:
-    others = captured.mask & ~tokens.is_bos
-    at_bos = tokens.ratio.gather(1, tokens.bos[:, None])[:, 0]
-    strongest = tokens.ratio.masked_fill(~others, 0).amax(1)
-    return {
-        "sinks/max_ratio/bos": (at_bos, ones),
-        "sinks/max_ratio/intermediate": (strongest, others.any(1)),
-        "sinks/relocated_share/ratio": (strongest > at_bos, ones),
-    }
+@measures(f"{INTERMEDIATE}/attention")
+def _attention_sinks(m: Measured) -> Column:
+    return _number_of(m, m.tokens.attention_sink)
 
 
-def _relocation_by_importance(captured: Captured, tokens: Tokens) -> dict[str, Column]:
-    ranking, exists = response_ranking(captured)
-    return {"sinks/relocated_share": (ranking.argmax(1) != tokens.bos, exists)}
+@measures(f"{INTERMEDIATE}/outlier")
+def _outliers(m: Measured) -> Column:
+    return _number_of(m, m.tokens.outlier)
 
 
-def _cosines(captured: Captured, tokens: Tokens) -> dict[str, Column]:
-    """Cosine to BOS of intermediate sinks at their strongest block, and of the tokens that are no sinks there.
+@measures(f"{INTERMEDIATE}/secondary")
+def _secondary_sinks(m: Measured) -> Column:
+    return _number_of(m, m.tokens.secondary)
+
+
+@measures("sinks/secondary_lifetime")
+def _secondary_lifetime(m: Measured) -> Column:
+    secondary = m.tokens.secondary
+    return torch.where(secondary, lifetimes(m.tokens.aligned)[1], 0).sum(1), secondary.sum(1)
+
+
+@measures(INTERMEDIATE, _inner)
+def _intermediate(m: Measured) -> Column:
+    return _number_of(m, m.tokens.sink)
+
+
+@measures(f"{INTERMEDIATE}/absolute", _inner)
+def _absolute(m: Measured) -> Column:
+    return _number_of(m, m.tokens.absolute_sink)
+
+
+def _above(threshold: int, m: Measured) -> Column:
+    return _number_of(m, m.tokens.ratio > threshold)
+
+
+def _of_role(role: Role, m: Measured) -> Column:
+    """Over the utterances that have the role."""
+    has_role = m.captured.mask & (m.captured.roles == role)
+    return (m.tokens.intermediate & has_role).sum(1), has_role.any(1)
+
+
+for _threshold in THRESHOLDS:
+    measures(f"{INTERMEDIATE}/tau_{_threshold}", _inner)(partial(_above, _threshold))
+for _role in REAL_ROLES:
+    if _role is not Role.BOS:
+        measures(f"{INTERMEDIATE}/{_role.label}", _inner)(partial(_of_role, _role))
+
+
+def _ratio_of_bos(m: Measured) -> Tensor:
+    return m.tokens.ratio.gather(1, m.tokens.bos[:, None])[:, 0]
+
+
+def _ratio_of_others(m: Measured) -> Tensor:
+    return m.tokens.ratio.masked_fill(~m.others, 0).amax(1)
+
+
+@measures("sinks/max_ratio/bos", _inner)
+def _max_ratio_bos(m: Measured) -> Column:
+    return _ratio_of_bos(m), m.ones
+
+
+@measures("sinks/max_ratio/intermediate", _inner)
+def _max_ratio_intermediate(m: Measured) -> Column:
+    return _ratio_of_others(m), m.others.any(1)
+
+
+@measures("sinks/relocated_share/ratio", _inner)
+def _relocated_by_ratio(m: Measured) -> Column:
+    return _ratio_of_others(m) > _ratio_of_bos(m), m.ones
+
+
+@measures("sinks/bos_cosine/sink", _inner)
+def _cosine_of_sinks(m: Measured) -> Column:
+    """Cosine to BOS of intermediate sinks, each at its strongest block."""
+    cosine = m.tokens.activations.cosine.gather(0, m.tokens.block[None])[0]
+    return (cosine * m.tokens.intermediate).sum(1), m.tokens.intermediate.sum(1)
+
+
+@measures("sinks/bos_cosine/other", _inner)
+def _cosine_of_others(m: Measured) -> Column:
+    """Cosine to BOS of the tokens that are no sinks, at the strongest blocks of intermediate sinks.
 
     An utterance without intermediate sinks still shows how its tokens lie where BOS is strongest, if BOS is a sink.
     """
-    cosine = tokens.activations.cosine
-    sinks, others = tokens.intermediate, captured.mask & ~tokens.sink & ~tokens.is_bos
-    own = cosine.gather(0, tokens.block[None])[0]
-    reference = torch.where(sinks.any(1, keepdim=True), sinks, tokens.sink)
-    at_block = torch.zeros(len(sinks), len(cosine), device=own.device).scatter_add_(1, tokens.block, reference.float())
-    return {
-        "sinks/bos_cosine/sink": ((own * sinks).sum(1), sinks.sum(1)),
-        "sinks/bos_cosine/other": (
-            ((cosine * others).sum(2).T * at_block).sum(1),
-            at_block.sum(1) * others.sum(1),
-        ),
-    }
+    cosine, sinks = m.tokens.activations.cosine, m.tokens.intermediate
+    others = m.others & ~m.tokens.sink
+    reference = torch.where(sinks.any(1, keepdim=True), sinks, m.tokens.sink).float()
+    at_block = torch.zeros(len(sinks), len(cosine), device=cosine.device)
+    at_block.scatter_add_(1, m.tokens.block, reference)
+    return ((cosine * others).sum(2).T * at_block).sum(1), at_block.sum(1) * others.sum(1)
 
 
-def _features(tokens: Tokens) -> dict[str, Column]:
+@measures("sinks/feature_jaccard", _inner)
+def _feature_jaccard(m: Measured) -> Column:
     """Mean Jaccard of the massive features of each intermediate sink with those of BOS, where BOS has any."""
-    massive = tokens.activations.massive
+    massive = m.tokens.activations.massive
     rows = torch.arange(len(massive), device=massive.device)
-    of_bos = massive[rows, tokens.bos][:, None]
+    of_bos = massive[rows, m.tokens.bos][:, None]
     jaccard = (massive & of_bos).sum(2) / (massive | of_bos).sum(2).clamp(min=1)
-    compared = tokens.intermediate & of_bos.any(2)
-    return {"sinks/feature_jaccard": ((jaccard * compared).sum(1), compared.sum(1))}
+    compared = m.tokens.intermediate & of_bos.any(2)
+    return (jaccard * compared).sum(1), compared.sum(1)
 
 
-def _writers(origin: Origin, ones: Tensor) -> dict[str, Column]:
-    """What the MLP wrote of all sinks, and of BOS and of the intermediate ones apart."""
-    who = {"": torch.ones_like(origin.is_bos), "/bos": origin.is_bos, "/intermediate": ~origin.is_bos}
-    return {
-        f"sinks/mlp_share{name}": _per_utterance(origin.mlp_share[chosen], origin.utterance[chosen], ones)
-        for name, chosen in who.items()
-    }
+@measures("sinks/definition_jaccard", _inner)
+def _definition_jaccard(m: Measured) -> Column:
+    """Jaccard of both definitions of a sink, over the keys that both can judge."""
+    massive, attended = m.tokens.sink & m.tokens.eligible, m.tokens.attention_sink
+    either = (massive | attended).sum(1)
+    return (massive & attended).sum(1) / either.clamp(min=1), either > 0
 
 
-def _per_utterance(values: Tensor, utterance: Tensor, ones: Tensor) -> Column:
+@measures("sinks/mlp_share", _traced)
+def _mlp_share(m: Measured) -> Column:
+    return _per_utterance(m, m.origin.mlp_share, m.origin.utterance)
+
+
+@measures("sinks/mlp_share/bos", _traced)
+def _mlp_share_of_bos(m: Measured) -> Column:
+    kept = m.origin.is_bos
+    return _per_utterance(m, m.origin.mlp_share[kept], m.origin.utterance[kept])
+
+
+@measures("sinks/mlp_share/intermediate", _traced)
+def _mlp_share_of_intermediate(m: Measured) -> Column:
+    kept = ~m.origin.is_bos
+    return _per_utterance(m, m.origin.mlp_share[kept], m.origin.utterance[kept])
+
+
+@measures("sinks/unit_share", lambda m: m.units is not None and _inner(m))
+def _unit_share(m: Measured) -> Column:
+    return _per_utterance(m, m.units.share, m.units.utterance)
+
+
+def _per_utterance(m: Measured, values: Tensor, utterance: Tensor) -> Column:
     """Sums of values (S,) and their number, by the row of the batch that each belongs to."""
     return (
-        torch.zeros_like(ones).index_add_(0, utterance, values),
-        torch.zeros_like(ones).index_add_(0, utterance, torch.ones_like(values)),
+        torch.zeros_like(m.ones).index_add_(0, utterance, values),
+        torch.zeros_like(m.ones).index_add_(0, utterance, torch.ones_like(values)),
     )

@@ -16,7 +16,7 @@ import torch
 from pipeline.common.hardware import release_freed_memory
 from pipeline.config import Sinks
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.columns import utterance_columns
+from pipeline.sinks.columns import Measured, utterance_columns
 from pipeline.sinks.curves import Curves
 from pipeline.sinks.definitions import Definitions
 from pipeline.sinks.exemplar import Exemplar
@@ -83,7 +83,7 @@ class SinkStatistics:
         tokens = measure(captured, self.settings)
         origin = origins(captured, tokens, self.settings.tau)
         units = None if origin is None else writing_units(captured, tokens, origin)
-        self._records.add(utterance_ids, utterance_columns(captured, tokens, origin, units))
+        self._records.add(utterance_ids, utterance_columns(Measured(captured, tokens, origin, units)))
         self._curves.add(captured, tokens)
         self._writers.add(origin, units)
         self._definitions.add(captured, tokens)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
-from pipeline.config import Params, streams
+from pipeline.config import Params
 from pipeline.tracking.identity import LEFT_OUT, TRAINING_SECTIONS, configuration
 
 if TYPE_CHECKING:

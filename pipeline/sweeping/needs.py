@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
+from pipeline.common.modality import streams
 from pipeline.common.weights import RECORD, recorded_files
-from pipeline.config import Corpus, Params, Weights, streams
+from pipeline.config import Corpus, Params, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index

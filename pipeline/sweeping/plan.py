@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json, write_json
+from pipeline.common.modality import streams
 from pipeline.common.precision import with_precision
 from pipeline.common.redaction import without_secrets
-from pipeline.config import Params, streams
+from pipeline.config import Params
 from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.specification import Asha, Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity

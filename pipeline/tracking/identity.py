@@ -9,8 +9,11 @@ from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest
+from pipeline.common.kinds import module_of
+from pipeline.common.modality import prompt, streams
 from pipeline.common.precision import with_precision
-from pipeline.config import Params, prompt, streams
+from pipeline.config import Params
+from pipeline.config.kinds import DOWNSAMPLING
 
 LEFT_OUT = {
     "model.llm.weights": "a path; the digest of what lies there is in the data",
@@ -25,9 +28,8 @@ LEFT_OUT = {
 }
 """Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
 
-KNOWN_BY_DIGEST = ("pipeline.encoders.table", "pipeline.corpora.training_noise")
-"""Code that is not followed, since what it makes is in the data: features, cached or online, are named by their
-encoder's code, and the noise that training adds by its own."""
+KNOWN_BY_DIGEST = ("pipeline.corpora.training_noise",)
+"""Code that is not followed, since the noise that it makes is in the data by a digest of its own."""
 
 ONLY_LOOKING = ("pipeline.trial.emergence",)
 """Code that training calls and that changes nothing of what comes out."""
@@ -60,7 +62,7 @@ def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: as `training_identity`.
     """
-    code = code_digest("pipeline.train", without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
+    code = code_digest("pipeline.train", *_kinds(params), without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
     return {"configuration": configuration(params), "data": _checked(data), "code": code}
 
 
@@ -78,8 +80,14 @@ def evaluation_digest(params: Params, data: dict[str, str]) -> str:
     if params.features.mode == "online":
         # Their features are not rounded to float16.
         settings["features"] = {"mode": "online"}
-    code = code_digest("pipeline.evaluate", without=KNOWN_BY_DIGEST)
+    code = code_digest("pipeline.evaluate", *_kinds(params), without=KNOWN_BY_DIGEST)
     return digest({"configuration": settings, "data": _checked(data), "code": code})
+
+
+def _kinds(params: Params) -> list[str]:
+    """The modules of the kinds that the model is made of; another kind in the registry changes nothing. Features,
+    cached or online, are named in the data by their encoder's code."""
+    return [module_of(DOWNSAMPLING[params.model.downsampling.kind])]
 
 
 def configuration(params: Params) -> dict[str, Any]:

@@ -7,9 +7,10 @@ that these are of.
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.common.modality import is_noise_added, streams
 from pipeline.common.verified import sha256_of
 from pipeline.common.weights import known_files
-from pipeline.config import Params, is_noise_added, streams
+from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.reading import evaluated_on, media_file, trained_on
 from pipeline.corpora.training_noise import noise_sources

@@ -87,7 +87,7 @@ def files_mark(files: Iterable[str | Path]) -> list[Any]:
 @functools.cache
 def code_mark(*files: str) -> list[str]:
     """Digests of files beside this one, which decide what MLflow shows: after a change of them all is compared anew."""
-    return [file_sha256(Path(__file__).with_name(file)) for file in files]
+    return [file_sha256(Path(__file__).parent / file) for file in files]
 
 
 def trial_content(trial: Trial, sweep: str) -> Content:

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.common.metrics import COLUMN, CURVE, INTERMEDIATE, WER, find, shown
+
 LONGEST_TAG = 8000
 """What MLflow keeps of a run's tag."""
 VIEW = "Comparison"
@@ -22,14 +24,6 @@ PORT = 5000
 TASK, WEIGHT = "task", "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
-_ERRORS = "wer/"
-_SINKS = (
-    "sinks/intermediate_tokens_per_utterance",
-    "sinks/max_ratio/intermediate",
-    "sinks/bos_cosine/other",
-    "sinks/relocated_share",
-)
-_CURVES = ("loss/cross_entropy", "loss/validation")
 _BOUNDS = ("/low", "/high")
 _CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
@@ -82,11 +76,11 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     headlines = _headlines(metrics)
     columns = [f"params.`{key}`" for key in (TASK, WEIGHT, *settings)] + [f"metrics.`{name}`" for name in headlines]
     columns.append("attributes.`Dataset`")
-    lines = [name for name in _CURVES if name in metrics]
+    lines = [metric.name for metric in shown(CURVE) if metric.name in metrics]
     charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
-    if _SINKS[0] in metrics:
-        rates = [name for name in headlines if name.startswith(_ERRORS)]
-        charts += [_scatter(_SINKS[0], rate) for rate in rates[:_MOST_SCATTERS]]
+    if INTERMEDIATE in metrics:
+        rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
+        charts += [_scatter(INTERMEDIATE, rate) for rate in rates[:_MOST_SCATTERS]]
     charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
     # A metric that no chart names gets one of its own, and there are seventy.
     charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -150,16 +144,14 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
     """The error rates of whole splits and the main measure of sinks, then conditions and the other measures."""
-    rates = _error_rates(metrics)
+    names = [name for name in metrics if not name.endswith(_BOUNDS)]
+    columns = [(name, metric) for name in names if (metric := find(name)) and COLUMN in metric.places]
+    # Of the error rates the validation split first, by which one chooses, then the test split under its conditions.
+    rates = [name for name, metric in columns if metric.is_family]
+    rates.sort(key=lambda name: "/validation" not in name)
     whole = [name for name in rates if name.count("/") == 1]
-    sinks = [name for name in _SINKS if name in metrics]
+    sinks = [metric.name for metric in shown(COLUMN) if metric.name in names]
     return [*whole, *sinks[:1], *(name for name in rates if name not in whole), *sinks[1:]]
-
-
-def _error_rates(metrics: Sequence[str]) -> list[str]:
-    """The validation split, by which one chooses, then the test split under its conditions."""
-    rates = [name for name in metrics if name.startswith(_ERRORS) and not name.endswith(_BOUNDS)]
-    return sorted(rates, key=lambda name: not name.startswith(f"{_ERRORS}validation"))
 
 
 def _chart(kind: str, metric: str, deleted: bool = False) -> dict:

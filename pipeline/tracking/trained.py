@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
 from pipeline.common.weights import files_digest, weights_digest
-from pipeline.config import Params, load_params, streams
+from pipeline.config import Params, load_params
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.provenance import sessions, shown_path
 from pipeline.tracking.spool import LOG, Record

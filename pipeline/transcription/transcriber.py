@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.modality import streams
 from pipeline.common.weights import weights_digest
-from pipeline.config import streams
+from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import TYPE
-from pipeline.encoders.table import ENCODERS
 from pipeline.inspection.labels import token_labels
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
@@ -55,7 +55,7 @@ class Transcriber:
         if self.params.features.mode == "cached":
             for stream in streams(self.params.model.modality):
                 settings = getattr(self.params.features, stream)
-                self._encoders[stream] = ENCODERS[settings.encoder](settings, self.params.train.device)
+                self._encoders[stream] = encoder_kind(settings.encoder)(settings, self.params.train.device)
         # Of the features the model needs the width alone, which an encoder knows as they do.
         self.model = build_model(self.params, Inputs((), self._encoders, digests), trial.adapter).eval()
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.common.files import digest
-from pipeline.config import Augmentation, Params, is_noise_added
+from pipeline.common.modality import is_noise_added
+from pipeline.config import Augmentation, Params
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
 from pipeline.corpora.noise import mix
 from pipeline.corpora.training_noise import training_noise

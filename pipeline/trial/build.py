@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import resolve_device
+from pipeline.common.modality import streams
 from pipeline.common.precision import resolve_precision
 from pipeline.common.weights import verify_weights
-from pipeline.config import LLM, Params, streams
-from pipeline.encoders.table import ENCODERS
+from pipeline.config import LLM, Params
+from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.encoding import OnlineEncoder
@@ -61,7 +62,7 @@ def _encoders(params: Params) -> dict[str, OnlineEncoder]:
     found = {}
     for stream in streams(params.model.modality):
         settings = getattr(params.features, stream)
-        encoder = ENCODERS[settings.encoder](settings, params.train.device)
+        encoder = encoder_kind(settings.encoder)(settings, params.train.device)
         found[stream] = OnlineEncoder(encoder, settings.lora)
     return found
 

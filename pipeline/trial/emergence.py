@@ -1,5 +1,6 @@
 """When sinks appear: the main figures of the instrument, taken while a trial trains."""
 
+from pipeline.common import metrics
 from pipeline.config import Params
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.trial.inputs import Inputs
@@ -7,15 +8,6 @@ from pipeline.trial.measure import observe
 
 UTTERANCES = 32
 """A fixed part of the clean validation split: enough to see sinks come and go, and a few seconds of work."""
-FOLLOWED = (
-    "sinks/bos_sink_rate",
-    "sinks/intermediate_tokens_per_utterance",
-    "sinks/max_ratio/bos",
-    "sinks/max_ratio/intermediate",
-    "sinks/bos_cosine/sink",
-    "sinks/bos_cosine/other",
-    "sinks/relocated_share",
-)
 
 
 def emergence(model: AudioVisualLLM, params: Params, inputs: Inputs) -> dict[str, float]:
@@ -29,4 +21,5 @@ def emergence(model: AudioVisualLLM, params: Params, inputs: Inputs) -> dict[str
         found = observe(model, params.sinks, inputs, inputs.chosen("validation")[:UTTERANCES]).summary(0).metrics
     finally:
         model.train(was_training)
-    return {name: found[name] for name in FOLLOWED if name in found}
+    followed = [metric.name for metric in metrics.shown(metrics.FOLLOWED)]
+    return {name: found[name] for name in followed if name in found}

@@ -8,8 +8,9 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
+from pipeline.common.modality import is_noise_added, streams
 from pipeline.common.weights import weights_digest
-from pipeline.config import Params, is_noise_added, streams
+from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.prepared import require_prepared
 from pipeline.corpora.reading import Media, evaluated_on, trained_on

@@ -1,0 +1,75 @@
+"""All sections together: read, overridden, checked."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.strict_yaml import parse_yaml, read_mapping
+from pipeline.config.checks import check_across_sections
+from pipeline.config.corpus import CorpusSection
+from pipeline.config.decorrelation import Decorrelation
+from pipeline.config.evaluate import Evaluate, Sinks
+from pipeline.config.features import Features
+from pipeline.config.model import Model
+from pipeline.config.section import Section, checked
+from pipeline.config.train import Train
+from pipeline.config.weights import WeightsSection
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    weights: WeightsSection
+    corpus: CorpusSection
+    features: Features = Field(default_factory=Features)
+    model: Model = Model()
+    decorrelation: Decorrelation = Decorrelation()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    sinks: Sinks = Sinks()
+
+
+def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
+    """Read `params.yaml` and apply `a.b=value` overrides.
+
+    Args:
+        path: the file.
+        overrides: assignments; the value is YAML (`model.rates.audio=4`, `evaluate.splits=[test]`).
+
+    Raises:
+        PipelineError: the file is missing, or anything in it or in an override is not as the classes here say.
+    """
+    values = read_mapping(path, "name the file with --params", "of sections")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise PipelineError("--set", f"{override!r} has no '='", "write --set section.key=value")
+        assign(values, key, parse_yaml(value, f"--set {key}"))
+    return validate(values, path)
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` in nested `values`, making sections on the way.
+
+    Raises:
+        PipelineError: the way leads through something that is no section.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise PipelineError("--set", f"{key} leads through {section}, which is no section", "check the key")
+    values[last] = value
+
+
+def validate(values: dict[str, Any], where: str | Path) -> Params:
+    """Turn nested values into `Params`; `where` is named in errors.
+
+    Raises:
+        PipelineError: for the first thing that is wrong.
+    """
+    params = checked(Params, values, where)
+    check_across_sections(params, where)
+    return params

@@ -1,0 +1,18 @@
+"""The frames of a group side by side."""
+
+from torch import Tensor, nn
+
+from pipeline.config.kinds import Kind
+from pipeline.model.downsampling import grouped
+
+
+class Stack(nn.Module):
+    """The frames of each group side by side, with zeros where the last is not full; see `Downsampling`."""
+
+    def __init__(self, dimension: int, rate: int, settings: Kind) -> None:
+        super().__init__()
+        self.dimension, self.rate = dimension * rate, rate
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """See `Downsampling.__call__`."""
+        return grouped(features, lengths, self.rate)[0].flatten(2)
