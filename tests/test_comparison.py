@@ -40,7 +40,7 @@ def test_rows_are_tasks_as_the_paper_writes_them_and_columns_are_weights(tmp_pat
         for modality, *rates in tasks
     ]
     comparison = compare(trials)
-    assert list(map(str, comparison.tasks)) == ["ASR 4", "ASR 16", "VSR 5", "AVSR 16,5"]
+    assert list(map(str, comparison.tasks)) == ["ASR 4", "ASR 16", "VSR 5", "AVSR 16, 5"]
     assert list(map(str, comparison.variants)) == ["weight 0", "weight 0.1"]
     assert comparison.notes == ()
 
@@ -220,7 +220,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
     text = rendering.text(comparison, 200)
-    row = next(line for line in text.splitlines() if "AVSR 16,5" in line)
+    row = next(line for line in text.splitlines() if "AVSR 16, 5" in line)
     for state in ("not run", "unfinished", "not scored", "failed", "stopped"):
         assert state in row
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
@@ -282,9 +282,9 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     comparison = compare(named_trials([], tmp_path))
-    assert "| WER %, test | AVSR 16,5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.markdown(comparison)
-    assert r"WER \%, test & AVSR 16,5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.latex(comparison)
-    assert r"\quad change & AVSR 16,5 & -- & $-$11.7 [" in rendering.latex(comparison)
+    assert "| WER %, test | AVSR 16, 5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.markdown(comparison)
+    assert r"WER \%, test & AVSR 16, 5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.latex(comparison)
+    assert r"\quad change & AVSR 16, 5 & -- & $-$11.7 [" in rendering.latex(comparison)
     wide = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
     assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
     assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)

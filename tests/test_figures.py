@@ -174,7 +174,7 @@ def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -
     trial_of(tmp_path, 0.5, validation=MANY)
     trial_of(tmp_path, 2, validation=FEW)
     before, after, *_ = overview(compared(tmp_path)).axes
-    assert before.get_title() == "weight 0\nWER % 16.7 [13.3, 20.0]\n5.00 intermediate sinks per utterance"
+    assert before.get_title() == "weight 0\nWER % 16.7 [13.3, 20.0]\nsinks per utterance: 5.00 by activation"
     assert after.get_title().splitlines()[0] == "weight 2"
     assert before.get_ylim() == after.get_ylim()
 

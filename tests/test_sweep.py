@@ -56,7 +56,7 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     *shown, audio, both, charts, last = ran.stdout.splitlines()
-    assert audio.startswith("best by wer/validation: audio a1 ")
+    assert audio.startswith("best by wer/validation: ASR 1")
     assert both.startswith("best by wer/validation: audiovisual ")
     assert charts.startswith("charts in MLflow: make ui, then http://127.0.0.1:5000/#/experiments/")
     assert shown == table(swept).splitlines()

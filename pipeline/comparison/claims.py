@@ -17,7 +17,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.significance import LEVEL, mean_interval
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, Change
 from pipeline.comparison.entries import Entry, Task
-from pipeline.comparison.quantities import change_text, rounded
+from pipeline.comparison.quantities import BY_ACTIVATION, change_text, rounded
 from pipeline.comparison.records import Records, read_records
 from pipeline.comparison.rendering import pipes
 from pipeline.comparison.table import Comparison
@@ -33,8 +33,7 @@ MOVED, RISE = 0.5, 0.05
 """Share of the utterances whose dominant sink is not BOS from which on a loss has moved the sink, and how much more of
 them than at weight 0 is too many."""
 
-SINKS = "sinks/intermediate_tokens_per_utterance"
-KINDS = {"activation": "", "activation over 300": "/tau_300", "attention": "/attention"}
+KINDS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 RELOCATED = {"attention": "sinks/relocated_share", "activation": "sinks/relocated_share/ratio"}
 NO_SINK = "there is no intermediate sink"
 NOTES = (
@@ -156,7 +155,7 @@ def _columns(trials: Sequence[Records], name: str) -> list[Column] | None:
 
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        columns = _columns(trials, SINKS + name)
+        columns = _columns(trials, BY_ACTIVATION + name)
         if columns is None:
             yield f"there are intermediate sinks, by {kind}", Verdict.OPEN, "not measured"
         else:
@@ -172,7 +171,7 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
             found = _estimate(columns)
             yield statement, found.above(bound), found.text()
         else:
-            yield statement, Verdict.OPEN, absent if _number(trials, SINKS) else NO_SINK
+            yield statement, Verdict.OPEN, absent if _number(trials, BY_ACTIVATION) else NO_SINK
     yield "they align with BOS", *_alignment(trials)
 
 
@@ -182,19 +181,19 @@ def _number(trials: Sequence[Records], name: str) -> float:
 
 
 def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
-    total = _number(trials, SINKS)
+    total = _number(trials, BY_ACTIVATION)
     if not total:
         return Verdict.OPEN, NO_SINK
     counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
-    most = max(tokens, key=lambda role: _number(trials, f"{SINKS}/{role}"))
+    most = max(tokens, key=lambda role: _number(trials, f"{BY_ACTIVATION}/{role}"))
     shares = [
-        np.stack([records.column(f"{SINKS}/{most}")[0], records.column(SINKS)[0]])
+        np.stack([records.column(f"{BY_ACTIVATION}/{most}")[0], records.column(BY_ACTIVATION)[0]])
         for records in trials
-        if records.column(f"{SINKS}/{most}") is not None and records.column(SINKS) is not None
+        if records.column(f"{BY_ACTIVATION}/{most}") is not None and records.column(BY_ACTIVATION) is not None
     ]
     share, even = _estimate(shares), tokens[most] / sum(tokens.values())
-    others = {role: _number(trials, f"{SINKS}/{role}") / total for role in tokens if role != most}
+    others = {role: _number(trials, f"{BY_ACTIVATION}/{role}") / total for role in tokens if role != most}
     shown = [f"{role} {rounded(100 * part, 0)}%" for role, part in others.items() if part > 0]
     return share.above(even), ", ".join([f"{most} {share.text(percent=True)} (of the tokens {even:.0%})", *shown])
 
@@ -212,7 +211,7 @@ def _alignment(trials: Sequence[Records]) -> tuple[Verdict, str]:
 
 def _with_loss(ours: Sequence[Records], theirs: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        yield f"the loss removes them, by {kind}", *_removal(_pairs(ours, theirs, SINKS + name))
+        yield f"the loss removes them, by {kind}", *_removal(_pairs(ours, theirs, BY_ACTIVATION + name))
     for kind, name in RELOCATED.items():
         yield f"no other token takes over from BOS, by {kind}", *_takeover(_pairs(ours, theirs, name))
 

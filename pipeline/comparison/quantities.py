@@ -10,6 +10,10 @@ ABSENT = "–"
 SEEDS_SHOWN = 5
 """Seeds whose values fit into a cell; of more it shows the range."""
 
+BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
+BY_ATTENTION = f"{BY_ACTIVATION}/attention"
+"""The two counts of intermediate sinks, which need not be the same tokens: neither is shown without the other."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -32,9 +36,9 @@ class Quantity:
 
 
 SINKS = (
-    Quantity("intermediate sinks / utterance", "sinks/intermediate_tokens_per_utterance"),
-    Quantity("ratio > 300, tokens / utterance", "sinks/intermediate_tokens_per_utterance/tau_300"),
-    Quantity("by attention, sinks / utterance", "sinks/intermediate_tokens_per_utterance/attention"),
+    Quantity("sinks / utterance, by activation", BY_ACTIVATION),
+    Quantity("sinks / utterance, by attention", BY_ATTENTION),
+    Quantity("ratio > 300, tokens / utterance", f"{BY_ACTIVATION}/tau_300"),
     Quantity("largest ratio, BOS", "sinks/max_ratio/bos"),
     Quantity("largest ratio, intermediate", "sinks/max_ratio/intermediate"),
     Quantity("cosine to BOS, sinks", "sinks/bos_cosine/sink", decimals=2),
@@ -61,6 +65,14 @@ def quantities(comparison: Comparison) -> list[Quantity]:
     found += [Quantity(f"CER %, {condition_name(c)}", f"cer/{c}", percent=True, decimals=1) for c in shown]
     known = {name for cell in comparison.cells.values() for name in cell.figures}
     return [quantity for quantity in (*found, *SINKS) if quantity.change or quantity.metric in known]
+
+
+def sink_counts(cell: Cell) -> str:
+    """Both counts of a cell, such as `1.00 by activation, 0.02 by attention`; empty where neither was measured."""
+    counts = (("activation", BY_ACTIVATION), ("attention", BY_ATTENTION))
+    return ", ".join(
+        f"{rounded(cell.figures[name].value, None)} by {kind}" for kind, name in counts if name in cell.figures
+    )
 
 
 def cell_text(cell: Cell, quantity: Quantity) -> str:

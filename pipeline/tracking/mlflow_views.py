@@ -25,10 +25,13 @@ _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
 _ERRORS = "wer/"
 _SINKS = (
     "sinks/intermediate_tokens_per_utterance",
+    "sinks/intermediate_tokens_per_utterance/attention",
     "sinks/max_ratio/intermediate",
     "sinks/bos_cosine/other",
     "sinks/relocated_share",
 )
+_COUNTS = _SINKS[:2]
+"""By activation and by attention; these need not be the same tokens."""
 _CURVES = ("loss/cross_entropy", "loss/validation")
 _BOUNDS = ("/low", "/high")
 _CHARTS_LINK = "[Charts and columns]"
@@ -84,9 +87,9 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     columns.append("attributes.`Dataset`")
     lines = [name for name in _CURVES if name in metrics]
     charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
-    if _SINKS[0] in metrics:
-        rates = [name for name in headlines if name.startswith(_ERRORS)]
-        charts += [_scatter(_SINKS[0], rate) for rate in rates[:_MOST_SCATTERS]]
+    rates = [name for name in headlines if name.startswith(_ERRORS)]
+    counts = [name for name in _COUNTS if name in metrics]
+    charts += [_scatter(count, rate) for rate in rates[:_MOST_SCATTERS] for count in counts]
     charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
     # A metric that no chart names gets one of its own, and there are seventy.
     charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -149,11 +152,12 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
-    """The error rates of whole splits and the main measure of sinks, then conditions and the other measures."""
+    """The error rates of whole splits and both counts of sinks, then conditions and the other measures."""
     rates = _error_rates(metrics)
     whole = [name for name in rates if name.count("/") == 1]
     sinks = [name for name in _SINKS if name in metrics]
-    return [*whole, *sinks[:1], *(name for name in rates if name not in whole), *sinks[1:]]
+    counts = [name for name in sinks if name in _COUNTS]
+    return [*whole, *counts, *(name for name in rates if name not in whole), *(s for s in sinks if s not in counts)]
 
 
 def _error_rates(metrics: Sequence[str]) -> list[str]:
@@ -171,8 +175,8 @@ def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
 
 def _scatter(across: str, up: str) -> dict:
     return {
-        "uuid": f"SCATTER {up}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False, "isGenerated": False,
-        "runsCountToCompare": 100, "displayName": f"{up} against {across}",
+        "uuid": f"SCATTER {up} {across}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False,
+        "isGenerated": False, "runsCountToCompare": 100, "displayName": f"{up} against {across}",
         "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ UTTERANCES = 32
 FOLLOWED = (
     "sinks/bos_sink_rate",
     "sinks/intermediate_tokens_per_utterance",
+    "sinks/intermediate_tokens_per_utterance/attention",
     "sinks/max_ratio/bos",
     "sinks/max_ratio/intermediate",
     "sinks/bos_cosine/sink",
