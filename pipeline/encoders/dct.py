@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.fft import dctn
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import VideoEncoder
@@ -53,6 +52,9 @@ class MouthDCT:
         return [self._encode(frames) for frames in inputs]
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
+        # Takes most of a second to load, and every command comes by here.
+        from scipy.fft import dctn
+
         if max(self.rows.max(), self.columns.max()) >= min(frames.shape[1:]):
             found = f"{len(self.rows)} is too many for frames of {frames.shape[2]}x{frames.shape[1]} pixels"
             raise PipelineError("features.video.coefficients", found, "give larger frames, or fewer coefficients")
