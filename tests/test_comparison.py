@@ -110,7 +110,7 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     assert change.interval == interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
     assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
-    assert lines_of(rendering.text(comparison), "  change").split()[3:5] == ["–", "-11.7"]
+    assert lines_of(rendering.text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
     assert "of these two runs alone" in rendering.text(comparison, 1000)
     assert "p=" not in rendering.text(comparison)
 
@@ -201,7 +201,7 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     assert cell.changes["test"].seeds == (0, 1)
     assert any("is over seeds 0, 1" in note for note in comparison.notes)
     assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
-    assert lines_of(rendering.text(comparison), "  by seed").split()[4:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
+    assert lines_of(rendering.text(comparison), "  by seed").split()[5:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
     assert "standard deviation over seeds" in rendering.text(comparison, 1000)
 
 
@@ -234,7 +234,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
 
 def test_a_sweep_in_which_nothing_is_done_yet_still_has_its_text(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
-    assert "an intermediate sink is a token" in " ".join(rendering.text(compare(trials)).split())
+    assert "Sinks: tokens other than BOS" in " ".join(rendering.text(compare(trials)).split())
 
 
 def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
