@@ -69,6 +69,8 @@ def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path, lost):
     assert done.returncode == 0, done.stderr
     assert "dvc repro features@video" in done.stdout
     assert "1 failed" not in done.stdout
+    assert "Running stage" not in done.stdout
+    assert "git add" not in done.stdout
     assert "best by wer/validation: VSR 5 weight 0" in done.stdout
 
 
