@@ -204,9 +204,28 @@ def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
     for words in (["--plan"], []):
         refused = command(project, "sweep", "sweep.yaml", *words)
         assert refused.returncode == 1
-        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which audiovisual" in refused.stderr
+        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which AVSR" in refused.stderr
         assert "down_proj" in refused.stderr
         assert "begins" not in refused.stdout
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "model.llm.blocks=99",
+            "model.llm.blocks: ASR 1 weight 0.1 seed 0 keeps 99 layers of data/weights/llm; it has 4",
+        ),
+        ("decorrelation.layers=[3]", "decorrelation.layers: ASR 1 weight 0.1 seed 0 counts layer 3, and its LLM has 4"),
+    ],
+)
+def test_a_layer_that_there_is_not_is_said_once_and_before_anything_runs(project, setting, said):
+    specify(project, axes={"model.modality": ["audio", "audiovisual"]})
+    refused = command(project, "sweep", "sweep.yaml", "--set", setting, "--set", "decorrelation.weight=0.1")
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
     assert not (project / "runs").exists()
 
 
