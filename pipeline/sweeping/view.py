@@ -37,14 +37,15 @@ class Running:
         self.timed: tuple[float, float] | None = None
         """Seconds between the first and the last line of its log here, and the share of the training in between."""
         self._first: tuple[float, int] | None = None
-        self._began = time.time()
-        self._position = len(planned.trial.spool.path.read_bytes()) if planned.trial.spool.path.exists() else 0
+        # What stands in its log is of earlier sessions. It is cut back to a checkpoint, and then read from its begin.
+        self._before = round(share * (planned.params.train.steps or 0))
+        log = planned.trial.spool.path
+        self._position = log.stat().st_size if log.exists() else 0
 
     def look(self) -> None:
         """Read what was logged since the last look."""
         records, self._position = self.planned.trial.spool.read(self._position)
-        # What was logged before it was cut back to a checkpoint is of another session.
-        for record in (record for record in records if record["time"] >= self._began):
+        for record in (record for record in records if record["step"] > self._before):
             self.step = int(record["step"])
             self.loss = record.get("loss/cross_entropy", self.loss)
             self.speed = record.get("throughput/utterances_per_second", self.speed)
