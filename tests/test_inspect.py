@@ -245,7 +245,7 @@ def test_a_trained_trial(inspect, trained: Trial, tmp_path: Path) -> None:
     name = trained.folder.name
     folder = tmp_path / "results" / "inspect" / name
     assert {file.name for file in folder.iterdir() if file.suffix != ".journal"} == FILES | TABLES
-    assert f"trial {name} (audiovisual, decorrelation weight 0), test split, clean: 3 utterances of " in said
+    assert f"trial {name} (AVSR 16, 5, decorrelation weight 0), test split, clean: 3 utterances of " in said
     table = json.loads((folder / "interventions.json").read_text())
     assert table["score"] == "WER %"
     untouched, *others = [one["test"] for one in table["effects"]]

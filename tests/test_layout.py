@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -53,7 +54,7 @@ LIBRARIES = {
 MAY_RUN_STAGES = {"sweep", "reproduce"}
 """Commands that import other commands."""
 ONLY_IN = {"ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/"}
-HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc"}
+HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "scipy", "dvc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
@@ -110,6 +111,28 @@ def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == []
+
+
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise() -> None:
+    program = "import os, pipeline; print(os.environ['OMP_WAIT_POLICY'])"
+    settings = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        words = [sys.executable, "-c", program]
+        ran = subprocess.run(words, cwd=ROOT, env=settings | given, capture_output=True, text=True, check=True)
+        assert ran.stdout.strip() == expected
+
+
+def test_ctrl_c_while_a_command_is_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    settings = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = [sys.executable, "-m", "pipeline.train"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("", "")
+    assert process.returncode == -signal.SIGINT
 
 
 def test_importing_commands_does_no_work(tmp_path: Path) -> None:

@@ -137,10 +137,10 @@ def test_the_comparison_is_two_clicks_from_the_experiment(
     page.click("document.querySelector('[data-testid=saved-views-trigger]')")
     page.click_text("Comparison")
     for words in (
-        "audio a16 weight 0 seed 0",
-        "video v5 weight 0 seed 0",
-        "audiovisual a16 v5 weight 0.1 seed 0 stop_gradient false",
-        "audiovisual a16 v5 weight 0.1 seed 0 stop_gradient true",
+        "ASR 16 weight 0 seed 0",
+        "VSR 5 weight 0 seed 0",
+        "AVSR 16, 5 weight 0.1 seed 0 stop_gradient false",
+        "AVSR 16, 5 weight 0.1 seed 0 stop_gradient true",
         "4 matching runs",
     ):
         page.wait_for_text(words)
@@ -170,7 +170,7 @@ def test_its_charts_are_behind_one_link(page: Page, server: str, tracked: tuple[
 def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
     above = f"{base(server)}#/experiments/{tracked[1]}/runs/{tracked[2]}"
     page.open(above)
-    page.wait_for("[...document.querySelectorAll('td')].some(cell => cell.innerText.includes('AVSR 16,5'))")
+    page.wait_for("[...document.querySelectorAll('td')].some(cell => cell.innerText.includes('AVSR 16, 5'))")
     page.wait_for("[...document.images].some(image => image.src.includes('overview.png') && image.naturalWidth > 0)")
     page.screenshot(SHOTS / "mlflow-description.png")
     page.open(f"{above}/artifacts/report.html")
@@ -180,7 +180,7 @@ def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, 
 
 def test_a_run_names_the_digests_of_its_data(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
     page.open(server.replace("CHART", "TABLE"))
-    page.click_text("video v5 weight 0 seed 0", "a")
+    page.click_text("VSR 5 weight 0 seed 0", "a")
     page.wait_for_text("utterances")
     page.wait_for_text("1" * 8)
     page.screenshot(SHOTS / "mlflow-run.png")

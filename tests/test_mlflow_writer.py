@@ -79,7 +79,7 @@ def test_everything_of_a_trial_arrives(tmp_path: Path, database: str, experiment
     ingested = ingest([trial.folder], database, experiment, "it's a sweep")
     [run] = runs_of(database, experiment)
     assert ingested == {trial.identity: run.info.run_id}
-    assert run.info.run_name == "audio a16 weight 0 seed 3"
+    assert run.info.run_name == "ASR 16 weight 0 seed 3"
     assert run.info.status == "FINISHED"
     assert run.info.start_time == round((BEGAN + 1) * 1000)
     assert run.data.metrics == METRICS | {"loss/cross_entropy": 0.25, "learning_rate": 0.001}
@@ -281,7 +281,7 @@ def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, ex
     table.write_text("first")
     parent = mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
     run_id = ingest([trial.folder], database, experiment, experiment)[trial.identity]
-    for run, name in ((run_id, "audio a16 weight 0 seed 0, the good one"), (parent, "my sweep")):
+    for run, name in ((run_id, "ASR 16 weight 0 seed 0, the good one"), (parent, "my sweep")):
         client.set_tag(run, "mlflow.runName", name)
         client.set_tag(run, "mlflow.note.content", f"note of {name}")
         client.set_tag(run, "paper", f"tag of {name}")
@@ -297,11 +297,11 @@ def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, ex
     assert runs[trial.identity].info.run_id != run_id
     assert runs[None].info.run_id != parent, "the sweep begins earlier now"
     require_shown(database, runs[trial.identity], trial)
-    for run, name in ((runs[trial.identity], "audio a16 weight 0 seed 0, the good one"), (runs[None], "my sweep")):
+    for run, name in ((runs[trial.identity], "ASR 16 weight 0 seed 0, the good one"), (runs[None], "my sweep")):
         assert run.info.run_name == name
         assert run.data.tags["mlflow.note.content"] == f"note of {name}"
         assert run.data.tags["paper"] == f"tag of {name}"
-    assert runs[other.identity].info.run_name == "audio a16 weight 0 seed 1"
+    assert runs[other.identity].info.run_name == "ASR 16 weight 0 seed 1"
     assert [item.path for item in client.list_artifacts(runs[None].info.run_id)] == ["table.md"]
 
 
@@ -527,8 +527,8 @@ def test_runs_that_share_a_name_are_told_apart_by_what_differs(tmp_path: Path, d
         # In an earlier sweep each was alone.
         mlflow_writer.ingest_sweep(folders, database, "apart")
     names = {run.info.run_name for run in runs_of(database, "apart")}
-    both = "audiovisual a16 v5 weight 0.1 seed 0 stop_gradient"
-    assert names == {"apart", f"{both} false", f"{both} true", "video v5 weight 0.1 seed 0"}
+    both = "AVSR 16, 5 weight 0.1 seed 0 stop_gradient"
+    assert names == {"apart", f"{both} false", f"{both} true", "VSR 5 weight 0.1 seed 0"}
 
 
 def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
@@ -544,9 +544,10 @@ def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
 def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
     metrics = ["wer/test", "wer/test/low", "wer/test/high", "wer/validation", "wer/test/snr_0/low"]
     metrics += ["sinks/intermediate_tokens_per_utterance", "sinks/intermediate_tokens_per_utterance/low"]
+    metrics += ["sinks/intermediate_tokens_per_utterance/attention"]
     charts = view_of([Shown("one", {}, metrics), Shown("two", {}, metrics)])["compareRunCharts"]
     scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"]
-    assert scatters == [(metrics[5], "wer/validation"), (metrics[5], "wer/test")]
+    assert scatters == [(count, wer) for wer in ("wer/validation", "wer/test") for count in (metrics[5], metrics[7])]
     bars = {chart["metricKey"]: chart["deleted"] for chart in charts if chart["type"] == "BAR"}
     assert {name for name, deleted in bars.items() if deleted} == {m for m in metrics if m.endswith(("/low", "/high"))}
 
@@ -564,9 +565,9 @@ def view_of(runs: list[Shown]) -> dict[str, Any]:
 
 def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:
     shown = [
-        Shown("one", {"task": "audio a4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
+        Shown("one", {"task": "ASR 4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
               ["wer/test", "wer/test/low", "wer/validation", "loss/cross_entropy"]),
-        Shown("two", {"task": "video v2", "decorrelation.weight": "0.1", "model.modality": "video", "train.seed": "1"},
+        Shown("two", {"task": "VSR 2", "decorrelation.weight": "0.1", "model.modality": "video", "train.seed": "1"},
               ["wer/test", "wer/test/low", "wer/validation", "sinks/relocated_share"]),
     ]  # fmt: skip
     envelope = json.loads(saved_view(shown, "it's", 7))

@@ -154,7 +154,7 @@ def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> N
         "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200).",
         "no &lt;memory&gt; &amp; no hope",
         "name: small  # &lt;b&gt;&amp;",
-        "intermediate sinks an utterance 6.20 → 0",
+        "sinks per utterance, by activation 6.20 → 0",
         "WER %, test, 0 dB",
         r"\begin{tabular}",
         "audio/flac",
@@ -185,8 +185,8 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
     )
     found = {(str(e.task), e.condition): e for e in extremes(compare([*trials, video]))}
     assert list(found) == [
-        ("ASR 16", "test"), ("ASR 16", "test, 0 dB"), ("VSR 5", "test"), ("AVSR 16,5", "test"),
-        ("AVSR 16,5", "test, 0 dB"),
+        ("ASR 16", "test"), ("ASR 16", "test, 0 dB"), ("VSR 5", "test"), ("AVSR 16, 5", "test"),
+        ("AVSR 16, 5", "test, 0 dB"),
     ]  # fmt: skip
     group = found["ASR 16", "test, 0 dB"]
     assert [example.id for example in group.worst] == ["test/0+0dB", "test/1+0dB"]

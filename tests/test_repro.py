@@ -48,8 +48,11 @@ def test_nothing_is_done_twice(finished):
 
 def test_metrics_and_plots_are_there_for_dvc(finished):
     shown = json.loads(dvc(finished, "metrics", "show", "--json").stdout)
-    metrics = shown[""]["data"]["results/evaluate/metrics.json"]["data"]
-    assert metrics["wer/test"] >= 0
+    metrics = shown[""]["data"]["results/metrics.json"]["data"]
+    assert metrics["wer"] >= 0
+    table = dvc(finished, "metrics", "show").stdout
+    assert "sinks_att" in table
+    assert max(map(len, table.splitlines())) <= 80
     plots = json.loads(dvc(finished, "plots", "show", "--json").stdout)
     assert {"loss", "decorrelation", "cosine_to_bos"} <= set(plots["data"])
     assert not plots.get("errors")
@@ -66,7 +69,9 @@ def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path, lost):
     assert done.returncode == 0, done.stderr
     assert "dvc repro features@video" in done.stdout
     assert "1 failed" not in done.stdout
-    assert "best by wer/validation: video v5 weight 0" in done.stdout
+    assert "Running stage" not in done.stdout
+    assert "git add" not in done.stdout
+    assert "best by wer/validation: VSR 5 weight 0" in done.stdout
 
 
 def test_a_beam_evaluates_again_and_a_comment_trains_nothing(finished):

@@ -123,6 +123,10 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
 
 
 def test_another_clone_has_all_after_a_pull(project, tmp_path, capsys):
+    nowhere = command(project, "push")
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert nowhere.stderr.startswith("error: dvc: has no default remote; nothing was copied; add one: ")
+    assert not list((project / "runs").glob("*.dvc"))
     shell(project, f"dvc remote add --quiet --default store {tmp_path / 'store'}")
     pushed = command(project, "push")
     assert pushed.returncode == 0, pushed.stderr

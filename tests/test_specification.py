@@ -50,6 +50,15 @@ def test_what_an_axis_says_inside_a_section_is_said_to_its_point_alone(load):
     assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
 
 
+def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
+    axes = {"model.modality": ["audio", "video"]}
+    assert len(load(axes=axes, primary="ASR 16", only=["modality=video"]).points) == 1
+    with pytest.raises(
+        PipelineError, match=r"primary: 'audio 16' is no task of it; name one of: \['ASR 16', 'VSR 5'\]"
+    ):
+        load(axes=axes, primary="audio 16")
+
+
 def test_a_section_can_be_an_axis(load):
     sweep = load(axes={"model.rates": [{"audio": 4, "video": 2}, {"audio": 16, "video": 5}]})
     assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]

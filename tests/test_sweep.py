@@ -44,6 +44,7 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
         assert (swept / f"results/sweeps/small/table.{ending}").read_text()
     assert "Traceback" not in printed
     assert "warning" not in printed
+    assert all("Warning" not in (trial / "log.txt").read_text() for trial in trials(swept))
     assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
@@ -55,10 +56,15 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    *shown, audio, both, charts, last = ran.stdout.splitlines()
-    assert audio.startswith("best by wer/validation: audio a1 ")
-    assert both.startswith("best by wer/validation: audiovisual ")
+    *shown, audio, both, charts, where, page, look, hear, last = ran.stdout.splitlines()
+    assert audio.startswith("best by wer/validation: ASR 1")
+    assert both.startswith("best by wer/validation: AVSR ")
     assert charts.startswith("charts in MLflow: make ui, then http://127.0.0.1:5000/#/experiments/")
+    assert where.startswith("results: results/sweeps/small (table.txt, ")
+    assert page.split() == ["next:", "make", "report", "SWEEP=sweep.yaml"]
+    named = {trial.name for trial in trials(swept)}
+    assert look.partition("--run ")[2].split()[0] in named
+    assert hear.partition("--run ")[2] in named
     assert shown == table(swept).splitlines()
     _, seconds, *loaded = last.split()
     assert loaded == []
@@ -127,6 +133,9 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
     assert max(steps) == json.loads((trial / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert sessions(trial) == ["interrupted"]
+    assert f"waits after step {max(steps)}" in printed
+    assert "1 trial has not begun" in printed
+    assert printed.count("  begins") == 1
 
     drivers = [start(project, "sweep", "sweep.yaml") for _ in range(2)]
     for driver in drivers:
@@ -195,9 +204,28 @@ def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
     for words in (["--plan"], []):
         refused = command(project, "sweep", "sweep.yaml", *words)
         assert refused.returncode == 1
-        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which audiovisual" in refused.stderr
+        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which AVSR" in refused.stderr
         assert "down_proj" in refused.stderr
         assert "begins" not in refused.stdout
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "model.llm.blocks=99",
+            "model.llm.blocks: ASR 1 weight 0.1 seed 0 keeps 99 layers of data/weights/llm; it has 4",
+        ),
+        ("decorrelation.layers=[3]", "decorrelation.layers: ASR 1 weight 0.1 seed 0 counts layer 3, and its LLM has 4"),
+    ],
+)
+def test_a_layer_that_there_is_not_is_said_once_and_before_anything_runs(project, setting, said):
+    specify(project, axes={"model.modality": ["audio", "audiovisual"]})
+    refused = command(project, "sweep", "sweep.yaml", "--set", setting, "--set", "decorrelation.weight=0.1")
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
     assert not (project / "runs").exists()
 
 
@@ -222,7 +250,7 @@ def test_no_corpus_takes_the_place_of_another(project):
     axes = {"model.modality": ["audio"]}
     specify(project, set=seed | mine, axes=axes)
     planned = command(project, "sweep", "sweep.yaml", "--plan")
-    assert "stages that come first: features@audio prepare\naudio a16 weight 0 seed 0\n" in planned.stdout
+    assert "stages that come first: features@audio prepare\nASR 16 weight 0 seed 0\n" in planned.stdout
     assert not (project / "data/mine").exists()
     done = command(project, "sweep", "sweep.yaml")
     assert done.returncode == 0, done.stderr

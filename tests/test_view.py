@@ -11,6 +11,7 @@ from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
+from pipeline.sweeping.eta import Pace, work_of_trial
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
 from pipeline.sweeping.specification import Asha
@@ -22,7 +23,8 @@ from pipeline.tracking.trial import State
 def clock(monkeypatch):
     """Seconds that pass when the test says so."""
     now = [0.0]
-    monkeypatch.setattr(view.time, "monotonic", lambda: now[0])
+    for name in ("monotonic", "time"):
+        monkeypatch.setattr(view.time, name, lambda: now[0])
     return now
 
 
@@ -53,14 +55,17 @@ def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_p
     shown.concurrency = 2
     for planned in four[:2]:
         shown.started(planned)
-        spool(planned, 50, 2.0)
-    clock[0] = 250.0
-    # By their own speed 250 s are left of each that runs; those that wait will take 500 s each.
-    assert said(shown, capsys) == "0 of 4 done, 2 running, about 12 min left"
+    for step, now in ((10, 50.0), (50, 250.0)):
+        clock[0] = now
+        for planned in four[:2]:
+            spool(planned, step, 2.0)
+    # Five seconds a step, and 15% of a training for an evaluation: 250 + 75 s, then 500 + 75 s.
+    assert said(shown, capsys) == "0 of 4 done, 2 running, about 15 min left"
+    clock[0] = 500.0
     for planned in four[:2]:
+        spool(planned, 100, 2.0)
         planned.trial.adapter.mkdir()
-    clock[0] = 600.0
-    assert said(shown, capsys) == "0 of 4 done, 2 running, about 10 min left"
+    assert said(shown, capsys) == "0 of 4 done, 2 running, about 11 min left"
     clock[0] = 700.0
     for planned in four[:2]:
         finish(planned.trial, {"test": [0]})
@@ -68,8 +73,86 @@ def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_p
     for planned in four[2:]:
         shown.started(planned)
     clock[0] = 800.0
-    # It took the first 700 s each, evaluation included, and 100 have gone.
-    assert said(shown, capsys) == "2 of 4 done, 2 running, about 10 min left"
+    # 500 s of training and the 200 s that an evaluation took.
+    assert said(shown, capsys) == "2 of 4 done, 2 running, about 12 min left"
+    shown.close()
+
+
+TASKS = (
+    (["model.modality=audiovisual"], 0.92, 78.0),
+    (["model.modality=audio"], 0.70, 50.0),
+    (["model.modality=video"], 0.76, 66.0),
+    (["model.modality=audio", "model.rates.audio=4"], 1.05, 62.0),
+)
+"""Settings, seconds of a step and of the evaluation, as a sweep on two cores had them."""
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("order", [1, -1])
+def test_after_a_quarter_of_the_time_the_rest_is_known_within_30_percent(tmp_path, clock, capsys, slots, order):
+    trials, ends = [], []
+    free = [0.0] * slots
+    for settings, step, evaluation in TASKS[::order]:
+        for weight in (0.0, 0.1):
+            chosen = [*settings, f"decorrelation.weight={weight}", "train.steps=480"]
+            trial = make_trial(tmp_path / "runs", *chosen)
+            begins = min(free)
+            trained = begins + 480 * step * (1 + weight)
+            free[free.index(begins)] = trained + evaluation
+            planned = Planned(
+                str(len(trials)), load_params("params.yaml", chosen), (), trial.identity, "e" * 64, trial, None
+            )
+            trials.append(planned)
+            ends.append((begins, trained, trained + evaluation))
+    whole, now = max(free), max(free) / 4
+    shown = View(trials, {}, "wer/test", tmp_path / "log")
+    shown.concurrency = slots
+    events = []
+    for planned, (begins, trained, done) in zip(trials, ends, strict=True):
+        events.append((begins, planned, None))
+        events += [(begins + (trained - begins) * step / 480, planned, step) for step in range(10, 490, 10)]
+        events.append((done, planned, "done"))
+    for at, planned, event in sorted((event for event in events if event[0] <= now), key=lambda event: event[0]):
+        clock[0] = at
+        if event is None:
+            shown.started(planned)
+        elif event == "done":
+            finish(planned.trial, {"test": [0]})
+            shown.ended(planned, "done")
+        else:
+            spool(planned, event, 99.0)
+            if event == 480:
+                planned.trial.adapter.mkdir()
+        shown.refresh()
+    clock[0] = now
+    assert shown.seconds_left() == pytest.approx(whole - now, rel=0.3)
+    shown.close()
+
+
+def test_a_machine_that_is_busier_than_before_delays_the_tasks_that_earlier_trials_know(four, clock):
+    known = {planned.identity: Cost(100.0, 10.0, 0) for planned in four}
+    other = replace(
+        four[1],
+        params=four[1].params.model_copy(update={"model": load_params("params.yaml", ["model.modality=audio"]).model}),
+    )
+    pace, works = Pace(), [work_of_trial(planned, known[planned.identity]) for planned in (four[0], other)]
+    assert pace.left(works[1], 0.5) == 60.0
+    pace.trained("a", works[0], 90.0, 0.3)
+    assert pace.left(works[0], 0.5) == 160.0
+    assert pace.left(works[1], 0.5) == 160.0
+
+
+def test_an_interrupted_sweep_names_what_waits_and_counts_what_has_not_begun(four, tmp_path, capsys):
+    shown = View(four, {}, "wer/test", tmp_path / "log")
+    spool(four[1], 5, 1.0)
+    four[2].trial.adapter.mkdir()
+    shown.say_what_waits(four)
+    lines = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "seed 1  has no checkpoint yet and will begin anew",
+        "seed 2  is trained and waits for its evaluation",
+        "2 trials have not begun",
+    ]
     shown.close()
 
 
@@ -123,8 +206,8 @@ def test_a_trial_that_is_counted_in_epochs_says_so(tmp_path):
     spool(running.planned, 50, 2.0)
     running.look()
     assert running.line(6) == "  seed 0  step 50 (2 epochs)  loss 1.000  2.0 utterances/s"
-    assert running.seconds_left(None) is None
-    assert running.seconds_left(Cost(60.0, 5.0, 1)) == 65.0
+    assert running.seconds_left(Pace(), work_of_trial(running.planned, None)) is None
+    assert running.seconds_left(Pace(), work_of_trial(running.planned, Cost(60.0, 5.0, 1))) == 65.0
 
 
 def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):

@@ -245,6 +245,7 @@ def test_without_network_a_hub_is_one_line(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: some/model@abcdef0: cannot be fetched")
+    assert "is not there; making it from the hub's some/model at abcdef0" in ended.stdout
     assert "kind: path" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 

@@ -57,9 +57,9 @@ def run_command(body: Callable[[], None]) -> None:
     one line and 130. Anything else is a bug of ours, and a traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    # What libraries tell their own developers is none of the user's business.
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    quieten_libraries()
     try:
         body()
     except PipelineError as error:
@@ -75,6 +75,14 @@ def run_command(body: Callable[[], None]) -> None:
         if told is None:
             raise
         _leave(f"error: {told}", 1)
+
+
+def quieten_libraries() -> None:
+    """No bars of Hugging Face's beside our own, and none of the advice that libraries give their developers, such as
+    that of transformers on a name by which peft calls it. What is wrong is still said."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -77,7 +77,9 @@ class Metric:
 
 
 WER, CER = "wer/{condition}", "cer/{condition}"
-INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
+BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
+BY_ATTENTION = f"{BY_ACTIVATION}/attention"
+"""The two counts of intermediate sinks; these need not be the same tokens."""
 RELOCATED, RELOCATED_BY_RATIO = "sinks/relocated_share", "sinks/relocated_share/ratio"
 
 # fmt: off
@@ -88,13 +90,13 @@ METRICS: list[Metric] = [
            "The same of characters."),
     Metric("wer_normalised/{condition}", "WER %, numbers normalised, {condition}", PERCENT, "lower", NOWHERE,
            "Word error rate where digits and number words agree."),
-    Metric(INTERMEDIATE, "intermediate sinks / utterance", TOKENS, "lower", MAIN,
+    Metric(BY_ACTIVATION, "sinks / utterance, by activation", TOKENS, "lower", MAIN,
            "Tokens other than BOS with a massive activation: above `sinks.tau` times their layer's median, in a layer "
            "that is neither the first nor the last."),
-    Metric(f"{INTERMEDIATE}/tau_300", "ratio > 300, tokens / utterance", TOKENS, "lower", TABLE | FIGURE,
-           "The same above 300 times the median, whatever `sinks.tau` is."),
-    Metric(f"{INTERMEDIATE}/attention", "by attention, sinks / utterance", TOKENS, "lower", TABLE | FIGURE,
+    Metric(BY_ATTENTION, "sinks / utterance, by attention", TOKENS, "lower", MAIN,
            "Tokens other than BOS to which some layer's heads, on average, attend more than `sinks.epsilon`."),
+    Metric(f"{BY_ACTIVATION}/tau_300", "ratio > 300, tokens / utterance", TOKENS, "lower", TABLE | FIGURE,
+           "By activation above 300 times the median, whatever `sinks.tau` is."),
     Metric("sinks/max_ratio/bos", "largest ratio, BOS", RATIO, "", TABLE | FIGURE | FOLLOWED,
            "The largest activation of BOS over its layer's median."),
     Metric("sinks/max_ratio/intermediate", "largest ratio, intermediate", RATIO, "lower", MAIN,
@@ -110,17 +112,17 @@ METRICS: list[Metric] = [
            "the sink shows here."),
     Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Utterances in which a token other than BOS has the largest ratio."),
-    Metric(f"{INTERMEDIATE}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", NOWHERE,
            "Tokens other than BOS above 100 times the median."),
-    Metric(f"{INTERMEDIATE}/tau_1000", "ratio > 1,000, tokens / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/tau_1000", "ratio > 1,000, tokens / utterance", TOKENS, "lower", NOWHERE,
            "Tokens other than BOS above 1,000 times the median."),
-    Metric(f"{INTERMEDIATE}/absolute", "intermediate sinks above 100 / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/absolute", "intermediate sinks above 100 / utterance", TOKENS, "lower", NOWHERE,
            "Intermediate sinks whose activation also exceeds 100 (Sun et al., COLM 2024)."),
-    Metric(f"{INTERMEDIATE}/outlier", "outliers / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/outlier", "outliers / utterance", TOKENS, "lower", NOWHERE,
            "Tokens other than BOS above `sinks.outlier` times the median of the tokens (PrefixQuant)."),
-    Metric(f"{INTERMEDIATE}/secondary", "secondary sinks / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/secondary", "secondary sinks / utterance", TOKENS, "lower", NOWHERE,
            "Tokens whose cosine to BOS exceeds `sinks.alignment` in some layer (Secondary-Attention-Sinks)."),
-    Metric(INTERMEDIATE + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", NOWHERE,
+    Metric(BY_ACTIVATION + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", NOWHERE,
            "Intermediate sinks of one role, of the utterances that have it."),
     Metric("sinks/max_ratio/bos/max", "largest ratio of all, BOS", RATIO, "", NOWHERE,
            "The largest ratio of BOS over all utterances."),

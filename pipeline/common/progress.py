@@ -7,7 +7,8 @@ LOG_INTERVAL_SECONDS = 20.0
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Any:
-    """A `tqdm` bar. Where there is no terminal it prints a line now and then instead of redrawing one.
+    """A `tqdm` bar. Where there is no terminal it prints a line now and then instead of redrawing one, and of what is
+    done sooner none at all.
 
     Args:
         total: how many steps there are in all.
@@ -25,6 +26,7 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         initial=initial,
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
+        delay=0 if terminal else LOG_INTERVAL_SECONDS,
         mininterval=0.2 if terminal else LOG_INTERVAL_SECONDS,
         maxinterval=1.0 if terminal else LOG_INTERVAL_SECONDS,
         file=sys.stderr if terminal else _Lines(),

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.common import metrics
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
-from pipeline.common.metrics import INTERMEDIATE
+from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.significance import LEVEL, mean_interval
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, Change
 from pipeline.comparison.entries import Entry, Task
@@ -35,7 +35,7 @@ MOVED, RISE = 0.5, 0.05
 """Share of the utterances whose dominant sink is not BOS from which on a loss has moved the sink, and how much more of
 them than at weight 0 is too many."""
 
-KINDS = {"activation": "", "activation over 300": "/tau_300", "attention": "/attention"}
+KINDS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 RELOCATED = {"attention": metrics.RELOCATED, "activation": metrics.RELOCATED_BY_RATIO}
 NO_SINK = "there is no intermediate sink"
 NOTES = (
@@ -157,7 +157,7 @@ def _columns(trials: Sequence[Records], name: str) -> list[Column] | None:
 
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        columns = _columns(trials, INTERMEDIATE + name)
+        columns = _columns(trials, BY_ACTIVATION + name)
         if columns is None:
             yield f"there are intermediate sinks, by {kind}", Verdict.OPEN, "not measured"
         else:
@@ -173,7 +173,7 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
             found = _estimate(columns)
             yield statement, found.above(bound), found.text()
         else:
-            yield statement, Verdict.OPEN, absent if _number(trials, INTERMEDIATE) else NO_SINK
+            yield statement, Verdict.OPEN, absent if _number(trials, BY_ACTIVATION) else NO_SINK
     yield "they align with BOS", *_alignment(trials)
 
 
@@ -183,19 +183,19 @@ def _number(trials: Sequence[Records], name: str) -> float:
 
 
 def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
-    total = _number(trials, INTERMEDIATE)
+    total = _number(trials, BY_ACTIVATION)
     if not total:
         return Verdict.OPEN, NO_SINK
     counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
-    most = max(tokens, key=lambda role: _number(trials, f"{INTERMEDIATE}/{role}"))
+    most = max(tokens, key=lambda role: _number(trials, f"{BY_ACTIVATION}/{role}"))
     shares = [
-        np.stack([records.column(f"{INTERMEDIATE}/{most}")[0], records.column(INTERMEDIATE)[0]])
+        np.stack([records.column(f"{BY_ACTIVATION}/{most}")[0], records.column(BY_ACTIVATION)[0]])
         for records in trials
-        if records.column(f"{INTERMEDIATE}/{most}") is not None and records.column(INTERMEDIATE) is not None
+        if records.column(f"{BY_ACTIVATION}/{most}") is not None and records.column(BY_ACTIVATION) is not None
     ]
     share, even = _estimate(shares), tokens[most] / sum(tokens.values())
-    others = {role: _number(trials, f"{INTERMEDIATE}/{role}") / total for role in tokens if role != most}
+    others = {role: _number(trials, f"{BY_ACTIVATION}/{role}") / total for role in tokens if role != most}
     shown = [f"{role} {rounded(100 * part, 0)}%" for role, part in others.items() if part > 0]
     return share.above(even), ", ".join([f"{most} {share.text(percent=True)} (of the tokens {even:.0%})", *shown])
 
@@ -213,7 +213,7 @@ def _alignment(trials: Sequence[Records]) -> tuple[Verdict, str]:
 
 def _with_loss(ours: Sequence[Records], theirs: Sequence[Records]) -> Iterator[Finding]:
     for kind, name in KINDS.items():
-        yield f"the loss removes them, by {kind}", *_removal(_pairs(ours, theirs, INTERMEDIATE + name))
+        yield f"the loss removes them, by {kind}", *_removal(_pairs(ours, theirs, BY_ACTIVATION + name))
     for kind, name in RELOCATED.items():
         yield f"no other token takes over from BOS, by {kind}", *_takeover(_pairs(ours, theirs, name))
 

@@ -12,12 +12,12 @@ from pipeline.common.files import digest
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed
+from pipeline.tracking.naming import PAPER_NAMES, task_name
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
 
 MARK = "identity.json"
 """What makes a folder a trial's."""
-PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
 WEIGHT = "decorrelation.weight"
 MODE = "features.mode"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
@@ -49,7 +49,7 @@ class Task:
     """Encoder frames that become one token, in the order of the sequence: audio, video."""
 
     def __str__(self) -> str:
-        return f"{PAPER_NAMES[self.modality]} {','.join(map(str, self.rates))}"
+        return task_name(self.modality, self.rates)
 
     @property
     def order(self) -> tuple:

@@ -11,10 +11,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.common.metrics import INTERMEDIATE, PERCENT
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, PERCENT
 from pipeline.comparison.claims import MOVED, RELOCATED
 from pipeline.comparison.entries import Task
-from pipeline.comparison.quantities import Quantity, cell_text, change_text, rounded
+from pipeline.comparison.quantities import Quantity, cell_text, change_text, sink_counts
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.trends import against_weight, wer_against_rate
 from pipeline.comparison.variants import Variant
@@ -34,7 +34,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     for task in comparison.tasks:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
-        place = str(task).lower().replace(" ", "_").replace(",", "_")
+        place = str(task).lower().replace(",", "").replace(" ", "_")
         for name, figure in gallery(panels).items():
             found[f"{name}_{place}"] = _titled(figure, task)
     for name, figure in (
@@ -72,9 +72,9 @@ def _titled(figure: Figure, task: Task | str) -> Figure:
 def overview(comparison: Comparison) -> Figure | None:
     """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
-    The task is the one that has most intermediate sinks at weight 0, of equals the one with more streams. The columns
-    are weight 0, of the weights that leave the strongest sink at BOS the one with the lowest error rate on validation,
-    and the one that moves the sink to another token most often.
+    The task is the one that has most intermediate sinks at weight 0, by activation or by attention, of equals the one
+    with more streams. The columns are weight 0, of the weights that leave the strongest sink at BOS the one with the
+    lowest error rate on validation, and the one that moves the sink to another token most often.
     None where no task has a done trial at weight 0 and at another.
     """
     columns = {task: found for task in comparison.tasks if (found := _before_and_after(comparison, task))}
@@ -83,7 +83,7 @@ def overview(comparison: Comparison) -> Figure | None:
 
     def sinks_without_loss(task: Task) -> float:
         figures = comparison.cell(task, columns[task][0]).figures
-        return figures[INTERMEDIATE].value if INTERMEDIATE in figures else 0.0
+        return max((figures[name].value for name in (BY_ACTIVATION, BY_ATTENTION) if name in figures), default=0.0)
 
     task, chosen = max(columns.items(), key=lambda found: (sinks_without_loss(found[0]), found[0].order))
     panels = [panel for variant in chosen for panel in _panel(comparison, task, variant)]
@@ -128,8 +128,8 @@ def _headline(cell: Cell, variant: Variant) -> str:
     lines = textwrap.wrap(str(variant), TITLE_WIDTH)
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
-    if INTERMEDIATE in cell.figures:
-        lines.append(f"{rounded(cell.figures[INTERMEDIATE].value, None)} intermediate sinks per utterance")
+    if counts := sink_counts(cell):
+        lines.append(f"sinks per utterance: {counts}")
     shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
     if shares:
         lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")

@@ -13,6 +13,10 @@ ABSENT = "–"
 SEEDS_SHOWN = 5
 """Seeds whose values fit into a cell; of more it shows the range."""
 
+BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
+BY_ATTENTION = f"{BY_ACTIVATION}/attention"
+"""The two counts of intermediate sinks, which need not be the same tokens: neither is shown without the other."""
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -55,6 +59,14 @@ def _beside_wer(comparison: Comparison, condition: str, name: str) -> Iterator[Q
         yield Quantity("  by seed", name, metrics.PERCENT, by_seed=True)
     if any(condition in cell.changes for cell in comparison.cells.values()):
         yield Quantity("  change", condition, metrics.PERCENT, change=True)
+
+
+def sink_counts(cell: Cell) -> str:
+    """Both counts of a cell, such as `1.00 by activation, 0.02 by attention`; empty where neither was measured."""
+    counts = (("activation", BY_ACTIVATION), ("attention", BY_ATTENTION))
+    return ", ".join(
+        f"{rounded(cell.figures[name].value, None)} by {kind}" for kind, name in counts if name in cell.figures
+    )
 
 
 def cell_text(cell: Cell, quantity: Quantity) -> str:

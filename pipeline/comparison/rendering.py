@@ -25,8 +25,8 @@ _LATEX = str.maketrans(
 )  # fmt: skip
 LEGEND = (
     "Change: difference in points to weight 0 of the same task. Ratio: the largest |h| of a token over the median of "
-    "its layer; an intermediate sink is a token other than BOS whose ratio exceeds sinks.tau. Relocated: utterances "
-    "whose strongest sink is not BOS."
+    "its layer. Sinks: tokens other than BOS; by activation: their ratio exceeds sinks.tau; by attention: they get "
+    "more than sinks.epsilon, mean over heads. Relocated: utterances whose strongest sink is not BOS."
 )
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 RUNS = (

@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.common import metrics
-from pipeline.comparison.entries import PAPER_NAMES, Task
+from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, quantities
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.table import Figure as Measured
 from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
+from pipeline.tracking.naming import PAPER_NAMES
 
 WIDTH, HEIGHT = sinks.PANEL
 COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)
@@ -41,7 +42,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
                 shift = _side_by_side(number, len(comparison.variants))
                 cells = [comparison.cell(task, variant) for task in tasks]
                 _draw_line(place, cells, quantity, shift, label=str(variant), **_look(number))
-            _finish(place, [",".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
+            _finish(place, [", ".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
             place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
     sinks.shared_legend(figure, *axes.flat)
     return figure

@@ -60,11 +60,13 @@ class MouthDCT:
         return [self._encode(frames) for frames in inputs]
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
+        # Takes most of a second to load, and every command comes by here.
+        from scipy.fft import dctn
+
         if max(self.rows.max(), self.columns.max()) >= min(frames.shape[1:]):
             found = f"{len(self.rows)} is too many for frames of {frames.shape[2]}x{frames.shape[1]} pixels"
             raise PipelineError("features.video.coefficients", found, "give larger frames, or fewer coefficients")
         # It takes a while to import, and parameters are read by every command.
-        from scipy.fft import dctn
 
         spectrum = dctn(frames.astype(np.float32) / 255, axes=(1, 2), norm="ortho")
         static = spectrum[:, self.rows, self.columns]

@@ -11,6 +11,8 @@ from pipeline.inspection.subject import Portion
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import moved
 from pipeline.scoring.errors import score
+from pipeline.tracking.identity import configuration
+from pipeline.tracking.naming import task_of
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
 from pipeline.tracking.trial import Trial
 from pipeline.trial.build import build_model
@@ -47,7 +49,7 @@ class Speech:
         self.decoder = self.model.llm
         self.name = trial.folder.name
         self.title = (
-            f"trial {trial.folder.name} ({self.params.model.modality}, decorrelation weight "
+            f"trial {trial.folder.name} ({task_of(configuration(self.params))}, decorrelation weight "
             f"{self.params.decorrelation.weight:g}), {self.params.sinks.split} split, clean"
         )
         self.identity = {

@@ -1,5 +1,7 @@
 """GGUF files, as llama.cpp reads them, to plain Hugging Face folders."""
 
+import contextlib
+import io
 import struct
 from pathlib import Path
 
@@ -23,10 +25,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
     if not file.is_file():
         raise PipelineError(file, "is no file", "name the .gguf file itself")
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        # Its bar takes no other way to be silent.
+        with contextlib.redirect_stderr(io.StringIO()):
+            quantised = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except (ValueError, IndexError, KeyError, NotImplementedError, OSError, struct.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PipelineError(

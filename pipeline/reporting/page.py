@@ -10,8 +10,9 @@ from typing import Any
 
 from pipeline.common import markdown as markdown_text
 from pipeline.common.errors import PipelineError
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
 from pipeline.comparison import rendering
-from pipeline.comparison.claims import NOTES, SINKS, claims, markdown
+from pipeline.comparison.claims import NOTES, claims, markdown
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.entries import Entry
 from pipeline.comparison.quantities import change_text, rounded
@@ -172,10 +173,12 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 
 def _from_to(before: Cell, after: Cell) -> str:
-    if SINKS not in before.figures or SINKS not in after.figures:
-        return ""
-    old, new = (rounded(cell.figures[SINKS].value, None) for cell in (before, after))
-    return f"; intermediate sinks an utterance {old} → {new}"
+    kinds = [
+        f"by {kind} {rounded(before.figures[name].value, None)} → {rounded(after.figures[name].value, None)}"
+        for kind, name in (("activation", BY_ACTIVATION), ("attention", BY_ATTENTION))
+        if name in before.figures and name in after.figures
+    ]
+    return f"; sinks per utterance, {', '.join(kinds)}" if kinds else ""
 
 
 def _blocks(comparison: Comparison) -> list[dict[str, Any]]:
@@ -221,11 +224,11 @@ _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def _task_of(name: str, beginning: str) -> str:
-    """`largest_activations_avsr_16_5` belongs to AVSR 16,5."""
+    """`largest_activations_avsr_16_5` belongs to AVSR 16, 5."""
     if not beginning:
         return name.replace("_", " ")
     modality, _, rates = name.removeprefix(beginning).strip("_").partition("_")
-    return f"{modality.upper()} {rates.replace('_', ',')}"
+    return f"{modality.upper()} {rates.replace('_', ', ')}"
 
 
 def _address(media_type: str, content: bytes) -> str:

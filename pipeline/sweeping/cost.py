@@ -27,7 +27,7 @@ class _Finished:
     llm: str
     unit: str
     seconds_a_unit: float
-    """Of training; see `_work`."""
+    """Of training; see `work_of`."""
     evaluation_seconds: float
     bytes: int
 
@@ -60,7 +60,7 @@ class Costs:
         if state is State.DONE:
             return Cost(0.0, 0.0, 0)
         model, parts = planned.params.model, configuration(planned.params)
-        unit, amount = _work(parts["train"])
+        unit, amount = work_of(parts["train"])
         like = [one for one in self._finished if one.llm == _llm(parts) and one.unit == unit]
         for nearer in (
             [one for one in like if one.modality == model.modality],
@@ -69,7 +69,7 @@ class Costs:
             like = nearer or like
         if not like:
             return None
-        left = 0.0 if state is State.TRAINED else 1 - _share_done(planned.trial, planned.params.train.steps)
+        left = 0.0 if state is State.TRAINED else 1 - share_done(planned.trial, planned.params.train.steps)
         return Cost(
             fmean(one.seconds_a_unit for one in like) * left * amount,
             fmean(one.evaluation_seconds for one in like),
@@ -147,7 +147,7 @@ def _finished(folder: Path) -> _Finished | None:
         parts = trial.identity_parts()["configuration"]
         training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
         evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
-        unit, amount = _work(parts["train"])
+        unit, amount = work_of(parts["train"])
         return _Finished(
             parts["model"]["modality"],
             parts["model"]["rates"],
@@ -171,7 +171,7 @@ def _llm(parts: dict[str, Any]) -> str:
     return json.dumps(parts["model"]["llm"], sort_keys=True)
 
 
-def _work(train: Mapping[str, Any]) -> tuple[str, int]:
+def work_of(train: Mapping[str, Any]) -> tuple[str, int]:
     """In what a training is counted, by its section `train`, and how much of it there is: `("utterances", 9600)`."""
     if train["steps"] is None:
         return "epochs", train["epochs"]
@@ -180,7 +180,7 @@ def _work(train: Mapping[str, Any]) -> tuple[str, int]:
     return ("frames", batches * frames) if frames else ("utterances", batches * train["batch_size"])
 
 
-def _share_done(trial: Trial, steps: int | None) -> float:
+def share_done(trial: Trial, steps: int | None) -> float:
     """By the newest checkpoint, which knows the steps of all epochs where the parameters do not."""
     there = {int(path.name.rpartition("-")[2]): path for path in trial.checkpoints.glob("checkpoint-*")}
     step = max(there, default=0)

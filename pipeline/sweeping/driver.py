@@ -44,7 +44,7 @@ class Driver:
         todo = [planned for planned in trials if not planned.is_over]
         runs = todo[0].trial.folder.parent
         learnt = Costs(runs)
-        costs = {planned.identity: learnt.of(planned, planned.state) for planned in todo}
+        costs = {planned.identity: learnt.of(planned, State.NEW) for planned in todo}
         self._budget = Budget(self._specification.disk_gb, trials)
         self._budget.require(costs.values(), runs)
         runs.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class Driver:
         self._view = View(trials, costs, self._specification.select.by, log)
         asha = self._specification.scheduler
         self._halving = Halving(asha, trials) if asha else None
-        self._queue = deque(todo)
+        self._trials, self._queue = trials, deque(todo)
         self._placed: dict[str, Planned] = {}
         """Trials that Ray has, by identity, and of these"""
         self._working: set[str] = set()
@@ -85,14 +85,18 @@ class Driver:
             every(LOOK_SECONDS, self._view.refresh),
             every(SYNC_SECONDS, sync.start),
         ):
-            while self._queue and not self._stop.exists():
-                try:
-                    with Engine(self._specification, address, self._stop) as engine:
-                        self._serve(engine, work, asked)
-                except EngineLostError as error:
-                    self._lose(error)
-            if asked.yes:
-                raise KeyboardInterrupt
+            try:
+                while self._queue and not self._stop.exists():
+                    try:
+                        with Engine(self._specification, address, self._stop) as engine:
+                            self._serve(engine, work, asked)
+                    except EngineLostError as error:
+                        self._lose(error)
+                if asked.yes:
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                self._view.say_what_waits(self._trials)
+                raise
 
     @contextlib.contextmanager
     def _stop_file(self) -> Iterator[None]:
@@ -147,7 +151,8 @@ class Driver:
 
     def _started(self, planned: Planned) -> None:
         self._working.add(planned.identity)
-        if not self._view.shows(planned):
+        # What comes to a worker after the stop leaves it again at once.
+        if not self._view.shows(planned) and not self._stop.exists():
             self._view.started(planned)
 
     def _ended(self, planned: Planned, result: dict[str, Any]) -> None:
@@ -165,7 +170,7 @@ class Driver:
         elif outcome == "taken":
             self._elsewhere[planned.identity] = planned
             self._view.ended(planned, "is run by somebody else; waiting for it")
-        else:
+        elif self._view.shows(planned):
             self._view.ended(planned, "interrupted")
         self._decide(planned)
         self._keep_to_budget()

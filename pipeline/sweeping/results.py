@@ -1,5 +1,6 @@
 """What a sweep came to: tables and figures in `results/sweeps/<name>/`, and the best of each task by validation."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -43,6 +44,21 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
             print(f"stopped early: {planned.name} (after step {step})")
     for line in best_lines(sweep.specification.select.by, trials):
         print(line)
+
+
+def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
+    """Where the results of a sweep lie, and what can be done with them; nothing while no trial is done."""
+    done = next((planned for planned in trials if planned.state is State.DONE), None)
+    if done is None:
+        return []
+    python = ".venv/bin/python" if Path(sys.executable).is_relative_to(Path.cwd() / ".venv") else "python"
+    identity = done.trial.folder.name
+    return [
+        f"results: {folder} (table.txt, claims.md, metrics.csv, figures), each trial in {done.params.train.runs}/",
+        f"next:    make report SWEEP={file}",
+        f"         {python} -m pipeline.inspect --run {identity}  # which tokens are sinks: {done.name}",
+        f"         {python} -m pipeline.transcribe FILE --run {identity}",
+    ]
 
 
 def _is_current(folder: Path, state: dict) -> bool:

@@ -21,6 +21,8 @@ from pipeline.common.files import canonical
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, Section, assign, checked, load_params, validate
 from pipeline.sweeping.narrowing import assignment, narrowed
+from pipeline.tracking.identity import configuration
+from pipeline.tracking.naming import task_of
 
 SEED = "train.seed"
 MOST_TRIALS = 10_000
@@ -165,10 +167,20 @@ def load_sweep(
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items()}
         points.append(Point(settings, _params(path, values, common, settings)))
+    _require_primary(path, specification.primary, points)
     points = narrowed(points, only)
     if specification.scheduler:
         _require_comparable(f"{path}: scheduler", specification.scheduler, points)
     return Sweep(specification, base, tuple(points))
+
+
+def _require_primary(path: str | Path, primary: str | None, points: Sequence[Point]) -> None:
+    """The planned comparison is of a task that the sweep has: under another name, nothing would be counted apart."""
+    if primary is None:
+        return
+    tasks = {task_of(configuration(point.params)) for point in points}
+    if primary not in tasks:
+        raise PipelineError(f"{path}: primary", f"{primary!r} is no task of it", f"name one of: {sorted(tasks)}")
 
 
 def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:

@@ -12,7 +12,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.mlflow_views import TASK
-from pipeline.tracking.naming import task_name, trial_name
+from pipeline.tracking.naming import task_of, trial_name
 from pipeline.tracking.provenance import sessions
 from pipeline.tracking.spool import Record
 from pipeline.tracking.trained import read_log
@@ -178,7 +178,7 @@ def _parameters(trial: Trial, configuration: dict[str, Any]) -> dict[str, str]:
         raise PipelineError(trial.config, "holds no parameters", "evaluate the trial again with your own parameters")
     others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks") if name in given}
     # An axis that every trial has: MLflow's parallel coordinates leave out a run that lacks one of theirs.
-    return _flat(configuration | others) | {TASK: task_name(configuration)}
+    return _flat(configuration | others) | {TASK: task_of(configuration)}
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:

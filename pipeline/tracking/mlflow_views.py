@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.common.metrics import COLUMN, CURVE, INTERMEDIATE, WER, find, shown
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, COLUMN, CURVE, WER, find, shown
 
 LONGEST_TAG = 8000
 """What MLflow keeps of a run's tag."""
@@ -24,6 +24,7 @@ PORT = 5000
 TASK, WEIGHT = "task", "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
+_COUNTS = (BY_ACTIVATION, BY_ATTENTION)
 _BOUNDS = ("/low", "/high")
 _CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
@@ -78,9 +79,9 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     columns.append("attributes.`Dataset`")
     lines = [metric.name for metric in shown(CURVE) if metric.name in metrics]
     charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
-    if INTERMEDIATE in metrics:
-        rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
-        charts += [_scatter(INTERMEDIATE, rate) for rate in rates[:_MOST_SCATTERS]]
+    rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
+    counts = [name for name in _COUNTS if name in metrics]
+    charts += [_scatter(count, rate) for rate in rates[:_MOST_SCATTERS] for count in counts]
     charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
     # A metric that no chart names gets one of its own, and there are seventy.
     charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -143,7 +144,7 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
-    """The error rates of whole splits and the main measure of sinks, then conditions and the other measures."""
+    """The error rates of whole splits and both counts of sinks, then conditions and the other measures."""
     names = [name for name in metrics if not name.endswith(_BOUNDS)]
     columns = [(name, metric) for name in names if (metric := find(name)) and COLUMN in metric.places]
     # Of the error rates the validation split first, by which one chooses, then the test split under its conditions.
@@ -151,7 +152,8 @@ def _headlines(metrics: Sequence[str]) -> list[str]:
     rates.sort(key=lambda name: "/validation" not in name)
     whole = [name for name in rates if name.count("/") == 1]
     sinks = [metric.name for metric in shown(COLUMN) if metric.name in names]
-    return [*whole, *sinks[:1], *(name for name in rates if name not in whole), *sinks[1:]]
+    counts = [name for name in sinks if name in _COUNTS]
+    return [*whole, *counts, *(name for name in rates if name not in whole), *(s for s in sinks if s not in counts)]
 
 
 def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
@@ -163,8 +165,8 @@ def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
 
 def _scatter(across: str, up: str) -> dict:
     return {
-        "uuid": f"SCATTER {up}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False, "isGenerated": False,
-        "runsCountToCompare": 100, "displayName": f"{up} against {across}",
+        "uuid": f"SCATTER {up} {across}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False,
+        "isGenerated": False, "runsCountToCompare": 100, "displayName": f"{up} against {across}",
         "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
     }  # fmt: skip
 
