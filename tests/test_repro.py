@@ -8,6 +8,7 @@ import time
 
 import pytest
 from project import ROOT, command, environment, make_project
+from sweeps import make_inputs
 
 STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
 
@@ -58,19 +59,18 @@ def test_metrics_and_plots_are_there_for_dvc(finished):
     assert not plots.get("errors")
 
 
-@pytest.mark.parametrize("lost", ["data/features", "results/features"])
-def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path, lost):
+def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path):
     project = shutil.copytree(finished, tmp_path / "project", symlinks=True)
-    shutil.rmtree(project / "data/features")
-    shutil.rmtree(project / lost, ignore_errors=True)
-    text = "name: small\nset: {train.steps: 2}\naxes: {model.modality: [video]}\n"
-    (project / "sweep.yaml").write_text(text)
+    (project / "sweep.yaml").write_text("name: small\nset: {train.steps: 2}\naxes: {model.modality: [video]}\n")
+    for lost in ("data/features", "results/features"):
+        shutil.rmtree(project / "data/features")
+        shutil.rmtree(project / lost, ignore_errors=True)
+        made = make_inputs(project)
+        assert "dvc repro features@video" in made
+        assert "Running stage" not in made
+        assert "git add" not in made
     done = command(project, "sweep", "sweep.yaml")
     assert done.returncode == 0, done.stderr
-    assert "dvc repro features@video" in done.stdout
-    assert "1 failed" not in done.stdout
-    assert "Running stage" not in done.stdout
-    assert "git add" not in done.stdout
     assert "best by wer/validation: VSR 5 weight 0" in done.stdout
 
 
@@ -110,9 +110,15 @@ def test_a_run_that_is_cut_goes_on(finished, tmp_path, ending):
     process.communicate(timeout=240)
     assert not (trial / "adapter").exists()
     steps = max(int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir())
+
+    def before_the_cut():
+        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["step"] <= steps]
+
+    kept = before_the_cut()
+    assert kept
     done = dvc(folder, "repro")
     assert done.returncode == 0, done.stderr + done.stdout
     assert stages_run(done) == ["train", "evaluate"]
     assert (trial / "metrics.json").exists()
-    times = {line["step"]: line["time"] for line in map(json.loads, (trial / "metrics.jsonl").read_text().splitlines())}
-    assert times[steps + 1] - times[steps] > 1, "the steps before the cut were made again"
+    assert before_the_cut() == kept, "the steps before the cut were made again"
