@@ -55,7 +55,7 @@ ONLY_IN = {"ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/
 HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "config"))
+COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "api", "config"))
 
 
 def imported(file: Path) -> Iterator[str]:
