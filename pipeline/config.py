@@ -16,6 +16,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.strict_yaml import parse_yaml, read_mapping
 
 Modality = Literal["audio", "video", "audiovisual"]
+Stream = Literal["audio", "video"]
 Split = Literal["train", "validation", "test"]
 RoleName = Literal[
     "bos", "audio_start", "audio", "audio_end", "video_start", "video", "video_end", "prompt", "response"
@@ -548,8 +549,10 @@ def _check_decorrelation(params: Params, where: str | Path) -> None:
             f"take all, or some of: {', '.join(there)}",
         )
     blocks = params.model.llm.blocks
-    counted = range(blocks - 1) if blocks else None
-    if counted is not None and (not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted))):
+    if blocks is None:
+        return
+    counted = range(blocks - 1)
+    if not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted)):
         asked = "all" if loss.layers == "all" else list(loss.layers)
         raise PipelineError(
             where,
@@ -602,9 +605,9 @@ def _check_online(params: Params, where: str | Path) -> None:
         )
 
 
-def streams(modality: Modality) -> tuple[Literal["audio", "video"], ...]:
+def streams(modality: Modality) -> tuple[Stream, ...]:
     """The input streams of a modality, in the order of the sequence."""
-    return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]
+    return ("audio", "video") if modality == "audiovisual" else (modality,)
 
 
 def prompt(model: Model) -> str:

@@ -1,15 +1,20 @@
-"""`pipeline.api`: the README's own lines, run as they stand, and what cannot be captured or heard."""
+"""The library from Python: the README's own lines, run as they stand, and what cannot be captured or heard; an exported
+trial, loaded by the lines of its card without our package."""
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.api import Sinks, Transcriber, capture_texts, load_trial, measure_sinks
@@ -17,8 +22,12 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
 from pipeline.corpora.media import read_audio, read_video_gray
 from pipeline.evaluate import evaluate
+from pipeline.export import export_trial
+from pipeline.model.examples import Example, collate
 from pipeline.model.roles import Role
 from pipeline.sinks.gallery import FIGURES
+from pipeline.tracking.provenance import sessions
+from pipeline.tracking.trial import Trial
 from pipeline.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,13 +132,19 @@ def test_what_cannot_be_measured(loaded: tuple) -> None:
 # A trained trial.
 
 
+SETTINGS = {
+    "audio": ["model.downsampling=stack", "model.projector.layer_norm=true"],
+    "audiovisual": ["model.llm.blocks=3", "train.seed=7"],
+}
+
+
 @pytest.fixture(scope="module")
 def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project with a trial that hears and reads lips, and one that hears."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("api") / "project", symlinks=True)
     with contextlib.chdir(folder):
-        for modality in ("audio", "audiovisual"):
-            params = load_params("params.yaml", [f"model.modality={modality}"])
+        for modality, more in SETTINGS.items():
+            params = load_params("params.yaml", [f"model.modality={modality}", *more])
             train(params)
             (folder / modality).symlink_to(folder / evaluate(params).folder)
     return folder
@@ -204,3 +219,128 @@ def test_a_trial_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PipelineError, match=r"^nowhere: is neither a folder nor an identity in runs"):
         load_trial("nowhere")
+
+
+# An exported trial.
+
+AFTERWARDS = """
+import sys
+import numpy as np
+given = np.load(sys.argv[1])
+encoders = {"audio": audio_features, "video": globals().get("video_features")}
+features = {stream: encoders[stream](given[stream]) for stream in config["streams"]}
+with torch.no_grad(), autocast():
+    logits = model(inputs_embeds=sequence(**features)).logits
+np.savez(sys.argv[2], logits=logits.float().numpy(), **features)
+print(transcribe(**features))
+assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both trials, exported and then moved."""
+    folder = tmp_path_factory.mktemp("exported")
+    with contextlib.chdir(project):
+        for name in SETTINGS:
+            export_trial(Trial(name), Path("out") / name, [])
+            shutil.move(Path("out") / name, folder / name)
+    return {name: folder / name for name in SETTINGS}
+
+
+def run_card(folder: Path, weights: Path, afterwards: str, *words: Path) -> subprocess.CompletedProcess:
+    """The code of a card, with the folders of the weights put in, and more code; in a process without our package."""
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE))
+    for name in ("llm", "whisper-tiny.en"):
+        assert code.count(f'Path("{name}")') == 1
+        code = code.replace(f'Path("{name}")', repr(weights / name).replace("PosixPath", "Path"))
+    line = [sys.executable, "-I", "-c", code + afterwards, *words]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_card_s_lines_give_our_logits_and_our_text(
+    exported: dict[str, Path], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(project)
+    trial = load_trial(name)
+    id = next(iter(clean_hypotheses(project / name)))
+    media = {
+        "audio": read_audio(Path(f"data/corpus/{id}.wav")),
+        "video": read_video_gray(Path(f"data/corpus/{id}.mp4")),
+    }
+    media = {stream: media[stream] for stream in trial.model.streams}
+    np.savez(tmp_path / "media.npz", **media)
+    ran = run_card(exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz")
+    assert ran.returncode == 0, ran.stderr
+    heard = trial.hear_arrays(**media)
+    assert ran.stdout == f"{heard.text}\n"
+    found = np.load(tmp_path / "found.npz")
+    for stream, features in heard.streams.items():
+        np.testing.assert_allclose(found[stream], features, rtol=2e-3, atol=2e-3)
+    with torch.no_grad():
+        embeddings = trial.model.sequence(collate([Example("", heard.streams, [])]), response=False).embeddings
+        expected = trial.model.llm(inputs_embeds=embeddings).logits
+    np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_without_the_base_model_the_card_s_lines_say_so_in_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
+    ran = run_card(exported["audio"], tmp_path, "")
+    assert ran.returncode == 1
+    assert ran.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
+
+
+def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: Path) -> None:
+    folder, trial = exported["audiovisual"], Trial(project / "audiovisual")
+    card = ModelCard.load(folder / "README.md")
+    metrics = trial.result()["metrics"]
+    results = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    assert results["synthetic, test", "wer"] == round(100 * metrics["wer/test"], 2)
+    assert results["synthetic, test, 0 dB", "cer"] == round(100 * metrics["cer/test/snr_0"], 2)
+    assert results.keys() == {
+        (c, m) for c in ("synthetic, test", "synthetic, test, 0 dB", "synthetic, validation") for m in ("wer", "cer")
+    }
+    assert json.loads((folder / "metrics.json").read_text())["metrics"] == metrics
+    weights = hashlib.sha256((project / "data/weights/llm/model.safetensors").read_bytes()).hexdigest()
+    for said in (
+        "cut to its first 3 of 4 layers",
+        f"{weights}  model.safetensors",
+        trial.identity,
+        "seed 7",
+        trial.identity_parts()["data"]["utterances/train"][:16],
+        sessions(trial)[0]["packages"]["torch"],
+        "steps: 8",
+        "test: 2, test, 0 dB: 2, validation: 2",
+        "| largest ratio, BOS | ",
+    ):
+        assert said in card.text, said
+
+
+def test_an_export_names_no_path(exported: dict[str, Path], project: Path) -> None:
+    for folder in exported.values():
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "llm"
+        for file in ("README.md", "adapter_config.json", "projector/config.json"):
+            text = (folder / file).read_text()
+            assert str(project) not in text
+            assert "data/weights" not in text
+
+
+def test_what_cannot_be_exported(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(PipelineError, match="taken: is there already; name a new folder"):
+        export_trial(Trial("audio"), tmp_path / "taken", [])
+    with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
+        export_trial(Trial("audio"), tmp_path / "out", ["model.llm.weights=data/weights/whisper-tiny.en"])
+    with pytest.raises(PipelineError, match="nowhere: there are no weights here"):
+        export_trial(Trial("audio"), tmp_path / "out", ["features.audio.weights=nowhere"])
+    damaged = Trial(shutil.copytree(project / "audio", tmp_path / "damaged"))
+    with (damaged.adapter / "projector.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(PipelineError, match=r"projector\.safetensors has changed"):
+        export_trial(damaged, tmp_path / "out", [])
+    shutil.rmtree(damaged.adapter)
+    with pytest.raises(PipelineError, match="this trial is not trained"):
+        export_trial(damaged, tmp_path / "out", [])
+    assert not (tmp_path / "out").exists()
