@@ -48,7 +48,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         PipelineError: there is no such trial or model, an input is missing, or nothing can be measured.
     """
     from pipeline.common.files import write_json, write_text
-    from pipeline.inspection.drawing import draw_survey
+    from pipeline.inspection.drawing import draw_sinks
     from pipeline.inspection.survey import survey
     from pipeline.inspection.words import words
 
@@ -61,7 +61,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     print(summary)
     write_text(folder / "summary.txt", summary)
     write_json(folder / "sinks.json", {"metrics": found.summary.metrics, "description": found.summary.description})
-    draw_survey(subject, found, folder)
+    draw_sinks(found.summary, folder, subject.name)
     if arguments.interventions:
         print(_interventions(subject, found, sinks, folder))
     print(f"written: {folder}")

@@ -57,7 +57,7 @@ ONLY_IN = {"ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/
 HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "scipy", "dvc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
+COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "api"))
 
 
 def imported(file: Path) -> Iterator[str]:

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pipeline.config import Modality, Model, Params
 
+Stream = Literal["audio", "video"]
 
-def streams(modality: "Modality") -> tuple[Literal["audio", "video"], ...]:
+
+def streams(modality: "Modality") -> tuple[Stream, ...]:
     """The input streams of a modality, in the order of the sequence."""
-    return {"audio": ("audio",), "video": ("video",), "audiovisual": ("audio", "video")}[modality]
+    return ("audio", "video") if modality == "audiovisual" else (modality,)
 
 
 def prompt(model: "Model") -> str:

@@ -74,8 +74,10 @@ def _check_decorrelation(params: "Params", where: str | Path) -> None:
             f"take all, or some of: {', '.join(there)}",
         )
     blocks = params.model.llm.blocks
-    counted = range(blocks - 1) if blocks else None
-    if counted is not None and (not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted))):
+    if blocks is None:
+        return
+    counted = range(blocks - 1)
+    if not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted)):
         asked = "all" if loss.layers == "all" else list(loss.layers)
         raise PipelineError(
             where,

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.inspection.effects import Effect
-from pipeline.inspection.subject import Subject
-from pipeline.inspection.survey import Survey
 from pipeline.sinks.figures import GREY, ORANGE, STYLE, Panel, save
 from pipeline.sinks.gallery import gallery
+from pipeline.sinks.statistics import SinkSummary
 
 ROW = 0.3
 """Inches for an intervention."""
@@ -24,10 +23,14 @@ LINEAR = 1.0
 cost a tenth of a point or all words."""
 
 
-def draw_survey(subject: Subject, survey: Survey, folder: Path) -> list[Path]:
-    """Draw all figures that a survey allows as PNG and PDF."""
-    panels = [Panel(subject.name, survey.summary.arrays)]
-    return [file for name, figure in gallery(panels).items() for file in save(figure, folder / name)]
+def draw_sinks(summary: SinkSummary, folder: str | Path, title: str = "") -> list[Path]:
+    """Draw all figures that a summary allows, as PNG and PDF in a folder.
+
+    Returns:
+        The files written.
+    """
+    figures = gallery([Panel(title, summary.arrays)])
+    return [file for name, figure in figures.items() for file in save(figure, Path(folder) / name)]
 
 
 @matplotlib.rc_context(STYLE)

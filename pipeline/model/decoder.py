@@ -1,9 +1,11 @@
 """The LLM: loaded from any Hugging Face folder, cut to its first blocks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -45,13 +47,13 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
         PipelineError: there is no such folder, it has fewer blocks than asked for, or it holds no causal language
             model that can be loaded, run and trained: damaged, incomplete, quantised, or one that sees later tokens.
     """
-    config = _config(settings)
-    _keep_blocks(config, settings)
+    config, _ = cut_config(settings)
     # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    loaded: Any
     try:
-        decoder, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             settings.weights,
             config=config,
             dtype=dtype,
@@ -62,6 +64,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
         )
     except UNREADABLE as error:
         raise _unusable(settings, error) from None
+    decoder, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise PipelineError(
@@ -74,6 +77,32 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
     decoder.eval()
     _require_usable(decoder, settings, dtype)
     return decoder
+
+
+def cut_config(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The decoder's configuration with the kept blocks alone, so that only these are ever built.
+
+    Returns:
+        The configuration, and the values of its text model that were changed.
+
+    Raises:
+        PipelineError: there is no configuration of a causal language model, or it has fewer blocks than asked for.
+    """
+    config = _config(settings)
+    text = config.get_text_config(decoder=True)
+    there = text.num_hidden_layers
+    if settings.blocks is None or settings.blocks == there:
+        return config, {}
+    if settings.blocks > there:
+        raise PipelineError(
+            "model.llm.blocks", f"{settings.blocks} are asked for and {settings.weights} has {there}", "ask for fewer"
+        )
+    # Some families list a property for each block (such as its kind of attention).
+    lists = {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == there}
+    changed = {name: value[: settings.blocks] for name, value in lists.items()} | {"num_hidden_layers": settings.blocks}
+    for name, value in changed.items():
+        setattr(text, name, value)
+    return config, changed
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
@@ -144,13 +173,19 @@ def require_embedded(tokens: list[int], decoder: PreTrainedModel, what: str) -> 
     Raises:
         PipelineError: an id is not in the embedding.
     """
-    rows = decoder.get_input_embeddings().weight.shape[0]
+    rows = embedding_of(decoder).shape[0]
     if tokens and max(tokens) >= rows:
         raise PipelineError(
-            decoder.name_or_path,
+            str(decoder.name_or_path),
             f"its tokenizer gives {what} the token {max(tokens)}, and its embedding has {rows} rows",
             "put the model's own tokenizer there, or resize its embedding",
         )
+
+
+def embedding_of(decoder: PreTrainedModel) -> Tensor:
+    """The weights of the input embedding, (vocabulary, width)."""
+    layer: Any = decoder.get_input_embeddings()
+    return layer.weight
 
 
 def most_positions(config: PreTrainedConfig) -> int | None:
@@ -188,7 +223,7 @@ def _config(settings: LLM) -> PreTrainedConfig:
 
 def _has_sdpa(config: PreTrainedConfig) -> bool:
     """Whether the architecture has sdpa, and can be switched to eager attention for the maps."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind._supports_sdpa and kind._can_set_attn_implementation()
 
 
@@ -263,20 +298,3 @@ def _needs_code(settings: LLM, error: Exception) -> PipelineError | None:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _keep_blocks(config: PreTrainedConfig, settings: LLM) -> None:
-    """Shorten the configuration, so that only the kept blocks are ever built."""
-    text = config.get_text_config(decoder=True)
-    there = text.num_hidden_layers
-    if settings.blocks is None or settings.blocks == there:
-        return
-    if settings.blocks > there:
-        raise PipelineError(
-            "model.llm.blocks", f"{settings.blocks} are asked for and {settings.weights} has {there}", "ask for fewer"
-        )
-    # Some families list a property for each block (such as its kind of attention).
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == there:
-            setattr(text, name, value[: settings.blocks])
-    text.num_hidden_layers = settings.blocks

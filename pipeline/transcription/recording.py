@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE
-from pipeline.corpora.media import read_audio, read_video_gray
+from pipeline.corpora.media import PCM_STEPS, pcm16, read_audio, read_video_gray
+from pipeline.corpora.mouth_region import CROP
 from pipeline.corpora.playback import has_picture
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recording import SAMPLES_PER_FRAME, SOUND, Recording, is_audio, skip_on_error
@@ -43,6 +44,32 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
     except Unusable as error:
         detail = f" ({error.detail})" if error.detail else ""
         raise PipelineError(file, f"{error.reason}{detail}", REMEDY) from None
+
+
+def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
+    """An array as `read_streams` returns its stream. Audio is rounded to the sixteen bits that a corpus keeps.
+
+    Args:
+        stream: `audio` or `video`.
+        array: audio (samples,) of float from -1 to 1 at 16 kHz; video (frames, 96, 96) of uint8 at 25 frames a second.
+
+    Raises:
+        PipelineError: it has another shape or type, a sample is not from -1 to 1, or there is less than one video frame
+            of it.
+    """
+    array = np.asarray(array)
+    found = f"has shape {array.shape} and type {array.dtype}"
+    if stream == "video":
+        if array.dtype != np.uint8 or array.shape[1:] != (CROP, CROP) or not len(array):
+            raise PipelineError("video", found, f"give (frames, {CROP}, {CROP}) of uint8, at least one frame")
+        return array
+    if array.ndim != 1 or array.dtype.kind != "f" or len(array) < SAMPLES_PER_FRAME:
+        raise PipelineError(
+            "audio", found, f"give (samples,) of float at 16 kHz, one channel, at least {SAMPLES_PER_FRAME} samples"
+        )
+    if not (loudest := np.abs(array).max()) <= 1:
+        raise PipelineError("audio", f"its largest |sample| is {loudest:g}", "scale it to lie from -1 to 1")
+    return (pcm16(array) / PCM_STEPS).astype(np.float32)
 
 
 def require_file(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained trial that takes files in place of a corpus: its own encoders, LLM, adapter and settings."""
+"""A trained trial that takes files or arrays in place of a corpus: its own encoders, LLM, adapter and settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.model.examples import Batch, Example, Examples, MediaExamples, mov
 from pipeline.sinks.tokens import Tokens, has_inner, measure
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
 from pipeline.tracking.trial import Trial
-from pipeline.transcription.recording import read_streams
+from pipeline.transcription.recording import checked_stream, read_streams
 from pipeline.trial.build import build_model
 from pipeline.trial.inputs import Inputs
 from pipeline.trial.measure import teacher_forced
@@ -25,9 +25,10 @@ from pipeline.trial.measure import teacher_forced
 
 @dataclass(frozen=True)
 class Heard:
-    """A file as the model takes it, and what it made of it."""
+    """A recording as the model takes it, and what it made of it."""
 
-    file: Path
+    name: str
+    """The file, or what errors call an array."""
     streams: dict[str, np.ndarray]
     """Features (frames, dimension) or, of a trial whose encoders are inside its model, media."""
     text: str
@@ -66,12 +67,32 @@ class Transcriber:
             PipelineError: see `read_streams`; or it is too long for the LLM.
         """
         media = read_streams(file, self.model.streams, Path(self.params.corpus.face_detector))
-        read = {stream: self._encode(file, stream, content) for stream, content in media.items()}
+        return self._hear(str(file), media)
+
+    def hear_arrays(self, *, audio: np.ndarray | None = None, video: np.ndarray | None = None) -> Heard:
+        """Transcribe arrays. An array that equals what `read_streams` reads of a file becomes the same text.
+
+        Args:
+            audio: (samples,) of float from -1 to 1, one channel at 16 kHz.
+            video: (frames, 96, 96) of uint8, the mouth region in grey at 25 frames a second.
+
+        Raises:
+            PipelineError: a stream of the trial is missing, one that it does not take is given, an array has another
+                shape, type or range, or the recording is too long for the LLM.
+        """
+        given = {stream: array for stream, array in (("audio", audio), ("video", video)) if array is not None}
+        if given.keys() != set(self.model.streams):
+            takes = " and ".join(self.model.streams)
+            raise PipelineError("the recording", f"has {' and '.join(given) or 'no stream'}", f"give {takes}")
+        return self._hear("the recording", {stream: checked_stream(stream, given[stream]) for stream in given})
+
+    def _hear(self, name: str, media: dict[str, np.ndarray]) -> Heard:
+        read = {stream: self._encode(name, stream, content) for stream, content in media.items()}
         batch = self._batch(read, "")
-        self._require_room(file, batch)
+        self._require_room(name, batch)
         settings = self.params.evaluate
         (text,) = transcribe(self.model, batch, settings.beams, settings.max_new_tokens)
-        return Heard(file, read, text)
+        return Heard(name, read, text)
 
     def is_cut(self, heard: Heard) -> bool:
         """Whether the text has as many tokens as it may have, so that more was probably said."""
@@ -86,13 +107,13 @@ class Transcriber:
         """
         captured = teacher_forced(self.model, self._batch(heard.streams, heard.text))
         if not bool(captured.finite().all()):
-            raise PipelineError(heard.file, "its activations are not finite", "take a trial that has not diverged")
+            raise PipelineError(heard.name, "its activations are not finite", "take a trial that has not diverged")
         if not has_inner(len(captured.importance)):
             raise PipelineError("model.llm.blocks", "are fewer than three", "sinks are looked for between two others")
         labels = token_labels(self.model, captured.roles[0].tolist(), self.model.respond(heard.text))
         return labels, measure(captured, self.params.sinks)
 
-    def _encode(self, file: Path, stream: str, content: np.ndarray) -> np.ndarray:
+    def _encode(self, name: str, stream: str, content: np.ndarray) -> np.ndarray:
         if stream not in self._encoders:
             return content
         (features,) = self._encoders[stream].encode([content])
@@ -100,17 +121,17 @@ class Transcriber:
             # As they are kept on disk.
             stored = features.astype(TYPE)
         if not np.isfinite(stored).all():
-            raise PipelineError(file, f"its {stream} features do not fit float16", "take another file")
+            raise PipelineError(name, f"its {stream} features do not fit float16", "take another recording")
         return stored
 
-    def _require_room(self, file: Path, batch: Batch) -> None:
+    def _require_room(self, name: str, batch: Batch) -> None:
         config = self.model.decoder.config.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None)
         frames = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:
             raise PipelineError(
-                file, f"needs {tokens:,} tokens, its text included, and the LLM takes {longest:,}", "cut it into pieces"
+                name, f"needs {tokens:,} tokens, its text included, and the LLM takes {longest:,}", "cut it into pieces"
             )
 
     @torch.no_grad()

@@ -1,0 +1,169 @@
+"""The model card of an exported trial: a Hugging Face README.md, filled from what the trial's folder records."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.comparison.conditions import condition_name, condition_order
+from pipeline.comparison.entries import Entry, read_entries
+from pipeline.comparison.quantities import SINKS, rounded
+from pipeline.config import Params
+from pipeline.reporting.provenance import origins, shared_facts
+from pipeline.tracking.provenance import sessions
+from pipeline.tracking.trial import Trial
+
+TEMPLATES = Path(__file__).with_name("model_card")
+WITH_CODE = {("audio", "whisper", "padded"), ("video", "dct", None)}
+"""Stream, encoder and window of what plain libraries encode as we do; each has a template of its code."""
+
+
+def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dict[str, str]) -> str:
+    """The card as Markdown with front matter.
+
+    Args:
+        trial: trained; a part on results is there as far as it is evaluated.
+        params: its own.
+        config: of the projector, see `pipeline.export`.
+        source: where the base model was taken from, as `weights.json` has it; empty where it has none.
+
+    Raises:
+        PipelineError: a file of the trial is damaged.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    (entry,), _ = read_entries([trial])
+    encoders = {stream: (stream, about["encoder"], about.get("window")) for stream, about in config["streams"].items()}
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    values = {
+        "front_matter": _front_matter(entry, params, source).strip(),
+        "title": _title(entry),
+        "identity": entry.identity,
+        "seed": entry.seed,
+        "decorrelation": params.decorrelation,
+        "config": config,
+        "layer_norm": params.model.projector.layer_norm,
+        "source": _source_text(source),
+        "error_rates": list(_error_rates(entry)),
+        "sinks": list(_sinks(entry)),
+        "sink_split": params.sinks.split,
+        "corpus": _yaml(_corpus(params)),
+        "utterances": _utterances(trial),
+        "data": entry.data,
+        "facts": _facts(entry),
+        "settings": _yaml(trial.identity_parts()["configuration"]),
+        "with_code": [stream for stream, encoder in encoders.items() if encoder in WITH_CODE],
+    }
+    return templates.get_template("card.md.jinja").render(values)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+
+
+def _corpus(params: Params) -> dict[str, Any]:
+    """The settings of the corpus, without paths."""
+    noise = params.corpus.noise.model_dump(mode="json", exclude={"folder"})
+    made = params.corpus.synthetic.model_dump(mode="json", exclude={"sentences"})
+    chosen = {"kind": params.corpus.kind, "seed": params.corpus.seed, "noise": noise}
+    return chosen | ({"synthetic": made} if params.corpus.kind == "synthetic" else {})
+
+
+def _title(entry: Entry) -> str:
+    return f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
+
+
+def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = "automatic-speech-recognition"
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=params.corpus.kind,
+            dataset_name=f"{params.corpus.kind}, {condition_name(condition)}",
+            # Without it, the conditions of a split are one data set.
+            dataset_config=condition.partition("/")[2] or "clean",
+            dataset_split=condition.partition("/")[0],
+            metric_type=metric,
+            metric_name=f"{metric.upper()} %",
+            metric_value=round(100 * entry.metrics[f"{metric}/{condition}"], 2),
+        )
+        for condition in _conditions(entry)
+        for metric in ("wer", "cer")
+    ]
+    data = ModelCardData(
+        library_name="peft",
+        pipeline_tag=task,
+        # A hub's own name alone is one that a hub can follow.
+        base_model=source.get("repository"),
+        tags=["lora", "speech-recognition", params.model.modality, "attention-sinks"],
+        model_name=_title(entry),
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _source_text(source: dict[str, str]) -> str:
+    match source.get("kind"):
+        case "hub":
+            return f"`{source['repository']}` at revision `{source['revision']}`"
+        case "wheel":
+            member = f"`{source['member']}` of the Python wheel `{source['package']}` {source['version']}"
+            return f"converted from {member} (SHA-256 `{source['sha256']}`)"
+        case _:
+            return ""
+
+
+def _conditions(entry: Entry) -> list[str]:
+    names = {name.removeprefix("wer/") for name in entry.metrics if name.startswith("wer/")}
+    return sorted((name for name in names if not name.endswith(("/low", "/high"))), key=condition_order)
+
+
+def _error_rates(entry: Entry) -> Iterator[tuple[str, str, str]]:
+    for condition in _conditions(entry):
+        wer, cer = (_value(entry, f"{metric}/{condition}", True, 1) for metric in ("wer", "cer"))
+        yield condition_name(condition), wer, cer
+
+
+def _sinks(entry: Entry) -> Iterator[tuple[str, str]]:
+    for quantity in SINKS:
+        if quantity.metric in entry.metrics:
+            yield quantity.label, _value(entry, quantity.metric, quantity.percent, quantity.decimals)
+
+
+def _value(entry: Entry, metric: str, percent: bool, decimals: int | None) -> str:
+    names = (metric, f"{metric}/low", f"{metric}/high")
+    value, *bounds = [
+        rounded(entry.metrics[n] * (100 if percent else 1), decimals) for n in names if n in entry.metrics
+    ]
+    return f"{value} [{', '.join(bounds)}]" if bounds else value
+
+
+def _utterances(trial: Trial) -> str:
+    """How many were scored, by split and condition."""
+    if not trial.result():
+        return ""
+    counts = Counter(
+        line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
+        for line in trial.read_hypotheses()
+    )
+    return ", ".join(f"{condition_name(name)}: {counts[name]}" for name in sorted(counts, key=condition_order))
+
+
+def _facts(entry: Entry) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for origin in origins([entry]):
+        facts |= {"began": f"{origin.began} UTC", "took": origin.took, "machine": origin.machine}
+    commits = dict.fromkeys(
+        f"`{code['commit']}`" + " with uncommitted changes" * bool(code.get("dirty"))
+        for session in sessions(entry.trial)
+        if "commit" in (code := session.get("code", {}))
+    )
+    shared = {name: fact for name, fact in shared_facts([entry]).items() if not name.startswith("data: ")}
+    return facts | {"commit": ", ".join(commits) or "not under version control"} | shared
