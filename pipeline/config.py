@@ -346,7 +346,10 @@ class Train(Section):
     device: str = "auto"
     """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads; null leaves it to PyTorch."""
+    """CPU threads, of all ranks together; null leaves it to PyTorch."""
+    ranks: Annotated[int, Field(ge=1)] = 1
+    """Processes that train the trial together, each on its share of every batch; on GPUs each has one. In a sweep
+    `resources.gpus` sets it where that is more than 1."""
 
 
 class Evaluate(Section):
@@ -520,6 +523,12 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
             where,
             f"train.steps is {train.steps} and train.epochs is {train.epochs}",
             "set one, and the other to null",
+        )
+    if train.ranks > 1 and ":" in train.device:
+        raise PipelineError(
+            where,
+            f"train.ranks is {train.ranks} and train.device is {train.device!r}, which is one device",
+            "set train.device to auto, cuda or cpu",
         )
     if params.sinks.split not in params.evaluate.splits:
         raise PipelineError(

@@ -50,6 +50,12 @@ def test_what_an_axis_says_inside_a_section_is_said_to_its_point_alone(load):
     assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
 
 
+def test_several_gpus_are_a_rank_each(load):
+    assert load(resources={"gpus": 4}).points[0].params.train.ranks == 4
+    assert [load(resources={"gpus": gpus}).points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
+    assert load(set={"train.ranks": 2}).points[0].params.train.ranks == 2
+
+
 def test_a_section_can_be_an_axis(load):
     sweep = load(axes={"model.rates": [{"audio": 4, "video": 2}, {"audio": 16, "video": 5}]})
     assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]
@@ -149,6 +155,12 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
         ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
+        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or a number of whole"),
+        (
+            {"resources": {"gpus": 0.5}, "set": {"train.ranks": 2}},
+            "resources: gpus is 0.5 and train.ranks is 2; set gpus to 2, a GPU for each rank, or to 0",
+        ),
+        ({"resources": {"gpus": 4}, "axes": {"train.ranks": [4, 2]}}, "resources: gpus is 4 and train.ranks is 2"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
         ({"disk_gb": 0}, "disk_gb is 0"),

@@ -22,19 +22,26 @@ from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, Section, assign, checked, load_params, validate
 from pipeline.sweeping.narrowing import assignment, narrowed
 
-SEED = "train.seed"
+SEED, RANKS = "train.seed", "train.ranks"
 MOST_TRIALS = 10_000
 """Of a sweep: more is a slip, and would take minutes to expand."""
 Settings = dict[str, Any]
 """Values by dotted key."""
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("a fraction of one GPU, or a number of whole ones")
+    return gpus
+
+
 class Resources(Section):
     """What a trial takes while it runs."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """A fraction lets several trials share a GPU; falls to 0 where there is none."""
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] = 0
+    """A fraction lets several trials share a GPU; several train one trial, each a rank with its share of every batch.
+    Falls to 0 where there is none."""
 
 
 def _of_validation(metric: str) -> str:
@@ -150,6 +157,8 @@ def load_sweep(
     for key, value in specification.set.items():
         _require_key(key, f"{path}: set")
         common[key] = value
+    if specification.resources.gpus > 1:
+        common.setdefault(RANKS, int(specification.resources.gpus))
     axes = {name: _axis(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
         axes["seeds"] = _distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
@@ -165,10 +174,21 @@ def load_sweep(
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items()}
         points.append(Point(settings, _params(path, values, common, settings)))
+    for point in points:
+        _require_gpu_for_each_rank(f"{path}: resources", specification.resources, point.params.train.ranks)
     points = narrowed(points, only)
     if specification.scheduler:
         _require_comparable(f"{path}: scheduler", specification.scheduler, points)
     return Sweep(specification, base, tuple(points))
+
+
+def _require_gpu_for_each_rank(where: str, resources: Resources, ranks: int) -> None:
+    if resources.gpus not in (0, ranks) and (ranks > 1 or resources.gpus > 1):
+        raise PipelineError(
+            where,
+            f"gpus is {resources.gpus:g} and {RANKS} is {ranks}",
+            f"set gpus to {ranks}, a GPU for each rank, or to 0, or leave {RANKS} out",
+        )
 
 
 def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:
