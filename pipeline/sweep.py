@@ -24,8 +24,10 @@ from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_lora_targets
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
+from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.trial import State, Trial
@@ -157,6 +159,9 @@ def show_plan(sweep: Sweep) -> None:
 def run(arguments: Namespace) -> None:
     """What the command does."""
     sweep = load_sweep(arguments.file, arguments.params, arguments.set, arguments.only)
+    if arguments.status:
+        print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
+        return
     if arguments.plan:
         show_plan(sweep)
         return
@@ -176,7 +181,8 @@ def run(arguments: Namespace) -> None:
         failure = None
         if not all(planned.is_over for planned in trials):
             try:
-                Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+                with recorded_plan(results, sweep.specification, trials):
+                    Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
@@ -221,6 +227,11 @@ def main() -> None:
         "--plan",
         action="store_true",
         help="list the trials, how far each has come and what the rest takes; run nothing",
+    )
+    made.add_argument(
+        "--status",
+        action="store_true",
+        help="show what a running or ended sweep runs, where and how far, what failed and what waits",
     )
     made.add_argument(
         "--only", action="append", default=[], metavar="k=v", help="keep trials of this value (modality=audio)"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,9 +95,35 @@ def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_
     assert table(folder) in ran.stdout
 
 
+def status(folder):
+    """What `--status` prints, in lines."""
+    shown = command(folder, "sweep", "sweep.yaml", "--status")
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.splitlines()
+
+
+def test_the_status_of_a_sweep_that_ended_needs_no_inputs(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True, ignore=shutil.ignore_patterns("data"))
+    first, second, counts, who = status(folder)
+    assert re.fullmatch(r"audio a1 .*  done  wer/validation \d\.\d{3}", first)
+    assert "  done  wer/validation " in second
+    assert counts == "2 trials: 2 done"
+    assert " ended " in who
+    specify(folder, name="other")
+    unknown = command(folder, "sweep", "sweep.yaml", "--status")
+    assert unknown.returncode == 1
+    assert "this sweep has run no trial yet; start it, or see --plan" in unknown.stderr
+
+
 def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    first, second, counts, who = status(project)
+    assert re.fullmatch(r"audio a1 .*  step \d+/240  loss .* utterances/s  on \S+, process \d+", first)
+    assert second.endswith("  waiting")
+    assert counts == "2 trials: 1 running, 1 waiting"
+    assert who.startswith(f"driver: process {driver.pid} on ")
+    assert " runs since " in who
     os.kill(worker(project), signal.SIGKILL)
     wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint after the worker was killed")
     left = worker(project)
@@ -104,6 +131,10 @@ def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(proj
     printed, _ = driver.communicate()
     assert "is tried again after: its worker was killed" in printed
     wait_until(lambda: not is_alive(left), None, "the worker ends with its driver", 30)
+    first, _, counts, who = status(project)
+    assert re.search(r"  waiting; begun, step \d+$", first)
+    assert counts == "2 trials: 2 waiting"
+    assert " was killed; it began " in who
     (trial,) = trials(project)
     assert max(json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()) >= 20
 
