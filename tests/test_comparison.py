@@ -85,6 +85,21 @@ def test_what_differs_between_tasks_only_is_a_note(tmp_path: Path) -> None:
     assert comparison.notes == ("train.learning_rate is 0.001 for ASR 16, 0.0005 for VSR 5.",)
 
 
+def test_hypotheses_that_are_cut_are_a_note_and_a_count(tmp_path: Path) -> None:
+    counts = {"cut_hypotheses/test": 3, "cut_hypotheses/test/snr_0": 5, "cut_hypotheses/validation": 0}
+    trials = [make_trial(tmp_path, "model.modality=video"), make_trial(tmp_path, AUDIO)]
+    finish(trials[0], {"test": FEW, "test/snr_0": MANY}, **counts)
+    finish(trials[1], {"test": FEW}, **{"cut_hypotheses/test": 0})
+    comparison = compare(trials)
+    [note] = comparison.notes
+    assert note == (
+        "Hypotheses that were cut at evaluate.max_new_tokens: VSR 5, weight 0, seed 0: 3 of test, 5 of test/snr_0. "
+        "Raise it."
+    )
+    assert note in rendering.text(comparison, 500)
+    assert "cut_hypotheses/test/snr_0,5" in rendering.long_csv(comparison)
+
+
 def test_a_loss_that_is_not_the_default_everywhere_is_a_note(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=1", "decorrelation.stop_gradient=true")]
     assert compare(trials).notes == ("decorrelation.stop_gradient is True wherever the weight is above 0.",)

@@ -12,7 +12,7 @@ from pipeline.config import streams
 from pipeline.encoders.store import TYPE
 from pipeline.encoders.table import ENCODERS
 from pipeline.inspection.labels import token_labels
-from pipeline.model.decoding import transcribe
+from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
 from pipeline.sinks.tokens import Tokens, has_inner, measure
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
@@ -32,6 +32,8 @@ class Heard:
     """Features (frames, dimension) or, of a trial whose encoders are inside its model, media."""
     text: str
     """The hypothesis."""
+    is_cut: bool
+    """Whether it has as many tokens as it may have, so that more was probably said."""
 
 
 class Transcriber:
@@ -70,12 +72,8 @@ class Transcriber:
         batch = self._batch(read, "")
         self._require_room(file, batch)
         settings = self.params.evaluate
-        (text,) = transcribe(self.model, batch, settings.beams, settings.max_new_tokens)
-        return Heard(file, read, text)
-
-    def is_cut(self, heard: Heard) -> bool:
-        """Whether the text has as many tokens as it may have, so that more was probably said."""
-        return len(self.model.respond(heard.text)) >= self.params.evaluate.max_new_tokens
+        (hypothesis,) = decode(self.model, batch, settings.beams, settings.max_new_tokens)
+        return Heard(file, read, *hypothesis)
 
     @torch.no_grad()
     def tokens(self, heard: Heard) -> tuple[list[str], Tokens]:
