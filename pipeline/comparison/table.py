@@ -5,7 +5,7 @@ print(text(comparison))  # of pipeline.comparison.rendering
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,18 +80,22 @@ class Comparison:
         return [entry for task in self.tasks for variant in self.variants for entry in self.cell(task, variant).entries]
 
 
-def compare(trials: Sequence[Trial], primary: str | None = None) -> Comparison:
+def compare(
+    trials: Sequence[Trial], primary: str | None = None, datasets: Mapping[str, str] | None = None
+) -> Comparison:
     """Compare trials, done or not, in any order.
 
     Args:
         trials: folders of trials.
-        primary: the task (`VSR 5`) whose change on the clean test set was planned as the one comparison.
+        primary: the task (`VSR 5`, of several corpora `LRS3 VSR 5`) whose change on the clean test set was planned as
+            the one comparison.
+        datasets: what the corpora of trials are called, by identity; others are named by themselves.
 
     Raises:
         PipelineError: there is none that has begun, or an `identity.json` is damaged. What else is damaged in a trial
             makes a gap or a note.
     """
-    entries, absent = read_entries(trials)
+    entries, absent = read_entries(trials, datasets or {})
     if not entries:
         raise PipelineError("comparison", "there is no trial to compare", "run some: python -m pipeline.sweep")
     keys = differing_keys(entries)

@@ -23,10 +23,11 @@ RATIO = "sinks/max_ratio/"
 
 @matplotlib.rc_context(sinks.STYLE)
 def wer_against_rate(comparison: Comparison) -> Figure | None:
-    """Word error rate at each rate of a modality, a line for each variant; None where no modality has two rates."""
+    """Word error rate at each rate of a modality, a line for each variant; None where no modality has two rates. Each
+    corpus has panels of its own."""
     modalities: dict[str, list[Task]] = {}
     for task in comparison.tasks:
-        modalities.setdefault(task.modality, []).append(task)
+        modalities.setdefault(f"{task.dataset} {PAPER_NAMES[task.modality]}".lstrip(), []).append(task)
     modalities = {modality: tasks for modality, tasks in modalities.items() if len(tasks) > 1}
     drawn = [quantity for quantity in _drawn(comparison) if quantity.metric.startswith("wer/")]
     if not modalities or not drawn:
@@ -42,7 +43,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
                 cells = [comparison.cell(task, variant) for task in tasks]
                 _draw_line(place, cells, quantity, shift, label=str(variant), **_look(number))
             _finish(place, [",".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
-            place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
+            place.set_title(modality if quantity is drawn[0] else "")
     sinks.shared_legend(figure, *axes.flat)
     return figure
 

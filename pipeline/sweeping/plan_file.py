@@ -57,6 +57,7 @@ def recorded_plan(folder: Path, specification: Specification, trials: Sequence[P
                 "identity": planned.identity,
                 "evaluation": planned.evaluation,
                 "folder": str(planned.trial.folder),
+                "dataset": planned.dataset,
             }
             for planned in trials
         ],
@@ -90,6 +91,7 @@ def read_plan(folder: Path) -> RecordedPlan:
                 line["evaluation"],
                 Trial(line["folder"]),
                 asha,
+                line["dataset"],
             )
             for line in plan["trials"]
         )
