@@ -22,7 +22,7 @@ from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_lora_targets
-from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
+from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, publish, results_folder
@@ -94,6 +94,9 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
             continue
         if arguments.no_repro or arguments.sync:
             raise missing_line(needed)
+        # All that is needed is looked for before hours go into a part of it.
+        for source in missing_sources(sweep, arguments.file, arguments.params):
+            raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
             _repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
@@ -139,10 +142,12 @@ def _make(params: Params, stages: Sequence[str]) -> None:
             make_features(params, stream)
 
 
-def show_plan(sweep: Sweep) -> None:
+def show_plan(sweep: Sweep, file: str, params: str) -> None:
     """Print the trials, what is done and shared, and what the rest will take. Nothing is run."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that come first: {' '.join(needed)}")
+        for source in missing_sources(sweep, file, params):
+            print(f"warning: {source}")
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
@@ -163,7 +168,7 @@ def run(arguments: Namespace) -> None:
         print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
         return
     if arguments.plan:
-        show_plan(sweep)
+        show_plan(sweep, arguments.file, arguments.params)
         return
     make_inputs(sweep, arguments)
     trials = plan_trials(sweep)
