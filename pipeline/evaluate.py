@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
@@ -19,9 +20,13 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
 from pipeline.tracking.provenance import recorded
+from pipeline.tracking.results import CUT
 from pipeline.tracking.trained import not_trained
 from pipeline.tracking.trial import State, Trial
 from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
+
+if TYPE_CHECKING:
+    from pipeline.model.decoding import Hypothesis
 
 RESULTS = Path("results/evaluate")
 METRICS = Path("results/metrics.json")
@@ -73,8 +78,8 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     model = build_model(params, inputs, trial.adapter).eval()
     # Named by the evaluation, so that no other beam's hypotheses are taken for this one's.
     journal = trial.folder / f"hypotheses.{evaluation[:16]}.journal"
-    texts = hypotheses(model, params, inputs, journal)
-    metrics, lines = _scored(params, inputs, texts)
+    understood = hypotheses(model, params, inputs, journal)
+    metrics, lines = _scored(params, inputs, understood)
     summary = sinks(model, params, inputs)
     with written_whole(trial.sinks) as beside:
         np.savez(beside, **summary.arrays)
@@ -83,7 +88,7 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     return metrics | summary.metrics, {"sinks": summary.description}
 
 
-def _scored(params: Params, inputs: Inputs, texts: dict[str, str]) -> tuple[dict[str, float], list[dict]]:
+def _scored(params: Params, inputs: Inputs, understood: dict[str, "Hypothesis"]) -> tuple[dict[str, float], list[dict]]:
     """Metrics of each split and condition, and the lines of `hypotheses.jsonl`."""
     metrics: dict[str, float] = {}
     lines: list[dict] = []
@@ -91,32 +96,44 @@ def _scored(params: Params, inputs: Inputs, texts: dict[str, str]) -> tuple[dict
         for condition in inputs.conditions(split):
             chosen = inputs.chosen(split, condition)
             name = split if condition == "clean" else f"{split}/{condition}"
-            found, scored = _score_condition(params, chosen, texts, name)
+            found, scored = _score_condition(params, chosen, understood, name)
             metrics |= found
+            _warn_of_cut(params, int(found[f"{CUT}/{name}"]), len(chosen), name)
             lines += [{"split": split, "condition": condition, **line} for line in scored]
     return metrics, lines
 
 
 def _score_condition(
-    params: Params, chosen: Sequence[Utterance], texts: dict[str, str], name: str
+    params: Params, chosen: Sequence[Utterance], understood: dict[str, "Hypothesis"], name: str
 ) -> tuple[dict[str, float], list[dict]]:
     from pipeline.scoring.errors import score
 
     speakers = [utterance.speaker for utterance in chosen]
-    result = score(
-        [u.text for u in chosen], [texts[u.id] for u in chosen], params.evaluate.bootstrap, speakers=speakers
-    )
+    texts = [understood[utterance.id].text for utterance in chosen]
+    result = score([u.text for u in chosen], texts, params.evaluate.bootstrap, speakers=speakers)
+    cut = sum(understood[utterance.id].is_cut for utterance in chosen)
     lines = [
         {
             "id": utterance.id,
             "speaker": utterance.speaker,
             "reference": utterance.text,
-            "hypothesis": texts[utterance.id],
+            "hypothesis": understood[utterance.id].text,
+            "is_cut": understood[utterance.id].is_cut,
             **scored.record(),
         }
         for utterance, scored in zip(chosen, result.utterances, strict=True)
     ]
-    return result.metrics(name), lines
+    return result.metrics(name) | {f"{CUT}/{name}": cut}, lines
+
+
+def _warn_of_cut(params: Params, cut: int, count: int, name: str) -> None:
+    if cut:
+        limit = params.evaluate.max_new_tokens
+        print(
+            f"warning: {cut} of {count} hypotheses of {name} were cut at evaluate.max_new_tokens {limit}; raise it",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:

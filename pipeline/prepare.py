@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import require_space, write_json
+from pipeline.common.files import digest, require_space, write_json
 from pipeline.common.progress import progress
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import (
@@ -31,9 +31,9 @@ from pipeline.corpora.journal import (
 )
 from pipeline.corpora.manifest import REMEDY, Utterance, manifest_text
 from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
-from pipeline.corpora.prepared import MANIFEST_KEY, SETTINGS
+from pipeline.corpora.prepared import MANIFEST_KEY, ROOT, SETTINGS, SOURCES
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
-from pipeline.corpora.record import recorded_settings, remove_media, remove_others
+from pipeline.corpora.record import MEDIA, recorded_settings, remove_media, remove_others
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.workers import KILLED, Workers, available_cores
 
@@ -80,12 +80,18 @@ def _prepared(corpus: Corpus, workers: int | None) -> Path:
     settings, before = reader.settings(), recorded_settings(folder)
     if before is not None:
         remove_media(folder, reader.stale(before, settings))
+    is_moved = before is not None and before.get(ROOT) != corpus.root
+    is_another = is_moved and before.get(SOURCES) != _sources_digest(reader, listing)
+    if is_another:
+        remove_media(folder, list(MEDIA))
     began = time.time_ns()
-    same = before is not None and before.get("digest") == settings["digest"]
+    same = before is not None and before.get("digest") == settings["digest"] and not is_another
     previous = read_previous_run(folder, clips, reader.sources, listing.skipped, same)
     todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
     silent = [split for split in babble_splits(corpus) if not (folder / babble_file(split)).exists()]
     if not todo and not silent and previous.whole:
+        if is_moved:
+            write_json(folder / SETTINGS, before | {ROOT: corpus.root})
         if previous.reread > FEW:
             # A copied corpus: files are newer than their manifest, and would be read at every start.
             seal(folder, began)
@@ -101,8 +107,21 @@ def _prepared(corpus: Corpus, workers: int | None) -> Path:
         for id_, one in _make(reader, folder, listing, todo, previous, workers):
             journal.add(id_, one)
             made[id_] = one
-    _finish(folder, corpus, settings, listing, [made[id_] for id_ in clips])
+    sources = {SOURCES: _sources_digest(reader, listing)}
+    _finish(folder, corpus, settings | sources, listing, [made[id_] for id_ in clips])
     return folder
+
+
+def _sources_digest(reader: Reader, listing: Listing) -> str:
+    """Of the names and sizes of all files of the corpus, so that it is known wherever it lies."""
+
+    def size(path: Path) -> int | None:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return None
+
+    return digest([[clip.id, *map(size, reader.sources(clip))] for clip in listing.clips])
 
 
 def _make(

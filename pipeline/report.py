@@ -12,10 +12,11 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.table import Comparison, compare
+from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
 from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.results import compare_planned
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.tracking.trial import State
 
@@ -41,7 +42,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     """
     sweep = load_sweep(file, params, overrides)
     trials = plan_trials(sweep)
-    comparison = compare([planned.trial for planned in trials], sweep.specification.primary)
+    comparison = compare_planned(sweep, trials)
     folder = RESULTS / sweep.specification.name
     files = write_comparison(comparison, folder / "comparison")
     for ending, text in pages(_subject(file, sweep, trials, comparison), comparison, files, folder, media).items():

@@ -23,10 +23,12 @@ from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
-from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
+from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
+from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.trial import State, Trial
@@ -99,6 +101,9 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
             continue
         if arguments.no_repro or arguments.sync:
             raise missing_line(needed)
+        # All that is needed is looked for before hours go into a part of it.
+        for source in missing_sources(sweep, arguments.file, arguments.params):
+            raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
             _repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
@@ -147,11 +152,13 @@ def _make(params: Params, stages: Sequence[str]) -> None:
             make_features(params, stream)
 
 
-def show_plan(sweep: Sweep) -> None:
+def show_plan(sweep: Sweep, file: str, params: str) -> None:
     """Print the trials, what is done and shared, and what the rest will take. Nothing is run."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that come first: {' '.join(needed)}")
-        print(*dict.fromkeys(point_name(point.params, point.settings) for point in sweep.points), sep="\n")
+        for source in missing_sources(sweep, file, params):
+            print(f"warning: {source}")
+        print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
     trials = plan_trials(sweep)
@@ -167,8 +174,11 @@ def show_plan(sweep: Sweep) -> None:
 def run(arguments: Namespace) -> None:
     """What the command does."""
     sweep = load_sweep(arguments.file, arguments.params, arguments.set, arguments.only)
+    if arguments.status:
+        print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
+        return
     if arguments.plan:
-        show_plan(sweep)
+        show_plan(sweep, arguments.file, arguments.params)
         return
     make_inputs(sweep, arguments)
     trials = plan_trials(sweep)
@@ -186,7 +196,8 @@ def run(arguments: Namespace) -> None:
         failure = None
         if not all(planned.is_over for planned in trials):
             try:
-                Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+                with recorded_plan(results, sweep.specification, trials):
+                    Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
@@ -233,6 +244,11 @@ def main() -> None:
         "--plan",
         action="store_true",
         help="list the trials, how far each has come and what the rest takes; run nothing",
+    )
+    made.add_argument(
+        "--status",
+        action="store_true",
+        help="show what a running or ended sweep runs, where and how far, what failed and what waits",
     )
     made.add_argument(
         "--only", action="append", default=[], metavar="k=v", help="keep trials of this value (modality=audio)"

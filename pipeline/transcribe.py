@@ -55,7 +55,7 @@ def transcribe(arguments: argparse.Namespace) -> None:
     for file in arguments.files:
         heard = transcriber.hear(file)
         print(heard.text, flush=True)
-        if transcriber.is_cut(heard):
+        if heard.is_cut:
             limit = transcriber.params.evaluate.max_new_tokens
             more = f"allow more: --set evaluate.max_new_tokens={2 * limit}"
             print(

@@ -23,7 +23,7 @@ from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
-from pipeline.model.decoding import transcribe
+from pipeline.model.decoding import decode
 from pipeline.model.encoding import OnlineEncoder
 from pipeline.model.examples import Batch, Examples, MediaExamples, collate, moved
 from pipeline.sinks.statistics import SinkStatistics
@@ -104,7 +104,7 @@ def checkpointed_step(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[st
 def decoding(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
     # What `torch.inference_mode` decorates cannot be run on a subclass of tensors.
     with torch.no_grad():
-        return transcribe.__wrapped__(model.eval(), batch, 3, 8), {}
+        return [text for text, _ in decode.__wrapped__(model.eval(), batch, 3, 8)], {}
 
 
 def capture(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:

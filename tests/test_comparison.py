@@ -85,6 +85,61 @@ def test_what_differs_between_tasks_only_is_a_note(tmp_path: Path) -> None:
     assert comparison.notes == ("train.learning_rate is 0.001 for ASR 16, 0.0005 for VSR 5.",)
 
 
+def test_hypotheses_that_are_cut_are_a_note_and_a_count(tmp_path: Path) -> None:
+    counts = {"cut_hypotheses/test": 3, "cut_hypotheses/test/snr_0": 5, "cut_hypotheses/validation": 0}
+    trials = [make_trial(tmp_path, "model.modality=video"), make_trial(tmp_path, AUDIO)]
+    finish(trials[0], {"test": FEW, "test/snr_0": MANY}, **counts)
+    finish(trials[1], {"test": FEW}, **{"cut_hypotheses/test": 0})
+    comparison = compare(trials)
+    [note] = comparison.notes
+    assert note == (
+        "Hypotheses that were cut at evaluate.max_new_tokens: VSR 5, weight 0, seed 0: 3 of test, 5 of test/snr_0. "
+        "Raise it."
+    )
+    assert note in rendering.text(comparison, 500)
+    assert "cut_hypotheses/test/snr_0,5" in rendering.long_csv(comparison)
+
+
+def two_corpora(folder: Path) -> list[Trial]:
+    """On each of two corpora weight 0 and 0.1, the second corpus much harder."""
+    found = []
+    for kind, errors in (("lrs2", FEW), ("lrs3", MANY)):
+        for weight in (0, 0.1):
+            corpus = f"corpus={{kind: {kind}, root: /some/{kind}, out: data/{kind}}}"
+            data = {"utterances/train": kind, "audio/train": kind}
+            made = make_trial(folder, AUDIO, f"decorrelation.weight={weight}", corpus, data=data)
+            found.append(finish(made, {"test": errors}))
+    return found
+
+
+def test_two_corpora_are_rows_of_their_own_and_never_averaged(tmp_path: Path) -> None:
+    trials = two_corpora(tmp_path)
+    comparison = compare(trials)
+    assert list(map(str, comparison.tasks)) == ["LRS2 ASR 16", "LRS3 ASR 16"]
+    assert list(map(str, comparison.variants)) == ["weight 0", "weight 0.1"]
+    assert comparison.notes == ()
+    shown = [line.split()[:6] for line in rendering.text(comparison).splitlines() if " ASR 16 " in line]
+    assert shown[:2] == [["WER", "%,", "test", "LRS2", "ASR", "16"], ["LRS3", "ASR", "16", *shown[1][3:]]]
+    for table in (rendering.csv_table(comparison), rendering.long_csv(comparison)):
+        lines = list(csv.DictReader(io.StringIO(table)))
+        assert {(line["dataset"], line["task"]) for line in lines} == {("LRS2", "ASR 16"), ("LRS3", "ASR 16")}
+    lines = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
+    rates = {line["dataset"]: float(line["wer/test"]) for line in lines}
+    assert rates == pytest.approx({"LRS2": sum(FEW) / 60, "LRS3": sum(MANY) / 60})
+    for table in (rendering.markdown(comparison), rendering.latex(comparison)):
+        assert "LRS2" in table
+        assert "/some" not in table
+
+
+def test_a_sweep_names_its_corpora_and_one_corpus_is_not_named_in_the_table(tmp_path: Path) -> None:
+    trials = two_corpora(tmp_path)
+    names = {trial.identity: "mine" for trial in trials[:2]}
+    assert list(map(str, compare(trials, datasets=names).tasks)) == ["LRS3 ASR 16", "mine ASR 16"]
+    alone = compare(trials[:2])
+    assert list(map(str, alone.tasks)) == ["ASR 16"]
+    assert {line["dataset"] for line in csv.DictReader(io.StringIO(rendering.csv_table(alone)))} == {"LRS2"}
+
+
 def test_a_loss_that_is_not_the_default_everywhere_is_a_note(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=1", "decorrelation.stop_gradient=true")]
     assert compare(trials).notes == ("decorrelation.stop_gradient is True wherever the weight is above 0.",)

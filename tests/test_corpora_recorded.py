@@ -410,6 +410,37 @@ def test_another_folder_than_the_corpus_is_one_clear_error(kind: str, said: str,
         prepare(params(kind, tmp_path / "none", tmp_path / "out"), workers=1)
 
 
+@pytest.mark.parametrize("kind", ["lrs3", "folder"])
+def test_a_corpus_that_moved_is_not_prepared_again_and_another_one_is(
+    kind: str, spoken: list[Spoken], tmp_path: Path
+) -> None:
+    root = TREES[kind](tmp_path / "root", spoken)
+    out = prepare(params(kind, root, tmp_path / "out", NOISY))
+    before = times(out)
+    lines = read_manifest(out)
+    moved = params(
+        kind, (tmp_path / "root").rename(tmp_path / "elsewhere") / root.relative_to(tmp_path / "root"), out, NOISY
+    )
+    assert not is_current(moved.corpus)
+    prepare(moved)
+    assert is_current(moved.corpus)
+    assert read_manifest(out) == lines
+    own = {path for path in before if path.suffix in (".wav", ".mp4") and not path.is_symlink()}
+    assert own
+    assert {path: times(out)[path] for path in own} == {path: before[path] for path in own}
+    another = params(kind, TREES[kind](tmp_path / "another", spoken), out, NOISY)
+    files = [path for path in sorted((tmp_path / "another").rglob("*")) if path.suffix in (".mp4", ".wav")]
+    first = files[-1]
+    second = next(path for path in files if path.suffix == first.suffix and path.stat().st_size != first.stat().st_size)
+    first.write_bytes(second.read_bytes())
+    # As old as the other, so that sizes alone tell them apart.
+    for path in (tmp_path / "another").rglob("*"):
+        os.utime(path, (0, 0))
+    prepare(another)
+    assert is_current(another.corpus)
+    assert all(times(out).get(path) != before[path] for path in own)
+
+
 def test_a_recorded_corpus_needs_a_root(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"corpus\.root is None and corpus\.kind is 'grid'; name the folder"):
         params("grid", "null", tmp_path)

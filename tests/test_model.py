@@ -18,7 +18,7 @@ from pipeline.config.kinds import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer
-from pipeline.model.decoding import prompt_read_once, transcribe
+from pipeline.model.decoding import decode, prompt_read_once, transcribe
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.examples import Examples, collate
@@ -191,6 +191,13 @@ def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
     alone = [transcribe(model, batch_of(model, [n]), beams, 12)[0] for n in range(4)]
     assert together == alone
     assert len(set(together)) > 1
+
+
+def test_a_hypothesis_without_an_end_is_cut(llm, monkeypatch):
+    model = build(llm)
+    made = torch.tensor([[40, 41, model.eos, model.eos], [40, 41, 42, 43], [40, 41, 42, model.eos]])
+    monkeypatch.setattr(model.decoder, "generate", lambda **_: made, raising=False)
+    assert [hypothesis.is_cut for hypothesis in decode(model, batch_of(model, [0, 1, 2]), 1, 4)] == [False, True, False]
 
 
 GENERATION = {

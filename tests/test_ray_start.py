@@ -42,6 +42,13 @@ def test_on_this_machine_a_trial_takes_what_there_is_and_without_a_gpu_none():
     assert len(notes) == 2
 
 
+def test_a_trial_of_several_gpus_takes_all_of_them_or_none():
+    assert taken(Resources(gpus=2), [GPUS], None)[0] == {"CPU": 1, "GPU": 2}
+    assert taken(Resources(gpus=4), [LARGE], None)[0] == {"CPU": 1, "GPU": 0}
+    with pytest.raises(PipelineError, match="resources: a trial takes 1 CPUs and 4 GPUs, and the largest node has"):
+        taken(Resources(gpus=4), [GPUS], None)
+
+
 def test_a_worker_sees_the_gpus_that_it_was_given_and_no_other(monkeypatch):
     import torch
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping.plan import dataset_name, point_name
 from pipeline.sweeping.specification import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,37 @@ def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
         PipelineError, match=r"primary: 'audio 16' is no task of it; name one of: \['ASR 16', 'VSR 5'\]"
     ):
         load(axes=axes, primary="audio 16")
+
+
+def test_several_gpus_are_a_rank_each(load):
+    assert load(resources={"gpus": 4}).points[0].params.train.ranks == 4
+    assert [load(resources={"gpus": gpus}).points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
+    assert load(set={"train.ranks": 2}).points[0].params.train.ranks == 2
+
+
+CORPORA = [
+    {"name": "LRS2", "corpus.kind": "lrs2", "corpus.root": "/some/where/lrs2", "corpus.out": "data/lrs2"},
+    {"name": "LRS3", "corpus.kind": "lrs3", "corpus.root": "/some/where/lrs3", "corpus.out": "data/lrs3"},
+]
+
+
+def test_values_of_an_axis_can_have_names(load):
+    sweep = load(axes={"dataset": CORPORA, **WEIGHTS})
+    assert [point.params.corpus.kind for point in sweep.points] == ["lrs2", "lrs2", "lrs3", "lrs3"]
+    assert "name" not in sweep.points[0].settings
+    assert point_name(sweep.points[-1]).endswith("weight 0.1 seed 0 LRS3")
+    assert [dataset_name(point) for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
+    assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
+    with pytest.raises(PipelineError, match="no trial is left; dataset is one of: LRS2, LRS3"):
+        load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
+
+
+def test_no_path_is_in_a_name(load):
+    unnamed = [{key: value for key, value in corpus.items() if key != "name"} for corpus in CORPORA]
+    sweep = load(axes={"dataset": unnamed, "features.audio.weights": ["/my/weights/whisper", "/my/weights/tiny"]})
+    assert [point_name(point).partition(" seed 0 ")[2] for point in sweep.points] == [
+        "LRS2 weights whisper", "LRS2 weights tiny", "LRS3 weights whisper", "LRS3 weights tiny"
+    ]  # fmt: skip
 
 
 def test_a_section_can_be_an_axis(load):
@@ -152,12 +184,26 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight has {"decorrelation.weight":1} twice'),
         ({"axes": {"train.seed": [0, 1]}, "seeds": [0]}, "train.seed and seeds both set train.seed"),
         ({"axes": {"model.rates": [{"audio": 4}], "model.rates.audio": [4]}}, "both set model.rates.audio"),
+        (
+            {"axes": {"dataset": [{"name": "a/b", "corpus.seed": 1}]}},
+            "axes.dataset: a value is named 'a/b'; use letters",
+        ),
+        (
+            {"axes": {"dataset": [{"name": "a", "corpus.seed": 1}, {"name": "a", "corpus.seed": 2}]}},
+            "axes.dataset: two values are named 'a'; give each its own name",
+        ),
         ({"seeds": []}, "seeds is []"),
         ({"seeds": [0, 0]}, "seeds has"),
         ({"seeds": [0.5]}, "seeds[0] is 0.5"),
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
         ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
+        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or a number of whole"),
+        (
+            {"resources": {"gpus": 0.5}, "set": {"train.ranks": 2}},
+            "resources: gpus is 0.5 and train.ranks is 2; set gpus to 2, a GPU for each rank, or to 0",
+        ),
+        ({"resources": {"gpus": 4}, "axes": {"train.ranks": [4, 2]}}, "resources: gpus is 4 and train.ranks is 2"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
         ({"disk_gb": 0}, "disk_gb is 0"),

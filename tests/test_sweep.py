@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,9 +102,35 @@ def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_
     assert table(folder) in ran.stdout
 
 
+def status(folder):
+    """What `--status` prints, in lines."""
+    shown = command(folder, "sweep", "sweep.yaml", "--status")
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.splitlines()
+
+
+def test_the_status_of_a_sweep_that_ended_needs_no_inputs(swept, tmp_path):
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True, ignore=shutil.ignore_patterns("data"))
+    first, second, counts, who = status(folder)
+    assert re.fullmatch(r"ASR 1 .*  done  wer/validation \d\.\d{3}", first)
+    assert "  done  wer/validation " in second
+    assert counts == "2 trials: 2 done"
+    assert " ended " in who
+    specify(folder, name="other")
+    unknown = command(folder, "sweep", "sweep.yaml", "--status")
+    assert unknown.returncode == 1
+    assert "this sweep has run no trial yet; start it, or see --plan" in unknown.stderr
+
+
 def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
+    first, second, counts, who = status(project)
+    assert re.fullmatch(r"ASR 1 .*  step \d+/240  loss .* utterances/s  on \S+, process \d+", first)
+    assert second.endswith("  waiting")
+    assert counts == "2 trials: 1 running, 1 waiting"
+    assert who.startswith(f"driver: process {driver.pid} on ")
+    assert " runs since " in who
     os.kill(worker(project), signal.SIGKILL)
     wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint after the worker was killed")
     files, processes, orphan = temporary(driver), descendants(driver), worker(project)
@@ -114,6 +141,10 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
     wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
     wait_until(lambda: not files.exists(), None, "nothing is left of its files", 30)
+    first, _, counts, who = status(project)
+    assert re.search(r"  waiting; begun, step \d+$", first)
+    assert counts == "2 trials: 2 waiting"
+    assert " was killed; it began " in who
     (trial,) = trials(project)
     assert max(json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()) >= 20
 

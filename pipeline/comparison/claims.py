@@ -253,7 +253,8 @@ def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[Verdict, str]:
 def _of_errors(comparison: Comparison, task: Task, variant: Variant) -> Iterator[Finding]:
     """The word error rate at the highest and at the lowest rate of a modality that has several."""
     change = comparison.cell(task, variant).changes.get("test")
-    rates = [other.rates for other in comparison.tasks if other.modality == task.modality]
+    kind = task.dataset, task.modality
+    rates = [other.rates for other in comparison.tasks if (other.dataset, other.modality) == kind]
     if change is None or len(rates) < 2:
         return
     if all(ours >= theirs for other in rates for ours, theirs in zip(task.rates, other, strict=True)):

@@ -2,8 +2,8 @@
 
 import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,19 +42,31 @@ Edits = dict[str, Count]
 
 @dataclass(frozen=True)
 class Task:
-    """A modality at its rates: a row of the tables."""
+    """A modality at its rates, on one corpus: a row of the tables."""
 
     modality: str
     rates: tuple[int, ...]
     """Encoder frames that become one token, in the order of the sequence: audio, video."""
+    dataset: str = ""
+    """What the corpus is called, where there are several: results on two are never compared."""
 
     def __str__(self) -> str:
+        return f"{self.dataset} {self.name}".lstrip()
+
+    @property
+    def name(self) -> str:
+        """As the paper writes it: `AVSR 16, 5`."""
         return task_name(self.modality, self.rates)
 
     @property
+    def file_name(self) -> str:
+        """As it ends the names of figures: `avsr_16_5`."""
+        return str(self).lower().replace(",", "").replace(" ", "_")
+
+    @property
     def order(self) -> tuple:
-        """Sorts as the paper does: ASR, VSR, AVSR, and low rates first."""
-        return list(PAPER_NAMES).index(self.modality), self.rates
+        """Sorts as the paper does: by corpus, then ASR, VSR, AVSR, and low rates first."""
+        return self.dataset, list(PAPER_NAMES).index(self.modality), self.rates
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,8 @@ class Entry:
     gap: Gap | None
     fault: str | None = None
     """What is wrong with its hypotheses or its sinks, in a line."""
+    dataset: str = ""
+    """What its corpus is called."""
 
     @property
     def weight(self) -> float:
@@ -100,8 +114,19 @@ class Entry:
         return _read_edits(self.trial)
 
 
-def read_entries(trials: Sequence[Trial]) -> tuple[list[Entry], int]:
+def dataset_of(kind: str, root: str | None) -> str:
+    """What a corpus is called that nobody named: by its kind, or by its folder where kinds are of the user's making."""
+    if kind in ("folder", "auto_avsr") and root:
+        return Path(root).stem
+    return kind if kind == "synthetic" else kind.upper()
+
+
+def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[list[Entry], int]:
     """The trials that have begun, each once, and how many have not: nothing is known of these.
+
+    Args:
+        trials: folders of trials.
+        datasets: what their corpora are called, by identity, as far as somebody named them.
 
     Raises:
         PipelineError: an `identity.json` is damaged.
@@ -114,7 +139,34 @@ def read_entries(trials: Sequence[Trial]) -> tuple[list[Entry], int]:
             continue
         entry = _read_entry(trial)
         found.setdefault(entry.identity, entry)
-    return _told_apart(list(found.values())), absent
+    return _told_apart(_with_datasets(list(found.values()), datasets)), absent
+
+
+def _with_datasets(entries: list[Entry], named: Mapping[str, str]) -> list[Entry]:
+    """The entries with the names of their corpora, in their tasks too where there are several.
+
+    Trials with equal utterances are of one corpus, whose name is looked up once.
+    """
+    names: dict[str, str] = {}
+    found = []
+    for entry in entries:
+        key = json.dumps({name: value for name, value in entry.data.items() if name.startswith("utterances")})
+        if entry.identity in named:
+            names[key] = named[entry.identity]
+        elif key not in names:
+            names[key] = _dataset(entry.trial)
+        found.append(replace(entry, dataset=names[key]))
+    if len(set(names.values())) < 2:
+        return found
+    return [replace(entry, task=replace(entry.task, dataset=entry.dataset)) for entry in found]
+
+
+def _dataset(trial: Trial) -> str:
+    try:
+        corpus = read_yaml(trial.config, "")["corpus"]
+        return dataset_of(corpus["kind"], corpus["root"])
+    except (PipelineError, KeyError, TypeError):
+        return "unknown"
 
 
 def _read_entry(trial: Trial) -> Entry:

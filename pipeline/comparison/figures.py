@@ -34,9 +34,8 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     for task in comparison.tasks:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
-        place = str(task).lower().replace(",", "").replace(" ", "_")
         for name, figure in gallery(panels).items():
-            found[f"{name}_{place}"] = _titled(figure, task)
+            found[f"{name}_{task.file_name}"] = _titled(figure, task)
     for name, figure in (
         ("wer_against_rate", wer_against_rate(comparison)),
         ("against_weight", against_weight(comparison)),

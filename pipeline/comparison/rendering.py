@@ -4,11 +4,12 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.common.bootstrap import LEAST_SPEAKERS
 from pipeline.common.errors import PipelineError
 from pipeline.common.markdown import plain
+from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import cell_text, quantities
 from pipeline.comparison.table import Comparison
 from pipeline.comparison.variants import differing_settings
@@ -40,12 +41,12 @@ ONE_RUN = (
 )
 
 
-def rows(comparison: Comparison) -> Iterable[tuple[str, str, list[str]]]:
+def rows(comparison: Comparison) -> Iterable[tuple[str, Task, list[str]]]:
     """Quantity, task, cells. The quantity is named in the first of its lines; a change is indented by `INDENT`."""
     for quantity in quantities(comparison):
         for number, task in enumerate(comparison.tasks):
             cells = [cell_text(comparison.cell(task, variant), quantity) for variant in comparison.variants]
-            yield quantity.label if number == 0 else "", str(task), cells
+            yield quantity.label if number == 0 else "", task, cells
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -90,29 +91,34 @@ def _sampled(comparison: Comparison) -> str:
 
 def text(comparison: Comparison, width: int = 100) -> str:
     """For a terminal of so many columns; variants that do not fit side by side stand below one another."""
-    shown = list(rows(comparison))
+    shown = [((label, *_names(task)), cells) for label, task, cells in rows(comparison)]
     below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in notes(comparison))
     if not shown:
         return below + "\n"
     heads = [[line for part in v.parts for line in textwrap.wrap(part, HEAD_WIDTH)] for v in comparison.variants]
-    widths = [max(map(len, [*head, *(cells[n] for *_, cells in shown)])) for n, head in enumerate(heads)]
-    labels = max(len(label) for label, *_ in shown), max(len(task) for _, task, _ in shown)
-    first = sum(labels) + 2 * BETWEEN
+    widths = [max(map(len, [*head, *(cells[n] for _, cells in shown)])) for n, head in enumerate(heads)]
+    labels = [max(map(len, column)) for column in zip(*(names for names, _ in shown), strict=True)]
+    first = sum(labels) + len(labels) * BETWEEN
     blocks = []
     for chosen in _fitting(widths, width - first):
         lines = []
         height = max(len(heads[n]) for n in chosen)
         for line in range(height):
             words = [heads[n][line] if line < len(heads[n]) else "" for n in chosen]
-            lines.append(_joined(("", ""), labels, words, [widths[n] for n in chosen]))
+            lines.append(_joined([""] * len(labels), labels, words, [widths[n] for n in chosen]))
         lines.append("─" * min(width, first + sum(widths[n] + BETWEEN for n in chosen) - BETWEEN))
-        for label, task, cells in shown:
-            lines.append(_joined((label, task), labels, [cells[n] for n in chosen], [widths[n] for n in chosen]))
+        for names, cells in shown:
+            lines.append(_joined(names, labels, [cells[n] for n in chosen], [widths[n] for n in chosen]))
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, below]) + "\n"
 
 
-def _joined(labels: tuple[str, str], label_widths: tuple[int, int], words: list[str], widths: list[int]) -> str:
+def _names(task: Task) -> list[str]:
+    """What says which row it is: the corpus, where there are several, and the task."""
+    return [task.dataset, task.name] if task.dataset else [task.name]
+
+
+def _joined(labels: Sequence[str], label_widths: Sequence[int], words: list[str], widths: list[int]) -> str:
     padded = [word.ljust(size) for word, size in zip([*labels, *words], [*label_widths, *widths], strict=True)]
     return (" " * BETWEEN).join(padded).rstrip()
 
@@ -132,11 +138,11 @@ def _fitting(widths: list[int], room: int) -> list[list[int]]:
 
 def markdown(comparison: Comparison) -> str:
     """One table, and the notes as a list."""
-    heads = ["", "", *map(str, comparison.variants)]
+    heads = ["", *("" for _ in _names(comparison.tasks[0])), *map(str, comparison.variants)]
     lines = [pipes(heads), pipes(["---"] * len(heads))]
     for label, task, cells in rows(comparison):
         indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
-        lines.append(pipes([indented, task, *cells]))
+        lines.append(pipes([indented, *_names(task), *cells]))
     return "\n".join([*lines, "", *(f"- {plain(note)}" for note in notes(comparison))]) + "\n"
 
 
@@ -149,12 +155,14 @@ def latex(comparison: Comparison) -> str:
     """A `tabular` with the rules of booktabs, and the notes as comments."""
     heads = [r"\shortstack[l]{" + r"\\".join(map(_escaped, v.parts)) + "}" for v in comparison.variants]
     lines = [f"% {note}" for note in notes(comparison)]
-    lines += [r"\begin{tabular}{ll" + "l" * len(heads) + "}", r"\toprule", " & ".join(["", "", *heads]) + r" \\"]
+    blank = ["", *("" for _ in _names(comparison.tasks[0]))]
+    columns = "l" * (len(blank) + len(heads))
+    lines += [r"\begin{tabular}{" + columns + "}", r"\toprule", " & ".join([*blank, *heads]) + r" \\"]
     for label, task, cells in rows(comparison):
         if label:
             lines.append(r"\midrule" if not label.startswith(INDENT) else r"\addlinespace")
         name = r"\quad " + _escaped(label.strip()) if label.startswith(INDENT) else _escaped(label)
-        lines.append(" & ".join([name, *map(_escaped, [task, *cells])]) + r" \\")
+        lines.append(" & ".join([name, *map(_escaped, [*_names(task), *cells])]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -168,7 +176,9 @@ def csv_table(comparison: Comparison) -> str:
     for task in comparison.tasks:
         for variant in comparison.variants:
             cell = comparison.cell(task, variant)
-            line: dict[str, object] = {"task": task, "modality": task.modality, "rates": ",".join(map(str, task.rates))}
+            dataset = cell.entries[0].dataset if cell.entries else task.dataset
+            line: dict[str, object] = {"dataset": dataset, "task": task.name, "modality": task.modality}
+            line |= {"rates": ",".join(map(str, task.rates))}
             line |= {"variant": variant, "decorrelation.weight": variant.weight, **dict(variant.others)}
             line |= {"seeds": sum(not entry.gap for entry in cell.entries)}
             line |= {"gap": f"{cell.gap.state}: {cell.gap.reason}".removesuffix(": ") if cell.gap else ""}
@@ -196,7 +206,8 @@ def long_csv(comparison: Comparison) -> str:
     lines = []
     differing = [key for key in differing_settings(comparison.entries) if key != "decorrelation.weight"]
     for entry in comparison.entries:
-        of_trial = {"identity": entry.identity, "task": entry.task, "decorrelation.weight": entry.weight}
+        of_trial = {"identity": entry.identity, "dataset": entry.dataset, "task": entry.task.name}
+        of_trial |= {"decorrelation.weight": entry.weight}
         of_trial |= {key: entry.settings.get(key, "") for key in differing} | {"seed": entry.seed}
         if entry.gap:
             lines.append(of_trial | {"gap": f"{entry.gap.state}: {entry.gap.reason}".removesuffix(": ")})

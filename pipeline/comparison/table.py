@@ -5,7 +5,7 @@ print(text(comparison))  # of pipeline.comparison.rendering
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
 from pipeline.comparison.conditions import condition_order
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
 from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
+from pipeline.tracking.results import CUT
 from pipeline.tracking.trial import Trial
 
 
@@ -79,18 +80,22 @@ class Comparison:
         return [entry for task in self.tasks for variant in self.variants for entry in self.cell(task, variant).entries]
 
 
-def compare(trials: Sequence[Trial], primary: str | None = None) -> Comparison:
+def compare(
+    trials: Sequence[Trial], primary: str | None = None, datasets: Mapping[str, str] | None = None
+) -> Comparison:
     """Compare trials, done or not, in any order.
 
     Args:
         trials: folders of trials.
-        primary: the task (`VSR 5`) whose change on the clean test set was planned as the one comparison.
+        primary: the task (`VSR 5`, of several corpora `LRS3 VSR 5`) whose change on the clean test set was planned as
+            the one comparison.
+        datasets: what the corpora of trials are called, by identity; others are named by themselves.
 
     Raises:
         PipelineError: there is none that has begun, or an `identity.json` is damaged. What else is damaged in a trial
             makes a gap or a note.
     """
-    entries, absent = read_entries(trials)
+    entries, absent = read_entries(trials, datasets or {})
     if not entries:
         raise PipelineError("comparison", "there is no trial to compare", "run some: python -m pipeline.sweep")
     keys = differing_keys(entries)
@@ -156,12 +161,21 @@ def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     return found
 
 
+def _place(entry: Entry) -> str:
+    return f"{entry.task}, weight {entry.weight:g}, seed {entry.seed}"
+
+
+def _cut(entry: Entry) -> str:
+    """How many hypotheses of which condition are cut; empty where none is."""
+    found = {name.partition("/")[2]: value for name, value in entry.metrics.items() if name.startswith(f"{CUT}/")}
+    return ", ".join(f"{value:.0f} of {condition}" for condition, value in sorted(found.items()) if value)
+
+
 def _notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list[str]:
     notes = []
     for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.weight, entry.seed)):
         if entry.gap and entry.gap.reason:
-            place = f"{entry.task}, weight {entry.weight:g}, seed {entry.seed} ({entry.trial.folder.name})"
-            notes.append(f"{place} {entry.gap.state}: {entry.gap.reason}.")
+            notes.append(f"{_place(entry)} ({entry.trial.folder.name}) {entry.gap.state}: {entry.gap.reason}.")
         if entry.fault:
             notes.append(f"{entry.fault}.")
     for task in tasks:
@@ -170,6 +184,8 @@ def _notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list
             notes.append(f"The trials of {task} were trained by different code.")
         if len({entry.evaluation for entry in alike if entry.evaluation}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
+    if cut := [f"{_place(entry)}: {_cut(entry)}" for entry in entries if _cut(entry)]:
+        notes.append(f"Hypotheses that were cut at evaluate.max_new_tokens: {'; '.join(cut)}. Raise it.")
     if absent:
         notes.append(f"{absent} {'trial has' if absent == 1 else 'trials have'} not begun.")
     return notes

@@ -24,10 +24,11 @@ LINES = ("-", "--", ":", "-.")
 
 @matplotlib.rc_context(sinks.STYLE)
 def wer_against_rate(comparison: Comparison) -> Figure | None:
-    """Word error rate at each rate of a modality, a line for each variant; None where no modality has two rates."""
+    """Word error rate at each rate of a modality, a line for each variant; None where no modality has two rates. Each
+    corpus has panels of its own."""
     modalities: dict[str, list[Task]] = {}
     for task in comparison.tasks:
-        modalities.setdefault(task.modality, []).append(task)
+        modalities.setdefault(f"{task.dataset} {PAPER_NAMES[task.modality]}".lstrip(), []).append(task)
     modalities = {modality: tasks for modality, tasks in modalities.items() if len(tasks) > 1}
     drawn = [quantity for quantity in _drawn(comparison) if quantity.metric.startswith("wer/")]
     if not modalities or not drawn:

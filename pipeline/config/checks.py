@@ -47,6 +47,12 @@ def check_across_sections(params: "Params", where: str | Path) -> None:
             f"train.steps is {train.steps} and train.epochs is {train.epochs}",
             "set one, and the other to null",
         )
+    if train.ranks > 1 and ":" in train.device:
+        raise PipelineError(
+            where,
+            f"train.ranks is {train.ranks} and train.device is {train.device!r}, which is one device",
+            "set train.device to auto, cuda or cpu",
+        )
     if params.sinks.split not in params.evaluate.splits:
         raise PipelineError(
             where,

@@ -46,4 +46,7 @@ class Train(Section):
     device: str = "auto"
     """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads; null leaves it to PyTorch."""
+    """CPU threads, of all ranks together; null leaves it to PyTorch."""
+    ranks: Annotated[int, Field(ge=1)] = 1
+    """Processes that train the trial together, each on its share of every batch; on GPUs each has one. In a sweep
+    `resources.gpus` sets it where that is more than 1."""

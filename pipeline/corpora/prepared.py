@@ -9,6 +9,8 @@ from pipeline.common.files import read_json
 from pipeline.config import Corpus
 
 SETTINGS = "prepare.json"
+ROOT, SOURCES = "root", "sources"
+"""Keys of where the corpus lay, and of the digest of its files' sizes: equal ones elsewhere are the same corpus."""
 MANIFEST_KEY = "manifest"
 """Key of the SHA-256 of `manifest.jsonl`."""
 

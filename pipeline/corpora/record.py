@@ -9,7 +9,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.journal import JOURNAL
 from pipeline.corpora.manifest import MANIFEST
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.prepared import SETTINGS, read_settings
+from pipeline.corpora.prepared import ROOT, SETTINGS, read_settings
 from pipeline.corpora.table import reader_of
 
 MEDIA = ("babble", *SPLITS)
@@ -25,6 +25,8 @@ def is_current(corpus: Corpus) -> bool:
     try:
         recorded = read_settings(folder)
         same = bool(recorded) and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+        # Where the corpus lies elsewhere now, `prepare` looks whether it is the same.
+        same = same and recorded.get(ROOT) == corpus.root
     except (PipelineError, OSError):
         return False
     return same and (folder / MANIFEST).exists() and not (folder / JOURNAL).exists()

@@ -10,6 +10,7 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
+from pipeline.corpora.prepared import ROOT
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, reasons
 from pipeline.corpora.tree import missing
 
@@ -30,11 +31,12 @@ class Recorded:
         """See `Reader.settings`."""
         corpus, form = self.corpus, type(self.form)
         module = form.__module__.rpartition(".")[2]
-        common = {"kind", "root", "seed", "video", "longest_seconds", "noise"}
+        # Not the root: it says where the corpus lies, not what it is.
+        common = {"kind", "seed", "video", "longest_seconds", "noise"}
         values = corpus.model_dump(mode="json", include=common | set(form.keys))
         lists = [[path.name, file_sha256(path)] for path in self.form.lists()]
         cuts = {key: values[key] for key in form.cuts}
-        media = {"kind": corpus.kind, "root": corpus.root, "cuts": cuts, "code": _code("recording")}
+        media = {"kind": corpus.kind, "cuts": cuts, "code": _code("recording")}
         chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
         noise = {"corpus": chosen, "lists": lists, "code": _code("babble", "recorded", module)}
         if corpus.noise.folder is not None:
@@ -48,7 +50,7 @@ class Recorded:
             "noise": digest(noise),
             "code": _code("recorded", "transcripts", module),
         }
-        return causes | {"digest": digest(causes)}
+        return causes | {"digest": digest(causes), ROOT: corpus.root}
 
     def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         """See `Reader.stale`."""

@@ -18,7 +18,7 @@ from pipeline.common.verified import seal_folder
 from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
-from pipeline.model.decorrelation import decorrelation_loss
+from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
 from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
@@ -37,8 +37,12 @@ class Losses:
 
     cross_entropy: Tensor
     """Mean over the response's tokens, its end included, in nats."""
-    decorrelation: Tensor | None
+    tokens: Tensor
+    """How many these are."""
+    decorrelation: Tensor | None = None
     """Before its weight; absent where the weight is 0."""
+    counted: Tensor | None = None
+    """How many tokens it is a mean over, in each layer."""
 
 
 class AudioVisualLLM(nn.Module):
@@ -199,13 +203,17 @@ class AudioVisualLLM(nn.Module):
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )
+        tokens = (labels != IGNORED).sum()
         if not wanted:
-            return Losses(cross_entropy, None)
+            return Losses(cross_entropy, tokens)
+        counted = counted_tokens(sequence.roles, decorrelation).sum()
         arguments = (output.hidden_states, sequence.roles, decorrelation)
         if self._is_checkpointing and self.training:
             # Of the hidden states, which are kept as inputs of layers, it would keep copies.
-            return Losses(cross_entropy, checkpoint(decorrelation_loss, *arguments, use_reentrant=False))
-        return Losses(cross_entropy, decorrelation_loss(*arguments))
+            loss = checkpoint(decorrelation_loss, *arguments, use_reentrant=False)
+        else:
+            loss = decorrelation_loss(*arguments)
+        return Losses(cross_entropy, tokens, loss, counted)
 
     def _attention_mask(self, sequence: Sequence) -> Tensor:
         """As the decoder takes it. To make the fused kernel's mask of (batch, length), transformers looks on the host

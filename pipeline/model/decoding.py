@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,26 @@ from pipeline.model.backbone import backbone_of
 from pipeline.model.examples import Batch
 
 
-@torch.inference_mode()
+class Hypothesis(NamedTuple):
+    """What was understood of one utterance."""
+
+    text: str
+    """White space folded."""
+    is_cut: bool
+    """Whether it reached `max_new_tokens` without an end, so that more was probably said."""
+
+
 def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[str]:
+    """The texts of `decode`."""
+    return [hypothesis.text for hypothesis in decode(model, batch, beams, max_new_tokens)]
+
+
+@torch.inference_mode()
+def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[Hypothesis]:
     """The hypothesis for each utterance of a batch, by beam search without sampling.
 
     Batches are padded at the left and masked, so that a batch decodes as its utterances do one by one (up to ties that
     rounding breaks where the precision is bfloat16).
-
-    Returns:
-        Texts, white space folded.
     """
     sequence = model.sequence(batch, response=False)
     parameters = GenerationConfig(
@@ -39,7 +50,8 @@ def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: 
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [" ".join(text.split()) for text in texts]
+    is_ended = (tokens == model.eos).any(1).tolist()
+    return [Hypothesis(" ".join(text.split()), not ended) for text, ended in zip(texts, is_ended, strict=True)]
 
 
 @contextmanager

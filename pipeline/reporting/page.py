@@ -14,7 +14,7 @@ from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
 from pipeline.comparison import rendering
 from pipeline.comparison.claims import NOTES, claims, markdown
 from pipeline.comparison.conditions import condition_name
-from pipeline.comparison.entries import Entry
+from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.quantities import change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.reporting.media import clip, corpus_of
@@ -128,7 +128,7 @@ def pages(
         "claim_table": markdown(found),
         "table": rendering.markdown(comparison),
         "latex": rendering.latex(comparison),
-        "figures": list(_pictures(figures, folder)),
+        "figures": list(_pictures(figures, folder, comparison.tasks)),
         "utterances": utterances,
         "media_notes": players.notes if players else ["Sound and video were left out on request."],
         "origins": origins(comparison.entries),
@@ -196,7 +196,7 @@ def _parts(cell: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (cell, "")
 
 
-def _pictures(figures: Sequence[Path], folder: Path) -> Iterator[Picture]:
+def _pictures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[Picture]:
     """The figures in the order of `CAPTIONS`, overviews before the single tasks."""
     by_name: dict[str, list[Path]] = {}
     for file in figures:
@@ -208,7 +208,7 @@ def _pictures(figures: Sequence[Path], folder: Path) -> Iterator[Picture]:
             smallest = min(files, key=lambda file: file.stat().st_size)
             yield Picture(
                 file=smallest.relative_to(folder).as_posix(),
-                caption=caption.format(task=_task_of(name, beginning)),
+                caption=caption.format(task=_task_of(name, beginning, tasks)),
                 address=_address(_IMAGE_TYPES[smallest.suffix], smallest.read_bytes()),
                 broad=any(_png_width(file) > BROAD for file in files if file.suffix == ".png"),
             )
@@ -223,12 +223,12 @@ def _png_width(file: Path) -> int:
 _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
-def _task_of(name: str, beginning: str) -> str:
+def _task_of(name: str, beginning: str, tasks: Sequence[Task]) -> str:
     """`largest_activations_avsr_16_5` belongs to AVSR 16, 5."""
     if not beginning:
         return name.replace("_", " ")
-    modality, _, rates = name.removeprefix(beginning).strip("_").partition("_")
-    return f"{modality.upper()} {rates.replace('_', ', ')}"
+    ending = name.removeprefix(beginning).strip("_")
+    return next((str(task) for task in tasks if task.file_name == ending), ending)
 
 
 def _address(media_type: str, content: bytes) -> str:

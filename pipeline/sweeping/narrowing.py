@@ -32,13 +32,21 @@ def narrowed(points: list[Point], only: Sequence[str]) -> list[Point]:
 
     Args:
         points: at least one.
-        only: `key=value`; the key may be shortened to its end (`modality=audio`).
+        only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis whose values have names
+            (`dataset=LRS3`).
 
     Raises:
         PipelineError: a key is none, or may be several, or no point is left.
     """
     for text in only:
         key, value = assignment(text)
+        if any(key in point.labels for point in points):
+            kept = [point for point in points if point.labels.get(key) == str(value)]
+            if not kept:
+                found = sorted({point.labels[key] for point in points if key in point.labels})
+                raise PipelineError(f"--only {text}", "no trial is left", f"{key} is one of: {', '.join(found)}")
+            points = kept
+            continue
         whole = _whole_key(key, points)
         those = [(point, _value(point.params, whole)) for point in points if applies(point.params, whole)]
         kept = [point for point, its in those if its == value]

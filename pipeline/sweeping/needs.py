@@ -1,13 +1,14 @@
 """Which stages a sweep needs before its first trial. Told from what lies on disk, in a moment; nothing is made here."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
 from pipeline.common.modality import streams
 from pipeline.common.weights import RECORD, recorded_files
-from pipeline.config import Corpus, Params, Weights
+from pipeline.config import Corpus, Params, PathSource, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index
@@ -52,6 +53,43 @@ def needed_stages(params: Params) -> list[str]:
     if params.features.mode == "online":
         return needed
     return needed + [f"features@{stream}" for stream in used if needed or not _is_encoded(params, stream)]
+
+
+@dataclass(frozen=True)
+class MissingSource:
+    """A path that a stage would read, and that is not there."""
+
+    where: str
+    """The file and the key that name it."""
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.path} is not there"
+
+
+def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[MissingSource]:
+    """What the stages that a sweep needs would not find, each path once.
+
+    Args:
+        sweep: whose inputs they make.
+        file: of the sweep.
+        params_file: of the parameters that it starts from.
+    """
+    given = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
+    found: dict[str, MissingSource] = {}
+    for params in distinct_inputs(sweep):
+        needed = needed_stages(params)
+        paths: list[tuple[str, str | None]] = []
+        if "weights" in needed:
+            sources = ((w.name, w.source) for w in params.weights.sources if not _is_made(params, w))
+            paths += [(f"weights.sources[{name}]", s.path) for name, s in sources if isinstance(s, PathSource)]
+        if "prepare" in needed:
+            paths += [("corpus.root", params.corpus.root), ("corpus.noise.folder", params.corpus.noise.folder)]
+        for key, path in paths:
+            if path and not Path(path).exists():
+                is_own = any(key.startswith(one) for one in given)
+                found.setdefault(path, MissingSource(f"{file if is_own else params_file}: {key}", path))
+    return list(found.values())
 
 
 def _is_made(params: Params, weights: Weights) -> bool:

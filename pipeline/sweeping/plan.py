@@ -5,15 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json, write_json
 from pipeline.common.modality import streams
 from pipeline.common.precision import with_precision
 from pipeline.common.redaction import without_secrets
+from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
 from pipeline.sweeping.early import stopped_at
-from pipeline.sweeping.specification import Asha, Settings, Sweep
+from pipeline.sweeping.specification import Asha, Point, Settings, Sweep
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.naming import trial_name
@@ -23,6 +25,7 @@ from pipeline.trial.inputs import evaluation_inputs, training_inputs
 FAILURE = "failed.json"
 """In the folder of a trial that failed for good: `reason`, `traceback`, `time`. It is tried again by the next sweep."""
 WAIT_SECONDS = 2.0
+_OF_THE_DATASET = ("corpus.root", "corpus.kind", "corpus.out")
 _IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
 
 
@@ -41,6 +44,8 @@ class Planned:
     trial: Trial
     asha: Asha | None
     """By which trials of this sweep may be ended early."""
+    dataset: str
+    """What its corpus is called."""
 
     @property
     def state(self) -> State:
@@ -112,9 +117,10 @@ def plan_trials(sweep: Sweep) -> list[Planned]:
                 "make it a sweep for each way, or choose one with --only",
             )
         settings = (*before.settings, point.settings) if before else (point.settings,)
-        name = before.name if before else point_name(params, point.settings)
+        name = before.name if before else point_name(point, params)
         trial = Trial.at(Path(params.train.runs).absolute(), identity)
-        found[identity] = Planned(name, params, settings, identity, evaluation, trial, asha)
+        dataset = before.dataset if before else dataset_name(point)
+        found[identity] = Planned(name, params, settings, identity, evaluation, trial, asha, dataset)
     return list(found.values())
 
 
@@ -134,10 +140,33 @@ class _Digests:
         return self._known[key]
 
 
-def point_name(params: Params, settings: Settings) -> str:
-    """What a point's trial is called: task, weight, seed, and what else the axes set."""
-    others = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key not in _IN_NAME]
-    return " ".join([trial_name(configuration(params)), *others])
+def point_name(point: Point, params: Params | None = None) -> str:
+    """What a point's trial is called: task, weight, seed, and what else the axes set: by the name of the value, if it
+    has one, and never as a path.
+
+    Args:
+        point: of a sweep.
+        params: its parameters with `train.precision` as it is used, if these are known.
+    """
+    others = [
+        point.named.get(key) or _words(point, key, value)
+        for key, value in point.settings.items()
+        if key in point.named or key not in _IN_NAME
+    ]
+    return " ".join([trial_name(configuration(params or point.params)), *dict.fromkeys(others)])
+
+
+def _words(point: Point, key: str, value: Any) -> str:
+    if key in _OF_THE_DATASET:
+        return dataset_name(point)
+    shown = Path(value).name if isinstance(value, str) and "/" in value else value
+    return f"{key.rpartition('.')[2]} {shown}"
+
+
+def dataset_name(point: Point) -> str:
+    """What the corpus of a point is called: by the value that sets it, or by itself."""
+    named = [point.named[key] for key in _OF_THE_DATASET if key in point.named]
+    return named[0] if named else dataset_of(point.params.corpus.kind, point.params.corpus.root)
 
 
 def task_of(params: Params) -> str:

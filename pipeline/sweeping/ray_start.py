@@ -112,8 +112,9 @@ def taken(wanted: Resources, there: list[dict[str, float]], address: str | None)
     asked = {"CPU": wanted.cpus, "GPU": wanted.gpus}
     takes = dict(asked)
     for kind, amount in most.items():
-        # A GPU is done without where there is none at all; a CPU is not.
-        if not address or (kind == "GPU" and not amount):
+        # A GPU is done without where there is none at all; a CPU is not. Of several GPUs each has a rank.
+        is_short_of_ranks = kind == "GPU" and amount and asked[kind] > 1
+        if not is_short_of_ranks and (not address or (kind == "GPU" and not amount)):
             takes[kind] = min(asked[kind], amount)
     notes = [
         f"requested {asked[kind]:g} {kind}s per trial, "

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
@@ -12,6 +13,9 @@ from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.specification import Sweep
 from pipeline.tracking.trial import State
+
+if TYPE_CHECKING:
+    from pipeline.comparison.table import Comparison
 
 RESULTS = Path("results/sweeps")
 LOG = "log.txt"
@@ -29,14 +33,14 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         return
     folder = results_folder(sweep)
     state = {
-        planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped] for planned in trials
+        planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped, planned.dataset]
+        for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison
-        from pipeline.comparison.table import compare
 
-        written = write_comparison(compare([planned.trial for planned in trials], sweep.specification.primary), folder)
+        written = write_comparison(compare_planned(sweep, trials), folder)
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
@@ -59,6 +63,14 @@ def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
         f"         {python} -m pipeline.inspect --run {identity}  # which tokens are sinks: {done.name}",
         f"         {python} -m pipeline.transcribe FILE --run {identity}",
     ]
+
+
+def compare_planned(sweep: Sweep, trials: Sequence[Planned]) -> "Comparison":
+    """The comparison of a sweep's trials, under the names that the sweep gives its corpora."""
+    from pipeline.comparison.table import compare
+
+    datasets = {planned.identity: planned.dataset for planned in trials}
+    return compare([planned.trial for planned in trials], sweep.specification.primary, datasets)
 
 
 def _is_current(folder: Path, state: dict) -> bool:

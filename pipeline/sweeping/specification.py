@@ -1,15 +1,15 @@
 """The file of a sweep: which trials are wanted, and what each may use.
 
-An axis is a key of `params.yaml` with the values it takes, or any name with a list of joint settings; trials are the
-product of all axes and seeds. Everything is checked when the file is read: the keys, the values, and each resulting
-set of parameters.
+An axis is a key of `params.yaml` with the values it takes, or any name with a list of joint settings, each of which may
+have a `name` of its own, such as LRS3; trials are the product of all axes and seeds. Everything is checked when the
+file is read: the keys, the values, and each resulting set of parameters.
 """
 
 import itertools
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log, prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,19 +24,28 @@ from pipeline.sweeping.narrowing import assignment, narrowed
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.naming import task_of
 
-SEED = "train.seed"
+SEED, RANKS = "train.seed", "train.ranks"
 MOST_TRIALS = 10_000
 """Of a sweep: more is a slip, and would take minutes to expand."""
+NAME = "name"
+"""The key that names a value of an axis, beside the keys that it sets."""
 Settings = dict[str, Any]
 """Values by dotted key."""
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("a fraction of one GPU, or a number of whole ones")
+    return gpus
 
 
 class Resources(Section):
     """What a trial takes while it runs."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """A fraction lets several trials share a GPU; falls to 0 where there is none."""
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] = 0
+    """A fraction lets several trials share a GPU; several train one trial, each a rank with its share of every batch.
+    Falls to 0 where there is none."""
 
 
 def _of_validation(metric: str) -> str:
@@ -119,6 +128,10 @@ class Point:
     settings: Settings
     """What the axes and seeds say, by dotted key."""
     params: Params
+    labels: dict[str, str] = field(default_factory=dict)
+    """By axis, the names of values that have one."""
+    named: dict[str, str] = field(default_factory=dict)
+    """By dotted key, the name of the value that sets it."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,8 @@ def load_sweep(
     for key, value in specification.set.items():
         _require_key(key, f"{path}: set")
         common[key] = value
+    if specification.resources.gpus > 1:
+        common.setdefault(RANKS, int(specification.resources.gpus))
     axes = {name: _axis(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
         axes["seeds"] = _distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
@@ -165,8 +180,12 @@ def load_sweep(
         raise PipelineError(path, f"expands to {count} trials", f"name at most {MOST_TRIALS}")
     points = []
     for chosen in itertools.product(*axes.values()):
-        settings = {key: value for setting in chosen for key, value in setting.items()}
-        points.append(Point(settings, _params(path, values, common, settings)))
+        settings = {key: value for setting in chosen for key, value in setting.items() if key != NAME}
+        labels = {axis: setting[NAME] for axis, setting in zip(axes, chosen, strict=True) if NAME in setting}
+        named = {key: setting[NAME] for setting in chosen if NAME in setting for key in setting.keys() - {NAME}}
+        points.append(Point(settings, _params(path, values, common, settings), labels, named))
+    for point in points:
+        _require_gpu_for_each_rank(f"{path}: resources", specification.resources, point.params.train.ranks)
     _require_primary(path, specification.primary, points)
     points = narrowed(points, only)
     if specification.scheduler:
@@ -179,8 +198,18 @@ def _require_primary(path: str | Path, primary: str | None, points: Sequence[Poi
     if primary is None:
         return
     tasks = {task_of(configuration(point.params)) for point in points}
-    if primary not in tasks:
+    # Where a sweep has several corpora, a task is named after its own: `LRS3 VSR 5`.
+    if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
         raise PipelineError(f"{path}: primary", f"{primary!r} is no task of it", f"name one of: {sorted(tasks)}")
+
+
+def _require_gpu_for_each_rank(where: str, resources: Resources, ranks: int) -> None:
+    if resources.gpus not in (0, ranks) and (ranks > 1 or resources.gpus > 1):
+        raise PipelineError(
+            where,
+            f"gpus is {resources.gpus:g} and {RANKS} is {ranks}",
+            f"set gpus to {ranks}, a GPU for each rank, or to 0, or leave {RANKS} out",
+        )
 
 
 def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:
@@ -217,9 +246,18 @@ def _axis(path: str | Path, name: str, axis: Any) -> list[Settings]:
         if not all(isinstance(setting, dict) and setting for setting in settings):
             _require_key(name, f"{path}: axes")
     for setting in settings:
-        for key in setting:
+        for key in setting.keys() - {NAME}:
             _require_key(key, where)
+    _require_names(where, [setting[NAME] for setting in settings if NAME in setting])
     return _distinct(path, f"axes.{name}", settings)
+
+
+def _require_names(where: str, names: list[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*", name):
+            raise PipelineError(where, f"a value is named {name!r}", "use letters, digits, blanks, '.', '_', '-'")
+        if names.count(name) > 1:
+            raise PipelineError(where, f"two values are named {name!r}", "give each its own name")
 
 
 def _required_list(where: str, values: Any) -> list[Any]:
@@ -262,11 +300,11 @@ def _distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Set
 def _require_apart(path: str | Path, axes: Mapping[str, Sequence[Settings]]) -> None:
     owner: dict[str, str] = {}
     for name, settings in axes.items():
-        for key in {key for setting in settings for key in setting}:
+        for key in {key for setting in settings for key in setting.keys() - {NAME}}:
             for other, first in owner.items():
                 if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
                     raise PipelineError(path, f"{first} and {name} both set {key}", "leave it to one of them")
-        owner |= {key: name for setting in settings for key in setting}
+        owner |= {key: name for setting in settings for key in setting.keys() - {NAME}}
 
 
 def _params(path: str | Path, values: dict[str, Any], common: Settings, settings: Settings) -> Params:

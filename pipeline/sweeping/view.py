@@ -73,13 +73,17 @@ class Running:
 
     def line(self, width: int) -> str:
         """Name, phase, step, loss and speed."""
+        return f"  {self.planned.name:{width}}  {self.progress()}"
+
+    def progress(self) -> str:
+        """Phase, step, loss and speed."""
         if self.evaluating_since is not None:
-            return f"  {self.planned.name:{width}}  evaluating"
+            return "evaluating"
         loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
         speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
         train = self.planned.params.train
         whole = f"/{train.steps}" if train.steps else f" ({train.epochs} epochs)"
-        return f"  {self.planned.name:{width}}  step {self.step}{whole}  {loss}  {speed}"
+        return f"step {self.step}{whole}  {loss}  {speed}".rstrip()
 
 
 class View:

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any, Self
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
+from pipeline.common.proc import start_of, this_process
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -67,7 +67,7 @@ class Lease:
                     "wait for it, or end that process; then start the same command again",
                 )
             self._token = secrets.token_hex(8)
-            write_json(self.path, {"token": self._token, **_this_process()})
+            write_json(self.path, {"token": self._token, **this_process()})
         self._seen = _now()
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat_until, args=(self._ended,), name="lease", daemon=True)
@@ -93,10 +93,14 @@ class Lease:
 
     def is_taken(self) -> bool:
         """Whether a living process runs this trial now; nothing is taken, and no lock is waited for."""
+        return self.holder() is not None
+
+    def holder(self) -> dict[str, Any] | None:
+        """`host` and `pid` of the living process that runs this trial now, if one does; as `is_taken`."""
         with contextlib.suppress(FileNotFoundError):
             holder = _read(self.path)
-            return bool(holder) and not self._is_stale(holder)
-        return False
+            return holder if holder and not self._is_stale(holder) else None
+        return None
 
     @property
     def held(self) -> bool:
@@ -142,9 +146,9 @@ class Lease:
         return bool(holder) and holder["token"] == self._token
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
-        here = _this_process()
+        here = this_process()
         if here["machine"] and holder["machine"] == here["machine"]:
-            return _start_of(holder["pid"]) != holder["started"]
+            return start_of(holder["pid"]) != holder["started"]
         # Both times are the file system's: clocks of machines need not agree.
         beside = self.path.with_name(f".{secrets.token_hex(8)}.{self.path.name}")
         beside.touch()
@@ -180,30 +184,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     kinds = {"token": str, "host": str, "machine": str, "pid": int, "started": int | None}
     named = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in kinds.items())
     return holder if named else None
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_of(pid)}
-
-
-def _machine() -> str:
-    """The running system as processes see it, down to the container: where a process id means the same process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if it is gone or only waits to be buried."""
-    try:
-        # The name before the last parenthesis may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _now() -> float:

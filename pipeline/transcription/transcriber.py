@@ -12,7 +12,7 @@ from pipeline.common.weights import weights_digest
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import TYPE
 from pipeline.inspection.labels import token_labels
-from pipeline.model.decoding import transcribe
+from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
 from pipeline.sinks.tokens import Tokens, has_inner, measure
 from pipeline.tracking.trained import require_encoders, require_llm, trained_params
@@ -33,6 +33,8 @@ class Heard:
     """Features (frames, dimension) or, of a trial whose encoders are inside its model, media."""
     text: str
     """The hypothesis."""
+    is_cut: bool
+    """Whether it has as many tokens as it may have, so that more was probably said."""
 
 
 class Transcriber:
@@ -91,12 +93,8 @@ class Transcriber:
         batch = self._batch(read, "")
         self._require_room(name, batch)
         settings = self.params.evaluate
-        (text,) = transcribe(self.model, batch, settings.beams, settings.max_new_tokens)
-        return Heard(name, read, text)
-
-    def is_cut(self, heard: Heard) -> bool:
-        """Whether the text has as many tokens as it may have, so that more was probably said."""
-        return len(self.model.respond(heard.text)) >= self.params.evaluate.max_new_tokens
+        (hypothesis,) = decode(self.model, batch, settings.beams, settings.max_new_tokens)
+        return Heard(name, read, *hypothesis)
 
     @torch.no_grad()
     def tokens(self, heard: Heard) -> tuple[list[str], Tokens]:

@@ -1,17 +1,20 @@
 """The training of a trial: Hugging Face's Trainer around our losses, with checkpoints that resume to equal bits."""
 
+import contextlib
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.progress import progress
 from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE
@@ -24,7 +27,9 @@ from pipeline.trial.batches import Batches
 from pipeline.trial.build import build_model
 from pipeline.trial.checkpoints import newest_whole, step_of
 from pipeline.trial.emergence import emergence
-from pipeline.trial.inputs import Inputs
+from pipeline.trial.inputs import Inputs, training_inputs
+from pipeline.trial.launch import launch
+from pipeline.trial.ranks import ALONE, Ranks
 from pipeline.trial.trainer import LossTrainer, arguments
 
 
@@ -49,55 +54,108 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
     first = step_of(resumed) if resumed else 0
     if until is not None and until <= first:
         return
+    trial.spool.cut_back(first)
+    stop = threading.Event()
+    if params.train.ranks == 1:
+        _train(ALONE, stop.is_set, params, inputs, trial, resumed, until, _stopping(stop), lease)
+    else:
+
+        def is_stopped() -> bool:
+            lease.require()
+            return stop.is_set()
+
+        given = (params.model_dump_json(), inputs.digests, trial.folder, resumed, until)
+        with _stopping(stop):
+            launch(_train_in_rank, given, params.train.ranks, params.train.device, is_stopped)
+    if trial.adapter.is_dir():
+        shutil.rmtree(trial.checkpoints)
+    elif until is None or stop.is_set():
+        raise KeyboardInterrupt
+
+
+def _train_in_rank(
+    ranks: Ranks,
+    is_stopped: Callable[[], bool],
+    params_json: str,
+    digests: dict[str, str],
+    folder: Path,
+    resumed: Path | None,
+    until: int | None,
+) -> None:
+    """In the process of one rank, which reads inputs of its own; the lease is held by the process that started it."""
+    params = Params.model_validate_json(params_json)
+    inputs = training_inputs(params)
+    if inputs.digests != digests:
+        raise PipelineError("this trial", "its data changed while it was started", "start the same command again")
+    threads = max((params.train.threads or torch.get_num_threads()) // ranks.count, 1)
+    params = params.model_copy(update={"train": params.train.model_copy(update={"threads": threads})})
+    _train(ranks, is_stopped, params, inputs, Trial(folder), resumed, until)
+
+
+def _train(
+    ranks: Ranks,
+    is_stopped: Callable[[], bool],
+    params: Params,
+    inputs: Inputs,
+    trial: Trial,
+    resumed: Path | None,
+    until: int | None,
+    signals: contextlib.AbstractContextManager = contextlib.nullcontext(),  # noqa: B008
+    lease: Lease | None = None,
+) -> None:
+    """Train to the end and save the adapter, or to a checkpoint: after the step `until`, or once a stop is wanted."""
+    first = step_of(resumed) if resumed else 0
     model = build_model(params, inputs)
     torch.use_deterministic_algorithms(model.device.type == "cpu")
     # Nothing here reads memory that it has not written, and to fill all of it first takes 6% of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    trial.spool.cut_back(first)
     utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
     examples = {split: inputs.examples(chosen, model.respond) for split, chosen in utterances.items()}
     frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]
     batches = Batches(frames, params.train)
     if params.train.activation_checkpointing:
         model.checkpoint_activations()
-    stop = threading.Event()
-    with progress(batches.steps, "train", "step", initial=first) as bar, _stopping(stop):
+    looks = _look(ranks, params, inputs, trial.spool, model)
+    bar = progress(batches.steps, "train", "step", initial=first) if ranks.is_first else contextlib.nullcontext()
+    with bar as shown, signals:
         trainer = LossTrainer(
             params.decorrelation,
             trial.spool,
             batches,
             augmenter(params, inputs),
+            ranks,
             model=model,
-            args=arguments(params.train, batches.steps, trial.checkpoints, model.device),
+            args=arguments(params.train, batches.steps, trial.checkpoints, model.device, ranks.is_first),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             data_collator=examples["train"].collate,
-            callbacks=[_Watch(lease, stop, bar, until), *_look(params, inputs, trial.spool, model)],
+            callbacks=[_Watch(ranks, is_stopped, until, shown, lease), *looks],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         # The losses of the last step, too, are numbers.
         trainer.meter.settle()
-    if trainer.state.global_step < batches.steps:
-        if trainer.state.global_step == until and not stop.is_set():
-            return
-        raise KeyboardInterrupt
-    model.save(trial.adapter)
-    shutil.rmtree(trial.checkpoints)
+    if trainer.state.global_step == batches.steps and ranks.is_first:
+        model.save(trial.adapter)
 
 
 class _Watch(TrainerCallback):
     """After each step: the bar moves, the lease must be ours, and who wants to stop gets a checkpoint first."""
 
-    def __init__(self, lease: Lease, stop: threading.Event, bar: Any, until: int | None) -> None:
-        self.lease, self.stop, self.bar, self.until = lease, stop, bar, until
+    def __init__(
+        self, ranks: Ranks, is_stopped: Callable[[], bool], until: int | None, bar: Any, lease: Lease | None
+    ) -> None:
+        self.ranks, self.is_stopped, self.until, self.bar, self.lease = ranks, is_stopped, until, bar, lease
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self.bar.update(1)
-        self.lease.require()
-        if self.stop.is_set() or state.global_step == self.until:
+        if self.bar is not None:
+            self.bar.update(1)
+        if self.lease:
+            self.lease.require()
+        # No rank stops while another goes on.
+        if self.ranks.is_any(self.is_stopped()) or state.global_step == self.until:
             control.should_save = control.should_training_stop = True
         return control
 
@@ -121,8 +179,8 @@ class _Look(TrainerCallback):
         self.spool.append(step, emergence(self.model, self.params, self.inputs))
 
 
-def _look(params: Params, inputs: Inputs, spool: Spool, model: AudioVisualLLM) -> list[_Look]:
-    return [_Look(params, inputs, spool, model)] if params.sinks.every else []
+def _look(ranks: Ranks, params: Params, inputs: Inputs, spool: Spool, model: AudioVisualLLM) -> list[_Look]:
+    return [_Look(params, inputs, spool, model)] if params.sinks.every and ranks.is_first else []
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pipeline.common.progress import progress
 from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoding import transcribe
+from pipeline.model.decoding import Hypothesis, decode
 from pipeline.model.examples import Batch, moved
 from pipeline.sinks.capture import capture
 from pipeline.sinks.captured import Captured
@@ -18,7 +18,7 @@ from pipeline.sinks.statistics import SinkStatistics, SinkSummary
 from pipeline.trial.inputs import Inputs
 
 
-def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: Path) -> dict[str, str]:
+def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: Path) -> dict[str, Hypothesis]:
     """The hypothesis for every utterance, by id.
 
     Args:
@@ -28,12 +28,12 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
         journal: takes each utterance as it is decoded; what is whole there already is not decoded again.
     """
     with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
-        found = dict(lines.values)
+        found = {name: Hypothesis(*values) for name, values in lines.values}
         for utterances, batch in _batches(model, inputs, inputs.utterances, params.evaluate.batch_size):
             # Whole batches, so that each is what it is in an undisturbed run.
             if not all(u.id in found for u in utterances):
-                texts = transcribe(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
-                decoded = {utterance.id: text for utterance, text in zip(utterances, texts, strict=True)}
+                made = decode(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
+                decoded = {utterance.id: hypothesis for utterance, hypothesis in zip(utterances, made, strict=True)}
                 lines.add(*decoded.items())
                 found |= decoded
             bar.update(len(utterances))

@@ -13,13 +13,14 @@ from transformers import TrainingArguments
 
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
-from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.audiovisual import AudioVisualLLM, Losses
 from pipeline.model.examples import MEDIA, Batch, moved
 from pipeline.tracking.spool import Spool
 from pipeline.trial.augmentation import Augmenter
 from pipeline.trial.batches import Batches
 from pipeline.trial.checkpoints import is_sealed, seal
 from pipeline.trial.meter import Meter
+from pipeline.trial.ranks import ALONE, COUNTS, Ranks, Shared, with_counts
 
 TRAINED_FILE, METER_FILE = "trained.safetensors", "meter.json"
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -38,7 +39,9 @@ class _OneDevice(TrainingArguments):
         return min(super().n_gpu, 1)
 
 
-def arguments(train: Train, steps: int, checkpoints: Path, device: torch.device) -> TrainingArguments:
+def arguments(
+    train: Train, steps: int, checkpoints: Path, device: torch.device, validates: bool = True
+) -> TrainingArguments:
     """The Trainer's arguments for a training of so many steps on a device."""
     on_gpu = device.type == "cuda"
     return _OneDevice(
@@ -59,7 +62,7 @@ def arguments(train: Train, steps: int, checkpoints: Path, device: torch.device)
         logging_nan_inf_filter=False,
         save_steps=train.checkpoint_every,
         save_total_limit=2,
-        eval_strategy="steps",
+        eval_strategy="steps" if validates else "no",
         eval_steps=train.validate_every,
         prediction_loss_only=True,
         seed=train.seed,
@@ -72,21 +75,31 @@ def arguments(train: Train, steps: int, checkpoints: Path, device: torch.device)
 
 
 class LossTrainer(transformers.Trainer):
-    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors."""
+    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors.
+
+    To the Trainer itself each rank is alone: batches are shared out before it, and gradients are added up behind it.
+    """
 
     def __init__(
-        self, decorrelation: Decorrelation, spool: Spool, batches: Batches, augment: Augmenter | None, **arguments: Any
+        self,
+        decorrelation: Decorrelation,
+        spool: Spool,
+        batches: Batches,
+        augment: Augmenter | None,
+        ranks: Ranks = ALONE,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
-        self.meter = Meter()
+        self.ranks, self.meter = ranks, Meter()
+        self._batch_of_step = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
         loader = DataLoader(
-            self.train_dataset,
+            Shared(self.train_dataset, self.ranks),
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=with_counts(self.data_collator),
             pin_memory=self.args.dataloader_pin_memory,
         )
         # Accelerate's loader asks for a batch before the one before it is used. It would move it with a wait.
@@ -100,12 +113,24 @@ class LossTrainer(transformers.Trainer):
         step = self.state.global_step
         if self.augment:
             inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), step)}
-        losses = model(inputs, self.decorrelation)
-        total = losses.cross_entropy
-        if losses.decorrelation is not None:
-            total = total + self.decorrelation.weight * losses.decorrelation
-        self.meter.add(step, total, losses, len(inputs["response_lengths"]))
-        return total
+        counts = inputs[COUNTS]
+        own, whole = self.ranks.over_batch(model(inputs, self.decorrelation), counts)
+        self.meter.add(step, self._total(whole), whole, counts.whole)
+        return self._total(own)
+
+    def _total(self, losses: Losses) -> torch.Tensor:
+        if losses.decorrelation is None:
+            return losses.cross_entropy
+        return losses.cross_entropy + self.decorrelation.weight * losses.decorrelation
+
+    def training_step(self, *inputs: Any, **more: Any) -> torch.Tensor:
+        self.ranks.seed(self.args.seed, self.state.global_step, self._batch_of_step)
+        loss = super().training_step(*inputs, **more)
+        self._batch_of_step += 1
+        if self.accelerator.sync_gradients:
+            self._batch_of_step = 0
+            self.ranks.add_gradients(self.model.trained().values())
+        return loss
 
     def prediction_step(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> tuple:
         with torch.no_grad():
@@ -115,11 +140,13 @@ class LossTrainer(transformers.Trainer):
         line = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in logs}
         if "loss" in logs:
             line |= self.meter.read()
-        if line:
+        if line and self.ranks.is_first:
             self.spool.append(self.state.global_step, line)
 
     def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
         """A checkpoint that is whole and sealed, or none."""
+        if not self.ranks.is_first:
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
         require_space(folder, needed, "a checkpoint")

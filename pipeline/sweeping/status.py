@@ -1,0 +1,37 @@
+"""A running or ended sweep, seen from another shell: told from files alone, without a lock."""
+
+from collections import Counter
+
+from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.plan_file import RecordedPlan
+from pipeline.sweeping.view import Running
+from pipeline.tracking.trial import State
+
+
+def status_lines(plan: RecordedPlan) -> list[str]:
+    """A line for each trial: done, failed, running (where, and how far), or waiting; then their counts."""
+    width = max(len(planned.name) for planned in plan.trials)
+    found = [_status(planned, plan.metric) for planned in plan.trials]
+    lines = [f"{planned.name:{width}}  {text}" for planned, (_, text) in zip(plan.trials, found, strict=True)]
+    counts = Counter(status for status, _ in found)
+    order = ("done", "stopped early", "failed", "running", "waiting")
+    counted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
+    return [*lines, f"{len(plan.trials)} trials: {counted}", plan.driver_line]
+
+
+def _status(planned: Planned, metric: str) -> tuple[str, str]:
+    state = planned.state
+    if state is State.DONE:
+        value = (planned.trial.result() or {})["metrics"].get(metric)
+        return "done", "done" if value is None else f"done  {metric} {value:.3f}"
+    if (step := planned.stopped) is not None:
+        return "stopped early", f"stopped early after step {step}"
+    running = Running(planned)
+    running.look()
+    if holder := planned.trial.lease().holder():
+        return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"
+    if reason := planned.failure:
+        return "failed", f"failed: {reason}"
+    if state is State.NEW:
+        return "waiting", "waiting"
+    return "waiting", f"waiting; {'trained' if state is State.TRAINED else f'begun, step {running.step}'}"

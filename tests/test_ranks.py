@@ -1,0 +1,143 @@
+"""Data-parallel training: two processes over gloo against one, and what kills, stops and errors leave."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from project import command, start
+from sweeps import is_alive
+from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
+
+from pipeline.common.errors import PipelineError
+from pipeline.trial import launch
+
+TWO = ("--set", "train.ranks=2", "--set", "decorrelation.weight=0.1", "--set", "train.checkpoint_every=5")
+LONG = (*TWO, "--set", "train.steps=30")
+UNEVEN = ("--set", "train.batch_size=5")
+"""Of six utterances, so that each second batch has one, and leaves a rank with nothing."""
+
+
+@pytest.fixture
+def project(prepared, tmp_path):
+    """A small project, to spoil."""
+    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    """The folder of a trial of `LONG` that nobody disturbed."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
+    done = command(folder, "train", *LONG)
+    assert done.returncode == 0, done.stderr
+    return the_trial(folder)
+
+
+def ranks_of(process) -> list[int]:
+    """Process ids of the ranks, the first rank first. Beside them there may be Python's tracker of resources."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(found) == 2, children
+    return found
+
+
+def gone(pids: list[int]) -> bool:
+    until = time.monotonic() + 20
+    while any(map(is_alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(is_alive, pids))
+
+
+@pytest.mark.parametrize("more", [(), UNEVEN], ids=["even", "uneven"])
+def test_two_ranks_train_as_one_process_does(project, more):
+    settings = ("--set", "train.steps=6", "--set", "decorrelation.weight=0.1", "--set", "train.accumulate=2", *more)
+    trials = {}
+    for ranks in (1, 2):
+        done = command(
+            project, "train", *settings, "--set", f"train.ranks={ranks}", "--set", f"train.runs=runs/{ranks}"
+        )
+        assert done.returncode == 0, done.stderr
+        (trials[ranks],) = (project / f"runs/{ranks}").iterdir()
+    # The number of ranks is part of what the trial is.
+    assert trials[1].name != trials[2].name
+    alone, shared = (
+        [json.loads(line) for line in (t / "metrics.jsonl").read_text().splitlines()] for t in trials.values()
+    )
+    assert [line["step"] for line in alone] == [line["step"] for line in shared]
+    for one, other in zip(alone, shared, strict=True):
+        assert one.keys() == other.keys()
+        # Adam makes steps of equal size out of gradients that are nearly nothing, so that roundings grow.
+        close = 1e-5 if one["step"] == 1 else 2e-3
+        for name in one.keys() - {"time", "throughput/utterances_per_second"}:
+            assert other[name] == pytest.approx(one[name], rel=close), (one["step"], name)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_one_error_and_training_goes_on_with_equal_bits(project, undisturbed, rank):
+    process = start(project, "train", *LONG)
+    wait_for_checkpoint(project, process, 5)
+    ranks = ranks_of(process)
+    os.kill(ranks[rank], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"error: rank {rank} of 2: was killed by SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert gone(ranks)
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert weights_of(the_trial(project)) == weights_of(undisturbed)
+    assert losses_of(the_trial(project)) == losses_of(undisturbed)
+
+
+def test_ranks_do_not_outlive_who_started_them(project, undisturbed):
+    process = start(project, "train", *LONG, "--set", "train.checkpoint_every=4")
+    wait_for_checkpoint(project, process, 4)
+    ranks = ranks_of(process)
+    process.kill()
+    process.communicate()
+    assert gone(ranks)
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert weights_of(the_trial(project)) == weights_of(undisturbed)
+
+
+def test_an_interrupted_training_of_two_ranks_keeps_its_last_step(project, undisturbed):
+    process = start(project, "train", *LONG)
+    wait_for_checkpoint(project, process, 5)
+    ranks = ranks_of(process)
+    # As a terminal does.
+    for pid in (process.pid, *ranks):
+        os.kill(pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert gone(ranks)
+    trial = the_trial(project)
+    steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
+    assert max(steps) == losses_of(trial)[-1][0]
+    again = command(project, "train", *LONG)
+    assert again.returncode == 0, again.stderr
+    assert weights_of(trial) == weights_of(undisturbed)
+
+
+def test_an_error_of_a_rank_is_one_line(project):
+    settings = ("--set", "train.learning_rate=1e30", "--set", "train.gradient_clip=1e30")
+    failed = command(project, "train", *TWO, *settings)
+    assert failed.returncode == 1
+    assert "the loss is nan; lower train.learning_rate" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(launch, "resolve_device", lambda device: launch.torch.device("cuda"))
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(PipelineError, match=r"train\.ranks: is 4, and there are 1 GPUs for this trial"):
+        launch.launch(print, (), 4, "auto", bool)
+
+
+def test_each_rank_has_a_gpu_of_its_own_and_sees_the_others(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    launch._own_gpu_first(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7,4"
