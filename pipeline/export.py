@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json, write_text, written_whole
+from pipeline.common.modality import prompt, streams
 from pipeline.common.weights import RECORD, known_files, weights_digest
-from pipeline.config import Params, prompt, streams
+from pipeline.config import Params
 from pipeline.tracking.trial import Trial
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -128,7 +129,7 @@ def _stream_config(trial: Trial, params: Params, stream: str) -> dict[str, Any]:
     """Encoder, rate and layers of a stream's projector."""
     from safetensors import safe_open
 
-    from pipeline.encoders.table import ENCODERS
+    from pipeline.encoders.protocol import encoder_kind
     from pipeline.model.audiovisual import PROJECTOR_FILE
 
     settings, rate = getattr(params.features, stream), getattr(params.model.rates, stream)
@@ -139,7 +140,7 @@ def _stream_config(trial: Trial, params: Params, stream: str) -> dict[str, Any]:
         ]
     (hidden, incoming), (width, _) = shapes[:2]
     layers = [["Linear", incoming, hidden], ["ReLU"], ["Linear", hidden, width]]
-    encoder = ENCODERS[settings.encoder]
+    encoder = encoder_kind(settings.encoder)
     identity = encoder.identity(settings)
     weights = identity.pop("weights", None)
     return {
