@@ -364,6 +364,9 @@ class Sinks(Section):
     """Stage `evaluate`: the sink instrument."""
 
     split: Literal["validation", "test"] = "test"
+    validation: bool = False
+    """Whether validation is measured, too, as `sinks/…/validation`: what is chosen by, where tables report the test
+    split. A search that minimises such a metric sets it."""
     utterances: Annotated[int, Field(ge=1)] | None = None
     """How many utterances are measured, from the first on; null measures all."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -526,6 +529,12 @@ def _check_across_sections(params: Params, where: str | Path) -> None:
             where,
             f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
             "sinks are measured on a split that is evaluated",
+        )
+    if params.sinks.validation and "validation" not in params.evaluate.splits:
+        raise PipelineError(
+            where,
+            f"sinks.validation is true, and evaluate.splits {list(params.evaluate.splits)} leaves validation out",
+            "evaluate it, or set sinks.validation to false",
         )
     _check_decorrelation(params, where)
     _check_online(params, where)

@@ -7,6 +7,7 @@ parameter evaluates again and does not train again; a trial that was evaluated l
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,12 +64,20 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     journal = trial.folder / f"hypotheses.{evaluation[:16]}.journal"
     texts = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, texts)
-    summary = sinks(model, params, inputs)
+    summary = sinks(model, params, inputs, params.sinks.split)
+    if params.sinks.validation:
+        chosen_by = summary if params.sinks.split == "validation" else sinks(model, params, inputs, "validation")
+        metrics |= _of_validation(chosen_by.metrics)
     with written_whole(trial.sinks) as beside:
         np.savez(beside, **summary.arrays)
     write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}
+
+
+def _of_validation(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics under names that say the split, the ends of their intervals too: `sinks/…/validation/low`."""
+    return {re.sub("(/low|/high|)$", r"/validation\1", name, count=1): value for name, value in metrics.items()}
 
 
 def _scored(params: Params, inputs: Inputs, texts: dict[str, str]) -> tuple[dict[str, float], list[dict]]:

@@ -15,8 +15,9 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison, compare
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
-from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.suggestions import trials_of
 from pipeline.tracking.trial import State
 
 DEFAULT = "experiments/demo.yaml"
@@ -40,7 +41,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
     sweep = load_sweep(file, params, overrides)
-    trials = plan_trials(sweep)
+    trials = trials_of(sweep)
     comparison = compare([planned.trial for planned in trials], sweep.specification.primary)
     folder = RESULTS / sweep.specification.name
     files = write_comparison(comparison, folder / "comparison")

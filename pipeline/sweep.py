@@ -18,14 +18,16 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import open_redacted
 from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params, streams
-from pipeline.sweeping.cost import Costs, summary
+from pipeline.sweeping.cost import Costs, mean_cost, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_lora_targets
 from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, publish, results_folder
+from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.suggestions import Suggestions
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.trial import State, Trial
@@ -144,12 +146,19 @@ def show_plan(sweep: Sweep) -> None:
         print(*dict.fromkeys(point_name(point.params, point.settings) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
-    trials = plan_trials(sweep)
+    suggestions = Suggestions(sweep) if sweep.space else None
+    trials = suggestions.trials if suggestions else plan_trials(sweep)
     require_lora_targets(planned for planned in trials if not planned.is_over)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
-    learnt = Costs(trials[0].trial.folder.parent)
+    learnt = Costs(sweep.points[0].params.train.runs)
     costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
+    if suggestions:
+        search = sweep.specification.search
+        print(f"{len(suggestions.all)} of {search.trials} points suggested, {suggestions.left} left to suggest")
+        costs += suggestions.left * [
+            mean_cost([learnt.of(corner, State.NEW) for corner in plan_trials(sweep)], len(sweep.seeds))
+        ]
     if costs:
         print(summary(costs, sweep.specification.concurrency or 1))
 
@@ -161,7 +170,8 @@ def run(arguments: Namespace) -> None:
         show_plan(sweep)
         return
     make_inputs(sweep, arguments)
-    trials = plan_trials(sweep)
+    suggestions = Suggestions(sweep) if sweep.space else None
+    trials = suggestions.trials if suggestions else plan_trials(sweep)
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
         bring_into_mlflow(name, trials, results)
@@ -174,11 +184,13 @@ def run(arguments: Namespace) -> None:
         sweep = replace(sweep, specification=specification)
     with Sync(_sync_words(arguments)) as sync:
         failure = None
-        if not all(planned.is_over for planned in trials):
+        if not all(planned.is_over for planned in trials) or (suggestions and suggestions.left):
+            search = Search(sweep, suggestions) if suggestions else None
             try:
-                Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+                Driver(sweep, trials, results / LOG, search).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
+            trials = suggestions.trials if suggestions else trials
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
         publish(sweep, trials)
         show_in_mlflow(name, trials, results, sync)

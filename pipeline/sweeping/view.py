@@ -83,16 +83,25 @@ class View:
         costs: of each, by identity; what is known.
         metric: what is shown of a trial that is done, such as `wer/validation`.
         log: file that takes the events.
+        unknown: how many trials a search is yet to suggest.
     """
 
-    def __init__(self, trials: Sequence[Planned], costs: dict[str, Cost | None], metric: str, log: Path) -> None:
+    def __init__(
+        self, trials: Sequence[Planned], costs: dict[str, Cost | None], metric: str, log: Path, unknown: int = 0
+    ) -> None:
         self.concurrency = 1
         """How many trials run at once."""
-        self._costs, self._metric = costs, metric
-        self._total, self._width = len(trials), max(len(planned.name) for planned in trials)
+        self.best: str | None = None
+        """The best trial so far, in a line."""
+        self._costs, self._metric = dict(costs), metric
+        self._total, self._width, self._unknown = len(trials), max((len(p.name) for p in trials), default=0), unknown
         states = {planned.identity: planned.state for planned in trials}
         self._begun = {identity for identity, state in states.items() if state is not State.NEW}
         self._waiting = {planned.identity for planned in trials if not planned.is_over}
+        self._lowest = float("inf")
+        for planned in trials:
+            if states[planned.identity] is State.DONE:
+                self._compare(planned)
         self._running: dict[str, Running] = {}
         self._took: list[float] = []
         """Seconds of the trials that were begun and finished here."""
@@ -105,6 +114,14 @@ class View:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log: TextIO = open_redacted(log)
         self._terminal = sys.stdout.isatty()
+
+    def add(self, trials: Sequence[Planned], costs: dict[str, Cost | None], unknown: int) -> None:
+        """Trials that a search suggests; `unknown` are still to come."""
+        self._costs |= costs
+        self._total, self._unknown = self._total + len(trials), unknown
+        self._width = max([self._width, *(len(planned.name) for planned in trials)])
+        self._begun |= {planned.identity for planned in trials if planned.state is not State.NEW}
+        self._waiting |= {planned.identity for planned in trials}
 
     def shows(self, planned: Planned) -> bool:
         """Whether a trial is among those that run."""
@@ -121,7 +138,7 @@ class View:
             self._waiting.discard(planned.identity)
             if ran and planned.identity not in self._begun:
                 self._took.append(ran.seconds_so_far)
-            value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+            value = self._compare(planned)
             outcome = "done" if value is None else f"done  {self._metric} {value:.3f}"
         elif outcome.startswith("failed"):
             self._waiting.discard(planned.identity)
@@ -132,6 +149,14 @@ class View:
         else:
             self._begun.add(planned.identity)
         self.say(f"{planned.name:{self._width}}  {outcome}")
+
+    def _compare(self, planned: Planned) -> float | None:
+        """The metric of a done trial, which may be the best so far."""
+        value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+        if value is not None and value < self._lowest:
+            self._lowest = value
+            self.best = f"{planned.name} ({self._metric} {value:.3f})"
+        return value
 
     def say(self, text: str) -> None:
         """One line for one event."""
@@ -147,8 +172,8 @@ class View:
             running.look()
         if self._terminal:
             size = shutil.get_terminal_size()
-            lines = [running.line(self._width) for running in list(self._running.values())][: max(1, size.lines - 3)]
-            lines.append(self._summary())
+            lines = [running.line(self._width) for running in list(self._running.values())][: max(1, size.lines - 4)]
+            lines += self._summary()
             with self._lock:
                 self._erase()
                 print("\n".join(line[: size.columns - 1] for line in lines), flush=True)
@@ -157,7 +182,8 @@ class View:
             self._said = time.monotonic()
             for running in list(self._running.values()):
                 self.say(running.line(self._width).strip())
-            self.say(self._summary())
+            for line in self._summary():
+                self.say(line)
 
     def close(self) -> None:
         self._erase()
@@ -168,17 +194,19 @@ class View:
             sys.stdout.write(_UP_AND_CLEAR.format(self._drawn))
             self._drawn = 0
 
-    def _summary(self) -> str:
+    def _summary(self) -> list[str]:
         done = self._total - len(self._waiting) - self._failed - self._early
         others = f", {self._early} stopped early" if self._early else ""
         others += f", {self._failed} failed" if self._failed else ""
-        return f"{done} of {self._total} done{others}, {len(self._running)} running, {self._time_left()} left"
+        wanted = self._total + self._unknown
+        far = f"{done} of {wanted} done{others}, {len(self._running)} running, {self._time_left()} left"
+        return [*([f"best so far: {self.best}"] if self.best else []), far]
 
     def _time_left(self) -> str:
         waiting = list(self._waiting)
-        if not waiting:
+        if not waiting and not self._unknown:
             return "nothing"
-        so_far, left = [], []
+        so_far, left = [0.0] * self._unknown, [None] * self._unknown
         for identity in waiting:
             # Trials end in another thread; each is looked up once.
             cost, running = self._costs.get(identity), self._running.get(identity)
