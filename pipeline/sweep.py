@@ -192,7 +192,7 @@ def run(arguments: Namespace) -> None:
                 failure = error
             trials = suggestions.trials if suggestions else trials
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
-        publish(sweep, trials)
+        publish(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)
     if failure:
         raise failure

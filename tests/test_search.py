@@ -11,6 +11,7 @@ from trials import finish
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping import driver, plan
+from pipeline.sweeping.results import publish
 from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.suggestions import Suggestions, suggested_params, trials_of
@@ -288,3 +289,20 @@ def test_sinks_are_measured_on_validation_where_they_are_minimised(tmp_path):
         sweep = load_sweep(path, ROOT / "params.yaml")
         assert {point.params.sinks.validation for point in sweep.points} == {measured}
         assert {point.params.sinks.split for point in sweep.points} == {"test"}
+
+
+def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(searched, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    ran = searched(trials=10, axes={"decorrelation.weight": [0, {"loguniform": [0.001, 1]}]})
+    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    printed = capsys.readouterr().out
+    folder = tmp_path / "results/sweeps/s"
+    assert printed.startswith((folder / "table.txt").read_text())
+    assert "search by tpe: 10 of 10 points done" in printed
+    assert "Importance for WER %, validation: decorrelation.weight " in printed
+    for name in ("search.md", "search.csv", "pareto_front.png", "against_keys.svg"):
+        assert (folder / name).stat().st_size
+    before = (folder / "search.csv").stat().st_mtime_ns
+    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    assert capsys.readouterr().out == printed
+    assert (folder / "search.csv").stat().st_mtime_ns == before

@@ -1,16 +1,23 @@
 """What a sweep came to: tables and figures in `results/sweeps/<name>/`, and the best of each task by validation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
+from pipeline.sweeping.search import metrics_of
 from pipeline.sweeping.specification import Sweep
-from pipeline.tracking.trial import State
+from pipeline.sweeping.suggestions import Suggestion, Suggestions
+from pipeline.tracking.trial import State, Trial
+
+if TYPE_CHECKING:
+    from pipeline.comparison.front import SearchResult
 
 RESULTS = Path("results/sweeps")
 LOG = "log.txt"
@@ -22,8 +29,14 @@ def results_folder(sweep: Sweep) -> Path:
     return RESULTS / sweep.specification.name
 
 
-def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
-    """Print the table of the trials, and write tables and figures; those that are up to date are only printed."""
+def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | None = None) -> None:
+    """Print the table of the trials, and write tables and figures; those that are up to date are only printed.
+
+    Args:
+        sweep: its specification counts.
+        trials: all that there are.
+        suggestions: of a search.
+    """
     if not any(planned.state is State.DONE for planned in trials):
         return
     folder = results_folder(sweep)
@@ -31,11 +44,15 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped] for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
+    if suggestions:
+        state |= {"search": [sweep.specification.search.model_dump(mode="json"), len(suggestions.all)]}
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison
         from pipeline.comparison.table import compare
 
-        written = write_comparison(compare([planned.trial for planned in trials], sweep.specification.primary), folder)
+        search = search_result(sweep, suggestions) if suggestions else None
+        compared = compare(compared_trials(trials, search, suggestions), sweep.specification.primary)
+        written = write_comparison(compared, folder, search)
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
@@ -43,6 +60,55 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
             print(f"stopped early: {planned.name} (after step {step})")
     for line in best_lines(sweep.specification.select.by, trials):
         print(line)
+
+
+def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
+    """What the points of a search came to."""
+    from pipeline.comparison.front import FEW_POINTS, SearchResult, Tried, of_test
+
+    search = sweep.specification.search
+    names = [*search.minimise, *map(of_test, search.minimise)]
+    points = []
+    for suggestion in suggestions.all:
+        done = [metrics_of(p, names) for p in suggestion.trials if p.state is State.DONE]
+        values = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
+        values = {name: found for name, found in values.items() if found}
+        points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
+    result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
+    if len(result.done) < FEW_POINTS or not result.keys:
+        return result
+    from pipeline.sweeping.optuna_importance import importance
+
+    of = {m: importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
+    return replace(result, importance={metric: found for metric, found in of.items() if found})
+
+
+def compared_trials(
+    trials: Sequence[Planned], search: "SearchResult | None", suggestions: Suggestions | None
+) -> list[Trial]:
+    """Those that the table puts side by side: all, but of a search the front and weight 0."""
+    if not search or not search.done:
+        return [planned.trial for planned in trials]
+    numbers = {point.number for point in search.front}
+    shown = {
+        planned.identity: planned.trial
+        for suggestion in suggestions.all
+        for planned in suggestion.trials
+        if suggestion.number in numbers or planned.params.decorrelation.weight == 0
+    }
+    return list(shown.values())
+
+
+def _state(suggestion: Suggestion) -> str:
+    states = [planned.state for planned in suggestion.trials]
+    if all(state is State.DONE for state in states):
+        return "done"
+    for planned in suggestion.trials:
+        if (step := planned.stopped) is not None:
+            return f"stopped early after step {step}"
+        if planned.state is not State.DONE and planned.failure:
+            return f"failed: {planned.failure}"
+    return f"{states.count(State.DONE)} of {len(states)} seeds done"
 
 
 def _is_current(folder: Path, state: dict) -> bool:

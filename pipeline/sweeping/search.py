@@ -82,7 +82,7 @@ class Search:
             self._tell_known()
             if wanted := [planned for planned in new if not planned.is_over]:
                 return wanted
-            self._say(f"{_named(suggestion)}  was tried before")
+            self._say(f"{suggestion.name}  was tried before")
         return []
 
     def ended(self, planned: Planned, failed: bool = False) -> None:
@@ -103,7 +103,7 @@ class Search:
         if not known:
             return None
         value, suggestion = min(known, key=lambda each: (each[0], each[1].number))
-        return f"{_named(suggestion)} ({self._metrics[0]} {value:.3f})"
+        return f"{suggestion.name} ({self._metrics[0]} {value:.3f})"
 
     def _suggest(self) -> Suggestion:
         draw = self._searcher.ask()
@@ -147,7 +147,7 @@ class Search:
             self._searcher.tell_failed(suggestion.number)
             if any(planned.state is State.DONE for planned in suggestion.trials):
                 self._require_measured(suggestion)
-                self._say(f"{_named(suggestion)}  lacks a metric of search.minimise; the search does without it")
+                self._say(f"{suggestion.name}  lacks a metric of search.minimise; the search does without it")
 
     def _values(self, suggestion: Suggestion) -> list[float] | None:
         """The mean of each metric over the seeds that are done; None where one has no value."""
@@ -176,10 +176,3 @@ def metrics_of(planned: Planned, names: Sequence[str]) -> dict[str, float]:
         measured = [record[METRIC] for record in records if METRIC in record]
         metrics |= {METRIC: measured[-1]} if measured else {}
     return metrics
-
-
-def _named(suggestion: Suggestion) -> str:
-    planned = suggestion.trials[0]
-    if len(suggestion.trials) == 1:
-        return planned.name
-    return planned.name.replace(f" seed {planned.params.train.seed}", "")

@@ -33,6 +33,14 @@ class Suggestion:
     trials: tuple[Planned, ...]
     """One for each seed; other points may share them."""
 
+    @property
+    def name(self) -> str:
+        """What tells the point from the others."""
+        planned = self.trials[0]
+        if len(self.trials) == 1:
+            return planned.name
+        return planned.name.replace(f" seed {planned.params.train.seed}", "")
+
 
 class Suggestions:
     """All suggestions of a search so far.
