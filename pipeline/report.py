@@ -6,6 +6,7 @@ Works with what there is. With --clean: what trials and features take on disk, a
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
@@ -15,9 +16,10 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison, compare
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
-from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.results import compared_trials, search_result
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.suggestions import trials_of
+from pipeline.sweeping.suggestions import Suggestions
 from pipeline.tracking.trial import State
 
 DEFAULT = "experiments/demo.yaml"
@@ -41,11 +43,15 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
     sweep = load_sweep(file, params, overrides)
-    trials = trials_of(sweep)
-    comparison = compare([planned.trial for planned in trials], sweep.specification.primary)
+    suggestions = Suggestions(sweep) if sweep.space else None
+    trials = suggestions.trials if suggestions else plan_trials(sweep)
+    search = search_result(sweep, suggestions) if suggestions else None
+    compared = compared_trials(trials, search, suggestions)
+    comparison = compare(compared, sweep.specification.primary)
     folder = RESULTS / sweep.specification.name
-    files = write_comparison(comparison, folder / "comparison")
-    for ending, text in pages(_subject(file, sweep, trials, comparison), comparison, files, folder, media).items():
+    files = write_comparison(comparison, folder / "comparison", search)
+    subject = replace(_subject(file, sweep, trials, comparison), search=search)
+    for ending, text in pages(subject, comparison, files, folder, media).items():
         write_text(folder / f"report.{ending}", text)
     complete = all(planned.is_over for planned in trials)
     _track(sweep.specification.name, folder, [entry.trial.folder for entry in comparison.entries], complete)
@@ -57,7 +63,9 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
     missing = []
     for planned in trials:
         if planned.identity not in gaps:
-            missing.append(Missing(planned.name, "not begun", planned.failure or ""))
+            # Of a search the comparison has the front alone.
+            if planned.state is not State.DONE:
+                missing.append(Missing(planned.name, "not begun", planned.failure or ""))
         elif gap := gaps[planned.identity]:
             missing.append(Missing(planned.name, gap.state, gap.reason))
     older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not State.DONE]

@@ -52,7 +52,7 @@ LIBRARIES = {
 MAY_RUN_STAGES = {"sweep", "reproduce"}
 """Commands that import other commands."""
 ONLY_IN = {"optuna": "sweeping/optuna_", "ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/"}
-HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc", "optuna", "plotly"}
+HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "dvc", "optuna"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "config"))
