@@ -14,7 +14,7 @@ from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.eta import Pace, work_of_trial
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.specification import Scheduler
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
 
@@ -183,8 +183,8 @@ def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, cloc
 
 
 def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waited_for(four, tmp_path, clock, capsys):
-    asha = Asha(grace=10)
-    four = [replace(planned, asha=asha) for planned in four]
+    asha = Scheduler(grace=10)
+    four = [replace(planned, rule=asha) for planned in four]
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.started(four[0])
     shown.ended(four[0], "waits for the other seeds at step 10")
@@ -245,8 +245,8 @@ def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch,
 
 
 def test_a_damaged_mark_holds_up_no_sweep(four):
-    rule = Asha(kind="asha", grace=10)
-    planned = replace(four[0], asha=rule)
+    rule = Scheduler(kind="asha", grace=10)
+    planned = replace(four[0], rule=rule)
     leave_stopped(planned.trial, rule, 20)
     assert planned.stopped == 20
     planned.fail("out of memory", "a\nb")

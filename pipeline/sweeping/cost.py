@@ -103,6 +103,10 @@ class Budget:
                 "raise it, or choose fewer trials with --only",
             )
 
+    def add(self, trials: Iterable[Planned]) -> None:
+        """Further trials, such as a search suggests."""
+        self._folders += [planned.trial.folder for planned in trials]
+
     def is_spent(self) -> bool:
         """Whether no further trial may begin."""
         return bool(self._bytes) and self._used() > self._bytes
@@ -120,6 +124,18 @@ def folder_bytes(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def mean_cost(costs: Iterable[Cost | None], trials: int) -> Cost | None:
+    """What so many trials take that are not chosen yet, by those that they are chosen from; None: not known."""
+    known = [cost for cost in costs if cost]
+    if not known:
+        return None
+    return Cost(
+        trials * fmean(cost.training for cost in known),
+        trials * fmean(cost.evaluation for cost in known),
+        trials * round(fmean(cost.bytes for cost in known)),
+    )
 
 
 def summary(costs: Sequence[Cost | None], concurrency: int) -> str:

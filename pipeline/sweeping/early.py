@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.verified import read_sealed, write_sealed
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.sections import Scheduler
 from pipeline.tracking.trial import Trial
 
 METRIC = "loss/validation"
@@ -21,18 +21,18 @@ def losses(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
 
 
-def leave_stopped(trial: Trial, asha: Asha, step: int) -> None:
+def leave_stopped(trial: Trial, rule: Scheduler, step: int) -> None:
     """Note that this rule ended a trial after a step."""
-    write_sealed(_file(trial), {"rule": asha.model_dump(mode="json"), "step": step})
+    write_sealed(_file(trial), {"rule": rule.model_dump(mode="json"), "step": step})
 
 
-def stopped_at(trial: Trial, asha: Asha | None) -> int | None:
+def stopped_at(trial: Trial, rule: Scheduler | None) -> int | None:
     """The step at which this very rule ended the trial, if it did. Of a damaged file nothing is known: it goes on."""
-    if asha is None or not _file(trial).exists():
+    if rule is None or not _file(trial).exists():
         return None
     try:
         left, _ = read_sealed(_file(trial), "")
-        return int(left["step"]) if left["rule"] == asha.model_dump(mode="json") else None
+        return int(left["step"]) if left["rule"] == rule.model_dump(mode="json") else None
     except (PipelineError, KeyError, TypeError, ValueError):
         return None
 
