@@ -164,7 +164,7 @@ def test_the_recorded_plan_has_what_was_suggested_since(searched, tmp_path):
         assert [planned.identity for planned in read_plan(tmp_path).trials] == [
             planned.identity for planned in [*before, *since]
         ]
-    assert "5 trials: 5 waiting" in status_lines(read_plan(tmp_path))
+    assert "5 trials: 5 done" in status_lines(read_plan(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga-ii"])

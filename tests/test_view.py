@@ -164,6 +164,24 @@ def test_what_is_known_of_some_trials_before_any_runs_is_taken_of_all(four, tmp_
     shown.close()
 
 
+def test_what_a_search_is_yet_to_suggest_is_expected_to_take_as_long_as_what_is_known(four, tmp_path, clock, capsys):
+    costs = {planned.identity: Cost(280.0, 20.0, 0) for planned in four}
+    shown = View(four[:1], costs, "wer/test", tmp_path / "log", 3)
+    shown.concurrency = 2
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
+    finish(four[0].trial, {"test": [0]})
+    shown.ended(four[0], "done")
+    shown.add(four[1:2], costs, 2)
+    clock[0] = 200.0
+    capsys.readouterr()
+    shown.refresh()
+    best, left = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines())
+    assert best == "best so far: seed 0 (wer/test 0.000)"
+    assert left == "1 of 4 done, 0 running, about 10 min left"
+    shown.close()
+
+
 def test_what_is_left_is_no_less_than_the_longest_trial(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(10.0, 20.0, 0) for planned in four}
     costs[four[3].identity] = replace(costs[four[3].identity], training=580.0)
