@@ -143,6 +143,8 @@ def show_plan(sweep: Sweep) -> None:
     """Print the trials, what is done and shared, and what the rest will take. Nothing is run."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that come first: {' '.join(needed)}")
+        if sweep.space:
+            print(f"{sweep.specification.search.trials} points will be suggested; the ends of their ranges:")
         print(*dict.fromkeys(point_name(point.params, point.settings) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return

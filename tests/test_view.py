@@ -13,7 +13,7 @@ from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
-from pipeline.sweeping.specification import Scheduler
+from pipeline.sweeping.sections import Scheduler
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
 

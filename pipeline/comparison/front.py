@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -9,8 +10,10 @@ from typing import Any
 
 from pipeline.common.markdown import plain
 from pipeline.comparison.quantities import ABSENT, rounded
-from pipeline.comparison.rendering import pipes
+from pipeline.comparison.rendering import INDENT, pipes
 
+WIDTH = 100
+"""Columns of a terminal."""
 FEW_POINTS = 8
 """With fewer that are done nothing is said of importance."""
 
@@ -118,8 +121,9 @@ def text(result: SearchResult) -> str:
     table += [["front" * (point in front), *cells] for point, cells in _rows(result)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines.insert(1, "─" * min(100, sum(widths) + 2 * len(widths) - 2))
-    return "\n".join([*_head(result), "", *lines, "", *notes(result)]) + "\n"
+    lines.insert(1, "─" * min(WIDTH, sum(widths) + 2 * len(widths) - 2))
+    below = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in notes(result)]
+    return "\n".join([*_head(result), "", *lines, "", *below]) + "\n"
 
 
 def markdown(result: SearchResult) -> str:
