@@ -150,7 +150,8 @@ def show_plan(sweep: Sweep) -> None:
         return
     suggestions = Suggestions(sweep) if sweep.space else None
     trials = suggestions.trials if suggestions else plan_trials(sweep)
-    require_lora_targets(planned for planned in trials if not planned.is_over)
+    # Of a search each combination of options is looked at, before one is suggested.
+    require_lora_targets(plan_trials(sweep) if sweep.space else [p for p in trials if not p.is_over])
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
     learnt = Costs(sweep.points[0].params.train.runs)
@@ -180,7 +181,7 @@ def run(arguments: Namespace) -> None:
         if line := charts_line(name):
             print(line)
         return
-    require_lora_targets(planned for planned in trials if not planned.is_over)
+    require_lora_targets(plan_trials(sweep) if sweep.space else [p for p in trials if not p.is_over])
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)

@@ -64,7 +64,6 @@ def searched(kind: str, count: int, name: str) -> Stopwatch:
     """What the suggestions took, what they came to included; what stands for training is not counted."""
     search = {"kind": kind, "trials": count, "minimise": [WER, SINKS]}
     made = sweep(name, axes=AXES, search=search)
-    times = []
     watch = Stopwatch()
     with Search(made, Suggestions(made)).opened(lambda line: None) as opened:
         while True:
