@@ -58,6 +58,8 @@ class SearchResult:
     points: tuple[Tried, ...]
     importance: Mapping[str, Mapping[str, Importance]]
     """By metric and key."""
+    repeated: int = 0
+    """Suggestions of points that are there already, and done."""
 
     @property
     def done(self) -> list[Tried]:
@@ -117,8 +119,8 @@ def value_text(values: Sequence[float] | None, metric: str) -> str:
 def text(result: SearchResult) -> str:
     """For a terminal."""
     front, table = result.front, []
-    table.append(["", "point", *map(label, result.columns)])
-    table += [["front" * (point in front), *cells] for point, cells in _rows(result)]
+    table.append(["", "no.", "point", *map(label, result.columns)])
+    table += [["front" * (point in front), str(point.number), *cells] for point, cells in _rows(result)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     lines.insert(1, "─" * min(WIDTH, sum(widths) + 2 * len(widths) - 2))
@@ -129,8 +131,8 @@ def text(result: SearchResult) -> str:
 def markdown(result: SearchResult) -> str:
     """The same as `text`."""
     front = result.front
-    heads = ["", "point", *map(label, result.columns)]
-    rows = [pipes(["front" * (point in front), *cells]) for point, cells in _rows(result)]
+    heads = ["", "no.", "point", *map(label, result.columns)]
+    rows = [pipes(["front" * (point in front), str(point.number), *cells]) for point, cells in _rows(result)]
     lines = [*map(plain, _head(result)), "", pipes(heads), pipes(["---"] * len(heads)), *rows, ""]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(result))]) + "\n"
 
@@ -163,7 +165,8 @@ def _rows(result: SearchResult) -> Iterator[tuple[Tried, list[str]]]:
 
 
 def _head(result: SearchResult) -> list[str]:
-    lines = [f"search by {result.kind}: {len(result.done)} of {result.wanted} points done"]
+    again = f", {result.repeated} of them one that was tried before" if result.repeated else ""
+    lines = [f"search by {result.kind}: {len(result.done) + result.repeated} of {result.wanted} points done{again}"]
     for metric in result.metrics if result.done else ():
         best = min(result.done, key=lambda point: (point.mean(metric), point.number))
         lines.append(f"best by {label(metric)}: {best.name} ({value_text(best.values[metric], metric)})")
