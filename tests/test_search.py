@@ -326,7 +326,9 @@ def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(search
     printed = capsys.readouterr().out
     folder = tmp_path / "results/sweeps/s"
     assert printed.startswith((folder / "table.txt").read_text())
-    assert "search by tpe: 10 of 10 points done" in printed
+    distinct = {point["decorrelation.weight"] for point in ran.points}
+    assert f"search by tpe: 10 of 10 points done, {10 - len(distinct)} of them one that was tried before" in printed
+    assert len((folder / "search.csv").read_text().splitlines()) == 1 + len(distinct)
     assert "Importance for WER %, validation: decorrelation.weight " in printed
     for name in ("search.md", "search.csv", "pareto_front.png", "against_keys.svg"):
         assert (folder / name).stat().st_size

@@ -14,7 +14,7 @@ from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.eta import Pace, work_of_trial
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
-from pipeline.sweeping.specification import Scheduler
+from pipeline.sweeping.sections import Scheduler
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
 
@@ -274,3 +274,20 @@ def test_a_damaged_mark_holds_up_no_sweep(four):
             (planned.trial.folder / name).write_text(content)
         assert planned.stopped is None, "it goes on"
         assert planned.failure == "failed.json is damaged"
+
+
+def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(four, tmp_path, clock, capsys):
+    for planned, value in zip(four, (0.5, 0.3, 0.4), strict=False):
+        finish(planned.trial, {"test": [0]}, **{"wer/validation": value})
+    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unknown=3)
+    assert shown.best == "seed 0 (wer/validation 0.500)"
+    shown.add(four[1:3], {}, 1)
+    for planned in four[1:3]:
+        shown.started(planned)
+        shown.ended(planned, "done")
+    clock[0] = 100.0
+    shown.refresh()
+    best, far = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert best == "best so far: seed 1 (wer/validation 0.300)"
+    assert far.startswith("3 of 4 done, 0 running, ")
+    shown.close()
