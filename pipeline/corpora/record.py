@@ -24,7 +24,7 @@ def is_current(corpus: Corpus) -> bool:
     folder = Path(corpus.out)
     try:
         recorded = read_settings(folder)
-        same = bool(recorded) and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+        same = recorded is not None and recorded.get("digest") == reader_of(corpus).settings()["digest"]
     except (PipelineError, OSError):
         return False
     return same and (folder / MANIFEST).exists() and not (folder / JOURNAL).exists()

@@ -1,5 +1,6 @@
 """The kinds of corpora. A new one is a file beside this, a line here, and its name in `pipeline.config`."""
 
+from collections.abc import Callable
 from functools import partial
 
 from pipeline.config import Corpus
@@ -11,7 +12,7 @@ from pipeline.corpora.reader import Reader
 from pipeline.corpora.recorded import Recorded
 from pipeline.corpora.spoken import Spoken
 
-READERS = {
+READERS: dict[str, Callable[[Corpus], Reader]] = {
     "synthetic": Spoken,
     "lrs3": partial(Recorded, LRS3),
     "lrs2": partial(Recorded, LRS2),

@@ -4,8 +4,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.config import AudioEncoder, VideoEncoder
-
 
 class Encoder(Protocol):
     """A frozen model, or a fixed transform, that turns one utterance's audio or video into a row of vectors."""
@@ -15,11 +13,12 @@ class Encoder(Protocol):
     dimension: int
     """Width of a vector."""
 
-    def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
-        """Load what it takes, to a device. This may be slow; importing the module and `identity` may not."""
+    def __init__(self, settings: Any, device: str = "auto") -> None:
+        """Load what its settings (`AudioEncoder` or `VideoEncoder`) ask for, to a device. This may be slow; importing
+        the module and `identity` may not."""
 
     @staticmethod
-    def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:
+    def identity(settings: Any) -> dict[str, Any]:
         """What the result depends on beside input and code: settings, without any `auto`, and digests of weights."""
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
