@@ -95,7 +95,7 @@ class Lease:
         """Whether a living process runs this trial now; nothing is taken, and no lock is waited for."""
         with contextlib.suppress(FileNotFoundError):
             holder = _read(self.path)
-            return bool(holder) and not self._is_stale(holder)
+            return holder is not None and not self._is_stale(holder)
         return False
 
     @property
@@ -139,7 +139,7 @@ class Lease:
 
     def _is_ours(self) -> bool:
         holder = _read(self.path)
-        return bool(holder) and holder["token"] == self._token
+        return holder is not None and holder["token"] == self._token
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
         here = _this_process()
