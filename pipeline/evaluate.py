@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
@@ -64,8 +65,9 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     texts = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, texts)
     summary = sinks(model, params, inputs)
+    arrays: dict[str, Any] = summary.arrays
     with written_whole(trial.sinks) as beside:
-        np.savez(beside, **summary.arrays)
+        np.savez(beside, **arrays)
     write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}
@@ -111,7 +113,9 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     """Small copies for `dvc metrics` and `dvc plots`."""
     import numpy as np
 
-    write_json(folder / "metrics.json", trial.result()["metrics"])
+    result = trial.result()
+    assert result is not None, "it was evaluated just now"
+    write_json(folder / "metrics.json", result["metrics"])
     other, sink = trial.read_sinks()["cosine_mean_joined"].T
     text = io.StringIO()
     writer = csv.writer(text)

@@ -52,7 +52,7 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
     model = build_model(params, inputs)
     torch.use_deterministic_algorithms(model.device.type == "cpu")
     # Nothing here reads memory that it has not written, and to fill all of it first takes 6% of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trial.spool.cut_back(first)
     utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
     examples = {split: inputs.examples(chosen, model.respond) for split, chosen in utterances.items()}
@@ -114,7 +114,7 @@ class _Look(TrainerCallback):
             self._record(0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.global_step % self.params.sinks.every == 0:
+        if state.global_step % (self.params.sinks.every or 1) == 0:
             self._record(state.global_step)
 
     def _record(self, step: int) -> None:

@@ -2,13 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
 from pipeline.common.files import read_json, require_space, write_json
@@ -75,16 +75,25 @@ class LossTrainer(transformers.Trainer):
     """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors."""
 
     def __init__(
-        self, decorrelation: Decorrelation, spool: Spool, batches: Batches, augment: Augmenter | None, **arguments: Any
+        self,
+        decorrelation: Decorrelation,
+        spool: Spool,
+        batches: Batches,
+        augment: Augmenter | None,
+        *,
+        model: AudioVisualLLM,
+        **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(model=model, **arguments)
+        # As `self.model`, which may be any to the Trainer.
+        self.llm = model
         self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
         self.meter = Meter()
 
     def get_train_dataloader(self) -> DataLoader:
         """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
-        loader = DataLoader(
-            self.train_dataset,
+        loader: DataLoader = DataLoader(
+            cast(Dataset, self.train_dataset),
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -93,9 +102,9 @@ class LossTrainer(transformers.Trainer):
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return moved(inputs, self.model.device)
+        return moved(inputs, self.llm.device)
 
-    def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         self.meter.settle()
         step = self.state.global_step
         if self.augment:
@@ -107,7 +116,7 @@ class LossTrainer(transformers.Trainer):
         self.meter.add(step, total, losses, len(inputs["response_lengths"]))
         return total
 
-    def prediction_step(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> tuple:
+    def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple:
         with torch.no_grad():
             return model(self._prepare_inputs(inputs), Decorrelation()).cross_entropy, None, None
 
@@ -118,10 +127,10 @@ class LossTrainer(transformers.Trainer):
         if line:
             self.spool.append(self.state.global_step, line)
 
-    def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint that is whole and sealed, or none."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
+        folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
         require_space(folder, needed, "a checkpoint")
         # Before anything is written: no checkpoint is of a training that has diverged.
         meter = self.meter.state()
@@ -137,14 +146,19 @@ class LossTrainer(transformers.Trainer):
             if not is_sealed(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu() for name, p in self.model.trained().items()}, folder / TRAINED_FILE)
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: AudioVisualLLM | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir) if output_dir else self._checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu() for name, p in self.llm.trained().items()}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
         with torch.no_grad():
-            for name, parameter in self.model.trained().items():
+            for name, parameter in self.llm.trained().items():
                 parameter.copy_(saved[name])
         self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))
