@@ -11,7 +11,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed
-from pipeline.config import streams
+from pipeline.config import Modality, streams
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
 
@@ -44,7 +44,7 @@ Edits = dict[str, Count]
 class Task:
     """A modality at its rates: a row of the tables."""
 
-    modality: str
+    modality: Modality
     rates: tuple[int, ...]
     """Encoder frames that become one token, in the order of the sequence: audio, video."""
 

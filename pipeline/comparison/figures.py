@@ -36,13 +36,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         place = str(task).lower().replace(" ", "_").replace(",", "_")
         for name, figure in gallery(panels).items():
             found[f"{name}_{place}"] = _titled(figure, task)
-    for name, figure in (
+    for name, drawn in (
         ("wer_against_rate", wer_against_rate(comparison)),
         ("against_weight", against_weight(comparison)),
         ("overview", overview(comparison)),
     ):
-        if figure:
-            found[name] = figure
+        if drawn:
+            found[name] = drawn
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
@@ -27,7 +28,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
     if not any(planned.state is State.DONE for planned in trials):
         return
     folder = results_folder(sweep)
-    state = {
+    state: dict[str, Any] = {
         planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped] for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
