@@ -81,8 +81,9 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     understood = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, understood)
     summary = sinks(model, params, inputs)
+    arrays: dict[str, object] = summary.arrays
     with written_whole(trial.sinks) as beside:
-        np.savez(beside, **summary.arrays)
+        np.savez(beside, **arrays)
     write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}

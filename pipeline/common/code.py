@@ -183,7 +183,8 @@ def _joined(values: list[ast.expr]) -> list[object]:
         if not isinstance(value, ast.Constant):
             parts.append(value)
         elif parts and isinstance(parts[-1], str):
-            parts[-1] += value.value
+            # In an f-string every constant is text.
+            parts[-1] += str(value.value)
         elif value.value:
             parts.append(value.value)
     return parts

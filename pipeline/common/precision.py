@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.common.proc import CPU, value_of
-from pipeline.config import Params
+from pipeline.config import AudioEncoder, Params, VideoEncoder
 
 Precision = Literal["float32", "bfloat16"]
 _COMPUTE_CAPABILITY_MAJOR = 75
@@ -26,7 +26,10 @@ def with_precision(params: Params) -> Params:
     precision = resolve_precision(params.train.precision, params.train.device)
     changed: dict[str, Any] = {"train": params.train.model_copy(update={"precision": precision})}
     if params.features.mode == "online":
-        encoders = {"audio": params.features.audio, "video": params.features.video}
+        encoders: dict[str, AudioEncoder | VideoEncoder] = {
+            "audio": params.features.audio,
+            "video": params.features.video,
+        }
         resolved = {
             stream: settings.model_copy(update={"precision": resolve_precision(settings.precision)})
             for stream, settings in encoders.items()
@@ -37,7 +40,9 @@ def with_precision(params: Params) -> Params:
 
 def resolve_precision(precision: str, device: str = "auto") -> Precision:
     """`float32` or `bfloat16`: what a parameter `precision` comes to on a device of this machine."""
-    return native_precision(device) if precision == "auto" else precision
+    if precision == "auto":
+        return native_precision(device)
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 @functools.cache

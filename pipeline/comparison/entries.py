@@ -12,6 +12,7 @@ from pipeline.common.files import digest
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed
+from pipeline.config import Modality
 from pipeline.tracking.naming import PAPER_NAMES, task_name
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
@@ -44,7 +45,7 @@ Edits = dict[str, Count]
 class Task:
     """A modality at its rates, on one corpus: a row of the tables."""
 
-    modality: str
+    modality: Modality
     rates: tuple[int, ...]
     """Encoder frames that become one token, in the order of the sequence: audio, video."""
     dataset: str = ""

@@ -18,9 +18,9 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.verified import read_sealed, require
-from pipeline.config import Params
+from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
-from pipeline.encoders.protocol import Stream, encoder_kind
+from pipeline.encoders.protocol import encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
 TYPE = np.dtype("<f2")

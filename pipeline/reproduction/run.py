@@ -37,9 +37,10 @@ class Reproduction:
 
     def __init__(self, trial: Trial, project: Path, workspace: Path, say: Callable[[str, str], None]) -> None:
         self.trial, self.project, self.workspace, self._say = trial, project, workspace, say
-        self.result = trial.result()
-        if self.result is None:
+        result = trial.result()
+        if result is None:
             raise PipelineError(trial.folder, "is not done: there is nothing to compare with", "finish it first")
+        self.result = result
         self.sessions = {stage: _last(trial, stage) for stage in STAGES}
         one, other = (self.sessions[stage] for stage in STAGES)
         alike = same_code(one, other, trial.folder)

@@ -21,7 +21,7 @@ from pipeline.sinks.inside import evaluating
 from pipeline.sinks.recording import Recording
 
 
-def capture(decoder: nn.Module, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
+def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
     """Run a decoder once, without gradient, and record.
 
     It runs under the caller's autocast, with eager attention (the others return no maps) and without dropout. A block's

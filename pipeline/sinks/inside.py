@@ -168,7 +168,8 @@ def _gate_and_up(
 ) -> tuple[Tensor | None, Tensor | None]:
     joined = [part.returned for part in projections if part.returned.shape == (*shape[:-1], 2 * shape[-1])]
     if joined:
-        return joined[0].chunk(2, -1)
+        gate, up = joined[0].chunk(2, -1)
+        return gate, up
     found = [part.returned for part in projections if part.returned.shape == shape]
     if len(found) < 2:
         return None, found[0] if found else None

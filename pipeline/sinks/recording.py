@@ -148,9 +148,10 @@ class Recording:
         if self._adds and (self._pair is None or max(self._pair) >= len(parts)):
             self._pair = _summands(before, after, [part.returned for part in parts])
             self._adds = self._pair is not None
-        if self._adds:
+        if self._adds and self._pair is not None:
             attention, mlp = (parts[one] for one in self._pair)
-            self._additions[number] = tuple(part.returned.detach().reshape(after.shape) for part in (attention, mlp))
+            written, other = (part.returned.detach().reshape(after.shape) for part in (attention, mlp))
+            self._additions[number] = written, other
             mlp = _before_norm(mlp, parts)
             if isinstance(mlp.entered, Tensor):
                 self._mlps[number] = self._mlp_call(mlp, after.shape[:2])
@@ -171,7 +172,8 @@ class Recording:
         """All blocks of the batch."""
         numbers = sorted(self._maps)
         importance, response, maps = (torch.stack([self._maps[n][kind] for n in numbers]) for kind in range(3))
-        norms = [layer.norms for layer in self.cache.layers]
+        layers: list[Any] = self.cache.layers
+        norms = [layer.norms for layer in layers]
         return Captured(
             mask=self.mask,
             roles=self.roles,

@@ -67,6 +67,7 @@ def _of_block(look: MLPActivations, block: int, captured: Captured, tokens: Toke
     rows = look.rows(origin.feature[sinks])
     # A norm after the MLP scales what its units write, and may turn the sign.
     returned = look.returned[utterance, token, origin.feature[sinks]].float()
+    assert captured.additions is not None
     added = captured.additions[block][1][utterance, token, origin.feature[sinks]].float()
     sign = torch.where(returned * added < 0, -1, 1) * origin.sign[sinks]
     written = look.product[utterance, token].float() * rows * sign[:, None]

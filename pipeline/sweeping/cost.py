@@ -105,7 +105,7 @@ class Budget:
 
     def is_spent(self) -> bool:
         """Whether no further trial may begin."""
-        return bool(self._bytes) and self._used() > self._bytes
+        return bool(self._bytes is not None and self._used() > self._bytes)
 
     def _used(self) -> int:
         return sum(folder_bytes(folder) for folder in self._folders)

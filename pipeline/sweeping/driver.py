@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,12 @@ class Driver:
             self._view.say(*more)
         else:
             planned = self._placed[more[0]]
-            {"started": self._started, "ended": self._ended, "failed": self._failed}[kind](planned, *more[1:])
+            act: dict[str, Callable[..., None]] = {
+                "started": self._started,
+                "ended": self._ended,
+                "failed": self._failed,
+            }
+            act[kind](planned, *more[1:])
 
     def _started(self, planned: Planned) -> None:
         self._working.add(planned.identity)

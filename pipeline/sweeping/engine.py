@@ -156,7 +156,8 @@ def _kill(process: multiprocessing.process.BaseProcess) -> None:
     """End Ray's process and all that it started, at once. Until they are gone they make their folders anew."""
     process.kill()
     process.join()
-    kill_session(process.pid)
+    if process.pid is not None:
+        kill_session(process.pid)
 
 
 def kill_session(leader: int) -> None:

@@ -8,7 +8,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
 from pipeline.common.modality import streams
 from pipeline.common.weights import RECORD, recorded_files
-from pipeline.config import Corpus, Params, PathSource, Weights
+from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index
@@ -102,7 +102,7 @@ def _is_made(params: Params, weights: Weights) -> bool:
     return source == weights.source.model_dump(mode="json")
 
 
-def _is_encoded(params: Params, stream: str) -> bool:
+def _is_encoded(params: Params, stream: Stream) -> bool:
     try:
         for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
             read_index(group)

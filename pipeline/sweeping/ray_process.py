@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class _Jobs(Searcher):
         """A job, or None: there will be no more."""
         self._queue.put(job)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         try:
             # While nothing runs, Tune sleeps for a second where it gets no job.
             job = self._queue.get(block=not self._at_work, timeout=PATIENCE_SECONDS)
@@ -203,7 +204,7 @@ class _Worker(tune.Trainable):
             raise AttemptError(one_line(error), traceback.format_exc()) from None
 
 
-def _require_gpus(given: list[int | str]) -> None:
+def _require_gpus(given: Sequence[int | str]) -> None:
     """Show a trial the GPUs that Ray gave it, and no other.
 
     Raises:

@@ -271,7 +271,8 @@ def _required_list(where: str, values: Any) -> list[Any]:
 
 
 def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
-    drawn = checked(LogUniform if "loguniform" in axis else Uniform, axis, where)
+    kind: type[LogUniform | Uniform] = LogUniform if "loguniform" in axis else Uniform
+    drawn = checked(kind, axis, where)
     low, high = drawn.loguniform if isinstance(drawn, LogUniform) else drawn.uniform
     if not low < high:
         raise PipelineError(where, f"is drawn from {[low, high]}", "the first bound must be below the second")

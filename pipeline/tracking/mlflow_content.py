@@ -110,6 +110,7 @@ def _read_content(trial: Trial, sweep: str) -> Content:
     begun = [_seconds(session["started"]) for session in done if session.get("started")]
     started = min([*begun[:1], *times[:1]], default=trial.config.stat().st_mtime)
     status = _status(trial)
+    ended: float | None
     last = _seconds(done[-1]["ended"]) if done and done[-1].get("ended") else None
     if result:
         ended = latest = last or trial.metrics.stat().st_mtime

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.modality import is_noise_added, streams
@@ -26,7 +24,7 @@ class Inputs:
     """Utterances with the streams that the modality uses, encoded already or not."""
 
     utterances: tuple[Utterance, ...]
-    streams: Mapping[str, Mapping[str, np.ndarray]]
+    streams: Mapping[str, Features | Media]
     """By stream, `audio` or `video`, and by the utterance's id: `Features`, or in mode online `Media`."""
     digests: dict[str, str]
     """What the utterances, the features, or the media and their encoders, and the LLM are, by content: equal digests,
