@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
@@ -81,7 +81,7 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     understood = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, understood)
     summary = sinks(model, params, inputs)
-    arrays: dict[str, object] = summary.arrays
+    arrays: dict[str, Any] = summary.arrays
     with written_whole(trial.sinks) as beside:
         np.savez(beside, **arrays)
     write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -102,9 +102,9 @@ def test_every_metric_that_the_code_names_is_registered() -> None:
         ("wer/test/snr_0", metrics.WER),
         ("wer/test/low", metrics.WER),
         ("sinks/bos_sink_rate/high", "sinks/bos_sink_rate"),
-        (f"{metrics.INTERMEDIATE}/tau_300", f"{metrics.INTERMEDIATE}/tau_300"),
-        (f"{metrics.INTERMEDIATE}/audio_start", metrics.INTERMEDIATE + "/{role}"),
-        (f"{metrics.INTERMEDIATE}/low", metrics.INTERMEDIATE),
+        (f"{metrics.BY_ACTIVATION}/tau_300", f"{metrics.BY_ACTIVATION}/tau_300"),
+        (f"{metrics.BY_ACTIVATION}/audio_start", metrics.BY_ACTIVATION + "/{role}"),
+        (f"{metrics.BY_ACTIVATION}/low", metrics.BY_ACTIVATION),
     ],
 )
 def test_a_name_finds_its_line(name: str, expected: str) -> None:
