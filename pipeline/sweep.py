@@ -32,10 +32,10 @@ from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
-_OF_DVC = (
-    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
-    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
-)  # fmt: skip
+_OF_DVC = tuple(
+    "Running stage|> |Stage '|'|Generating lock|Updating lock|To track the changes|\tgit add|To enable auto staging|"
+    "\tdvc config|Use `dvc push`|Verifying data sources".split("|")
+)
 """Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
@@ -122,9 +122,13 @@ def _repro(stages: Sequence[str], params: str) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
     with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
-        for line in ran.stdout:
-            if line.strip() and not line.startswith(_OF_DVC):
-                print(line, end="", flush=True)
+        try:
+            for line in ran.stdout:
+                if line.strip() and not line.startswith(_OF_DVC):
+                    print(line, end="", flush=True)
+        except BaseException:
+            ran.kill()
+            raise
     if ran.returncode:
         raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 

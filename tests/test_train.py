@@ -10,6 +10,8 @@ import time
 import pytest
 from project import command, environment, rewrite_manifest, small_disk, start
 
+from pipeline.evaluate import headlines
+
 SINKS = "sinks/intermediate_tokens_per_utterance"
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
@@ -185,6 +187,12 @@ def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
     assert "is being run by process" in second.stderr
     assert first.wait(timeout=240) == 0
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
+
+
+def test_the_headline_noise_is_the_loudest():
+    noisy = {"wer/test/snr_5": 0.2, "wer/test/babble_snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
+    assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_noise": 0.4124}
+    assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
 
 
 def test_an_evaluation_has_its_own_digest(project):

@@ -226,6 +226,7 @@ def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
     assert Costs(tmp_path / "runs").of(planned, State.TRAINING).training == pytest.approx(30)
+    assert Costs(tmp_path / "runs").of(planned, State.NEW).training == pytest.approx(120), "as a whole"
 
 
 @pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
