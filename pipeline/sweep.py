@@ -4,8 +4,6 @@ Started again it goes on, whatever ended it. A trial that is done, in this sweep
 """
 
 import contextlib
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,13 +14,12 @@ from typing import Any
 from pipeline.common.command import parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import open_redacted
-from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params, streams
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
-from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages
+from pipeline.sweeping.needs import distinct_inputs, missing_line, needed_stages, repro
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
@@ -32,11 +29,6 @@ from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
-_OF_DVC = tuple(
-    "Running stage|> |Stage '|'|Generating lock|Updating lock|To track the changes|\tgit add|To enable auto staging|"
-    "\tdvc config|Use `dvc push`|Verifying data sources".split("|")
-)
-"""Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
 def run_trial(job: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +91,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
         if arguments.no_repro or arguments.sync:
             raise missing_line(needed)
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
-            _repro(by_dvc, arguments.params)
+            repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
             needed = needed_stages(params)
         _make(params, needed)
@@ -111,26 +103,6 @@ def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
     """Whether a stage makes with these parameters what it makes with those of params.yaml."""
     sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
     return all(getattr(params, section) == getattr(base, section) for section in sections)
-
-
-def _repro(stages: Sequence[str], params: str) -> None:
-    if Path(params).resolve() != Path("params.yaml").resolve():
-        raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
-    print(f"dvc repro {' '.join(stages)}", flush=True)
-    let_dvc_do_without_git(Path.cwd())
-    # Stages call `python`: let that be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
-        try:
-            for line in ran.stdout:
-                if line.strip() and not line.startswith(_OF_DVC):
-                    print(line, end="", flush=True)
-        except BaseException:
-            ran.kill()
-            raise
-    if ran.returncode:
-        raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 
 
 def _make(params: Params, stages: Sequence[str]) -> None:
