@@ -1,4 +1,4 @@
-"""Which stages a sweep needs before its first trial, known in a moment from what lies on disk; and `dvc repro` of them."""
+"""Which stages a sweep needs before its first trial, known at once from what lies on disk; and `dvc repro` of them."""
 
 import os
 import subprocess
