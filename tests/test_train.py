@@ -191,7 +191,7 @@ def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
 
 def test_the_headline_noise_is_the_loudest():
     noisy = {"wer/test/snr_5": 0.2, "wer/test/babble_snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
-    assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_noise": 0.4124}
+    assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
     assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
 
 
@@ -202,9 +202,9 @@ def test_an_evaluation_has_its_own_digest(project):
     trial = the_trial(project)
     before = {name: (trial / name).stat().st_mtime_ns for name in ("adapter", "metrics.json", "hypotheses.jsonl")}
     metrics = json.loads((trial / "metrics.json").read_text())["metrics"]
-    published = json.loads((project / "results/metrics.json").read_text())
+    published = json.loads((project / "results/dvc.json").read_text())
     assert len(published) == 6
-    assert published["wer_noise"] == pytest.approx(metrics["wer/test/snr_0"], abs=1e-4)
+    assert published["wer_snr"] == pytest.approx(metrics["wer/test/snr_0"], abs=1e-4)
     assert published["sinks_att"] == pytest.approx(metrics[f"{SINKS}/attention"], abs=1e-4)
     assert {"wer/validation", "wer/test", "wer/test/snr_0", "cer/test", "wer_normalised/test"} <= set(metrics)
     assert {"sinks/bos_sink_rate", "sinks/max_ratio/bos", "sinks/relocated_share"} <= set(metrics)

@@ -106,9 +106,14 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_bytes(), filename=str(path))
 
 
-def _imported(module: str, is_package: bool, path: Path) -> Iterator[str]:
+@functools.cache
+def _imported(module: str, is_package: bool, path: Path) -> tuple[str, ...]:
     """Names that may be modules: those that are none have no file and end there."""
-    for node in ast.walk(_tree(path)):
+    return tuple(_imports(module, is_package, _tree(path)))
+
+
+def _imports(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
