@@ -89,14 +89,14 @@ def missing_line(stages: Iterable[str]) -> PipelineError:
 
 
 def repro(stages: Sequence[str], params: str) -> None:
-    """Make the outputs of stages by `dvc repro`, and pass on what the stages say.
+    """Make the outputs of stages (of all, where none is named) by `dvc repro`, and pass on what the stages say.
 
     Raises:
         PipelineError: the parameters are not those of params.yaml, or a stage failed.
     """
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
-    print(f"dvc repro {' '.join(stages)}", flush=True)
+    print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)
     let_dvc_do_without_git(Path.cwd())
     # Stages call `python`: let that be this one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
