@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.model.decoding import Hypothesis
 
 RESULTS = Path("results/evaluate")
-METRICS = Path("results/metrics.json")
+METRICS = Path("results/dvc.json")
 """With a longer name, the six columns of `dvc metrics show` would not fit a terminal."""
 HEADLINES = {
     "wer": "wer/test",
@@ -38,7 +38,7 @@ HEADLINES = {
     "sinks_att": "sinks/intermediate_tokens_per_utterance/attention",
     "moved": "sinks/relocated_share",
 }
-"""What `dvc metrics` calls the metrics that say most; `wer_noise` is that of the test set's loudest noise."""
+"""What `dvc metrics` calls the metrics that say most; `wer_snr` is that of the test set's loudest noise."""
 DECIMALS = 4
 EXPERIMENT = "repro"
 """Where MLflow shows the trials that were made one by one."""
@@ -140,7 +140,7 @@ def _warn_of_cut(params: Params, cut: int, count: int, name: str) -> None:
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that say most of a trial, under short names; those that it has."""
     noisy = [name for name in metrics if re.fullmatch(r"wer/test/(.+_)?snr_-?[\d.]+", name)]
-    named = HEADLINES | {"wer_noise": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
+    named = HEADLINES | {"wer_snr": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
     return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
 
 

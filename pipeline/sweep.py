@@ -4,8 +4,6 @@ Started again it goes on, whatever ended it. A trial that is done, in this sweep
 """
 
 import contextlib
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,13 +15,12 @@ from pipeline.common.command import parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
-from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params
 from pipeline.sweeping.cost import Costs, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
-from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages
+from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages, repro
 from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
@@ -35,11 +32,6 @@ from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
-_OF_DVC = (
-    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
-    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
-)  # fmt: skip
-"""Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
 def run_trial(job: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +97,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
         for source in missing_sources(sweep, arguments.file, arguments.params):
             raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
-            _repro(by_dvc, arguments.params)
+            repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
             needed = needed_stages(params)
         _make(params, needed)
@@ -117,22 +109,6 @@ def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
     """Whether a stage makes with these parameters what it makes with those of params.yaml."""
     sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
     return all(getattr(params, section) == getattr(base, section) for section in sections)
-
-
-def _repro(stages: Sequence[str], params: str) -> None:
-    if Path(params).resolve() != Path("params.yaml").resolve():
-        raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
-    print(f"dvc repro {' '.join(stages)}", flush=True)
-    let_dvc_do_without_git(Path.cwd())
-    # Stages call `python`: let that be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
-        for line in ran.stdout:
-            if line.strip() and not line.startswith(_OF_DVC):
-                print(line, end="", flush=True)
-    if ran.returncode:
-        raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 
 
 def _make(params: Params, stages: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def test_nothing_is_done_twice(finished):
 
 def test_metrics_and_plots_are_there_for_dvc(finished):
     shown = json.loads(dvc(finished, "metrics", "show", "--json").stdout)
-    metrics = shown[""]["data"]["results/metrics.json"]["data"]
+    metrics = shown[""]["data"]["results/dvc.json"]["data"]
     assert metrics["wer"] >= 0
     table = dvc(finished, "metrics", "show").stdout
     assert "sinks_att" in table

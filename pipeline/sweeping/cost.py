@@ -56,7 +56,7 @@ class Costs:
         self._finished = [one for path in results[:NEWEST] if (one := _finished(path.parent))]
 
     def of(self, planned: Planned, state: State) -> Cost | None:
-        """What is left of a trial, by those that are most like it; None where nothing like it was finished."""
+        """What is left of a trial in that state, by those most like it; None where nothing like it was finished."""
         if state is State.DONE:
             return Cost(0.0, 0.0, 0)
         model, parts = planned.params.model, configuration(planned.params)
@@ -69,7 +69,8 @@ class Costs:
             like = nearer or like
         if not like:
             return None
-        left = 0.0 if state is State.TRAINED else 1 - share_done(planned.trial, planned.params.train.steps)
+        share = share_done(planned.trial, planned.params.train.steps) if state is State.TRAINING else 0.0
+        left = 0.0 if state is State.TRAINED else 1 - share
         return Cost(
             fmean(one.seconds_a_unit for one in like) * left * amount,
             fmean(one.evaluation_seconds for one in like),
