@@ -151,7 +151,6 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
-        ({"disk_gb": 0}, "disk_gb is 0"),
         ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),
     ],
 )

@@ -40,7 +40,7 @@ class Group:
     utterances: tuple[Utterance, ...]
     out: Path
 
-    @property
+    @cached_property
     def media(self) -> dict[str, Utterance]:
         """One utterance for each file, by the file's SHA-256, in the order of the manifest."""
         found: dict[str, Utterance] = {}
@@ -48,7 +48,7 @@ class Group:
             found.setdefault(_media_sha256(self.stream, utterance), utterance)
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that the features depend on."""
         code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
