@@ -10,8 +10,9 @@ from typing import Any
 
 from pipeline.common import markdown as markdown_text
 from pipeline.common.errors import PipelineError
+from pipeline.common.metrics import INTERMEDIATE
 from pipeline.comparison import rendering
-from pipeline.comparison.claims import NOTES, SINKS, claims, markdown
+from pipeline.comparison.claims import NOTES, claims, markdown
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.entries import Entry
 from pipeline.comparison.quantities import change_text, rounded
@@ -172,9 +173,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 
 def _from_to(before: Cell, after: Cell) -> str:
-    if SINKS not in before.figures or SINKS not in after.figures:
+    if INTERMEDIATE not in before.figures or INTERMEDIATE not in after.figures:
         return ""
-    old, new = (rounded(cell.figures[SINKS].value, None) for cell in (before, after))
+    old, new = (rounded(cell.figures[INTERMEDIATE].value, None) for cell in (before, after))
     return f"; intermediate sinks an utterance {old} → {new}"
 
 
