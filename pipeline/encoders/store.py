@@ -138,15 +138,6 @@ class Features(Mapping[str, np.ndarray]):
         return len(self._places)
 
 
-def open_features(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> Features:
-    """Open the features of utterances, which must be whole groups (see `feature_groups`). Nothing is read or encoded.
-
-    Raises:
-        PipelineError: features are missing or not of the size that their index gives, or an index is damaged.
-    """
-    return Features(feature_groups(params, stream, utterances))
-
-
 def read_index(group: Group) -> dict[str, Any]:
     """The index of a group's folder: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`.
 
