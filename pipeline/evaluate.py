@@ -6,24 +6,25 @@ parameter evaluates again and does not train again; a trial that was evaluated l
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json, write_text, written_whole
+from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
+from pipeline.tracking.inputs import input_files
 from pipeline.tracking.provenance import recorded
-from pipeline.tracking.results import CUT
+from pipeline.tracking.results import CUT, write_hypotheses, write_sinks
 from pipeline.tracking.trained import not_trained
 from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
+from pipeline.trial.inputs import Inputs, TrialInputs
 
 if TYPE_CHECKING:
     from pipeline.model.decoding import Hypothesis
@@ -44,24 +45,30 @@ EXPERIMENT = "repro"
 """Where MLflow shows the trials that were made one by one."""
 
 
-def evaluate(params: Params) -> Trial:
+def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
     """Evaluate the trained trial of these parameters, or find it evaluated.
+
+    Args:
+        params: all parameters.
+        inputs: of these parameters, where they were made before.
 
     Raises:
         PipelineError: it is not trained, an input is missing or damaged, or another process evaluates it.
     """
-    trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
-    inputs = evaluation_inputs(params)
-    evaluation = evaluation_digest(params, inputs.digests)
+    inputs = inputs or TrialInputs(params)
+    trial = Trial.create(params.train.runs, params, inputs.training.digests)
+    read = inputs.evaluation
+    evaluation = evaluation_digest(params, read.digests)
     if trial.state(evaluation) is State.DONE:
         return trial
     with trial.lease() as lease:
         # Only now is the state nobody else's to change.
         state = trial.state(evaluation)
         if state is State.TRAINED:
-            with recorded(trial, "evaluate"):
+            files = partial(input_files, params, "evaluate", read.utterances, read.groups)
+            with recorded(trial, "evaluate", files):
                 trial.begin_evaluation(params)
-                metrics, details = _measure(params, inputs, trial, evaluation)
+                metrics, details = _measure(params, read, trial, evaluation)
                 lease.require()
                 trial.finish(evaluation, metrics, details)
         elif state is not State.DONE:
@@ -70,8 +77,6 @@ def evaluate(params: Params) -> Trial:
 
 
 def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> tuple[dict[str, float], dict]:
-    import numpy as np
-
     from pipeline.trial.build import build_model
     from pipeline.trial.measure import hypotheses, sinks
 
@@ -81,10 +86,8 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     understood = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, understood)
     summary = sinks(model, params, inputs)
-    arrays: dict[str, Any] = summary.arrays
-    with written_whole(trial.sinks) as beside:
-        np.savez(beside, **arrays)
-    write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_sinks(trial.folder, summary.arrays)
+    write_hypotheses(trial.folder, lines)
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}
 

@@ -21,13 +21,14 @@ from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
 from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages, repro
-from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
+from pipeline.sweeping.plan import Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.tracking.lease import LeaseTakenError
+from pipeline.tracking.marks import FAILED
 from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
@@ -51,13 +52,14 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     from pipeline.evaluate import evaluate
     from pipeline.tracking.identity import training_identity
     from pipeline.train import train
-    from pipeline.trial.inputs import training_inputs
+    from pipeline.trial.inputs import TrialInputs
 
     quieten_libraries()
     params = Params.model_validate_json(job["params"])
     if Path(job["stop"]).exists():
         return {"outcome": "interrupted"}
-    if training_identity(params, training_inputs(params).digests) != job["identity"]:
+    inputs = TrialInputs(params)
+    if training_identity(params, inputs.training.digests) != job["identity"]:
         raise PipelineError("this trial", "its code or data changed since the sweep began", "start the sweep again")
     trial, until = Trial(Path(job["folder"])), job["until"]
     trial.folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +70,15 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             contextlib.redirect_stderr(log),
             ended_by(Path(job["stop"])),
         ):
-            train(params, until)
+            train(params, until, inputs)
             if until is None or trial.state() is not State.TRAINING:
-                evaluate(params)
+                evaluate(params, inputs)
                 until = None
     except LeaseTakenError:
         return {"outcome": "taken"}
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
-    (trial.folder / FAILURE).unlink(missing_ok=True)
+    (trial.folder / FAILED).unlink(missing_ok=True)
     step = until or params.train.steps or int(trial.spool.read()[0][-1]["step"])
     return {"outcome": "paused" if until else "done", "step": step}
 
@@ -188,7 +190,7 @@ def run(arguments: Namespace) -> None:
         raise PipelineError(
             arguments.file,
             f"{len(left)} of {len(trials)} trials are not done",
-            f"see {FAILURE} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
+            f"see {FAILED} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
         )
 
 

@@ -355,12 +355,3 @@ def test_a_scheduler_wants_trials_that_can_be_compared(project):
     specify(project, axes={"train.seed": [1]}, seeds=None, scheduler={"kind": "asha", "grace": 3})
     refused = command(project, "sweep", "sweep.yaml", "--plan")
     assert "compares after 3 steps, and train.validate_every is 4" in refused.stderr
-
-
-def test_a_budget_of_disk_refuses_what_would_not_fit(swept, tmp_path):
-    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
-    specify(folder, seeds=[0, 1], disk_gb=0.0001)
-    refused = command(folder, "sweep", "sweep.yaml")
-    assert refused.returncode == 1
-    assert "disk_gb: is 0.0001, and the trials will take 0.00" in refused.stderr
-    assert len(trials(folder)) == 2

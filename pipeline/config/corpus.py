@@ -1,5 +1,6 @@
 """Section `corpus`: utterances, splits, noise."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,6 +61,10 @@ class Corpus(Section):
 
         def __getattr__(self, section: str) -> Any:
             """The section of a kind."""
+
+    def __reduce__(self) -> tuple[Callable[[Any], "Corpus"], tuple[Any]]:
+        """For a process of its own: its class, which has the sections of all kinds, is made there again."""
+        return _read, (self.model_dump(mode="json"),)
 
 
 @cache

@@ -43,6 +43,13 @@ class VideoEncoder(Encoder):
     encoder: str = "dct"
 
 
+def encoder_section(base: type[Encoder]) -> type[Encoder]:
+    """Section `audio` or `video` with the settings of all its encoders."""
+    kinds = AUDIO_ENCODERS if base is AudioEncoder else VIDEO_ENCODERS
+    own = dict.fromkeys(_settings(place, base) for place in kinds.values())
+    return type(base.__name__, (*(one for one in own if one is not base), base), {})
+
+
 def _settings(place: str, base: type[Encoder]) -> type[Encoder]:
     return getattr(resolve(place), "Settings", base)
 
@@ -55,8 +62,7 @@ def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
     values = {"encoder": base.model_fields["encoder"].default} | given
     own = _settings(kinds[known(values["encoder"], kinds, "encoder")], base)
     if others := values.keys() - own.model_fields.keys():
-        kept = {key for place in kinds.values() for key in _settings(place, base).model_fields}
-        for key in sorted(others - kept):
+        for key in sorted(others - encoder_section(base).model_fields.keys()):
             raise unknown(", ".join(own.model_fields), key)
     return validated(own, {key: values[key] for key in values if key in own.model_fields})
 

@@ -8,10 +8,11 @@ from pydantic import Field
 from pipeline.common.errors import PipelineError
 from pipeline.common.strict_yaml import parse_yaml, read_mapping
 from pipeline.config.checks import check_across_sections
-from pipeline.config.corpus import CorpusSection
+from pipeline.config.corpus import Corpus, CorpusSection, corpus_section
 from pipeline.config.decorrelation import Decorrelation
 from pipeline.config.evaluate import Evaluate, Sinks
-from pipeline.config.features import Features
+from pipeline.config.features import AudioEncoder, Features, VideoEncoder, encoder_section
+from pipeline.config.kinds import Kind
 from pipeline.config.model import Model
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Train
@@ -73,3 +74,17 @@ def validate(values: dict[str, Any], where: str | Path) -> Params:
     params = checked(Params, values, where)
     check_across_sections(params, where)
     return params
+
+
+def known_below(key: str) -> list[str] | None:
+    """The keys that may stand in the section of this dotted key, `""` for all sections, whatever kinds are chosen; none
+    where it is no section. None where only the kind that is chosen can tell."""
+    kind: Any = Params
+    for step in key.split(".") if key else ():
+        field = getattr(kind, "model_fields", {}).get(step)
+        kind = field.annotation if field else None
+        if kind is Kind:
+            return None
+        if kind in (Corpus, AudioEncoder, VideoEncoder):
+            kind = corpus_section() if kind is Corpus else encoder_section(kind)
+    return list(getattr(kind, "model_fields", ()))

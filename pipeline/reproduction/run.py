@@ -13,7 +13,7 @@ from pipeline.reproduction.data import Fault, place_data
 from pipeline.reproduction.results import Verdict, judge
 from pipeline.reproduction.stages import run_stage, settings_of, told_by
 from pipeline.tracking.differences import changed_packages, is_numeric, reasons_against_equality
-from pipeline.tracking.inputs import input_files
+from pipeline.tracking.inputs import files_of
 from pipeline.tracking.provenance import environment, sessions, shown_path
 from pipeline.tracking.trial import Trial
 
@@ -84,7 +84,7 @@ class Reproduction:
             return {path: sha256 for inputs in recorded for path, sha256 in inputs.items()}
         self._say("data", "hashes were not recorded when it ran: what the data say of themselves is taken")
         params = load_params(self.trial.config)
-        files = {path: sha256 for stage in STAGES for path, sha256 in input_files(params, stage).items()}
+        files = {path: sha256 for stage in STAGES for path, sha256 in files_of(params, stage).items()}
         return {shown_path(path, self.project): sha256 for path, sha256 in files.items()}
 
     def _changed_results(self) -> list[str]:

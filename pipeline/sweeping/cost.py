@@ -1,7 +1,7 @@
 """What trials will take in time and on disk, learnt from those that were finished in the same folder of runs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, require_space
+from pipeline.common.files import read_json
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.trial import State, Trial
@@ -76,40 +76,6 @@ class Costs:
             fmean(one.evaluation_seconds for one in like),
             round(fmean(one.bytes for one in like)),
         )
-
-
-class Budget:
-    """What the trials of a sweep may take on disk.
-
-    Args:
-        gigabytes: None: what is free.
-        trials: all of the sweep.
-    """
-
-    def __init__(self, gigabytes: float | None, trials: Sequence[Planned]) -> None:
-        self._bytes, self._folders = gigabytes and gigabytes * 1e9, [planned.trial.folder for planned in trials]
-
-    def require(self, costs: Iterable[Cost | None], runs: Path) -> None:
-        """Refuse to begin what cannot end.
-
-        Raises:
-            PipelineError: what is left of the trials does not fit the budget, or the disk.
-        """
-        needed = sum(cost.bytes for cost in costs if cost)
-        require_space(runs, needed, "what is left of this sweep")
-        if self._bytes and self._used() + needed > self._bytes:
-            raise PipelineError(
-                "disk_gb",
-                f"is {self._bytes / 1e9:g}, and the trials will take {(self._used() + needed) / 1e9:.2f} GB",
-                "raise it, or choose fewer trials with --only",
-            )
-
-    def is_spent(self) -> bool:
-        """Whether no further trial may begin."""
-        return bool(self._bytes is not None and self._used() > self._bytes)
-
-    def _used(self) -> int:
-        return sum(folder_bytes(folder) for folder in self._folders)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.sweeping.cost import Budget, Costs
+from pipeline.common.files import require_space
+from pipeline.sweeping.cost import Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.halving import Decision, Halving
@@ -36,7 +37,7 @@ class Driver:
         log: file that takes the events.
 
     Raises:
-        PipelineError: the trials would not fit on the disk, or not into the budget.
+        PipelineError: the trials would not fit on the disk.
     """
 
     def __init__(self, sweep: Sweep, trials: Sequence[Planned], log: Path) -> None:
@@ -45,8 +46,7 @@ class Driver:
         runs = todo[0].trial.folder.parent
         learnt = Costs(runs)
         costs = {planned.identity: learnt.of(planned, State.NEW) for planned in todo}
-        self._budget = Budget(self._specification.disk_gb, trials)
-        self._budget.require(costs.values(), runs)
+        require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "what is left of this sweep")
         runs.mkdir(parents=True, exist_ok=True)
         # Workers on other machines see it, too: signals do not reach them.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
@@ -178,7 +178,6 @@ class Driver:
         elif self._view.shows(planned):
             self._view.ended(planned, "interrupted")
         self._decide(planned)
-        self._keep_to_budget()
 
     def _failed(self, planned: Planned, reason: str, traceback: str) -> None:
         """An attempt ended with an error, or with its worker."""
@@ -198,7 +197,6 @@ class Driver:
         if self._halving:
             self._halving.fail(planned)
         self._decide(planned)
-        self._keep_to_budget()
 
     def _leave(self, planned: Planned) -> None:
         del self._placed[planned.identity]
@@ -263,8 +261,3 @@ class Driver:
         self._queue.extendleft(reversed(waited))
         for planned in ran:
             self._failed(planned, f"Ray {error.found}", str(error))
-
-    def _keep_to_budget(self) -> None:
-        if self._budget.is_spent() and not self._stop.exists():
-            self._view.say(f"disk_gb: the budget of {self._specification.disk_gb:g} GB is spent; stopping")
-            self._stop.touch()

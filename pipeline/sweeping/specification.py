@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.common.strict_yaml import read_mapping
-from pipeline.config import Params, Section, assign, checked, load_params, validate
+from pipeline.config import Params, Section, assign, checked, known_below, load_params, validate
 from pipeline.sweeping.narrowing import assignment, narrowed
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.naming import task_of
@@ -99,8 +99,6 @@ class Specification(Section):
     """How often a trial that failed is begun again; it goes on from its checkpoint."""
     scheduler: Asha | None = None
     """Ends trials early that do badly; null runs all to their end."""
-    disk_gb: Annotated[float, Field(gt=0)] | None = None
-    """What the trials of this sweep may take on disk; null: what is free."""
     select: Select = Select()
     primary: str | None = None
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one comparison that was planned:
@@ -323,24 +321,16 @@ def _copied(values: Any) -> Any:
 
 
 def _is_key(key: str) -> bool:
-    """Whether this is a key of params.yaml, a section included."""
-    kind: Any = Params
-    for step in str(key).split("."):
-        field = getattr(kind, "model_fields", {}).get(step)
-        if field is None:
-            return False
-        kind = field.annotation
-    return True
+    """Whether this may be a key of params.yaml, a section included."""
+    section, _, last = str(key).rpartition(".")
+    known = known_below(section)
+    return known is None or last in known
 
 
 def _require_key(key: str, where: str) -> None:
     if not _is_key(key):
-        kind: Any = Params
-        known = list(Params.model_fields)
-        for step in str(key).split("."):
-            field = getattr(kind, "model_fields", {}).get(step)
-            if field is None:
-                break
-            kind = field.annotation
-            known = list(getattr(kind, "model_fields", ()))
-        raise PipelineError(where, f"{key} is no parameter", f"known here: {', '.join(known) or 'nothing below it'}")
+        section = str(key).rpartition(".")[0]
+        while section and not known_below(section) and not _is_key(section):
+            section = section.rpartition(".")[0]
+        known = ", ".join(known_below(section) or ()) or "nothing below it"
+        raise PipelineError(where, f"{key} is no parameter", f"known here: {known}")
