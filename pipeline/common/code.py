@@ -106,8 +106,13 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_bytes(), filename=str(path))
 
 
-def _imported(module: str, is_package: bool, path: Path) -> Iterator[str]:
+@functools.cache
+def _imported(module: str, is_package: bool, path: Path) -> tuple[str, ...]:
     """Names that may be modules: those that are none have no file and end there."""
+    return tuple(_names(module, is_package, path))
+
+
+def _names(module: str, is_package: bool, path: Path) -> Iterator[str]:
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

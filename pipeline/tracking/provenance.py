@@ -164,7 +164,7 @@ def source_archive(root: Path = SOURCE) -> bytes:
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for file in _used_files(root):
-            content = file_without_secrets(file.name, file.read_bytes())
+            content = _without_secrets(file.name, file.read_bytes())
             entry = tarfile.TarInfo(file.relative_to(root).as_posix())
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
@@ -175,9 +175,11 @@ def source_archive(root: Path = SOURCE) -> bytes:
 def redacted_sources(root: Path = SOURCE) -> tuple[str, ...]:
     """The files of `source_archive` that it does not hold as they are, since they hold what looks like a secret."""
     files = ((file, file.read_bytes()) for file in _used_files(root))
-    return tuple(
-        file.relative_to(root).as_posix() for file, was in files if file_without_secrets(file.name, was) != was
-    )
+    return tuple(file.relative_to(root).as_posix() for file, was in files if _without_secrets(file.name, was) != was)
+
+
+# The archive and the list of what it hides look at the same files.
+_without_secrets = functools.cache(file_without_secrets)
 
 
 @functools.cache
@@ -227,7 +229,9 @@ def _command(root: Path) -> list[str]:
 
 
 def _packages() -> dict[str, str]:
-    found = {item.name: item.version for item in importlib.metadata.distributions() if item.name}
+    # Each look at `metadata`, and so at `name` or `version`, parses its file.
+    described = (item.metadata for item in importlib.metadata.distributions())
+    found = {one["Name"]: one["Version"] for one in described if one and one["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
