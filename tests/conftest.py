@@ -1,25 +1,61 @@
-"""What tests share. Everything here is made once in a session."""
+"""What tests share. Everything here is made once in a session, whichever of its workers is first."""
 
+import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # What a shell runs in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Nothing here is large enough to gain from threads, and workers would share the cores among them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW_FIXTURES = {"prepared", "real_sources"}
+SLOW_FILES = {
+    "test_benches", "test_corpora_recorded", "test_features", "test_inspect", "test_mlflow_database", "test_mlflow_ui",
+    "test_mlflow_writer", "test_prepare", "test_repro", "test_second_device", "test_strangers", "test_weights",
+}  # fmt: skip
+"""Tests that train, or wait for commands, servers or a browser, are known by what they take or where they stand."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or item.path.stem in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
-def real_weights() -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives the folder of a name, made by the worker that asks first; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        place, whole = base / name / "project", base / name / "whole"
+        place.parent.mkdir(exist_ok=True)
+        with FileLock(base / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                make(place)
+                whole.touch()
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_weights(made_once) -> Path:
     """The folder of the weights that the repository's params.yaml names, fetched if they are not there yet."""
     from pipeline.config import load_params
     from pipeline.weights import make_weights
 
     out = ROOT / "data" / "weights"
-    make_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"]))
+    made_once("weights", lambda _: make_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"])))
     return out
 
 
@@ -33,35 +69,41 @@ def real_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {weights.name: fetch(weights.source, tmp_path_factory.mktemp(weights.name)) for weights in sources}
 
 
+def _done(folder: Path, *words: str) -> str:
+    from project import command
+
+    done = command(folder, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, real_weights) -> Path:
+def prepared(made_once, real_weights) -> Path:
     """A small project as it is before its first training. Copy it before you change it."""
-    from project import command, make_project
+    from project import make_project
 
-    folder = make_project(tmp_path_factory.mktemp("prepared") / "project", real_weights)
-    for stage in ("weights", "prepare", "features"):
-        done = command(folder, stage)
-        assert done.returncode == 0, done.stderr
-    return folder
+    def make(folder: Path) -> None:
+        make_project(folder, real_weights)
+        for stage in ("weights", "prepare", "features"):
+            _done(folder, stage)
+
+    return made_once("prepared", make)
 
 
 @pytest.fixture(scope="session")
-def specified(prepared, tmp_path_factory) -> Path:
+def specified(made_once, prepared) -> Path:
     """A small project with a sweep, as it is before its first trial. Copy it before you change it."""
     from sweeps import specify
 
-    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("sweep") / "project", symlinks=True)
-    specify(folder)
-    return folder
+    return made_once("specified", lambda folder: specify(shutil.copytree(prepared, folder, symlinks=True)))
 
 
 @pytest.fixture(scope="session")
-def swept(specified, tmp_path_factory) -> Path:
+def swept(made_once, specified) -> Path:
     """A project with a sweep that nobody disturbed, and what it printed, in `printed.txt`."""
-    from project import command
 
-    folder = shutil.copytree(specified, tmp_path_factory.mktemp("swept") / "project", symlinks=True)
-    done = command(folder, "sweep", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    (folder / "printed.txt").write_text(done.stdout + done.stderr)
-    return folder
+    def make(folder: Path) -> None:
+        shutil.copytree(specified, folder, symlinks=True)
+        (folder / "printed.txt").write_text(_done(folder, "sweep", "sweep.yaml"))
+
+    return made_once("swept", make)

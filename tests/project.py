@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import warm
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,10 +75,16 @@ def environment() -> dict[str, str]:
     return os.environ | own
 
 
-def command(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess:
+def command(folder: Path, *words: str, timeout: float | None = None) -> subprocess.CompletedProcess:
     """Run `python -m pipeline.<words>` in a project; its output is captured as text."""
-    line = [sys.executable, "-m", f"pipeline.{words[0]}", *words[1:]]
-    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options)
+    return warm.run(["-m", f"pipeline.{words[0]}", *words[1:]], folder, environment(), timeout)
+
+
+def program(folder: Path, code: str) -> str:
+    """Run Python in a project, in a process of its own; returns what it printed."""
+    ran = warm.run(["-c", code], folder, environment())
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 @contextlib.contextmanager
@@ -111,9 +118,6 @@ def group_lives(group: int) -> bool:
     return True
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    """Begin `python -m pipeline.<words>` in a project."""
-    line = [sys.executable, "-m", f"pipeline.{words[0]}", *words[1:]]
-    return subprocess.Popen(
-        line, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> warm.Process:
+    """Begin `python -m pipeline.<words>` in a project, under other variables than those of `environment` if given."""
+    return warm.Process(["-m", f"pipeline.{words[0]}", *words[1:]], folder, env or environment())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -25,6 +26,7 @@ from pipeline.features import make_features
 from pipeline.model.encoding import FrozenEncoding
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COUNTS = {"train": 8, "validation": 2, "test": 4}
 
 
@@ -91,16 +93,17 @@ def overrides(folder: Path) -> list[str]:
     ]
 
 
-def command(folder: Path, *streams: str) -> list[str]:
+def words(folder: Path, *streams: str) -> list[str]:
     sets = [word for override in overrides(folder) for word in ("--set", override)]
-    return [sys.executable, "-m", "pipeline.features", "--params", str(ROOT / "params.yaml"), *sets, *streams]
+    return ["-m", "pipeline.features", "--params", str(ROOT / "params.yaml"), *sets, *streams]
 
 
-def run(folder: Path, *streams: str, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command(folder, *streams), cwd=folder, env=environment, capture_output=True, text=True, check=False, **options
-    )
+def begin(folder: Path, *streams: str) -> warm.Process:
+    return warm.Process(words(folder, *streams), folder, ENVIRONMENT)
+
+
+def run(folder: Path, *streams: str) -> subprocess.CompletedProcess:
+    return warm.run(words(folder, *streams), folder, ENVIRONMENT)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -237,19 +240,13 @@ def test_the_command_writes_results_and_then_has_nothing_to_do(folder):
         "import sys; from pipeline.features import main; main()\n"
         "assert not {'torch', 'transformers', 'scipy.signal', 'av'} & set(sys.modules)"
     )
-    words = [sys.executable, "-c", script, *command(folder)[3:]]
-    subprocess.run(words, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run([sys.executable, "-c", script, *words(folder)[2:]], check=True, cwd=folder, env=ENVIRONMENT)
     assert contents(folder) == made
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_what_was_stopped_goes_on(params, folder, finished, number, code):
-    going = subprocess.Popen(
-        command(folder, "audio"),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.DEVNULL,
-    )
+    going = begin(folder, "audio")
     while not any(len(j.read_bytes().splitlines()) >= 2 for j in (folder / "features").glob("*.partial/journal.jsonl")):
         assert going.poll() is None
         time.sleep(0.001)
@@ -269,11 +266,7 @@ def test_what_was_stopped_goes_on(params, folder, finished, number, code):
 
 
 def test_two_processes_make_it_once(folder, finished):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    both = [
-        subprocess.Popen(command(folder, "audio"), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    both = [begin(folder, "audio") for _ in range(2)]
     said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert contents(folder) == finished["audio"]
@@ -392,7 +385,10 @@ def test_a_corpus_without_video(params, folder):
 
 def test_a_full_disk_is_one_line_and_goes_on(folder, finished):
     limit = 9000
-    ended = run(folder, "video", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    ended = subprocess.run(
+        [sys.executable, *words(folder, "video")], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
     assert ended.returncode == 1
     assert "features.f16: cannot be written" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from project import small_disk
 from trials import finish, make_trial
 
@@ -108,7 +109,7 @@ def bring(uri: str) -> str:
         "try: ingest([], sys.argv[1], 'e', 's'); print('brought')\n"
         "except PipelineError as error: print(error)"
     )
-    ran = subprocess.run([sys.executable, "-c", program, uri], cwd=ROOT, capture_output=True, text=True)
+    ran = warm.run(["-c", program, uri], ROOT, dict(os.environ))
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 

@@ -3,14 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from project import command, environment, start
+from project import command, program, start
 from published import NARROW, drawn, official
 from safetensors.torch import load_file
 from test_train import losses_of, the_trial, wait_for_checkpoint
@@ -58,10 +56,7 @@ def options(settings):
 
 def in_process(project, code):
     """Run Python in a project, with stages, `params` and `SEEN` at hand; returns the lines that it printed."""
-    words = [sys.executable, "-c", GIVEN + code]
-    ran = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
+    return program(project, GIVEN + code).splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, browser
-from project import command, environment
+from project import command, program
 from trials import finish, make_trial, with_hypotheses, write_sinks
 
 from pipeline.comparison.output import write_comparison
@@ -247,7 +245,7 @@ def test_the_page_stands_alone_reads_on_a_phone_and_plays(written: Path, tmp_pat
 
 PROGRAM = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, TESTS)
 from trials import finish
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
@@ -269,8 +267,7 @@ def project(prepared: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
     (folder / "experiments").mkdir()
     (folder / "experiments" / "small.yaml").write_text(SWEEP)
-    words = [sys.executable, "-c", PROGRAM, str(TESTS)]
-    subprocess.run(words, cwd=folder, env=environment(), check=True, capture_output=True)
+    program(folder, f"TESTS = {str(TESTS)!r}\n{PROGRAM}")
     return folder
 
 

@@ -5,14 +5,13 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, command, environment, rewrite_manifest, start
+from project import ROOT, command, environment, program, rewrite_manifest, start
+from sweeps import wait_until
 from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
@@ -93,20 +92,14 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     client += (
         "(run,) = client_of(DEFAULT_URI).search_runs(['1']); print(run.info.run_id, run.data.tags.get('reproduced'))"
     )
-    run_id, tag = shell(project, f'"{sys.executable}" -c "{client}"').split()
+    run_id, tag = program(project, client).split()
     assert tag == "None"
     process = start(project, "reproduce", run_id)
     again = trial.folder / "reproduction/runs" / trial.folder.name
-    until = time.monotonic() + 300
-    while not list(again.glob("checkpoints/*/complete.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: list(again.glob("checkpoints/*/complete.json")), process, "a checkpoint")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while (again / "lease.json").exists():
-        assert time.monotonic() < until, "the stage outlived its owner"
-        time.sleep(0.05)
+    wait_until(lambda: not (again / "lease.json").exists(), None, "the stage ends with its owner")
     assert not (again / "adapter").exists()
     done = command(project, "reproduce", trial.identity[:6])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,7 +112,7 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     assert {one["name"] for one in verdict["verdicts"]} >= {"trained weights", "hypotheses", "wer/test", "cer/test"}
     assert not (trial.folder / "reproduction").exists()
     assert len(shell(project, "git worktree list").splitlines()) == 1
-    assert shell(project, f'"{sys.executable}" -c "{client}"').strip() == f"{run_id} PASS: equal in every bit"
+    assert program(project, client).strip() == f"{run_id} PASS: equal in every bit"
 
 
 def test_another_clone_has_all_after_a_pull(project, tmp_path, capsys):

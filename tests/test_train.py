@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from project import command, environment, rewrite_manifest, small_disk, start
+from project import command, environment, program, rewrite_manifest, small_disk, start
+from sweeps import checkpoint_of, wait_until
 
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
@@ -22,10 +23,9 @@ def project(prepared, tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
-    """The folder of a trial of `LONG` that nobody disturbed."""
+    """The folder of a trial of `LONG` that nobody disturbed, and a new interpreter with hashes of its own trained."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
-    done = command(folder, "train", *LONG)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-m", "pipeline.train", *LONG], cwd=folder, env=environment(), check=True)
     return the_trial(folder)
 
 
@@ -48,13 +48,7 @@ def losses_of(trial):
 
 def wait_for_checkpoint(folder, process, step):
     """Until a checkpoint of `step` or later is sealed."""
-    for _ in range(4800):
-        sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-        if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint within four minutes")
+    wait_until(lambda: checkpoint_of(folder, step), process, "a checkpoint")
 
 
 def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
@@ -93,10 +87,7 @@ from pipeline.trial import build
 def params(*overrides):
     return load_params("params.yaml", ["train.steps=40", "train.checkpoint_every=5", *overrides])
 """
-    words = [sys.executable, "-c", given + code]
-    ran = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return parts(ran.stdout)
+    return parts(program(project, given + code))
 
 
 def test_trials_of_one_process_share_the_llm_and_no_bits(project, undisturbed):
