@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from project import program
 
 SWEEP = {
     "name": "small",
@@ -26,6 +27,15 @@ SWEEP = {
 
 def specify(folder, **changes):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
+
+
+def make_inputs(folder):
+    """What a sweep does before its trials, without them; returns what it printed."""
+    return program(
+        folder,
+        "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
+        "make_inputs(load_sweep('sweep.yaml'), Namespace(params='params.yaml', no_repro=False, sync=False))",
+    )
 
 
 def trials(folder):

@@ -6,18 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import psutil
 import pytest
 from project import command, environment, start
 from sweeps import (
     SWEEP,
     checkpoint_of,
+    descendants,
     is_alive,
+    make_inputs,
     results,
     sessions,
     specify,
     table,
+    temporary,
     trials,
     wait_until,
     worker,
@@ -47,11 +50,11 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
     assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
-def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
+def test_done_again_it_says_the_same_and_loads_nothing_heavy(swept):
     program = (
-        "import sys, time; began = time.perf_counter(); sys.argv = ['sweep', 'sweep.yaml']\n"
+        "import sys; sys.argv = ['sweep', 'sweep.yaml']\n"
         "from pipeline.sweep import main; main()\n"
-        f"print('seconds', time.perf_counter() - began, *set({HEAVY}) & set(sys.modules))"
+        f"print('loaded', *set({HEAVY}) & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -60,9 +63,7 @@ def test_done_again_it_ends_at_once_and_loads_nothing_heavy(swept):
     assert both.startswith("best by wer/validation: audiovisual ")
     assert charts.startswith("charts in MLflow: make ui, then http://127.0.0.1:5000/#/experiments/")
     assert shown == table(swept).splitlines()
-    _, seconds, *loaded = last.split()
-    assert loaded == []
-    assert float(seconds) < 2
+    assert last == "loaded"
 
 
 def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
@@ -94,23 +95,40 @@ def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_
     assert table(folder) in ran.stdout
 
 
-def test_killed_worker_and_killed_driver_lose_a_checkpoint_interval_at_most(project, swept):
+def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     os.kill(worker(project), signal.SIGKILL)
     wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint after the worker was killed")
-    left = worker(project)
+    files, processes, orphan = temporary(driver), descendants(driver), worker(project)
+    assert files.exists()
     driver.kill()
     printed, _ = driver.communicate()
     assert "is tried again after: its worker was killed" in printed
-    wait_until(lambda: not is_alive(left), None, "the worker ends with its driver", 30)
+    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
+    wait_until(lambda: not files.exists(), None, "nothing is left of its files", 30)
     (trial,) = trials(project)
     assert max(json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()) >= 20
 
+    newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    weights = newest / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
     assert "goes on" in again.stdout
+    assert "going on from the one before" in (trial / "log.txt").read_text()
     assert sessions(trial) == ["running", "running", "finished"]
+    assert results(project) == results(swept)
+    assert table(project) == table(swept)
+
+    cut = trial / "metrics.json"
+    cut.write_text(cut.read_text()[:200])
+    again = command(project, "sweep", "sweep.yaml")
+    assert again.returncode == 0, again.stderr
+    assert "invalid JSON" in again.stderr
+    assert sessions(trial)[-1] == "finished"
+    assert sessions(trial, "evaluate") == ["finished", "finished"]
     assert results(project) == results(swept)
     assert table(project) == table(swept)
 
@@ -139,7 +157,12 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     assert table(project) == table(swept)
 
 
-def test_one_diverges_another_is_interrupted_twice(project):
+def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, tmp_path):
+    """In the folder of temporary files of a batch job, whose path is too long for sockets; nothing is left there, nor
+    in the home folder."""
+    home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
+    for folder in (home, job):
+        folder.mkdir(parents=True)
     specify(
         project,
         axes={
@@ -151,17 +174,18 @@ def test_one_diverges_another_is_interrupted_twice(project):
         },
         retries=0,
     )
-    driver = start(project, "sweep", "sweep.yaml")
+    driver = start(project, "sweep", "sweep.yaml", env=environment() | {"HOME": str(home), "TMPDIR": str(job)})
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint of the second trial")
+    require_only_this_machine(driver)
     holder = worker(project)
     driver.send_signal(signal.SIGINT)
     log = project / "results/sweeps/small/log.txt"
     wait_until(lambda: "stopping" in log.read_text(), driver, "the first interrupt is understood")
     driver.send_signal(signal.SIGINT)
-    began = time.monotonic()
     printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 130, errors
-    assert time.monotonic() - began < 30
+    assert not (home / ".ray").exists()
+    assert list(job.iterdir()) == []
     assert "failed: step" in printed
     (mark,) = project.glob("runs/*/failed.json")
     failure = json.loads(mark.read_text())
@@ -177,6 +201,20 @@ def test_one_diverges_another_is_interrupted_twice(project):
     assert "is tried again after: step" in again.stdout
     assert "1 of 2 trials are not done" in again.stderr
     assert "failed" in table(project)
+
+
+def require_only_this_machine(driver):
+    """No process of Ray listens to others, and its control store answers nobody without the token."""
+    pids = {process.pid for process in descendants(driver)}
+    heard = [socket for socket in psutil.net_connections("inet") if socket.pid in pids and socket.status == "LISTEN"]
+    assert len(heard) > 3
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in heard} <= {"127.0.0.1", "::1"}
+    (port,) = [s.laddr.port for s in heard if psutil.Process(s.pid).name() == "gcs_server"]
+    program = f"from ray._raylet import GcsClient; GcsClient(address='127.0.0.1:{port}')"
+    stranger = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
+    refused = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0
+    assert "InvalidAuthToken" in refused.stderr
 
 
 def test_missing_features_are_named_where_they_must_not_be_made(project):
@@ -224,8 +262,7 @@ def test_no_corpus_takes_the_place_of_another(project):
     planned = command(project, "sweep", "sweep.yaml", "--plan")
     assert "stages that come first: features@audio prepare\naudio a16 weight 0 seed 0\n" in planned.stdout
     assert not (project / "data/mine").exists()
-    done = command(project, "sweep", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
+    make_inputs(project)
     specify(project, set={"corpus.seed": 8} | mine, axes=axes)
     refused = command(project, "sweep", "sweep.yaml")
     assert refused.returncode == 1
@@ -233,11 +270,13 @@ def test_no_corpus_takes_the_place_of_another(project):
     assert corpus.read_bytes() == before
 
 
-def test_inputs_of_an_axis_are_made(project):
-    specify(project, axes={"features.video.coefficients": [6], "model.modality": ["video"]}, set={"train.steps": 2})
-    done = command(project, "sweep", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "wer/validation" in done.stdout
+def test_inputs_of_an_axis_are_made_and_taken(project):
+    specify(project, axes={"features.video.coefficients": [6], "model.modality": ["video"]})
+    make_inputs(project)
+    assert "1 trials, 0 done, 1 to do" in command(project, "sweep", "sweep.yaml", "--plan").stdout
+    settings = ("features.video.coefficients=6", "model.modality=video", "train.steps=2")
+    trained = command(project, "train", *[word for setting in settings for word in ("--set", setting)])
+    assert trained.returncode == 0, trained.stderr
 
 
 def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):

@@ -21,7 +21,6 @@ from sweeps import (
     descendants,
     is_alive,
     results,
-    sessions,
     specify,
     table,
     temporary,
@@ -51,33 +50,6 @@ def test_a_full_disk_fails_trials_and_loses_nothing(project, swept):
         assert table(project) == table(swept)
 
 
-def test_damaged_files_are_made_again(project, swept):
-    driver = start(project, "sweep", "sweep.yaml")
-    wait_until(lambda: checkpoint_of(project, 20), driver, "a second checkpoint")
-    orphan = worker(project)
-    driver.kill()
-    driver.communicate()
-    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
-    (trial,) = trials(project)
-    newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
-    weights = newest / "trained.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    ended = command(project, "sweep", "sweep.yaml")
-    assert ended.returncode == 0, ended.stderr
-    assert "going on from the one before" in (trial / "log.txt").read_text()
-    assert results(project) == results(swept)
-
-    cut = trial / "metrics.json"
-    cut.write_text(cut.read_text()[:200])
-    again = command(project, "sweep", "sweep.yaml")
-    assert again.returncode == 0, again.stderr
-    assert "invalid JSON" in again.stderr
-    assert sessions(trial)[-1] == "finished"
-    assert sessions(trial, "evaluate") == ["finished", "finished"]
-    assert results(project) == results(swept)
-    assert table(project) == table(swept)
-
-
 def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(project, swept, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     port = free_port()
@@ -86,7 +58,7 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
     tracked = environment() | {"MLFLOW_TRACKING_URI": address}
     server = serve(project, port)
     try:
-        driver = run(project, tracked, "sweep.yaml")
+        driver = start(project, "sweep", "sweep.yaml", env=tracked)
         wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
         stop(server)
         printed, errors = driver.communicate(timeout=240)
@@ -97,7 +69,7 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
 
         server = serve(project, port)
         for words in (["sweep.yaml"], ["sweep.yaml", "--sync"]):
-            brought = run(project, tracked, *words)
+            brought = start(project, "sweep", *words, env=tracked)
             printed, errors = brought.communicate(timeout=240)
             assert brought.returncode == 0, errors
             assert "warning" not in errors
@@ -170,7 +142,9 @@ def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
 
     def refused(settings, **changes):
         specify(project, retries=0, **changes)
-        driver = run(project, settings, "sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}")
+        driver = start(
+            project, "sweep", "sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}", env=settings
+        )
         printed, errors = driver.communicate(timeout=240)
         assert driver.returncode == 1, printed + errors
         assert "Traceback" not in printed + errors
@@ -193,23 +167,9 @@ def test_a_cluster_that_is_not_there_is_one_error(project):
     assert "Traceback" not in refused.stderr
 
 
-def test_the_orphan_of_a_killed_driver_leaves_no_files_behind(project):
-    driver = start(project, "sweep", "sweep.yaml")
-    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
-    left = temporary(driver)
-    assert left.exists()
-    processes = descendants(driver)
-    orphan = worker(project)
-    driver.kill()
-    driver.communicate()
-    wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
-    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
-    wait_until(lambda: not left.exists(), None, "nothing is left of its files", 30)
-
-
 def test_what_the_memory_monitor_ends_is_an_attempt_that_failed(project):
     low = environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
-    driver = run(project, low, "sweep.yaml", "--only", "steps=240")
+    driver = start(project, "sweep", "sweep.yaml", "--only", "steps=240", env=low)
     printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 1, printed + errors
     assert "is tried again after: Ray's memory monitor ended its worker" in printed
@@ -266,32 +226,6 @@ def test_sigterm_while_ray_starts_is_one_line(project):
     assert not left.exists()
 
 
-def test_ray_keeps_to_this_machine_and_to_a_folder_where_its_sockets_fit(project, tmp_path):
-    """In the folder of temporary files of a batch job, whose path is too long; nothing is left in the home folder."""
-    home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
-    for folder in (home, job):
-        folder.mkdir(parents=True)
-    # Long enough to be at work while a stranger is refused.
-    specify(project, axes={"model.modality": ["audio"], "train.steps": [5000]})
-    driver = run(project, environment() | {"HOME": str(home), "TMPDIR": str(job)}, "sweep.yaml")
-    wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
-    pids = {process.pid for process in descendants(driver)}
-    heard = [socket for socket in psutil.net_connections("inet") if socket.pid in pids and socket.status == "LISTEN"]
-    assert len(heard) > 3
-    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in heard} <= {"127.0.0.1", "::1"}
-    # The control store answers nobody without the token.
-    (port,) = [s.laddr.port for s in heard if psutil.Process(s.pid).name() == "gcs_server"]
-    program = f"from ray._raylet import GcsClient; GcsClient(address='127.0.0.1:{port}')"
-    stranger = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
-    refused = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, timeout=120)
-    assert refused.returncode != 0
-    assert "InvalidAuthToken" in refused.stderr
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=120)
-    assert not (home / ".ray").exists()
-    assert list(job.iterdir()) == []
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -322,12 +256,6 @@ def stop(server: subprocess.Popen) -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
-
-
-def run(folder: Path, settings: dict[str, str], *words: str) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline.sweep", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=folder, env=settings, **pipes)
 
 
 def search(address: str, experiment: str) -> list[dict]:
