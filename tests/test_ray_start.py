@@ -1,10 +1,13 @@
 """What a trial takes of Ray, and what a worker sees of it."""
 
+import multiprocessing
 import os
+import sys
 
 import pytest
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping import ray_process
 from pipeline.sweeping.ray_process import _require_gpus, reason_of
 from pipeline.sweeping.ray_start import room, taken
 from pipeline.sweeping.specification import Resources
@@ -72,3 +75,16 @@ def test_whatever_ended_an_attempt_has_a_reason():
         "ModuleNotFoundError"
     )
     assert reason_of(None, "") == "Ray does not say why"
+
+
+def test_the_watch_over_ray_leaves_only_where_the_driver_hears_of_it(monkeypatch):
+    """Where the driver is gone, whoever ends Ray for that reason has its files to remove, and ends the process."""
+    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(ray_process, "dead_process", lambda: "raylet")
+    monkeypatch.setattr("os._exit", sys.exit)
+    driver, ours = multiprocessing.Pipe()
+    with pytest.raises(SystemExit):
+        ray_process._watch(ray_process._Channel(ours), None, {}, 1)
+    assert driver.recv() == ("lost", "its process raylet was killed")
+    driver.close()
+    ray_process._watch(ray_process._Channel(ours), None, {}, 1)

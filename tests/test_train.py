@@ -9,6 +9,7 @@ import time
 
 import pytest
 from project import command, environment, program, rewrite_manifest, small_disk, start
+from sweeps import checkpoint_of, wait_until
 
 from pipeline.evaluate import headlines
 
@@ -50,13 +51,7 @@ def losses_of(trial):
 
 def wait_for_checkpoint(folder, process, step):
     """Until a checkpoint of `step` or later is sealed."""
-    for _ in range(4800):
-        sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-        if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint within four minutes")
+    wait_until(lambda: checkpoint_of(folder, step), process, "a checkpoint")
 
 
 def test_a_killed_training_ends_with_equal_bits(project, undisturbed):

@@ -38,11 +38,11 @@ PATIENCE_SECONDS = 0.3
 
 def serve(connection: Connection, start: Start) -> None:
     """Run jobs until the driver closes the connection, or dies."""
-    channel = _Channel(connection)
+    channel, jobs = _Channel(connection), _Jobs()
+    receiver = threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True)
     try:
         _ignore_signals()
-        jobs = _Jobs()
-        threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True).start()
+        receiver.start()
         start_ray(start.address, Path(start.folder))
         # Ray has set its own.
         _ignore_signals()
@@ -58,7 +58,8 @@ def serve(connection: Connection, start: Start) -> None:
         channel.send("refused", error.where, error.found, error.remedy)
     except BaseException as error:
         traceback.print_exc()
-        channel.send("lost", one_line(error))
+        if not channel.send("lost", one_line(error)):
+            receiver.join()
 
 
 class _Channel:
@@ -67,10 +68,12 @@ class _Channel:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def send(self, *event: Any) -> None:
-        # Where the driver is gone, `_receive` sees it.
+    def send(self, *event: Any) -> bool:
+        """Returns whether the driver lives. Where it is gone, `_receive` sees it, and ends this process."""
         with contextlib.suppress(OSError), self._lock:
             self._connection.send(event)
+            return True
+        return False
 
 
 def _ignore_signals() -> None:
@@ -100,8 +103,9 @@ def _watch(channel: _Channel, address: str | None, takes: dict[str, float], most
     while not address:
         time.sleep(LOOK_SECONDS)
         if dead := dead_process():
-            channel.send("lost", f"its process {dead} was killed")
-            os._exit(1)
+            if channel.send("lost", f"its process {dead} was killed"):
+                os._exit(1)
+            return
     while True:
         time.sleep(ROOM_SECONDS)
         try:
