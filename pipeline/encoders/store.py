@@ -48,7 +48,7 @@ class Group:
             found.setdefault(_media_sha256(self.stream, utterance), utterance)
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that the features depend on."""
         code = code_digest(ENCODERS[self.identity["encoder"]].__module__, MEDIA_CODE)
