@@ -25,6 +25,7 @@ from ray.tune.experiment import Trial as Placed
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import Precision, native_precision
 from pipeline.sweeping.engine import Start, kill_session
 from pipeline.sweeping.ray_start import dead_process, nodes, require_answer, room, start_ray, taken
 
@@ -49,7 +50,8 @@ def serve(connection: Connection, start: Start) -> None:
         for note in notes:
             channel.send("said", note)
         most = start.specification.concurrency or sys.maxsize
-        channel.send("ready", min(most, room(takes, nodes())))
+        native = _native_precision(takes) if start.asks else None
+        channel.send("ready", min(most, room(takes, nodes())), native)
         threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
         _run(jobs, channel, takes, start.folder)
         ray.shutdown()
@@ -58,6 +60,18 @@ def serve(connection: Connection, start: Start) -> None:
     except BaseException as error:
         traceback.print_exc()
         channel.send("lost", one_line(error))
+
+
+def _native_precision(takes: dict[str, float]) -> dict[str, Precision]:
+    """What precision `auto` comes to by device, on a worker that has what a trial takes."""
+    asked = ray.remote(_on_this_machine).options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], max_retries=3)
+    return ray.get(asked.remote())
+
+
+def _on_this_machine() -> dict[str, Precision]:
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return {device: native_precision(device) for device in ("auto", "cpu")}
 
 
 class _Channel:
