@@ -18,6 +18,7 @@ from pipeline.reporting.storage import listing, remove, stored, unused
 from pipeline.sweeping.plan import Planned, plan_trials
 from pipeline.sweeping.results import compare_planned
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import State
 
 DEFAULT = "experiments/demo.yaml"
@@ -40,7 +41,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     Raises:
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
-    sweep = load_sweep(file, params, overrides)
+    sweep = decided(load_sweep(file, params, overrides))
     trials = plan_trials(sweep)
     comparison = compare_planned(sweep, trials)
     folder = RESULTS / sweep.specification.name
@@ -94,7 +95,7 @@ def clean(arguments: Namespace) -> None:
     """
     params = params_of(arguments)
     files = sorted(EXPERIMENTS.glob("*.yaml"))
-    sweeps = [load_sweep(file, arguments.params, arguments.set) for file in files]
+    sweeps = [decided(load_sweep(file, arguments.params, arguments.set)) for file in files]
     found = stored(params, sweeps)
     chosen = unused(found, arguments.older)
     print("\n".join(listing(found, chosen)))

@@ -27,6 +27,7 @@ from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
+from pipeline.sweeping.workers import decided
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.marks import FAILED
 from pipeline.tracking.trial import State, Trial
@@ -155,6 +156,7 @@ def run(arguments: Namespace) -> None:
     if arguments.status:
         print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
         return
+    sweep = decided(sweep, None if arguments.plan or arguments.sync else arguments.address)
     if arguments.plan:
         show_plan(sweep, arguments.file, arguments.params)
         return

@@ -6,6 +6,7 @@ A test holds it against what torch says.
 import ctypes
 import functools
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,27 @@ def with_precision(params: Params) -> Params:
             for stream, settings in encoders.items()
         }
         changed["features"] = params.features.model_copy(update=resolved)
+    return params.model_copy(update=changed)
+
+
+def with_native(params: Params, native: Mapping[str, Precision]) -> Params:
+    """The parameters with each `auto` as it is on another machine, encoders included.
+
+    Args:
+        params: all parameters.
+        native: what `auto` comes to there, by device: `auto` and `cpu`.
+    """
+
+    def chosen(precision: str, device: str) -> str:
+        return native["cpu" if device == "cpu" else "auto"] if precision == "auto" else precision
+
+    train = {"precision": chosen(params.train.precision, params.train.device)}
+    encoders = {"audio": params.features.audio, "video": params.features.video}
+    features = {
+        stream: encoder.model_copy(update={"precision": chosen(encoder.precision, "auto")})
+        for stream, encoder in encoders.items()
+    }
+    changed = {"train": params.train.model_copy(update=train), "features": params.features.model_copy(update=features)}
     return params.model_copy(update=changed)
 
 

@@ -41,7 +41,7 @@ class Planned:
     trial: Trial
     asha: Asha | None
     """By which trials of this sweep may be ended early."""
-    dataset: str
+    dataset: str = ""
     """What its corpus is called."""
 
     @property

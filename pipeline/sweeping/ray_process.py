@@ -26,6 +26,7 @@ from ray.tune.experiment import Trial as Placed
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import Precision, native_precision
 from pipeline.sweeping.engine import Start, kill_session
 from pipeline.sweeping.ray_start import dead_process, nodes, require_answer, room, start_ray, taken
 
@@ -50,7 +51,8 @@ def serve(connection: Connection, start: Start) -> None:
         for note in notes:
             channel.send("said", note)
         most = start.specification.concurrency or sys.maxsize
-        channel.send("ready", min(most, room(takes, nodes())))
+        native = _native_precision(takes) if start.asks else None
+        channel.send("ready", min(most, room(takes, nodes())), native)
         threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
         _run(jobs, channel, takes, start.folder)
         ray.shutdown()
@@ -60,6 +62,18 @@ def serve(connection: Connection, start: Start) -> None:
         traceback.print_exc()
         if not channel.send("lost", one_line(error)):
             receiver.join()
+
+
+def _native_precision(takes: dict[str, float]) -> dict[str, Precision]:
+    """What precision `auto` comes to by device, on a worker that has what a trial takes."""
+    asked = ray.remote(_on_this_machine).options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], max_retries=3)
+    return ray.get(asked.remote())
+
+
+def _on_this_machine() -> dict[str, Precision]:
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return {device: native_precision(device) for device in ("auto", "cpu")}
 
 
 class _Channel:

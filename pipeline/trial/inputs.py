@@ -49,11 +49,11 @@ class Inputs:
 
     def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
         """Utterances as a dataset; `respond` gives a transcript's token ids."""
-        from pipeline.model.examples import Examples, MediaExamples
+        from pipeline.model.examples import Examples, MediaExamples, Responses
 
         online = any(isinstance(found, Media) for found in self.streams.values())
         kind = MediaExamples if online else Examples
-        return kind(self.streams, [u.id for u in utterances], [respond(u.text) for u in utterances])
+        return kind(self.streams, [u.id for u in utterances], Responses([u.text for u in utterances], respond))
 
 
 class TrialInputs:
