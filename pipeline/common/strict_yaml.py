@@ -53,9 +53,10 @@ class _StrictLoader(yaml.SafeLoader):
 
     def _measure(self, node: yaml.Node, event: Any) -> None:
         """Count the values and levels below a node with its aliases expanded, each node once."""
+        mark = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._measures:
-                raise ConstructorError(None, None, f"*{event.anchor} contains itself", event.start_mark)
+                raise ConstructorError(None, None, f"*{event.anchor} contains itself", mark)
             return
         below = node.value if not isinstance(node, yaml.ScalarNode) else []
         parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
@@ -63,7 +64,7 @@ class _StrictLoader(yaml.SafeLoader):
         levels = 1 + max((self._measures[id(part)][1] for part in parts), default=0)
         if values > MOST_VALUES or levels > DEEPEST:
             found = f"{values} values, more than {MOST_VALUES}" if values > MOST_VALUES else f"{levels} levels"
-            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", event.start_mark)
+            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", mark)
         self._measures[id(node)] = values, levels
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
