@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json, write_text
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
@@ -35,9 +36,9 @@ METRICS = Path("results/dvc.json")
 HEADLINES = {
     "wer": "wer/test",
     "wer_val": "wer/validation",
-    "sinks_tau": "sinks/intermediate_tokens_per_utterance",
-    "sinks_att": "sinks/intermediate_tokens_per_utterance/attention",
-    "moved": "sinks/relocated_share",
+    "sinks_tau": BY_ACTIVATION,
+    "sinks_att": BY_ATTENTION,
+    "moved": RELOCATED,
 }
 """What `dvc metrics` calls the metrics that say most; `wer_snr` is that of the test set's loudest noise."""
 DECIMALS = 4
@@ -85,11 +86,19 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     journal = trial.folder / f"hypotheses.{evaluation[:16]}.journal"
     understood = hypotheses(model, params, inputs, journal)
     metrics, lines = _scored(params, inputs, understood)
-    summary = sinks(model, params, inputs)
+    summary = sinks(model, params, inputs, params.sinks.split)
+    if params.sinks.validation:
+        chosen_by = summary if params.sinks.split == "validation" else sinks(model, params, inputs, "validation")
+        metrics |= _of_validation(chosen_by.metrics)
     write_sinks(trial.folder, summary.arrays)
     write_hypotheses(trial.folder, lines)
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}
+
+
+def _of_validation(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics under names that say the split, the ends of their intervals too: `sinks/…/validation/low`."""
+    return {re.sub("(/low|/high|)$", r"/validation\1", name, count=1): value for name, value in metrics.items()}
 
 
 def _scored(params: Params, inputs: Inputs, understood: dict[str, "Hypothesis"]) -> tuple[dict[str, float], list[dict]]:

@@ -69,8 +69,8 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
     require_adapter(trial)
     require_llm(trial, params, weights_digest(params.model.llm.weights))
     require_encoders(trial, params)
-    if params.model.downsampling not in DOWNSAMPLING:
-        found = f"is {params.model.downsampling!r}"
+    if params.model.downsampling.kind not in DOWNSAMPLING:
+        found = f"is {params.model.downsampling.kind!r}"
         raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(DOWNSAMPLING)}")
     source = _source(Path(params.model.llm.weights))
     config = projector_config(trial, params)
@@ -113,7 +113,7 @@ def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
         "eos_token_id": eos_token(tokenizer),
         "prompt": prompt(params.model),
         "prompt_token_ids": tokenizer(prompt(params.model), add_special_tokens=False)["input_ids"],
-        "downsampling": params.model.downsampling,
+        "downsampling": params.model.downsampling.kind,
         "streams": {stream: _stream_config(trial, params, stream) for stream in streams(params.model.modality)},
         "generation": {
             "num_beams": params.evaluate.beams,
@@ -148,7 +148,7 @@ def _stream_config(trial: Trial, params: Params, stream: str) -> dict[str, Any]:
         "weights": {"name": Path(settings.weights).resolve().name, "digest": weights} if weights else None,
         "adapter": f"encoders/{stream}" if settings.lora else None,
         "frames_per_second": getattr(encoder, "frame_rate", None),
-        "dimension": incoming // rate if params.model.downsampling == "stack" else incoming,
+        "dimension": incoming // rate if params.model.downsampling.kind == "stack" else incoming,
         "rate": rate,
         "layers": layers + [["LayerNorm", width]] * params.model.projector.layer_norm,
     }

@@ -6,6 +6,7 @@ Works with what there is. With --clean: what trials and features take on disk, a
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
@@ -16,8 +17,9 @@ from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
 from pipeline.sweeping.plan import Planned, plan_trials
-from pipeline.sweeping.results import compare_planned
+from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.suggestions import Suggestions
 from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import State
 
@@ -42,11 +44,14 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
     sweep = decided(load_sweep(file, params, overrides))
-    trials = plan_trials(sweep)
-    comparison = compare_planned(sweep, trials)
+    suggestions = Suggestions(sweep) if sweep.space else None
+    trials = suggestions.trials if suggestions else plan_trials(sweep)
+    search = search_result(sweep, suggestions) if suggestions else None
+    comparison = compare_planned(sweep, compared_trials(trials, search, suggestions))
     folder = RESULTS / sweep.specification.name
-    files = write_comparison(comparison, folder / "comparison")
-    for ending, text in pages(_subject(file, sweep, trials, comparison), comparison, files, folder, media).items():
+    files = write_comparison(comparison, folder / "comparison", search)
+    subject = replace(_subject(file, sweep, trials, comparison), search=search)
+    for ending, text in pages(subject, comparison, files, folder, media).items():
         write_text(folder / f"report.{ending}", text)
     complete = all(planned.is_over for planned in trials)
     _track(sweep.specification.name, folder, [entry.trial.folder for entry in comparison.entries], complete)
@@ -58,7 +63,9 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
     missing = []
     for planned in trials:
         if planned.identity not in gaps:
-            missing.append(Missing(planned.name, "not begun", planned.failure or ""))
+            # Of a search the comparison has the front alone.
+            if planned.state is not State.DONE:
+                missing.append(Missing(planned.name, "not begun", planned.failure or ""))
         elif gap := gaps[planned.identity]:
             missing.append(Missing(planned.name, gap.state, gap.reason))
     older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not State.DONE]

@@ -16,7 +16,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
 from pipeline.config import Params
-from pipeline.sweeping.cost import Costs, summary
+from pipeline.sweeping.cost import Costs, mean_cost, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
@@ -24,8 +24,10 @@ from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sourc
 from pipeline.sweeping.plan import Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
+from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
+from pipeline.sweeping.suggestions import Suggestions
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.sweeping.workers import decided
 from pipeline.tracking.lease import LeaseTakenError
@@ -140,14 +142,27 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
-    trials = plan_trials(sweep)
-    require_sane(trials)
+    trials, suggestions = _planned(sweep)
+    # Of a search, all that it may suggest.
+    require_sane(plan_trials(sweep) if suggestions else trials)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
-    learnt = Costs(trials[0].trial.folder.parent)
+    learnt = Costs(sweep.points[0].params.train.runs)
     costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
+    if suggestions:
+        search = sweep.specification.search
+        print(f"{len(suggestions.all)} of {search.trials} points suggested, {suggestions.left} left to suggest")
+        costs += suggestions.left * [
+            mean_cost([learnt.of(corner, State.NEW) for corner in plan_trials(sweep)], len(sweep.seeds))
+        ]
     if costs:
         print(summary(costs, sweep.specification.concurrency or 1))
+
+
+def _planned(sweep: Sweep) -> tuple[list[Planned], Suggestions | None]:
+    """All trials, or those that its search suggested so far."""
+    suggestions = Suggestions(sweep) if sweep.space else None
+    return suggestions.trials if suggestions else plan_trials(sweep), suggestions
 
 
 def run(arguments: Namespace) -> None:
@@ -161,27 +176,30 @@ def run(arguments: Namespace) -> None:
         show_plan(sweep, arguments.file, arguments.params)
         return
     make_inputs(sweep, arguments)
-    trials = plan_trials(sweep)
+    trials, suggestions = _planned(sweep)
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
         bring_into_mlflow(name, trials, results)
         if line := charts_line(name):
             print(line)
         return
-    require_sane(trials)
+    # Of a search, all that it may suggest.
+    require_sane(plan_trials(sweep) if suggestions else trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
     with Sync(_sync_words(arguments)) as sync:
         failure = None
-        if not all(planned.is_over for planned in trials):
+        if not all(planned.is_over for planned in trials) or (suggestions and suggestions.left):
+            search = Search(sweep, suggestions) if suggestions else None
             try:
-                with recorded_plan(results, sweep.specification, trials):
-                    Driver(sweep, trials, results / LOG).run(arguments.address, WORK, sync)
+                with recorded_plan(results, sweep.specification, trials) as record:
+                    Driver(sweep, trials, results / LOG, search, record).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
+            trials = suggestions.trials if suggestions else trials
         # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
-        publish(sweep, trials)
+        publish(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)
         for line in next_lines(arguments.file, results, trials):
             print(line)

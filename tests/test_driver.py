@@ -10,7 +10,7 @@ from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.engine import EngineLostError
 from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.specification import Asha, Specification, Sweep
+from pipeline.sweeping.specification import Scheduler, Specification, Sweep
 
 DONE, TAKEN, INTERRUPTED = ({"outcome": one, "step": 1} for one in ("done", "taken", "interrupted"))
 GONE = EngineLostError("Ray", "ended in the middle (killed)", "the same command goes on")
@@ -122,7 +122,7 @@ def test_a_trial_that_somebody_else_runs_is_looked_at_again(play):
 
 
 def test_seeds_wait_for_each_other_at_a_rung_and_not_for_one_that_failed(play):
-    stage = play({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=Asha(grace=20, factor=5))
+    stage = play({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=Scheduler(grace=20, factor=5))
     assert states(stage) == "ddn"
     for name in "ab":
         assert f"{name}  waits for the other seeds at step 20" in stage.printed

@@ -10,9 +10,9 @@ from pipeline.sweeping.early import METRIC, leave_stopped
 from pipeline.sweeping.halving import Decision, Halving, is_worse
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import best_lines
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.specification import Scheduler
 
-ASHA = Asha(grace=4, factor=3)
+ASHA = Scheduler(grace=4, factor=3)
 AUDIO, VIDEO = "model.modality=audio", "model.modality=video"
 
 

@@ -54,8 +54,8 @@ LIBRARIES = {
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""
 MAY_RUN_STAGES = {"sweep", "reproduce"}
 """Commands that import other commands."""
-ONLY_IN = {"ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/"}
-HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "scipy", "dvc"}
+ONLY_IN = {"optuna": "sweeping/optuna_", "ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/"}
+HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "scipy", "dvc", "optuna"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "api"))

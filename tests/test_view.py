@@ -17,7 +17,7 @@ from pipeline.sweeping.eta import Pace, work_of_trial
 from pipeline.sweeping.mistakes import require_layers
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.specification import Scheduler
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
 
@@ -167,6 +167,24 @@ def test_what_is_known_of_some_trials_before_any_runs_is_taken_of_all(four, tmp_
     shown.close()
 
 
+def test_what_a_search_is_yet_to_suggest_is_expected_to_take_as_long_as_what_is_known(four, tmp_path, clock, capsys):
+    costs = {planned.identity: Cost(280.0, 20.0, 0) for planned in four}
+    shown = View(four[:1], costs, "wer/test", tmp_path / "log", 3)
+    shown.concurrency = 2
+    clock[0] = 100.0
+    assert said(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
+    finish(four[0].trial, {"test": [0]})
+    shown.ended(four[0], "done")
+    shown.add(four[1:2], costs, 2)
+    clock[0] = 200.0
+    capsys.readouterr()
+    shown.refresh()
+    best, left = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines())
+    assert best == "best so far: seed 0 (wer/test 0.000)"
+    assert left == "1 of 4 done, 0 running, about 10 min left"
+    shown.close()
+
+
 def test_what_is_left_is_no_less_than_the_longest_trial(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(10.0, 20.0, 0) for planned in four}
     costs[four[3].identity] = replace(costs[four[3].identity], training=580.0)
@@ -186,8 +204,8 @@ def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, cloc
 
 
 def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waited_for(four, tmp_path, clock, capsys):
-    asha = Asha(grace=10)
-    four = [replace(planned, asha=asha) for planned in four]
+    asha = Scheduler(grace=10)
+    four = [replace(planned, rule=asha) for planned in four]
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.started(four[0])
     shown.ended(four[0], "waits for the other seeds at step 10")
@@ -249,8 +267,8 @@ def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch,
 
 
 def test_a_damaged_mark_holds_up_no_sweep(four):
-    rule = Asha(kind="asha", grace=10)
-    planned = replace(four[0], asha=rule)
+    rule = Scheduler(kind="asha", grace=10)
+    planned = replace(four[0], rule=rule)
     leave_stopped(planned.trial, rule, 20)
     assert planned.stopped == 20
     planned.fail("out of memory", "a\nb")

@@ -54,6 +54,12 @@ class Journal:
             raise
 
 
+def read_journal(path: str | Path) -> list[Any]:
+    """What a journal holds, the oldest first; nothing where there is none."""
+    path = Path(path)
+    return list(_whole(path.read_bytes())) if path.exists() else []
+
+
 def _whole(content: bytes) -> Iterator[Any]:
     for line in content.split(b"\n")[:-1]:
         try:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.common import metrics
-from pipeline.common.metrics import Unit
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, Unit
 from pipeline.comparison.changes import Change
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.table import Cell, Comparison, Figure
@@ -12,10 +12,6 @@ from pipeline.comparison.table import Cell, Comparison, Figure
 ABSENT = "–"
 SEEDS_SHOWN = 5
 """Seeds whose values fit into a cell; of more it shows the range."""
-
-BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
-BY_ATTENTION = f"{BY_ACTIVATION}/attention"
-"""The two counts of intermediate sinks, which need not be the same tokens: neither is shown without the other."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,8 @@ def _beside_wer(comparison: Comparison, condition: str, name: str) -> Iterator[Q
 
 
 def sink_counts(cell: Cell) -> str:
-    """Both counts of a cell, such as `1.00 by activation, 0.02 by attention`; empty where neither was measured."""
+    """Both counts of a cell, such as `1.00 by activation, 0.02 by attention`: they need not be the same tokens, and
+    neither is shown without the other. Empty where neither was measured."""
     counts = (("activation", BY_ACTIVATION), ("attention", BY_ATTENTION))
     return ", ".join(
         f"{rounded(cell.figures[name].value, None)} by {kind}" for kind, name in counts if name in cell.figures

@@ -59,6 +59,12 @@ def check_across_sections(params: "Params", where: str | Path) -> None:
             f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
             "sinks are measured on a split that is evaluated",
         )
+    if params.sinks.validation and "validation" not in params.evaluate.splits:
+        raise PipelineError(
+            where,
+            f"sinks.validation is true, and evaluate.splits {list(params.evaluate.splits)} leaves validation out",
+            "evaluate it, or set sinks.validation to false",
+        )
     _check_decorrelation(params, where)
     _check_online(params, where)
 

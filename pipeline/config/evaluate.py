@@ -22,6 +22,9 @@ class Sinks(Section):
     """Stage `evaluate`: the sink instrument."""
 
     split: Literal["validation", "test"] = "test"
+    validation: bool = False
+    """Whether validation is measured, too, as `sinks/…/validation`: what is chosen by, where tables report the test
+    split. A search that minimises such a metric sets it."""
     utterances: Annotated[int, Field(ge=1)] | None = None
     """How many utterances are measured, from the first on; null measures all."""
     batch_size: Annotated[int, Field(ge=1)] = 8

@@ -2,12 +2,12 @@
 
 from collections import Counter
 
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
 from pipeline.comparison.quantities import rounded
 from pipeline.config import Sinks
 from pipeline.inspection.subject import Subject
 from pipeline.inspection.survey import NamedSink, Survey
 from pipeline.model.roles import Role
-from pipeline.sinks.columns import INTERMEDIATE
 
 NAMED = 8
 """How many kinds of sink tokens, features or blocks are named."""
@@ -44,8 +44,8 @@ def _counts(subject: Subject, survey: Survey, settings: Sinks) -> list[str]:
     at_bos = dict(zip(arrays["definitions"], arrays["definition_tokens"][:, Role.BOS], strict=True))
     lines = []
     for what, name, rule, metric in (
-        ("massive activation", "massive", f"above {settings.tau:,g} times the median", INTERMEDIATE),
-        ("attention", "attention", f"mean attention above {settings.epsilon:g}", f"{INTERMEDIATE}/attention"),
+        ("massive activation", "massive", f"above {settings.tau:,g} times the median", BY_ACTIVATION),
+        ("attention", "attention", f"mean attention above {settings.epsilon:g}", BY_ATTENTION),
     ):
         number = _figure(survey, metric)
         if number:
@@ -82,7 +82,7 @@ def _of_bos(subject: Subject, survey: Survey, settings: Sinks, length: str) -> l
 
 
 def _of_others(subject: Subject, survey: Survey, settings: Sinks) -> list[str]:
-    number = _figure(survey, INTERMEDIATE)
+    number = _figure(survey, BY_ACTIVATION)
     if not number:
         return ["With fewer than three blocks nothing is said of massive activations."]
     found = survey.summary.description["intermediate"]

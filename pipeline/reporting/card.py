@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from pipeline.common.metrics import PERCENT, TABLE, Unit, shown
 from pipeline.comparison.conditions import condition_name, condition_order
 from pipeline.comparison.entries import Entry, read_entries
-from pipeline.comparison.quantities import SINKS, rounded
+from pipeline.comparison.quantities import rounded
 from pipeline.config import Params
 from pipeline.reporting.provenance import origins, shared_facts
 from pipeline.tracking.provenance import sessions
@@ -127,21 +128,19 @@ def _conditions(entry: Entry) -> list[str]:
 
 def _error_rates(entry: Entry) -> Iterator[tuple[str, str, str]]:
     for condition in _conditions(entry):
-        wer, cer = (_value(entry, f"{metric}/{condition}", True, 1) for metric in ("wer", "cer"))
+        wer, cer = (_value(entry, f"{metric}/{condition}", PERCENT) for metric in ("wer", "cer"))
         yield condition_name(condition), wer, cer
 
 
 def _sinks(entry: Entry) -> Iterator[tuple[str, str]]:
-    for quantity in SINKS:
-        if quantity.metric in entry.metrics:
-            yield quantity.label, _value(entry, quantity.metric, quantity.percent, quantity.decimals)
+    for metric in shown(TABLE):
+        if metric.name in entry.metrics:
+            yield metric.label, _value(entry, metric.name, metric.unit)
 
 
-def _value(entry: Entry, metric: str, percent: bool, decimals: int | None) -> str:
+def _value(entry: Entry, metric: str, unit: Unit) -> str:
     names = (metric, f"{metric}/low", f"{metric}/high")
-    value, *bounds = [
-        rounded(entry.metrics[n] * (100 if percent else 1), decimals) for n in names if n in entry.metrics
-    ]
+    value, *bounds = [rounded(unit.factor * entry.metrics[n], unit.decimals) for n in names if n in entry.metrics]
     return f"{value} [{', '.join(bounds)}]" if bounds else value
 
 

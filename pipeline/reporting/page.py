@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any
 from pipeline.common import markdown as markdown_text
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.comparison import rendering
+from pipeline.comparison import front, rendering
+from pipeline.comparison.answer import answers
 from pipeline.comparison.claims import NOTES, claims, markdown
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.front import SearchResult
 from pipeline.comparison.quantities import change_text, rounded
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.reporting.media import clip, corpus_of
+from pipeline.reporting.parallel import parallel_coordinates
 from pipeline.reporting.provenance import origins, shared_facts
 from pipeline.reporting.utterances import Extremes, extremes
 
@@ -27,6 +31,9 @@ MEDIA_LIMIT = 8_000_000
 BROAD = 1000
 """Pixels of a figure's PNG above which it has several panels in a row."""
 CAPTIONS = {
+    "pareto_front": "Pareto front of the search: points that no other beats in one metric without losing in another; "
+    "bars are the standard deviation over seeds.",
+    "against_keys": "Each metric against each searched key; points of the Pareto front in blue.",
     "overview": "Without and with the decorrelation loss: the largest activations after each block, and the cosine of "
     "each token's hidden state to that of BOS.",
     "wer_against_rate": "Word error rate against the rate of compression, with 95% intervals over utterances (or the "
@@ -70,6 +77,8 @@ class Subject:
     missing: tuple[Missing, ...]
     remarks: tuple[str, ...] = ()
     """Sentences that go with the notes below the table."""
+    search: SearchResult | None = None
+    """What its search tried; then the comparison has the trials of the front."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,13 @@ def pages(
         "subject": subject,
         "best": _best(subject, comparison),
         "done": sum(not entry.gap for entry in comparison.entries),
-        "sentences": list(_sentences(comparison)),
+        "sentences": [*answers(comparison), *_sentences(comparison)],
+        "search_table": front.markdown(subject.search) if subject.search else "",
+        "search_text": front.text(subject.search) if subject.search else "",
+        "parallel": parallel_coordinates(subject.search) if subject.search else None,
+        "script": (script := (TEMPLATES / "page.js").read_text(encoding="utf-8")),
+        # The one script that the page may run.
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "heads": [variant.parts for variant in comparison.variants],
         "blocks": _blocks(comparison),
         "notes": [*rendering.notes(comparison), *subject.remarks],

@@ -14,8 +14,9 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.needs import distinct_inputs
-from pipeline.sweeping.plan import plan_trials
-from pipeline.sweeping.specification import Point, Specification, Sweep
+from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.specification import Point, Sweep
+from pipeline.sweeping.suggestions import suggested_params, trials_of
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.naming import trial_name
@@ -70,11 +71,12 @@ class _Use:
 
     def __init__(self, sweep: Sweep) -> None:
         self.name = sweep.specification.name
-        self._configurations = {canonical(configuration(point.params)) for point in sweep.points}
+        params = suggested_params(sweep) if sweep.space else (point.params for point in sweep.points)
+        self._configurations = {canonical(configuration(one)) for one in params}
         self._identities: set[str] | None = None
         self._features: set[str] | None = None
         try:
-            self._identities = {planned.identity for planned in plan_trials(sweep)}
+            self._identities = {planned.identity for planned in trials_of(sweep)}
             self._features = {
                 group.folder.name
                 for params in distinct_inputs(sweep)

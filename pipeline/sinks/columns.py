@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.captured import Captured
 from pipeline.sinks.definitions import lifetimes
@@ -20,7 +21,6 @@ from pipeline.sinks.units import Units
 
 THRESHOLDS = (100, 300, 1000)
 """Ratios at which sink tokens are counted whatever tau is, so that runs compare."""
-INTERMEDIATE = "sinks/intermediate_tokens_per_utterance"
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,17 @@ def _number_of(m: Measured, tokens: Tensor) -> Column:
     return (tokens & ~m.tokens.is_bos).sum(1), m.ones
 
 
-@measures(f"{INTERMEDIATE}/attention")
+@measures(BY_ATTENTION)
 def _attention_sinks(m: Measured) -> Column:
     return _number_of(m, m.tokens.attention_sink)
 
 
-@measures(f"{INTERMEDIATE}/outlier")
+@measures(f"{BY_ACTIVATION}/outlier")
 def _outliers(m: Measured) -> Column:
     return _number_of(m, m.tokens.outlier)
 
 
-@measures(f"{INTERMEDIATE}/secondary")
+@measures(f"{BY_ACTIVATION}/secondary")
 def _secondary_sinks(m: Measured) -> Column:
     return _number_of(m, m.tokens.secondary)
 
@@ -146,12 +146,12 @@ def _secondary_lifetime(m: Measured) -> Column:
     return torch.where(secondary, lifetimes(m.tokens.aligned)[1], 0).sum(1), secondary.sum(1)
 
 
-@measures(INTERMEDIATE, _inner)
+@measures(BY_ACTIVATION, _inner)
 def _intermediate(m: Measured) -> Column:
     return _number_of(m, m.tokens.sink)
 
 
-@measures(f"{INTERMEDIATE}/absolute", _inner)
+@measures(f"{BY_ACTIVATION}/absolute", _inner)
 def _absolute(m: Measured) -> Column:
     return _number_of(m, m.tokens.absolute_sink)
 
@@ -167,10 +167,10 @@ def _of_role(role: Role, m: Measured) -> Column:
 
 
 for _threshold in THRESHOLDS:
-    measures(f"{INTERMEDIATE}/tau_{_threshold}", _inner)(partial(_above, _threshold))
+    measures(f"{BY_ACTIVATION}/tau_{_threshold}", _inner)(partial(_above, _threshold))
 for _role in REAL_ROLES:
     if _role is not Role.BOS:
-        measures(f"{INTERMEDIATE}/{_role.label}", _inner)(partial(_of_role, _role))
+        measures(f"{BY_ACTIVATION}/{_role.label}", _inner)(partial(_of_role, _role))
 
 
 def _ratio_of_bos(m: Measured) -> Tensor:

@@ -1,7 +1,7 @@
 """What trials will take in time and on disk, learnt from those that were finished in the same folder of runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +87,18 @@ def folder_bytes(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def mean_cost(costs: Iterable[Cost | None], trials: int) -> Cost | None:
+    """What so many trials take that are not chosen yet, by those that they are chosen from; None: not known."""
+    known = [cost for cost in costs if cost]
+    if not known:
+        return None
+    return Cost(
+        trials * fmean(cost.training for cost in known),
+        trials * fmean(cost.evaluation for cost in known),
+        trials * round(fmean(cost.bytes for cost in known)),
+    )
 
 
 def summary(costs: Sequence[Cost | None], concurrency: int) -> str:

@@ -4,17 +4,18 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import require_space
-from pipeline.sweeping.cost import Costs
+from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.halving import Decision, Halving
 from pipeline.sweeping.interruption import LOOK_SECONDS, Asked, asking, every
 from pipeline.sweeping.plan import Planned, wait_until_one_is_free
+from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import Sweep
 from pipeline.sweeping.sync import Sync
 from pipeline.sweeping.view import View
@@ -33,27 +34,36 @@ class Driver:
 
     Args:
         sweep: its specification counts.
-        trials: all of the sweep, at least one of them not over.
+        trials: all of the sweep, or those that its search suggested so far.
         log: file that takes the events.
+        search: suggests more, if the sweep has one.
+        record: is given what it suggests.
 
     Raises:
         PipelineError: the trials would not fit on the disk.
     """
 
-    def __init__(self, sweep: Sweep, trials: Sequence[Planned], log: Path) -> None:
-        self._specification = sweep.specification
+    def __init__(
+        self,
+        sweep: Sweep,
+        trials: Sequence[Planned],
+        log: Path,
+        search: Search | None = None,
+        record: Callable[[Sequence[Planned]], object] = lambda trials: None,
+    ) -> None:
+        self._specification, self._search = sweep.specification, search
         todo = [planned for planned in trials if not planned.is_over]
-        runs = todo[0].trial.folder.parent
-        learnt = Costs(runs)
-        costs = {planned.identity: learnt.of(planned, State.NEW) for planned in todo}
+        runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
+        self._costs = Costs(runs)
+        costs = self._known_costs(todo)
         require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "what is left of this sweep")
         runs.mkdir(parents=True, exist_ok=True)
         # Workers on other machines see it, too: signals do not reach them.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
-        self._view = View(trials, costs, self._specification.select.by, log)
-        asha = self._specification.scheduler
-        self._halving = Halving(asha, trials) if asha else None
-        self._trials, self._queue = trials, deque(todo)
+        self._view = View(trials, costs, self._specification.select.by, log, search.left if search else 0)
+        rule = self._specification.scheduler
+        self._halving = Halving(rule, trials) if rule else None
+        self._trials, self._queue, self._record = list(trials), deque(todo), record
         self._placed: dict[str, Planned] = {}
         """Trials that Ray has, by identity, and of these"""
         self._working: set[str] = set()
@@ -84,9 +94,10 @@ class Driver:
             asking(self._stop, self._view.say) as asked,
             every(LOOK_SECONDS, self._view.refresh),
             every(SYNC_SECONDS, sync.start),
+            self._search.opened(self._view.say) if self._search else contextlib.nullcontext(),
         ):
             try:
-                while self._queue and not self._stop.exists():
+                while not self._stop.exists() and self._has_more():
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, work, asked)
@@ -119,14 +130,29 @@ class Driver:
                 if not self._working:
                     return
                 continue
-            if not self._placed and not self._queue:
+            if not self._placed and not self._has_more():
                 self._wait_elsewhere()
-            while self._queue and len(self._placed) < self._view.concurrency:
+            while len(self._placed) < self._view.concurrency and self._has_more():
                 planned = self._queue.popleft()
                 self._placed[planned.identity] = planned
                 engine.place(self._job(planned, work))
             if not self._placed:
                 return
+
+    def _known_costs(self, trials: Iterable[Planned]) -> dict[str, Cost | None]:
+        return {planned.identity: self._costs.of(planned, State.NEW) for planned in trials}
+
+    def _has_more(self) -> bool:
+        """Whether a trial waits to be placed; the search suggests one where none does."""
+        if not self._queue and self._search:
+            found = self._search.next()
+            self._trials += found
+            self._record(found)
+            self._view.add(found, self._known_costs(found), self._search.left)
+            if self._halving:
+                self._halving.add(found)
+            self._queue.extend(found)
+        return bool(self._queue)
 
     def _job(self, planned: Planned, work: str) -> dict[str, Any]:
         return {
@@ -194,6 +220,8 @@ class Driver:
             return
         planned.fail(reason, traceback)
         self._view.ended(planned, f"failed: {reason}")
+        if self._search:
+            self._search.ended(planned, failed=True)
         if self._halving:
             self._halving.fail(planned)
         self._decide(planned)
@@ -210,6 +238,9 @@ class Driver:
             self._view.ended(planned, f"stopped early after step {step}")
         else:
             return False
+        if self._search:
+            self._search.ended(planned)
+            self._view.best = self._search.best()
         return True
 
     def _decide(self, planned: Planned) -> None:
@@ -228,7 +259,7 @@ class Driver:
         for seed in held:
             del self._held[seed.identity]
             if decision is Decision.STOP:
-                leave_stopped(seed.trial, self._halving.asha, step)
+                leave_stopped(seed.trial, self._halving.rule, step)
                 self._is_over(seed)
         if decision is Decision.GO_ON:
             # Before new ones: what is begun is brought to its end.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.sections import Scheduler
 from pipeline.tracking import marks
 from pipeline.tracking.trial import Trial
 
@@ -17,12 +17,12 @@ def losses(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
 
 
-def leave_stopped(trial: Trial, asha: Asha, step: int) -> None:
+def leave_stopped(trial: Trial, rule: Scheduler, step: int) -> None:
     """Note that this rule ended a trial after a step."""
-    marks.write_stop(trial.folder, asha.model_dump(mode="json"), step)
+    marks.write_stop(trial.folder, rule.model_dump(mode="json"), step)
 
 
-def stopped_at(trial: Trial, asha: Asha | None) -> int | None:
+def stopped_at(trial: Trial, rule: Scheduler | None) -> int | None:
     """The step at which this very rule ended the trial, if it did. Of a damaged file nothing is known: it goes on."""
-    found = marks.stop(trial.folder) if asha else None
-    return found[1] if found and found[0] == asha.model_dump(mode="json") else None
+    found = marks.stop(trial.folder) if rule else None
+    return found[1] if found and found[0] == rule.model_dump(mode="json") else None

@@ -1,7 +1,7 @@
 """Which trials of a sweep go on and which are ended early, by the validation loss.
 
-Asynchronous successive halving (Li et al., MLSys 2020): after each rung the better ones go on, and nobody waits for
-trials that have not come so far. Two things are ours:
+Asynchronous successive halving (Li et al., MLSys 2020), or the median rule: after each rung the better ones go on, and
+nobody waits for trials that have not come so far. Two things are ours:
 
 - Trials compete within their task alone (modality, rates, corpus, LLM): losses of different tasks say nothing of one
   another.
@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.sweeping.early import losses
 from pipeline.sweeping.plan import Planned, point_of, task_of
-from pipeline.sweeping.specification import Asha
+from pipeline.sweeping.sections import Scheduler
 from pipeline.tracking.trial import State
 
 
@@ -36,13 +36,13 @@ class Halving:
     """The decisions for one sweep.
 
     Args:
-        asha: the rule.
-        trials: all of the sweep, of equal `train.steps`.
+        rule: by which they are compared.
+        trials: those that are known so far, of equal `train.steps`.
     """
 
-    def __init__(self, asha: Asha, trials: Sequence[Planned]) -> None:
-        self.asha = asha
-        self._rungs = asha.rungs(trials[0].params.train.steps or 0) if trials else []
+    def __init__(self, rule: Scheduler, trials: Sequence[Planned]) -> None:
+        self.rule = rule
+        self._rungs: list[int] = []
         self._points: dict[str, list[Planned]] = defaultdict(list)
         self._tasks: dict[str, str] = {}
         self._failed: set[str] = set()
@@ -50,7 +50,12 @@ class Halving:
         self._furthest: dict[str, float] = {}
         self._passed: dict[str, int] = defaultdict(int)
         """By point, the last rung after which it was decided to go on."""
+        self.add(trials)
+
+    def add(self, trials: Iterable[Planned]) -> None:
+        """Further trials, such as a search suggests."""
         for planned in trials:
+            self._rungs = self.rule.rungs(planned.params.train.steps)
             point = point_of(planned)
             self._points[point].append(planned)
             self._tasks[point] = task_of(planned.params)
@@ -93,7 +98,7 @@ class Halving:
             return Decision.WAIT, rung
         others = (other for other in self._points if other != point and self._tasks[other] == self._tasks[point])
         rivals = [known for other in others if (known := self._loss(other, rung)) is not None]
-        if is_worse(loss, rivals, self.asha.factor):
+        if is_worse(loss, rivals, self.rule.one_in, self.rule.least_rivals):
             return Decision.STOP, rung
         self._passed[point] = rung
         return Decision.GO_ON, rung
@@ -109,10 +114,10 @@ class Halving:
         return float(np.mean(known)) if seeds and len(known) == len(seeds) else None
 
 
-def is_worse(loss: float, rivals: Iterable[float], factor: int) -> bool:
+def is_worse(loss: float, rivals: Iterable[float], factor: int, least: int = 1) -> bool:
     """Whether a loss is not among the best of one in `factor`: above that quantile of what others had there so far.
 
-    The first to come has no rivals, and goes on.
+    One that has fewer than `least` rivals goes on, as the first to come does.
     """
     rivals = list(rivals)
-    return bool(rivals) and loss > float(np.quantile(rivals, 1 / factor))
+    return len(rivals) >= least and loss > float(np.quantile(rivals, 1 / factor))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from pipeline.common.precision import with_precision
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
 from pipeline.sweeping.early import stopped_at
-from pipeline.sweeping.specification import Asha, Point, Settings, Sweep
+from pipeline.sweeping.sections import Scheduler
+from pipeline.sweeping.settings import Settings
+from pipeline.sweeping.specification import Point, Sweep
 from pipeline.tracking import marks
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
 from pipeline.tracking.lease import LeaseTakenError
@@ -39,7 +41,7 @@ class Planned:
     identity: str
     evaluation: str
     trial: Trial
-    asha: Asha | None
+    rule: Scheduler | None
     """By which trials of this sweep may be ended early."""
     dataset: str = ""
     """What its corpus is called."""
@@ -52,7 +54,7 @@ class Planned:
     @property
     def stopped(self) -> int | None:
         """The step after which the scheduler ended it, if it did."""
-        return stopped_at(self.trial, self.asha)
+        return stopped_at(self.trial, self.rule)
 
     @property
     def is_over(self) -> bool:
@@ -87,30 +89,56 @@ def wait_until_one_is_free(trials: Iterable[Planned], stop: Path) -> None:
 
 
 def plan_trials(sweep: Sweep) -> list[Planned]:
-    """The trials of a sweep, each once, in the order of the points.
+    """The trials of a sweep's points, each once, in the order of the points.
 
     Raises:
-        PipelineError: an input is missing or damaged, or two points ask for two evaluations of one trial.
+        PipelineError: as `Planner.add`.
     """
-    digests, asha = _Digests(), sweep.specification.scheduler
-    found: dict[str, Planned] = {}
+    planner = Planner(sweep.specification.scheduler)
     for point in sweep.points:
+        planner.add(point)
+    return planner.trials
+
+
+class Planner:
+    """Gives each point its trial; points that differ in what a trial does not use share one.
+
+    Args:
+        rule: by which trials may be ended early.
+    """
+
+    def __init__(self, rule: Scheduler | None) -> None:
+        self._rule, self._digests = rule, _Digests()
+        self._found: dict[str, Planned] = {}
+
+    @property
+    def trials(self) -> list[Planned]:
+        """Of all points so far, each once."""
+        return list(self._found.values())
+
+    def add(self, point: Point) -> Planned:
+        """The trial of a point.
+
+        Raises:
+            PipelineError: an input is missing or damaged, or another point asks for another evaluation of this trial.
+        """
         params = with_precision(point.params)
-        training, evaluated = digests.of(params)
+        training, evaluated = self._digests.of(params)
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
-        before = found.get(identity)
-        if before and before.evaluation != evaluation:
+        if not (before := self._found.get(identity)):
+            trial = Trial.at(Path(params.train.runs).absolute(), identity)
+            name, dataset = point_name(point, params), dataset_name(point)
+            planned = Planned(name, params, (point.settings,), identity, evaluation, trial, self._rule, dataset)
+        elif before.evaluation == evaluation:
+            planned = replace(before, settings=(*before.settings, point.settings))
+        else:
             raise PipelineError(
                 "axes",
                 f"{before.name} would be evaluated in two ways, and a trial keeps one evaluation",
                 "make it a sweep for each way, or choose one with --only",
             )
-        settings = (*before.settings, point.settings) if before else (point.settings,)
-        name = before.name if before else point_name(point, params)
-        trial = Trial.at(Path(params.train.runs).absolute(), identity)
-        dataset = before.dataset if before else dataset_name(point)
-        found[identity] = Planned(name, params, settings, identity, evaluation, trial, asha, dataset)
-    return list(found.values())
+        self._found[identity] = planned
+        return planned
 
 
 class _Digests:
@@ -179,7 +207,7 @@ def point_of(planned: Planned) -> str:
 def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:
     """A line for each trial, and one that counts them."""
     lines = []
-    width = max(len(planned.name) for planned in trials)
+    width = max((len(planned.name) for planned in trials), default=0)
     for planned, state in zip(trials, states, strict=True):
         said = {State.NEW: "to do", State.TRAINING: "begun", State.TRAINED: "to evaluate", State.DONE: "done"}[state]
         if state is not State.DONE and (reason := planned.failure):

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +10,16 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
+from pipeline.common.journal import Journal, read_journal
 from pipeline.common.proc import start_of, this_process
 from pipeline.config import Params
 from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.specification import Asha, Specification
+from pipeline.sweeping.sections import Scheduler, Specification
 from pipeline.tracking.trial import Trial
 
 FILE = "plan.json"
+TRIALS = "trials.jsonl"
+"""A line for each trial: a search suggests them one after another."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +45,41 @@ class RecordedPlan:
 
 
 @contextlib.contextmanager
-def recorded_plan(folder: Path, specification: Specification, trials: Sequence[Planned]) -> Iterator[None]:
-    """Write the plan to the folder of results while the block runs, and afterwards that it ended."""
+def recorded_plan(
+    folder: Path, specification: Specification, trials: Sequence[Planned]
+) -> Iterator[Callable[[Sequence[Planned]], None]]:
+    """Write the plan to the folder of results while the block runs, and afterwards that it ended.
+
+    Yields:
+        A function that takes further trials.
+    """
     driver = this_process() | {"since": _now(), "until": None}
     plan = {
         "driver": driver,
         "metric": specification.select.by,
         "scheduler": specification.scheduler.model_dump(mode="json") if specification.scheduler else None,
-        "trials": [
-            {
-                "name": planned.name,
-                "params": planned.params.model_dump(mode="json"),
-                "settings": planned.settings,
-                "identity": planned.identity,
-                "evaluation": planned.evaluation,
-                "folder": str(planned.trial.folder),
-                "dataset": planned.dataset,
-            }
-            for planned in trials
-        ],
     }
-    write_json(folder / FILE, plan)
-    try:
-        yield
-    finally:
-        write_json(folder / FILE, plan | {"driver": driver | {"until": _now()}})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRIALS).unlink(missing_ok=True)
+    with Journal(folder / TRIALS) as journal:
+        journal.add(*map(_line, trials))
+        write_json(folder / FILE, plan)
+        try:
+            yield lambda more: journal.add(*map(_line, more))
+        finally:
+            write_json(folder / FILE, plan | {"driver": driver | {"until": _now()}})
+
+
+def _line(planned: Planned) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "params": planned.params.model_dump(mode="json"),
+        "settings": planned.settings,
+        "identity": planned.identity,
+        "evaluation": planned.evaluation,
+        "folder": str(planned.trial.folder),
+        "dataset": planned.dataset,
+    }
 
 
 def read_plan(folder: Path) -> RecordedPlan:
@@ -80,7 +93,7 @@ def read_plan(folder: Path) -> RecordedPlan:
         raise PipelineError(path, "is not there: this sweep has run no trial yet", "start it, or see --plan")
     plan = read_json(path, "see --plan instead")
     try:
-        asha = Asha.model_validate(plan["scheduler"]) if plan["scheduler"] else None
+        rule = Scheduler.model_validate(plan["scheduler"]) if plan["scheduler"] else None
         trials = tuple(
             Planned(
                 line["name"],
@@ -90,10 +103,10 @@ def read_plan(folder: Path) -> RecordedPlan:
                 line["identity"],
                 line["evaluation"],
                 Trial(line["folder"]),
-                asha,
+                rule,
                 line["dataset"],
             )
-            for line in plan["trials"]
+            for line in read_journal(folder / TRIALS)
         )
         return RecordedPlan(trials, plan["metric"], plan["driver"])
     except (KeyError, TypeError, ValueError) as error:

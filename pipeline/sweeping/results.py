@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -11,10 +12,13 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
+from pipeline.sweeping.search import metrics_of
 from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.suggestions import Suggestion, Suggestions
 from pipeline.tracking.trial import State
 
 if TYPE_CHECKING:
+    from pipeline.comparison.front import SearchResult
     from pipeline.comparison.table import Comparison
 
 RESULTS = Path("results/sweeps")
@@ -27,8 +31,14 @@ def results_folder(sweep: Sweep) -> Path:
     return RESULTS / sweep.specification.name
 
 
-def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
-    """Print the table of the trials, and write tables and figures; those that are up to date are only printed."""
+def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | None = None) -> None:
+    """Print the table of the trials, and write tables and figures; those that are up to date are only printed.
+
+    Args:
+        sweep: its specification counts.
+        trials: all that there are.
+        suggestions: of a search.
+    """
     if not any(planned.state is State.DONE for planned in trials):
         return
     folder = results_folder(sweep)
@@ -37,10 +47,14 @@ def publish(sweep: Sweep, trials: Sequence[Planned]) -> None:
         for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
+    if suggestions:
+        state |= {"search": [sweep.specification.search.model_dump(mode="json"), len(suggestions.all)]}
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison
 
-        written = write_comparison(compare_planned(sweep, trials), folder)
+        search = search_result(sweep, suggestions) if suggestions else None
+        compared = compare_planned(sweep, compared_trials(trials, search, suggestions))
+        written = write_comparison(compared, folder, search)
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
@@ -71,6 +85,55 @@ def compare_planned(sweep: Sweep, trials: Sequence[Planned]) -> "Comparison":
 
     datasets = {planned.identity: planned.dataset for planned in trials}
     return compare([planned.trial for planned in trials], sweep.specification.primary, datasets)
+
+
+def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
+    """What the points of a search came to."""
+    from pipeline.comparison.front import FEW_POINTS, SearchResult, Tried, of_test
+
+    search = sweep.specification.search
+    names = [*search.minimise, *map(of_test, search.minimise)]
+    points = []
+    for suggestion in suggestions.all:
+        done = [metrics_of(p, names) for p in suggestion.trials if p.state is State.DONE]
+        values = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
+        values = {name: found for name, found in values.items() if found}
+        points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
+    result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
+    if len(result.done) < FEW_POINTS or not result.keys:
+        return result
+    from pipeline.sweeping.optuna_importance import importance
+
+    of = {m: importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
+    return replace(result, importance={metric: found for metric, found in of.items() if found})
+
+
+def compared_trials(
+    trials: Sequence[Planned], search: "SearchResult | None", suggestions: Suggestions | None
+) -> list[Planned]:
+    """Those that the table puts side by side: all, but of a search the front and weight 0."""
+    if not search or not search.done:
+        return list(trials)
+    numbers = {point.number for point in search.front}
+    shown = {
+        planned.identity: planned
+        for suggestion in suggestions.all
+        for planned in suggestion.trials
+        if suggestion.number in numbers or planned.params.decorrelation.weight == 0
+    }
+    return list(shown.values())
+
+
+def _state(suggestion: Suggestion) -> str:
+    states = [planned.state for planned in suggestion.trials]
+    if all(state is State.DONE for state in states):
+        return "done"
+    for planned in suggestion.trials:
+        if (step := planned.stopped) is not None:
+            return f"stopped early after step {step}"
+        if planned.state is not State.DONE and planned.failure:
+            return f"failed: {planned.failure}"
+    return f"{states.count(State.DONE)} of {len(states)} seeds done"
 
 
 def _is_current(folder: Path, state: dict) -> bool:

@@ -1,122 +1,30 @@
 """The file of a sweep: which trials are wanted, and what each may use.
 
 An axis is a key of `params.yaml` with the values it takes, or any name with a list of joint settings, each of which may
-have a `name` of its own, such as LRS3; trials are the product of all axes and seeds. Everything is checked when the
-file is read: the keys, the values, and each resulting set of parameters.
+have a `name` of its own, such as LRS3; trials are the product of all axes and seeds, or what a search suggests.
+Everything is checked when the file is read: the keys, the values, and each resulting set of parameters.
 """
 
 import itertools
-import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import exp, log, prod
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, Field
+from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
 from pipeline.common.strict_yaml import read_mapping
-from pipeline.config import Params, Section, assign, checked, known_below, load_params, validate
+from pipeline.config import Params, checked, load_params
+from pipeline.sweeping.axes import axis_values, distinct
 from pipeline.sweeping.narrowing import assignment, narrowed
+from pipeline.sweeping.sections import MOST_TRIALS, Resources, Scheduler, Specification
+from pipeline.sweeping.settings import NAME, Settings, params_of, require_key
+from pipeline.sweeping.space import Space, read_space
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.naming import task_of
 
 SEED, RANKS = "train.seed", "train.ranks"
-MOST_TRIALS = 10_000
-"""Of a sweep: more is a slip, and would take minutes to expand."""
-NAME = "name"
-"""The key that names a value of an axis, beside the keys that it sets."""
-Settings = dict[str, Any]
-"""Values by dotted key."""
-
-
-def _whole_above_one(gpus: float) -> float:
-    if gpus > 1 and not gpus.is_integer():
-        raise ValueError("a fraction of one GPU, or a number of whole ones")
-    return gpus
-
-
-class Resources(Section):
-    """What a trial takes while it runs."""
-
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] = 0
-    """A fraction lets several trials share a GPU; several train one trial, each a rank with its share of every batch.
-    Falls to 0 where there is none."""
-
-
-def _of_validation(metric: str) -> str:
-    if not re.fullmatch(r"\S+/validation\b\S*", metric):
-        raise ValueError("a metric of the validation split, such as wer/validation")
-    return metric
-
-
-class Select(Section):
-    """What the best trial is chosen by."""
-
-    by: Annotated[str, AfterValidator(_of_validation)] = "wer/validation"
-    """A metric of the validation split; the lowest is best. Tables report the test split."""
-
-
-class Asha(Section):
-    """Asynchronous successive halving (Li et al., MLSys 2020), by the validation loss, among trials of one task; all
-    seeds of a point go on, or none (`pipeline.sweeping.halving`)."""
-
-    kind: Literal["asha"] = "asha"
-    grace: Annotated[int, Field(ge=1)]
-    """Steps before a trial is compared for the first time."""
-    factor: Annotated[int, Field(ge=2)] = 3
-    """One of so many goes on after each comparison, and the next is after so many times the steps."""
-
-    def rungs(self, steps: int) -> list[int]:
-        """The steps after which a trial of so many steps is compared with the others."""
-        found = []
-        step = self.grace
-        while step < steps:
-            found.append(step)
-            step *= self.factor
-        return found
-
-
-class Specification(Section):
-    """A sweep file."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the folder of results, and the sweep in MLflow."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """What differs from params.yaml in all trials, by dotted key."""
-    axes: dict[str, Any] = Field(default_factory=dict)
-    """The product of these."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """Values of `train.seed`; null leaves it as it is."""
-    resources: Resources = Resources()
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Trials at once; null takes as many as there is room for."""
-    retries: Annotated[int, Field(ge=0)] = 1
-    """How often a trial that failed is begun again; it goes on from its checkpoint."""
-    scheduler: Asha | None = None
-    """Ends trials early that do badly; null runs all to their end."""
-    select: Select = Select()
-    primary: str | None = None
-    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one comparison that was planned:
-    its p-value is not corrected for the number of the others. null: all are corrected alike."""
-
-
-class Uniform(Section):
-    """Draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
-
-    uniform: tuple[float, float]
-    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
-
-
-class LogUniform(Section):
-    """Draws whose logarithm is uniform between those of two positive bounds."""
-
-    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 
 
 @dataclass(frozen=True)
@@ -140,6 +48,38 @@ class Sweep:
     base: Params
     """params.yaml as it stands: what `dvc repro` makes."""
     points: tuple[Point, ...]
+    """All of them; of a search, the corners of its space, which have every input that it may need."""
+    space: Space | None = None
+    """Of a search."""
+    common: Settings = field(default_factory=dict)
+    """What all points share, over `base`."""
+    path: str = ""
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return self.base.model_dump(mode="json")
+
+    def point(self, settings: Settings, chosen: Mapping[str, Settings] | None = None) -> Point:
+        """The point of these settings.
+
+        Args:
+            settings: what the axes and seeds say.
+            chosen: by axis, the value that says so, with its name if it has one; None: what the search's space tells.
+
+        Raises:
+            PipelineError: they contradict each other.
+        """
+        if chosen is None:
+            chosen = self.space.chosen(settings) if self.space else {}
+        those = {axis: value for axis, value in chosen.items() if NAME in value}
+        labels = {axis: value[NAME] for axis, value in those.items()}
+        named = {key: value[NAME] for value in those.values() for key in value.keys() - {NAME}}
+        return Point(settings, params_of(self.path, self._values, self.common, settings), labels, named)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of each point of a search."""
+        return self.specification.seeds or (self.base.train.seed,)
 
 
 def load_sweep(
@@ -158,37 +98,81 @@ def load_sweep(
     """
     specification = _read(path)
     base = load_params(params)
-    values = base.model_dump(mode="json")
     common: Settings = {}
     for key, value in specification.set.items():
-        _require_key(key, f"{path}: set")
+        require_key(key, f"{path}: set")
         common[key] = value
     if specification.resources.gpus > 1:
         common.setdefault(RANKS, int(specification.resources.gpus))
-    axes = {name: _axis(path, name, axis) for name, axis in specification.axes.items()}
+    overridden = dict(map(assignment, overrides))
+    for key in overridden:
+        require_key(key, "--set")
+    if specification.search:
+        sweep = _searched(path, specification, base, common, overridden, only)
+    else:
+        sweep = _expanded(path, specification, base, common, overridden, only)
+    if specification.scheduler:
+        _require_comparable(f"{path}: scheduler", specification.scheduler, sweep.points)
+    return sweep
+
+
+def _expanded(
+    path: str | Path,
+    specification: Specification,
+    base: Params,
+    common: Settings,
+    overridden: Settings,
+    only: Sequence[str],
+) -> Sweep:
+    """The product of all axes."""
+    axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
-        axes["seeds"] = _distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
-    _require_apart(path, axes)
-    for key, value in map(assignment, overrides):
-        _require_key(key, "--set")
-        if any(key in setting for axis in axes.values() for setting in axis):
-            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
-        common[key] = value
+        axes["seeds"] = distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
+    keys = {name: {key for value in values for key in value.keys() - {NAME}} for name, values in axes.items()}
+    _require_apart(path, keys, overridden)
     if (count := prod(map(len, axes.values()))) > MOST_TRIALS:
         raise PipelineError(path, f"expands to {count} trials", f"name at most {MOST_TRIALS}")
+    sweep = Sweep(specification, base, (), None, common | overridden, str(path))
     points = []
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items() if key != NAME}
-        labels = {axis: setting[NAME] for axis, setting in zip(axes, chosen, strict=True) if NAME in setting}
-        named = {key: setting[NAME] for setting in chosen if NAME in setting for key in setting.keys() - {NAME}}
-        points.append(Point(settings, _params(path, values, common, settings), labels, named))
+        points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
+    _require_sound(path, specification, points)
+    return replace(sweep, points=tuple(narrowed(points, only)))
+
+
+def _searched(
+    path: str | Path,
+    specification: Specification,
+    base: Params,
+    common: Settings,
+    overridden: Settings,
+    only: Sequence[str],
+) -> Sweep:
+    """The space of a search, each combination of its options checked at both ends of the ranges."""
+    if only:
+        raise PipelineError(f"--only {only[0]}", f"{path} has a search", "narrow its axes in a sweep file of its own")
+    space = read_space(path, specification.axes)
+    keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
+    _require_apart(path, keys, overridden)
+    common = common | overridden
+    distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
+    metrics = specification.search.minimise
+    if len(set(metrics)) < len(metrics):
+        raise PipelineError(path, f"search.minimise is {list(metrics)}", "name each metric once")
+    if any(metric.startswith("sinks/") for metric in metrics):
+        common = common | {"sinks.validation": True}
+    sweep = Sweep(specification, base, (), space, common, str(path))
+    points = tuple(map(sweep.point, space.corners()))
+    _require_sound(path, specification, points)
+    return replace(sweep, points=points)
+
+
+def _require_sound(path: str | Path, specification: Specification, points: Sequence[Point]) -> None:
+    """What the file says of all points agrees with them."""
     for point in points:
         _require_gpu_for_each_rank(f"{path}: resources", specification.resources, point.params.train.ranks)
     _require_primary(path, specification.primary, points)
-    points = narrowed(points, only)
-    if specification.scheduler:
-        _require_comparable(f"{path}: scheduler", specification.scheduler, points)
-    return Sweep(specification, base, tuple(points))
 
 
 def _require_primary(path: str | Path, primary: str | None, points: Sequence[Point]) -> None:
@@ -210,7 +194,7 @@ def _require_gpu_for_each_rank(where: str, resources: Resources, ranks: int) -> 
         )
 
 
-def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None:
+def _require_comparable(where: str, scheduler: Scheduler, points: Sequence[Point]) -> None:
     """Trials that are compared on the way have the same way, and are measured where they are compared."""
     lengths = sorted({point.params.train.steps or 0 for point in points})
     if len(lengths) > 1 or not lengths[0]:
@@ -219,7 +203,7 @@ def _require_comparable(where: str, asha: Asha, points: Sequence[Point]) -> None
         raise PipelineError(where, told, "give all the same train.steps")
     for point in points:
         interval = point.params.train.validate_every
-        unseen = [step for step in asha.rungs(lengths[0]) if step % interval]
+        unseen = [step for step in scheduler.rungs(lengths[0]) if step % interval]
         if unseen:
             raise PipelineError(
                 where,
@@ -233,104 +217,14 @@ def _read(path: str | Path) -> Specification:
     return checked(Specification, values, path)
 
 
-def _axis(path: str | Path, name: str, axis: Any) -> list[Settings]:
-    """The settings that an axis takes, one after another."""
-    where = f"{path}: axes.{name}"
-    if _is_key(name):
-        values = _draws(where, name, axis) if isinstance(axis, dict) else axis
-        settings = [{name: value} for value in _required_list(where, values)]
-    else:
-        settings = _required_list(where, axis)
-        if not all(isinstance(setting, dict) and setting for setting in settings):
-            _require_key(name, f"{path}: axes")
-    for setting in settings:
-        for key in setting.keys() - {NAME}:
-            _require_key(key, where)
-    _require_names(where, [setting[NAME] for setting in settings if NAME in setting])
-    return _distinct(path, f"axes.{name}", settings)
-
-
-def _require_names(where: str, names: list[Any]) -> None:
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*", name):
-            raise PipelineError(where, f"a value is named {name!r}", "use letters, digits, blanks, '.', '_', '-'")
-        if names.count(name) > 1:
-            raise PipelineError(where, f"two values are named {name!r}", "give each its own name")
-
-
-def _required_list(where: str, values: Any) -> list[Any]:
-    if not isinstance(values, list) or not values:
-        raise PipelineError(
-            where,
-            f"is {values!r}",
-            "it must be a list of values, or {uniform: [a, b], samples: n}, or {loguniform: [a, b], samples: n}",
-        )
-    return values
-
-
-def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
-    kind: type[LogUniform | Uniform] = LogUniform if "loguniform" in axis else Uniform
-    drawn = checked(kind, axis, where)
-    low, high = drawn.loguniform if isinstance(drawn, LogUniform) else drawn.uniform
-    if not low < high:
-        raise PipelineError(where, f"is drawn from {[low, high]}", "the first bound must be below the second")
-    source = random.Random(canonical([key, *axis.keys() - {"samples"}, low, high]))
-    if isinstance(drawn, LogUniform):
-        values = [exp(source.uniform(log(low), log(high))) for _ in range(drawn.samples)]
-    else:
-        values = [source.uniform(low, high) for _ in range(drawn.samples)]
-    # Six digits can be typed again, and lose nothing.
-    return [float(f"{value:.6g}") for value in values]
-
-
-def _distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
-    seen = set()
-    for setting in settings:
-        try:
-            text = canonical(setting)
-        except ValueError:
-            raise PipelineError(path, f"{name} has {setting}", "a value must be a finite number") from None
-        if text in seen:
-            raise PipelineError(path, f"{name} has {text} twice", "remove one")
-        seen.add(text)
-    return settings
-
-
-def _require_apart(path: str | Path, axes: Mapping[str, Sequence[Settings]]) -> None:
+def _require_apart(path: str | Path, axes: Mapping[str, set[str]], overridden: Settings) -> None:
     owner: dict[str, str] = {}
-    for name, settings in axes.items():
-        for key in {key for setting in settings for key in setting.keys() - {NAME}}:
+    for name, keys in axes.items():
+        for key in keys:
             for other, first in owner.items():
                 if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
                     raise PipelineError(path, f"{first} and {name} both set {key}", "leave it to one of them")
-        owner |= {key: name for setting in settings for key in setting.keys() - {NAME}}
-
-
-def _params(path: str | Path, values: dict[str, Any], common: Settings, settings: Settings) -> Params:
-    """The parameters of a point; what an axis says goes before what is common to all."""
-    nested = _copied(values)
-    for key, value in (common | settings).items():
-        # A section is each point's own, or what an axis says inside it would be said to all points that follow.
-        assign(nested, key, _copied(value))
-    said = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return validate(nested, f"{path} at {said}" if said else path)
-
-
-def _copied(values: Any) -> Any:
-    return {key: _copied(value) for key, value in values.items()} if isinstance(values, dict) else values
-
-
-def _is_key(key: str) -> bool:
-    """Whether this may be a key of params.yaml, a section included."""
-    section, _, last = str(key).rpartition(".")
-    known = known_below(section)
-    return known is None or last in known
-
-
-def _require_key(key: str, where: str) -> None:
-    if not _is_key(key):
-        section = str(key).rpartition(".")[0]
-        while section and not known_below(section) and not _is_key(section):
-            section = section.rpartition(".")[0]
-        known = ", ".join(known_below(section) or ()) or "nothing below it"
-        raise PipelineError(where, f"{key} is no parameter", f"known here: {known}")
+        owner |= dict.fromkeys(keys, name)
+    for key in overridden:
+        if key in owner:
+            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")

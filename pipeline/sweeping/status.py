@@ -4,13 +4,13 @@ from collections import Counter
 
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.plan_file import RecordedPlan
-from pipeline.sweeping.view import Running
+from pipeline.sweeping.running import Running
 from pipeline.tracking.trial import State
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:
     """A line for each trial: done, failed, running (where, and how far), or waiting; then their counts."""
-    width = max(len(planned.name) for planned in plan.trials)
+    width = max((len(planned.name) for planned in plan.trials), default=0)
     found = [_status(planned, plan.metric) for planned in plan.trials]
     lines = [f"{planned.name:{width}}  {text}" for planned, (_, text) in zip(plan.trials, found, strict=True)]
     counts = Counter(status for status, _ in found)

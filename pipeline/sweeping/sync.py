@@ -13,7 +13,7 @@ from pipeline.tracking.mlflow_writer import ingest_sweep, is_sweep_synced
 from pipeline.tracking.trial import State
 
 LOWEST_PRIORITY = 19
-SHOWN = ("table.*", "claims.md", "*.png")
+SHOWN = ("table.*", "search.*", "claims.md", "*.png")
 """Of a sweep's results, those that MLflow keeps."""
 SAID_AT_ONCE = ("waiting for ", "note: ")
 """Beginnings of what a sync says while it goes on; its last line is why it did not work."""

@@ -14,76 +14,13 @@ from pipeline.common.redaction import open_redacted
 from pipeline.sweeping.cost import Cost, duration, share_done
 from pipeline.sweeping.eta import Pace, Work, makespan, work_of_trial
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.running import Running
 from pipeline.tracking.trial import State
 from pipeline.trial.checkpoints import is_sealed, step_of
 
 LOG_SECONDS = 60.0
 """Between two lines of a log that say how far the sweep is, where there is no terminal."""
 _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
-
-
-class Running:
-    """A trial that runs, as its folder tells it.
-
-    Args:
-        planned: the trial.
-        share: of its training, what was done before.
-    """
-
-    def __init__(self, planned: Planned, share: float = 0.0) -> None:
-        self.planned, self.share = planned, share
-        self.step, self.loss, self.speed = 0, float("nan"), float("nan")
-        self.evaluating_since: float | None = None
-        self.timed: tuple[float, float] | None = None
-        """Seconds between the first and the last line of its log here, and the share of the training in between."""
-        self._first: tuple[float, int] | None = None
-        # What stands in its log is of earlier sessions. It is cut back to a checkpoint, and then read from its begin.
-        self._before = round(share * (planned.params.train.steps or 0))
-        log = planned.trial.spool.path
-        self._position = log.stat().st_size if log.exists() else 0
-
-    def look(self) -> None:
-        """Read what was logged since the last look."""
-        records, self._position = self.planned.trial.spool.read(self._position)
-        for record in (record for record in records if record["step"] > self._before):
-            self.step = int(record["step"])
-            self.loss = record.get("loss/cross_entropy", self.loss)
-            self.speed = record.get("throughput/utterances_per_second", self.speed)
-            self._first = self._first or (record["time"], self.step)
-            self._time(record["time"])
-        if self.evaluating_since is None and self.planned.trial.adapter.is_dir():
-            self.evaluating_since, self.share = time.time(), 1.0
-
-    def _time(self, now: float) -> None:
-        steps = self.planned.params.train.steps
-        if steps is None:
-            self.share = share_done(self.planned.trial, None)
-            return
-        self.share = min(self.step / steps, 1.0)
-        since, first = self._first
-        if self.step > first:
-            self.timed = now - since, (self.step - first) / steps
-
-    def seconds_left(self, pace: Pace, work: Work) -> float | None:
-        """None: not known."""
-        if self.evaluating_since is None:
-            return pace.left(work, self.share)
-        evaluation = pace.evaluation(work)
-        return None if evaluation is None else max(evaluation - (time.time() - self.evaluating_since), 0.0)
-
-    def line(self, width: int) -> str:
-        """Name, phase, step, loss and speed."""
-        return f"  {self.planned.name:{width}}  {self.progress()}"
-
-    def progress(self) -> str:
-        """Phase, step, loss and speed."""
-        if self.evaluating_since is not None:
-            return "evaluating"
-        loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
-        speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
-        train = self.planned.params.train
-        whole = f"/{train.steps}" if train.steps else f" ({train.epochs} epochs)"
-        return f"step {self.step}{whole}  {loss}  {speed}".rstrip()
 
 
 class View:
@@ -94,31 +31,29 @@ class View:
         costs: of each as a whole, by identity; what is known from earlier trials.
         metric: what is shown of a trial that is done, such as `wer/validation`.
         log: file that takes the events.
+        unknown: how many trials a search is yet to suggest.
     """
 
-    def __init__(self, trials: Sequence[Planned], costs: dict[str, Cost | None], metric: str, log: Path) -> None:
+    def __init__(
+        self, trials: Sequence[Planned], costs: dict[str, Cost | None], metric: str, log: Path, unknown: int = 0
+    ) -> None:
         self.concurrency = 1
         """How many trials run at once."""
-        self._metric = metric
-        self._total, self._width = len(trials), max(len(planned.name) for planned in trials)
-        states = {planned.identity: planned.state for planned in trials}
-        self._begun = {identity for identity, state in states.items() if state is not State.NEW}
-        self._waiting = {planned.identity: None for planned in trials if not planned.is_over}
+        self.best: str | None = None
+        """The best trial so far, in a line."""
+        self._metric, self._unknown = metric, unknown
+        self._total, self._width = 0, 0
+        self._begun: set[str] = set()
+        self._waiting: dict[str, None] = {}
         """In their order."""
-        self._work = {
-            p.identity: work_of_trial(p, costs.get(p.identity)) for p in trials if p.identity in self._waiting
-        }
-        self._shares = {
-            planned.identity: 1.0 if states[planned.identity] is State.TRAINED else _share(planned)
-            for planned in trials
-            if planned.identity in self._begun
-        }
+        self._work: dict[str, Work] = {}
+        self._shares: dict[str, float] = {}
         """Of the training of trials that are begun and do not run, what is done."""
         self._pace = Pace()
-        self._is_bound = any(planned.asha for planned in trials)
+        self._is_bound = False
+        self._lowest = float("inf")
         self._running: dict[str, Running] = {}
-        self._failed = 0
-        self._early = self._total - len(self._waiting) - sum(state is State.DONE for state in states.values())
+        self._failed, self._early = 0, 0
         self._drawn = 0
         self._said = time.monotonic()
         # Events come from the driver's main thread, even from its signals; redrawing is another thread's.
@@ -126,6 +61,29 @@ class View:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log: TextIO = open_redacted(log)
         self._terminal = sys.stdout.isatty()
+        self.add(trials, costs, unknown)
+
+    def add(self, trials: Sequence[Planned], costs: dict[str, Cost | None], unknown: int) -> None:
+        """Trials of the sweep, such as a search suggests; `unknown` are still to come."""
+        with self._lock:
+            self._total, self._unknown = self._total + len(trials), unknown
+            self._width = max([self._width, *(len(planned.name) for planned in trials)])
+            for planned in trials:
+                self._add(planned, costs.get(planned.identity))
+
+    def _add(self, planned: Planned, cost: Cost | None) -> None:
+        state = planned.state
+        if state is not State.NEW:
+            self._begun.add(planned.identity)
+            self._shares[planned.identity] = 1.0 if state is State.TRAINED else _share(planned)
+        if state is State.DONE:
+            self._compare(planned)
+        elif planned.stopped is not None:
+            self._early += 1
+        else:
+            self._work[planned.identity] = work_of_trial(planned, cost)
+            self._waiting[planned.identity] = None
+        self._is_bound |= planned.rule is not None
 
     def shows(self, planned: Planned) -> bool:
         """Whether a trial is among those that run."""
@@ -147,7 +105,7 @@ class View:
             if ran and ran.evaluating_since is not None:
                 took = time.time() - ran.evaluating_since
                 self._pace.evaluated(planned.identity, self._work[planned.identity], took)
-            value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+            value = self._compare(planned)
             outcome = "done" if value is None else f"done  {self._metric} {value:.3f}"
         elif outcome.startswith("failed"):
             self._waiting.pop(planned.identity, None)
@@ -158,6 +116,14 @@ class View:
         else:
             self._begun.add(planned.identity)
         self.say(f"{planned.name:{self._width}}  {outcome}")
+
+    def _compare(self, planned: Planned) -> float | None:
+        """The metric of a done trial, which may be the best so far."""
+        value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+        if value is not None and value < self._lowest:
+            self._lowest = value
+            self.best = f"{planned.name} ({self._metric} {value:.3f})"
+        return value
 
     def say(self, text: str) -> None:
         """One line for one event."""
@@ -183,8 +149,8 @@ class View:
             self._measure(running)
         if self._terminal:
             size = shutil.get_terminal_size()
-            lines = [running.line(self._width) for running in list(self._running.values())][: max(1, size.lines - 3)]
-            lines.append(self._summary())
+            lines = [running.line(self._width) for running in list(self._running.values())][: max(1, size.lines - 4)]
+            lines += self._summary()
             with self._lock:
                 self._erase()
                 print("\n".join(line[: size.columns - 1] for line in lines), flush=True)
@@ -193,7 +159,8 @@ class View:
             self._said = time.monotonic()
             for running in list(self._running.values()):
                 self.say(running.line(self._width).strip())
-            self.say(self._summary())
+            for line in self._summary():
+                self.say(line)
 
     def close(self) -> None:
         self._erase()
@@ -204,11 +171,13 @@ class View:
             sys.stdout.write(_UP_AND_CLEAR.format(self._drawn))
             self._drawn = 0
 
-    def _summary(self) -> str:
+    def _summary(self) -> list[str]:
         done = self._total - len(self._waiting) - self._failed - self._early
         others = f", {self._early} stopped early" if self._early else ""
         others += f", {self._failed} failed" if self._failed else ""
-        return f"{done} of {self._total} done{others}, {len(self._running)} running, {self._time_left()} left"
+        wanted = self._total + self._unknown
+        far = f"{done} of {wanted} done{others}, {len(self._running)} running, {self._time_left()} left"
+        return [*([f"best so far: {self.best}"] if self.best else []), far]
 
     def _measure(self, running: Running) -> None:
         identity = running.planned.identity
@@ -225,15 +194,21 @@ class View:
             else self._pace.left(self._work[identity], self._shares.get(identity, 0.0))
             for identity in sorted(waiting, key=lambda identity: identity not in running)
         ]
+        seconds += [self._seconds_of_unknown()] * self._unknown
         known = [each for each in seconds if each is not None]
         if not known:
-            return None if waiting else 0.0
+            return None if seconds else 0.0
         # Those of which nothing is known are taken to be like the others.
         whole = [fmean(known) if each is None else each for each in seconds]
         return makespan(whole, self.concurrency)
 
+    def _seconds_of_unknown(self) -> float | None:
+        """Of a trial that is yet to be suggested: the mean of those that are known."""
+        wholes = [whole for work in list(self._work.values()) if (whole := self._pace.left(work, 0.0)) is not None]
+        return fmean(wholes) if wholes else None
+
     def _time_left(self) -> str:
-        if not self._waiting:
+        if not self._waiting and not self._unknown:
             return "nothing"
         seconds = self.seconds_left()
         if seconds is None:

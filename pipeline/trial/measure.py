@@ -40,9 +40,9 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
     return found
 
 
-def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> SinkSummary:
-    """The sink statistics of the clean utterances of `sinks.split`, teacher-forced on the reference."""
-    chosen = inputs.chosen(params.sinks.split)[: params.sinks.utterances]
+def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs, split: str) -> SinkSummary:
+    """The sink statistics of the clean utterances of a split, teacher-forced on the reference."""
+    chosen = inputs.chosen(split)[: params.sinks.utterances]
     with progress(len(chosen), "sinks", "utterance") as bar:
         statistics = observe(model, params.sinks, inputs, chosen, bar.update)
     return statistics.summary(params.evaluate.bootstrap, speakers={u.id: u.speaker for u in chosen})

@@ -1,0 +1,116 @@
+"""What a search came to: the front, importance, the answer in the first line, and figures."""
+
+import csv
+import io
+
+import pytest
+from trials import finish, make_trial
+
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
+from pipeline.comparison.answer import answers
+from pipeline.comparison.front import SearchResult, Tried, csv_text, markdown, text
+from pipeline.comparison.front_figures import search_figures
+from pipeline.comparison.table import compare
+from pipeline.sweeping.optuna_importance import importance
+
+WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
+
+
+def tried(number, weight, wer, sinks, state="done", **more):
+    values = {WER: tuple(wer), SINKS: tuple(sinks), **more} if wer else {}
+    return Tried(number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state)
+
+
+@pytest.fixture
+def result():
+    points = (
+        tried(0, 0, [0.04, 0.06], [1.0, 1.5]),
+        tried(1, 0.07, [0.06, 0.08], [0.0, 0.04]),
+        tried(2, 0.5, [0.2, 0.3], [0.01, 0.05]),
+        tried(3, 0.01, [0.05, 0.05], [1.25, 1.25]),
+        tried(4, 0.2, [], [], "failed: no memory"),
+    )
+    return SearchResult("tpe", 24, (WER, SINKS), points, {})
+
+
+def test_the_front_is_what_no_other_point_beats(result):
+    # Of 0 and 3, equal in both metrics, none beats the other.
+    assert [point.number for point in result.front] == [0, 3, 1]
+    assert result.keys == ["decorrelation.weight", "rate"]
+
+
+def test_the_table_names_the_front_the_best_and_what_failed(result):
+    printed = text(result)
+    head, best, fewest, _, columns, _, first, *rest = printed.splitlines()
+    assert head == "search by tpe: 4 of 24 points done"
+    assert best == "best by WER %, validation: weight 0 (5.0 ± 1.4 (2))"
+    assert fewest == "best by sinks / utterance, by activation, validation: weight 0.07 (0.02 ± 0.03 (2))"
+    assert columns.split("  ")[-1].strip() == "sinks / utterance, by activation, validation"
+    assert first.split() == ["front", "weight", "0", "5.0", "±", "1.4", "(2)", "1.25", "±", "0.35", "(2)"]
+    assert "weight 0.2: failed: no memory." in rest
+    assert any(line.startswith("Importance is not estimated: fewer than 8 points") for line in rest)
+    assert "| front | weight 0.07 | 7.0 ± 1.4 (2) |" in markdown(result)
+    lines = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert [line["front"] for line in lines] == ["True", "True", "False", "True", "False"]
+    assert float(lines[1][SINKS]) == pytest.approx(0.02)
+
+
+def test_its_figures_show_each_metric_against_each_key(result):
+    figures = search_figures(result)
+    assert set(figures) == {"pareto_front", "against_keys"}
+    assert len(figures["against_keys"].axes) == 4
+    words = [note.get_text() for note in figures["pareto_front"].axes[0].texts]
+    assert words == ["weight 0", "weight 0.07", "2", "weight 0.01"]
+    one = SearchResult("tpe", 4, (WER,), result.points, {})
+    assert set(search_figures(one)) == {"against_keys"}
+
+
+def test_importance_finds_the_key_that_matters_and_says_how_surely():
+    points = [
+        ({"weight": weight, "rate": rate, **({"video": rate} if rate == 4 else {})}, weight + 0.001 * rate)
+        for weight in (0.1, 0.2, 0.3, 0.4, 0.5)
+        for rate in (4, 8)
+    ]
+    found = importance(points, ["rate", "weight", "video"])
+    assert next(iter(found)) == "weight"
+    assert found["weight"].value > 0.9
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in found.values())
+    few = importance(points[::3], ["rate", "weight"])
+    assert few["weight"].high - few["weight"].low >= found["weight"].high - found["weight"].low
+
+
+def finished(runs, weight, seed, wrong, sinks, rate=16):
+    settings = [f"decorrelation.weight={weight}", f"train.seed={seed}", "model.modality=audio"]
+    trial = make_trial(runs, *settings, f"model.rates.audio={rate}")
+    errors = [wrong, *[0] * 9]
+    metrics = {OF_TEST: sinks, SINKS: sinks, BY_ATTENTION: sinks / 2}
+    return finish(trial, {"test": errors, "validation": errors}, **metrics)
+
+
+def test_the_answer_names_weight_and_rate_beside_weight_0(tmp_path):
+    trials = [
+        *[finished(tmp_path, 0, seed, 3 + seed, 1.3) for seed in range(3)],
+        *[finished(tmp_path, 0.07, seed, 3 + seed, 0.02) for seed in range(3)],
+        *[finished(tmp_path, 0.5, seed, 6, 0.0) for seed in range(3)],
+        *[finished(tmp_path, 0.01, seed, 1, 0.8) for seed in range(3)],
+    ]
+    (line,) = answers(compare(trials))
+    assert line == (
+        "ASR: weight 0.07 at rate 16: WER 6.7 [2.5, 10.8], sinks per utterance 0.02 by activation, 0.01 by attention; "
+        "weight 0 at rate 16: WER 6.7 [2.5, 10.8], sinks per utterance 1.30 by activation, 0.65 by attention; "
+        "whether WER differs is inconclusive (p=1.000, 3 and 3 seeds)."
+    )
+
+
+def test_the_answer_says_what_the_data_cannot(tmp_path):
+    one = [finished(tmp_path / "one", 0, 0, 3, 1.3), finished(tmp_path / "one", 0.1, 0, 2, 0.0)]
+    assert answers(compare(one))[0].endswith("whether WER differs is inconclusive, with one seed.")
+    many = [finished(tmp_path / "many", 0.1, 0, 3, 1.3), finished(tmp_path / "many", 0.2, 0, 2, 0.5)]
+    assert answers(compare(many)) == [
+        "ASR: none has fewer than 0.1 intermediate sinks per utterance, and the fewest has; weight 0.2 at rate 16: "
+        "WER 3.3, sinks per utterance 0.50 by activation, 0.25 by attention; "
+        "there is no trial at weight 0 to compare it with."
+    ]
+    apart = [finished(tmp_path / "apart", w, s, e, 0.0) for w, e in ((0, 6), (0.1, 1)) for s in range(3)]
+    assert "; WER differs (p<0.001, 3 and 3 seeds)." in answers(compare(apart))[0]
+    assert answers(compare(one[:1])) == []

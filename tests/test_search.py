@@ -1,0 +1,336 @@
+"""A search: what it may suggest, what it is told, and that it goes on after whatever ended it."""
+
+import json
+from math import log
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from trials import finish
+
+from pipeline.common.errors import PipelineError
+from pipeline.sweeping import driver, plan
+from pipeline.sweeping.plan_file import read_plan, recorded_plan
+from pipeline.sweeping.results import publish
+from pipeline.sweeping.search import Search
+from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.status import status_lines
+from pipeline.sweeping.suggestions import Suggestions, suggested_params, trials_of
+from pipeline.tracking.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGESTS = {"utterances": "1" * 64}
+WER, SINKS = "wer/validation", "sinks/intermediate_tokens_per_utterance/validation"
+WEIGHT = {"decorrelation.weight": {"loguniform": [0.001, 1]}}
+AXES = {
+    "task": [
+        {"model.modality": "audio", "model.rates.audio": {"int": [2, 16]}},
+        {"model.modality": "video", "model.rates.video": {"int": [2, 8]}},
+    ],
+    "decorrelation.weight": [0, {"loguniform": [0.001, 1]}],
+    "decorrelation.stop_gradient": [True, False],
+    "train.learning_rate": {"uniform": [0.001, 0.01]},
+}
+
+
+class Killed(BaseException):
+    """The driver's end at any moment."""
+
+
+class Worker:
+    """An engine with so much room whose trials end in the order of their start, with values that follow from their
+    parameters; after `lives` trials the driver is killed."""
+
+    def __init__(self, room, lives, losses=None):
+        self.room, self.lives, self.losses, self.trained = room, lives, losses, []
+
+    def __call__(self, specification, address, stop):
+        return self
+
+    def __enter__(self):
+        self.placed, self.notes, self.concurrency = [], [], self.room
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def place(self, job):
+        self.placed.append(job)
+
+    def events(self):
+        yield None
+        while True:
+            job = self.placed.pop(0)
+            yield "started", job["identity"]
+            if self.lives == 0:
+                raise Killed
+            self.lives -= 1
+            values = json.loads(job["params"])
+            weight, seed = values["decorrelation"]["weight"], values["train"]["seed"]
+            trial = Trial(Path(job["folder"]))
+            if job["until"]:
+                trial.spool.append(job["until"], {"loss/validation": weight})
+                yield "ended", job["identity"], {"outcome": "paused", "step": job["until"]}
+                continue
+            self.trained.append(job["identity"])
+            metrics = {WER: (weight - 0.1) ** 2 + 0.01 * seed, SINKS: 1 / (1 + 100 * weight)}
+            finish(trial, {"test": [0]}, **metrics)
+            yield "ended", job["identity"], {"outcome": "done", "step": 1}
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch, capsys):
+    """Runs a search; gives the settings that were suggested, the trials that were trained, and what was printed."""
+    monkeypatch.setattr(plan._Digests, "of", lambda self, params: (DIGESTS, DIGESTS))
+    monkeypatch.setattr(plan, "evaluation_digest", lambda params, data: "e" * 64)
+    create = Trial.create
+    known = {}
+
+    def prepared(planned):
+        create(planned.trial.folder.parent, planned.params, DIGESTS)
+        known[planned.identity] = planned
+
+    def run(folder="one", room=1, lives=-1, trials=12, axes=AXES, **more):
+        path = tmp_path / f"{folder}.yaml"
+        search = {"trials": trials, "minimise": [WER, SINKS], **more.pop("search", {})}
+        common = {"train.runs": str(tmp_path / folder), "train.precision": "float32", **more.pop("set", {})}
+        path.write_text(yaml.safe_dump({"name": "s", "set": common, "axes": axes, "search": search, **more}))
+        sweep = load_sweep(path, ROOT / "params.yaml")
+        suggestions, worker = Suggestions(sweep), Worker(room, lives)
+        monkeypatch.setattr(driver, "Engine", worker)
+        place = worker.place
+
+        def placed(job):
+            prepared(next(planned for planned in suggestions.trials if planned.identity == job["identity"]))
+            place(job)
+
+        worker.place = placed
+        began = driver.Driver(sweep, suggestions.trials, tmp_path / "log", Search(sweep, suggestions))
+        killed = False
+        try:
+            began.run(None, "some:work", SimpleNamespace(start=lambda: None))
+        except Killed:
+            killed = True
+        return SimpleNamespace(
+            points=[one.settings for one in suggestions.all],
+            trained=worker.trained,
+            printed=capsys.readouterr().out,
+            killed=killed,
+            sweep=sweep,
+            suggestions=suggestions,
+        )
+
+    return run
+
+
+def test_a_suggestion_keeps_to_its_ranges_and_to_what_its_task_uses(searched):
+    points = searched(trials=30, search={"kind": "random"}).points
+    assert len(points) == 30
+    for point in points:
+        if point["model.modality"] == "audio":
+            assert 2 <= point["model.rates.audio"] <= 16
+            assert "model.rates.video" not in point
+        else:
+            assert 2 <= point["model.rates.video"] <= 8
+        # Without the loss there is no gradient to stop.
+        assert ("decorrelation.stop_gradient" in point) == (point["decorrelation.weight"] > 0)
+        assert point["decorrelation.weight"] == 0 or 0.001 <= point["decorrelation.weight"] <= 1
+        assert 0.001 <= point["train.learning_rate"] <= 0.01
+    assert {point["model.modality"] for point in points} == {"audio", "video"}
+    assert {point["decorrelation.weight"] == 0 for point in points} == {True, False}
+
+
+def test_the_name_of_joint_settings_names_the_trials_that_are_suggested(searched):
+    axes = {
+        "task": [
+            {"name": "speech", "model.modality": "audio", "train.batch_size": 16},
+            {"name": "faces", "model.modality": "video", "train.learning_rate": {"uniform": [0.001, 0.01]}},
+        ]
+    }
+    trials = searched(trials=8, axes=axes, search={"kind": "random"}).suggestions.trials
+    for planned in trials:
+        named = "speech" if planned.params.model.modality == "audio" else "faces"
+        assert planned.name.split()[-1] == named
+        assert "name" not in planned.settings[0]
+    assert {planned.params.model.modality for planned in trials} == {"audio", "video"}
+
+
+def test_the_recorded_plan_has_what_was_suggested_since(searched, tmp_path):
+    first, more = searched(trials=2, axes=WEIGHT), searched(trials=5, axes=WEIGHT)
+    before, since = first.suggestions.trials, more.suggestions.trials[2:]
+    with recorded_plan(tmp_path, more.sweep.specification, before) as record:
+        record(since)
+        assert [planned.identity for planned in read_plan(tmp_path).trials] == [
+            planned.identity for planned in [*before, *since]
+        ]
+    assert "5 trials: 5 done" in status_lines(read_plan(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga-ii"])
+def test_killed_again_and_again_it_suggests_and_trains_what_it_would_have(searched, kind):
+    whole = searched("whole", trials=24, search={"kind": kind})
+    parts, points = [], []
+    for lives in (3, 0, 7, 1, 11, -1):
+        part = searched("parts", trials=24, lives=lives, search={"kind": kind})
+        parts += part.trained
+        points = part.points
+    assert points == whole.points
+    assert parts == whole.trained
+    assert len(set(parts)) == len(parts)
+
+
+def test_killed_with_several_at_once_no_trial_is_lost_or_trained_twice(searched):
+    trained = []
+    for lives in (5, 4, -1):
+        part = searched(room=3, lives=lives, trials=20)
+        trained += part.trained
+    assert len(part.points) == 20
+    assert sorted(trained) == sorted({planned.identity for planned in part.suggestions.trials})
+
+
+def test_raised_it_goes_on_and_lowered_it_trains_nothing(searched):
+    few = searched(trials=8)
+    more = searched(trials=14)
+    assert more.points[:8] == few.points
+    assert len(more.points) == 14
+    assert not set(more.trained) & set(few.trained)
+    assert searched(trials=3).trained == []
+    assert more.points == searched("other", trials=14).points
+
+
+def test_what_is_done_already_is_told_at_once(searched):
+    first = searched(trials=15)
+    first.suggestions.journal.unlink()
+    again = searched(trials=15)
+    assert again.trained == []
+    assert again.points == first.points
+    assert again.printed.count("was tried before") == 15
+
+
+def test_the_searcher_learns(searched):
+    """By the second half it is closer to the best weight, 0.1, than draws are."""
+
+    def distance(kind):
+        points = searched(kind, trials=40, axes=WEIGHT, search={"kind": kind, "minimise": WER}).points
+        return sum(abs(log(point["decorrelation.weight"] / 0.1)) for point in points[20:])
+
+    assert distance("tpe") < 0.6 * distance("random")
+
+
+def test_the_mean_over_seeds_is_told(searched, monkeypatch):
+    from pipeline.sweeping.optuna_searcher import Searcher
+
+    told = []
+    tell = Searcher.tell
+    monkeypatch.setattr(
+        Searcher, "tell", lambda self, number, values: (told.append(values), tell(self, number, values))
+    )
+    ran = searched(trials=3, axes=WEIGHT, seeds=[0, 2], search={"minimise": WER})
+    assert len(ran.trained) == 6
+    assert told == [[pytest.approx((point["decorrelation.weight"] - 0.1) ** 2 + 0.01)] for point in ran.points]
+
+
+@pytest.mark.parametrize("minimise", [WER, [WER, SINKS], "loss/validation"])
+@pytest.mark.parametrize("rule", [{"kind": "asha", "grace": 20}, {"kind": "median", "grace": 40}])
+def test_stopped_early_a_point_counts_and_the_search_goes_on(searched, minimise, rule):
+    common = {"train.steps": 100, "train.validate_every": 20}
+    options = {"axes": WEIGHT, "scheduler": rule, "set": common, "search": {"minimise": minimise}}
+    whole = searched("whole", trials=16, **options)
+    assert len(whole.points) == 16
+    assert 0 < len(whole.trained) < 16
+    assert "stopped early after step" in whole.printed
+    searched("parts", trials=16, lives=9, **options)
+    assert searched("parts", trials=16, **options).points == whole.points
+
+
+def test_a_metric_that_no_trial_measures_is_one_error(searched):
+    with pytest.raises(
+        PipelineError, match=r"minimise: wre/validation is measured by no trial; name one of: .*wer/val"
+    ):
+        searched(search={"minimise": "wre/validation"})
+
+
+def test_two_drivers_do_not_search_at_once(searched):
+    ran = searched(trials=2)
+    again = Search(ran.sweep, Suggestions(ran.sweep))
+    with (
+        Search(ran.sweep, ran.suggestions).opened(print),
+        pytest.raises(PipelineError, match="another process runs this search"),
+        again.opened(print),
+    ):
+        pass
+
+
+def test_a_torn_journal_loses_its_last_line_alone(searched):
+    ran = searched(trials=6)
+    journal = ran.suggestions.journal
+    journal.write_bytes(journal.read_bytes()[:-9])
+    again = searched(trials=6)
+    assert again.points == ran.points
+    assert again.trained == []
+
+
+def test_other_axes_begin_another_search_and_trials_of_both_are_known(searched):
+    first, second = searched(trials=2), searched(trials=2, axes=WEIGHT)
+    assert first.suggestions.journal != second.suggestions.journal
+    assert len(trials_of(second.sweep)) == 2
+    # Of both, so that nothing of an earlier search is removed where its inputs are missing.
+    assert len(list(suggested_params(second.sweep))) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"axes": {}}, "has a search and nothing to search"),
+        ({"axes": {"train.steps": {"int": [1, 2.5]}}}, "int is [1, 2.5]; it must be two whole numbers"),
+        ({"axes": {"train.steps": {"int": [5, 2]}}}, "the lower one first"),
+        ({"axes": {"decorrelation.weight": {"loguniform": [0, 1]}}}, "both bounds must be greater than 0"),
+        ({"axes": {"decorrelation.weight": {"loguniform": [0.1, 1], "samples": 3}}}, "the search draws"),
+        ({"axes": {"decorrelation.wieght": {"uniform": [0, 1]}}}, "decorrelation.wieght is no parameter"),
+        ({"axes": {"corpus.seed": {"int": [0, 5]}}}, "corpus.seed is a range, and stages make what it sets"),
+        ({"axes": {"decorrelation.weight": [0.1, 0.1]}}, "twice"),
+        ({"axes": {"decorrelation.weight": {"uniform": [-1, 1]}}}, "decorrelation.weight is -1"),
+        ({"search": {"trials": 0, "minimise": WER}}, "search.trials is 0"),
+        ({"search": {"trials": 3, "minimise": "wer/test"}}, "a metric of the validation split"),
+        ({"search": {"trials": 3, "minimise": [WER, WER]}}, "name each metric once"),
+        ({"search": {"trials": 3, "minimise": []}}, "search.minimise is []"),
+        ({"search": {"trials": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
+        ({"seeds": [0, 0]}, "seeds has"),
+        ({"scheduler": {"kind": "median", "grace": 50}}, "compares after 50 steps, and train.validate_every is 120"),
+    ],
+)
+def test_each_error_of_the_file_is_one_line(tmp_path, change, said):
+    path = tmp_path / "sweep.yaml"
+    file = {"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": WER}} | change
+    path.write_text(yaml.safe_dump(file))
+    with pytest.raises(PipelineError) as raised:
+        load_sweep(path, ROOT / "params.yaml")
+    assert said in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_sinks_are_measured_on_validation_where_they_are_minimised(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    for metrics, measured in ((WER, False), ([WER, SINKS], True)):
+        path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": metrics}}))
+        sweep = load_sweep(path, ROOT / "params.yaml")
+        assert {point.params.sinks.validation for point in sweep.points} == {measured}
+        assert {point.params.sinks.split for point in sweep.points} == {"test"}
+
+
+def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(searched, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    ran = searched(trials=10, axes={"decorrelation.weight": [0, {"loguniform": [0.001, 1]}]})
+    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    printed = capsys.readouterr().out
+    folder = tmp_path / "results/sweeps/s"
+    assert printed.startswith((folder / "table.txt").read_text())
+    assert "search by tpe: 10 of 10 points done" in printed
+    assert "Importance for WER %, validation: decorrelation.weight " in printed
+    for name in ("search.md", "search.csv", "pareto_front.png", "against_keys.svg"):
+        assert (folder / name).stat().st_size
+    before = (folder / "search.csv").stat().st_mtime_ns
+    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    assert capsys.readouterr().out == printed
+    assert (folder / "search.csv").stat().st_mtime_ns == before

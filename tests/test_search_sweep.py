@@ -1,0 +1,55 @@
+"""A search under a real Ray, killed at random times."""
+
+import json
+import random
+import shutil
+import subprocess
+
+from project import command, start
+from sweeps import results, sessions, specify, trials
+
+KILLS = 3
+SECONDS = 12.0
+SINKS = "sinks/intermediate_tokens_per_utterance/validation"
+SEARCH = {
+    "set": {"model.modality": "video", "train.steps": 6, "train.checkpoint_every": 2},
+    "axes": {"decorrelation.weight": [0, {"loguniform": [0.01, 1]}], "model.rates.video": {"int": [2, 5]}},
+    "search": {"kind": "random", "trials": 3, "minimise": ["wer/validation", SINKS]},
+}
+
+
+def journal(folder):
+    (file,) = folder.glob("runs/searches/*.jsonl")
+    return file.read_text()
+
+
+def test_killed_at_random_times_it_comes_to_what_a_calm_search_does(specified, tmp_path):
+    calm, spoilt = (shutil.copytree(specified, tmp_path / name, symlinks=True) for name in ("calm", "spoilt"))
+    for folder in (calm, spoilt):
+        specify(folder, **SEARCH)
+    done = command(calm, "sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "search by random: 3 of 3 points done" in done.stdout
+    for _ in range(KILLS):
+        driver = start(spoilt, "sweep", "sweep.yaml")
+        try:
+            driver.wait(random.uniform(1, SECONDS))
+        except subprocess.TimeoutExpired:
+            driver.kill()
+        driver.communicate()
+    again = command(spoilt, "sweep", "sweep.yaml")
+    assert again.returncode == 0, again.stderr
+    assert journal(spoilt) == journal(calm)
+    assert results(spoilt) == results(calm)
+    for trial in trials(spoilt):
+        assert sessions(trial).count("finished") == sessions(trial, "evaluate").count("finished") == 1
+        metrics = json.loads((trial / "metrics.json").read_text())["metrics"]
+        assert SINKS in metrics
+        assert SINKS.replace("/validation", "") in metrics
+
+    specify(spoilt, **SEARCH | {"search": SEARCH["search"] | {"trials": 5}})
+    planned = command(spoilt, "sweep", "sweep.yaml", "--plan")
+    assert planned.returncode == 0, planned.stderr
+    *_, counted, cost = planned.stdout.splitlines()
+    assert counted == "3 of 5 points suggested, 2 left to suggest"
+    assert cost.startswith("the rest takes about")
