@@ -124,4 +124,4 @@ def test_lines_are_whole() -> None:
 
 
 def test_the_readme_lists_what_the_tables_show() -> None:
-    assert metrics.documentation() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert metrics.documentation() in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")
