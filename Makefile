@@ -24,8 +24,8 @@ report: $(READY) ## the page of SWEEP: table, figures, utterances to play, what 
 	@$(BIN)/python -m pipeline.report $(SWEEP) $(ARGS)
 
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
-	@$(BIN)/python -c 'from pipeline.common.version_control import let_dvc_do_without_git as run; run()'
-	@PATH="$(BIN):$$PATH" dvc repro
+	@$(BIN)/python -c 'from pipeline.common.command import run_command; from pipeline.sweeping.needs import repro; \
+		run_command(lambda: repro([], "params.yaml"))'
 
 push: $(READY) ## weights, corpora, features and done trials to the DVC remote; another clone has them after dvc pull
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.push
@@ -33,8 +33,8 @@ push: $(READY) ## weights, corpora, features and done trials to the DVC remote; 
 test: $(READY) ## all tests; ARGS="-k spool" chooses, ARGS='-m "not slow"' leaves out those that train or start commands
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(if $(filter true 1,$(CI)),-p tests.no_skips) $(ARGS)
 
-lint: $(READY) ## style of the code
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY) ## style and types of the code
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, a trial at the paper's sizes, and beam search
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)

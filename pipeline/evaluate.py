@@ -6,31 +6,32 @@ parameter evaluates again and does not train again; a trial that was evaluated l
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json, write_text, written_whole
+from pipeline.common.files import write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
 from pipeline.tracking.identity import evaluation_digest
+from pipeline.tracking.inputs import input_files
 from pipeline.tracking.provenance import recorded
-from pipeline.tracking.results import CUT
+from pipeline.tracking.results import CUT, write_hypotheses, write_sinks
 from pipeline.tracking.trained import not_trained
 from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import Inputs, evaluation_inputs, training_inputs
+from pipeline.trial.inputs import Inputs, TrialInputs
 
 if TYPE_CHECKING:
     from pipeline.model.decoding import Hypothesis
 
 RESULTS = Path("results/evaluate")
-METRICS = Path("results/metrics.json")
+METRICS = Path("results/dvc.json")
 """With a longer name, the six columns of `dvc metrics show` would not fit a terminal."""
 HEADLINES = {
     "wer": "wer/test",
@@ -39,30 +40,36 @@ HEADLINES = {
     "sinks_att": BY_ATTENTION,
     "moved": RELOCATED,
 }
-"""What `dvc metrics` calls the metrics that say most; `wer_noise` is that of the test set's loudest noise."""
+"""What `dvc metrics` calls the metrics that say most; `wer_snr` is that of the test set's loudest noise."""
 DECIMALS = 4
 EXPERIMENT = "repro"
 """Where MLflow shows the trials that were made one by one."""
 
 
-def evaluate(params: Params) -> Trial:
+def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
     """Evaluate the trained trial of these parameters, or find it evaluated.
+
+    Args:
+        params: all parameters.
+        inputs: of these parameters, where they were made before.
 
     Raises:
         PipelineError: it is not trained, an input is missing or damaged, or another process evaluates it.
     """
-    trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
-    inputs = evaluation_inputs(params)
-    evaluation = evaluation_digest(params, inputs.digests)
+    inputs = inputs or TrialInputs(params)
+    trial = Trial.create(params.train.runs, params, inputs.training.digests)
+    read = inputs.evaluation
+    evaluation = evaluation_digest(params, read.digests)
     if trial.state(evaluation) is State.DONE:
         return trial
     with trial.lease() as lease:
         # Only now is the state nobody else's to change.
         state = trial.state(evaluation)
         if state is State.TRAINED:
-            with recorded(trial, "evaluate"):
+            files = partial(input_files, params, "evaluate", read.utterances, read.groups)
+            with recorded(trial, "evaluate", files):
                 trial.begin_evaluation(params)
-                metrics, details = _measure(params, inputs, trial, evaluation)
+                metrics, details = _measure(params, read, trial, evaluation)
                 lease.require()
                 trial.finish(evaluation, metrics, details)
         elif state is not State.DONE:
@@ -71,8 +78,6 @@ def evaluate(params: Params) -> Trial:
 
 
 def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> tuple[dict[str, float], dict]:
-    import numpy as np
-
     from pipeline.trial.build import build_model
     from pipeline.trial.measure import hypotheses, sinks
 
@@ -85,9 +90,8 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     if params.sinks.validation:
         chosen_by = summary if params.sinks.split == "validation" else sinks(model, params, inputs, "validation")
         metrics |= _of_validation(chosen_by.metrics)
-    with written_whole(trial.sinks) as beside:
-        np.savez(beside, **summary.arrays)
-    write_text(trial.hypotheses, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_sinks(trial.folder, summary.arrays)
+    write_hypotheses(trial.folder, lines)
     journal.unlink()
     return metrics | summary.metrics, {"sinks": summary.description}
 
@@ -148,7 +152,7 @@ def _warn_of_cut(params: Params, cut: int, count: int, name: str) -> None:
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that say most of a trial, under short names; those that it has."""
     noisy = [name for name in metrics if re.fullmatch(r"wer/test/(.+_)?snr_-?[\d.]+", name)]
-    named = HEADLINES | {"wer_noise": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
+    named = HEADLINES | {"wer_snr": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
     return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
 
 

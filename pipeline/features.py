@@ -13,10 +13,10 @@ import numpy as np
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
-from pipeline.config import Params
+from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.reading import read_media
-from pipeline.encoders.protocol import Stream, encoder_kind
+from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import TYPE, Group, feature_groups, read_index, verify_features
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")

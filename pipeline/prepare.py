@@ -230,7 +230,11 @@ def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -
 def main() -> None:
     """Make the corpus of the parameters."""
     arguments = parser(__doc__.splitlines()[0]).parse_args()
-    run_command(lambda: prepare(params_of(arguments)))
+
+    def body() -> None:
+        prepare(params_of(arguments))
+
+    run_command(body)
 
 
 if __name__ == "__main__":

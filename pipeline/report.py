@@ -20,6 +20,7 @@ from pipeline.sweeping.plan import Planned, plan_trials
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.suggestions import Suggestions
+from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import State
 
 DEFAULT = "experiments/demo.yaml"
@@ -42,7 +43,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     Raises:
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
-    sweep = load_sweep(file, params, overrides)
+    sweep = decided(load_sweep(file, params, overrides))
     suggestions = Suggestions(sweep) if sweep.space else None
     trials = suggestions.trials if suggestions else plan_trials(sweep)
     search = search_result(sweep, suggestions) if suggestions else None
@@ -101,7 +102,7 @@ def clean(arguments: Namespace) -> None:
     """
     params = params_of(arguments)
     files = sorted(EXPERIMENTS.glob("*.yaml"))
-    sweeps = [load_sweep(file, arguments.params, arguments.set) for file in files]
+    sweeps = [decided(load_sweep(file, arguments.params, arguments.set)) for file in files]
     found = stored(params, sweeps)
     chosen = unused(found, arguments.older)
     print("\n".join(listing(found, chosen)))

@@ -4,8 +4,6 @@ Started again it goes on, whatever ended it. A trial that is done, in this sweep
 """
 
 import contextlib
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,14 +15,13 @@ from pipeline.common.command import parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
-from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Params
 from pipeline.sweeping.cost import Costs, mean_cost, summary
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.interruption import ended_by
 from pipeline.sweeping.mistakes import require_sane
-from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages
-from pipeline.sweeping.plan import FAILURE, Planned, listing, plan_trials, point_name
+from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages, repro
+from pipeline.sweeping.plan import Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.search import Search
@@ -32,16 +29,13 @@ from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.suggestions import Suggestions
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
+from pipeline.sweeping.workers import decided
 from pipeline.tracking.lease import LeaseTakenError
+from pipeline.tracking.marks import FAILED
 from pipeline.tracking.trial import State, Trial
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
-_OF_DVC = (
-    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
-    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
-)  # fmt: skip
-"""Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
 def run_trial(job: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +55,14 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     from pipeline.evaluate import evaluate
     from pipeline.tracking.identity import training_identity
     from pipeline.train import train
-    from pipeline.trial.inputs import training_inputs
+    from pipeline.trial.inputs import TrialInputs
 
     quieten_libraries()
     params = Params.model_validate_json(job["params"])
     if Path(job["stop"]).exists():
         return {"outcome": "interrupted"}
-    if training_identity(params, training_inputs(params).digests) != job["identity"]:
+    inputs = TrialInputs(params)
+    if training_identity(params, inputs.training.digests) != job["identity"]:
         raise PipelineError("this trial", "its code or data changed since the sweep began", "start the sweep again")
     trial, until = Trial(Path(job["folder"])), job["until"]
     trial.folder.mkdir(parents=True, exist_ok=True)
@@ -78,15 +73,15 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             contextlib.redirect_stderr(log),
             ended_by(Path(job["stop"])),
         ):
-            train(params, until)
+            train(params, until, inputs)
             if until is None or trial.state() is not State.TRAINING:
-                evaluate(params)
+                evaluate(params, inputs)
                 until = None
     except LeaseTakenError:
         return {"outcome": "taken"}
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
-    (trial.folder / FAILURE).unlink(missing_ok=True)
+    (trial.folder / FAILED).unlink(missing_ok=True)
     step = until or params.train.steps or int(trial.spool.read()[0][-1]["step"])
     return {"outcome": "paused" if until else "done", "step": step}
 
@@ -107,7 +102,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
         for source in missing_sources(sweep, arguments.file, arguments.params):
             raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
-            _repro(by_dvc, arguments.params)
+            repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
             needed = needed_stages(params)
         _make(params, needed)
@@ -119,22 +114,6 @@ def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
     """Whether a stage makes with these parameters what it makes with those of params.yaml."""
     sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
     return all(getattr(params, section) == getattr(base, section) for section in sections)
-
-
-def _repro(stages: Sequence[str], params: str) -> None:
-    if Path(params).resolve() != Path("params.yaml").resolve():
-        raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
-    print(f"dvc repro {' '.join(stages)}", flush=True)
-    let_dvc_do_without_git(Path.cwd())
-    # Stages call `python`: let that be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
-        for line in ran.stdout:
-            if line.strip() and not line.startswith(_OF_DVC):
-                print(line, end="", flush=True)
-    if ran.returncode:
-        raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")
 
 
 def _make(params: Params, stages: Sequence[str]) -> None:
@@ -194,6 +173,7 @@ def run(arguments: Namespace) -> None:
     if arguments.status:
         print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
         return
+    sweep = decided(sweep, None if arguments.plan or arguments.sync else arguments.address)
     if arguments.plan:
         show_plan(sweep, arguments.file, arguments.params)
         return
@@ -231,7 +211,7 @@ def run(arguments: Namespace) -> None:
         raise PipelineError(
             arguments.file,
             f"{len(left)} of {len(trials)} trials are not done",
-            f"see {FAILURE} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
+            f"see {FAILED} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
         )
 
 

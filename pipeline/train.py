@@ -6,15 +6,17 @@ checkpoint where there is one, and returns at once where the trial is trained al
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
+from pipeline.tracking.inputs import input_files
 from pipeline.tracking.provenance import recorded
 from pipeline.tracking.trained import read_log
 from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import training_inputs
+from pipeline.trial.inputs import TrialInputs
 
 RESULTS = Path("results/train")
 TRAINED = (State.TRAINED, State.DONE)
@@ -25,20 +27,21 @@ CURVES = {
 """What `dvc plots` draws: a file each, by step."""
 
 
-def train(params: Params, until: int | None = None) -> Trial:
+def train(params: Params, until: int | None = None, inputs: TrialInputs | None = None) -> Trial:
     """Train the trial of these parameters, or find it trained.
 
     Args:
         params: all parameters.
         until: a step to pause after, with a checkpoint; the next call goes on. None trains to the end.
+        inputs: of these parameters, where they were made before.
 
     Raises:
         PipelineError: an input is missing or damaged, another process trains it, the loss is no number, or the disk
             is full. Whatever the reason, the next call goes on from the last checkpoint.
         KeyboardInterrupt: after a checkpoint.
     """
-    inputs = training_inputs(params)
-    trial = Trial.create(params.train.runs, params, inputs.digests)
+    read = (inputs or TrialInputs(params)).training
+    trial = Trial.create(params.train.runs, params, read.digests)
     if trial.state() in TRAINED:
         return trial
     with trial.lease() as lease:
@@ -46,8 +49,9 @@ def train(params: Params, until: int | None = None) -> Trial:
         if trial.state() not in TRAINED:
             from pipeline.trial.fit import fit
 
-            with recorded(trial, "train"):
-                fit(params, inputs, trial, lease, until)
+            files = partial(input_files, params, "train", read.utterances, read.groups)
+            with recorded(trial, "train", files):
+                fit(params, read, trial, lease, until)
     return trial
 
 

@@ -43,7 +43,8 @@ def _require_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise PipelineError(f"{HOST}:{port}", error.strerror, "choose another port: make ui PORT=5001") from None
+            found = error.strerror or str(error)
+            raise PipelineError(f"{HOST}:{port}", found, "choose another port: make ui PORT=5001") from None
 
 
 def main() -> None:

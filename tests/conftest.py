@@ -15,13 +15,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-SLOW = {"prepared"}
-"""Fixtures of tests that start commands on a whole project."""
+SLOW_FIXTURES = {"prepared", "real_sources"}
+SLOW_FILES = {
+    "test_benches", "test_corpora_recorded", "test_features", "test_inspect", "test_mlflow_database", "test_mlflow_ui",
+    "test_mlflow_writer", "test_prepare", "test_repro", "test_second_device", "test_strangers", "test_weights",
+}  # fmt: skip
+"""Tests that train, or wait for commands, servers or a browser, are known by what they take or where they stand."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SLOW & set(item.fixturenames):
+        if SLOW_FIXTURES & set(item.fixturenames) or item.path.stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
 
 

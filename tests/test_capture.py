@@ -27,10 +27,9 @@ from transformers import (
 
 from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
-from pipeline.sinks import recording
 from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.inside import trace_mlp
+from pipeline.sinks.inside import inside
 from pipeline.sinks.origin import origins
 from pipeline.sinks.statistics import SinkStatistics
 from pipeline.sinks.tokens import measure
@@ -155,7 +154,7 @@ def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) ->
     captured = capture(model, embeddings, roles != Role.PADDING, roles)
     features = torch.tensor([5, 0, 5])
     for call, (_, mlp) in zip(captured.mlps, captured.additions, strict=True):
-        look = trace_mlp(call)
+        look = inside(call)
         rows = look.rows(features)
         assert rows.shape == (3, look.product.shape[-1])
         bias = look.down(torch.zeros_like(look.product[:1, :1])).detach()[..., features]
@@ -183,7 +182,7 @@ def test_a_norm_after_the_mlp_is_not_its_down_projection(family: str) -> None:
     mlps = [layer.mlp for layer in decoder_blocks(model)]
     assert [call.module for call in captured.mlps] == mlps
     for call, mlp, (_, added) in zip(captured.mlps, mlps, captured.additions, strict=True):
-        look = trace_mlp(call)
+        look = inside(call)
         assert look.down is mlp.down_proj
         assert look.product.shape[-1] == mlp.down_proj.in_features
         torch.testing.assert_close(look.product @ mlp.down_proj.weight.T, look.returned)
@@ -206,7 +205,7 @@ def require_units(captured: Captured, mlps: list[nn.Module]) -> None:
         row, token, feature = (int(values[sink]) for values in (origin.utterance, origin.token, origin.feature))
         mlp, call = mlps[int(units.block[number])], captured.mlps[int(units.block[number])]
         with torch.no_grad():
-            product = trace_mlp(call).product[row, token]
+            product = inside(call).product[row, token]
             parts = product * mlp.down_proj.weight[feature]
             added = captured.additions[int(units.block[number])][1][row, token, feature]
             # The norm keeps or turns the sign of all parts alike.
@@ -221,7 +220,7 @@ def test_an_mlp_that_returns_more_beside_its_output_is_not_looked_into_where_it_
     )
     torch.manual_seed(0)
     _, captured = captured_batch(Llama4ForCausalLM(config).eval(), utterances())
-    assert [trace_mlp(call) for call in captured.mlps] == [None] * 3
+    assert [inside(call) for call in captured.mlps] == [None] * 3
 
 
 def test_where_the_block_itself_holds_the_projections_only_the_product_is_known() -> None:
@@ -229,31 +228,8 @@ def test_where_the_block_itself_holds_the_projections_only_the_product_is_known(
     config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
                        word_embed_proj_dim=WIDTH)  # fmt: skip
     _, captured = captured_batch(OPTForCausalLM(config).eval(), utterances())
-    look = trace_mlp(captured.mlps[1])
+    look = inside(captured.mlps[1])
     assert (look.gate, look.up, look.product.shape[-1]) == (None, None, 64)
-
-
-@pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
-def test_mlps_run_again_only_where_there_was_no_room(
-    family: str, adapted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = family_of(family)
-    model = with_lora(base, ADAPTED.get(family, ["down_proj"])) if adapted else base
-    runs = []
-    for block in decoder_blocks(base):
-        block.mlp.register_forward_pre_hook(lambda module, args: runs.append(module))
-    found, counts = [], []
-    for room in (recording.INNER_BYTES, 3 * 7 * 20 * 64 * 2, 0):
-        monkeypatch.setattr(recording, "INNER_BYTES", room)
-        runs.clear()
-        found.append(streamed(model, [utterances()], replace_tau(2.0)))
-        counts.append(len(runs))
-    assert counts[0] == 4 <= counts[1] <= counts[2] > 4
-    assert "sinks/unit_share" in found[0].metrics
-    for other in found[1:]:
-        assert other.metrics == found[0].metrics
-        np.testing.assert_equal(other.arrays, found[0].arrays)
 
 
 def test_a_mixture_of_experts_is_not_looked_into() -> None:

@@ -1,5 +1,6 @@
 """params.yaml: what is refused, and in which words."""
 
+import pickle
 from math import inf
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
-from pipeline.config import load_params
+from pipeline.config import Params, load_params
 
 PARAMS = "params.yaml"
 
@@ -264,3 +265,38 @@ def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
 def test_streams_stand_in_the_order_of_the_sequence():
     assert streams("audiovisual") == ("audio", "video")
     assert streams("video") == ("video",)
+
+
+def test_settings_of_an_encoder_that_is_not_chosen_are_dropped():
+    video = load_params(PARAMS, ["features.video.encoder=avhubert", "features.video.coefficients=10"]).features.video
+    assert video.model_dump() == {"encoder": "avhubert", "weights": None, "precision": "auto", "lora": None}
+    assert load_params(PARAMS, ["features.video.coefficients=10"]).features.video.coefficients == 10
+
+
+def test_parameters_go_to_another_process_as_they_are():
+    params = load_params(PARAMS, ["corpus.grid.split=overlapped", "model.downsampling={kind: stack}"])
+    assert pickle.loads(pickle.dumps(params)) == params
+    assert Params.model_validate_json(params.model_dump_json()) == params
+    assert params.model_dump(mode="json")["model"]["downsampling"] == "stack"
+
+
+KINDS = [
+    (
+        "features.video.coefs=2",
+        "features.video.coefs is no parameter; remove it, or use one of: encoder, weights, prec",
+    ),
+    ("features.video.window=fitted", "features.video.window is no parameter"),
+    ("features.audio.encoder=dct", "features.audio.encoder is 'dct'; it must be 'whisper', 'avhubert' or"),
+    ("features.audio={encoder: self_supervised}", "features.audio.weights is missing; add it"),
+    ("corpus.grid.splt=2", "corpus.grid.splt is no parameter; remove it, or use one of: split, test_speakers"),
+    ("model.downsampling=avrage", "model.downsampling is 'avrage'; it must be 'average' or 'stack'"),
+    ("model.downsampling={kind: average, heads: 2}", "model.downsampling.heads is no parameter; remove it, or use one"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), KINDS)
+def test_settings_of_a_kind_are_checked_by_its_file(override, said):
+    with pytest.raises(PipelineError) as refused:
+        load_params(PARAMS, [override])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,14 +1,19 @@
 """Batches of media: when they are read, and what becomes of a clip that cannot be."""
 
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate.data_loader import DataLoaderShard
 
+from pipeline.common import verified
 from pipeline.common.errors import PipelineError
-from pipeline.model.examples import MEDIA, MediaExamples
+from pipeline.common.files import file_sha256, write_json
+from pipeline.corpora import manifest
+from pipeline.model.examples import MEDIA, MediaExamples, Responses
 
 IDS = ("u0", "u1", "u2", "u3")
 PATIENCE_SECONDS = 60
@@ -55,3 +60,48 @@ def test_a_damaged_clip_is_an_error_of_its_own_batch() -> None:
     second = next(loader)
     with pytest.raises(PipelineError, match=r"u3\.wav: is cut; make it again"):
         second[MEDIA].read()
+
+
+def test_transcripts_are_tokenized_when_they_are_asked_for():
+    asked = []
+
+    def respond(text: str) -> list[int]:
+        asked.append(text)
+        return [len(text)]
+
+    responses = Responses(["a", "bb", "ccc"], respond)
+    assert (len(responses), asked) == (3, [])
+    assert responses[1] == [2]
+    assert asked == ["bb"]
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_recorded):
+    name = "_read_recorded" if is_recorded else "_read_checked"
+    original, reads = getattr(manifest, name), []
+
+    def counted(path: Path) -> tuple[manifest.Utterance, ...]:
+        reads.append(path)
+        return original(path)
+
+    def write(*texts: str) -> None:
+        lines = [
+            manifest.Utterance(text, "train", "s", text, "a.wav", None, 1.0, None, None, "0", None) for text in texts
+        ]
+        manifest.write_manifest(tmp_path, lines)
+        # A file that is older than a moment is known by its times.
+        os.utime(tmp_path / "manifest.jsonl", (1, len(texts)))
+        if is_recorded:
+            write_json(tmp_path / "prepare.json", {"manifest": file_sha256(tmp_path / "manifest.jsonl")})
+
+    monkeypatch.setattr(manifest, name, counted)
+    monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
+    write("a", "b")
+    first = manifest.read_manifest(tmp_path)
+    # What a caller does to its list is its own.
+    first.clear()
+    assert [line.text for line in manifest.read_manifest(tmp_path)] == ["a", "b"]
+    assert len(reads) == 1
+    write("a", "b", "c")
+    assert [line.text for line in manifest.read_manifest(tmp_path)] == ["a", "b", "c"]
+    assert len(reads) == 2

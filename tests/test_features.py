@@ -21,7 +21,7 @@ from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.reading import evaluated_on
 from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import feature_groups, open_features
+from pipeline.encoders.store import Features, feature_groups
 from pipeline.features import make_features
 from pipeline.model.encoding import FrozenEncoding
 
@@ -114,7 +114,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_is_read_is_what_was_encoded(params, folder, stream):
     utterances = read_manifest(params.corpus.out)
     make_features(params, stream)
-    features = open_features(params, stream, utterances)
+    features = Features(feature_groups(params, stream, utterances))
     settings = getattr(params.features, stream)
     encoder = encoder_kind(settings.encoder)(settings)
     assert len(features) == len(utterances) == 18
@@ -173,12 +173,12 @@ def test_another_condition_makes_only_its_own(params):
 def test_noisy_copies_share_one_video(params):
     utterances = read_manifest(params.corpus.out)
     make_features(params, "video")
-    features = open_features(params, "video", utterances)
+    features = Features(feature_groups(params, "video", utterances))
     assert list(features.digests) == ["train", "validation", "test"]
     index = json.loads((feature_groups(params, "video", utterances)[2].folder / "index.json").read_text())
     assert len(index["media"]) == COUNTS["test"]
     assert np.shares_memory(features["test/s/1"], features["test/s/1+0dB"])
-    clean = open_features(params, "video", [u for u in utterances if u.snr is None])
+    clean = Features(feature_groups(params, "video", [u for u in utterances if u.snr is None]))
     assert clean.digests == features.digests
 
 
@@ -276,19 +276,19 @@ def test_two_processes_make_it_once(folder, finished):
 def test_missing_and_cut_features_are_named_and_mended(params):
     utterances = read_manifest(params.corpus.out)
     with pytest.raises(PipelineError, match=r"no audio features of train/clean.*python -m pipeline\.features audio"):
-        open_features(params, "audio", utterances)
+        Features(feature_groups(params, "audio", utterances))
     (path, *_) = make_features(params, "audio")
     array = path / "features.f16"
     whole = array.read_bytes()
     array.write_bytes(whole[:-2])
     message = rf"features\.f16: has {len(whole) - 2} bytes instead of {len(whole)}; .*pipeline\.features audio"
     with pytest.raises(PipelineError, match=message):
-        open_features(params, "audio", utterances)
+        Features(feature_groups(params, "audio", utterances))
     make_features(params, "audio")
     assert array.read_bytes() == whole
     (path / "index.json").write_text("{}")
     with pytest.raises(PipelineError, match=r"index\.json: .*make it again"):
-        open_features(params, "audio", utterances)
+        Features(feature_groups(params, "audio", utterances))
     make_features(params, "audio")
     assert array.read_bytes() == whole
 
@@ -306,16 +306,16 @@ def test_a_flipped_bit_in_an_array_is_named_where_it_is_used_and_mended(params):
     make_features(params, "audio")
     array = path["train/clean"] / "features.f16"
     whole = flip(array, 77)
-    features = open_features(params, "audio", utterances)
+    features = Features(feature_groups(params, "audio", utterances))
     assert features["test/s/1"].any(), "the group of the test split is whole"
     with pytest.raises(PipelineError, match=r"features\.f16: has changed: .*; .*python -m pipeline\.features audio"):
         features["train/s/0"]
     # From now on they count as missing, so that a sweep makes them again before its trials.
     with pytest.raises(PipelineError, match="the file is missing"):
-        open_features(params, "audio", utterances)
+        Features(feature_groups(params, "audio", utterances))
     make_features(params, "audio")
     assert array.read_bytes() == whole
-    assert open_features(params, "audio", utterances)["train/s/0"].any()
+    assert Features(feature_groups(params, "audio", utterances))["train/s/0"].any()
 
 
 def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
@@ -327,7 +327,7 @@ def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
         assert change != whole
         index.write_text(change)
         with pytest.raises(PipelineError, match=r"index\.json: has changed since it was written; make it again with"):
-            open_features(params, "audio", utterances)
+            Features(feature_groups(params, "audio", utterances))
         make_features(params, "audio")
         assert index.read_text() == whole
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pipeline"
@@ -164,6 +165,16 @@ def test_every_package_is_pinned() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[^=+\s]+", line) for line in lines)
     wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["dev"])
     assert wanted <= names(lines)
+
+
+def test_lower_bounds_hold_what_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = {one.name: one.specifier for one in map(Requirement, project["dependencies"])}
+    pins = map(Requirement, re.findall(r"^[a-z0-9-]+==.+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    versions = {one.name: next(iter(one.specifier)).version for one in pins}
+    assert all(specifier.contains(versions[name]) for name, specifier in bounds.items())
+    for name in ("torch", "transformers", "peft", "ray", "mlflow", "dvc"):
+        assert [clause.operator for clause in bounds[name]] == [">="], name
 
 
 def test_a_python_that_does_not_fit_is_one_line(tmp_path: Path) -> None:

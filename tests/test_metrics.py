@@ -102,9 +102,9 @@ def test_every_metric_that_the_code_names_is_registered() -> None:
         ("wer/test/snr_0", metrics.WER),
         ("wer/test/low", metrics.WER),
         ("sinks/bos_sink_rate/high", "sinks/bos_sink_rate"),
-        (f"{metrics.INTERMEDIATE}/tau_300", f"{metrics.INTERMEDIATE}/tau_300"),
-        (f"{metrics.INTERMEDIATE}/audio_start", metrics.INTERMEDIATE + "/{role}"),
-        (f"{metrics.INTERMEDIATE}/low", metrics.INTERMEDIATE),
+        (f"{metrics.BY_ACTIVATION}/tau_300", f"{metrics.BY_ACTIVATION}/tau_300"),
+        (f"{metrics.BY_ACTIVATION}/audio_start", metrics.BY_ACTIVATION + "/{role}"),
+        (f"{metrics.BY_ACTIVATION}/low", metrics.BY_ACTIVATION),
     ],
 )
 def test_a_name_finds_its_line(name: str, expected: str) -> None:
@@ -124,4 +124,4 @@ def test_lines_are_whole() -> None:
 
 
 def test_the_readme_lists_what_the_tables_show() -> None:
-    assert metrics.documentation() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert metrics.documentation() in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")

@@ -161,6 +161,24 @@ def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
     assert sum(line.startswith("  BOS is ") for line in done.stdout.splitlines()) == 2
 
 
+def test_an_export_has_the_adapter_of_the_encoder(undisturbed, tmp_path):
+    code = f"""
+from pipeline.export import export_trial
+from pipeline.tracking.trial import Trial
+(folder,) = Path("runs").iterdir()
+export_trial(Trial(folder), Path({str(tmp_path / "exported")!r}), [])
+"""
+    in_process(undisturbed, code)
+    video = tmp_path / "exported/encoders/video"
+    trained = weights_of(the_trial(undisturbed))["video/adapter_model.safetensors"]
+    assert (video / "adapter_model.safetensors").read_bytes() == trained
+    assert json.loads((video / "adapter_config.json").read_text())["base_model_name_or_path"] == "avhubert"
+    card = (tmp_path / "exported/README.md").read_text()
+    assert "| `encoders/video` | the LoRA adapter of the video encoder" in card
+    assert "they come from `pipeline.encoders`" in " ".join(card.split())
+    assert "with the adapter in `encoders/video`" in card
+
+
 def test_without_audio_there_is_one_condition_and_each_video_is_decoded_once(undisturbed):
     trial = the_trial(undisturbed)
     manifest = [json.loads(line) for line in (undisturbed / "data/corpus/manifest.jsonl").read_text().splitlines()]

@@ -1,14 +1,23 @@
 """What a trial takes of Ray, and what a worker sees of it."""
 
+import contextlib
+import multiprocessing
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping import ray_process, workers
 from pipeline.sweeping.ray_process import _require_gpus, reason_of
 from pipeline.sweeping.ray_start import room, taken
 from pipeline.sweeping.sections import Resources
+from pipeline.sweeping.specification import load_sweep
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}
 
 
@@ -72,3 +81,42 @@ def test_whatever_ended_an_attempt_has_a_reason():
         "ModuleNotFoundError"
     )
     assert reason_of(None, "") == "Ray does not say why"
+
+
+def test_the_watch_over_ray_leaves_only_where_the_driver_hears_of_it(monkeypatch):
+    """Where the driver is gone, whoever ends Ray for that reason has its files to remove, and ends the process."""
+    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(ray_process, "dead_process", lambda: "raylet")
+    monkeypatch.setattr("os._exit", sys.exit)
+    driver, ours = multiprocessing.Pipe()
+    with pytest.raises(SystemExit):
+        ray_process._watch(ray_process._Channel(ours), None, {}, 1)
+    assert driver.recv() == ("lost", "its process raylet was killed")
+    driver.close()
+    ray_process._watch(ray_process._Channel(ours), None, {}, 1)
+
+
+@contextlib.contextmanager
+def asked_worker(*_: object, asks: bool) -> Iterator[SimpleNamespace]:
+    assert asks
+    yield SimpleNamespace(native={"auto": "bfloat16", "cpu": "float32"})
+
+
+def test_what_workers_have_is_asked_once_and_counts_from_then_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(
+        "{name: some, set: {features.audio.precision: float32}, axes: {train.device: [auto, cpu]}}"
+    )
+    sweep = load_sweep("sweep.yaml", ROOT / "params.yaml")
+    assert workers.decided(sweep) is sweep
+    monkeypatch.setattr(workers, "Engine", asked_worker)
+    first = workers.decided(sweep, "10.0.0.1:6379")
+    assert [point.params.train.precision for point in first.points] == ["bfloat16", "float32"]
+    assert {point.params.features.video.precision for point in first.points} == {"bfloat16"}
+    assert {point.params.features.audio.precision for point in first.points} == {"float32"}
+    # Nobody is asked any more.
+    monkeypatch.setattr(workers, "Engine", None)
+    assert workers.decided(sweep, "10.0.0.1:6379") == workers.decided(sweep) == first
+    (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "float8"}}')
+    with pytest.raises(PipelineError, match=r"workers\.json: is damaged; remove it"):
+        workers.decided(sweep)

@@ -4,11 +4,10 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 from project import ROOT, command, environment, make_project
-from sweeps import make_inputs
+from sweeps import checkpoint_of, make_inputs, wait_until
 
 STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
 
@@ -49,7 +48,7 @@ def test_nothing_is_done_twice(finished):
 
 def test_metrics_and_plots_are_there_for_dvc(finished):
     shown = json.loads(dvc(finished, "metrics", "show", "--json").stdout)
-    metrics = shown[""]["data"]["results/metrics.json"]["data"]
+    metrics = shown[""]["data"]["results/dvc.json"]["data"]
     assert metrics["wer"] >= 0
     table = dvc(finished, "metrics", "show").stdout
     assert "sinks_att" in table
@@ -101,10 +100,8 @@ def test_a_run_that_is_cut_goes_on(finished, tmp_path, ending):
         ["dvc", "repro"], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
-    while not (sealed := list(folder.glob("runs/*/checkpoints/*/complete.json"))):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    trial = sealed[0].parents[2]
+    wait_until(lambda: checkpoint_of(folder, 0), process, "a checkpoint")
+    (trial,) = (path.parent for path in folder.glob("runs/*/checkpoints"))
     # A terminal sends Ctrl-C to all processes of the group; a machine that dies takes all with it.
     subprocess.run(["kill", f"-{int(ending)}", "--", f"-{process.pid}"], check=True)
     process.communicate(timeout=240)

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from project import ROOT, command, environment, program, rewrite_manifest, start
+from sweeps import wait_until
 from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
@@ -96,16 +96,10 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     assert tag == "None"
     process = start(project, "reproduce", run_id)
     again = trial.folder / "reproduction/runs" / trial.folder.name
-    until = time.monotonic() + 300
-    while not list(again.glob("checkpoints/*/complete.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: list(again.glob("checkpoints/*/complete.json")), process, "a checkpoint")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while (again / "lease.json").exists():
-        assert time.monotonic() < until, "the stage outlived its owner"
-        time.sleep(0.05)
+    wait_until(lambda: not (again / "lease.json").exists(), None, "the stage ends with its owner")
     assert not (again / "adapter").exists()
     done = command(project, "reproduce", trial.identity[:6])
     assert done.returncode == 0, done.stdout + done.stderr

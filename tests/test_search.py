@@ -10,13 +10,15 @@ import yaml
 from trials import finish
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping import driver, plan
+from pipeline.common.files import write_json
+from pipeline.sweeping import driver, plan, workers
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
-from pipeline.sweeping.results import publish
+from pipeline.sweeping.results import publish, results_folder
 from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.suggestions import Suggestions, suggested_params, trials_of
+from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +151,19 @@ def test_the_name_of_joint_settings_names_the_trials_that_are_suggested(searched
         assert planned.name.split()[-1] == named
         assert "name" not in planned.settings[0]
     assert {planned.params.model.modality for planned in trials} == {"audio", "video"}
+
+
+def test_what_is_set_for_all_holds_for_what_is_suggested(searched):
+    (first,) = searched(trials=1, axes=WEIGHT, set={"train.seed": 7}).suggestions.trials
+    assert first.params.train.seed == 7
+
+
+def test_what_the_workers_of_a_cluster_decided_holds_for_what_is_suggested(searched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = searched(trials=1, axes=WEIGHT, set={"train.precision": "auto"}).sweep
+    for native in ("float32", "bfloat16"):
+        write_json(results_folder(sweep) / workers.FILE, {"precision": {"auto": native, "cpu": native}})
+        assert decided(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
 
 
 def test_the_recorded_plan_has_what_was_suggested_since(searched, tmp_path):

@@ -206,7 +206,6 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"resources": {"gpus": 4}, "axes": {"train.ranks": [4, 2]}}, "resources: gpus is 4 and train.ranks is 2"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
-        ({"disk_gb": 0}, "disk_gb is 0"),
         ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),
     ],
 )

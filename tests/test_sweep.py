@@ -279,25 +279,6 @@ def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
     assert not (project / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        (
-            "model.llm.blocks=99",
-            "model.llm.blocks: ASR 1 weight 0.1 seed 0 keeps 99 layers of data/weights/llm; it has 4",
-        ),
-        ("decorrelation.layers=[3]", "decorrelation.layers: ASR 1 weight 0.1 seed 0 counts layer 3, and its LLM has 4"),
-    ],
-)
-def test_a_layer_that_there_is_not_is_said_once_and_before_anything_runs(project, setting, said):
-    specify(project, axes={"model.modality": ["audio", "audiovisual"]})
-    refused = command(project, "sweep", "sweep.yaml", "--set", setting, "--set", "decorrelation.weight=0.1")
-    assert refused.returncode == 1
-    assert said in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
-    assert not (project / "runs").exists()
-
-
 def test_a_sync_makes_nothing(project):
     shutil.rmtree(project / "data/corpus")
     refused = command(project, "sweep", "sweep.yaml", "--sync")
@@ -374,12 +355,3 @@ def test_a_scheduler_wants_trials_that_can_be_compared(project):
     specify(project, axes={"train.seed": [1]}, seeds=None, scheduler={"kind": "asha", "grace": 3})
     refused = command(project, "sweep", "sweep.yaml", "--plan")
     assert "compares after 3 steps, and train.validate_every is 4" in refused.stderr
-
-
-def test_a_budget_of_disk_refuses_what_would_not_fit(swept, tmp_path):
-    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
-    specify(folder, seeds=[0, 1], disk_gb=0.0001)
-    refused = command(folder, "sweep", "sweep.yaml")
-    assert refused.returncode == 1
-    assert "disk_gb: is 0.0001, and the trials will take 0.00" in refused.stderr
-    assert len(trials(folder)) == 2

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from project import command, environment, small_disk, start
 from sweeps import (
+    SWEEP,
     checkpoint_of,
     descendant,
     descendants,
@@ -28,6 +29,8 @@ from sweeps import (
     wait_until,
     worker,
 )
+
+from pipeline.common.precision import native_precision
 
 
 @pytest.fixture
@@ -158,6 +161,41 @@ def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
     assert "failed: resources.gpus: Ray gave this trial GPU 0, and torch" in refused(own)
     (mark,) = project.glob("runs/*/failed.json")
     assert "sees 0 GPUs; install a torch that fits" in json.loads(mark.read_text())["reason"]
+
+
+ELSEWHERE = """
+import sys
+from pipeline.common import precision
+# The driver's machine has what its workers have not.
+here = precision.native_precision("cpu")
+precision.native_precision.cache_clear()
+precision.is_bfloat16_faster = lambda: here != "bfloat16"
+sys.argv = ["sweep", *sys.argv[1:]]
+from pipeline.sweep import main
+main()
+"""
+
+
+def test_workers_decide_what_the_driver_cannot_know(project, head):
+    port, own = head
+    changes = {"set": SWEEP["set"] | {"train.precision": "auto"}, "resources": {"cpus": 1, "gpus": 0}}
+    specify(project, **changes)
+    words = ["sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}"]
+    line = [sys.executable, "-c", ELSEWHERE, *words]
+    done = subprocess.run(line, cwd=project, env=own, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    on_workers = native_precision("cpu")
+    asked = json.loads((project / "results/sweeps/small/workers.json").read_text())["precision"]
+    assert asked == {"auto": on_workers, "cpu": on_workers}
+    (trial,) = trials(project)
+    assert f"  precision: {on_workers}" in (trial / "config.yaml").read_text()
+    (planned,) = json.loads((project / "results/sweeps/small/plan.json").read_text())["trials"]
+    assert planned["params"]["train"]["precision"] == on_workers
+    # Whoever looks at it later goes by what was decided.
+    plan = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *words[:3], "--plan"], cwd=project, env=own, capture_output=True, text=True
+    )
+    assert "1 trials, 1 done, 0 to do" in plan.stdout, plan.stdout + plan.stderr
 
 
 def test_a_cluster_that_is_not_there_is_one_error(project):

@@ -9,6 +9,9 @@ import time
 
 import pytest
 from project import command, environment, program, rewrite_manifest, small_disk, start
+from sweeps import checkpoint_of, wait_until
+
+from pipeline.evaluate import headlines
 
 SINKS = "sinks/intermediate_tokens_per_utterance"
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
@@ -48,13 +51,7 @@ def losses_of(trial):
 
 def wait_for_checkpoint(folder, process, step):
     """Until a checkpoint of `step` or later is sealed."""
-    for _ in range(4800):
-        sealed = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-        if any(int(path.parent.name.rpartition("-")[2]) >= step for path in sealed):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint within four minutes")
+    wait_until(lambda: checkpoint_of(folder, step), process, "a checkpoint")
 
 
 def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
@@ -183,6 +180,12 @@ def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
 
 
+def test_the_headline_noise_is_the_loudest():
+    noisy = {"wer/test/snr_5": 0.2, "wer/test/babble_snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
+    assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
+    assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
+
+
 def test_an_evaluation_has_its_own_digest(project):
     for stage in ("train", "evaluate"):
         done = command(project, stage)
@@ -190,9 +193,9 @@ def test_an_evaluation_has_its_own_digest(project):
     trial = the_trial(project)
     before = {name: (trial / name).stat().st_mtime_ns for name in ("adapter", "metrics.json", "hypotheses.jsonl")}
     metrics = json.loads((trial / "metrics.json").read_text())["metrics"]
-    published = json.loads((project / "results/metrics.json").read_text())
+    published = json.loads((project / "results/dvc.json").read_text())
     assert len(published) == 6
-    assert published["wer_noise"] == pytest.approx(metrics["wer/test/snr_0"], abs=1e-4)
+    assert published["wer_snr"] == pytest.approx(metrics["wer/test/snr_0"], abs=1e-4)
     assert published["sinks_att"] == pytest.approx(metrics[f"{SINKS}/attention"], abs=1e-4)
     # Six tokens are too few for any text of the grammar, and a small LLM that knows nothing rarely ends earlier.
     hypotheses = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]

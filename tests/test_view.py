@@ -1,17 +1,20 @@
 """What a sweep says of itself while it runs."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from trials import finish, make_trial
+from trials import ROOT, finish, make_trial
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.eta import Pace, work_of_trial
+from pipeline.sweeping.mistakes import require_layers
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import publish
 from pipeline.sweeping.sections import Scheduler
@@ -244,6 +247,7 @@ def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
     assert Costs(tmp_path / "runs").of(planned, State.TRAINING).training == pytest.approx(30)
+    assert Costs(tmp_path / "runs").of(planned, State.NEW).training == pytest.approx(120), "as a whole"
 
 
 @pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
@@ -291,3 +295,27 @@ def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(fou
     assert best == "best so far: seed 1 (wer/validation 0.300)"
     assert far.startswith("3 of 4 done, 0 running, ")
     shown.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; it has 4"),
+        (
+            "decorrelation.layers=[1, 3]",
+            "decorrelation.layers: wrong counts layer 3, and its LLM has 4; name layers from",
+        ),
+    ],
+)
+def test_a_layer_that_the_llm_lacks_is_found_before_anything_runs(four, tmp_path, monkeypatch, setting, said):
+    monkeypatch.chdir(tmp_path)
+    settings = ["model.llm={weights: llm, blocks: null}", "decorrelation.weight=0.1"]
+    right, wrong = (
+        replace(four[0], name=name, params=load_params(ROOT / "params.yaml", [*settings, *more]))
+        for name, more in (("right", []), ("wrong", [setting]))
+    )
+    require_layers([right, wrong])
+    write_json(tmp_path / "llm/config.json", {"num_hidden_layers": 4})
+    require_layers([right])
+    with pytest.raises(PipelineError, match=re.escape(said)):
+        require_layers([right, wrong])

@@ -113,11 +113,11 @@ def _tree(path: Path) -> ast.Module:
 @functools.cache
 def _imported(module: str, is_package: bool, path: Path) -> tuple[str, ...]:
     """Names that may be modules: those that are none have no file and end there."""
-    return tuple(_names(module, is_package, path))
+    return tuple(_imports(module, is_package, _tree(path)))
 
 
-def _names(module: str, is_package: bool, path: Path) -> Iterator[str]:
-    for node in ast.walk(_tree(path)):
+def _imports(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -183,7 +183,8 @@ def _joined(values: list[ast.expr]) -> list[object]:
         if not isinstance(value, ast.Constant):
             parts.append(value)
         elif parts and isinstance(parts[-1], str):
-            parts[-1] += value.value
+            # In an f-string every constant is text.
+            parts[-1] += str(value.value)
         elif value.value:
             parts.append(value.value)
     return parts

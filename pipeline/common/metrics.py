@@ -1,7 +1,7 @@
 """The registry of metrics: what each is called, what it measures, and where it is shown.
 
 A new metric is a function where it is computed (for one of the sinks: in `pipeline.sinks.columns`) and a line here.
-Tables, figures, MLflow, what is followed while a trial trains, and the README's list go by these lines.
+Tables, figures, MLflow, what is followed while a trial trains, and the list in pipeline/README.md go by these lines.
 """
 
 import re
@@ -180,7 +180,7 @@ def _pattern(family: str) -> re.Pattern:
 
 
 def documentation() -> str:
-    """The metrics of the tables in Markdown, each with its definition, as the README has them."""
+    """The metrics of the tables in Markdown, each with its definition, as pipeline/README.md has them."""
     rows = [("metric", "unit", "meaning"), ("---", "---", "---"), *_rows()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

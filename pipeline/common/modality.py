@@ -1,14 +1,12 @@
 """What a modality takes in: which streams, under which prompt, with noise or without."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.config import Modality, Model, Params
-
-Stream = Literal["audio", "video"]
+    from pipeline.config import Modality, Model, Params, Stream
 
 
-def streams(modality: "Modality") -> tuple[Stream, ...]:
+def streams(modality: "Modality") -> "tuple[Stream, ...]":
     """The input streams of a modality, in the order of the sequence."""
     return ("audio", "video") if modality == "audiovisual" else (modality,)
 

@@ -6,11 +6,12 @@ A test holds it against what torch says.
 import ctypes
 import functools
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.common.proc import CPU, value_of
-from pipeline.config import Params
+from pipeline.config import AudioEncoder, Params, VideoEncoder
 
 Precision = Literal["float32", "bfloat16"]
 _COMPUTE_CAPABILITY_MAJOR = 75
@@ -26,7 +27,10 @@ def with_precision(params: Params) -> Params:
     precision = resolve_precision(params.train.precision, params.train.device)
     changed: dict[str, Any] = {"train": params.train.model_copy(update={"precision": precision})}
     if params.features.mode == "online":
-        encoders = {"audio": params.features.audio, "video": params.features.video}
+        encoders: dict[str, AudioEncoder | VideoEncoder] = {
+            "audio": params.features.audio,
+            "video": params.features.video,
+        }
         resolved = {
             stream: settings.model_copy(update={"precision": resolve_precision(settings.precision)})
             for stream, settings in encoders.items()
@@ -35,9 +39,32 @@ def with_precision(params: Params) -> Params:
     return params.model_copy(update=changed)
 
 
+def with_native(params: Params, native: Mapping[str, Precision]) -> Params:
+    """The parameters with each `auto` as it is on another machine, encoders included.
+
+    Args:
+        params: all parameters.
+        native: what `auto` comes to there, by device: `auto` and `cpu`.
+    """
+
+    def chosen(precision: str, device: str) -> str:
+        return native["cpu" if device == "cpu" else "auto"] if precision == "auto" else precision
+
+    train = {"precision": chosen(params.train.precision, params.train.device)}
+    encoders = {"audio": params.features.audio, "video": params.features.video}
+    features = {
+        stream: encoder.model_copy(update={"precision": chosen(encoder.precision, "auto")})
+        for stream, encoder in encoders.items()
+    }
+    changed = {"train": params.train.model_copy(update=train), "features": params.features.model_copy(update=features)}
+    return params.model_copy(update=changed)
+
+
 def resolve_precision(precision: str, device: str = "auto") -> Precision:
     """`float32` or `bfloat16`: what a parameter `precision` comes to on a device of this machine."""
-    return native_precision(device) if precision == "auto" else precision
+    if precision == "auto":
+        return native_precision(device)
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 @functools.cache

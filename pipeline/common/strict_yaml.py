@@ -6,7 +6,7 @@ Only text, numbers, booleans, null, lists and mappings with text as keys. Python
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -24,11 +24,14 @@ MOST_DIGITS = 18
 _TAG = "tag:yaml.org,2002:"
 
 
+_TRUE = ("true", "True", "TRUE")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """The core schema of YAML 1.2. A key given twice is an error, not a silent override."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, a class attribute of the base
-    yaml_constructors: dict = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as the base has it
+    yaml_constructors: ClassVar[dict] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -44,14 +47,16 @@ class _StrictLoader(yaml.SafeLoader):
             raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        self._measure(node, event)
+        if node is not None:
+            self._measure(node, event)
         return node
 
-    def _measure(self, node: yaml.Node, event: yaml.Event) -> None:
+    def _measure(self, node: yaml.Node, event: Any) -> None:
         """Count the values and levels below a node with its aliases expanded, each node once."""
+        mark = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._measures:
-                raise ConstructorError(None, None, f"*{event.anchor} contains itself", event.start_mark)
+                raise ConstructorError(None, None, f"*{event.anchor} contains itself", mark)
             return
         below = node.value if not isinstance(node, yaml.ScalarNode) else []
         parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
@@ -59,12 +64,12 @@ class _StrictLoader(yaml.SafeLoader):
         levels = 1 + max((self._measures[id(part)][1] for part in parts), default=0)
         if values > MOST_VALUES or levels > DEEPEST:
             found = f"{values} values, more than {MOST_VALUES}" if values > MOST_VALUES else f"{levels} levels"
-            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", event.start_mark)
+            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", mark)
         self._measures[id(node)] = values, levels
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        for key_node, _ in node.value:
             if key_node.tag == _TAG + "merge":
                 continue
             key = self.construct_object(key_node, deep=True)
@@ -105,7 +110,6 @@ for _name, _pattern, _first, _construct in (
     if _pattern:
         _StrictLoader.add_implicit_resolver(_TAG + _name, re.compile(_pattern + r"\Z"), _first)
     _StrictLoader.add_constructor(_TAG + _name, _construct)
-_TRUE = ("true", "True", "TRUE")
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:

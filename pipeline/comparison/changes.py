@@ -54,11 +54,12 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Change]:
     found = {}
     for condition in pairs[0][0].edits.keys() & pairs[0][1].edits.keys():
         _require_equal_utterances(pairs, condition)
-        totals = [[_total(entry, condition) for entry in side] for side in zip(*pairs, strict=True)]
-        if not all(words for side in totals for _, words in side):
+        ours, theirs = ([_total(entry, condition) for entry in side] for side in zip(*pairs, strict=True))
+        if not all(words for _, words in (*ours, *theirs)):
             continue
         seeds = tuple(entry.seed for entry, _ in pairs)
-        found[condition] = _over_seeds(*totals, seeds) if len(pairs) > 1 else _over_utterances(*pairs[0], condition)
+        single = len(pairs) == 1
+        found[condition] = _over_utterances(*pairs[0], condition) if single else _over_seeds(ours, theirs, seeds)
     return found
 
 
@@ -86,10 +87,10 @@ def _over_seeds(ours: list[tuple[int, int]], theirs: list[tuple[int, int]], seed
 
     before, after = (statistics.fmean(errors / words for errors, words in side) for side in (theirs, ours))
     result = welch(logarithms(ours), logarithms(theirs))
-    bounds = tuple(before * math.expm1(bound) for bound in result.interval)
+    low, high = (before * math.expm1(bound) for bound in result.interval)
     share = min(MARGIN_POINTS / before, MARGIN_SHARE) if before else 0.0
     stays = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None
-    return Change(after - before, bounds, seeds, result.p, equivalence_p=stays, margin=share * before)
+    return Change(after - before, (low, high), seeds, result.p, equivalence_p=stays, margin=share * before)
 
 
 def _over_utterances(ours: Entry, theirs: Entry, condition: str) -> Change:
@@ -103,6 +104,5 @@ def _over_utterances(ours: Entry, theirs: Entry, condition: str) -> Change:
 
 def with_corrected_p(changes: Sequence[Change]) -> list[Change]:
     """The changes of one table, each with its p-value corrected for their number."""
-    tested = [change for change in changes if change.p is not None]
-    corrected = iter(holm([change.p for change in tested]))
+    corrected = iter(holm([change.p for change in changes if change.p is not None]))
     return [change if change.p is None else replace(change, corrected_p=next(corrected)) for change in changes]

@@ -145,8 +145,9 @@ def _estimate(trials: Sequence[Column]) -> Estimate:
     values = [float(tops.sum() / bottoms.sum()) for tops, bottoms in counted]
     if len(values) > 1:
         return Estimate(float(np.mean(values)), *mean_interval(values), seeds=len(values))
-    bounds = interval(*counted[0], RESAMPLINGS, seed=0) or (None, None)
-    return Estimate(values[0], *bounds)
+    tops, bottoms = counted[0]
+    low, high = interval(tops, bottoms, RESAMPLINGS, seed=0) or (None, None)
+    return Estimate(values[0], low, high)
 
 
 def _columns(trials: Sequence[Records], name: str) -> list[Column] | None:
@@ -201,12 +202,12 @@ def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
 
 
 def _alignment(trials: Sequence[Records]) -> tuple[Verdict, str]:
-    columns = [_columns(trials, f"sinks/bos_cosine/{who}") for who in ("sink", "other")]
-    if columns[0] is None or columns[1] is None:
+    of_sinks, of_others = (_columns(trials, f"sinks/bos_cosine/{who}") for who in ("sink", "other"))
+    if of_sinks is None or of_others is None:
         return Verdict.OPEN, NO_SINK
-    sink, other = (_estimate(each) for each in columns)
+    sink, other = _estimate(of_sinks), _estimate(of_others)
     verdict = sink.above(ALIGNED)
-    if verdict is Verdict.HOLDS and (other.high is None or sink.low <= other.high):
+    if verdict is Verdict.HOLDS and (sink.low is None or other.high is None or sink.low <= other.high):
         verdict = Verdict.FAILS if sink.value <= other.value else Verdict.OPEN
     return verdict, f"cosine {sink.text()}, other tokens {other.text()}"
 

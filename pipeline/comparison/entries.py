@@ -11,7 +11,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.verified import read_sealed
+from pipeline.config import Modality
+from pipeline.tracking import marks
 from pipeline.tracking.naming import PAPER_NAMES, task_name
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import State, Trial
@@ -44,7 +45,7 @@ Edits = dict[str, Count]
 class Task:
     """A modality at its rates, on one corpus: a row of the tables."""
 
-    modality: str
+    modality: Modality
     rates: tuple[int, ...]
     """Encoder frames that become one token, in the order of the sequence: audio, video."""
     dataset: str = ""
@@ -204,10 +205,8 @@ def _length(configuration: dict[str, Any]) -> str:
 
 
 def _gap(trial: Trial, length: str) -> Gap:
-    for state in ("failed", "stopped"):
-        mark = trial.folder / f"{state}.json"
-        if mark.exists():
-            return Gap(state, _reason(mark))
+    if mark := marks.gap(trial.folder):
+        return Gap(*mark)
     match trial.state():
         case State.NEW:
             return Gap("not run", "")
@@ -216,17 +215,6 @@ def _gap(trial: Trial, length: str) -> Gap:
         case _:
             records, _ = trial.spool.read()
             return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {length}")
-
-
-def _reason(mark: Path) -> str:
-    """The first line of `reason`, or the rule that stopped the trial and where."""
-    try:
-        said, _ = read_sealed(mark, "")
-        if "rule" in said:
-            return f"by {said['rule']['kind']} after step {said['step']}"
-        return str(said.get("reason", "")).strip().partition("\n")[0]
-    except (PipelineError, KeyError, TypeError):
-        return f"{mark.name} is damaged"
 
 
 def _read_edits(trial: Trial) -> dict[str, Edits]:

@@ -36,13 +36,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
         for name, figure in gallery(panels).items():
             found[f"{name}_{task.file_name}"] = _titled(figure, task)
-    for name, figure in (
+    for name, drawn in (
         ("wer_against_rate", wer_against_rate(comparison)),
         ("against_weight", against_weight(comparison)),
         ("overview", overview(comparison)),
     ):
-        if figure:
-            found[name] = figure
+        if drawn:
+            found[name] = drawn
     return found
 
 

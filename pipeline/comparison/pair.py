@@ -82,9 +82,9 @@ def compare_pair(one: Trial, other: Trial) -> Pair:
     if all(recorded):
         last, last_other = (each[-1] for each in recorded)
         versions = changed_surroundings(last, last_other) | changed_packages(last, last_other)
-        sources = [archived_sources(t.folder, s) for t, s in ((one, last), (other, last_other))]
-        if None not in sources:
-            files, cosmetic = changed_files(*sources)
+        source, source_other = archived_sources(one.folder, last), archived_sources(other.folder, last_other)
+        if source is not None and source_other is not None:
+            files, cosmetic = changed_files(source, source_other)
     parts = one.identity_parts(), other.identity_parts()
     if files == [] and parts[0]["code"] != parts[1]["code"]:
         notes.append("They were trained by different code; what is compared is the code that evaluated them.")
@@ -121,10 +121,10 @@ def _text(value: Any) -> str:
 
 
 def _figures(one: Trial, other: Trial, notes: list[str]) -> tuple[list[MetricChange], list[Disagreement]]:
-    results = one.result(), other.result()
-    if None in results:
+    result, result_other = one.result(), other.result()
+    if not result or not result_other:
         return [], []
-    was, now = (result["metrics"] for result in results)
+    was, now = result["metrics"], result_other["metrics"]
     first, second = _lines(one), _lines(other)
     p_values = {}
     for condition in first.keys() & second.keys():

@@ -151,10 +151,10 @@ def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
         if name.endswith(("/low", "/high")):
             continue
         values = [entry.metrics[name] for entry in entries if name in entry.metrics]
-        bounds = tuple(entries[0].metrics.get(f"{name}/{end}") for end in ("low", "high"))
+        low, high = (entries[0].metrics.get(f"{name}/{end}") for end in ("low", "high"))
         found[name] = Figure(
             value=statistics.fmean(values),
-            interval=bounds if len(entries) == 1 and None not in bounds else None,
+            interval=(low, high) if len(entries) == 1 and low is not None and high is not None else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
             by_seed=tuple(values),
         )

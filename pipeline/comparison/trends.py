@@ -1,6 +1,7 @@
 """Error rates and sinks as lines: against the rate, and against the decorrelation weight."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -111,7 +112,7 @@ def _side_by_side(number: int, count: int) -> float:
     return 0.3 * ((number + 0.5) / count - 0.5)
 
 
-def _draw_line(axes: Axes, cells: Sequence[Cell], quantity: Quantity, shift: float, **look: str) -> None:
+def _draw_line(axes: Axes, cells: Sequence[Cell], quantity: Quantity, shift: float, **look: Any) -> None:
     """A metric of one cell after another, with its interval or its deviation over seeds; gaps are passed over."""
     found = [
         (place, cell.figures[quantity.metric]) for place, cell in enumerate(cells) if quantity.metric in cell.figures

@@ -12,7 +12,7 @@ from pipeline.config.corpus import Corpus
 from pipeline.config.decorrelation import Decorrelation
 from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import AudioEncoder, Augmentation, EncoderLoRA, VideoEncoder
-from pipeline.config.model import LLM, LoRA, Modality, Model, Projector, Rates
+from pipeline.config.model import LLM, LoRA, Modality, Model, Projector, Rates, Stream
 from pipeline.config.params import Params, assign, known_below, load_params, validate
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Train

@@ -8,6 +8,7 @@ from pipeline.config.kinds import DownsamplingKind, Kind
 from pipeline.config.section import Fraction, Section
 
 Modality = Literal["audio", "video", "audiovisual"]
+Stream = Literal["audio", "video"]
 
 
 class Rates(Section):

@@ -17,7 +17,7 @@ from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.lrs import HELD_OUT, clip_id, is_pretrain, moved
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, root_of
 from pipeline.corpora.transcripts import lrs_text, plain_text, read_text
 from pipeline.corpora.tree import missing, unusable_name
 
@@ -43,7 +43,7 @@ class AutoAVSR:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self.root = Path(corpus.root)
+        self.root = Path(root_of(corpus))
 
     def lists(self) -> list[Path]:
         """See `Format.lists`: the label files that are used."""
@@ -73,7 +73,8 @@ class AutoAVSR:
     def listing(self) -> Listing:
         """See `Reader.listing`."""
         labels = self._labels()
-        clips, skipped = [], []
+        clips: list[Clip] = []
+        skipped: list[SkippedClip] = []
         for split, path in labels.items():
             clips += self._listed(split, path, skipped)
         _refuse_shared(clips, labels)
@@ -82,7 +83,7 @@ class AutoAVSR:
         there = []
         for clip in clips:
             # The transcript is looked for when it is read: most label files have the text.
-            fault = missing(clip.video if self.corpus.video else clip.audio)
+            fault = missing(clip.video if self.corpus.video and clip.video else clip.audio)
             if fault is None:
                 there.append(clip)
             else:
@@ -146,7 +147,10 @@ class AutoAVSR:
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`."""
-        text = clip.text or lrs_text(read_text(clip.transcript))
+        text = clip.text
+        if not text:
+            assert clip.transcript is not None
+            text = lrs_text(read_text(clip.transcript))
         if not plain_text(text):
             raise Unusable("empty transcript")
         return [Piece(text)]

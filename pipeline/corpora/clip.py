@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from pipeline.config import Corpus
 from pipeline.corpora.reader import Listing
@@ -45,10 +45,13 @@ class Piece:
 class Format(Protocol):
     """How a corpus lies on disk."""
 
-    keys: ClassVar[tuple[str, ...]]
-    """The keys of `corpus` that it follows, beside those that all do."""
-    cuts: ClassVar[tuple[str, ...]]
-    """Those of them that say where clips are cut into pieces."""
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of `corpus` that it follows, beside those that all do."""
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Those of them that say where clips are cut into pieces."""
 
     def __init__(self, corpus: Corpus) -> None: ...
 

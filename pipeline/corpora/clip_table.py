@@ -36,7 +36,7 @@ def read_table(path: Path, skipped: list[SkippedClip]) -> Iterator[Row]:
         PipelineError: it cannot be read, or its first line does not name the columns.
     """
     lines = list(list_lines(path))
-    separators = SEPARATORS
+    separators: tuple[str, ...] = SEPARATORS
     if lines and (named := _SEPARATOR.fullmatch(lines[0][1])):
         separators, lines = (named[1],), lines[1:]
     number, header = lines[0] if lines else (1, "")

@@ -19,7 +19,7 @@ from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.clip_table import Row, read_table
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.plan import SPLITS
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, shown
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, root_of, shown
 from pipeline.corpora.transcripts import plain_text, read_text
 from pipeline.corpora.tree import AUDIO, VIDEO, files_below, is_recording, missing, preference, unusable_name
 
@@ -39,7 +39,7 @@ class Folder:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self.root = Path(corpus.root)
+        self.root = Path(root_of(corpus))
 
     def lists(self) -> list[Path]:
         """See `Format.lists`: the CSV, if it is one."""
@@ -122,7 +122,7 @@ class Folder:
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`."""
-        text = clip.text or plain_text(read_text(clip.transcript))
+        text = _text(clip)
         if not text:
             raise Unusable("empty transcript")
         return [Piece(text)]
@@ -205,9 +205,16 @@ def _speaker(clip: Clip) -> str:
     return clip.speaker
 
 
+def _text(clip: Clip) -> str:
+    if clip.text:
+        return clip.text
+    assert clip.transcript is not None
+    return plain_text(read_text(clip.transcript))
+
+
 def _said(clip: Clip) -> str:
     try:
-        return clip.text or plain_text(read_text(clip.transcript))
+        return _text(clip)
     except Unusable:
         # It will be skipped when it is prepared, whichever split it is in.
         return clip.id

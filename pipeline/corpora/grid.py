@@ -19,7 +19,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus, Section
 from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out, rank
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, shown
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, root_of, shown
 from pipeline.corpora.sentences import GRID, LETTER
 from pipeline.corpora.transcripts import read_transcript
 from pipeline.corpora.tree import VIDEO, files_below
@@ -73,8 +73,9 @@ class Grid:
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
-        root = Path(self.corpus.root)
-        clips, skipped = [], []
+        root = Path(root_of(self.corpus))
+        clips: list[Clip] = []
+        skipped: list[SkippedClip] = []
         videos, alignments = _files(root, skipped)
         if not videos:
             found = f"has no .mpg below a folder s1 to s34{reasons(skipped)}"
@@ -83,17 +84,19 @@ class Grid:
             path = video.relative_to(root).as_posix()
             disjoint = self.corpus.grid.split == "disjoint"
             split = "test" if disjoint and speaker in self.corpus.grid.test_speakers else "train"
-            if spelt(name) is None:
+            text = spelt(name)
+            if text is None:
                 skipped.append(SkippedClip(path, split, "the name spells no sentence"))
             elif (speaker, name) not in alignments:
                 skipped.append(SkippedClip(path, split, "a file is missing", f"{name}.align"))
             else:
                 transcript = alignments[speaker, name]
-                clips.append(Clip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, spelt(name)))
+                clips.append(Clip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, text))
         return Listing(_in_splits(self.corpus, clips), skipped)
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`: the sentence of the name, if the alignment agrees."""
+        assert clip.transcript is not None
         rows = [line.split() for line in read_transcript(clip.transcript)]
         spoken = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
         if spoken != clip.text:
@@ -107,7 +110,9 @@ def _files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:
     others: list[tuple[str, str, str]] = []
     for parts, names in files_below(root, skipped):
         speaker = next((part for part in reversed((root.name, *parts)) if SPEAKER.match(part)), None)
-        for name in names if speaker is not None else ():
+        if speaker is None:
+            continue
+        for name in names:
             stem, ending = os.path.splitext(name.lower())
             path = "/".join([*parts, name])
             if ending not in found:
@@ -132,7 +137,7 @@ def _in_splits(corpus: Corpus, clips: list[Clip]) -> list[Clip]:
         keys = {clip.id: clip.speaker for clip in clips if clip.id not in test}
     else:
         test = _some_of_each(corpus, clips)
-        keys = {clip.id: clip.text for clip in clips if clip.id not in test}
+        keys = {clip.id: str(clip.text) for clip in clips if clip.id not in test}
     held_out = hold_out(corpus, "validation", list(keys.values()))
     splits = {name: "validation" if key in held_out else "train" for name, key in keys.items()}
     splits |= dict.fromkeys(test, "test")

@@ -142,15 +142,15 @@ def _files_of(made: PreparedClip) -> dict[str, FileInfo]:
 
 def _changed(sources: tuple[Path, ...], made: PreparedClip | None, began: int) -> bool:
     """Whether a source is newer than what was made of it. A skipped one may also have come into its place since."""
-    tried = made is not None and made.skipped is not None
-    if tried and made.skipped.reason == REFUSED:
+    skipped = made.skipped if made is not None else None
+    if skipped is not None and skipped.reason == REFUSED:
         return True
     for source in sources:
         try:
             status = source.stat()
         except OSError:
             continue
-        if (max(status.st_mtime_ns, status.st_ctime_ns) if tried else status.st_mtime_ns) >= began:
+        if (max(status.st_mtime_ns, status.st_ctime_ns) if skipped else status.st_mtime_ns) >= began:
             return True
     return False
 

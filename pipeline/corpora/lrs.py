@@ -21,7 +21,7 @@ from pipeline.corpora.clip import Clip, Piece
 from pipeline.corpora.held_out import hold_out
 from pipeline.corpora.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, shown
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, root_of, shown
 from pipeline.corpora.transcripts import Word, read_lrs
 from pipeline.corpora.tree import files_below, missing, unusable_name
 
@@ -48,6 +48,7 @@ class _LRS:
 
     def pieces(self, clip: Clip) -> list[Piece]:
         """See `Format.pieces`: the clip, or the pieces of a long one of `pretrain`."""
+        assert clip.transcript is not None
         text, words = read_lrs(clip.transcript)
         if not is_pretrain(clip):
             return [Piece(text)]
@@ -66,7 +67,7 @@ class LRS3(_LRS):
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
-        root = Path(self.corpus.root)
+        root = Path(root_of(self.corpus))
         parts = ["trainval", "test", *([PRETRAIN] if self.corpus.lrs.pretrain else [])]
         if missing := [part for part in parts if not (root / part).is_dir()]:
             raise PipelineError(
@@ -95,20 +96,21 @@ class LRS2(_LRS):
 
     def lists(self) -> list[Path]:
         """See `Format.lists`."""
-        root = _of_lrs2(self.corpus.root)
+        root = _of_lrs2(root_of(self.corpus))
         names = ["train", "val", "test", *([PRETRAIN] if self.corpus.lrs.pretrain else [])]
         found = [next((p for p in (root / f"{n}.txt", root.parent / f"{n}.txt") if p.is_file()), None) for n in names]
-        if None in found:
+        lists = [path for path in found if path is not None]
+        if len(lists) < len(names):
             raise PipelineError(
                 root.parent,
                 f"has no {names[found.index(None)]}.txt",
                 "put the lists of LRS2 beside mvlrs_v1 or in it",
             )
-        return found
+        return lists
 
     def listing(self) -> Listing:
         """See `Reader.listing`."""
-        root = _of_lrs2(self.corpus.root)
+        root = _of_lrs2(root_of(self.corpus))
         skipped: list[SkippedClip] = []
         found = {}
         for path in self.lists():
@@ -118,7 +120,7 @@ class LRS2(_LRS):
             found[part] = list(_listed(root, path, folder, split, skipped))
         clips = []
         for clip in (clip for listed in found.values() for clip in listed):
-            fault = missing(clip.video) or missing(clip.transcript)
+            fault = next(filter(None, (missing(path) for path in (clip.video, clip.transcript) if path)), None)
             if fault is None:
                 clips.append(clip)
             else:
@@ -221,7 +223,8 @@ def cut_at_words(text: str, words: Sequence[Word], longest: float) -> list[Piece
     middles = [0.0, *((before.end + word.begin) / 2 for before, word in pairwise(words)), 1e9]
     begins = [max(middle, word.begin - PAUSE) for middle, word in zip(middles, words, strict=False)]
     ends = [min(middle, word.end + PAUSE) for middle, word in zip(middles[1:], words, strict=True)]
-    pieces, first = [], 0
+    pieces: list[Piece] = []
+    first = 0
     for number in range(1, len(words) + 1):
         if number < len(words) and ends[number] - begins[first] <= longest:
             continue

@@ -167,7 +167,7 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
         for frame in frames:
             out.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         out.mux(video.encode(None))
-        if voice is not None:
+        if voice is not None and sound is not None:
             spoken = av.AudioFrame.from_ndarray(pcm16(sound)[None], format="s16", layout="mono")
             spoken.sample_rate = SAMPLE_RATE
             out.mux(voice.encode(spoken))

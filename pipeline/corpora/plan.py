@@ -97,7 +97,7 @@ def _ratios(corpus: Corpus, count: int) -> list[float | None]:
     return ratios
 
 
-def generator(*names: str | int) -> np.random.Generator:
+def generator(*names: str | float) -> np.random.Generator:
     """The random numbers that belong to these names, and to no other."""
     return np.random.default_rng(list(hashlib.sha256(canonical(names).encode()).digest()))
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.corpora.container import require_whole
 from pipeline.corpora.manifest import FRAME_RATE
 
 REMEDY = "check the file, or remove it from the corpus"
+AnyStream = TypeVar("AnyStream", bound=av.stream.Stream)
 STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 """Pictures that are no video: the cover of a song, thumbnails for a search bar."""
 MPEG = "mpeg"
@@ -67,7 +69,7 @@ def _opened_video(path: Path, remedy: str) -> Iterator[av.video.stream.VideoStre
         raise PipelineError(path, f"no readable video ({error.strerror})", remedy) from None
 
 
-def default_first(streams: Iterable[av.stream.Stream]) -> list[av.stream.Stream]:
+def default_first(streams: Iterable[AnyStream]) -> list[AnyStream]:
     """The streams that can be decoded; a player takes the first, which the file marks as its default or begins with."""
     found = [stream for stream in streams if stream.codec_context is not None]
     return sorted(found, key=lambda stream: not stream.disposition & Disposition.default)
@@ -114,8 +116,10 @@ def shown_frames(path: Path, remedy: str = REMEDY) -> Iterator[av.VideoFrame]:
 
 def _decoded(path: Path, stream: av.video.stream.VideoStream, remedy: str) -> Iterator[av.VideoFrame]:
     stream.codec_context.thread_count = 1
+    # It was opened for reading.
+    container: Any = stream.container
     count = 0
-    for frame in stream.container.decode(stream):
+    for frame in container.decode(stream):
         count += 1
         yield frame
     if count < stream.frames and stream.container.format.name == MOV:
@@ -135,7 +139,7 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, reme
     given = 0
     for number, frame in enumerate(frames):
         # A file without times has its frames evenly.
-        time = number / rate if frame.pts is None else frame.pts * frame.time_base
+        time = number / rate if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
         if shown is None:
             start = time
         if time - start > number + STANDSTILL:
@@ -146,6 +150,8 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, reme
             given += 1
             yield shown
         shown = frame
+    if shown is None:
+        return
     # The last frame is shown for its own length; a video of one short frame still has one.
     end = time - start + min(1 / rate, Fraction(STANDSTILL))
     for _ in range(max(given == 0, round(end * FRAME_RATE) - given)):
@@ -163,15 +169,16 @@ def _upright(frames: Iterator[av.VideoFrame], aspect: Fraction | None) -> Iterat
     """Frames as they are displayed. One that is displayed as it is stored is passed on as it is."""
     reformatter = VideoReformatter()
     size: tuple[int, int] | None = None
-    stored = upright = None
+    stored: av.VideoFrame | None = None
     for frame in frames:
         if frame is not stored:
             stored = frame
             size = size or _square(frame.width, frame.height, aspect)
-            matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+            sides: Any = frame.side_data
+            matrix = sides.get(Type.DISPLAYMATRIX)
             across, mirrored, upset = _turn(bytes(matrix)) if matrix is not None else (False, False, False)
             if across or mirrored or upset or size != (frame.width, frame.height):
-                picture = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
+                picture: Any = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
                 picture = picture.swapaxes(0, 1) if across else picture
                 picture = picture[:: -1 if upset else 1, :: -1 if mirrored else 1]
                 upright = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")

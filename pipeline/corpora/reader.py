@@ -77,6 +77,12 @@ def reasons(skipped: Iterable[SkippedClip]) -> str:
     return f" ({len(entries):,} skipped: {', '.join(f'{reason} {count:,}' for reason, count in counts)}; first {first})"
 
 
+def root_of(corpus: Corpus) -> str:
+    """`corpus.root` of a recorded corpus, which has one, or its parameters would not have been read."""
+    assert corpus.root is not None
+    return corpus.root
+
+
 @dataclass(frozen=True)
 class PreparedClip:
     """A finished clip: its lines in the manifest, or the reason why there are none."""

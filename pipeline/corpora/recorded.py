@@ -11,7 +11,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.clip import Clip, Format
 from pipeline.corpora.plan import SPLITS, babble_file
 from pipeline.corpora.prepared import ROOT
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, reasons
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, reasons, root_of
 from pipeline.corpora.tree import missing
 
 
@@ -77,7 +77,7 @@ class Recorded:
         for split in SPLITS:
             if not any(clip.split == split for clip in clips):
                 why = f"there is no whole clip of {split} in it{reasons(skipped)}"
-                raise PipelineError(self.corpus.root, why, "check corpus.root")
+                raise PipelineError(root_of(self.corpus), why, "check corpus.root")
         return Listing(clips, skipped, found.extra)
 
     def sources(self, clip: Clip) -> tuple[Path, ...]:
@@ -109,7 +109,7 @@ class Recorded:
         from pipeline.corpora.noise_folder import make_noise
 
         target = folder / babble_file(split)
-        if recipe is None:
+        if self.corpus.noise.folder is not None:
             seconds = max(SECONDS, self.corpus.longest_seconds)
             make_noise(self.corpus.noise.folder, split, self.corpus.seed, seconds, folder)
         elif not target.exists():

@@ -85,14 +85,15 @@ class Recording:
         Raises:
             Unusable: the video cannot be read, or there is no face in it.
         """
+        assert self.video is not None
         whole = list(targets.values()) == [(0, None)]
         if whole:
             (target,) = targets
-            return {target: self._write_whole_mouth(target)}
+            return {target: self._write_whole_mouth(self.video, target)}
         first = next(iter(targets))
         beside = first.with_name(f".{os.getpid()}.whole.{first.name}")
         try:
-            self._write_whole_mouth(beside)
+            self._write_whole_mouth(self.video, beside)
             frames = media.read_video_gray(beside)
         finally:
             beside.unlink(missing_ok=True)
@@ -105,20 +106,20 @@ class Recording:
             facts[target] = FileInfo(file_sha256(target), len(piece))
         return facts
 
-    def _write_whole_mouth(self, target: Path) -> FileInfo:
+    def _write_whole_mouth(self, video: Path, target: Path) -> FileInfo:
         # It brings the face detector along.
         from pipeline.corpora.mouth_region import NoFace, crop_mouth, is_cropped
 
-        with skip_on_error(self.video, "unreadable video"):
-            if is_cropped(self.video):
-                frames = media.read_video_gray(self.video)
-                if self.video.suffix.lower() == ".mp4":
-                    link(self.video, target)
+        with skip_on_error(video, "unreadable video"):
+            if is_cropped(video):
+                frames = media.read_video_gray(video)
+                if video.suffix.lower() == ".mp4":
+                    link(video, target)
                 else:
                     media.write_video(target, _rgb(frames), self.sound)
                 return FileInfo(file_sha256(target), len(frames))
             try:
-                crop_mouth(self.video, target, self.detector)
+                crop_mouth(video, target, self.detector)
             except NoFace as error:
                 raise Unusable("no face", error.reason) from None
         return FileInfo(file_sha256(target), len(media.read_video_gray(target)))

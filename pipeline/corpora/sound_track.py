@@ -38,7 +38,9 @@ def read_track(path: Path, remedy: str, is_seen: bool = False) -> tuple[np.ndarr
     with opened(path, remedy) as container:
         tracks = [stream.index for stream in default_first(container.streams.audio)]
         picture = picture_of(container)
-        begins = None if picture is None or picture.start_time is None else picture.start_time * picture.time_base
+        begins = None
+        if picture is not None and picture.start_time is not None and picture.time_base is not None:
+            begins = picture.start_time * picture.time_base
     first: tuple[np.ndarray, int] | None = None
     for track in tracks:
         samples, rate, start = _decoded(path, track, remedy)
@@ -92,7 +94,7 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
     blocks: list[np.ndarray] = []
     first, count, rate = 0.0, 0, 0
     with opened(path, remedy) as container:
-        stream = container.streams[track]
+        stream = next(audio for audio in container.streams.audio if audio.index == track)
         stream.codec_context.thread_count = 1
         is_float = stream.codec_context.name.startswith("pcm_f")
         is_timed = container.format.name != MPEG

@@ -57,7 +57,7 @@ class Spoken:
     def settings(self) -> dict[str, Any]:
         """See `Reader.settings`."""
         file, noise = self.corpus.synthetic.sentences, self.corpus.noise
-        causes = {
+        causes: dict[str, Any] = {
             "corpus": self.corpus.model_dump(mode="json", include={"kind", "seed", "synthetic", "noise"}),
             "sentences": file_sha256(file) if file else None,
             "code": code_digest("pipeline.corpora.synthetic"),

@@ -10,7 +10,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
 
@@ -104,7 +104,7 @@ class _Foreign:
 class _Reader(pickle.Unpickler):
     """The program of a checkpoint, with the tensors that lie beside it in the archive."""
 
-    def __init__(self, program: BinaryIO, archive: zipfile.ZipFile, folder: str) -> None:
+    def __init__(self, program: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(program, encoding="utf-8")
         self.archive, self.folder = archive, folder
         self.storages: dict[str, Tensor] = {}

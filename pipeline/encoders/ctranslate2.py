@@ -9,7 +9,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 
 VERSION = 6
-TYPES = {0: np.dtype("<f4"), 1: np.dtype("i1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<f2")}
+TYPES: dict[int, np.dtype] = dict(enumerate(map(np.dtype, ("<f4", "i1", "<i2", "<i4", "<f2"))))
 SAMPLE_RATE, HOP, WINDOW, SECONDS = 16_000, 160, 400, 30
 
 

@@ -1,14 +1,11 @@
 """What an encoder is. A new one is a file beside this and a line in `pipeline.config.kinds`."""
 
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from pipeline.common.kinds import resolve
-from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
-
-Stream = Literal["audio", "video"]
 
 
 class Encoder(Protocol):
@@ -22,11 +19,12 @@ class Encoder(Protocol):
     """What it can do beside: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that not
     every encoder sees, `crop` and `flip`."""
 
-    def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
-        """Load what it takes, to a device. This may be slow; importing the module and `identity` may not."""
+    def __init__(self, settings: Any, device: str = "auto") -> None:
+        """Load what its settings (`AudioEncoder` or `VideoEncoder`) ask for, to a device. This may be slow; importing
+        the module and `identity` may not."""
 
     @staticmethod
-    def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:
+    def identity(settings: Any) -> dict[str, Any]:
         """What the result depends on beside input and code: settings, without any `auto`, and digests of weights."""
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:

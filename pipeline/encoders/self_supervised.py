@@ -47,7 +47,8 @@ class SelfSupervised:
 
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
-        self.model = _load(Path(settings.weights)).to(self.device)
+        model: Any = _load(Path(settings.weights))
+        self.model: PreTrainedModel = model.to(self.device)
         self.normalise = Wav2Vec2FeatureExtractor.from_pretrained(settings.weights)
         config = self.model.config
         self.dimension = config.hidden_size

@@ -18,9 +18,9 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.verified import read_sealed, require
-from pipeline.config import Params
+from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
-from pipeline.encoders.protocol import Stream, encoder_kind
+from pipeline.encoders.protocol import encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
 TYPE = np.dtype("<f2")
@@ -40,7 +40,7 @@ class Group:
     utterances: tuple[Utterance, ...]
     out: Path
 
-    @property
+    @cached_property
     def media(self) -> dict[str, Utterance]:
         """One utterance for each file, by the file's SHA-256, in the order of the manifest."""
         found: dict[str, Utterance] = {}
@@ -48,7 +48,7 @@ class Group:
             found.setdefault(_media_sha256(self.stream, utterance), utterance)
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that the features depend on."""
         code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
@@ -136,15 +136,6 @@ class Features(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def open_features(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> Features:
-    """Open the features of utterances, which must be whole groups (see `feature_groups`). Nothing is read or encoded.
-
-    Raises:
-        PipelineError: features are missing or not of the size that their index gives, or an index is damaged.
-    """
-    return Features(feature_groups(params, stream, utterances))
 
 
 def read_index(group: Group) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Whisper:
 
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
-        self.encoder = _load(Path(settings.weights)).to(self.device)
+        encoder: Any = _load(Path(settings.weights))
+        self.encoder: WhisperEncoder = encoder.to(self.device)
         self.dimension = self.encoder.config.d_model
         self.log_mel = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
         self.is_fitted = settings.window == "fitted"

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.inspection.effects import Effect
@@ -37,9 +38,8 @@ def draw_sinks(summary: SinkSummary, folder: str | Path, title: str = "") -> lis
 def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folder: Path) -> list[Path]:
     """The change that each intervention makes, and its control, with 95% intervals."""
     tests = [(effect, control) for effect, control in rows if control]
-    figure = Figure(figsize=(7.4, ROW * len(tests) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.4, ROW * len(tests) + 1.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     axes = figure.subplots()
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     looks = ((0, "intervention", ORANGE, "o", -0.14), (1, "the same on as many tokens at random", GREY, "s", 0.14))
     for who, name, colour, marker, offset in looks:
         shown = [(row, pair[who]) for row, pair in enumerate(tests) if pair[who].touched]

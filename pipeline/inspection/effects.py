@@ -186,16 +186,22 @@ def effects(
         tops, bottoms = _counts(subject, found[arm.name], ids)
         ratios = [one.ratio for one in mine if one.ratio is not None]
         gap = tops - plain[0]
-        bounds = [interval(one, bottoms, RESAMPLINGS, seed) for one in (tops, gap)]
-        score = np.exp if subject.score == "perplexity" else lambda rate: 100 * rate
+
+        def score(rate: float) -> float:
+            return math.exp(rate) if subject.score == "perplexity" else 100 * rate
+
+        def bounds(values: np.ndarray) -> tuple[float, float] | None:
+            found = interval(values, bottoms, RESAMPLINGS, seed)
+            return found and (score(found[0]), score(found[1]))
+
         return Effect(
             name=arm.name,
             label=arm.label,
             touched=float(np.mean([one.touched for one in mine])),
-            score=float(score(tops.sum() / bottoms.sum())),
-            score_interval=bounds[0] and tuple(float(score(bound)) for bound in bounds[0]),
-            change=float(score(gap.sum() / bottoms.sum())),
-            change_interval=bounds[1] and tuple(float(score(bound)) for bound in bounds[1]),
+            score=score(tops.sum() / bottoms.sum()),
+            score_interval=bounds(tops),
+            change=score(gap.sum() / bottoms.sum()),
+            change_interval=bounds(gap),
             p=sign_flip_p(tops, plain[0], seed),
             sinks=float(np.mean([one.sinks for one in mine])),
             ratio=float(np.mean(ratios)) if ratios else None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,8 +32,8 @@ class Speech:
             encoder inside its model is another than it was trained with, or an input is missing or damaged.
     """
 
-    item = "utterance"
-    score = "WER %"
+    item: Literal["utterance"] = "utterance"
+    score: Literal["WER %"] = "WER %"
 
     def __init__(self, trial: Trial, overrides: list[str], utterances: int | None) -> None:
         self.params = trained_params(trial, overrides)

@@ -29,9 +29,18 @@ class Subject(Protocol):
     """Fit for a folder."""
     title: str
     """What it is, in a few words."""
-    item: Literal["utterance", "sequence"]
-    score: Literal["WER %", "perplexity"]
-    decoder: nn.Module
+
+    @property
+    def item(self) -> Literal["utterance", "sequence"]:
+        """What its items are."""
+
+    @property
+    def score(self) -> Literal["WER %", "perplexity"]:
+        """What they are scored by."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model."""
 
     @property
     def identity(self) -> dict[str, Any]:

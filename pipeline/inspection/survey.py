@@ -59,7 +59,8 @@ def survey(subject: Subject, settings: Sinks, bootstrap: int) -> Survey:
         bootstrap: resamplings of the items for the 95% intervals.
     """
     statistics: SinkStatistics | None = None
-    means, named, lengths = Means(), {}, Counter()
+    means, named = Means(), dict[str, NamedSink]()
+    lengths: Counter[int] = Counter()
     with progress(len(subject), "sinks", subject.item) as bar:
         for portion in subject.whole():
             captured = observe(subject, portion)
@@ -76,6 +77,7 @@ def survey(subject: Subject, settings: Sinks, bootstrap: int) -> Survey:
                 _name(named, captured, tokens, labels)
             lengths.update(captured.mask.sum(1).tolist())
             bar.update(len(portion.ids))
+    assert statistics is not None, "a subject has at least one item"
     return Survey(statistics.summary(bootstrap), means, named, (min(lengths), max(lengths)))
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -37,8 +38,8 @@ class Text:
             are too long for the model.
     """
 
-    item = "sequence"
-    score = "perplexity"
+    item: Literal["sequence"] = "sequence"
+    score: Literal["perplexity"] = "perplexity"
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
         text = _read(file)
@@ -50,11 +51,9 @@ class Text:
             torch.set_num_threads(params.train.threads)
         self._size = params.sinks.batch_size
         settings = LLM(weights=str(folder))
-        self.decoder, self._tokenizer = (
-            load_decoder(settings, getattr(torch, self._precision)),
-            load_tokenizer(settings),
-        )
-        self.decoder.to(device)
+        decoder: Any = load_decoder(settings, getattr(torch, self._precision))
+        self.decoder: PreTrainedModel = decoder.to(device)
+        self._tokenizer = load_tokenizer(settings)
         longest = most_positions(self.decoder.config)
         if longest and tokens > longest:
             raise PipelineError("--tokens", f"{tokens} are more than {folder} takes", f"ask for at most {longest}")

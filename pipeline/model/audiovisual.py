@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from pipeline.common.modality import prompt, streams
 from pipeline.common.verified import seal_folder
 from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import bos_token, eos_token, require_vocabulary
+from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
@@ -76,7 +77,7 @@ class AudioVisualLLM(nn.Module):
         self.eos = eos_token(tokenizer)
         require_vocabulary(tokenizer, decoder)
         self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
-        embedding = decoder.get_input_embeddings().weight
+        embedding = embedding_of(decoder)
         width = embedding.shape[1]
         self.downsampling = nn.ModuleDict(
             {s: downsampling(settings.downsampling, dimensions[s], getattr(settings.rates, s)) for s in self.streams}
@@ -108,7 +109,8 @@ class AudioVisualLLM(nn.Module):
     @property
     def decoder(self) -> PreTrainedModel:
         """The Hugging Face decoder, LoRA in its layers."""
-        return self.llm.get_base_model()
+        base: Any = self.llm.get_base_model()
+        return base
 
     def autocast(self) -> torch.autocast:
         """The context in which matrix products take the model's precision."""
@@ -121,7 +123,7 @@ class AudioVisualLLM(nn.Module):
         Raises:
             PipelineError: the LLM cannot do so.
         """
-        decoder = self.decoder
+        decoder: Any = self.decoder
         # Its name until transformers 5.17.
         enable = getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)
         try:
@@ -150,7 +152,8 @@ class AudioVisualLLM(nn.Module):
         for stream in self.streams:
             # Training changes encoders and draws each video anew.
             is_shared = stream == "video" and not torch.is_grad_enabled()
-            encode = self.encoders[stream].once if is_shared else self.encoders[stream]
+            encoder: Any = self.encoders[stream]
+            encode = encoder.once if is_shared else encoder
             features, lengths = padded(encode(media.streams[stream]))
             found |= {stream: features, f"{stream}_lengths": lengths}
         return moved(found, self.device)
@@ -247,7 +250,7 @@ class AudioVisualLLM(nn.Module):
             if not name.startswith(("llm.", "encoders."))
         }
         with written_whole(folder) as beside:
-            self.llm.save_pretrained(beside)
+            self.llm.save_pretrained(str(beside))
             save_file(own, beside / PROJECTOR_FILE)
             for stream, one in self.encoders.items():
                 if isinstance(one, AdaptedEncoding):

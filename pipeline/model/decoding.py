@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
         pad_token_id=model.eos,
     )
     with model.autocast(), _nothing_inherited(model.decoder), prompt_read_once(model.decoder, beams):
-        tokens = model.decoder.generate(
+        decoder: Any = model.decoder
+        tokens = decoder.generate(
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -92,7 +93,7 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
         copies = torch.arange(len(hidden), device=hidden.device).repeat_interleave(beams)
         for cache in {id(value): value for value in (*kwargs.values(), *output.values())}.values():
             if isinstance(cache, Cache):
-                cache.reorder_cache(copies)
+                cache.reorder_cache(cast(torch.LongTensor, copies))
         output.last_hidden_state = hidden[copies]
         return output
 

@@ -59,7 +59,7 @@ class Encoding(nn.Module):
         return [self._alone(content) for content in media]
 
     def _alone(self, content: np.ndarray) -> Tensor:
-        key = hashlib.sha256(np.ascontiguousarray(content)).digest()
+        key = hashlib.sha256(np.ascontiguousarray(content).data).digest()
         if key not in self._known:
             with torch.no_grad():
                 (self._known[key],) = self([content])
@@ -109,7 +109,7 @@ class AdaptedEncoding(Encoding):
 
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter."""
-        self.network.save_pretrained(folder)
+        self.network.save_pretrained(str(folder))
 
 
 def encoding(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoding | AdaptedEncoding:

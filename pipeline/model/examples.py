@@ -1,6 +1,6 @@
 """Utterances as training examples, and their batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,24 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
 def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Lengths]:
     """Tensors (length, …) as one (batch, longest, …), zeros at the end, and their lengths."""
     return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), tuple(map(len, tensors))
+
+
+class Responses(Sequence[Sequence[int]]):
+    """Token ids of transcripts, worked out when they are asked for: those of a large corpus take half a minute.
+
+    Args:
+        texts: the transcripts.
+        respond: gives the token ids of one.
+    """
+
+    def __init__(self, texts: Sequence[str], respond: Callable[[str], list[int]]) -> None:
+        self._texts, self._respond = texts, respond
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, number: int) -> list[int]:
+        return self._respond(self._texts[number])
 
 
 class Examples(Dataset):

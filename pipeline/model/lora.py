@@ -1,6 +1,7 @@
 """Low-rank adapters, on the LLM and inside an encoder. The only peft importer."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -19,9 +20,11 @@ def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
     Raises:
         PipelineError: no layer of the decoder has one of the target names.
     """
+    alpha: Any = settings.alpha
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        # Any number will do, whatever its type says.
+        lora_alpha=alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
         bias="none",
@@ -42,7 +45,8 @@ def add_encoder_lora(network: nn.Module, settings: EncoderLoRA) -> PeftModel:
     """Put trainable float32 adapters on the query and value projections of an encoder's network, in place; the rest of
     it is frozen."""
     targets = list(ENCODER_TARGETS)
-    return get_peft_model(network, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets))
+    alpha: Any = settings.alpha
+    return get_peft_model(network, LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets))
 
 
 def load_lora(adapted: nn.Module, folder: str | Path) -> PeftModel:

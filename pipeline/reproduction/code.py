@@ -20,8 +20,8 @@ def same_code(one: dict[str, Any], other: dict[str, Any], trial: Path) -> bool:
     """Whether two sessions ran the same sources; `dvc.lock`, which a stage's end rewrites, does not count."""
     if one["source"]["sha256"] == other["source"]["sha256"]:
         return True
-    sources = [archived_sources(trial, session) for session in (one, other)]
-    if None in sources:
+    sources = [found for session in (one, other) if (found := archived_sources(trial, session)) is not None]
+    if len(sources) < 2:
         return False
     first, second = ({name: text for name, text in files.items() if name != LOCK} for files in sources)
     return first == second

@@ -13,7 +13,7 @@ from pipeline.reproduction.data import Fault, place_data
 from pipeline.reproduction.results import Verdict, judge
 from pipeline.reproduction.stages import run_stage, settings_of, told_by
 from pipeline.tracking.differences import changed_packages, is_numeric, reasons_against_equality
-from pipeline.tracking.inputs import input_files
+from pipeline.tracking.inputs import files_of
 from pipeline.tracking.provenance import environment, sessions, shown_path
 from pipeline.tracking.trial import Trial
 
@@ -37,9 +37,10 @@ class Reproduction:
 
     def __init__(self, trial: Trial, project: Path, workspace: Path, say: Callable[[str, str], None]) -> None:
         self.trial, self.project, self.workspace, self._say = trial, project, workspace, say
-        self.result = trial.result()
-        if self.result is None:
+        result = trial.result()
+        if result is None:
             raise PipelineError(trial.folder, "is not done: there is nothing to compare with", "finish it first")
+        self.result = result
         self.sessions = {stage: _last(trial, stage) for stage in STAGES}
         one, other = (self.sessions[stage] for stage in STAGES)
         alike = same_code(one, other, trial.folder)
@@ -83,7 +84,7 @@ class Reproduction:
             return {path: sha256 for inputs in recorded for path, sha256 in inputs.items()}
         self._say("data", "hashes were not recorded when it ran: what the data say of themselves is taken")
         params = load_params(self.trial.config)
-        files = {path: sha256 for stage in STAGES for path, sha256 in input_files(params, stage).items()}
+        files = {path: sha256 for stage in STAGES for path, sha256 in files_of(params, stage).items()}
         return {shown_path(path, self.project): sha256 for path, sha256 in files.items()}
 
     def _changed_results(self) -> list[str]:

@@ -17,17 +17,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import backbone_of, run_backbone
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.inside import evaluating
 from pipeline.sinks.recording import Recording
 
 
-def capture(decoder: nn.Module, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
+def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
     """Run a decoder once, without gradient, and record.
 
     It runs under the caller's autocast, with eager attention (the others return no maps) and without dropout. A block's
-    map (B, H, T, T) is reduced as soon as it is made. What the batch's blocks carry, (4 L + 1) x B x T x D values, the
-    maps' means, L x B x T x T, and up to `recording.INNER_BYTES` from inside the MLPs are held until the caller drops
-    them.
+    map (B, H, T, T) is reduced as soon as it is made. What the batch's blocks carry, (4 L + 1) x B x T x D values and
+    the maps' means, L x B x T x T, are held until the caller drops them.
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
@@ -72,6 +70,18 @@ def eager_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout. Each module's own mode comes back, since a frozen part may be in another than the rest."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def decoder_blocks(model: Any) -> nn.ModuleList:
     """The decoder's blocks: the outermost list of as many modules as its configuration counts.
 
@@ -98,8 +108,6 @@ def recorded(model: Any, mask: Tensor, roles: Tensor) -> Iterator[Recording]:
         for number, block in enumerate(decoder_blocks(model)):
             handles = [block.register_forward_hook(recording.hook_of_block(number), with_kwargs=True)]
             handles += [part.register_forward_hook(recording.on_part, with_kwargs=True) for part in block.children()]
-            for part in block.children():
-                handles += [inner.register_forward_hook(recording.on_inner) for inner in part.children()]
             for module in block.modules():
                 # What makes a map has projections; a leaf has none.
                 if module is not block and next(module.children(), None) is not None:

@@ -1,10 +1,20 @@
 """What one teacher-forced pass of a decoder showed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from pipeline.sinks.inside import MLPCall
+
+@dataclass(frozen=True)
+class MLPCall:
+    """One MLP and what it was given, so that it can be looked into afterwards."""
+
+    module: nn.Module
+    entered: Tensor
+    """(B, T, D)"""
+    autocast: torch.dtype | None
+    """What the pass ran under, so that the MLP can run so again."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Captured:
             roles=self.roles[kept],
             residuals=tuple(residual[kept] for residual in self.residuals),
             additions=self.additions and tuple((attention[kept], mlp[kept]) for attention, mlp in self.additions),
-            mlps=self.mlps and tuple(call.utterances(kept) for call in self.mlps),
+            mlps=self.mlps and tuple(replace(call, entered=call.entered[kept]) for call in self.mlps),
             importance=self.importance[:, kept],
             response_importance=self.response_importance[:, kept],
             maps=self.maps[:, kept],

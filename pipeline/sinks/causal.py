@@ -87,6 +87,7 @@ class Means:
 
     def after(self, block: int) -> Tensor:
         """(3, D): BOS, intermediate sinks, all others; 0 where there were none."""
+        assert self._sums is not None
         return self._sums[block] / self._counts.clamp(min=1)[:, None]
 
 

@@ -34,7 +34,7 @@ class Curves:
         self._ratio = Moments(blocks, len(Role))
         self._rate = Moments(blocks, len(Role))
         self._sinks = torch.zeros(2, dtype=torch.long)
-        self._features: Tensor | None = None
+        self._features = torch.zeros(2, 0, dtype=torch.long)
 
     def add(self, captured: Captured, tokens: Tokens) -> None:
         """Take in one batch."""
@@ -88,7 +88,7 @@ class Curves:
     def _add_features(self, tokens: Tokens) -> None:
         massive = tokens.activations.massive
         counts = torch.stack([massive[who].sum(0) for who in (tokens.sink & tokens.is_bos, tokens.intermediate)]).cpu()
-        if self._features is None:
+        if not self._features.numel():
             self._features = torch.zeros_like(counts)
         self._features += counts
         self._sinks += torch.stack([(tokens.sink & tokens.is_bos).sum(), tokens.intermediate.sum()]).cpu()

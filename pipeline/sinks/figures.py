@@ -7,6 +7,7 @@ matplotlib.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79
 """Told apart by people with any colour vision (Okabe and Ito)."""
 FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
 """With the metadata that would make two drawings of the same numbers differ."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -126,7 +127,8 @@ def importance_maps(panels: Sequence[Panel]) -> Figure:
             place.set_title(f"{panel.title}\n{who}" if place is column[0] else who)
             _label(place, "head", lowest=place is column[-1])
     everywhere = [place for column in axes for place in column]
-    bar = figure.colorbar(image, ax=everywhere, shrink=0.85, pad=0.02, aspect=12 * axes[0][0].get_gridspec().nrows)
+    lines = -(-len(panels) // PANELS_IN_A_ROW)
+    bar = figure.colorbar(image, ax=everywhere, shrink=0.85, pad=0.02, aspect=12 * len(names) * lines)
     bar.set_label("importance: mean attention to the key")
     bar.outline.set_visible(False)
     return figure
@@ -202,8 +204,14 @@ def plain_logarithmic(axes: Axes) -> None:
 
 def _label(axes: Axes, y: str, lowest: bool = True) -> None:
     number_blocks(axes, named=lowest)
-    if axes.get_subplotspec().is_first_col():
+    if is_leftmost(axes):
         axes.set_ylabel(y)
+
+
+def is_leftmost(axes: Axes) -> bool:
+    """Whether a panel stands at the left of its row, where the axis is named."""
+    place = axes.get_subplotspec()
+    return place is not None and place.is_first_col()
 
 
 def number_blocks(axes: Axes, named: bool = True) -> None:

@@ -111,7 +111,7 @@ class _Reading:
         self.past = cache.get_seq_length() if cache is not None else 0
 
 
-def _base(decoder: nn.Module) -> Any:
+def _base(decoder: Any) -> Any:
     return decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
 
 

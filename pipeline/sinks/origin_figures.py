@@ -15,6 +15,7 @@ from pipeline.sinks.figures import (
     ORANGE,
     STYLE,
     Panel,
+    is_leftmost,
     number_blocks,
     panels_figure,
     plain_logarithmic,
@@ -53,7 +54,7 @@ def additions(panels: Sequence[Panel]) -> Figure:
             _draw_additions(place, panel, group)
             place.set_title(f"{panel.title}\n{who}" if group == 0 else who)
             number_blocks(place, named=place is column[-1])
-            if place.get_subplotspec().is_first_col():
+            if is_leftmost(place):
                 place.set_ylabel("added to the\nmassive feature")
     axes[0][0].set_yscale("symlog", linthresh=LINEAR_BELOW)
     axes[0][0].set_ylim(-2 * reach, 2 * reach)
@@ -99,7 +100,7 @@ def inside_mlp(panels: Sequence[Panel]) -> Figure:
         place.set_xticks(range(len(KINDS)), KINDS)
         place.set_title(f"{panel.title}\nMLP of block {block}")
         plain_logarithmic(place)
-        if place.get_subplotspec().is_first_col():
+        if is_leftmost(place):
             place.set_ylabel("value of the writing unit,\nmean over tokens")
     shared_legend(figure, *(place for (place,) in axes))
     return figure
@@ -118,7 +119,7 @@ def sinks_at_thresholds(panels: Sequence[Panel]) -> Figure:
                 place.plot(panel.arrays[f"{name}s"], counts[:, group], color=colour, label=who)
             place.axvline(chosen, color=GREY, linewidth=1, linestyle=":", label="threshold in use")
             place.set_xlabel(f"{label} {'τ' if name == 'tau' else 'ε'}")
-            if place.get_subplotspec().is_first_col():
+            if is_leftmost(place):
                 place.set_ylabel("sink tokens\na sequence")
         column[0].set_xscale("log")
         column[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -10,13 +10,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.inside import MLPActivations, MLPCall, ModuleCall, first_of
+from pipeline.sinks.captured import Captured, MLPCall
 
 MOST = 1.05
 """The sum of a query's shares, with what rounding to bfloat16 may add to it."""
-INNER_BYTES = 256 * 2**20
-"""So much from inside the MLPs of a batch is kept, which saves running them again."""
 
 
 class _Norms(DynamicLayer):
@@ -38,6 +35,11 @@ class _Norms(DynamicLayer):
         return 0
 
 
+def first_of(output: Any) -> Any:
+    """The output itself, where a module returns more beside it."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 @dataclass(frozen=True)
 class _Part:
     """A part of a block that has run."""
@@ -45,10 +47,6 @@ class _Part:
     module: nn.Module
     entered: Tensor | None
     returned: Tensor
-    version: int
-    """As in `ModuleCall`."""
-    inner: tuple[ModuleCall, ...]
-    """The calls of its own parts."""
 
 
 class Recording:
@@ -61,8 +59,6 @@ class Recording:
         self._queries = torch.stack([mask, mask & (roles == Role.RESPONSE)], dim=1).float()
         self._seen = mask.float().flip(1).cumsum(1).flip(1).clamp(min=1)
         self._parts: list[_Part] = []
-        self._inner: list[ModuleCall] = []
-        self._room = INNER_BYTES
         self._map: tuple[Tensor, ...] | None = None
         self._pair: tuple[int, int] | None = None
         self._adds = True
@@ -73,16 +69,7 @@ class Recording:
 
     def on_part(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         """A part of a block has run: keep what it returned until the block's end."""
-        entered, returned = args[0] if args else kwargs.get("hidden_states"), first_of(output)
-        version = returned._version if isinstance(returned, Tensor) else 0
-        own = set(module.children())
-        inner, self._inner = tuple(call for call in self._inner if call.module in own), []
-        self._parts.append(_Part(module, entered, returned, version, inner))
-
-    def on_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """A part of a part has run, of which one may be the MLP's."""
-        if (call := ModuleCall.of(module, args, output)) is not None:
-            self._inner.append(call)
+        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first_of(output)))
 
     def on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Something inside a block has run: reduce its map, if it returned one."""
@@ -148,30 +135,23 @@ class Recording:
         if self._adds and (self._pair is None or max(self._pair) >= len(parts)):
             self._pair = _summands(before, after, [part.returned for part in parts])
             self._adds = self._pair is not None
-        if self._adds:
+        if self._adds and self._pair is not None:
             attention, mlp = (parts[one] for one in self._pair)
-            self._additions[number] = tuple(part.returned.detach().reshape(after.shape) for part in (attention, mlp))
+            written, other = (part.returned.detach().reshape(after.shape) for part in (attention, mlp))
+            self._additions[number] = written, other
             mlp = _before_norm(mlp, parts)
             if isinstance(mlp.entered, Tensor):
-                self._mlps[number] = self._mlp_call(mlp, after.shape[:2])
-
-    def _mlp_call(self, mlp: _Part, tokens: torch.Size) -> MLPCall:
-        """The MLP of a block, looked into where there is room for that."""
-        device = mlp.entered.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        entered = mlp.entered.detach()
-        whole = ModuleCall(mlp.module, entered, mlp.returned.detach(), mlp.version)
-        kept = MLPActivations.of(mlp.inner, whole, tokens, autocast) if self._room > 0 else None
-        if kept is not None and kept.bytes > self._room:
-            kept = None
-        self._room -= kept.bytes if kept is not None else 0
-        return MLPCall(mlp.module, entered.reshape(*tokens, -1), autocast, kept)
+                device = mlp.entered.device.type
+                autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+                entered = mlp.entered.detach().reshape(*after.shape[:2], -1)
+                self._mlps[number] = MLPCall(mlp.module, entered, autocast)
 
     def captured(self) -> Captured:
         """All blocks of the batch."""
         numbers = sorted(self._maps)
         importance, response, maps = (torch.stack([self._maps[n][kind] for n in numbers]) for kind in range(3))
-        norms = [layer.norms for layer in self.cache.layers]
+        layers: list[Any] = self.cache.layers
+        norms = [layer.norms for layer in layers]
         return Captured(
             mask=self.mask,
             roles=self.roles,

@@ -64,7 +64,8 @@ class Records:
     ) -> tuple[float, float] | None:
         """95% interval of a value over utterances or, where these are given and enough, speakers by id."""
         who = [speakers[id] for id in sorted(self._ids)] if speakers else None
-        return interval(*self.column(name), resamplings, seed, who)
+        tops, bottoms = self.column(name)
+        return interval(tops, bottoms, resamplings, seed, who)
 
 
 def _counted(pair: Column) -> np.ndarray:

@@ -5,6 +5,7 @@ They are drawn for the same utterance and block in every panel, so that before a
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -85,7 +86,9 @@ def most_attended_block(arrays: Mapping[str, np.ndarray]) -> int:
     return int(np.nan_to_num(importance).mean(2).max(0).argmax())
 
 
-def _figure(count: int, height: float, layout: str = "constrained", **axes: str) -> tuple[Figure, list[Axes]]:
+def _figure(
+    count: int, height: float, layout: Literal["constrained", "compressed"] = "constrained", **axes: str
+) -> tuple[Figure, list[Axes]]:
     columns = min(count, PANELS_IN_A_ROW)
     lines = -(-count // columns)
     size = max((PANEL[0] + 0.5) * columns, 4.6) + 0.5, height * lines + 0.4

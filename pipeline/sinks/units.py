@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.inside import MLPActivations, trace_mlp
+from pipeline.sinks.inside import Inside, inside
 from pipeline.sinks.origin import Origin
 from pipeline.sinks.tokens import TINY, Tokens
 
@@ -45,7 +45,7 @@ def writing_units(captured: Captured, tokens: Tokens, origin: Origin) -> Units |
         return None
     found = []
     for block in origin.main.unique().tolist():
-        look = trace_mlp(captured.mlps[block])
+        look = inside(captured.mlps[block])
         if look is None:
             return None
         found.append(_of_block(look, block, captured, tokens, origin))
@@ -61,12 +61,13 @@ def writing_units(captured: Captured, tokens: Tokens, origin: Origin) -> Units |
     )
 
 
-def _of_block(look: MLPActivations, block: int, captured: Captured, tokens: Tokens, origin: Origin) -> Units:
+def _of_block(look: Inside, block: int, captured: Captured, tokens: Tokens, origin: Origin) -> Units:
     sinks = origin.main == block
     utterance, token = origin.utterance[sinks], origin.token[sinks]
     rows = look.rows(origin.feature[sinks])
     # A norm after the MLP scales what its units write, and may turn the sign.
     returned = look.returned[utterance, token, origin.feature[sinks]].float()
+    assert captured.additions is not None
     added = captured.additions[block][1][utterance, token, origin.feature[sinks]].float()
     sign = torch.where(returned * added < 0, -1, 1) * origin.sign[sinks]
     written = look.product[utterance, token].float() * rows * sign[:, None]

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, require_space
+from pipeline.common.files import read_json
 from pipeline.sweeping.plan import Planned
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.trial import State, Trial
@@ -56,7 +56,7 @@ class Costs:
         self._finished = [one for path in results[:NEWEST] if (one := _finished(path.parent))]
 
     def of(self, planned: Planned, state: State) -> Cost | None:
-        """What is left of a trial, by those that are most like it; None where nothing like it was finished."""
+        """What is left of a trial in that state, by those most like it; None where nothing like it was finished."""
         if state is State.DONE:
             return Cost(0.0, 0.0, 0)
         model, parts = planned.params.model, configuration(planned.params)
@@ -69,50 +69,13 @@ class Costs:
             like = nearer or like
         if not like:
             return None
-        left = 0.0 if state is State.TRAINED else 1 - share_done(planned.trial, planned.params.train.steps)
+        share = share_done(planned.trial, planned.params.train.steps) if state is State.TRAINING else 0.0
+        left = 0.0 if state is State.TRAINED else 1 - share
         return Cost(
             fmean(one.seconds_a_unit for one in like) * left * amount,
             fmean(one.evaluation_seconds for one in like),
             round(fmean(one.bytes for one in like)),
         )
-
-
-class Budget:
-    """What the trials of a sweep may take on disk.
-
-    Args:
-        gigabytes: None: what is free.
-        trials: all of the sweep.
-    """
-
-    def __init__(self, gigabytes: float | None, trials: Sequence[Planned]) -> None:
-        self._bytes, self._folders = gigabytes and gigabytes * 1e9, [planned.trial.folder for planned in trials]
-
-    def require(self, costs: Iterable[Cost | None], runs: Path) -> None:
-        """Refuse to begin what cannot end.
-
-        Raises:
-            PipelineError: what is left of the trials does not fit the budget, or the disk.
-        """
-        needed = sum(cost.bytes for cost in costs if cost)
-        require_space(runs, needed, "what is left of this sweep")
-        if self._bytes and self._used() + needed > self._bytes:
-            raise PipelineError(
-                "disk_gb",
-                f"is {self._bytes / 1e9:g}, and the trials will take {(self._used() + needed) / 1e9:.2f} GB",
-                "raise it, or choose fewer trials with --only",
-            )
-
-    def add(self, trials: Iterable[Planned]) -> None:
-        """Further trials, such as a search suggests."""
-        self._folders += [planned.trial.folder for planned in trials]
-
-    def is_spent(self) -> bool:
-        """Whether no further trial may begin."""
-        return bool(self._bytes) and self._used() > self._bytes
-
-    def _used(self) -> int:
-        return sum(folder_bytes(folder) for folder in self._folders)
 
 
 def folder_bytes(folder: Path) -> int:

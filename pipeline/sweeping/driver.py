@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.sweeping.cost import Budget, Cost, Costs
+from pipeline.common.files import require_space
+from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.halving import Decision, Halving
@@ -39,7 +40,7 @@ class Driver:
         record: is given what it suggests.
 
     Raises:
-        PipelineError: the trials would not fit on the disk, or not into the budget.
+        PipelineError: the trials would not fit on the disk.
     """
 
     def __init__(
@@ -55,8 +56,7 @@ class Driver:
         runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
         self._costs = Costs(runs)
         costs = self._known_costs(todo)
-        self._budget = Budget(self._specification.disk_gb, trials)
-        self._budget.require(costs.values(), runs)
+        require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "what is left of this sweep")
         runs.mkdir(parents=True, exist_ok=True)
         # Workers on other machines see it, too: signals do not reach them.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
@@ -149,7 +149,6 @@ class Driver:
             self._trials += found
             self._record(found)
             self._view.add(found, self._known_costs(found), self._search.left)
-            self._budget.add(found)
             if self._halving:
                 self._halving.add(found)
             self._queue.extend(found)
@@ -174,7 +173,12 @@ class Driver:
             self._view.say(*more)
         else:
             planned = self._placed[more[0]]
-            {"started": self._started, "ended": self._ended, "failed": self._failed}[kind](planned, *more[1:])
+            act: dict[str, Callable[..., None]] = {
+                "started": self._started,
+                "ended": self._ended,
+                "failed": self._failed,
+            }
+            act[kind](planned, *more[1:])
 
     def _started(self, planned: Planned) -> None:
         self._working.add(planned.identity)
@@ -200,7 +204,6 @@ class Driver:
         elif self._view.shows(planned):
             self._view.ended(planned, "interrupted")
         self._decide(planned)
-        self._keep_to_budget()
 
     def _failed(self, planned: Planned, reason: str, traceback: str) -> None:
         """An attempt ended with an error, or with its worker."""
@@ -222,7 +225,6 @@ class Driver:
         if self._halving:
             self._halving.fail(planned)
         self._decide(planned)
-        self._keep_to_budget()
 
     def _leave(self, planned: Planned) -> None:
         del self._placed[planned.identity]
@@ -290,8 +292,3 @@ class Driver:
         self._queue.extendleft(reversed(waited))
         for planned in ran:
             self._failed(planned, f"Ray {error.found}", str(error))
-
-    def _keep_to_budget(self) -> None:
-        if self._budget.is_spent() and not self._stop.exists():
-            self._view.say(f"disk_gb: the budget of {self._specification.disk_gb:g} GB is spent; stopping")
-            self._stop.touch()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import Precision
 from pipeline.sweeping.ray_environment import OUTPUT, RAY, set_environment
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.temporary import temporary_folder
@@ -32,7 +33,9 @@ KILL_SECONDS = 5.0
 Event = tuple[Any, ...]
 """What Ray's process sends:
 
-- `("ready", n)`, `("room", n)`: so many trials run at once;
+- `("ready", n, native)`: so many trials run at once; `native` is what precision `auto` comes to on a worker, by device,
+  if that was asked for;
+- `("room", n)`: so many trials run at once by now;
 - `("said", text)`: a line for people;
 - `("started", identity)`: a worker begins;
 - `("ended", identity, result)`: what `work` returned;
@@ -54,6 +57,8 @@ class Start:
     address: str | None
     folder: str
     """For its temporary files."""
+    asks: bool
+    """Whether a worker is asked what it has, before there are jobs."""
 
 
 class Engine:
@@ -63,14 +68,17 @@ class Engine:
         specification: resources and concurrency count.
         address: of a Ray cluster; None starts Ray on this machine, and ends it afterwards.
         stop: a file; once it is there, Ray's start is given up.
+        asks: whether a worker is asked what it has; see `native`.
 
     Raises:
         KeyboardInterrupt: `stop` is there before Ray is ready.
         PipelineError: Ray cannot be started, or not be reached; or no node has room for a trial.
     """
 
-    def __init__(self, specification: Specification, address: str | None, stop: Path) -> None:
-        self._specification, self._address, self._stop = specification, address, stop
+    def __init__(self, specification: Specification, address: str | None, stop: Path, asks: bool = False) -> None:
+        self._specification, self._address, self._stop, self._asks = specification, address, stop, asks
+        self.native: dict[str, Precision] | None = None
+        """What precision `auto` comes to on a worker, by device."""
         self.concurrency = 1
         """How many trials have room at once."""
         self.notes: list[str] = []
@@ -80,7 +88,8 @@ class Engine:
         with contextlib.ExitStack() as opened:
             folder = opened.enter_context(temporary_folder())
             (folder / RAY).mkdir()
-            self._connection = opened.enter_context(self._begin(Start(self._specification, self._address, str(folder))))
+            start = Start(self._specification, self._address, str(folder), self._asks)
+            self._connection = opened.enter_context(self._begin(start))
             self._output = folder / OUTPUT
             for event in self.events():
                 if self._stop.exists():
@@ -88,7 +97,7 @@ class Engine:
                 if event and event[0] == "said":
                     self.notes.append(event[1])
                 elif event:
-                    _, self.concurrency = event
+                    _, self.concurrency, self.native = event
                     break
             self._opened = opened.pop_all()
         return self
@@ -156,7 +165,8 @@ def _kill(process: multiprocessing.process.BaseProcess) -> None:
     """End Ray's process and all that it started, at once. Until they are gone they make their folders anew."""
     process.kill()
     process.join()
-    kill_session(process.pid)
+    if process.pid is not None:
+        kill_session(process.pid)
 
 
 def kill_session(leader: int) -> None:

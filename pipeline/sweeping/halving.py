@@ -110,8 +110,8 @@ class Halving:
     def _loss(self, point: str, rung: int) -> float | None:
         """The mean over the seeds of a point; None where one of them has not come so far."""
         seeds = [seed.identity for seed in self._points[point] if seed.identity not in self._failed]
-        known = [self._losses[identity].get(rung) for identity in seeds]
-        return None if not known or None in known else float(np.mean(known))
+        known = [loss for identity in seeds if (loss := self._losses[identity].get(rung)) is not None]
+        return float(np.mean(known)) if seeds and len(known) == len(seeds) else None
 
 
 def is_worse(loss: float, rivals: Iterable[float], factor: int, least: int = 1) -> bool:

@@ -1,18 +1,28 @@
-"""Which stages a sweep needs before its first trial. Told from what lies on disk, in a moment; nothing is made here."""
+"""Which stages a sweep needs before its first trial, known at once from what lies on disk; and `dvc repro` of them."""
 
-from collections.abc import Iterable
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
 from pipeline.common.modality import streams
+from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.common.weights import RECORD, recorded_files
-from pipeline.config import Corpus, Params, PathSource, Weights
+from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index
 from pipeline.sweeping.specification import Sweep
+
+_OF_DVC = (
+    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
+    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
+)  # fmt: skip
+"""Beginnings of what `dvc repro` says of itself when all is well; errors come on the other stream."""
 
 
 def distinct_inputs(sweep: Sweep) -> list[Params]:
@@ -102,7 +112,7 @@ def _is_made(params: Params, weights: Weights) -> bool:
     return source == weights.source.model_dump(mode="json")
 
 
-def _is_encoded(params: Params, stream: str) -> bool:
+def _is_encoded(params: Params, stream: Stream) -> bool:
     try:
         for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
             read_index(group)
@@ -115,3 +125,28 @@ def missing_line(stages: Iterable[str]) -> PipelineError:
     """The error where stages are needed and must not be run."""
     names = " ".join(stages)
     return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", f"run: dvc repro {names}")
+
+
+def repro(stages: Sequence[str], params: str) -> None:
+    """Make the outputs of stages (of all, where none is named) by `dvc repro`, and pass on what the stages say.
+
+    Raises:
+        PipelineError: the parameters are not those of params.yaml, or a stage failed.
+    """
+    if Path(params).resolve() != Path("params.yaml").resolve():
+        raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc makes those of params.yaml")
+    print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)
+    let_dvc_do_without_git(Path.cwd())
+    # Stages call `python`: let that be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
+    with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
+        try:
+            for line in ran.stdout:
+                if line.strip() and not line.startswith(_OF_DVC):
+                    print(line, end="", flush=True)
+        except BaseException:
+            ran.kill()
+            raise
+    if ran.returncode:
+        raise PipelineError("dvc repro", f"ended with {ran.returncode}", "see above; then start the same command again")

@@ -3,29 +3,26 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, read_json, write_json
+from pipeline.common.files import canonical
 from pipeline.common.modality import streams
 from pipeline.common.precision import with_precision
-from pipeline.common.redaction import without_secrets
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
 from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.sections import Scheduler
 from pipeline.sweeping.settings import Settings
 from pipeline.sweeping.specification import Point, Sweep
+from pipeline.tracking import marks
 from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.naming import trial_name
 from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import evaluation_inputs, training_inputs
+from pipeline.trial.inputs import TrialInputs
 
-FAILURE = "failed.json"
-"""In the folder of a trial that failed for good: `reason`, `traceback`, `time`. It is tried again by the next sweep."""
 WAIT_SECONDS = 2.0
 _OF_THE_DATASET = ("corpus.root", "corpus.kind", "corpus.out")
 _IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
@@ -67,19 +64,11 @@ class Planned:
     @property
     def failure(self) -> str | None:
         """Why it failed, if it did and was not begun again since."""
-        path = self.trial.folder / FAILURE
-        if not path.exists():
-            return None
-        try:
-            return str(read_json(path, "")["reason"])
-        except (PipelineError, KeyError, TypeError):
-            return f"{FAILURE} is damaged"
+        return marks.failure(self.trial.folder)
 
     def fail(self, reason: str, traceback: str) -> None:
         """Leave in its folder why it failed for good."""
-        lines = without_secrets(traceback).split("\n")
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.trial.folder / FAILURE, {"reason": without_secrets(reason), "traceback": lines, "time": now})
+        marks.write_failure(self.trial.folder, reason, traceback)
 
     def is_free(self) -> bool:
         """Whether it is over, or nobody runs it."""
@@ -164,7 +153,8 @@ class _Digests:
         parts |= {"modality": params.model.modality, "llm": params.model.llm.weights, "splits": params.evaluate.splits}
         key = canonical(parts)
         if key not in self._known:
-            self._known[key] = (training_inputs(params).digests, evaluation_inputs(params).digests)
+            inputs = TrialInputs(params)
+            self._known[key] = (inputs.training.digests, inputs.evaluation.digests)
         return self._known[key]
 
 

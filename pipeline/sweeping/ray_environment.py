@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.code import SOURCE
 
@@ -56,7 +57,7 @@ def asks_for_token(address: str) -> bool:
     It is asked without a token, by a process of its own, since Ray reads once in a process how to ask.
     """
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+    quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr", "stdin"), subprocess.DEVNULL)
     try:
         asked = subprocess.run([sys.executable, "-c", _ASK, address], env=environment, timeout=ASK_SECONDS, **quiet)
     except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ray.tune.experiment import Trial as Placed
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import Precision, native_precision
 from pipeline.sweeping.engine import Start, kill_session
 from pipeline.sweeping.ray_start import dead_process, nodes, require_answer, room, start_ray, taken
 
@@ -37,11 +39,11 @@ PATIENCE_SECONDS = 0.3
 
 def serve(connection: Connection, start: Start) -> None:
     """Run jobs until the driver closes the connection, or dies."""
-    channel = _Channel(connection)
+    channel, jobs = _Channel(connection), _Jobs()
+    receiver = threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True)
     try:
         _ignore_signals()
-        jobs = _Jobs()
-        threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True).start()
+        receiver.start()
         start_ray(start.address, Path(start.folder))
         # Ray has set its own.
         _ignore_signals()
@@ -49,7 +51,8 @@ def serve(connection: Connection, start: Start) -> None:
         for note in notes:
             channel.send("said", note)
         most = start.specification.concurrency or sys.maxsize
-        channel.send("ready", min(most, room(takes, nodes())))
+        native = _native_precision(takes) if start.asks else None
+        channel.send("ready", min(most, room(takes, nodes())), native)
         threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
         _run(jobs, channel, takes, start.folder)
         ray.shutdown()
@@ -57,7 +60,20 @@ def serve(connection: Connection, start: Start) -> None:
         channel.send("refused", error.where, error.found, error.remedy)
     except BaseException as error:
         traceback.print_exc()
-        channel.send("lost", one_line(error))
+        if not channel.send("lost", one_line(error)):
+            receiver.join()
+
+
+def _native_precision(takes: dict[str, float]) -> dict[str, Precision]:
+    """What precision `auto` comes to by device, on a worker that has what a trial takes."""
+    asked = ray.remote(_on_this_machine).options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], max_retries=3)
+    return ray.get(asked.remote())
+
+
+def _on_this_machine() -> dict[str, Precision]:
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return {device: native_precision(device) for device in ("auto", "cpu")}
 
 
 class _Channel:
@@ -66,10 +82,12 @@ class _Channel:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def send(self, *event: Any) -> None:
-        # Where the driver is gone, `_receive` sees it.
+    def send(self, *event: Any) -> bool:
+        """Returns whether the driver lives. Where it is gone, `_receive` sees it, and ends this process."""
         with contextlib.suppress(OSError), self._lock:
             self._connection.send(event)
+            return True
+        return False
 
 
 def _ignore_signals() -> None:
@@ -99,8 +117,9 @@ def _watch(channel: _Channel, address: str | None, takes: dict[str, float], most
     while not address:
         time.sleep(LOOK_SECONDS)
         if dead := dead_process():
-            channel.send("lost", f"its process {dead} was killed")
-            os._exit(1)
+            if channel.send("lost", f"its process {dead} was killed"):
+                os._exit(1)
+            return
     while True:
         time.sleep(ROOM_SECONDS)
         try:
@@ -150,7 +169,7 @@ class _Jobs(Searcher):
         """A job, or None: there will be no more."""
         self._queue.put(job)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         try:
             # While nothing runs, Tune sleeps for a second where it gets no job.
             job = self._queue.get(block=not self._at_work, timeout=PATIENCE_SECONDS)
@@ -203,7 +222,7 @@ class _Worker(tune.Trainable):
             raise AttemptError(one_line(error), traceback.format_exc()) from None
 
 
-def _require_gpus(given: list[int | str]) -> None:
+def _require_gpus(given: Sequence[int | str]) -> None:
     """Show a trial the GPUs that Ray gave it, and no other.
 
     Raises:

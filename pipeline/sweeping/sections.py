@@ -118,8 +118,6 @@ class Specification(Section):
     """Suggests points; null takes the product of all axes."""
     scheduler: Scheduler | None = None
     """Ends trials early that do badly; null runs all to their end."""
-    disk_gb: Annotated[float, Field(gt=0)] | None = None
-    """What the trials of this sweep may take on disk; null: what is free."""
     select: Select = Select()
     primary: str | None = None
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one comparison that was planned:

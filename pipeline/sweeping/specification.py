@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.precision import Precision, with_native
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, distinct
@@ -54,6 +55,8 @@ class Sweep:
     common: Settings = field(default_factory=dict)
     """What all points share, over `base`."""
     path: str = ""
+    native: Mapping[str, Precision] | None = None
+    """What precision `auto` stands for on the workers of its cluster, see `pipeline.sweeping.workers`."""
 
     @cached_property
     def _values(self) -> dict[str, Any]:
@@ -74,12 +77,13 @@ class Sweep:
         those = {axis: value for axis, value in chosen.items() if NAME in value}
         labels = {axis: value[NAME] for axis, value in those.items()}
         named = {key: value[NAME] for value in those.values() for key in value.keys() - {NAME}}
-        return Point(settings, params_of(self.path, self._values, self.common, settings), labels, named)
+        params = params_of(self.path, self._values, self.common, settings)
+        return Point(settings, with_native(params, self.native) if self.native else params, labels, named)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of each point of a search."""
-        return self.specification.seeds or (self.base.train.seed,)
+        return self.specification.seeds or (self.common.get(SEED, self.base.train.seed),)
 
 
 def load_sweep(

@@ -52,6 +52,7 @@ class Sync:
         sys.stdout.flush()
         last = self._process = self._begin(stdout=None)
         said = "MLflow's writer ended without a word"
+        assert last.stderr is not None
         for line in last.stderr:
             if line.startswith(SAID_AT_ONCE):
                 print(line, end="", file=sys.stderr, flush=True)

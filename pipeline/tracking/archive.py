@@ -33,7 +33,7 @@ def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] |
         if len(content) > LIMIT:
             return None
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            members = [member for member in archive.getmembers() if member.isreg()]
-            return {member.name: archive.extractfile(member).read() for member in members}
+            files = ((member.name, archive.extractfile(member)) for member in archive.getmembers() if member.isreg())
+            return {name: file.read() for name, file in files if file is not None}
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError):
         return None

@@ -125,7 +125,7 @@ def _online(params: Params) -> dict[str, Any]:
     augmentation = {key: value for key, value in augmentation.items() if AUGMENTED.get(key, used[0]) in used}
     lora = {stream: getattr(params.features, stream).lora for stream in used}
     # Rank and scale, as one value: a trial without LoRA has the key, too, and can be told from one with it.
-    adapted = {stream: {"lora": [one.rank, one.alpha] if one else None} for stream, one in lora.items()}
+    adapted: dict[str, Any] = {stream: {"lora": [one.rank, one.alpha] if one else None} for stream, one in lora.items()}
     return {"mode": "online", "augmentation": augmentation, **adapted}
 
 

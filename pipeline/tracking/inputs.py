@@ -4,7 +4,7 @@ Media are among them in mode online alone: else a trial reads features, and the 
 that these are of.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.common.modality import is_noise_added, streams
@@ -14,35 +14,38 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.reading import evaluated_on, media_file, trained_on
 from pipeline.corpora.training_noise import noise_sources
-from pipeline.encoders.store import ARRAY, INDEX, feature_groups, read_index
+from pipeline.encoders.store import ARRAY, INDEX, Group, feature_groups, read_index
 from pipeline.tracking.results import HYPOTHESES, METRICS, SINKS
 from pipeline.tracking.spool import LOG
 
 
-def input_files(params: Params, purpose: str) -> dict[Path, str]:
+def input_files(
+    params: Params, purpose: str, utterances: Sequence[Utterance], groups: Mapping[str, Sequence[Group]]
+) -> dict[Path, str]:
     """SHA-256 of each file that a stage reads: the manifest, the features or the media of its splits, the weights.
 
     Large files are not read: their SHA-256 is that of their index, of `weights.json` or of the manifest.
 
     Args:
         params: of the trial.
-        purpose: `train` or `evaluate`, which read different splits.
+        purpose: `train` or `evaluate`.
+        utterances: what the stage reads.
+        groups: by stream, the features of these.
 
     Raises:
         PipelineError: something is missing or damaged.
     """
-    utterances = _read_by(params, purpose)
     manifest = Path(params.corpus.out) / "manifest.jsonl"
     found = {manifest: sha256_of(manifest), **_weights(Path(params.model.llm.weights))}
-    for stream in streams(params.model.modality):
+    for stream, some in groups.items():
         # Even where the encoder's work is long done, the features are known by them.
-        encoder = getattr(getattr(params.features, stream), "weights", None)
+        encoder = getattr(params.features, stream).weights
         found |= _weights(Path(encoder)) if encoder else {}
         if params.features.mode == "online":
             known = {u: u.audio_sha256 if stream == "audio" else u.video_sha256 for u in utterances}
             found |= {media_file(params.corpus.out, stream, u): sha256 for u, sha256 in known.items() if sha256}
             continue
-        for group in feature_groups(params, stream, utterances):
+        for group in some:
             index = read_index(group)
             found |= {group.folder / INDEX: sha256_of(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
     if purpose == "train" and is_noise_added(params):
@@ -50,11 +53,19 @@ def input_files(params: Params, purpose: str) -> dict[Path, str]:
     return found
 
 
-def _read_by(params: Params, purpose: str) -> tuple[Utterance, ...]:
-    utterances = read_manifest(params.corpus.out)
+def files_of(params: Params, purpose: str) -> dict[Path, str]:
+    """As `input_files`, of a trial of which only the parameters are known.
+
+    Raises:
+        PipelineError: something is missing or damaged.
+    """
+    utterances, used = tuple(read_manifest(params.corpus.out)), streams(params.model.modality)
     if purpose == "train":
-        return trained_on(utterances)
-    return evaluated_on(utterances, params.evaluate.splits, streams(params.model.modality))
+        utterances = trained_on(utterances)
+    else:
+        utterances = evaluated_on(utterances, params.evaluate.splits, used)
+    groups = {stream: feature_groups(params, stream, utterances) for stream in used}
+    return input_files(params, purpose, utterances, groups)
 
 
 def _weights(folder: Path) -> dict[Path, str]:

@@ -143,7 +143,7 @@ class Lease:
 
     def _is_ours(self) -> bool:
         holder = _read(self.path)
-        return bool(holder) and holder["token"] == self._token
+        return holder is not None and holder["token"] == self._token
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
         here = this_process()

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json
 from pipeline.common.strict_yaml import read_yaml
+from pipeline.tracking import marks
 from pipeline.tracking.mlflow_views import TASK
 from pipeline.tracking.naming import task_of, trial_name
 from pipeline.tracking.provenance import sessions
@@ -31,7 +32,7 @@ SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
 """Tags by which a run is found, and what it is called while no other shares the name."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run in MLflow."""
-_ENDED_BY = {"failed.json": FAILED, "stopped.json": KILLED}
+_ENDED_BY = {marks.FAILED: FAILED, marks.STOPPED: KILLED}
 """Files of a sweep in the folder of a trial that is not run further."""
 _READ = (*_ENDED_BY, "identity.json", "metrics.jsonl", REPRODUCTION)
 
@@ -110,6 +111,7 @@ def _read_content(trial: Trial, sweep: str) -> Content:
     begun = [_seconds(session["started"]) for session in done if session.get("started")]
     started = min([*begun[:1], *times[:1]], default=trial.config.stat().st_mtime)
     status = _status(trial)
+    ended: float | None
     last = _seconds(done[-1]["ended"]) if done and done[-1].get("ended") else None
     if result:
         ended = latest = last or trial.metrics.stat().st_mtime

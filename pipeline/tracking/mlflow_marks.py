@@ -41,6 +41,7 @@ def take_marks(folders: Iterable[str | Path], sweep: str) -> Marked:
 
 
 def sweep_mark(marked: Marked, sweep: str, files: Sequence[str | Path], complete: bool) -> str:
+    """Digest of all that MLflow shows of a sweep; equal digests, nothing to write."""
     trials = sorted((identity, mark) for identity, (_, mark) in marked.trials.items())
     code = code_mark("mlflow_writer.py", "mlflow_parent.py", "mlflow_views.py", "../common/metrics.py")
     return digest(["sweep", sweep, trials, files_mark(files), complete, code])

@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.common.version_control import LOCK, PATCH_LIMIT, SETTINGS, code_state
 from pipeline.config import load_params
-from pipeline.tracking.inputs import input_files, output_files
+from pipeline.tracking.inputs import files_of, output_files
 from pipeline.tracking.lease import LeaseLostError
 from pipeline.tracking.session import fault_of_session
 from pipeline.tracking.trial import Trial
@@ -40,7 +40,7 @@ _VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
 
 
 @contextlib.contextmanager
-def recorded(trial: Trial, purpose: str) -> Iterator[None]:
+def recorded(trial: Trial, purpose: str, read: Callable[[], Mapping[Path, str]] | None = None) -> Iterator[None]:
     """Record a session of work on a trial: what it was done by, its start, its end and its outcome.
 
     `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end. One that
@@ -50,6 +50,7 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
     Args:
         trial: its lease is held.
         purpose: `train` or `evaluate`.
+        read: gives the SHA-256 of each file that was read, at the end; None finds out by the trial's parameters.
     """
     path = trial.provenance
     before = _sessions_or_aside(trial)
@@ -78,7 +79,7 @@ def recorded(trial: Trial, purpose: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             write_sealed(path, {"sessions": [*before, session]})
         raise
-    session |= {"ended": _now(), "outcome": "finished", "threads": _threads()} | _results(trial, purpose)
+    session |= {"ended": _now(), "outcome": "finished", "threads": _threads()} | _results(trial, purpose, read)
     write_sealed(path, {"sessions": [*before, session]})
 
 
@@ -120,13 +121,13 @@ def shown_path(path: Path, root: Path) -> str:
     return text.replace(home, "~", 1) if home != os.sep and text.startswith(home + os.sep) else text
 
 
-def _results(trial: Trial, purpose: str) -> dict[str, Any]:
+def _results(trial: Trial, purpose: str, read: Callable[[], Mapping[Path, str]] | None) -> dict[str, Any]:
     """What a finished session has read and written, and on which device."""
     params = load_params(trial.config)
     found: dict[str, Any] = {"device": _device(params.train.device), "outputs": output_files(trial.folder)}
     # The work is done: that something was taken away meanwhile must not undo it.
     with contextlib.suppress(PipelineError, OSError):
-        files = input_files(params, purpose)
+        files = read() if read else files_of(params, purpose)
         found["inputs"] = {shown_path(path, Path.cwd()): sha256 for path, sha256 in files.items()}
     return found
 

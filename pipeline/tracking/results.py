@@ -4,12 +4,14 @@
 earlier versions have no digests, and are read as they are.
 """
 
+import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, parse_json, read_text
+from pipeline.common.files import file_sha256, parse_json, read_text, write_text, written_whole
 from pipeline.common.verified import read_sealed, remembered, require, write_sealed
 
 if TYPE_CHECKING:
@@ -61,6 +63,19 @@ def results_fault(folder: Path) -> PipelineError | None:
     except PipelineError as error:
         return error
     return None
+
+
+def write_hypotheses(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write `hypotheses.jsonl`."""
+    write_text(folder / HYPOTHESES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
+    """Write `sinks.npz`."""
+    import numpy as np
+
+    with written_whole(folder / SINKS) as beside:
+        np.savez(beside, **arrays)
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ import torch
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.weights import weights_digest
-from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import TYPE
+from pipeline.encoders.protocol import Encoder, encoder_kind
+from pipeline.encoders.store import TYPE, Features
 from pipeline.inspection.labels import token_labels
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
@@ -54,13 +55,14 @@ class Transcriber:
         digests = {"llm": weights_digest(self.params.model.llm.weights)}
         require_llm(trial, self.params, digests["llm"])
         require_encoders(trial, self.params)
-        self._encoders = {}
+        self._encoders: dict[str, Encoder] = {}
         if self.params.features.mode == "cached":
             for stream in streams(self.params.model.modality):
                 settings = getattr(self.params.features, stream)
                 self._encoders[stream] = encoder_kind(settings.encoder)(settings, self.params.train.device)
         # Of the features the model needs the width alone, which an encoder knows as they do.
-        self.model = build_model(self.params, Inputs((), self._encoders, digests), trial.adapter).eval()
+        widths = cast(dict[str, Features], self._encoders)
+        self.model = build_model(self.params, Inputs((), widths, digests), trial.adapter).eval()
 
     def hear(self, file: Path) -> Heard:
         """Transcribe a file, as an evaluation does it with an utterance.
@@ -125,7 +127,7 @@ class Transcriber:
     def _require_room(self, name: str, batch: Batch) -> None:
         config = self.model.decoder.config.get_text_config(decoder=True)
         longest = getattr(config, "max_position_embeddings", None)
-        frames = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
+        frames: dict[str, int] = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:
             raise PipelineError(

@@ -6,6 +6,7 @@ and goes on sees what it would have seen.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -34,12 +35,13 @@ class Augmenter:
     """Ids of utterances that are noisy already."""
 
     def __call__(self, media: MediaBatch, step: int) -> MediaBatch:
-        """The media as the training sees them at a step; each utterance's are drawn by the step and its own id."""
+        """The media, which are read already, as the training sees them at a step; each utterance's are drawn by the
+        step and its own id."""
         change: dict[str, Callable[[np.ndarray, str, np.random.Generator], np.ndarray]]
         change = {"audio": self._audio, "video": self._video}
         streams = {
             stream: tuple(
-                change[stream](content, utterance, self._generator(step, utterance, stream))
+                change[stream](cast(np.ndarray, content), utterance, self._generator(step, utterance, stream))
                 for utterance, content in zip(media.ids, contents, strict=True)
             )
             for stream, contents in media.streams.items()

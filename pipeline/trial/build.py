@@ -59,7 +59,7 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
 
 def _encoders(params: Params) -> dict[str, OnlineEncoder]:
     """The encoders of the streams that the modality uses, each a trial's own, since LoRA changes them."""
-    found = {}
+    found: dict[str, OnlineEncoder] = {}
     for stream in streams(params.model.modality):
         settings = getattr(params.features, stream)
         encoder = encoder_kind(settings.encoder)(settings, params.train.device)

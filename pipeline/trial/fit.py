@@ -172,7 +172,7 @@ class _Look(TrainerCallback):
             self._record(0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.global_step % self.params.sinks.every == 0:
+        if state.global_step % (self.params.sinks.every or 1) == 0:
             self._record(state.global_step)
 
     def _record(self, step: int) -> None:

@@ -1,10 +1,9 @@
 """What goes into a trial: utterances, their features or media, the LLM, and the digests by which a trial is known."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
@@ -15,7 +14,7 @@ from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.prepared import require_prepared
 from pipeline.corpora.reading import Media, evaluated_on, trained_on
 from pipeline.corpora.training_noise import noise_digest
-from pipeline.encoders.store import Features, feature_groups, open_features
+from pipeline.encoders.store import Features, Group, feature_groups
 
 if TYPE_CHECKING:
     from pipeline.model.examples import Examples
@@ -26,11 +25,13 @@ class Inputs:
     """Utterances with the streams that the modality uses, encoded already or not."""
 
     utterances: tuple[Utterance, ...]
-    streams: Mapping[str, Mapping[str, np.ndarray]]
+    streams: Mapping[str, Features | Media]
     """By stream, `audio` or `video`, and by the utterance's id: `Features`, or in mode online `Media`."""
     digests: dict[str, str]
     """What the utterances, the features, or the media and their encoders, and the LLM are, by content: equal digests,
     equal inputs."""
+    groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    """By stream, what its features are, or would be made of."""
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -48,54 +49,73 @@ class Inputs:
 
     def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
         """Utterances as a dataset; `respond` gives a transcript's token ids."""
-        from pipeline.model.examples import Examples, MediaExamples
+        from pipeline.model.examples import Examples, MediaExamples, Responses
 
         online = any(isinstance(found, Media) for found in self.streams.values())
         kind = MediaExamples if online else Examples
-        return kind(self.streams, [u.id for u in utterances], [respond(u.text) for u in utterances])
+        return kind(self.streams, [u.id for u in utterances], Responses([u.text for u in utterances], respond))
+
+
+class TrialInputs:
+    """What a trial reads, made once for its training, its evaluation and its identity; read when it is first used.
+
+    What is used raises a PipelineError where something is missing or damaged, a split is empty, the corpus was prepared
+    with other parameters, or it lacks a stream that the modality needs.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    @cached_property
+    def _manifest(self) -> list[Utterance]:
+        corpus = self.params.corpus
+        require_prepared(corpus, "prepare it again with: python -m pipeline.prepare, or name another corpus.out")
+        return read_manifest(corpus.out)
+
+    @cached_property
+    def _llm(self) -> str:
+        return weights_digest(self.params.model.llm.weights)
+
+    @cached_property
+    def training(self) -> Inputs:
+        """Of stage `train`: the training split under all its conditions, and the clean validation split."""
+        inputs = self._of(trained_on(self._manifest))
+        if not is_noise_added(self.params):
+            return inputs
+        noise = noise_digest(self.params.corpus, inputs.utterances)
+        return replace(inputs, digests=inputs.digests | {"noise": noise})
+
+    @cached_property
+    def evaluation(self) -> Inputs:
+        """Of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions; a model without
+        audio has one, see `evaluated_on`."""
+        modality = self.params.model.modality
+        return self._of(evaluated_on(self._manifest, self.params.evaluate.splits, streams(modality)))
+
+    def _of(self, utterances: tuple[Utterance, ...]) -> Inputs:
+        params = self.params
+        _check_streams(params, utterances)
+        digests = {"llm": self._llm}
+        for split in sorted({u.split for u in utterances}):
+            digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
+        # Of encoder, code and media: of the features, whether they are made already or not.
+        groups = {stream: feature_groups(params, stream, utterances) for stream in streams(params.model.modality)}
+        found: dict[str, Features | Media] = {}
+        for stream, some in groups.items():
+            is_cached = params.features.mode == "cached"
+            found[stream] = Features(some) if is_cached else Media(params.corpus.out, stream, utterances)
+            digests |= {f"{stream}/{group.name}": group.digest for group in some}
+        return Inputs(utterances, found, digests, groups)
 
 
 def training_inputs(params: Params) -> Inputs:
-    """Inputs of stage `train`: the training split under all its conditions, and the clean validation split.
-
-    Raises:
-        PipelineError: something is missing or damaged, a split is empty, the corpus was prepared with other
-            parameters, or it lacks a stream that the modality needs.
-    """
-    inputs = _inputs(params, trained_on)
-    if not is_noise_added(params):
-        return inputs
-    return replace(inputs, digests=inputs.digests | {"noise": noise_digest(params.corpus, inputs.utterances)})
+    """See `TrialInputs.training`."""
+    return TrialInputs(params).training
 
 
 def evaluation_inputs(params: Params) -> Inputs:
-    """Inputs of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions.
-
-    A model without audio has one condition, see `evaluated_on`.
-
-    Raises:
-        PipelineError: as `training_inputs`.
-    """
-    return _inputs(params, lambda us: evaluated_on(us, params.evaluate.splits, streams(params.model.modality)))
-
-
-def _inputs(params: Params, choose: Callable[[Iterable[Utterance]], tuple[Utterance, ...]]) -> Inputs:
-    require_prepared(params.corpus, "prepare it again with: python -m pipeline.prepare, or name another corpus.out")
-    utterances = choose(read_manifest(params.corpus.out))
-    _check_streams(params, utterances)
-    digests = {"llm": weights_digest(params.model.llm.weights)}
-    for split in sorted({u.split for u in utterances}):
-        digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
-    found: dict[str, Features | Media] = {}
-    for stream in streams(params.model.modality):
-        if params.features.mode == "cached":
-            found[stream] = open_features(params, stream, utterances)
-        else:
-            found[stream] = Media(params.corpus.out, stream, utterances)
-        # Of encoder, code and media: of the features, whether they are made already or not.
-        groups = feature_groups(params, stream, utterances)
-        digests |= {f"{stream}/{group.name}": group.digest for group in groups}
-    return Inputs(utterances, found, digests)
+    """See `TrialInputs.evaluation`."""
+    return TrialInputs(params).evaluation
 
 
 def _check_streams(params: Params, utterances: Sequence[Utterance]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params
@@ -42,7 +43,7 @@ def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, longest: in
     """Tokens and id of each utterance that does not fit, its text or the longest hypothesis included."""
     for utterance in inputs.utterances:
         hypothesis = params.evaluate.max_new_tokens if utterance.split in params.evaluate.splits else 0
-        frames = {stream: _frames(model, inputs, stream, utterance) for stream in model.streams}
+        frames: dict[str, int] = {stream: _frames(model, inputs, stream, utterance) for stream in model.streams}
         # No text has more tokens than bytes, and counting bytes takes no time.
         most = max(hypothesis, len(utterance.text.encode()) + 1)
         if model.length(frames, most) > longest:
@@ -55,5 +56,6 @@ def _frames(model: AudioVisualLLM, inputs: Inputs, stream: str, utterance: Utter
     found = inputs.streams[stream]
     if not isinstance(found, Media):
         return len(found[utterance.id])
+    encoding: Any = model.encoders[stream]
     seconds = utterance.audio_seconds if stream == "audio" else (utterance.video_frames or 0) / FRAME_RATE
-    return math.ceil(seconds * model.encoders[stream].encoder.frame_rate)
+    return math.ceil(seconds * encoding.encoder.frame_rate)

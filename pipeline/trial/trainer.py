@@ -87,9 +87,13 @@ class LossTrainer(transformers.Trainer):
         batches: Batches,
         augment: Augmenter | None,
         ranks: Ranks = ALONE,
+        *,
+        model: AudioVisualLLM,
         **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(model=model, **arguments)
+        # As `self.model`, which may be any to the Trainer.
+        self.llm = model
         self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
         self.ranks, self.meter = ranks, Meter()
         self._batch_of_step = 0
@@ -106,9 +110,9 @@ class LossTrainer(transformers.Trainer):
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return moved(inputs, self.model.device)
+        return moved(inputs, self.llm.device)
 
-    def compute_loss(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         self.meter.settle()
         step = self.state.global_step
         if self.augment:
@@ -129,10 +133,10 @@ class LossTrainer(transformers.Trainer):
         self._batch_of_step += 1
         if self.accelerator.sync_gradients:
             self._batch_of_step = 0
-            self.ranks.add_gradients(self.model.trained().values())
+            self.ranks.add_gradients(self.llm.trained().values())
         return loss
 
-    def prediction_step(self, model: AudioVisualLLM, inputs: Batch, *_: Any, **__: Any) -> tuple:
+    def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple:
         with torch.no_grad():
             return model(self._prepare_inputs(inputs), Decorrelation()).cross_entropy, None, None
 
@@ -143,12 +147,12 @@ class LossTrainer(transformers.Trainer):
         if line and self.ranks.is_first:
             self.spool.append(self.state.global_step, line)
 
-    def _save_checkpoint(self, model: AudioVisualLLM, trial: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint that is whole and sealed, or none."""
         if not self.ranks.is_first:
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.model.trained().values())
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
         require_space(folder, needed, "a checkpoint")
         # Before anything is written: no checkpoint is of a training that has diverged.
         meter = self.meter.state()
@@ -164,14 +168,19 @@ class LossTrainer(transformers.Trainer):
             if not is_sealed(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu() for name, p in self.model.trained().items()}, folder / TRAINED_FILE)
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: AudioVisualLLM | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir) if output_dir else self._checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu() for name, p in self.llm.trained().items()}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
         with torch.no_grad():
-            for name, parameter in self.model.trained().items():
+            for name, parameter in self.llm.trained().items():
                 parameter.copy_(saved[name])
         self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

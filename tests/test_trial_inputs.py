@@ -1,0 +1,74 @@
+"""What a trial reads is made once, whoever asks for it, and each group of features has its digest taken once."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+from trials import ROOT
+
+from pipeline.common.errors import PipelineError
+from pipeline.config import Params, load_params
+from pipeline.corpora.manifest import Utterance, write_manifest
+from pipeline.encoders import store
+from pipeline.tracking.inputs import files_of, input_files
+from pipeline.trial import inputs as trial_inputs
+from pipeline.trial.inputs import TrialInputs, evaluation_inputs, training_inputs
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    """Of a trial that encodes videos online, on a corpus of six utterances."""
+    write_manifest(
+        tmp_path / "corpus",
+        [
+            Utterance(f"{split}/{n}", split, "s1", "bin blue", "a.wav", f"{split}{n}.mp4", 1.0, 25, None, "0", f"{n}")
+            for split in ("train", "validation", "test")
+            for n in range(2)
+        ],
+    )
+    llm = tiny.make_llm(tmp_path / "llm")
+    settings = ["features.mode=online", "model.modality=video", f"corpus.out={tmp_path / 'corpus'}"]
+    return load_params(ROOT / "params.yaml", [*settings, f"model.llm={{weights: {llm}, blocks: null}}"])
+
+
+def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(holder: object, name: str) -> None:
+        before = getattr(holder, name)
+
+        def count(*arguments: object) -> object:
+            calls[name] += 1
+            return before(*arguments)
+
+        monkeypatch.setattr(holder, name, count)
+
+    counted(trial_inputs, "read_manifest")
+    counted(trial_inputs, "weights_digest")
+    counted(trial_inputs, "feature_groups")
+    counted(store, "digest")
+    inputs = TrialInputs(params)
+    for purpose, read in (("train", inputs.training), ("evaluate", inputs.evaluation)):
+        assert input_files(params, purpose, read.utterances, read.groups) == files_of(params, purpose)
+        for group in read.groups["video"]:
+            assert read.digests[f"video/{group.name}"] == group.digest
+            assert group.folder.name == group.digest[:16]
+    assert (calls["read_manifest"], calls["weights_digest"]) == (1, 1)
+    # Training and validation to train on, validation and test to evaluate on.
+    assert (calls["feature_groups"], calls["digest"]) == (2, 4)
+
+
+def test_they_are_those_that_are_made_alone(params: Params) -> None:
+    inputs = TrialInputs(params)
+    for ours, alone in ((inputs.training, training_inputs(params)), (inputs.evaluation, evaluation_inputs(params))):
+        assert ours.digests == alone.digests
+        assert ours.utterances == alone.utterances
+    assert {utterance.split for utterance in inputs.training.utterances} == {"train", "validation"}
+
+
+def test_a_lost_manifest_is_told_when_it_is_asked_for(params: Params) -> None:
+    (Path(params.corpus.out) / "manifest.jsonl").unlink()
+    inputs = TrialInputs(params)
+    with pytest.raises(PipelineError, match="the file is missing"):
+        _ = inputs.training
