@@ -44,7 +44,8 @@ class Place(Flag):
     """Measured while a trial trains, every `sinks.every` steps."""
 
 
-NOWHERE, TABLE, FIGURE, COLUMN, CURVE, FOLLOWED = Place.NOWHERE, *Place
+NOWHERE, TABLE, FIGURE = Place.NOWHERE, Place.TABLE, Place.FIGURE
+COLUMN, CURVE, FOLLOWED = Place.COLUMN, Place.CURVE, Place.FOLLOWED
 MAIN = TABLE | FIGURE | COLUMN | FOLLOWED
 
 

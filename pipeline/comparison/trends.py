@@ -45,7 +45,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
                 cells = [comparison.cell(task, variant) for task in tasks]
                 _draw_line(place, cells, quantity, shift, label=str(variant), **_look(number))
             _finish(place, [", ".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
-            place.set_title(PAPER_NAMES[modality] if quantity is drawn[0] else "")
+            place.set_title(modality if quantity is drawn[0] else "")
     sinks.shared_legend(figure, *axes.flat)
     return figure
 
