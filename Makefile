@@ -38,6 +38,7 @@ lint: $(READY) ## style and types of the code
 
 bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, a trial at the paper's sizes, and beam search
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
+	@PYTHONPATH=. $(BIN)/python tests/bench_search.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_shapes.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_decoding.py

@@ -139,11 +139,13 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
         print(f"stages that come first: {' '.join(needed)}")
         for source in missing_sources(sweep, file, params):
             print(f"warning: {source}")
+        if sweep.space:
+            print(f"{sweep.specification.search.trials} points will be suggested; the ends of their ranges:")
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
     trials, suggestions = _planned(sweep)
-    # Of a search, all that it may suggest.
+    # Of a search each combination of options is looked at, before one is suggested.
     require_sane(plan_trials(sweep) if suggestions else trials)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
@@ -183,7 +185,6 @@ def run(arguments: Namespace) -> None:
         if line := charts_line(name):
             print(line)
         return
-    # Of a search, all that it may suggest.
     require_sane(plan_trials(sweep) if suggestions else trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})

@@ -18,7 +18,8 @@ from project import SMALL, environment, make_project
 from pipeline.config import load_params
 from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.plan import Planned, plan_trials
-from pipeline.sweeping.specification import Specification, load_sweep
+from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.specification import load_sweep
 from pipeline.tracking.mlflow_writer import ingest
 from pipeline.tracking.trial import Trial
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import bench_decoding
+import bench_search
 import bench_shapes
 import bench_sinks
 import pytest
@@ -62,3 +63,14 @@ def test_both_ways_of_decoding_find_equal_tokens(
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(beams) for beams in bench_decoding.BEAMS]
     assert all(line.endswith(", equal tokens") for line in lines)
+
+
+def test_a_search_is_measured(monkeypatch, capsys):
+    for name, value in {"GRID": 2, "MANY": 5, "KINDS": {"tpe": 3, "random": 2}}.items():
+        monkeypatch.setattr(bench_search, name, value)
+    bench_search.main()
+    first, tpe, drawn, known = capsys.readouterr().out.splitlines()
+    assert first.startswith("a trial of a grid, beside its own work: ")
+    assert tpe.startswith("a point suggested by tpe: ")
+    assert drawn.startswith("a point suggested by random: ")
+    assert known.startswith("5 known points told at a restart: ")

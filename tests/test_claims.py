@@ -148,7 +148,7 @@ def test_why_nothing_can_be_told(tmp_path: Path) -> None:
 
 
 def test_they_stand_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "_figures", lambda comparison, folder: [])
+    monkeypatch.setattr(output, "_figures", lambda *_: [])
     trials = [measured(tmp_path / "runs", of(MANY)), measured(tmp_path / "runs", of(NONE), LOSS)]
     comparison = compare(trials)
     told = claims(comparison)

@@ -10,7 +10,8 @@ from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.engine import EngineLostError
 from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.specification import Scheduler, Specification, Sweep
+from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.sweeping.specification import Sweep
 
 DONE, TAKEN, INTERRUPTED = ({"outcome": one, "step": 1} for one in ("done", "taken", "interrupted"))
 GONE = EngineLostError("Ray", "ended in the middle (killed)", "the same command goes on")

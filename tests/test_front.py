@@ -46,10 +46,10 @@ def test_the_table_names_the_front_the_best_and_what_failed(result):
     assert best == "best by WER %, validation: weight 0 (5.0 ± 1.4 (2))"
     assert fewest == "best by sinks / utterance, by activation, validation: weight 0.07 (0.02 ± 0.03 (2))"
     assert columns.split("  ")[-1].strip() == "sinks / utterance, by activation, validation"
-    assert first.split() == ["front", "weight", "0", "5.0", "±", "1.4", "(2)", "1.25", "±", "0.35", "(2)"]
+    assert first.split() == ["front", "0", "weight", "0", "5.0", "±", "1.4", "(2)", "1.25", "±", "0.35", "(2)"]
     assert "weight 0.2: failed: no memory." in rest
     assert any(line.startswith("Importance is not estimated: fewer than 8 points") for line in rest)
-    assert "| front | weight 0.07 | 7.0 ± 1.4 (2) |" in markdown(result)
+    assert "| front | 1 | weight 0.07 | 7.0 ± 1.4 (2) |" in markdown(result)
     lines = list(csv.DictReader(io.StringIO(csv_text(result))))
     assert [line["front"] for line in lines] == ["True", "True", "False", "True", "False"]
     assert float(lines[1][SINKS]) == pytest.approx(0.02)

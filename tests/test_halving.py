@@ -10,7 +10,7 @@ from pipeline.sweeping.early import METRIC, leave_stopped
 from pipeline.sweeping.halving import Decision, Halving, is_worse
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import best_lines
-from pipeline.sweeping.specification import Scheduler
+from pipeline.sweeping.sections import Scheduler
 
 ASHA = Scheduler(grace=4, factor=3)
 AUDIO, VIDEO = "model.modality=audio", "model.modality=video"

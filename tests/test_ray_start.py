@@ -14,7 +14,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.sweeping import ray_process, workers
 from pipeline.sweeping.ray_process import _require_gpus, reason_of
 from pipeline.sweeping.ray_start import room, taken
-from pipeline.sweeping.specification import Resources, load_sweep
+from pipeline.sweeping.sections import Resources
+from pipeline.sweeping.specification import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}

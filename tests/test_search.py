@@ -84,12 +84,6 @@ def searched(tmp_path, monkeypatch, capsys):
     """Runs a search; gives the settings that were suggested, the trials that were trained, and what was printed."""
     monkeypatch.setattr(plan._Digests, "of", lambda self, params: (DIGESTS, DIGESTS))
     monkeypatch.setattr(plan, "evaluation_digest", lambda params, data: "e" * 64)
-    create = Trial.create
-    known = {}
-
-    def prepared(planned):
-        create(planned.trial.folder.parent, planned.params, DIGESTS)
-        known[planned.identity] = planned
 
     def run(folder="one", room=1, lives=-1, trials=12, axes=AXES, **more):
         path = tmp_path / f"{folder}.yaml"
@@ -102,7 +96,8 @@ def searched(tmp_path, monkeypatch, capsys):
         place = worker.place
 
         def placed(job):
-            prepared(next(planned for planned in suggestions.trials if planned.identity == job["identity"]))
+            planned = next(planned for planned in suggestions.trials if planned.identity == job["identity"])
+            Trial.create(planned.trial.folder.parent, planned.params, DIGESTS)
             place(job)
 
         worker.place = placed
@@ -326,7 +321,9 @@ def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(search
     printed = capsys.readouterr().out
     folder = tmp_path / "results/sweeps/s"
     assert printed.startswith((folder / "table.txt").read_text())
-    assert "search by tpe: 10 of 10 points done" in printed
+    distinct = {point["decorrelation.weight"] for point in ran.points}
+    assert f"search by tpe: 10 of 10 points done, {10 - len(distinct)} of them one that was tried before" in printed
+    assert len((folder / "search.csv").read_text().splitlines()) == 1 + len(distinct)
     assert "Importance for WER %, validation: decorrelation.weight " in printed
     for name in ("search.md", "search.csv", "pareto_front.png", "against_keys.svg"):
         assert (folder / name).stat().st_size
@@ -334,3 +331,18 @@ def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(search
     publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
     assert capsys.readouterr().out == printed
     assert (folder / "search.csv").stat().st_mtime_ns == before
+
+
+def test_the_report_of_a_search_has_its_table_and_its_points(searched, monkeypatch, tmp_path):
+    from pipeline import report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "_track", lambda *_: None)
+    searched("one", trials=5, axes={"decorrelation.weight": {"loguniform": [0.01, 1]}, "model.rates.audio": [4, 16]})
+    folder = report.report(str(tmp_path / "one.yaml"), str(ROOT / "params.yaml"), media=False)
+    page = (folder / "report.html").read_text()
+    assert "5 of 5 trials done." in page
+    assert "search by tpe: 5 of 5 points done" in page
+    assert page.count("<polyline") == 5
+    assert "search by tpe: 5 of 5 points done" in (folder / "report.md").read_text()
+    assert (folder / "comparison/pareto_front.png").stat().st_size

@@ -333,3 +333,20 @@ def test_the_status_is_told_from_files_alone(tmp_path, monkeypatch):
     *lines, counts, driver = status_lines(read_plan(folder))
     assert lines[2] == "seed 2  waiting; begun, step 7"
     assert " ended " in driver
+
+
+def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(four, tmp_path, clock, capsys):
+    for planned, value in zip(four, (0.5, 0.3, 0.4), strict=False):
+        finish(planned.trial, {"test": [0]}, **{"wer/validation": value})
+    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unknown=3)
+    assert shown.best == "seed 0 (wer/validation 0.500)"
+    shown.add(four[1:3], {}, 1)
+    for planned in four[1:3]:
+        shown.started(planned)
+        shown.ended(planned, "done")
+    clock[0] = 100.0
+    shown.refresh()
+    best, far = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert best == "best so far: seed 1 (wer/validation 0.300)"
+    assert far.startswith("3 of 4 done, 0 running, ")
+    shown.close()

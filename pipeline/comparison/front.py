@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -11,8 +12,10 @@ from pipeline.common.markdown import plain
 from pipeline.common.metrics import NUMBER, Metric, Unit, find
 from pipeline.comparison.conditions import condition_name
 from pipeline.comparison.quantities import ABSENT, rounded
-from pipeline.comparison.rendering import pipes
+from pipeline.comparison.rendering import INDENT, pipes
 
+WIDTH = 100
+"""Columns of a terminal."""
 FEW_POINTS = 8
 """With fewer that are done nothing is said of importance."""
 
@@ -57,6 +60,8 @@ class SearchResult:
     points: tuple[Tried, ...]
     importance: Mapping[str, Mapping[str, Importance]]
     """By metric and key."""
+    repeated: int = 0
+    """Suggestions of points that are there already, and done."""
 
     @property
     def done(self) -> list[Tried]:
@@ -128,19 +133,20 @@ def value_text(values: Sequence[float] | None, metric: str) -> str:
 def text(result: SearchResult) -> str:
     """For a terminal."""
     front, table = result.front, []
-    table.append(["", "point", *map(label, result.columns)])
-    table += [["front" * (point in front), *cells] for point, cells in _rows(result)]
+    table.append(["", "no.", "point", *map(label, result.columns)])
+    table += [["front" * (point in front), str(point.number), *cells] for point, cells in _rows(result)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines.insert(1, "─" * min(100, sum(widths) + 2 * len(widths) - 2))
-    return "\n".join([*_head(result), "", *lines, "", *notes(result)]) + "\n"
+    lines.insert(1, "─" * min(WIDTH, sum(widths) + 2 * len(widths) - 2))
+    below = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in notes(result)]
+    return "\n".join([*_head(result), "", *lines, "", *below]) + "\n"
 
 
 def markdown(result: SearchResult) -> str:
     """The same as `text`."""
     front = result.front
-    heads = ["", "point", *map(label, result.columns)]
-    rows = [pipes(["front" * (point in front), *cells]) for point, cells in _rows(result)]
+    heads = ["", "no.", "point", *map(label, result.columns)]
+    rows = [pipes(["front" * (point in front), str(point.number), *cells]) for point, cells in _rows(result)]
     lines = [*map(plain, _head(result)), "", pipes(heads), pipes(["---"] * len(heads)), *rows, ""]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(result))]) + "\n"
 
@@ -173,7 +179,8 @@ def _rows(result: SearchResult) -> Iterator[tuple[Tried, list[str]]]:
 
 
 def _head(result: SearchResult) -> list[str]:
-    lines = [f"search by {result.kind}: {len(result.done)} of {result.wanted} points done"]
+    again = f", {result.repeated} of them one that was tried before" if result.repeated else ""
+    lines = [f"search by {result.kind}: {len(result.done) + result.repeated} of {result.wanted} points done{again}"]
     for metric in result.metrics if result.done else ():
         best = min(result.done, key=lambda point: (point.mean(metric), point.number))
         lines.append(f"best by {label(metric)}: {best.name} ({value_text(best.values[metric], metric)})")

@@ -13,6 +13,9 @@ from pipeline.sinks import figures as sinks
 LOGARITHMIC = 20
 """How many times the lowest value the highest is from which on an axis is logarithmic."""
 
+FEW = 4
+"""So many different values are all named on an axis."""
+
 
 def search_figures(result: SearchResult) -> dict[str, Figure]:
     """By the name of the file: `pareto_front` where there are several metrics, and `against_keys`."""
@@ -74,6 +77,9 @@ def _against(axes: Axes, points: Sequence[Tried], front: Sequence[Tried], key: s
         axes.errorbar(places, heights, errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2)
     if not numeric:
         axes.set_xticks(range(len(names)), names)
+        return
+    if len(set(values)) <= FEW:
+        axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         return
     least = min((value for value in values if value > 0), default=0)
     if min(values) >= 0 and max(values) > LOGARITHMIC * least > 0:

@@ -127,7 +127,9 @@ def pages(
     values = {
         "subject": subject,
         "best": _best(subject, comparison),
-        "done": sum(not entry.gap for entry in comparison.entries),
+        "done": len(subject.names) - len(subject.missing)
+        if subject.search
+        else sum(not entry.gap for entry in comparison.entries),
         "sentences": [*answers(comparison), *_sentences(comparison)],
         "search_table": front.markdown(subject.search) if subject.search else "",
         "search_text": front.text(subject.search) if subject.search else "",

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import Precision
 from pipeline.sweeping.ray_environment import OUTPUT, RAY, set_environment
-from pipeline.sweeping.specification import Specification
+from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.temporary import temporary_folder
 
 TICK_SECONDS = 0.25

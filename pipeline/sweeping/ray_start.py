@@ -10,7 +10,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray_environment import OUTPUT, RAY, has_token
-from pipeline.sweeping.specification import Resources
+from pipeline.sweeping.sections import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
 """Nothing large travels through Ray: features are memory-mapped files."""

@@ -93,13 +93,19 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
 
     search = sweep.specification.search
     names = [*search.minimise, *map(of_test, search.minimise)]
-    points = []
+    points: list[Tried] = []
+    first = {}
     for suggestion in suggestions.all:
+        first.setdefault(tuple(planned.identity for planned in suggestion.trials), suggestion)
+    for suggestion in first.values():
         done = [metrics_of(p, names) for p in suggestion.trials if p.state is State.DONE]
         values = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
         values = {name: found for name, found in values.items() if found}
         points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
     result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
+    done = {point.number for point in result.done}
+    again = sum(first[tuple(p.identity for p in one.trials)].number in done for one in suggestions.all) - len(done)
+    result = replace(result, repeated=again)
     if len(result.done) < FEW_POINTS or not result.keys:
         return result
     from pipeline.sweeping.optuna_importance import importance

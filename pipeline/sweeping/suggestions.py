@@ -4,11 +4,13 @@ The key follows from the search, its axes and seeds, and from the data and the c
 suggestions are wanted: with more of them the search goes on, and with other axes another one begins.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.journal import read_journal
 from pipeline.config import Params
@@ -104,7 +106,9 @@ def suggested_params(sweep: Sweep) -> Iterator[Params]:
     for journal in sorted(folder.glob(f"{sweep.specification.name}-*.jsonl")):
         for line in read_journal(journal):
             for seed in sweep.seeds:
-                yield sweep.point(line["settings"] | {SEED: seed}).params
+                # An older journal may name keys that there are no more, and then has no trial of today's.
+                with contextlib.suppress(PipelineError):
+                    yield sweep.point(line["settings"] | {SEED: seed}).params
 
 
 def _folder(params: Params) -> Path:

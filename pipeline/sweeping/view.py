@@ -73,6 +73,7 @@ class View:
 
     def _add(self, planned: Planned, cost: Cost | None) -> None:
         state = planned.state
+        self._work[planned.identity] = work_of_trial(planned, cost)
         if state is not State.NEW:
             self._begun.add(planned.identity)
             self._shares[planned.identity] = 1.0 if state is State.TRAINED else _share(planned)
@@ -81,7 +82,6 @@ class View:
         elif planned.stopped is not None:
             self._early += 1
         else:
-            self._work[planned.identity] = work_of_trial(planned, cost)
             self._waiting[planned.identity] = None
         self._is_bound |= planned.rule is not None
 
