@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping.needs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
 from pipeline.sweeping.specification import load_sweep
 
@@ -81,6 +82,30 @@ def test_values_of_an_axis_can_have_names(load):
     assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
     with pytest.raises(PipelineError, match="no trial is left; dataset is one of: LRS2, LRS3"):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
+
+
+def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whisper").mkdir()
+    paths = {"llm": "/no/llm", "whisper": "whisper"}
+    sources = [
+        {"name": name, "format": "huggingface", "source": {"kind": "path", "path": path}}
+        for name, path in paths.items()
+    ]
+    sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
+    assert [str(source) for source in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
+        "sweep.yaml: weights.sources[llm]: /no/llm is not there",
+        "sweep.yaml: corpus.root: /some/where/lrs2 is not there",
+        "sweep.yaml: corpus.root: /some/where/lrs3 is not there",
+    ]
+    # What stands in the parameters is not blamed on the sweep.
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["corpus"] |= {"kind": "lrs3", "root": "/no/lrs3"}
+    values["weights"]["sources"] = sources
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "sweep.yaml").write_text("name: some")
+    found = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
+    assert [source.where for source in found] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
 
 
 def test_no_path_is_in_a_name(load):

@@ -31,6 +31,7 @@ from sweeps import (
 )
 
 from pipeline.common.precision import native_precision
+from pipeline.sweeping.plan_file import read_plan
 
 
 @pytest.fixture
@@ -189,8 +190,8 @@ def test_workers_decide_what_the_driver_cannot_know(project, head):
     assert asked == {"auto": on_workers, "cpu": on_workers}
     (trial,) = trials(project)
     assert f"  precision: {on_workers}" in (trial / "config.yaml").read_text()
-    (planned,) = json.loads((project / "results/sweeps/small/plan.json").read_text())["trials"]
-    assert planned["params"]["train"]["precision"] == on_workers
+    (planned,) = read_plan(project / "results/sweeps/small").trials
+    assert planned.params.train.precision == on_workers
     # Whoever looks at it later goes by what was decided.
     plan = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *words[:3], "--plan"], cwd=project, env=own, capture_output=True, text=True

@@ -1,5 +1,6 @@
 """What a sweep says of itself while it runs."""
 
+import os
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ from pipeline.sweeping.early import leave_stopped
 from pipeline.sweeping.eta import Pace, work_of_trial
 from pipeline.sweeping.mistakes import require_layers
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.results import publish
-from pipeline.sweeping.sections import Scheduler
+from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.view import Running, View
 from pipeline.tracking.trial import State
 
@@ -280,23 +283,6 @@ def test_a_damaged_mark_holds_up_no_sweep(four):
         assert planned.failure == "failed.json is damaged"
 
 
-def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(four, tmp_path, clock, capsys):
-    for planned, value in zip(four, (0.5, 0.3, 0.4), strict=False):
-        finish(planned.trial, {"test": [0]}, **{"wer/validation": value})
-    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unknown=3)
-    assert shown.best == "seed 0 (wer/validation 0.500)"
-    shown.add(four[1:3], {}, 1)
-    for planned in four[1:3]:
-        shown.started(planned)
-        shown.ended(planned, "done")
-    clock[0] = 100.0
-    shown.refresh()
-    best, far = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
-    assert best == "best so far: seed 1 (wer/validation 0.300)"
-    assert far.startswith("3 of 4 done, 0 running, ")
-    shown.close()
-
-
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -319,3 +305,48 @@ def test_a_layer_that_the_llm_lacks_is_found_before_anything_runs(four, tmp_path
     require_layers([right])
     with pytest.raises(PipelineError, match=re.escape(said)):
         require_layers([right, wrong])
+
+
+def test_the_status_is_told_from_files_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned = [
+        Planned(f"seed {seed}", load_params(ROOT / "params.yaml", [f"train.seed={seed}"]), (), str(seed) * 64, "e" * 64,
+                make_trial(tmp_path / "runs", f"train.seed={seed}"), None)
+        for seed in range(4)
+    ]  # fmt: skip
+    finish(planned[0].trial, {"validation": [0, 3]})
+    planned[1].fail("the disk is full", "")
+    planned[2].trial.spool.append(7, {"loss/cross_entropy": 1.25})
+    folder = tmp_path / "results"
+    specification = Specification(name="some")
+    with pytest.raises(PipelineError, match="this sweep has run no trial yet"):
+        read_plan(folder)
+    with recorded_plan(folder, specification, planned), planned[2].trial.lease():
+        *lines, counts, driver = status_lines(read_plan(folder))
+        assert lines[:2] == ["seed 0  done  wer/validation 0.250", "seed 1  failed: the disk is full"]
+        assert lines[2].startswith("seed 2  step 7/720  loss 1.250  on ")
+        assert lines[2].endswith(f", process {os.getpid()}")
+        assert lines[3] == "seed 3  waiting"
+        assert counts == "4 trials: 1 done, 1 failed, 1 running, 1 waiting"
+        assert driver.startswith(f"driver: process {os.getpid()} on ")
+        assert " runs since " in driver
+    *lines, counts, driver = status_lines(read_plan(folder))
+    assert lines[2] == "seed 2  waiting; begun, step 7"
+    assert " ended " in driver
+
+
+def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(four, tmp_path, clock, capsys):
+    for planned, value in zip(four, (0.5, 0.3, 0.4), strict=False):
+        finish(planned.trial, {"test": [0]}, **{"wer/validation": value})
+    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unknown=3)
+    assert shown.best == "seed 0 (wer/validation 0.500)"
+    shown.add(four[1:3], {}, 1)
+    for planned in four[1:3]:
+        shown.started(planned)
+        shown.ended(planned, "done")
+    clock[0] = 100.0
+    shown.refresh()
+    best, far = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert best == "best so far: seed 1 (wer/validation 0.300)"
+    assert far.startswith("3 of 4 done, 0 running, ")
+    shown.close()

@@ -13,9 +13,10 @@ class Running:
     Args:
         planned: the trial.
         share: of its training, what was done before.
+        is_begun: whether it runs already, so that what stands in its log counts.
     """
 
-    def __init__(self, planned: Planned, share: float = 0.0) -> None:
+    def __init__(self, planned: Planned, share: float = 0.0, is_begun: bool = False) -> None:
         self.planned, self.share = planned, share
         self.step, self.loss, self.speed = 0, float("nan"), float("nan")
         self.evaluating_since: float | None = None
@@ -25,7 +26,7 @@ class Running:
         # What stands in its log is of earlier sessions. It is cut back to a checkpoint, and then read from its begin.
         self._before = round(share * (planned.params.train.steps or 0))
         log = planned.trial.spool.path
-        self._position = log.stat().st_size if log.exists() else 0
+        self._position = 0 if is_begun or not log.exists() else log.stat().st_size
 
     def look(self) -> None:
         """Read what was logged since the last look."""

@@ -161,7 +161,7 @@ def _searched(
     _require_apart(path, keys, overridden)
     common = common | overridden
     distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
-    metrics = specification.search.minimise
+    metrics = specification.search.minimise if specification.search else ()
     if len(set(metrics)) < len(metrics):
         raise PipelineError(path, f"search.minimise is {list(metrics)}", "name each metric once")
     if any(metric.startswith("sinks/") for metric in metrics):

@@ -26,7 +26,7 @@ def _status(planned: Planned, metric: str) -> tuple[str, str]:
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if (step := planned.stopped) is not None:
         return "stopped early", f"stopped early after step {step}"
-    running = Running(planned)
+    running = Running(planned, is_begun=True)
     running.look()
     if holder := planned.trial.lease().holder():
         return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"

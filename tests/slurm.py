@@ -1,4 +1,7 @@
-"""The SLURM example on two nodes: network and process namespaces of this machine, in which `srun` is played."""
+"""The SLURM example on two nodes: network and process namespaces of this machine, in which `srun` is played.
+
+Not of the suite, since few machines may make namespaces: `python -m pytest tests/slurm.py`, as root.
+"""
 
 import contextlib
 import os
