@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
@@ -57,7 +57,7 @@ def _shares(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[st
     study = optuna.create_study()
     for number, (_, value) in enumerate(points):
         params = {key: values[number] for key, (values, _) in columns.items()}
-        kinds = {key: kind for key, (_, kind) in columns.items()}
+        kinds: dict[str, BaseDistribution] = {key: kind for key, (_, kind) in columns.items()}
         study.add_trial(create_trial(params=params, distributions=kinds, value=value))
     evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     return get_param_importances(study, evaluator=evaluator, params=list(columns))
