@@ -44,7 +44,12 @@ class Place(Flag):
     """Measured while a trial trains, every `sinks.every` steps."""
 
 
-NOWHERE, TABLE, FIGURE, COLUMN, CURVE, FOLLOWED = Place.NOWHERE, *Place
+NOWHERE = Place.NOWHERE
+TABLE = Place.TABLE
+FIGURE = Place.FIGURE
+COLUMN = Place.COLUMN
+CURVE = Place.CURVE
+FOLLOWED = Place.FOLLOWED
 MAIN = TABLE | FIGURE | COLUMN | FOLLOWED
 
 

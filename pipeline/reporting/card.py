@@ -35,7 +35,7 @@ def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dic
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    (entry,), _ = read_entries([trial])
+    (entry,), _ = read_entries([trial], {})
     encoders = {stream: (stream, about["encoder"], about.get("window")) for stream, about in config["streams"].items()}
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

@@ -25,4 +25,4 @@ def leave_stopped(trial: Trial, rule: Scheduler, step: int) -> None:
 def stopped_at(trial: Trial, rule: Scheduler | None) -> int | None:
     """The step at which this very rule ended the trial, if it did. Of a damaged file nothing is known: it goes on."""
     found = marks.stop(trial.folder) if rule else None
-    return found[1] if found and found[0] == rule.model_dump(mode="json") else None
+    return found[1] if rule and found and found[0] == rule.model_dump(mode="json") else None

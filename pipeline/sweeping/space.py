@@ -12,13 +12,15 @@ A key that a trial does not use (the video rate of a trial of audio alone) is no
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.sweeping.settings import NAME, Settings, is_key, require_key, require_names
 
-KINDS = ("uniform", "loguniform", "int")
+Kind = Literal["uniform", "loguniform", "int"]
+KINDS = get_args(Kind)
 MADE_BY_STAGES = ("weights.", "corpus.", "features.")
 FORMS = "write {uniform: [a, b]}, {loguniform: [a, b]}, {int: [a, b]}, or a list of values"
 DECIDING = {"model.modality", "features.mode", "decorrelation.weight"}
@@ -34,7 +36,7 @@ class Range:
     key: str
     name: str
     """What the searcher knows it by: the key, and the option that it belongs to where there are several."""
-    kind: Literal["uniform", "loguniform", "int"]
+    kind: Kind
     low: float
     high: float
 
@@ -149,7 +151,7 @@ def _written(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def read_space(path: object, axes: Mapping[str, Any]) -> Space:
+def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
     """The axes of a sweep file that has a search.
 
     Raises:
@@ -232,4 +234,4 @@ def _range(where: str, key: str, name: str, value: dict[str, Any]) -> Range:
         raise PipelineError(
             where, f"{key} is a range, and stages make what it sets", "name its values in a list, or leave it fixed"
         )
-    return Range(key, name, kind, *bounds)
+    return Range(key, name, cast(Kind, kind), *bounds)
