@@ -160,7 +160,9 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     """Small copies for `dvc metrics` and `dvc plots`."""
     import numpy as np
 
-    write_json(METRICS, headlines(trial.result()["metrics"]))
+    result = trial.result()
+    assert result is not None
+    write_json(METRICS, headlines(result["metrics"]))
     other, sink = trial.read_sinks()["cosine_mean_joined"].T
     text = io.StringIO()
     writer = csv.writer(text)

@@ -78,20 +78,21 @@ def _prepared(corpus: Corpus, workers: int | None) -> Path:
     listing = reader.listing()
     clips = {clip.id: clip for clip in listing.clips}
     settings, before = reader.settings(), recorded_settings(folder)
+    known = before or {}
     if before is not None:
         remove_media(folder, reader.stale(before, settings))
-    is_moved = before is not None and before.get(ROOT) != corpus.root
-    is_another = is_moved and before.get(SOURCES) != _sources_digest(reader, listing)
+    is_moved = before is not None and known.get(ROOT) != corpus.root
+    is_another = is_moved and known.get(SOURCES) != _sources_digest(reader, listing)
     if is_another:
         remove_media(folder, list(MEDIA))
     began = time.time_ns()
-    same = before is not None and before.get("digest") == settings["digest"] and not is_another
+    same = before is not None and known.get("digest") == settings["digest"] and not is_another
     previous = read_previous_run(folder, clips, reader.sources, listing.skipped, same)
     todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
     silent = [split for split in babble_splits(corpus) if not (folder / babble_file(split)).exists()]
     if not todo and not silent and previous.whole:
         if is_moved:
-            write_json(folder / SETTINGS, before | {ROOT: corpus.root})
+            write_json(folder / SETTINGS, known | {ROOT: corpus.root})
         if previous.reread > FEW:
             # A copied corpus: files are newer than their manifest, and would be read at every start.
             seal(folder, began)

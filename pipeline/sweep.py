@@ -140,7 +140,7 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
         for source in missing_sources(sweep, file, params):
             print(f"warning: {source}")
         if sweep.space:
-            print(f"{sweep.specification.search.trials} points will be suggested; the ends of their ranges:")
+            print(f"{sweep.search.trials} points will be suggested; the ends of their ranges:")
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
@@ -152,8 +152,7 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
     learnt = Costs(sweep.points[0].params.train.runs)
     costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
     if suggestions:
-        search = sweep.specification.search
-        print(f"{len(suggestions.all)} of {search.trials} points suggested, {suggestions.left} left to suggest")
+        print(f"{len(suggestions.all)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest")
         costs += suggestions.left * [
             mean_cost([learnt.of(corner, State.NEW) for corner in plan_trials(sweep)], len(sweep.seeds))
         ]

@@ -183,7 +183,7 @@ def _from_wheel(source: WheelSource, temporary: Path) -> Path:
 
 def _from_hub(source: HubSource) -> Path:
     from huggingface_hub import snapshot_download
-    from tqdm import tqdm
+    from tqdm.asyncio import tqdm
 
     try:
         for wanted in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):

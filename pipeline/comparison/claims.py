@@ -190,11 +190,8 @@ def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
     counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
     most = max(tokens, key=lambda role: _number(trials, f"{BY_ACTIVATION}/{role}"))
-    shares = [
-        np.stack([records.column(f"{BY_ACTIVATION}/{most}")[0], records.column(BY_ACTIVATION)[0]])
-        for records in trials
-        if records.column(f"{BY_ACTIVATION}/{most}") is not None and records.column(BY_ACTIVATION) is not None
-    ]
+    columns = [(records.column(f"{BY_ACTIVATION}/{most}"), records.column(BY_ACTIVATION)) for records in trials]
+    shares = [np.stack([one[0], whole[0]]) for one, whole in columns if one is not None and whole is not None]
     share, even = _estimate(shares), tokens[most] / sum(tokens.values())
     others = {role: _number(trials, f"{BY_ACTIVATION}/{role}") / total for role in tokens if role != most}
     shown = [f"{role} {rounded(100 * part, 0)}%" for role, part in others.items() if part > 0]

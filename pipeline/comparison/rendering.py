@@ -203,10 +203,10 @@ def csv_table(comparison: Comparison) -> str:
 def long_csv(comparison: Comparison) -> str:
     """One line for each trial and metric, with every setting in which trials differ; a trial with a gap has one line
     that gives its reason."""
-    lines = []
+    lines: list[dict[str, object]] = []
     differing = [key for key in differing_settings(comparison.entries) if key != "decorrelation.weight"]
     for entry in comparison.entries:
-        of_trial = {"identity": entry.identity, "dataset": entry.dataset, "task": entry.task.name}
+        of_trial: dict[str, object] = {"identity": entry.identity, "dataset": entry.dataset, "task": entry.task.name}
         of_trial |= {"decorrelation.weight": entry.weight}
         of_trial |= {key: entry.settings.get(key, "") for key in differing} | {"seed": entry.seed}
         if entry.gap:

@@ -24,7 +24,9 @@ def is_current(corpus: Corpus) -> bool:
     folder = Path(corpus.out)
     try:
         recorded = read_settings(folder)
-        same = bool(recorded) and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+        if not recorded:
+            return False
+        same = recorded.get("digest") == reader_of(corpus).settings()["digest"]
         # Where the corpus lies elsewhere now, `prepare` looks whether it is the same.
         same = same and recorded.get(ROOT) == corpus.root
     except (PipelineError, OSError):

@@ -29,8 +29,8 @@ class Recorded:
 
     def settings(self) -> dict[str, Any]:
         """See `Reader.settings`."""
-        corpus, form = self.corpus, type(self.form)
-        module = form.__module__.rpartition(".")[2]
+        corpus, form = self.corpus, self.form
+        module = type(form).__module__.rpartition(".")[2]
         # Not the root: it says where the corpus lies, not what it is.
         common = {"kind", "seed", "video", "longest_seconds", "noise"}
         values = corpus.model_dump(mode="json", include=common | set(form.keys))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
-from pipeline.model.downsampling import downsampled_length, downsampling
+from pipeline.model.downsampling import Downsampling, downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
 from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
 from pipeline.model.lora import add_lora, load_lora
@@ -80,7 +80,7 @@ class AudioVisualLLM(nn.Module):
         embedding = embedding_of(decoder)
         width = embedding.shape[1]
         self.downsampling = nn.ModuleDict(
-            {s: downsampling(settings.downsampling, dimensions[s], getattr(settings.rates, s)) for s in self.streams}
+            {stream: self._downsampling(stream, dimensions[stream]) for stream in self.streams}
         )
         self.projectors = nn.ModuleDict({stream: self._projector(stream, width) for stream in self.streams})
         self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
@@ -92,9 +92,14 @@ class AudioVisualLLM(nn.Module):
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
 
+    def _downsampling(self, stream: str, dimension: int) -> nn.Module:
+        module = downsampling(self.settings.downsampling, dimension, getattr(self.settings.rates, stream))
+        return cast(nn.Module, module)
+
     def _projector(self, stream: str, width: int) -> Projector:
         hidden = self.settings.projector.hidden or width
-        return Projector(self.downsampling[stream].dimension, hidden, width, self.settings.projector.layer_norm)
+        dimension = cast(Downsampling, self.downsampling[stream]).dimension
+        return Projector(dimension, hidden, width, self.settings.projector.layer_norm)
 
     def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
         """(2, width): begin and end, trained from what the LLM makes of the words `<audio>`, `</audio>`."""

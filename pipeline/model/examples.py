@@ -97,7 +97,7 @@ def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Lengths]:
     return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), tuple(map(len, tensors))
 
 
-class Responses(Sequence[Sequence[int]]):
+class Responses:
     """Token ids of transcripts, worked out when they are asked for: those of a large corpus take half a minute.
 
     Args:
@@ -127,7 +127,10 @@ class Examples(Dataset):
     collate = staticmethod(collate)
 
     def __init__(
-        self, features: Mapping[str, Mapping[str, np.ndarray]], ids: Sequence[str], responses: Sequence[Sequence[int]]
+        self,
+        features: Mapping[str, Mapping[str, np.ndarray]],
+        ids: Sequence[str],
+        responses: Sequence[Sequence[int]] | Responses,
     ) -> None:
         self.features, self.ids, self.responses = features, ids, responses
 

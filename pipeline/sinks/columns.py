@@ -74,6 +74,12 @@ def _traced(m: Measured) -> bool:
     return m.origin is not None and _inner(m)
 
 
+def _origin(m: Measured) -> Origin:
+    """Of a batch that is `_traced`."""
+    assert m.origin is not None
+    return m.origin
+
+
 def response_ranking(captured: Captured) -> tuple[Tensor, Tensor]:
     """How much the response attends to each key, on average over blocks and heads, and which keys can be compared.
 
@@ -238,23 +244,25 @@ def _definition_jaccard(m: Measured) -> Column:
 
 @measures("sinks/mlp_share", _traced)
 def _mlp_share(m: Measured) -> Column:
-    return _per_utterance(m, m.origin.mlp_share, m.origin.utterance)
+    origin = _origin(m)
+    return _per_utterance(m, origin.mlp_share, origin.utterance)
 
 
 @measures("sinks/mlp_share/bos", _traced)
 def _mlp_share_of_bos(m: Measured) -> Column:
-    kept = m.origin.is_bos
-    return _per_utterance(m, m.origin.mlp_share[kept], m.origin.utterance[kept])
+    origin = _origin(m)
+    return _per_utterance(m, origin.mlp_share[origin.is_bos], origin.utterance[origin.is_bos])
 
 
 @measures("sinks/mlp_share/intermediate", _traced)
 def _mlp_share_of_intermediate(m: Measured) -> Column:
-    kept = ~m.origin.is_bos
-    return _per_utterance(m, m.origin.mlp_share[kept], m.origin.utterance[kept])
+    origin = _origin(m)
+    return _per_utterance(m, origin.mlp_share[~origin.is_bos], origin.utterance[~origin.is_bos])
 
 
 @measures("sinks/unit_share", lambda m: m.units is not None and _inner(m))
 def _unit_share(m: Measured) -> Column:
+    assert m.units is not None
     return _per_utterance(m, m.units.share, m.units.utterance)
 
 

@@ -44,6 +44,7 @@ def _required_list(where: str, values: Any) -> list[Any]:
 
 
 def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
+    drawn: LogUniform | Uniform
     drawn = checked(LogUniform, axis, where) if "loguniform" in axis else checked(Uniform, axis, where)
     low, high = drawn.loguniform if isinstance(drawn, LogUniform) else drawn.uniform
     if not low < high:

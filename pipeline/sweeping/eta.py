@@ -94,9 +94,9 @@ def _expected(
         return amount(work) * sum(one.seconds for one in own) / sum(one.share * amount(one.work) for one in own)
     if work.known:
         # The machine may be busier than it was for those.
-        both = [one for one in timed if one.work.known]
-        before = sum(one.share * earlier(one.work.known) for one in both)
-        return earlier(work.known) * (sum(one.seconds for one in both) / before if before > 0 else 1.0)
+        both = [(one, known) for one in timed if (known := one.work.known)]
+        before = sum(one.share * earlier(known) for one, known in both)
+        return earlier(work.known) * (sum(one.seconds for one, _ in both) / before if before > 0 else 1.0)
     done = sum(one.share * amount(one.work) * one.work.tokens for one in timed)
     return amount(work) * work.tokens * sum(one.seconds for one in timed) / done if done else None
 

@@ -55,7 +55,9 @@ class Halving:
     def add(self, trials: Iterable[Planned]) -> None:
         """Further trials, such as a search suggests."""
         for planned in trials:
-            self._rungs = self.rule.rungs(planned.params.train.steps)
+            steps = planned.params.train.steps
+            assert steps is not None
+            self._rungs = self.rule.rungs(steps)
             point = point_of(planned)
             self._points[point].append(planned)
             self._tasks[point] = task_of(planned.params)

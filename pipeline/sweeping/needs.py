@@ -142,7 +142,7 @@ def repro(stages: Sequence[str], params: str) -> None:
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
     with subprocess.Popen(words, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as ran:
         try:
-            for line in ran.stdout:
+            for line in ran.stdout or ():
                 if line.strip() and not line.startswith(_OF_DVC):
                     print(line, end="", flush=True)
         except BaseException:

@@ -63,7 +63,7 @@ def _shares(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[st
     return get_param_importances(study, evaluator=evaluator, params=list(columns))
 
 
-def _column(values: Sequence[Any]) -> tuple[list[Any], FloatDistribution | CategoricalDistribution]:
+def _column(values: Sequence[Any]) -> tuple[list[Any], BaseDistribution]:
     """Values as optuna takes them: of numbers the ranks, so that the points are spread evenly over each key."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         order = sorted(set(values))

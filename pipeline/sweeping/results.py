@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
@@ -42,13 +42,13 @@ def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | 
     if not any(planned.state is State.DONE for planned in trials):
         return
     folder = results_folder(sweep)
-    state = {
+    state: dict[str, Any] = {
         planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped, planned.dataset]
         for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
     if suggestions:
-        state |= {"search": [sweep.specification.search.model_dump(mode="json"), len(suggestions.all)]}
+        state |= {"search": [sweep.search.model_dump(mode="json"), len(suggestions.all)]}
     if not _is_current(folder, state):
         from pipeline.comparison.output import write_comparison
 
@@ -91,10 +91,10 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     """What the points of a search came to."""
     from pipeline.comparison.front import FEW_POINTS, SearchResult, Tried, of_test
 
-    search = sweep.specification.search
+    search = sweep.search
     names = [*search.minimise, *map(of_test, search.minimise)]
     points: list[Tried] = []
-    first = {}
+    first: dict[tuple[str, ...], Suggestion] = {}
     for suggestion in suggestions.all:
         first.setdefault(tuple(planned.identity for planned in suggestion.trials), suggestion)
     for suggestion in first.values():
@@ -103,9 +103,9 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
         values = {name: found for name, found in values.items() if found}
         points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
     result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
-    done = {point.number for point in result.done}
-    again = sum(first[tuple(p.identity for p in one.trials)].number in done for one in suggestions.all) - len(done)
-    result = replace(result, repeated=again)
+    numbers = {point.number for point in result.done}
+    known = [first[tuple(p.identity for p in one.trials)].number in numbers for one in suggestions.all]
+    result = replace(result, repeated=sum(known) - len(numbers))
     if len(result.done) < FEW_POINTS or not result.keys:
         return result
     from pipeline.sweeping.optuna_importance import importance
@@ -118,7 +118,7 @@ def compared_trials(
     trials: Sequence[Planned], search: "SearchResult | None", suggestions: Suggestions | None
 ) -> list[Planned]:
     """Those that the table puts side by side: all, but of a search the front and weight 0."""
-    if not search or not search.done:
+    if not search or not search.done or not suggestions:
         return list(trials)
     numbers = {point.number for point in search.front}
     shown = {

@@ -46,6 +46,7 @@ class Running:
             self.share = share_done(self.planned.trial, None)
             return
         self.share = min(self.step / steps, 1.0)
+        assert self._first is not None
         since, first = self._first
         if self.step > first:
             self.timed = now - since, (self.step - first) / steps

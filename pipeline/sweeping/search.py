@@ -32,8 +32,9 @@ class Search:
     """
 
     def __init__(self, sweep: Sweep, suggestions: Suggestions) -> None:
-        self._sweep, self._suggestions = sweep, suggestions
-        self._metrics = sweep.specification.search.minimise
+        assert sweep.space is not None
+        self._sweep, self._space, self._suggestions = sweep, sweep.space, suggestions
+        self._metrics = sweep.search.minimise
         self._open: dict[int, Suggestion] = {}
         """Of which the searcher knows nothing yet."""
         self._failed: set[str] = set()
@@ -53,7 +54,7 @@ class Search:
 
         journal = self._suggestions.journal
         journal.parent.mkdir(parents=True, exist_ok=True)
-        self._say, self._searcher = say, Searcher(self._sweep.specification.search, self._sweep.space)
+        self._say, self._searcher = say, Searcher(self._sweep.search, self._space)
         try:
             with Lease(journal.with_suffix(".lease")), Journal(journal) as self._journal:
                 for suggestion in self._suggestions.all:
@@ -108,7 +109,7 @@ class Search:
     def _suggest(self) -> Suggestion:
         draw = self._searcher.ask()
         number = len(self._suggestions.all)
-        settings = self._sweep.space.suggested(draw, self._is_used)
+        settings = self._space.suggested(draw, self._is_used)
         drawn = self._searcher.drawn(number)
         suggestion = self._suggestions.add(settings, drawn)
         self._journal.add({"settings": settings, "drawn": drawn})
@@ -136,13 +137,13 @@ class Search:
         return all(planned.identity in self._failed or planned.is_over for planned in suggestion.trials)
 
     def _tell(self, suggestion: Suggestion) -> None:
-        stopped = [planned for planned in suggestion.trials if planned.stopped is not None]
+        stopped = [(planned, step) for planned in suggestion.trials if (step := planned.stopped) is not None]
         if values := self._values(suggestion):
             self._searcher.tell(suggestion.number, values)
         elif stopped:
-            step = min(planned.stopped for planned in stopped)
-            last = [loss for planned in stopped for loss in losses(planned.trial, [step]).values()]
-            self._searcher.tell_stopped(suggestion.number, step, fmean(last) if last else float("nan"))
+            first = min(step for _, step in stopped)
+            last = [loss for planned, _ in stopped for loss in losses(planned.trial, [first]).values()]
+            self._searcher.tell_stopped(suggestion.number, first, fmean(last) if last else float("nan"))
         else:
             self._searcher.tell_failed(suggestion.number)
             if any(planned.state is State.DONE for planned in suggestion.trials):
@@ -160,7 +161,7 @@ class Search:
         done = [planned for planned in self._suggestions.trials if planned.state is State.DONE]
         for metric in self._metrics:
             if not any(metric in metrics_of(planned, [metric]) for planned in done):
-                there = sorted({name for planned in done for name in planned.trial.result()["metrics"]})
+                there = sorted({name for planned in done for name in _measured(planned)})
                 named = [n for n in there if "/validation" in n and not n.endswith(("/low", "/high"))]
                 raise PipelineError(
                     "search.minimise", f"{metric} is measured by no trial", f"name one of: {', '.join(named)}"
@@ -169,10 +170,14 @@ class Search:
 
 def metrics_of(planned: Planned, names: Sequence[str]) -> dict[str, float]:
     """Those metrics of a done trial that it has; the validation loss is its last."""
-    found = ((planned.trial.result() or {}).get("metrics") or {}).items()
-    metrics = {name: value for name, value in found if name in names}
+    metrics = {name: value for name, value in _measured(planned).items() if name in names}
     if METRIC in names:
         records, _ = planned.trial.spool.read()
         measured = [record[METRIC] for record in records if METRIC in record]
         metrics |= {METRIC: measured[-1]} if measured else {}
     return metrics
+
+
+def _measured(planned: Planned) -> dict[str, float]:
+    """All metrics of a trial's result; none where it has none."""
+    return (planned.trial.result() or {}).get("metrics") or {}

@@ -19,7 +19,7 @@ from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, distinct
 from pipeline.sweeping.narrowing import assignment, narrowed
-from pipeline.sweeping.sections import MOST_TRIALS, Resources, Scheduler, Specification
+from pipeline.sweeping.sections import MOST_TRIALS, Resources, Scheduler, SearchSettings, Specification
 from pipeline.sweeping.settings import NAME, Settings, params_of, require_key
 from pipeline.sweeping.space import Space, read_space
 from pipeline.tracking.identity import configuration
@@ -81,9 +81,19 @@ class Sweep:
         return Point(settings, with_native(params, self.native) if self.native else params, labels, named)
 
     @property
+    def search(self) -> SearchSettings:
+        """Of a sweep that has a search."""
+        return _search_of(self.specification)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Of each point of a search."""
         return self.specification.seeds or (self.common.get(SEED, self.base.train.seed),)
+
+
+def _search_of(specification: Specification) -> SearchSettings:
+    assert specification.search is not None
+    return specification.search
 
 
 def load_sweep(

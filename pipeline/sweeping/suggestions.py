@@ -88,7 +88,7 @@ class Suggestions:
     @property
     def left(self) -> int:
         """How many points are yet to be suggested."""
-        return max(0, self._sweep.specification.search.trials - len(self.all))
+        return max(0, self._sweep.search.trials - len(self.all))
 
 
 def trials_of(sweep: Sweep) -> list[Planned]:
@@ -117,5 +117,5 @@ def _folder(params: Params) -> Path:
 
 def _key(sweep: Sweep, reference: Planned) -> str:
     specification = sweep.specification
-    search = specification.search.model_dump(mode="json", exclude={"trials"})
+    search = sweep.search.model_dump(mode="json", exclude={"trials"})
     return digest([search, specification.axes, list(sweep.seeds), reference.identity])[:_KEY_DIGITS]

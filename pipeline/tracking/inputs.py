@@ -64,7 +64,7 @@ def files_of(params: Params, purpose: str) -> dict[Path, str]:
         utterances = trained_on(utterances)
     else:
         utterances = evaluated_on(utterances, params.evaluate.splits, used)
-    groups = {stream: feature_groups(params, stream, utterances) for stream in used}
+    groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
     return input_files(params, purpose, utterances, groups)
 
 

@@ -75,7 +75,9 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
     import numpy as np
 
     with written_whole(folder / SINKS) as beside:
-        np.savez(beside, **arrays)
+        # Any: to type checkers, one of the names may be that of an option of `savez`.
+        named: dict[str, Any] = {**arrays}
+        np.savez(beside, **named)
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,8 @@ def _train(
     model = build_model(params, inputs)
     torch.use_deterministic_algorithms(model.device.type == "cpu")
     # Nothing here reads memory that it has not written, and to fill all of it first takes 6% of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # The property is one of the module's class, which type checkers do not see.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
     examples = {split: inputs.examples(chosen, model.respond) for split, chosen in utterances.items()}
     frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]

@@ -99,7 +99,8 @@ class TrialInputs:
         for split in sorted({u.split for u in utterances}):
             digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
         # Of encoder, code and media: of the features, whether they are made already or not.
-        groups = {stream: feature_groups(params, stream, utterances) for stream in streams(params.model.modality)}
+        used = streams(params.model.modality)
+        groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
         found: dict[str, Features | Media] = {}
         for stream, some in groups.items():
             is_cached = params.features.mode == "cached"

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import _prctl_pr_set_pdeathsig, start_processes
+from torch.multiprocessing import start_processes
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
@@ -109,7 +109,8 @@ def _run(
     number: int, work: Work, arguments: tuple, count: int, device: str, folder: str, log: str | None, parent: int
 ) -> None:
     """In a rank's process."""
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    # Written in C: type checkers do not see it.
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     if os.getppid() != parent:
         os._exit(1)
     # The terminal's Ctrl-C is for all processes; the one that started this one says what becomes of it.

@@ -67,6 +67,7 @@ class Ranks:
             return losses, losses
         kinds = [(losses.cross_entropy, losses.tokens)]
         if losses.decorrelation is not None:
+            assert losses.counted is not None
             kinds.append((losses.decorrelation, losses.counted))
         # A rank without a share goes along with an utterance that counts nothing.
         tokens = torch.stack([number for _, number in kinds]).float() * bool(counts.own)

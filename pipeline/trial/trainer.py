@@ -1,8 +1,9 @@
 """Hugging Face's Trainer around our losses, batches and log."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from transformers import TrainingArguments
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM, Losses
-from pipeline.model.examples import MEDIA, Batch, moved
+from pipeline.model.examples import MEDIA, Batch, Examples, moved
 from pipeline.tracking.spool import Spool
 from pipeline.trial.augmentation import Augmenter
 from pipeline.trial.batches import Batches
@@ -26,6 +27,7 @@ TRAINED_FILE, METER_FILE = "trained.safetensors", "meter.json"
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
 """What we take from the Trainer's log, and our names for it."""
+Collate = Callable[[Any], Batch]
 STATES_A_PARAMETER = 3
 """A checkpoint holds each trained parameter and its two moments, in float32."""
 
@@ -101,9 +103,9 @@ class LossTrainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
         loader = DataLoader(
-            Shared(self.train_dataset, self.ranks),
+            Shared(cast(Examples, self.train_dataset), self.ranks),
             batch_sampler=self.batches,
-            collate_fn=with_counts(self.data_collator),
+            collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
         )
         # Accelerate's loader asks for a batch before the one before it is used. It would move it with a wait.
@@ -151,7 +153,7 @@ class LossTrainer(transformers.Trainer):
         """A checkpoint that is whole and sealed, or none."""
         if not self.ranks.is_first:
             return
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
         needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
         require_space(folder, needed, "a checkpoint")
         # Before anything is written: no checkpoint is of a training that has diverged.
