@@ -34,7 +34,8 @@ def make_inputs(folder):
     return program(
         folder,
         "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
-        "make_inputs(load_sweep('sweep.yaml'), Namespace(params='params.yaml', no_repro=False, sync=False))",
+        "make_inputs(load_sweep('sweep.yaml'), "
+        "Namespace(file='sweep.yaml', params='params.yaml', no_repro=False, sync=False))",
     )
 
 

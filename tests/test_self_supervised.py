@@ -121,7 +121,7 @@ def test_a_hub_that_has_pickles_alone_is_asked_for_them(tmp_path, monkeypatch):
     save(KINDS["wavlm"], hub)
     torch.save(load_file(hub / "model.safetensors"), hub / "pytorch_model.bin")
 
-    def download(repository: str, revision: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, revision: str, allow_patterns: list[str], **_: object) -> str:
         assert (repository, revision) == ("some/model", "abcdef0")
         for file in hub.iterdir():
             if any(file.match(pattern) for pattern in allow_patterns):

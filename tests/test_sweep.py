@@ -132,6 +132,8 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     assert who.startswith(f"driver: process {driver.pid} on ")
     assert " runs since " in who
     os.kill(worker(project), signal.SIGKILL)
+    (trial,) = trials(project)
+    wait_until(lambda: len(sessions(trial)) == 2, driver, "another worker")
     wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint after the worker was killed")
     files, processes, orphan = temporary(driver), descendants(driver), worker(project)
     assert files.exists()
@@ -145,7 +147,6 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     assert re.search(r"  waiting; begun, step \d+$", first)
     assert counts == "2 trials: 2 waiting"
     assert " was killed; it began " in who
-    (trial,) = trials(project)
     assert max(json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()) >= 20
 
     newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))

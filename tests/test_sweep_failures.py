@@ -235,7 +235,7 @@ def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
     assert "is tried again after: Ray ended in the middle" in printed
     assert results(project) == results(swept)
     assert table(project) == table(swept)
-    assert not any(is_alive(one.pid) for one in processes)
+    wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 60)
 
 
 def test_sigterm_waits_for_no_worker_that_does_not_end(project):

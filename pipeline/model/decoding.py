@@ -50,6 +50,8 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
         tokens = decoder.generate(
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
+    # One wait, for the texts and for where they end.
+    tokens = tokens.cpu()
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     is_ended = (tokens == model.eos).any(1).tolist()
     return [Hypothesis(" ".join(text.split()), not ended) for text, ended in zip(texts, is_ended, strict=True)]
