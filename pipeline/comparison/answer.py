@@ -46,7 +46,7 @@ class _Candidate:
         return self.cell.figures[self.reported].by_seed
 
     def __str__(self) -> str:
-        name = f"{self.variant} at rate {','.join(map(str, self.task.rates))}"
+        name = f"{self.variant} at rate {', '.join(map(str, self.task.rates))}"
         figure = self.cell.figures[self.reported]
         wer = f"{100 * figure.value:.1f}"
         if figure.seeds > 1:
