@@ -90,6 +90,12 @@ def prepared(made_once, real_weights) -> Path:
     return made_once("prepared", make)
 
 
+@pytest.fixture
+def project(prepared, tmp_path) -> Path:
+    """A small project, to spoil."""
+    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+
+
 @pytest.fixture(scope="session")
 def specified(made_once, prepared) -> Path:
     """A small project with a sweep, as it is before its first trial. Copy it before you change it."""

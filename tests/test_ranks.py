@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from project import command, start
-from sweeps import is_alive
+from sweeps import is_alive, wait_until
 from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
 
 from pipeline.common.errors import PipelineError
@@ -19,12 +18,6 @@ TWO = ("--set", "train.ranks=2", "--set", "decorrelation.weight=0.1", "--set", "
 LONG = (*TWO, "--set", "train.steps=30")
 UNEVEN = ("--set", "train.batch_size=5")
 """Of six utterances, so that each second batch has one, and leaves a rank with nothing."""
-
-
-@pytest.fixture
-def project(prepared, tmp_path):
-    """A small project, to spoil."""
-    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +37,8 @@ def ranks_of(process) -> list[int]:
     return found
 
 
-def gone(pids: list[int]) -> bool:
-    until = time.monotonic() + 20
-    while any(map(is_alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not any(map(is_alive, pids))
+def wait_until_gone(pids: list[int]) -> None:
+    wait_until(lambda: not any(map(is_alive, pids)), None, "the ranks end", 20)
 
 
 @pytest.mark.parametrize("more", [(), UNEVEN], ids=["even", "uneven"])
@@ -85,7 +75,7 @@ def test_a_killed_rank_is_one_error_and_training_goes_on_with_equal_bits(project
     assert process.returncode == 1
     assert f"error: rank {rank} of 2: was killed by SIGKILL" in errors
     assert "Traceback" not in errors
-    assert gone(ranks)
+    wait_until_gone(ranks)
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
@@ -98,7 +88,7 @@ def test_ranks_do_not_outlive_who_started_them(project, undisturbed):
     ranks = ranks_of(process)
     process.kill()
     process.communicate()
-    assert gone(ranks)
+    wait_until_gone(ranks)
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
@@ -113,7 +103,7 @@ def test_an_interrupted_training_of_two_ranks_keeps_its_last_step(project, undis
         os.kill(pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert gone(ranks)
+    wait_until_gone(ranks)
     trial = the_trial(project)
     steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
     assert max(steps) == losses_of(trial)[-1][0]

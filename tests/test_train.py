@@ -18,12 +18,6 @@ LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 """Enough steps to be caught in the middle."""
 
 
-@pytest.fixture
-def project(prepared, tmp_path):
-    """A small project, to spoil."""
-    return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
     """The folder of a trial of `LONG` that nobody disturbed, and a new interpreter with hashes of its own trained."""
