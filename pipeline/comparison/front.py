@@ -5,6 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
@@ -63,18 +64,18 @@ class SearchResult:
     repeated: int = 0
     """Suggestions of points that are there already, and done."""
 
-    @property
+    @cached_property
     def done(self) -> list[Tried]:
         """Those with all metrics."""
         return [point for point in self.points if all(point.values.get(metric) for metric in self.metrics)]
 
-    @property
+    @cached_property
     def front(self) -> list[Tried]:
         """Those that no other beats in all metrics, the best by the first metric first."""
         found = [point for point in self.done if not any(_dominates(other, point, self.metrics) for other in self.done)]
         return sorted(found, key=lambda point: (point.mean(self.metrics[0]), point.number))
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Searched keys that differ between the points."""
         values: dict[str, set[str]] = {}
@@ -83,7 +84,7 @@ class SearchResult:
                 values.setdefault(key, set()).add(repr(value))
         return [key for key, different in values.items() if len(different) > 1]
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The metrics that tables show: each as it was minimised, then of the test split."""
         known = {name for point in self.done for name in point.values}

@@ -46,10 +46,11 @@ def require_layers(trials: Iterable[Planned]) -> None:
     Raises:
         PipelineError: for the first such trial.
     """
-    depths: dict[str, int | None] = {}
+    trials = list(trials)
+    depths = {folder: _depth(Path(folder)) for folder in {planned.params.model.llm.weights for planned in trials}}
     for planned in trials:
         llm, loss = planned.params.model.llm, planned.params.decorrelation
-        depth = depths.setdefault(llm.weights, _depth(Path(llm.weights)))
+        depth = depths[llm.weights]
         if depth is None:
             continue
         if llm.blocks and llm.blocks > depth:
