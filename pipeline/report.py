@@ -16,10 +16,10 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
-from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.suggestions import Suggestions
+from pipeline.sweeping.suggestions import planned_trials
 from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import State
 
@@ -44,8 +44,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
     sweep = decided(load_sweep(file, params, overrides))
-    suggestions = Suggestions(sweep) if sweep.space else None
-    trials = suggestions.trials if suggestions else plan_trials(sweep)
+    trials, suggestions = planned_trials(sweep)
     search = search_result(sweep, suggestions) if suggestions else None
     comparison = compare_planned(sweep, compared_trials(trials, search, suggestions))
     folder = RESULTS / sweep.specification.name

@@ -27,7 +27,7 @@ from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.suggestions import Suggestions
+from pipeline.sweeping.suggestions import planned_trials
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
 from pipeline.sweeping.workers import decided
 from pipeline.tracking.lease import LeaseTakenError
@@ -92,15 +92,17 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     Raises:
         PipelineError: something is missing and must not be made (`--no-repro`, `--sync`), or cannot be made.
     """
-    for params in distinct_inputs(sweep):
+    incomplete = [params for params in distinct_inputs(sweep) if needed_stages(params)]
+    if incomplete and (arguments.no_repro or arguments.sync):
+        raise missing_line(needed_stages(incomplete[0]))
+    # All that is needed is looked for before hours go into a part of it.
+    for source in missing_sources(sweep, arguments.file, arguments.params) if incomplete else ():
+        raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
+    for params in incomplete:
         needed = needed_stages(params)
         if not needed:
+            # What was made for those before was made for it, too.
             continue
-        if arguments.no_repro or arguments.sync:
-            raise missing_line(needed)
-        # All that is needed is looked for before hours go into a part of it.
-        for source in missing_sources(sweep, arguments.file, arguments.params):
-            raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
             repro(by_dvc, arguments.params)
             # DVC goes by its small pointers, and does not see that features were removed.
@@ -144,26 +146,19 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("which of them are done, and what they take, shows once these stages ran")
         return
-    trials, suggestions = _planned(sweep)
+    trials, suggestions = planned_trials(sweep)
     # Of a search each combination of options is looked at, before one is suggested.
-    require_sane(plan_trials(sweep) if suggestions else trials)
+    corners = plan_trials(sweep) if suggestions else trials
+    require_sane(corners)
     states = [planned.state for planned in trials]
     print("\n".join(listing(trials, states)))
     learnt = Costs(sweep.points[0].params.train.runs)
     costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
     if suggestions:
         print(f"{len(suggestions.all)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest")
-        costs += suggestions.left * [
-            mean_cost([learnt.of(corner, State.NEW) for corner in plan_trials(sweep)], len(sweep.seeds))
-        ]
+        costs += suggestions.left * [mean_cost([learnt.of(corner, State.NEW) for corner in corners], len(sweep.seeds))]
     if costs:
         print(summary(costs, sweep.specification.concurrency or 1))
-
-
-def _planned(sweep: Sweep) -> tuple[list[Planned], Suggestions | None]:
-    """All trials, or those that its search suggested so far."""
-    suggestions = Suggestions(sweep) if sweep.space else None
-    return suggestions.trials if suggestions else plan_trials(sweep), suggestions
 
 
 def run(arguments: Namespace) -> None:
@@ -177,7 +172,7 @@ def run(arguments: Namespace) -> None:
         show_plan(sweep, arguments.file, arguments.params)
         return
     make_inputs(sweep, arguments)
-    trials, suggestions = _planned(sweep)
+    trials, suggestions = planned_trials(sweep)
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
         bring_into_mlflow(name, trials, results)

@@ -17,7 +17,7 @@ from pipeline.sweeping.results import publish, results_folder
 from pipeline.sweeping.search import Search
 from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.suggestions import Suggestions, suggested_params, trials_of
+from pipeline.sweeping.suggestions import Suggestions, planned_trials, suggested_params
 from pipeline.sweeping.workers import decided
 from pipeline.tracking.trial import Trial
 
@@ -281,10 +281,10 @@ def test_a_torn_journal_loses_its_last_line_alone(searched):
     assert again.trained == []
 
 
-def test_other_axes_begin_another_search_and_trials_of_both_are_known(searched):
+def test_other_axes_begin_another_search_and_planned_trials_both_are_known(searched):
     first, second = searched(trials=2), searched(trials=2, axes=WEIGHT)
     assert first.suggestions.journal != second.suggestions.journal
-    assert len(trials_of(second.sweep)) == 2
+    assert len(planned_trials(second.sweep)[0]) == 2
     # Of both, so that nothing of an earlier search is removed where its inputs are missing.
     assert len(list(suggested_params(second.sweep))) == 4
 

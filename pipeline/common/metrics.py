@@ -168,6 +168,11 @@ def shown(place: Place) -> list[Metric]:
     return [metric for metric in METRICS if place in metric.places]
 
 
+def is_bound(name: str) -> bool:
+    """Whether this is an end of a metric's interval, `…/low` or `…/high`."""
+    return name.endswith(("/low", "/high"))
+
+
 def find(name: str) -> Metric | None:
     """The metric that a name, or one of its bounds, is of; None where the registry has none."""
     name = name.removesuffix("/low").removesuffix("/high")

@@ -12,7 +12,7 @@ from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.significance import LEVEL, mean_interval, welch
 from pipeline.comparison.claims import LEAST
 from pipeline.comparison.entries import PAPER_NAMES, Task
-from pipeline.comparison.quantities import sink_counts
+from pipeline.comparison.quantities import p_text, sink_counts
 from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.variants import Variant
 
@@ -91,4 +91,4 @@ def _difference(best: _Candidate, other: _Candidate) -> str:
         return "whether WER differs is inconclusive, with one seed"
     p = welch(*([log(rate + NO_ERROR) for rate in one.rates] for one in (best, other))).p
     said = "WER differs" if p < LEVEL else "whether WER differs is inconclusive"
-    return f"{said} ({'p<0.001' if p < 0.001 else f'p={p:.3f}'}, {len(best.rates)} and {len(other.rates)} seeds)"
+    return f"{said} ({p_text(p)}, {len(best.rates)} and {len(other.rates)} seeds)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.metrics import METRICS, find
+from pipeline.common.metrics import METRICS, find, is_bound
 from pipeline.common.significance import sign_flip_p
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.code_change import FileChange, changed_files
@@ -135,7 +135,7 @@ def _figures(one: Trial, other: Trial, notes: list[str]) -> tuple[list[MetricCha
             p_values[f"wer/{condition}"] = sign_flip_p(*edits)
         else:
             notes.append(f"The utterances of {condition} are not the same in both: they are not paired.")
-    names = sorted((name for name in was | now if not name.endswith(("/low", "/high"))), key=_order)
+    names = sorted((name for name in was | now if not is_bound(name)), key=_order)
     metrics = [MetricChange(name, was.get(name), now.get(name), p_values.get(name)) for name in names]
     return metrics, _disagreements(first, second)
 

@@ -112,7 +112,12 @@ def change_text(change: Change) -> str:
     p = change.p if change.corrected_p is None else change.corrected_p
     if p is None:
         return text
-    return f"{text} ({'p<0.001' if p < 0.001 else f'p={p:.3f}'})"
+    return f"{text} ({p_text(p)})"
+
+
+def p_text(p: float) -> str:
+    """A p-value, such as `p=0.031`."""
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}"
 
 
 def rounded(value: float, decimals: int | None) -> str:

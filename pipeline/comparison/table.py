@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.metrics import is_bound
 from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
 from pipeline.comparison.conditions import condition_order
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
@@ -148,7 +149,7 @@ def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     found = {}
     for name in names:
-        if name.endswith(("/low", "/high")):
+        if is_bound(name):
             continue
         values = [entry.metrics[name] for entry in entries if name in entry.metrics]
         low, high = (entries[0].metrics.get(f"{name}/{end}") for end in ("low", "high"))

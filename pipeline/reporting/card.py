@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.metrics import PERCENT, TABLE, Unit, shown
+from pipeline.common.metrics import PERCENT, TABLE, Unit, is_bound, shown
 from pipeline.comparison.conditions import condition_name, condition_order
 from pipeline.comparison.entries import Entry, read_entries
 from pipeline.comparison.quantities import rounded
@@ -123,7 +123,7 @@ def _source_text(source: dict[str, str]) -> str:
 
 def _conditions(entry: Entry) -> list[str]:
     names = {name.removeprefix("wer/") for name in entry.metrics if name.startswith("wer/")}
-    return sorted((name for name in names if not name.endswith(("/low", "/high"))), key=condition_order)
+    return sorted((name for name in names if not is_bound(name)), key=condition_order)
 
 
 def _error_rates(entry: Entry) -> Iterator[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.needs import distinct_inputs
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Point, Sweep
-from pipeline.sweeping.suggestions import suggested_params, trials_of
+from pipeline.sweeping.suggestions import planned_trials, suggested_params
 from pipeline.tracking.identity import configuration
 from pipeline.tracking.lease import LeaseTakenError
 from pipeline.tracking.naming import trial_name
@@ -76,7 +76,7 @@ class _Use:
         self._identities: set[str] | None = None
         self._features: set[str] | None = None
         try:
-            self._identities = {planned.identity for planned in trials_of(sweep)}
+            self._identities = {planned.identity for planned in planned_trials(sweep)[0]}
             self._features = {
                 group.folder.name
                 for params in distinct_inputs(sweep)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.metrics import is_bound
 from pipeline.tracking.results import AGAIN
 from pipeline.tracking.trial import Trial
 
@@ -47,7 +48,7 @@ def judge(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
 def _metrics(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
     was, now = _result(recorded), _result(again)
     verdicts = []
-    for name in sorted(name for name in was | now if not name.endswith(("/low", "/high"))):
+    for name in sorted(name for name in was | now if not is_bound(name)):
         bounds = [f"{name}/low", f"{name}/high"]
         equal = all(was.get(key) == now.get(key) for key in (name, *bounds))
         passed = equal or (not exact and _is_near(name, was, now))

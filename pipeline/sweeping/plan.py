@@ -33,7 +33,7 @@ class Planned:
     """A trial that a sweep wants."""
 
     name: str
-    """What tells it from the others, such as `audio a16 weight 0.1 seed 0`."""
+    """What tells it from the others, such as `ASR 16 weight 0.1 seed 0`."""
     params: Params
     """All parameters; `train.precision` as it is really used, so that every machine makes the same trial."""
     settings: tuple[Settings, ...]
@@ -60,6 +60,11 @@ class Planned:
     def is_over(self) -> bool:
         """Whether this sweep wants nothing more of it."""
         return self.state is State.DONE or self.stopped is not None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of its evaluation; none where it has no result."""
+        return (self.trial.result() or {}).get("metrics") or {}
 
     @property
     def failure(self) -> str | None:

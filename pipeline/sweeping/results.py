@@ -12,7 +12,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
-from pipeline.sweeping.search import metrics_of
+from pipeline.sweeping.search import values_of
 from pipeline.sweeping.specification import Sweep
 from pipeline.sweeping.suggestions import Suggestion, Suggestions
 from pipeline.tracking.trial import State
@@ -98,9 +98,7 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     for suggestion in suggestions.all:
         first.setdefault(tuple(planned.identity for planned in suggestion.trials), suggestion)
     for suggestion in first.values():
-        done = [metrics_of(p, names) for p in suggestion.trials if p.state is State.DONE]
-        values = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
-        values = {name: found for name, found in values.items() if found}
+        values = values_of(suggestion, names)
         points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
     result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
     numbers = {point.number for point in result.done}
@@ -161,7 +159,7 @@ def best_lines(by: str, trials: Sequence[Planned]) -> list[str]:
     """
     tasks: dict[str, dict[str, list[tuple[float, Planned]]]] = {}
     for planned in trials:
-        value = ((planned.trial.result() or {}).get("metrics") or {}).get(by)
+        value = planned.metrics.get(by)
         if value is not None:
             points = tasks.setdefault(task_of(planned.params), {})
             points.setdefault(point_of(planned), []).append((value, planned))

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
+from pipeline.common.metrics import is_bound
 from pipeline.config import Section
 from pipeline.sweeping.early import METRIC, losses
 from pipeline.sweeping.narrowing import applies
@@ -152,32 +153,33 @@ class Search:
 
     def _values(self, suggestion: Suggestion) -> list[float] | None:
         """The mean of each metric over the seeds that are done; None where one has no value."""
-        done = [metrics_of(planned, self._metrics) for planned in suggestion.trials if planned.state is State.DONE]
-        columns = [[metrics[name] for metrics in done if name in metrics] for name in self._metrics]
-        return [fmean(column) for column in columns] if all(columns) else None
+        columns = values_of(suggestion, self._metrics)
+        return [fmean(columns[name]) for name in self._metrics] if columns.keys() >= set(self._metrics) else None
 
     def _require_measured(self, suggestion: Suggestion) -> None:
         """What no done trial has is a slip; what this one lacks may not exist there, such as a cosine without sinks."""
         done = [planned for planned in self._suggestions.trials if planned.state is State.DONE]
         for metric in self._metrics:
             if not any(metric in metrics_of(planned, [metric]) for planned in done):
-                there = sorted({name for planned in done for name in _measured(planned)})
-                named = [n for n in there if "/validation" in n and not n.endswith(("/low", "/high"))]
+                there = sorted({name for planned in done for name in planned.metrics})
+                named = [n for n in there if "/validation" in n and not is_bound(n)]
                 raise PipelineError(
                     "search.minimise", f"{metric} is measured by no trial", f"name one of: {', '.join(named)}"
                 )
 
 
+def values_of(suggestion: Suggestion, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """By metric, the values of the seeds that are done; those metrics that one of them has."""
+    done = [metrics_of(planned, names) for planned in suggestion.trials if planned.state is State.DONE]
+    columns = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
+    return {name: column for name, column in columns.items() if column}
+
+
 def metrics_of(planned: Planned, names: Sequence[str]) -> dict[str, float]:
     """Those metrics of a done trial that it has; the validation loss is its last."""
-    metrics = {name: value for name, value in _measured(planned).items() if name in names}
+    metrics = {name: value for name, value in planned.metrics.items() if name in names}
     if METRIC in names:
         records, _ = planned.trial.spool.read()
         measured = [record[METRIC] for record in records if METRIC in record]
         metrics |= {METRIC: measured[-1]} if measured else {}
     return metrics
-
-
-def _measured(planned: Planned) -> dict[str, float]:
-    """All metrics of a trial's result; none where it has none."""
-    return (planned.trial.result() or {}).get("metrics") or {}

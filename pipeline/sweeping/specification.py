@@ -83,17 +83,13 @@ class Sweep:
     @property
     def search(self) -> SearchSettings:
         """Of a sweep that has a search."""
-        return _search_of(self.specification)
+        assert self.specification.search is not None
+        return self.specification.search
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of each point of a search."""
         return self.specification.seeds or (self.common.get(SEED, self.base.train.seed),)
-
-
-def _search_of(specification: Specification) -> SearchSettings:
-    assert specification.search is not None
-    return specification.search
 
 
 def load_sweep(
@@ -121,24 +117,16 @@ def load_sweep(
     overridden = dict(map(assignment, overrides))
     for key in overridden:
         require_key(key, "--set")
-    if specification.search:
-        sweep = _searched(path, specification, base, common, overridden, only)
-    else:
-        sweep = _expanded(path, specification, base, common, overridden, only)
+    whole = Sweep(specification, base, (), None, common | overridden, str(path))
+    sweep = (_searched if specification.search else _expanded)(whole, overridden, only)
     if specification.scheduler:
         _require_comparable(f"{path}: scheduler", specification.scheduler, sweep.points)
     return sweep
 
 
-def _expanded(
-    path: str | Path,
-    specification: Specification,
-    base: Params,
-    common: Settings,
-    overridden: Settings,
-    only: Sequence[str],
-) -> Sweep:
-    """The product of all axes."""
+def _expanded(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
+    """A sweep with the product of all axes."""
+    path, specification = sweep.path, sweep.specification
     axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
         axes["seeds"] = distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
@@ -146,7 +134,6 @@ def _expanded(
     _require_apart(path, keys, overridden)
     if (count := prod(map(len, axes.values()))) > MOST_TRIALS:
         raise PipelineError(path, f"expands to {count} trials", f"name at most {MOST_TRIALS}")
-    sweep = Sweep(specification, base, (), None, common | overridden, str(path))
     points = []
     for chosen in itertools.product(*axes.values()):
         settings = {key: value for setting in chosen for key, value in setting.items() if key != NAME}
@@ -155,28 +142,20 @@ def _expanded(
     return replace(sweep, points=tuple(narrowed(points, only)))
 
 
-def _searched(
-    path: str | Path,
-    specification: Specification,
-    base: Params,
-    common: Settings,
-    overridden: Settings,
-    only: Sequence[str],
-) -> Sweep:
-    """The space of a search, each combination of its options checked at both ends of the ranges."""
+def _searched(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
+    """A sweep with the space of its search, each combination of its options checked at both ends of the ranges."""
+    path, specification, metrics = sweep.path, sweep.specification, sweep.search.minimise
     if only:
         raise PipelineError(f"--only {only[0]}", f"{path} has a search", "narrow its axes in a sweep file of its own")
     space = read_space(path, specification.axes)
     keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
     _require_apart(path, keys, overridden)
-    common = common | overridden
     distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
-    metrics = specification.search.minimise if specification.search else ()
     if len(set(metrics)) < len(metrics):
         raise PipelineError(path, f"search.minimise is {list(metrics)}", "name each metric once")
     if any(metric.startswith("sinks/") for metric in metrics):
-        common = common | {"sinks.validation": True}
-    sweep = Sweep(specification, base, (), space, common, str(path))
+        sweep = replace(sweep, common=sweep.common | {"sinks.validation": True})
+    sweep = replace(sweep, space=space)
     points = tuple(map(sweep.point, space.corners()))
     _require_sound(path, specification, points)
     return replace(sweep, points=points)

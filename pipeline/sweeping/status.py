@@ -22,7 +22,7 @@ def status_lines(plan: RecordedPlan) -> list[str]:
 def _status(planned: Planned, metric: str) -> tuple[str, str]:
     state = planned.state
     if state is State.DONE:
-        value = (planned.trial.result() or {})["metrics"].get(metric)
+        value = planned.metrics.get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if (step := planned.stopped) is not None:
         return "stopped early", f"stopped early after step {step}"

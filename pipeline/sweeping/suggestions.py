@@ -91,13 +91,14 @@ class Suggestions:
         return max(0, self._sweep.search.trials - len(self.all))
 
 
-def trials_of(sweep: Sweep) -> list[Planned]:
-    """The trials of a sweep: of all its points, or of those that its search suggested so far.
+def planned_trials(sweep: Sweep) -> tuple[list[Planned], Suggestions | None]:
+    """The trials of a sweep: of all its points, or of those that its search suggested so far; and these suggestions.
 
     Raises:
         PipelineError: as `plan_trials`.
     """
-    return Suggestions(sweep).trials if sweep.space else plan_trials(sweep)
+    suggestions = Suggestions(sweep) if sweep.space else None
+    return suggestions.trials if suggestions else plan_trials(sweep), suggestions
 
 
 def suggested_params(sweep: Sweep) -> Iterator[Params]:

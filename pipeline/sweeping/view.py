@@ -119,7 +119,7 @@ class View:
 
     def _compare(self, planned: Planned) -> float | None:
         """The metric of a done trial, which may be the best so far."""
-        value = ((planned.trial.result() or {}).get("metrics") or {}).get(self._metric)
+        value = planned.metrics.get(self._metric)
         if value is not None and value < self._lowest:
             self._lowest = value
             self.best = f"{planned.name} ({self._metric} {value:.3f})"

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, COLUMN, CURVE, WER, find, shown
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, COLUMN, CURVE, WER, find, is_bound, shown
 
 LONGEST_TAG = 8000
 """What MLflow keeps of a run's tag."""
@@ -25,7 +25,6 @@ TASK, WEIGHT = "task", "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
 _COUNTS = (BY_ACTIVATION, BY_ATTENTION)
-_BOUNDS = ("/low", "/high")
 _CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
 _TOGETHER, _AGAINST, _SINGLE = "Task, weight, error rates and sinks", "Error rates against sinks", "One by one"
@@ -145,7 +144,7 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
     """The error rates of whole splits and both counts of sinks, then conditions and the other measures."""
-    names = [name for name in metrics if not name.endswith(_BOUNDS)]
+    names = [name for name in metrics if not is_bound(name)]
     columns = [(name, metric) for name in names if (metric := find(name)) and COLUMN in metric.places]
     # Of the error rates the validation split first, by which one chooses, then the test split under its conditions.
     rates = [name for name, metric in columns if metric.is_family]

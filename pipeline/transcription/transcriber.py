@@ -13,6 +13,7 @@ from pipeline.common.weights import weights_digest
 from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import TYPE, Features
 from pipeline.inspection.labels import token_labels
+from pipeline.model.decoder import most_positions
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
 from pipeline.sinks.tokens import Tokens, has_inner, measure
@@ -125,8 +126,7 @@ class Transcriber:
         return stored
 
     def _require_room(self, name: str, batch: Batch) -> None:
-        config = self.model.decoder.config.get_text_config(decoder=True)
-        longest = getattr(config, "max_position_embeddings", None)
+        longest = most_positions(self.model.decoder.config)
         frames: dict[str, int] = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:
