@@ -21,7 +21,7 @@ from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
 from pipeline.sinks.gallery import gallery
 
-TITLE_WIDTH = 36
+TITLE_WIDTH, HEADLINE_WIDTH = 36, 44
 """Characters that a panel's title holds in a line."""
 
 
@@ -128,7 +128,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     change = cell.changes.get("test")
     lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
     if counts := sink_counts(cell):
-        lines.append(f"sinks per utterance: {counts}")
+        lines += textwrap.wrap(f"sinks per utterance: {counts}", HEADLINE_WIDTH)
     shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
     if shares:
         lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")
