@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.analysis.figures import draw_sinks
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.selection import named_trial
 from pipeline.config import Sinks
-from pipeline.inspection.drawing import draw_sinks
 from pipeline.model.decoder import bos_token, most_positions, require_embedded
 from pipeline.model.examples import padded
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.statistics import SinkStatistics, SinkSummary
+from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.transcription.transcriber import Heard, Transcriber
 
 __all__ = [

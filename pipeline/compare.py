@@ -19,7 +19,7 @@ def main() -> None:
     options.add_argument(
         "trials",
         nargs="*",
-        metavar="RUN_OR_FOLDER",
+        metavar="TRIAL_OR_FOLDER",
         help="identities, their beginnings, trial folders or folders of trials; none: all done trials of train.runs",
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")

@@ -19,13 +19,13 @@ from pipeline.common.files import write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance
-from pipeline.tracking.identity import evaluation_digest
-from pipeline.tracking.inputs import input_files
-from pipeline.tracking.provenance import recorded
-from pipeline.tracking.results import CUT, write_hypotheses, write_sinks
-from pipeline.tracking.trained import not_trained
-from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import Inputs, TrialInputs
+from pipeline.training.inputs import Inputs, TrialInputs
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.identity import evaluation_digest
+from pipeline.trials.input_files import input_files
+from pipeline.trials.provenance import recorded
+from pipeline.trials.results import CUT, write_hypotheses, write_sinks
+from pipeline.trials.trained import not_trained
 
 if TYPE_CHECKING:
     from pipeline.model.decoding import Hypothesis
@@ -78,8 +78,8 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
 
 
 def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> tuple[dict[str, float], dict]:
-    from pipeline.trial.build import build_model
-    from pipeline.trial.measure import hypotheses, sinks
+    from pipeline.training.build import build_model
+    from pipeline.training.measure import hypotheses, sinks
 
     model = build_model(params, inputs, trial.adapter).eval()
     # Named by the evaluation, so that no other beam's hypotheses are taken for this one's.
@@ -177,8 +177,8 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
 
 def track(trial: Trial) -> None:
     """Show the trial in MLflow. If that cannot be done now, it is said and nothing is lost: the folder has it all."""
-    from pipeline.tracking.mlflow_server import tracking_uri
-    from pipeline.tracking.mlflow_writer import ingest
+    from pipeline.tracking.server import tracking_uri
+    from pipeline.tracking.writer import ingest
 
     try:
         ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)

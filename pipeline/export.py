@@ -14,9 +14,9 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json, write_text, written_whole
 from pipeline.common.modality import prompt, streams
-from pipeline.common.weights import RECORD, known_files, weights_digest
 from pipeline.config import Params
-from pipeline.tracking.trial import Trial
+from pipeline.pretrained.folder import RECORD, known_files, weights_digest
+from pipeline.trials.folder import Trial
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft."""
@@ -61,7 +61,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
     """
     from pipeline.model.audiovisual import PROJECTOR_FILE
     from pipeline.reporting.card import model_card
-    from pipeline.tracking.trained import require_adapter, require_encoders, require_llm, trained_params
+    from pipeline.trials.trained import require_adapter, require_encoders, require_llm, trained_params
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PipelineError(out, "is there already", "name a new folder, or remove that one")

@@ -30,10 +30,10 @@ from pipeline.corpora.journal import (
     write_skipped,
 )
 from pipeline.corpora.manifest import REMEDY, Utterance, manifest_text
-from pipeline.corpora.plan import SPLITS, babble_file, babble_splits
 from pipeline.corpora.prepared import MANIFEST_KEY, ROOT, SETTINGS, SOURCES
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
 from pipeline.corpora.record import MEDIA, recorded_settings, remove_media, remove_others
+from pipeline.corpora.synthetic.plan import SPLITS, babble_file, babble_splits
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.workers import KILLED, Workers, available_cores
 

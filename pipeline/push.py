@@ -17,7 +17,7 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
-from pipeline.tracking.trial import State, Trial
+from pipeline.trials.folder import State, Trial
 
 REMOTES = ".dvc/config"
 AT_ONCE = 500

@@ -17,11 +17,11 @@ from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.ray.workers import decided
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
+from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.suggestions import planned_trials
-from pipeline.sweeping.workers import decided
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 DEFAULT = "experiments/demo.yaml"
 EXPERIMENTS = Path("experiments")
@@ -84,8 +84,8 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
 
 def _track(name: str, folder: Path, trials: Sequence[Path], complete: bool) -> None:
     """Show the page in MLflow, on the run above the trials. If that cannot be done now, it is said."""
-    from pipeline.tracking.mlflow_server import tracking_uri
-    from pipeline.tracking.mlflow_writer import ingest_sweep
+    from pipeline.tracking.server import tracking_uri
+    from pipeline.tracking.writer import ingest_sweep
 
     try:
         ingest_sweep(trials, tracking_uri(), name, [folder / "report.html", folder / "comparison"], complete)

@@ -19,8 +19,8 @@ from pipeline.common.files import write_json
 from pipeline.comparison.selection import named_trial
 from pipeline.reproduction.results import TOLERANCE, Verdict
 from pipeline.reproduction.run import Reproduction
-from pipeline.tracking.lease import Lease
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.lease import Lease
 
 WORKSPACE = "reproduction"
 """In the trial's folder: the trees, and the trial that is made again."""
@@ -119,8 +119,8 @@ def _say(topic: str, text: str) -> None:
 
 
 def _track(trial: Trial, told: dict[str, Any]) -> None:
-    from pipeline.tracking.mlflow_server import tracking_uri
-    from pipeline.tracking.mlflow_writer import tag_trial
+    from pipeline.tracking.server import tracking_uri
+    from pipeline.tracking.writer import tag_trial
 
     try:
         tag_trial(trial.identity, {"reproduced": told["summary"], "reproduced/at": told["at"]}, tracking_uri())
@@ -132,14 +132,14 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument(
-        "run", metavar="RUN", help="a trial's folder, an identity or its beginning, or an MLflow run id"
+        "trial", metavar="TRIAL", help="a trial's folder, an identity or its beginning, or an MLflow run id"
     )
     options.add_argument("--check-only", action="store_true", help="say whether all is there to make it again, and end")
     options.add_argument("--keep", action="store_true", help="keep the work tree and the trial that was made")
     arguments = options.parse_args()
 
     def body() -> None:
-        trial = named_trial(arguments.run, params_of(arguments).train.runs)
+        trial = named_trial(arguments.trial, params_of(arguments).train.runs)
         trial.require_config()
         project = Path.cwd()
         passed = check(trial, project) if arguments.check_only else reproduce(trial, project, arguments.keep)

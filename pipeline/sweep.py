@@ -23,16 +23,16 @@ from pipeline.sweeping.mistakes import require_sane
 from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages, repro
 from pipeline.sweeping.plan import Planned, listing, plan_trials, point_name
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
+from pipeline.sweeping.ray.workers import decided
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
-from pipeline.sweeping.search import Search
+from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.suggestions import planned_trials
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
-from pipeline.sweeping.workers import decided
-from pipeline.tracking.lease import LeaseTakenError
-from pipeline.tracking.marks import FAILED
-from pipeline.tracking.trial import State, Trial
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.lease import LeaseTakenError
+from pipeline.trials.marks import FAILED
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
@@ -53,9 +53,9 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         PipelineError: what the stages raise; or code or data are not what they were when the sweep began.
     """
     from pipeline.evaluate import evaluate
-    from pipeline.tracking.identity import training_identity
     from pipeline.train import train
-    from pipeline.trial.inputs import TrialInputs
+    from pipeline.training.inputs import TrialInputs
+    from pipeline.trials.identity import training_identity
 
     quieten_libraries()
     params = Params.model_validate_json(job["params"])

@@ -12,11 +12,11 @@ from pathlib import Path
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
-from pipeline.tracking.inputs import input_files
-from pipeline.tracking.provenance import recorded
-from pipeline.tracking.trained import read_log
-from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import TrialInputs
+from pipeline.training.inputs import TrialInputs
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.input_files import input_files
+from pipeline.trials.provenance import recorded
+from pipeline.trials.trained import read_log
 
 RESULTS = Path("results/train")
 TRAINED = (State.TRAINED, State.DONE)
@@ -47,7 +47,7 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
     with trial.lease() as lease:
         # Another process may have finished it while this one came for the lease.
         if trial.state() not in TRAINED:
-            from pipeline.trial.fit import fit
+            from pipeline.training.fit import fit
 
             files = partial(input_files, params, "train", read.utterances, read.groups)
             with recorded(trial, "train", files):

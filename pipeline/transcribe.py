@@ -17,7 +17,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio or video in any format")
     options.add_argument(
-        "--run",
+        "--trial",
         required=True,
         metavar="ID",
         help="a trained trial: its folder, the beginning of its identity, or the id of its run in MLflow",
@@ -44,8 +44,8 @@ def transcribe(arguments: argparse.Namespace) -> None:
     for file in arguments.files:
         require_file(file)
     # A folder needs no params.yaml to be found.
-    runs = "runs" if Path(arguments.run).is_dir() else params_of(arguments).train.runs
-    trial = named_trial(arguments.run, runs)
+    runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
+    trial = named_trial(arguments.trial, runs)
 
     from pipeline.transcription.sinks import sink_words
     from pipeline.transcription.transcriber import Transcriber

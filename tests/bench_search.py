@@ -14,10 +14,10 @@ import yaml
 from trials import finish
 
 from pipeline.sweeping import plan
-from pipeline.sweeping.search import Search
+from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.suggestions import Suggestions
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.suggestions import Suggestions
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"utterances": "1" * 64}

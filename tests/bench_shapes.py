@@ -24,16 +24,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
-from pipeline.common.weights import weights_digest
 from pipeline.config import Params
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
 from pipeline.model.examples import Batch, Example, collate, moved
+from pipeline.pretrained.folder import weights_digest
 from pipeline.sweeping.specification import load_sweep
-from pipeline.trial.build import build_model
-from pipeline.trial.inputs import Inputs
+from pipeline.training.build import build_model
+from pipeline.training.inputs import Inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "data/weights/smollm2-135m"

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, eager_attention
-from pipeline.sinks.statistics import SinkStatistics
+from pipeline.sinks.instrument import SinkStatistics
 
 BLOCKS, HEADS, WIDTH, TOKENS, BATCH = 12, 8, 256, 64, 8
 UTTERANCES = 48

@@ -16,12 +16,12 @@ import yaml
 from project import SMALL, environment, make_project
 
 from pipeline.config import load_params
-from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import load_sweep
-from pipeline.tracking.mlflow_writer import ingest
-from pipeline.tracking.trial import Trial
+from pipeline.tracking.writer import ingest
+from pipeline.trials.folder import Trial
 
 TESTS = Path(__file__).resolve().parent
 HEAVY = ("ray", "torch", "mlflow")
@@ -100,7 +100,7 @@ def done() -> None:
 
 def planned_data(planned: Planned) -> dict[str, str]:
     """The digests of a planned trial's inputs."""
-    from pipeline.trial.inputs import training_inputs
+    from pipeline.training.inputs import training_inputs
 
     if not _DATA:
         _DATA.update(training_inputs(planned.params).digests)

@@ -26,11 +26,11 @@ from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode
 from pipeline.model.encoding import OnlineEncoder
 from pipeline.model.examples import Batch, Examples, MediaExamples, collate, moved
-from pipeline.sinks.statistics import SinkStatistics
-from pipeline.tracking.spool import Spool
-from pipeline.trial.batches import Batches
-from pipeline.trial.measure import teacher_forced
-from pipeline.trial.trainer import LossTrainer, arguments
+from pipeline.sinks.instrument import SinkStatistics
+from pipeline.training.batches import Batches
+from pipeline.training.measure import teacher_forced
+from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.trials.metrics_log import Spool
 
 CPU = torch.device("cpu")
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]

@@ -8,7 +8,7 @@ from pipeline.config import Sinks
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.statistics import SinkStatistics, SinkSummary
+from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 
 WIDTH, HEADS, BLOCKS = 48, 4, 6
 SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": HEADS,

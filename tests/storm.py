@@ -34,7 +34,7 @@ TASKS = [
     {"model.modality": "audiovisual", "train.steps": 40},
 ]
 CHANGES = {"axes": {"task": TASKS}, "seeds": [0, 1], "concurrency": 2, "retries": 20}
-SECONDS = 25.0
+SECONDS = 12.0
 """A kill comes within so many seconds after the one before, or after the driver's start."""
 SUSPENDED_SECONDS = 3.0
 PATIENCE_SECONDS = 240
@@ -137,6 +137,14 @@ STRIKES: dict[str, Callable[[subprocess.Popen, Path], bool]] = {
 }
 
 
+def strike(kind: str, driver: subprocess.Popen, folder: Path) -> bool:
+    """Whether there was a process to strike: one may end between the look and the signal."""
+    try:
+        return STRIKES[kind](driver, folder)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+
+
 def storm(folder: Path, kinds: list[str], counts: Counter[str]) -> list[int]:
     """Run the sweep of a folder to its end through kills, which are taken from the end of `kinds`.
 
@@ -152,7 +160,7 @@ def storm(folder: Path, kinds: list[str], counts: Counter[str]) -> list[int]:
             try:
                 driver.wait(random.uniform(0, SECONDS))
             except subprocess.TimeoutExpired:
-                if STRIKES[kinds[-1]](driver, folder):
+                if strike(kinds[-1], driver, folder):
                     counts[kinds[-1]] += 1
                     struck.append(kinds.pop())
                 else:

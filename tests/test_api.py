@@ -20,15 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.api import Sinks, Transcriber, capture_texts, load_trial, measure_sinks
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.corpora.media import read_audio, read_video_gray
+from pipeline.corpora.media.files import read_audio, read_video_gray
 from pipeline.evaluate import evaluate
 from pipeline.export import export_trial
 from pipeline.model.examples import Example, collate
 from pipeline.model.roles import Role
 from pipeline.sinks.gallery import FIGURES
-from pipeline.tracking.provenance import sessions
-from pipeline.tracking.trial import Trial
 from pipeline.train import train
+from pipeline.trials.folder import Trial
+from pipeline.trials.provenance import sessions
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["Bin blue at F two now.", "Place red."]

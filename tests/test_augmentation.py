@@ -10,12 +10,12 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Augmentation, load_params
 from pipeline.corpora.manifest import Utterance
-from pipeline.corpora.media import write_audio
-from pipeline.corpora.training_noise import noise_digest, noise_sources, training_noise
+from pipeline.corpora.media.files import write_audio
+from pipeline.corpora.noise.training import noise_digest, noise_sources, training_noise
 from pipeline.encoders import avhubert
 from pipeline.model.examples import MediaBatch
-from pipeline.tracking.identity import configuration
-from pipeline.trial.augmentation import SIDE, Augmenter, cropped, time_masked
+from pipeline.training.augmentation import SIDE, Augmenter, cropped, time_masked
+from pipeline.trials.identity import configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)

@@ -9,12 +9,12 @@ from published import BASE, LARGE, NARROW, drawn, official
 from torch import Tensor, nn
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.weights import weights_digest
 from pipeline.config import AudioEncoder, VideoEncoder, validate
 from pipeline.encoders.avhubert import AVHuBERT, load, normalised_mouth, stacked_filterbanks
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.filterbank import log_filterbanks, triangles
+from pipeline.pretrained.folder import weights_digest
 from pipeline.weights import make_weights
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Train
-from pipeline.trial.batches import Batches
+from pipeline.training.batches import Batches
 
 FRAMES = [int(frames) for frames in 25 * np.random.default_rng(0).lognormal(1.3, 0.6, 2000).clip(1, 16)]
 """Of utterances as long as LRS3's."""

@@ -29,11 +29,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.inside import inside
+from pipeline.sinks.classification import measure
+from pipeline.sinks.instrument import SinkStatistics
+from pipeline.sinks.mlp import inside
+from pipeline.sinks.mlp_units import writing_units
 from pipeline.sinks.origin import origins
-from pipeline.sinks.statistics import SinkStatistics
-from pipeline.sinks.tokens import measure
-from pipeline.sinks.units import writing_units
 
 
 def test_the_model_comes_back_as_it_was() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.encoders.checkpoint import convert_pickled, read_checkpoint, tensors_of
+from pipeline.pretrained.pickled import convert_pickled, read_checkpoint, tensors_of
 
 
 class Touch:

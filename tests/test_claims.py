@@ -10,7 +10,7 @@ from pipeline.comparison import output
 from pipeline.comparison.claims import Claim, Verdict, claims, markdown, summary
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import compare
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 COUNT = "intermediate_tokens_per_utterance"
 ROLES = {"padding": 0, "bos": 10, "audio": 100, "prompt": 60, "response": 40}

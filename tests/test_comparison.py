@@ -19,7 +19,7 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]

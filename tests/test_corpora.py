@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora import noise
-from pipeline.corpora.appearance import draw_appearance, head_motion
-from pipeline.corpora.articulation import PARAMETERS, trajectory
-from pipeline.corpora.mouth import draw_frames
-from pipeline.corpora.sentences import GRID, LETTER, draw, file_sentences, grid_sentences
-from pipeline.corpora.speech import ACCENTS, FEMALE_VARIANTS, MALE_VARIANTS, Phoneme, choose_voices, speak
-from pipeline.corpora.visemes import CLOSURE_SECONDS, VISEMES, Segment, Viseme, segments
+from pipeline.corpora.noise import mixing as noise
+from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
+from pipeline.corpora.synthetic.articulation import PARAMETERS, trajectory
+from pipeline.corpora.synthetic.drawn_mouth import draw_frames
+from pipeline.corpora.synthetic.sentences import GRID, LETTER, draw, file_sentences, grid_sentences
+from pipeline.corpora.synthetic.speech import ACCENTS, FEMALE_VARIANTS, MALE_VARIANTS, Phoneme, choose_voices, speak
+from pipeline.corpora.synthetic.visemes import CLOSURE_SECONDS, VISEMES, Segment, Viseme, segments
 
 ENGLISH_TABLES = {"en-us": "en-us", "en": "en", "en-gb-x-rp": "en-rp"}
 """The phoneme table of each accent."""
@@ -102,7 +102,7 @@ def test_speech_does_not_depend_on_what_was_said_before() -> None:
         assert np.array_equal(again.samples, first[voice].samples), voice
         assert again.phonemes == first[voice].phonemes
     script = (
-        "import hashlib; from pipeline.corpora.speech import speak;"
+        "import hashlib; from pipeline.corpora.synthetic.speech import speak;"
         "print(hashlib.sha256(speak('set white at x nine soon', 'en-us+f3', 150, 55).samples.tobytes()).hexdigest())"
     )
     fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()

@@ -12,15 +12,15 @@ import pytest
 import trees
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.formats.transcripts import read_lrs, read_text
+from pipeline.corpora.formats.tree import AUDIO, VIDEO
 from pipeline.corpora.journal import write_skipped
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
-from pipeline.corpora.noise_folder import noise_files
+from pipeline.corpora.noise.folder import noise_files
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable
-from pipeline.corpora.sentences import file_sentences
+from pipeline.corpora.synthetic.sentences import file_sentences
 from pipeline.corpora.table import reader_of
 from pipeline.corpora.text_files import read_lines
-from pipeline.corpora.transcripts import read_lrs, read_text
-from pipeline.corpora.tree import AUDIO, VIDEO
 
 SMALL = ("corpus.held_out={validation: 1, test: 1, by: text}",)
 

@@ -20,12 +20,13 @@ from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora import recorded, recording
-from pipeline.corpora.babble import make_babble
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.media import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.noise import root_mean_square
+from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.noise.babble import make_babble
+from pipeline.corpora.noise.mixing import root_mean_square
 from pipeline.corpora.record import is_current
+from pipeline.corpora.recorded import reader as recorded
+from pipeline.corpora.recorded import recording
 from pipeline.corpora.workers import KILLED, Workers
 from pipeline.prepare import prepare
 
@@ -559,7 +560,7 @@ def test_a_clip_that_kills_its_process_ends_no_other() -> None:
 def test_without_a_face_a_clip_is_skipped_and_without_a_detector_nothing_is_done(
     spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.corpora import mouth_region
+    from pipeline.corpora.mouth import region as mouth_region
 
     root = trees.make_folder(tmp_path / "root", spoken)
     empty = next(root.rglob("*.mp4"))

@@ -5,9 +5,9 @@ import torch
 from planted import BLOCKS, SETTINGS, captured_batch, llama, streamed, utterances
 
 from pipeline.model.roles import Role
+from pipeline.sinks.classification import measure
 from pipeline.sinks.definitions import DEFINITIONS, by_definition, lifetimes
-from pipeline.sinks.sensitivity import EPSILONS, TAUS, Above
-from pipeline.sinks.tokens import measure
+from pipeline.sinks.thresholds import EPSILONS, TAUS, Above
 
 COUNT = "sinks/intermediate_tokens_per_utterance"
 

@@ -11,10 +11,10 @@ from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.comparison.code_change import FileChange, changed_files
-from pipeline.comparison.pair import compare_pair
-from pipeline.comparison.pair_text import pair_text
-from pipeline.tracking.trial import Trial
+from pipeline.differences.code import FileChange, changed_files
+from pipeline.differences.pair import compare_pair
+from pipeline.differences.text import pair_text
+from pipeline.trials.folder import Trial
 
 CODE = b"""
 import os

@@ -8,8 +8,8 @@ from trials import finish, make_trial
 from pipeline.config import load_params
 from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
-from pipeline.sweeping.engine import EngineLostError
 from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.ray.engine import EngineLostError
 from pipeline.sweeping.sections import Scheduler, Specification
 from pipeline.sweeping.specification import Sweep
 

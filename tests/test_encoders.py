@@ -6,8 +6,8 @@ import soundfile
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.media import resample
-from pipeline.corpora.speech import speak
+from pipeline.corpora.media.files import resample
+from pipeline.corpora.synthetic.speech import speak
 from pipeline.encoders.dct import NOISE, MouthDCT, delta, zigzag
 from pipeline.encoders.whisper import Whisper
 

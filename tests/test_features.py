@@ -18,7 +18,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
-from pipeline.corpora.media import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media.files import read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.reading import evaluated_on
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features, feature_groups

@@ -13,7 +13,7 @@ from pipeline.comparison.figures import comparison_figures, overview
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
-from pipeline.comparison.trends import against_weight, wer_against_rate
+from pipeline.comparison.trend_figures import against_weight, wer_against_rate
 from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations, save
 from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
 from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name

@@ -11,7 +11,7 @@ from pipeline.comparison.answer import answers
 from pipeline.comparison.front import SearchResult, Tried, csv_text, markdown, text
 from pipeline.comparison.front_figures import search_figures
 from pipeline.comparison.table import compare
-from pipeline.sweeping.optuna_importance import importance
+from pipeline.sweeping.search.importance import importance
 
 WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
 

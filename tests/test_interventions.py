@@ -22,9 +22,17 @@ from pipeline.model.decoding import prompt_read_once
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, decoder_blocks
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.causal import CausalTest, Means, SetMassive, Situation, TurnOthers, TurnSinks, causal_tests
+from pipeline.sinks.classification import measure
+from pipeline.sinks.intervention_targets import (
+    CausalTest,
+    Means,
+    SetMassive,
+    Situation,
+    TurnOthers,
+    TurnSinks,
+    causal_tests,
+)
 from pipeline.sinks.interventions import mask_keys, rotate, set_activations
-from pipeline.sinks.tokens import measure
 
 BLOCK = 2
 FAMILIES = {

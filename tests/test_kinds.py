@@ -10,7 +10,7 @@ from project import command
 from safetensors.torch import load_file
 
 from pipeline.common.code import code_digest
-from pipeline.tracking.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
+from pipeline.trials.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
 
 FILES = {
     "corpora/tongue_twisters.py": '''

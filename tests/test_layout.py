@@ -20,41 +20,55 @@ FOR_ALL = {"common", "config"}
 LIBRARIES = {
     "common": {"config"},
     "config": set(),
-    "corpora": set(),
-    "encoders": {"corpora"},
+    "corpora": {"pretrained.folder"},
+    "pretrained": set(),
+    "encoders": {"corpora", "pretrained"},
     "model": set(),
     "scoring": set(),
     "sinks": {"model.backbone", "model.roles"},
-    "tracking": {"corpora.manifest", "corpora.reading", "corpora.training_noise", "encoders.store"},
-    "trial": {"corpora", "encoders", "model", "sinks", "tracking"},
+    "trials": {"corpora.manifest", "corpora.noise.training", "corpora.reading", "encoders.store", "pretrained.folder"},
+    "tracking": {"trials"},
+    "training": {"corpora", "encoders", "model", "pretrained.folder", "sinks", "trials"},
     "sweeping": {
         "comparison",
         "corpora.manifest",
         "corpora.record",
         "encoders.store",
+        "pretrained.folder",
         "tracking",
-        "trial.inputs",
-        "trial.checkpoints",
+        "training.checkpoints",
+        "training.inputs",
+        "trials",
     },
-    "comparison": {"scoring", "tracking", "sinks.figures", "sinks.gallery"},
-    "inspection": {"comparison.quantities", "model", "scoring.errors", "sinks", "tracking", "trial"},
+    "comparison": {"scoring", "sinks.figures", "sinks.gallery", "tracking", "trials"},
+    "differences": {"comparison.entries", "trials"},
+    "analysis": {
+        "comparison.quantities",
+        "model",
+        "pretrained.folder",
+        "scoring.errors",
+        "sinks",
+        "training",
+        "trials",
+    },
     "transcription": {
         "comparison.quantities",
         "corpora",
         "encoders",
-        "inspection.labels",
+        "analysis.labels",
         "model",
+        "pretrained.folder",
         "sinks",
-        "tracking",
-        "trial",
+        "training",
+        "trials",
     },
-    "reproduction": {"encoders.store", "tracking"},
-    "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "tracking"},
+    "reproduction": {"differences.sessions", "encoders.store", "trials"},
+    "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "trials"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""
 MAY_RUN_STAGES = {"sweep", "reproduce"}
 """Commands that import other commands."""
-ONLY_IN = {"optuna": "sweeping/optuna_", "ray": "sweeping/ray_", "mlflow": "tracking/mlflow_", "peft": "model/"}
+ONLY_IN = {"optuna": "sweeping/search/", "ray": "sweeping/ray/", "mlflow": "tracking/", "peft": "model/"}
 HEAVY = {"torch", "transformers", "peft", "ray", "mlflow", "matplotlib", "sklearn", "pandas", "scipy", "dvc", "optuna"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

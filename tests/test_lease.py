@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.lease import Lease, LeaseLostError, LeaseTakenError
+from pipeline.trials.lease import Lease, LeaseLostError, LeaseTakenError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 HOLD = """
 import sys, time
-from pipeline.tracking.lease import Lease, LeaseLostError, LeaseTakenError
+from pipeline.trials.lease import Lease, LeaseLostError, LeaseTakenError
 path, start, beat, stale = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 time.sleep(max(0, start - time.time()))
 try:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 import pipeline
 from pipeline.common import code
 from pipeline.config import load_params
-from pipeline.tracking.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
+from pipeline.trials.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
 
 PACKAGE = Path(pipeline.__file__).parent
 
@@ -36,8 +36,8 @@ def modules(*names: str) -> list[str]:
 
 LEFT_OUT = modules(*code.LEFT_OUT, *ONLY_LOOKING)
 """`KNOWN_BY_DIGEST` is not among them: that code has a digest of its own, in the data."""
-MLFLOW = [name for name in LEFT_OUT if name.startswith("pipeline.tracking.mlflow_")]
-SEEN = ("pipeline.common.modality", "pipeline.trial.batches", "pipeline.corpora.reading")
+MLFLOW = [name for name in LEFT_OUT if name.startswith("pipeline.tracking.")]
+SEEN = ("pipeline.common.modality", "pipeline.training.batches", "pipeline.corpora.reading")
 """Some that the digest sees: the same changes must show, or the test could not fail."""
 
 
@@ -123,9 +123,9 @@ def changed(name: str, one: str | None = None) -> Iterator[list[str]]:
 def outcome() -> list[Any]:
     """What the training of a small project begins with: utterances, the order of its batches, roles, the losses."""
     from pipeline.model.examples import moved
-    from pipeline.trial.batches import Batches
-    from pipeline.trial.build import build_model
-    from pipeline.trial.inputs import training_inputs
+    from pipeline.training.batches import Batches
+    from pipeline.training.build import build_model
+    from pipeline.training.inputs import training_inputs
 
     params = load_params("params.yaml", ["decorrelation.weight=0.5"])
     inputs = training_inputs(params)

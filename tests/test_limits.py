@@ -14,8 +14,8 @@ from pipeline.config import LLM, Params, load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.reading import Media
 from pipeline.model.decoder import load_decoder
-from pipeline.trial.build import build_model
-from pipeline.trial.inputs import Inputs
+from pipeline.training.build import build_model
+from pipeline.training.inputs import Inputs
 
 TEXT = "bin blue at f two"
 

@@ -9,9 +9,9 @@ import soundfile
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.corpora import synthetic
-from pipeline.corpora.media import read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.plan import plan_corpus
+from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.synthetic import utterance as synthetic
+from pipeline.corpora.synthetic.plan import plan_corpus
 
 SECONDS = np.arange(16_000) / 16_000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * SECONDS)).astype(np.float32)

@@ -19,12 +19,12 @@ from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.sinks import columns
-from pipeline.tracking.mlflow_content import trial_content
-from pipeline.tracking.mlflow_views import Shown, saved_view
-from pipeline.trial.build import build_model
-from pipeline.trial.emergence import emergence
-from pipeline.trial.inputs import Inputs
+from pipeline.sinks import per_utterance as columns
+from pipeline.tracking.content import trial_content
+from pipeline.tracking.views import Shown, saved_view
+from pipeline.training.build import build_model
+from pipeline.training.emergence import emergence
+from pipeline.training.inputs import Inputs
 
 NAME = "sinks/bos_norm"
 

@@ -20,9 +20,9 @@ from trials import finish, make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.evaluate import track
-from pipeline.tracking import mlflow_database
-from pipeline.tracking.mlflow_database import exclusive_lock
-from pipeline.tracking.mlflow_writer import identity_of_run, ingest
+from pipeline.tracking import database as mlflow_database
+from pipeline.tracking.database import exclusive_lock
+from pipeline.tracking.writer import identity_of_run, ingest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,7 +105,7 @@ def bring(uri: str) -> str:
     """Bring nothing into MLflow, in a process of its own that then holds no file open; its error, or `brought`."""
     program = (
         "import sys; from pipeline.common.errors import PipelineError\n"
-        "from pipeline.tracking.mlflow_writer import ingest\n"
+        "from pipeline.tracking.writer import ingest\n"
         "try: ingest([], sys.argv[1], 'e', 's'); print('brought')\n"
         "except PipelineError as error: print(error)"
     )
@@ -117,9 +117,7 @@ def bring(uri: str) -> str:
 def test_the_database_can_be_made_by_two_at_once(tmp_path: Path) -> None:
     trials = [finish(make_trial(tmp_path / "runs", f"train.seed={seed}"), {"test": [1]}) for seed in range(2)]
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    program = (
-        "import sys; from pipeline.tracking.mlflow_writer import ingest; ingest(sys.argv[2:], sys.argv[1], 'e', 's')"
-    )
+    program = "import sys; from pipeline.tracking.writer import ingest; ingest(sys.argv[2:], sys.argv[1], 'e', 's')"
     words = [sys.executable, "-c", program, uri, *(str(trial.folder) for trial in trials)]
     together = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in together:
@@ -261,7 +259,7 @@ def test_a_server_that_is_none_of_mlflow_is_one_line(answering: str, way: str) -
 def test_telemetry_is_off_before_mlflow_is_loaded(tmp_path: Path, made: Path, call: str) -> None:
     shutil.copy(made, tmp_path / "mlflow.db")
     program = (
-        f"from pipeline.tracking.mlflow_writer import identity_of_run, tag_trial; uri = 'sqlite:///{tmp_path}/mlflow.db'\n"
+        f"from pipeline.tracking.writer import identity_of_run, tag_trial; uri = 'sqlite:///{tmp_path}/mlflow.db'\n"
         f"{call}\nfrom mlflow.telemetry import get_telemetry_client\nprint(get_telemetry_client())"
     )
     # MLflow sends nothing from continuous integration and tests in any case.
@@ -286,7 +284,7 @@ def test_a_run_that_is_not_there_is_of_no_trial(made: Path) -> None:
 
 
 def test_another_program_that_writes_is_named_as_the_cause(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.tracking.mlflow_server import wrap_errors
+    from pipeline.tracking.server import wrap_errors
 
     holder = sqlite3.connect(made, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")

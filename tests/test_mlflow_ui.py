@@ -16,8 +16,8 @@ from trials import finish, make_trial
 from pipeline.comparison import rendering
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
-from pipeline.tracking.mlflow_views import CHARTS
-from pipeline.tracking.mlflow_writer import ingest_sweep
+from pipeline.tracking.views import CHARTS
+from pipeline.tracking.writer import ingest_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = Path(os.environ.get("SCREENSHOTS") or ROOT / "results" / "screenshots")

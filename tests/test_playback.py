@@ -14,11 +14,11 @@ import soundfile
 from av.stream import Disposition
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.media import pcm16, read_audio, read_video_gray, write_audio, write_video
-from pipeline.corpora.mouth_region import is_cropped
-from pipeline.corpora.playback import shown_frames
+from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media.playback import shown_frames
+from pipeline.corpora.mouth.region import is_cropped
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recording import Recording, read_sound
+from pipeline.corpora.recorded.recording import Recording, read_sound
 from pipeline.transcription.recording import read_streams
 
 RATE = 16_000

@@ -17,9 +17,9 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import read_manifest
-from pipeline.corpora.media import read_audio, read_video_gray
-from pipeline.corpora.noise import root_mean_square
-from pipeline.corpora.plan import plan_corpus
+from pipeline.corpora.media.files import read_audio, read_video_gray
+from pipeline.corpora.noise.mixing import root_mean_square
+from pipeline.corpora.synthetic.plan import plan_corpus
 from pipeline.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,11 +25,11 @@ from pipeline.common.redaction import (
 from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.config import load_params
 from pipeline.push import holds_secret
-from pipeline.tracking import provenance
-from pipeline.tracking.lease import LeaseLostError
-from pipeline.tracking.provenance import environment, recorded, source_archive
-from pipeline.tracking.trained import read_log, require_adapter
-from pipeline.tracking.trial import Trial
+from pipeline.trials import provenance
+from pipeline.trials.folder import Trial
+from pipeline.trials.lease import LeaseLostError
+from pipeline.trials.provenance import environment, recorded, source_archive
+from pipeline.trials.trained import read_log, require_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 

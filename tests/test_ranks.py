@@ -12,7 +12,7 @@ from sweeps import is_alive, wait_until
 from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
 
 from pipeline.common.errors import PipelineError
-from pipeline.trial import launch
+from pipeline.training import launch
 
 TWO = ("--set", "train.ranks=2", "--set", "decorrelation.weight=0.1", "--set", "train.checkpoint_every=5")
 LONG = (*TWO, "--set", "train.steps=30")

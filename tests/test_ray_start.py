@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping import ray_process, workers
-from pipeline.sweeping.ray_process import _require_gpus, reason_of
-from pipeline.sweeping.ray_start import room, taken
+from pipeline.sweeping.ray import process as ray_process
+from pipeline.sweeping.ray import workers
+from pipeline.sweeping.ray.process import _require_gpus, reason_of
+from pipeline.sweeping.ray.start import room, taken
 from pipeline.sweeping.sections import Resources
 from pipeline.sweeping.specification import load_sweep
 

@@ -17,12 +17,12 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.corpora.manifest import Utterance, write_manifest
-from pipeline.corpora.media import write_audio, write_video
+from pipeline.corpora.media.files import write_audio, write_video
 from pipeline.reporting import page as page_module
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import stored, unused
 from pipeline.reporting.utterances import aligned, extremes
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 TESTS = Path(__file__).resolve().parent
 TEXTS = (
@@ -249,8 +249,8 @@ sys.path.insert(0, TESTS)
 from trials import finish
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
-from pipeline.tracking.trial import Trial
-from pipeline.trial.inputs import training_inputs
+from pipeline.trials.folder import Trial
+from pipeline.training.inputs import training_inputs
 for number, planned in enumerate(plan_trials(load_sweep("experiments/small.yaml"))):
     if number < 2:
         params = planned.params

@@ -17,13 +17,13 @@ from trials import finish, make_trial, with_hypotheses
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.version_control import code_state
+from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
-from pipeline.tracking.differences import reasons_against_equality
-from pipeline.tracking.provenance import environment as environment_of
-from pipeline.tracking.provenance import sessions, source_archive
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.provenance import environment as environment_of
+from pipeline.trials.provenance import sessions, source_archive
 
 
 def shell(folder: Path, line: str) -> str:
@@ -88,7 +88,7 @@ def failing(capsys, project: Path) -> str:
 
 def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     trial = the_trial(project)
-    client = "from pipeline.tracking.mlflow_server import DEFAULT_URI, client_of; "
+    client = "from pipeline.tracking.server import DEFAULT_URI, client_of; "
     client += (
         "(run,) = client_of(DEFAULT_URI).search_runs(['1']); print(run.info.run_id, run.data.tags.get('reproduced'))"
     )

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.transcripts import plain_text
+from pipeline.corpora.formats.transcripts import plain_text
 from pipeline.scoring.errors import Edits, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
 

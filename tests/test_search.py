@@ -11,15 +11,16 @@ from trials import finish
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
-from pipeline.sweeping import driver, plan, workers
+from pipeline.sweeping import driver, plan
 from pipeline.sweeping.plan_file import read_plan, recorded_plan
+from pipeline.sweeping.ray import workers
+from pipeline.sweeping.ray.workers import decided
 from pipeline.sweeping.results import publish, results_folder
-from pipeline.sweeping.search import Search
+from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
 from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.suggestions import Suggestions, planned_trials, suggested_params
-from pipeline.sweeping.workers import decided
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGESTS = {"utterances": "1" * 64}
@@ -229,7 +230,7 @@ def test_the_searcher_learns(searched):
 
 
 def test_the_mean_over_seeds_is_told(searched, monkeypatch):
-    from pipeline.sweeping.optuna_searcher import Searcher
+    from pipeline.sweeping.search.searchers import Searcher
 
     told = []
     tell = Searcher.tell

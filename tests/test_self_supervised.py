@@ -10,9 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.weights import weights_digest
 from pipeline.config import HubSource, validate
 from pipeline.encoders.self_supervised import SelfSupervised
+from pipeline.pretrained.folder import weights_digest
 from pipeline.weights import fetch, make_weights
 
 SIZES = {

@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import capture
-from pipeline.sinks.columns import response_ranking
+from pipeline.sinks.classification import inner
+from pipeline.sinks.instrument import SinkStatistics, SinkSummary
+from pipeline.sinks.per_utterance import response_ranking
 from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
-from pipeline.sinks.statistics import SinkStatistics, SinkSummary
-from pipeline.sinks.tokens import inner
 
 
 def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:

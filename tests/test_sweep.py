@@ -67,8 +67,8 @@ def test_done_again_it_says_the_same_and_loads_nothing_heavy(swept):
     assert where.startswith("results: results/sweeps/small (table.txt, ")
     assert page.split() == ["next:", "make", "report", "SWEEP=sweep.yaml"]
     named = {trial.name for trial in trials(swept)}
-    assert look.partition("--run ")[2].split()[0] in named
-    assert hear.partition("--run ")[2] in named
+    assert look.partition("--trial ")[2].split()[0] in named
+    assert hear.partition("--trial ")[2] in named
     assert shown == table(swept).splitlines()
     assert last == "loaded"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping import temporary
-from pipeline.sweeping.temporary import OWNER, remove_left, temporary_folder
+from pipeline.sweeping.ray import temporary
+from pipeline.sweeping.ray.temporary import OWNER, remove_left, temporary_folder
 
 HOLDER = """
-from pipeline.sweeping.temporary import temporary_folder
+from pipeline.sweeping.ray.temporary import temporary_folder
 with temporary_folder() as folder:
     print(folder, flush=True)
     input()

@@ -17,10 +17,10 @@ import pytest
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import is_bfloat16_faster, native_precision, with_precision
 from pipeline.config import Params, load_params
-from pipeline.tracking import identity
-from pipeline.tracking.identity import evaluation_digest, identity_parts, training_identity
-from pipeline.tracking.spool import Spool
-from pipeline.tracking.trial import State, Trial
+from pipeline.trials import identity
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.identity import evaluation_digest, identity_parts, training_identity
+from pipeline.trials.metrics_log import Spool
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"llm": "a" * 64, "utterances/train": "b" * 64}
@@ -430,7 +430,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 
 def test_a_killed_writer_loses_no_whole_line(tmp_path: Path) -> None:
     program = (
-        "import sys; from pipeline.tracking.spool import Spool\n"
+        "import sys; from pipeline.trials.metrics_log import Spool\n"
         "spool, step = Spool(sys.argv[1]), 0\n"
         "while True: step += 1; spool.append(step, {'a': 1.0 * step}); print(step, flush=True)"
     )

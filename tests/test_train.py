@@ -80,7 +80,7 @@ def in_process(project, code, parts=str.split):
     given = """
 from pipeline.config import load_params
 from pipeline.train import train
-from pipeline.trial import build
+from pipeline.training import build
 def params(*overrides):
     return load_params("params.yaml", ["train.steps=40", "train.checkpoint_every=5", *overrides])
 """
@@ -316,7 +316,7 @@ def test_an_evaluation_that_was_cut_twice_decodes_each_batch_once(project):
     code = (
         SPOIL
         + """
-from pipeline.trial import measure
+from pipeline.training import measure
 trial = evaluate(train(small()) and small())
 files = [trial.hypotheses, trial.sinks, trial.metrics]
 before = [file.read_bytes() for file in files]
@@ -346,7 +346,7 @@ def test_a_metrics_log_that_changed_is_measured_again(project, undisturbed):
     code = (
         SPOIL
         + """
-from pipeline.trial.checkpoints import newest_whole
+from pipeline.training.checkpoints import newest_whole
 trial = train(params(), 12)
 assert newest_whole(trial.checkpoints).name == "checkpoint-12"
 log = trial.spool.path

@@ -14,10 +14,10 @@ from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.examples import Examples, collate
-from pipeline.tracking.spool import Spool
-from pipeline.trial.batches import Batches
-from pipeline.trial.checkpoints import step_of
-from pipeline.trial.trainer import LossTrainer, arguments
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoints import step_of
+from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.trials.metrics_log import Spool
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
 SECONDS = [0.5, 1.3, 0.24, 1.0, 0.8, 0.6]

@@ -15,17 +15,17 @@ from trials import make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.corpora import mouth_region
-from pipeline.corpora.media import pcm16, read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.mouth import region as mouth_region
 from pipeline.evaluate import evaluate
 from pipeline.sinks.definitions import DEFINITIONS
-from pipeline.tracking.trial import Trial
 from pipeline.train import train
+from pipeline.training.build import build_model
+from pipeline.training.inputs import evaluation_inputs
+from pipeline.training.measure import observe
 from pipeline.transcribe import main
 from pipeline.transcription.recording import read_streams
-from pipeline.trial.build import build_model
-from pipeline.trial.inputs import evaluation_inputs
-from pipeline.trial.measure import observe
+from pipeline.trials.folder import Trial
 
 AUDIO, LIPS = "model.modality=audio", "model.modality=audiovisual"
 LOW = "sinks.tau=5"
@@ -77,7 +77,7 @@ def test_an_utterance_of_the_corpus_becomes_its_hypothesis(
     # A noisy copy has no video of its own.
     files = {file: hypothesis for file, hypothesis in files.items() if (project / file).exists()}
     assert len(files) == count
-    assert transcribe(*files, "--run", trials[setting].identity[:10]) == list(files.values())
+    assert transcribe(*files, "--trial", trials[setting].identity[:10]) == list(files.values())
 
 
 def test_any_format_is_heard(project: Path, tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_sinks_are_those_that_the_instrument_counts(
     trial = trials[LIPS]
     params = load_params(trial.config, [LOW])
     utterance = next(u for u in evaluation_inputs(params).utterances if u.split == "test" and u.snr is None)
-    text, counts, *lines = transcribe(f"data/corpus/{utterance.video}", "--run", trial.folder, "--sinks", "--set", LOW)
+    text, counts, *lines = transcribe(
+        f"data/corpus/{utterance.video}", "--trial", trial.folder, "--sinks", "--set", LOW
+    )
     inputs = evaluation_inputs(params)
     model = build_model(params, inputs, trial.adapter).eval()
     found = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
@@ -151,7 +153,7 @@ def test_sinks_are_those_that_the_instrument_counts(
 
 def test_without_sinks_the_strongest_token_is_named(transcribe, trials: dict[str, Trial], project: Path) -> None:
     wav = next((project / "data/corpus/test").rglob("*.wav"))
-    words = ("--run", trials[AUDIO].folder, "--beams", 1, "--set", "evaluate.max_new_tokens=2")
+    words = ("--trial", trials[AUDIO].folder, "--beams", 1, "--set", "evaluate.max_new_tokens=2")
     text, counts, bos, other = transcribe(wav, *words, "--sinks")
     assert len(text) <= 2
     assert counts.startswith("  sinks by massive activation: 0; by attention: ")
@@ -221,12 +223,12 @@ def test_what_is_not_as_it_was_trained(
     transcribe, trials: dict[str, Trial], spoilt: Path, change: str, said: str
 ) -> None:
     with pytest.raises(PipelineError, match=said):
-        transcribe(spoilt / "speech.wav", "--run", trials[AUDIO].folder, "--set", change)
+        transcribe(spoilt / "speech.wav", "--trial", trials[AUDIO].folder, "--set", change)
 
 
 def test_a_trial_that_is_none_or_not_trained(transcribe, spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="fedcba: is neither a folder nor an identity in runs"):
-        transcribe(spoilt / "speech.wav", "--run", "fedcba")
+        transcribe(spoilt / "speech.wav", "--trial", "fedcba")
     trial = make_trial(tmp_path / "runs")
     with pytest.raises(PipelineError, match=r"this trial is not trained; train it with: python -m pipeline\.train"):
-        transcribe(spoilt / "speech.wav", "--run", trial.folder)
+        transcribe(spoilt / "speech.wav", "--trial", trial.folder)

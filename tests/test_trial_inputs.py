@@ -11,9 +11,9 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.encoders import store
-from pipeline.tracking.inputs import files_of, input_files
-from pipeline.trial import inputs as trial_inputs
-from pipeline.trial.inputs import TrialInputs, evaluation_inputs, training_inputs
+from pipeline.training import inputs as trial_inputs
+from pipeline.training.inputs import TrialInputs, evaluation_inputs, training_inputs
+from pipeline.trials.input_files import files_of, input_files
 
 
 @pytest.fixture

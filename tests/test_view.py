@@ -22,7 +22,7 @@ from pipeline.sweeping.results import publish
 from pipeline.sweeping.sections import Scheduler, Specification
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.view import Running, View
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import tiny
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.weights import verify_weights, weights_digest
 from pipeline.config import Params, load_params, validate
-from pipeline.encoders.ctranslate2 import read_tensors
-from pipeline.model.gguf import convert_gguf
-from pipeline.trial.inputs import Inputs
+from pipeline.pretrained.ctranslate2 import read_tensors
+from pipeline.pretrained.folder import verify_weights, weights_digest
+from pipeline.pretrained.gguf import convert_gguf
+from pipeline.training.inputs import Inputs
 from pipeline.weights import make_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +196,7 @@ def test_a_damaged_record_of_weights_is_named(llm, content):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 300, b"\xff\xfe"])
 def test_an_llm_without_a_record_that_cannot_be_loaded_is_one_line(tmp_path, name, content):
-    from pipeline.trial.build import build_model
+    from pipeline.training.build import build_model
 
     folder = tiny.make_llm(tmp_path / "llm")
     (folder / name).write_bytes(content)

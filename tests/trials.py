@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import load_params
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = 6

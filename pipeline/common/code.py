@@ -25,9 +25,10 @@ LEFT_OUT = {
     "pipeline.common.files": "how files are written, not what is in them",
     "pipeline.common.redaction": "what is hidden in records, and makes no result",
     "pipeline.common.progress": "what is shown on the way",
-    "pipeline.common.weights": "it names weights by their content",
+    "pipeline.pretrained.folder": "it names weights by their content",
     "pipeline.config": "its values are in the identity by way of the configuration",
-    "pipeline.tracking": "it records results and makes none",
+    "pipeline.tracking": "it shows results and makes none",
+    "pipeline.trials": "it records results and makes none",
 }
 """Modules, and all below them, whose code is in no digest, each with its reason."""
 

@@ -12,10 +12,10 @@ from pipeline.common.files import digest
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.config import Modality
-from pipeline.tracking import marks
-from pipeline.tracking.naming import PAPER_NAMES, task_name
-from pipeline.tracking.results import AGAIN
-from pipeline.tracking.trial import State, Trial
+from pipeline.trials import marks
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.naming import PAPER_NAMES, task_name
+from pipeline.trials.results import AGAIN
 
 MARK = "identity.json"
 """What makes a folder a trial's."""

@@ -16,7 +16,7 @@ from pipeline.comparison.claims import MOVED, RELOCATED
 from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, cell_text, change_text, sink_counts
 from pipeline.comparison.table import Cell, Comparison
-from pipeline.comparison.trends import against_weight, wer_against_rate
+from pipeline.comparison.trend_figures import against_weight, wer_against_rate
 from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
 from pipeline.sinks.gallery import gallery

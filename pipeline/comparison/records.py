@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import Entry
-from pipeline.tracking.results import AGAIN
+from pipeline.trials.results import AGAIN
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
-from pipeline.tracking.identity import FOLDER_DIGITS
-from pipeline.tracking.mlflow_server import tracking_uri
-from pipeline.tracking.mlflow_writer import identity_of_run
-from pipeline.tracking.results import METRICS
-from pipeline.tracking.trial import Trial
+from pipeline.tracking.server import tracking_uri
+from pipeline.tracking.writer import identity_of_run
+from pipeline.trials.folder import Trial
+from pipeline.trials.identity import FOLDER_DIGITS
+from pipeline.trials.results import METRICS
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:

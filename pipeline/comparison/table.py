@@ -15,8 +15,8 @@ from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
 from pipeline.comparison.conditions import condition_order
 from pipeline.comparison.entries import Entry, Gap, Task, read_entries
 from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
-from pipeline.tracking.results import CUT
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.results import CUT
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ VIDEO_ENCODERS = {
     "avhubert": "pipeline.encoders.avhubert:AVHuBERT",
 }
 CORPORA = {
-    "synthetic": "pipeline.corpora.spoken:Spoken",
-    "lrs3": "pipeline.corpora.lrs:LRS3",
-    "lrs2": "pipeline.corpora.lrs:LRS2",
-    "auto_avsr": "pipeline.corpora.auto_avsr:AutoAVSR",
-    "grid": "pipeline.corpora.grid:Grid",
-    "folder": "pipeline.corpora.folder:Folder",
+    "synthetic": "pipeline.corpora.synthetic.reader:Spoken",
+    "lrs3": "pipeline.corpora.formats.lrs:LRS3",
+    "lrs2": "pipeline.corpora.formats.lrs:LRS2",
+    "auto_avsr": "pipeline.corpora.formats.auto_avsr:AutoAVSR",
+    "grid": "pipeline.corpora.formats.grid:Grid",
+    "folder": "pipeline.corpora.formats.folder:Folder",
 }
 DOWNSAMPLING = {
     "average": "pipeline.model.downsampling.average:Average",

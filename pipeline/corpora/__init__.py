@@ -1,1 +1,1 @@
-"""Corpora: the manifest, media, the synthetic corpus and noise."""
+"""Corpora: how they are read and prepared, their manifest and their media."""

@@ -30,7 +30,7 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     Raises:
         PipelineError: the file is missing or damaged, or is not the one that the manifest was written for.
     """
-    from pipeline.corpora.media import read_audio, read_video_gray
+    from pipeline.corpora.media.files import read_audio, read_video_gray
 
     path = media_file(folder, stream, utterance)
     content = read_audio(path) if stream == "audio" else read_video_gray(path)

@@ -8,8 +8,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.corpora.journal import JOURNAL
 from pipeline.corpora.manifest import MANIFEST
-from pipeline.corpora.plan import SPLITS
 from pipeline.corpora.prepared import ROOT, SETTINGS, read_settings
+from pipeline.corpora.synthetic.plan import SPLITS
 from pipeline.corpora.table import reader_of
 
 MEDIA = ("babble", *SPLITS)

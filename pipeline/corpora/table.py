@@ -5,7 +5,7 @@ from pipeline.common.kinds import resolve
 from pipeline.config import Corpus
 from pipeline.config.kinds import CORPORA
 from pipeline.corpora.reader import Reader
-from pipeline.corpora.recorded import Recorded
+from pipeline.corpora.recorded.reader import Recorded
 
 
 def reader_of(corpus: Corpus) -> Reader:

@@ -8,10 +8,10 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import verify_weights
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.filterbank import log_filterbanks
 from pipeline.encoders.pretrained import pretrained_identity
+from pipeline.pretrained.folder import verify_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

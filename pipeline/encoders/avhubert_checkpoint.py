@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
-from pipeline.encoders.checkpoint import read_checkpoint, tensors_of
+from pipeline.pretrained.pickled import read_checkpoint, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import weights_digest
+from pipeline.pretrained.folder import weights_digest
 
 
 def pretrained_identity(encoder: str, precision: str, weights: str | Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
-from pipeline.common.weights import REMEDY, verify_weights
 from pipeline.config import AudioEncoder
 from pipeline.encoders.pretrained import pretrained_identity
+from pipeline.pretrained.folder import REMEDY, verify_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,7 +24,7 @@ from pipeline.encoders.protocol import encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
 TYPE = np.dtype("<f2")
-MEDIA_CODE = "pipeline.corpora.media"
+MEDIA_CODE = "pipeline.corpora.media.files"
 """How media are read is part of what features are."""
 
 

@@ -13,8 +13,8 @@ from pipeline.comparison.entries import Entry, read_entries
 from pipeline.comparison.quantities import rounded
 from pipeline.config import Params
 from pipeline.reporting.provenance import origins, shared_facts
-from pipeline.tracking.provenance import sessions
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.provenance import sessions
 
 TEMPLATES = Path(__file__).with_name("model_card")
 WITH_CODE = {("audio", "whisper", "padded"), ("video", "dct", None)}

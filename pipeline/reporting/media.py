@@ -9,7 +9,7 @@ from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.config import Modality
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 SOUND_BITS_PER_SECOND = 64_000
 
@@ -53,7 +53,7 @@ def clip(corpus: Path, utterance: Utterance, modality: Modality) -> Clip:
     import av
     import soundfile
 
-    from pipeline.corpora.media import pcm16, read_audio
+    from pipeline.corpora.media.files import pcm16, read_audio
 
     samples = pcm16(read_audio(corpus / utterance.audio))
     content = io.BytesIO()

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.comparison.entries import Entry
-from pipeline.tracking.provenance import sessions
+from pipeline.trials.provenance import sessions
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "jiwer", "av")
 """Those that decide a number; provenance.json has all."""

@@ -14,13 +14,13 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.needs import distinct_inputs
+from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Point, Sweep
-from pipeline.sweeping.suggestions import planned_trials, suggested_params
-from pipeline.tracking.identity import configuration
-from pipeline.tracking.lease import LeaseTakenError
-from pipeline.tracking.naming import trial_name
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.identity import configuration
+from pipeline.trials.lease import LeaseTakenError
+from pipeline.trials.naming import trial_name
 
 TRIALS, FEATURES = "trial", "features"
 NOBODY = "no sweep"

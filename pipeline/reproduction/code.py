@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json, write_json
 from pipeline.common.version_control import LOCK
-from pipeline.tracking.archive import archived_sources
+from pipeline.trials.archive import archived_sources
 
 RESTORED = ".restored.json"
 """In the tree, written last: which session's code it is, and how it was had."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
-from pipeline.tracking.results import AGAIN
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.results import AGAIN
 
 RELATIVE = 0.1
 """Where equality cannot be asked: how far a metric without an interval may be off, as a share of the larger value."""

@@ -8,14 +8,14 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.verified import fault
 from pipeline.config import load_params
+from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.data import Fault, place_data
 from pipeline.reproduction.results import Verdict, judge
 from pipeline.reproduction.stages import run_stage, settings_of, told_by
-from pipeline.tracking.differences import changed_packages, is_numeric, reasons_against_equality
-from pipeline.tracking.inputs import files_of
-from pipeline.tracking.provenance import environment, sessions, shown_path
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
+from pipeline.trials.input_files import files_of
+from pipeline.trials.provenance import environment, sessions, shown_path
 
 STAGES = ("train", "evaluate")
 _NEEDED = ("code", "source", "packages")

@@ -18,8 +18,8 @@ _TOLD = """
 import json, sys
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.tracking.identity import evaluation_digest, identity_parts
-from pipeline.trial.inputs import evaluation_inputs, training_inputs
+from pipeline.trials.identity import evaluation_digest, identity_parts
+from pipeline.training.inputs import evaluation_inputs, training_inputs
 try:
     params = load_params(sys.argv[2], sys.argv[3:])
     if sys.argv[1] == "train":

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import backbone_of, run_backbone
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.recording import Recording
+from pipeline.sinks.hooks import Recording
 
 
 def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:

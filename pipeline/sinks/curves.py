@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.columns import importance_at, response_ranking
+from pipeline.sinks.classification import Tokens
+from pipeline.sinks.per_utterance import importance_at, response_ranking
 from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
-from pipeline.sinks.tokens import Tokens
 
 BOS, SINK, REST = range(3)
 """Groups of tokens: BOS, intermediate sinks, all others."""

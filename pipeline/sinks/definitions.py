@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.model.roles import Role
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.tokens import Tokens
+from pipeline.sinks.classification import Tokens
 
 DEFINITIONS = ("massive", "massive_absolute", "attention", "outlier", "secondary")
 """Massive by ratio (arXiv 2510.22603), also above 100 (Sun et al.), by importance (Gu et al.), PrefixQuant's outlier

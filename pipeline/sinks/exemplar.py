@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.tokens import Tokens
+from pipeline.sinks.classification import Tokens
 
 FEATURES = 24
 """How many features of |h| are kept for each block: those that are largest at some token."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.captured import Captured
-from pipeline.sinks.tokens import Tokens
+from pipeline.sinks.classification import Tokens
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.sinks.mlp_units import KINDS, Units
 from pipeline.sinks.origin import Origin
 from pipeline.sinks.running import Moments
-from pipeline.sinks.units import KINDS, Units
 
 BOS, SINK = range(2)
 PARTS = ("before", "attention", "mlp")

@@ -1,1 +1,1 @@
-"""A sweep: its specification, the trials that follow from it, what they cost, and what is seen while they run."""
+"""Sweeps: the sweep file, the trials that follow from it, their cost, and the driver that runs them."""

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.sweeping.plan import Planned
-from pipeline.tracking.identity import configuration
-from pipeline.tracking.trial import State, Trial
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.identity import configuration
 
 NEWEST = 200
 """So many finished trials are looked at."""

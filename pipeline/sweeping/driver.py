@@ -11,15 +11,15 @@ from typing import Any
 from pipeline.common.files import require_space
 from pipeline.sweeping.cost import Cost, Costs
 from pipeline.sweeping.early import leave_stopped
-from pipeline.sweeping.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.halving import Decision, Halving
 from pipeline.sweeping.interruption import LOOK_SECONDS, Asked, asking, every
 from pipeline.sweeping.plan import Planned, wait_until_one_is_free
-from pipeline.sweeping.search import Search
+from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
+from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.specification import Sweep
 from pipeline.sweeping.sync import Sync
 from pipeline.sweeping.view import View
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 SYNC_SECONDS = 120.0
 """Between two times that MLflow is brought up to date while trials run."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from pipeline.sweeping.sections import Scheduler
-from pipeline.tracking import marks
-from pipeline.tracking.trial import Trial
+from pipeline.trials import marks
+from pipeline.trials.folder import Trial
 
 METRIC = "loss/validation"
 """The one metric that is measured while a trial trains; the cross-entropy alone, so that weights can be compared."""

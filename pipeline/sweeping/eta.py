@@ -8,7 +8,7 @@ from pipeline.common.modality import streams
 from pipeline.config import Params
 from pipeline.sweeping.cost import Cost, work_of
 from pipeline.sweeping.plan import Planned, task_of
-from pipeline.tracking.identity import configuration
+from pipeline.trials.identity import configuration
 
 EVALUATION_SHARE = 0.15
 """What an evaluation is taken to need, as a share of its training, until one was timed."""

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.sweeping.early import losses
 from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.sections import Scheduler
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 
 class Decision(Enum):

@@ -9,7 +9,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.config import Params
-from pipeline.tracking.identity import LEFT_OUT, TRAINING_SECTIONS, configuration
+from pipeline.trials.identity import LEFT_OUT, TRAINING_SECTIONS, configuration
 
 if TYPE_CHECKING:
     from pipeline.sweeping.specification import Point

@@ -11,11 +11,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
 from pipeline.common.modality import streams
 from pipeline.common.version_control import let_dvc_do_without_git
-from pipeline.common.weights import RECORD, recorded_files
 from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.record import is_current
 from pipeline.encoders.store import feature_groups, read_index
+from pipeline.pretrained.folder import RECORD, recorded_files
 from pipeline.sweeping.specification import Sweep
 
 _OF_DVC = (

@@ -16,12 +16,12 @@ from pipeline.sweeping.early import stopped_at
 from pipeline.sweeping.sections import Scheduler
 from pipeline.sweeping.settings import Settings
 from pipeline.sweeping.specification import Point, Sweep
-from pipeline.tracking import marks
-from pipeline.tracking.identity import configuration, evaluation_digest, training_identity
-from pipeline.tracking.lease import LeaseTakenError
-from pipeline.tracking.naming import trial_name
-from pipeline.tracking.trial import State, Trial
-from pipeline.trial.inputs import TrialInputs
+from pipeline.training.inputs import TrialInputs
+from pipeline.trials import marks
+from pipeline.trials.folder import State, Trial
+from pipeline.trials.identity import configuration, evaluation_digest, training_identity
+from pipeline.trials.lease import LeaseTakenError
+from pipeline.trials.naming import trial_name
 
 WAIT_SECONDS = 2.0
 _OF_THE_DATASET = ("corpus.root", "corpus.kind", "corpus.out")

@@ -15,7 +15,7 @@ from pipeline.common.proc import start_of, this_process
 from pipeline.config import Params
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.sections import Scheduler, Specification
-from pipeline.tracking.trial import Trial
+from pipeline.trials.folder import Trial
 
 FILE = "plan.json"
 TRIALS = "trials.jsonl"

@@ -12,10 +12,10 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import Planned, point_of, task_of
-from pipeline.sweeping.search import values_of
+from pipeline.sweeping.search.progress import values_of
+from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
 from pipeline.sweeping.specification import Sweep
-from pipeline.sweeping.suggestions import Suggestion, Suggestions
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 if TYPE_CHECKING:
     from pipeline.comparison.front import SearchResult
@@ -74,8 +74,8 @@ def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
     return [
         f"results: {folder} (table.txt, claims.md, metrics.csv, figures), each trial in {done.params.train.runs}/",
         f"next:    make report SWEEP={file}",
-        f"         {python} -m pipeline.inspect --run {identity}  # which tokens are sinks: {done.name}",
-        f"         {python} -m pipeline.transcribe FILE --run {identity}",
+        f"         {python} -m pipeline.analyze --trial {identity}  # which tokens are sinks: {done.name}",
+        f"         {python} -m pipeline.transcribe FILE --trial {identity}",
     ]
 
 
@@ -106,7 +106,7 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     result = replace(result, repeated=sum(known) - len(numbers))
     if len(result.done) < FEW_POINTS or not result.keys:
         return result
-    from pipeline.sweeping.optuna_importance import importance
+    from pipeline.sweeping.search.importance import importance
 
     of = {m: importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
     return replace(result, importance={metric: found for metric, found in of.items() if found})

@@ -74,7 +74,7 @@ class Scheduler(Section):
 
 
 class SearchSettings(Section):
-    """How points are suggested, in place of the product of all axes; these may be ranges (`pipeline.sweeping.space`).
+    """How points are suggested, in place of the product of all axes, which may be ranges (`sweeping.search.space`).
 
     What is suggested follows from the seed, the axes, and what is done when it is suggested.
     """

@@ -19,11 +19,11 @@ from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, distinct
 from pipeline.sweeping.narrowing import assignment, narrowed
+from pipeline.sweeping.search.space import Space, read_space
 from pipeline.sweeping.sections import MOST_TRIALS, Resources, Scheduler, SearchSettings, Specification
 from pipeline.sweeping.settings import NAME, Settings, params_of, require_key
-from pipeline.sweeping.space import Space, read_space
-from pipeline.tracking.identity import configuration
-from pipeline.tracking.naming import task_of
+from pipeline.trials.identity import configuration
+from pipeline.trials.naming import task_of
 
 SEED, RANKS = "train.seed", "train.ranks"
 
@@ -56,7 +56,7 @@ class Sweep:
     """What all points share, over `base`."""
     path: str = ""
     native: Mapping[str, Precision] | None = None
-    """What precision `auto` stands for on the workers of its cluster, see `pipeline.sweeping.workers`."""
+    """What precision `auto` stands for on the workers of its cluster, see `pipeline.sweeping.ray.workers`."""
 
     @cached_property
     def _values(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections import Counter
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.plan_file import RecordedPlan
 from pipeline.sweeping.running import Running
-from pipeline.tracking.trial import State
+from pipeline.trials.folder import State
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:

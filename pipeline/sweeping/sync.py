@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.sweeping.plan import Planned
-from pipeline.tracking.mlflow_charts import charts_of
-from pipeline.tracking.mlflow_server import is_server, tracking_uri
-from pipeline.tracking.mlflow_writer import ingest_sweep, is_sweep_synced
-from pipeline.tracking.trial import State
+from pipeline.tracking.charts import charts_of
+from pipeline.tracking.server import is_server, tracking_uri
+from pipeline.tracking.writer import ingest_sweep, is_sweep_synced
+from pipeline.trials.folder import State
 
 LOWEST_PRIORITY = 19
 SHOWN = ("table.*", "search.*", "claims.md", "*.png")

@@ -15,8 +15,8 @@ from pipeline.sweeping.cost import Cost, duration, share_done
 from pipeline.sweeping.eta import Pace, Work, makespan, work_of_trial
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.running import Running
-from pipeline.tracking.trial import State
-from pipeline.trial.checkpoints import is_sealed, step_of
+from pipeline.training.checkpoints import is_sealed, step_of
+from pipeline.trials.folder import State
 
 LOG_SECONDS = 60.0
 """Between two lines of a log that say how far the sweep is, where there is no terminal."""

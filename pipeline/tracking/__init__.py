@@ -1,1 +1,1 @@
-"""Identity, provenance, the trial folder, its spool and lease, and the MLflow writer."""
+"""MLflow, which shows what the folders of trials hold."""

@@ -8,11 +8,11 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE
-from pipeline.corpora.media import PCM_STEPS, pcm16, read_audio, read_video_gray
-from pipeline.corpora.mouth_region import CROP
-from pipeline.corpora.playback import has_picture
+from pipeline.corpora.media.files import PCM_STEPS, pcm16, read_audio, read_video_gray
+from pipeline.corpora.media.playback import has_picture
+from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recording import SAMPLES_PER_FRAME, SOUND, Recording, is_audio, skip_on_error
+from pipeline.corpora.recorded.recording import SAMPLES_PER_FRAME, SOUND, Recording, is_audio, skip_on_error
 
 REMEDY = "name a whole audio or video file with speech in it"
 

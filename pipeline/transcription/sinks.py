@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pipeline.comparison.quantities import rounded
-from pipeline.sinks.tokens import Tokens
+from pipeline.sinks.classification import Tokens
 
 NAMED = 6
 """How many sinks are named in a line."""

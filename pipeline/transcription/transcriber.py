@@ -7,22 +7,22 @@ from typing import cast
 import numpy as np
 import torch
 
+from pipeline.analysis.labels import token_labels
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
-from pipeline.common.weights import weights_digest
 from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import TYPE, Features
-from pipeline.inspection.labels import token_labels
 from pipeline.model.decoder import most_positions
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
-from pipeline.sinks.tokens import Tokens, has_inner, measure
-from pipeline.tracking.trained import require_encoders, require_llm, trained_params
-from pipeline.tracking.trial import Trial
+from pipeline.pretrained.folder import weights_digest
+from pipeline.sinks.classification import Tokens, has_inner, measure
+from pipeline.training.build import build_model
+from pipeline.training.inputs import Inputs
+from pipeline.training.measure import teacher_forced
 from pipeline.transcription.recording import checked_stream, read_streams
-from pipeline.trial.build import build_model
-from pipeline.trial.inputs import Inputs
-from pipeline.trial.measure import teacher_forced
+from pipeline.trials.folder import Trial
+from pipeline.trials.trained import require_encoders, require_llm, trained_params
 
 
 @dataclass(frozen=True)

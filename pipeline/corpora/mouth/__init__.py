@@ -1,0 +1,1 @@
+"""The mouth region of a video of a face."""

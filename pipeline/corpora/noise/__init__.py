@@ -1,0 +1,1 @@
+"""Noise at a given signal-to-noise ratio: of a folder, or babble."""

@@ -1,0 +1,1 @@
+"""Recorded corpora: clips cut, converted, mixed with noise and checked."""

@@ -1,0 +1,1 @@
+"""How two trials differ: settings, code, data, versions, metrics and hypotheses."""

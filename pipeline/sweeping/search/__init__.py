@@ -1,0 +1,1 @@
+"""The search of a sweep: its space, the searcher, what was suggested, and which keys matter."""

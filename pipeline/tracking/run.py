@@ -1,0 +1,217 @@
+"""One trial as a run of MLflow that shows what the trial's folder says, whatever the run held before.
+
+MLflow takes back neither a parameter nor a point nor an artifact. A run that holds anything that the folder does not
+say is deleted and made anew, with the name, note and tags that people gave it; any other run is completed.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.content import (
+    IDENTITY,
+    NAME,
+    RUNNING,
+    SWEEP,
+    Content,
+    Point,
+    present_artifacts,
+    trial_content,
+)
+from pipeline.tracking.database import local_folder
+from pipeline.trials.folder import Trial
+
+METRICS_IN_A_BATCH = 1000
+PARAMETERS_IN_A_BATCH = 100
+"""Limits of MLflow's interface."""
+SYNCED = "synced"
+"""Tag, set last of all: the mark of what the run shows."""
+GIVEN_NAME, RUN_NAME, PARENT = "given_name", "mlflow.runName", "mlflow.parentRunId"
+"""Tags: the names that we gave the run (a line each: the last, and the one before), its name, the run above it."""
+_OURS = (
+    SWEEP, IDENTITY, NAME, SYNCED, "code", "folder", "commit", "mlflow.source.git.commit", "dirty", "evaluation",
+    "reproduced", "reproduced/at", "complete", "spooled_to_step",
+)  # fmt: skip
+"""Tags that the folder decides, also of earlier versions; all others are people's, or of the run above."""
+_DATA = "data/"
+
+
+def ingest_trial(client: Any, experiment_id: str, sweep: str, trial: Trial, mark: str, runs: Sequence[Any]) -> str:
+    """Bring a trial into its run, as far as it has come.
+
+    Args:
+        client: an `MlflowClient`.
+        experiment_id: where a new run is made.
+        sweep: its tag.
+        trial: in any state.
+        mark: of the trial, taken before.
+        runs: those that the trial has already: more than one where two processes made it at once.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        PipelineError: a file of the trial is damaged.
+    """
+    run = only_run(client, runs)
+    if run and run.data.tags.get(SYNCED) == mark and has_artifacts(run.info.artifact_uri, present_artifacts(trial)):
+        return run.info.run_id
+    content = trial_content(trial, sweep)
+    held = _held_points(client, run) if run else set()
+    if run and not _is_part(client, run, held, content):
+        old, held = run, set()
+        run = _begin_run(client, experiment_id, content, old)
+        client.delete_run(old.info.run_id)
+    run = run or _begin_run(client, experiment_id, content)
+    _send(client, run, content, held)
+    client.set_tag(run.info.run_id, SYNCED, mark)
+    return run.info.run_id
+
+
+def only_run(client: Any, runs: Sequence[Any]) -> Any:
+    """The one run that stays of several for one thing, or None; the tags that people gave the others go to it."""
+    if not runs:
+        return None
+    kept, *others = sorted(runs, key=lambda run: (SYNCED not in run.data.tags, run.info.run_id))
+    for other in others:
+        for key, value in peoples_tags(other).items():
+            if key not in kept.data.tags:
+                client.set_tag(kept.info.run_id, key, value)
+        client.delete_run(other.info.run_id)
+    return kept
+
+
+def has_artifacts(address: str, paths: Iterable[str]) -> bool:
+    """Whether these are in a run's folder of artifacts; taken for true where that is no local folder."""
+    folder = local_folder(address)
+    return folder is None or all((folder / path).exists() for path in paths)
+
+
+def is_renamed(run: Any) -> bool:
+    """Whether a person gave the run its name."""
+    tags, name = run.data.tags, run.info.run_name or ""
+    if GIVEN_NAME in tags:
+        return name not in tags[GIVEN_NAME].splitlines()
+    return not name.startswith(tags.get(NAME, name))
+
+
+def peoples_tags(run: Any) -> dict[str, str]:
+    """The tags of a run that its folder does not decide."""
+    return {key: value for key, value in run.data.tags.items() if not _is_ours(key) and key != RUN_NAME}
+
+
+def _is_ours(tag: str) -> bool:
+    return tag in _OURS or tag.startswith(_DATA)
+
+
+def _begin_run(client: Any, experiment_id: str, content: Content, before: Any = None) -> Any:
+    """A new run; `before` is the one whose place it takes."""
+    carried = {GIVEN_NAME: content.name} | (peoples_tags(before) if before else {})
+    name = content.name
+    if before and is_renamed(before):
+        name = before.info.run_name
+    else:
+        carried[GIVEN_NAME] = name
+    return client.create_run(experiment_id, content.started, {**carried, **content.tags}, name)
+
+
+def _held_points(client: Any, run: Any) -> set[Point]:
+    return {
+        Point(name, point.value, point.timestamp, point.step)
+        for name in run.data.metrics
+        for point in client.get_metric_history(run.info.run_id, name)
+    }
+
+
+def _is_part(client: Any, run: Any, held: set[Point], content: Content) -> bool:
+    """Whether all that a run holds is in the folder, so that it only has to be completed."""
+    data = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs} if run.inputs else {}
+    return (
+        run.info.start_time == content.started
+        and run.data.params.items() <= content.params.items()
+        and held <= content.points
+        and data.items() <= {name: _shown_digest(value) for name, value in content.data.items()}.items()
+        and _artifacts(client, run.info.run_id) <= content.artifacts.keys()
+    )
+
+
+def _artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
+    found: set[str] = set()
+    for item in client.list_artifacts(run_id, folder):
+        found |= _artifacts(client, run_id, item.path) if item.is_dir else {item.path}
+    return found
+
+
+def _send(client: Any, run: Any, content: Content, held: set[Point]) -> None:
+    """Complete a run with what it lacks."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    run_id = run.info.run_id
+    missing = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
+    for batch in _batches(missing, PARAMETERS_IN_A_BATCH):
+        client.log_batch(run_id, params=batch)
+    _send_data(client, run, content.data)
+    points = sorted(content.points - held, key=lambda point: (point.step, point.name))
+    for batch in _batches(points, METRICS_IN_A_BATCH):
+        client.log_batch(run_id, metrics=[Metric(point.name, point.value, point.time, point.step) for point in batch])
+    for path, file in content.artifacts.items():
+        client.log_artifact(run_id, str(file), path.rpartition("/")[0] or None)
+    changed = [RunTag(key, value) for key, value in content.tags.items() if run.data.tags.get(key) != value]
+    for batch in _batches(changed, PARAMETERS_IN_A_BATCH):
+        client.log_batch(run_id, tags=batch)
+    for key in run.data.tags:
+        if _is_ours(key) and key not in (*content.tags, SYNCED):
+            client.delete_tag(run_id, key)
+    set_times(client, run, content.status, content.ended or content.latest)
+
+
+def set_times(client: Any, run: Any, status: str, ended: int) -> None:
+    """Status and end of a run. One that runs has no end; if it had one it moves to the last sign of life.
+
+    Args:
+        client: an `MlflowClient`.
+        run: as it was read.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        ended: milliseconds since 1970.
+    """
+    if status == RUNNING and run.info.end_time is None:
+        client.update_run(run.info.run_id, RUNNING)
+    elif (run.info.status, run.info.end_time) != (status, ended):
+        client.set_terminated(run.info.run_id, status, ended)
+
+
+def _send_data(client: Any, run: Any, data: Mapping[str, str]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = {entry.dataset.name for entry in run.inputs.dataset_inputs} if run.inputs else set()
+    inputs = [
+        DatasetInput(
+            Dataset(name, _shown_digest(value), "local", json.dumps({"digest": value})), [InputTag("role", name)]
+        )
+        for name, value in data.items()
+        if name not in known
+    ]
+    if inputs:
+        client.log_inputs(run.info.run_id, inputs)
+
+
+def _shown_digest(digest: str) -> str:
+    """A digest in MLflow has at most 36 digits; the tags have them whole."""
+    return digest[:36]
+
+
+def log_files(client: Any, run_id: str, files: Iterable[str | Path]) -> None:
+    """Keep files, and folders as folders, as artifacts of a run; what is not there is left out."""
+    for file in map(Path, files):
+        if file.is_dir():
+            client.log_artifacts(run_id, str(file), file.name)
+        elif file.exists():
+            client.log_artifact(run_id, str(file))
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
+        yield batch

@@ -1,0 +1,176 @@
+"""Where MLflow is and how it is asked: its client, one writer at a time, and its errors in one line."""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.redaction import without_secrets
+from pipeline.tracking.database import (
+    database,
+    exclusive_lock,
+    exists,
+    make_database,
+    relocate_artifacts,
+    require_readable,
+)
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # MLflow's own patience with an outage is many minutes; everything can be sent later.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+"""Variables of the environment that MLflow reads when it is imported; those that are set already stay."""
+UI_SETTINGS = SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""The same for MLflow's own pages, which need no workers for evaluations of language models."""
+_OF_TRACKING = (
+    "mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3", "json", "boto3", "botocore", "google", "azure",
+)  # fmt: skip
+"""Packages whose exceptions mean that MLflow cannot be written."""
+_PACKAGES = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "PyMySQL",
+}
+"""What provides a module, where that has another name."""
+_KEPT = "nothing is lost, all results are in the trial folders"
+_SERVERS, _DATABASES = ("http://", "https://"), ("postgresql", "mysql", "mssql")
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite database in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_URI
+
+
+def is_server(uri: str) -> bool:
+    """Whether this is the address of an MLflow server, not of a database."""
+    return uri.startswith(_SERVERS)
+
+
+def client_of(uri: str) -> Any:
+    """An `MlflowClient` of few words that has reached what it is for, and gives up soon.
+
+    Raises:
+        Exception: whatever MLflow and its libraries raise where that is not there or not right; see `wrap_errors`.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    _require_supported(uri)
+    if path := database(uri):
+        require_readable(path)
+    elif uri.startswith(_DATABASES):
+        import sqlalchemy
+
+        # MLflow tries to connect for more than a minute before it says that it cannot.
+        sqlalchemy.create_engine(uri).connect().close()
+    client = _client(uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    # They log what they raise, with its traceback; here it becomes one line.
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(uri)
+
+
+def _make_schema(uri: str) -> None:
+    _client(uri).search_experiments(max_results=1)
+
+
+def _require_supported(uri: str) -> None:
+    """Refuse what MLflow refuses (with its way out in the middle of a paragraph), and what keeps nothing."""
+    if is_server(uri) or uri.startswith((*_DATABASES, "databricks", "uc:")) or database(uri):
+        return
+    kept_nowhere = uri.startswith("sqlite")
+    raise PipelineError(
+        f"MLFLOW_TRACKING_URI={without_secrets(uri)}",
+        "a database in memory keeps nothing" if kept_nowhere else "is neither a database nor the address of a server",
+        f"{_KEPT}: set it to sqlite:///mlflow.db or http://HOST:PORT (a folder such as mlruns comes into a database by "
+        "mlflow migrate-filestore), then run the same command again",
+    )
+
+
+@contextlib.contextmanager
+def connected(uri: str) -> Iterator[Any]:
+    """A client that may write: alone on a database file, which is made if it is new and set right if it was moved.
+
+    Raises:
+        PipelineError: as `wrap_errors`.
+    """
+    path = database(uri)
+    with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
+        if path:
+            for name, value in SETTINGS.items():
+                os.environ.setdefault(name, value)
+            if not exists(uri):
+                make_database(path, _make_schema)
+            client = client_of(uri)
+            relocate_artifacts(path)
+        else:
+            client = client_of(uri)
+        yield client
+
+
+@contextlib.contextmanager
+def wrap_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow, its libraries, the network and the disk raise into one line with the way out.
+
+    Raises:
+        PipelineError: MLflow cannot be reached, read or written.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package not in _OF_TRACKING and not isinstance(error, OSError | ImportError):
+            raise
+        raise _error(uri, error) from error
+
+
+def _error(uri: str, error: Exception) -> PipelineError:
+    cause: BaseException = error
+    while cause.__context__ and not isinstance(cause, ImportError):
+        cause = cause.__context__
+    reason = " ".join(without_secrets(str(cause)).split())[:300] or type(cause).__name__
+    return PipelineError(without_secrets(uri), f"MLflow cannot be written ({reason})", _remedy(uri, cause, reason))
+
+
+def _remedy(uri: str, cause: BaseException, reason: str) -> str:
+    path = database(uri)
+    if isinstance(cause, ImportError):
+        way = f"pip install {_PACKAGES.get(cause.name or '', cause.name)}"
+    elif "disk is full" in reason or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        way = "free some space"
+    elif path:
+        way = _remedy_of_file(uri, path, cause, reason)
+    elif "load plugin" in reason:
+        way = "name a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
+    elif "error code 401" in reason or "error code 403" in reason:
+        way = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    else:
+        way = "start it, or set MLFLOW_TRACKING_URI to where it is"
+    return f"{_KEPT}: {way}, then run the same command again"
+
+
+def _remedy_of_file(uri: str, path: Path, cause: BaseException, reason: str) -> str:
+    if isinstance(cause, OSError) or "readonly" in reason or "unable to open" in reason:
+        return f"let {path} and its folder be written"
+    if "locked" in reason:
+        return "end the other program that writes to it"
+    if "out-of-date database schema" in reason:
+        return f"mlflow db upgrade {uri}"
+    return f"the database is damaged; move it away (mv {path} {path}.damaged; --sync brings a sweep's runs back)"

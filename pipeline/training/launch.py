@@ -1,0 +1,158 @@
+"""The processes of a data-parallel training: started, watched and ended together, on one machine.
+
+The process that starts them takes no part in the training, so that it can end them whatever they wait for. They tell
+one another that a stop is wanted, or what went wrong, by files in a temporary folder: no lock can be left behind.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json, write_json
+from pipeline.common.hardware import resolve_device
+from pipeline.common.redaction import RedactedText, open_redacted
+from pipeline.training.ranks import Ranks
+
+LOOK_SECONDS = 0.5
+PATIENCE = timedelta(days=2)
+"""So long a rank waits for the others: one of them may validate or write a checkpoint. Who died is seen otherwise."""
+STOP, STORE, ERROR = "stop", "store", "error-{}.json"
+Work = Callable[..., None]
+
+
+def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Callable[[], bool]) -> None:
+    """Run `work(ranks, is_stopped, *arguments)` in `count` processes of one group, and wait until all have returned.
+
+    They never outlive this process. Where one fails or is killed, the others are killed.
+
+    Args:
+        work: a function of a module; the arguments can be pickled.
+        arguments: of it, behind its `Ranks` and what says whether a stop is wanted.
+        count: of the processes. On GPUs each has one.
+        device: as `train.device`.
+        is_stopped: asked now and then; once it is true, ranks are told so. It may raise, which ends the processes.
+
+    Raises:
+        PipelineError: that of a rank; or a rank was killed, or there are too few GPUs.
+        RuntimeError: another error of a rank, its traceback as a note.
+    """
+    _require_gpus(count, device)
+    log = str(sys.stderr.name) if isinstance(sys.stderr, RedactedText) else None
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        folder = Path(name)
+        given = (work, arguments, count, device, name, log, os.getpid())
+        processes = start_processes(_run, given, count, join=False, start_method="spawn").processes
+        try:
+            while (living := [one for one in processes if one.is_alive()]) and not any(p.exitcode for p in processes):
+                wait([process.sentinel for process in living], LOOK_SECONDS)
+                if is_stopped():
+                    (folder / STOP).touch()
+            # One that was killed takes the others along, which then have errors of their own.
+            codes = [process.exitcode for process in processes]
+        finally:
+            _kill(processes)
+        if any(codes):
+            raise _failure(folder, codes)
+
+
+def _require_gpus(count: int, device: str) -> None:
+    there = torch.cuda.device_count()
+    if resolve_device(device).type == "cuda" and there < count:
+        raise PipelineError(
+            "train.ranks",
+            f"is {count}, and there are {there} GPUs for this trial",
+            f"set train.ranks to {there} at most, in a sweep by resources.gpus",
+        )
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _failure(folder: Path, codes: list[int | None]) -> Exception:
+    """What ended a training: the rank that was killed, or else the first error."""
+    for number, code in enumerate(codes):
+        if code is not None and code < 0:
+            return PipelineError(
+                f"rank {number} of {len(codes)}",
+                f"was killed by {signal.Signals(-code).name} (out of memory, or by hand)",
+                "the same command goes on from the last checkpoint",
+            )
+    errors = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
+    if not errors:
+        return RuntimeError(f"a rank ended with exit codes {codes}")
+    error = read_json(errors[0], "")
+    if "where" in error:
+        return PipelineError(error["where"], error["found"], error["remedy"])
+    failed = RuntimeError(error["reason"])
+    failed.add_note(error["traceback"])
+    return failed
+
+
+def _run(
+    number: int, work: Work, arguments: tuple, count: int, device: str, folder: str, log: str | None, parent: int
+) -> None:
+    """In a rank's process."""
+    # Written in C: type checkers do not see it.
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    if os.getppid() != parent:
+        os._exit(1)
+    # The terminal's Ctrl-C is for all processes; the one that started this one says what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.ExitStack() as opened:
+        if log:
+            text = opened.enter_context(open_redacted(Path(log)))
+            opened.enter_context(contextlib.redirect_stdout(text))
+            opened.enter_context(contextlib.redirect_stderr(text))
+        try:
+            _own_gpu_first(number)
+            _join(number, count, device, Path(folder))
+            work(Ranks(number, count), (Path(folder) / STOP).exists, *arguments)
+            # None leaves while another one still talks to it.
+            dist.barrier()
+            dist.destroy_process_group()
+        except Exception as error:
+            write_json(Path(folder) / ERROR.format(number), _described(error))
+            # Until it is there, the others see nothing of it.
+            os._exit(1)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    if isinstance(error, PipelineError):
+        return {"where": str(error.where), "found": error.found, "remedy": error.remedy}
+    reason = traceback.format_exception_only(error)[-1].strip()
+    return {"reason": reason, "traceback": traceback.format_exc()}
+
+
+def _own_gpu_first(number: int) -> None:
+    """Let `cuda:0` be this rank's GPU. The others stay visible, so that data goes from GPU to GPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(there[number:] + there[:number])
+
+
+def _join(number: int, count: int, device: str, folder: Path) -> None:
+    # All ranks are on this machine, so that nobody else need be able to reach them.
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
+    on_gpu = resolve_device(device).type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"file://{folder / STORE}", rank=number, world_size=count, timeout=PATIENCE
+    )

@@ -1,0 +1,188 @@
+"""Hugging Face's Trainer around our losses, batches and log."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from pipeline.common.files import read_json, require_space, write_json
+from pipeline.config import Decorrelation, Train
+from pipeline.model.audiovisual import AudioVisualLLM, Losses
+from pipeline.model.examples import MEDIA, Batch, Examples, moved
+from pipeline.training.augmentation import Augmenter
+from pipeline.training.batches import Batches
+from pipeline.training.checkpoints import is_sealed, seal
+from pipeline.training.meter import Meter
+from pipeline.training.ranks import ALONE, COUNTS, Ranks, Shared, with_counts
+from pipeline.trials.metrics_log import Spool
+
+TRAINED_FILE, METER_FILE = "trained.safetensors", "meter.json"
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
+"""What we take from the Trainer's log, and our names for it."""
+Collate = Callable[[Any], Batch]
+STATES_A_PARAMETER = 3
+"""A checkpoint holds each trained parameter and its two moments, in float32."""
+
+
+class _OneDevice(TrainingArguments):
+    """Arguments of a training on one device, however many the machine has: of several, the Trainer would take as many
+    batches at once and copy the model to each."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
+def arguments(
+    train: Train, steps: int, checkpoints: Path, device: torch.device, validates: bool = True
+) -> TrainingArguments:
+    """The Trainer's arguments for a training of so many steps on a device."""
+    on_gpu = device.type == "cuda"
+    return _OneDevice(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        gradient_accumulation_steps=train.accumulate,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULES[train.schedule],
+        warmup_steps=round(train.warmup * steps),
+        weight_decay=train.weight_decay,
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.gradient_clip,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        logging_steps=train.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=train.checkpoint_every,
+        save_total_limit=2,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=train.validate_every,
+        prediction_loss_only=True,
+        seed=train.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class LossTrainer(transformers.Trainer):
+    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors.
+
+    To the Trainer itself each rank is alone: batches are shared out before it, and gradients are added up behind it.
+    """
+
+    def __init__(
+        self,
+        decorrelation: Decorrelation,
+        spool: Spool,
+        batches: Batches,
+        augment: Augmenter | None,
+        ranks: Ranks = ALONE,
+        *,
+        model: AudioVisualLLM,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(model=model, **arguments)
+        # As `self.model`, which may be any to the Trainer.
+        self.llm = model
+        self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
+        self.ranks, self.meter = ranks, Meter()
+        self._batch_of_step = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
+        loader = DataLoader(
+            Shared(cast(Examples, self.train_dataset), self.ranks),
+            batch_sampler=self.batches,
+            collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # Accelerate's loader asks for a batch before the one before it is used. It would move it with a wait.
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return moved(inputs, self.llm.device)
+
+    def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
+        self.meter.settle()
+        step = self.state.global_step
+        if self.augment:
+            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), step)}
+        counts = inputs[COUNTS]
+        own, whole = self.ranks.over_batch(model(inputs, self.decorrelation), counts)
+        self.meter.add(step, self._total(whole), whole, counts.whole)
+        return self._total(own)
+
+    def _total(self, losses: Losses) -> torch.Tensor:
+        if losses.decorrelation is None:
+            return losses.cross_entropy
+        return losses.cross_entropy + self.decorrelation.weight * losses.decorrelation
+
+    def training_step(self, *inputs: Any, **more: Any) -> torch.Tensor:
+        self.ranks.seed(self.args.seed, self.state.global_step, self._batch_of_step)
+        loss = super().training_step(*inputs, **more)
+        self._batch_of_step += 1
+        if self.accelerator.sync_gradients:
+            self._batch_of_step = 0
+            self.ranks.add_gradients(self.llm.trained().values())
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple:
+        with torch.no_grad():
+            return model(self._prepare_inputs(inputs), Decorrelation()).cross_entropy, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        line = {ours: logs[theirs] for theirs, ours in LOGGED.items() if theirs in logs}
+        if "loss" in logs:
+            line |= self.meter.read()
+        if line and self.ranks.is_first:
+            self.spool.append(self.state.global_step, line)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that is whole and sealed, or none."""
+        if not self.ranks.is_first:
+            return
+        folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
+        require_space(folder, needed, "a checkpoint")
+        # Before anything is written: no checkpoint is of a training that has diverged.
+        meter = self.meter.state()
+        try:
+            super()._save_checkpoint(model, trial)
+            write_json(folder / METER_FILE, meter)
+            seal(folder)
+        except (OSError, RuntimeError, SafetensorError):
+            # What the libraries say of a full disk is a riddle ("unexpected pos 219843 vs 219796").
+            require_space(folder, needed, "a checkpoint")
+            raise
+        finally:
+            if not is_sealed(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir) if output_dir else self._checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu() for name, p in self.llm.trained().items()}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
+        with torch.no_grad():
+            for name, parameter in self.llm.trained().items():
+                parameter.copy_(saved[name])
+        self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

@@ -1,1 +1,0 @@
-"""One trial: what goes into it, and its training."""
