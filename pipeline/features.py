@@ -1,6 +1,6 @@
-"""Stage `features`: the corpus through the frozen encoders, once for all trials.
+"""Stage `features`: encode the corpus with the frozen encoders, once for all trials.
 
-In mode online nothing is made: trials encode the media themselves.
+In mode online nothing is written: trials encode the media themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,65 +17,51 @@ from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.reading import read_media
 from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import TYPE, Group, feature_groups, read_index, verify_features
+from pipeline.encoders.store import DTYPE, Group, feature_groups, read_index, verify_features
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")
 READERS = 4
-"""Threads that read media while the encoder is at work."""
+"""Threads that read media while the encoder runs."""
 LARGEST = np.finfo(np.float16).max
 
 
 def main() -> None:
-    """Make the features of the streams that are named, or of all that the corpus has."""
-    made = parser("Encode the corpus with the frozen encoders.")
-    made.add_argument("streams", nargs="*", metavar="audio|video", help="which to make; by default all that there are")
-    arguments = made.parse_args()
-    if odd := set(arguments.streams) - set(STREAMS):
-        made.error(f"{min(odd)!r} is no stream: name audio or video")
+    """Extract the features of the given streams, by default of all streams of the corpus."""
+    options = parser("Encode the corpus with the frozen encoders.")
+    options.add_argument("streams", nargs="*", metavar="audio|video", help="streams to encode (default: all)")
+    arguments = options.parse_args()
+    if unknown := set(arguments.streams) - set(STREAMS):
+        options.error(f"unknown stream {min(unknown)!r}; expected audio or video")
     params = params_of(arguments)
     utterances = read_manifest(params.corpus.out)
-    for stream in arguments.streams or _streams_of(utterances):
+    has_video = all(utterance.video for utterance in utterances)
+    for stream in arguments.streams or (STREAMS if has_video else STREAMS[:1]):
+        groups = feature_groups(params, stream, utterances)
         if params.features.mode == "online":
-            write_json(RESULTS / f"{stream}.json", _what_trials_encode(params, stream, utterances))
-            print(f"{stream}: nothing to make, since features.mode is online: trials encode as they train", flush=True)
+            # DVC compares these digests to see a change of encoder, weights or media.
+            digests = {group.name: {"utterances": len(group.utterances), "sha256": group.digest} for group in groups}
+            write_json(RESULTS / f"{stream}.json", digests)
+            print(f"{stream}: features.mode is online; trials encode the media in training", flush=True)
             continue
-        folders = make_features(params, stream, utterances)
-        write_json(RESULTS / f"{stream}.json", _summary(params, stream, utterances))
-        print(f"{stream}: {len(folders)} groups of features are whole in {params.features.out}", flush=True)
+        folders = extract_features(params, stream, utterances)
+        write_json(RESULTS / f"{stream}.json", {group.name: _summary(group) for group in groups})
+        print(f"{stream}: {len(folders)} groups of features are complete in {params.features.out}", flush=True)
 
 
-def _streams_of(utterances: Sequence[Utterance]) -> tuple[Stream, ...]:
-    return STREAMS if all(utterance.video for utterance in utterances) else ("audio",)
+def _summary(group: Group) -> dict[str, Any]:
+    index = read_index(group)
+    sizes = {"utterances": len(group.utterances), "frames": index["frames"]}
+    return sizes | {"folder": str(group.folder), "sha256": index["sha256"]}
 
 
-def _summary(params: Params, stream: Stream, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """What stands in `results/features/<stream>.json`: the folders themselves are shared and named by their content."""
-    found = {}
-    for group in feature_groups(params, stream, utterances):
-        index = read_index(group)
-        found[group.name] = {
-            "folder": str(group.folder),
-            "utterances": len(group.utterances),
-            "frames": index["frames"],
-            "sha256": index["sha256"],
-        }
-    return found
-
-
-def _what_trials_encode(params: Params, stream: Stream, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """The same in mode online, so that DVC sees when encoder, weights or media are others."""
-    groups = feature_groups(params, stream, utterances)
-    return {group.name: {"utterances": len(group.utterances), "sha256": group.digest} for group in groups}
-
-
-def make_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
-    """Make the features of a stream that are not there yet or are damaged; what a killed run has left is used.
+def extract_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
+    """Encode the groups of a stream that are missing or damaged; an interrupted extraction is resumed.
 
     Args:
         params: corpus and features.
         stream: `audio` or `video`.
-        utterances: whole groups (see `feature_groups`); None takes the corpus.
+        utterances: complete groups (see `feature_groups`); None is the corpus.
 
     Returns:
         The folders of all groups.
@@ -113,14 +99,14 @@ def _encode(params: Params, groups: Sequence[Group]) -> None:
         for group in groups:
             with partial(group, encoder.dimension) as begun:
                 if not _fault(group):
-                    # Another process made it while this one waited.
+                    # Another process finished it in the meantime.
                     begun.discard()
                     bar.update(len(group.media))
                     continue
                 todo = {sha256: u for sha256, u in group.media.items() if sha256 not in begun.media}
                 bar.initial += len(begun.media)
                 bar.update(len(begun.media))
-                _require_space(group, list(todo.values()), encoder.frame_rate * encoder.dimension * TYPE.itemsize)
+                _require_space(group, list(todo.values()), encoder.frame_rate * encoder.dimension * DTYPE.itemsize)
                 for batch in _batches(params, group.stream, todo):
                     features = encoder.encode(list(batch.values()))
                     begun.append({sha256: _half(f, todo[sha256]) for sha256, f in zip(batch, features, strict=True)})
@@ -136,7 +122,7 @@ def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_seco
 
 
 def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Iterator[dict[str, np.ndarray]]:
-    """Media by their SHA-256, `features.batch_size` at a time; the next are read while these are encoded."""
+    """Batches of media by their SHA-256; the next batch is read while the present one is encoded."""
     items = list(media.items())
     folder, size = params.corpus.out, params.features.batch_size
     with ThreadPoolExecutor(READERS) as pool:
@@ -150,8 +136,9 @@ def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Ite
 
 def _half(features: np.ndarray, utterance: Utterance) -> np.ndarray:
     if not np.abs(features).max() <= LARGEST:
-        raise PipelineError(f"utterance {utterance.id}", "its features do not fit float16", "remove it from the corpus")
-    return features.astype(TYPE)
+        remedy = "remove it from the corpus"
+        raise PipelineError(f"utterance {utterance.id}", "its features exceed the range of float16", remedy)
+    return features.astype(DTYPE)
 
 
 if __name__ == "__main__":

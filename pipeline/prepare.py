@@ -1,14 +1,15 @@
-"""Stage `prepare`: the corpus on disk, as `manifest.jsonl` and media that people can play.
+"""Stage `prepare`: write `manifest.jsonl` and the media of a corpus in formats that any player opens.
 
-The output folder is kept between runs (DVC does not delete it), so the stage itself looks after it: media that other
-settings made invalid are removed, what is whole stays, what is missing or damaged is made. `prepare.json` says which
-settings the media were made by, `manifest.jsonl` is there when all are. A run that is killed at any moment is
-continued by the next one. Clips of a recorded corpus that are not taken stand in `skipped.csv`, each with the reason.
+The output folder is kept between runs (DVC does not delete it). Media that the present settings make invalid are
+removed, intact ones are kept, missing and damaged ones are written; a killed run is resumed by the next one.
+`prepare.json` records the settings, `clips.jsonl` the finished clips, and `manifest.jsonl` exists only if the corpus is
+complete. The skipped clips of a recorded corpus are listed in `skipped.csv` with their reasons.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,104 +18,118 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, require_space, write_json
+from pipeline.common.files import digest, require_space, write_json, write_text
 from pipeline.common.progress import progress
+from pipeline.common.verified import sha256_of
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import (
+    JOURNAL,
     SKIPPED,
-    Journal,
-    PreviousRun,
+    ClipRecord,
+    open_journal,
     read_previous_run,
-    seal,
-    write_finished,
-    write_skipped,
+    skipped_text,
+    write_records,
 )
-from pipeline.corpora.manifest import REMEDY, Utterance, manifest_text
-from pipeline.corpora.prepared import MANIFEST_KEY, ROOT, SETTINGS, SOURCES
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable
-from pipeline.corpora.record import MEDIA, recorded_settings, remove_media, remove_others
-from pipeline.corpora.synthetic.plan import SPLITS, babble_file, babble_splits
-from pipeline.corpora.table import reader_of
-from pipeline.corpora.workers import KILLED, Workers, available_cores
+from pipeline.corpora.manifest import MANIFEST, REMEDY, Utterance, manifest_text
+from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
+from pipeline.corpora.parallel import KILLED, available_cores, run_parallel
+from pipeline.corpora.prepared import (
+    MANIFEST_KEY,
+    MEDIA,
+    ROOT,
+    SETTINGS,
+    SOURCES,
+    read_settings,
+    remove_media,
+    remove_unlisted,
+)
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
+from pipeline.corpora.splits import SPLITS
 
 FEW = 24
-"""So many clips are made sooner by one process than it takes to start others."""
+"""Up to so many clips, one process finishes before others would have started."""
 
 
 def prepare(params: Params, workers: int | None = None) -> Path:
-    """Make the corpus folder what `params.corpus` describes.
+    """Prepare the corpus that `params.corpus` describes.
 
     Args:
-        params: all parameters; only the section `corpus` counts.
-        workers: processes; None takes as many as there are cores. The result does not depend on it.
+        params: all parameters; only section `corpus` is used.
+        workers: number of processes, by default one per core. The result does not depend on it.
 
     Returns:
-        The folder, in which `manifest.jsonl` is whole.
+        The folder with `manifest.jsonl`.
 
     Raises:
-        PipelineError: another process prepares it, the folder holds something else, `corpus.root` is no such corpus,
-            nothing of a split can be taken, or the disk is full.
+        PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
+            corpus, no utterance of a split is usable, or the disk is full.
     """
-    with _alone(Path(params.corpus.out)):
-        return _prepared(params.corpus, workers)
+    with _exclusive(Path(params.corpus.out)):
+        return _prepare(params.corpus, workers)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time makes a corpus; the mark lies beside the folder, whose files DVC counts."""
-    mark = folder.with_name(f"{folder.name}.lock")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    with open(mark, "ab") as opened:
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Lock the folder by a file next to it, since DVC tracks the files inside."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "ab") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PipelineError(folder, "another process prepares it", "wait for that one to end") from None
+            raise PipelineError(folder, "another process is preparing it", "wait for that process to end") from None
         yield
 
 
-def _prepared(corpus: Corpus, workers: int | None) -> Path:
+def _prepare(corpus: Corpus, workers: int | None) -> Path:
     folder = Path(corpus.out)
     reader = reader_of(corpus)
     listing = reader.listing()
     clips = {clip.id: clip for clip in listing.clips}
-    settings, before = reader.settings(), recorded_settings(folder)
+    settings = reader.settings()
+    before = _settings_before(folder)
     known = before or {}
+    moved = before is not None and known.get(ROOT) != corpus.root
     if before is not None:
-        remove_media(folder, reader.stale(before, settings))
-    is_moved = before is not None and known.get(ROOT) != corpus.root
-    is_another = is_moved and known.get(SOURCES) != _sources_digest(reader, listing)
-    if is_another:
-        remove_media(folder, list(MEDIA))
+        remove_media(folder, reader.stale_media(before, settings))
+    if moved and known.get(SOURCES) != _sources_digest(reader, listing):
+        remove_media(folder, [*MEDIA, JOURNAL])
     began = time.time_ns()
-    same = before is not None and known.get("digest") == settings["digest"] and not is_another
-    previous = read_previous_run(folder, clips, reader.sources, listing.skipped, same)
+    previous = read_previous_run(folder, clips, reader.sources, settings["digest"])
     todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
-    silent = [split for split in babble_splits(corpus) if not (folder / babble_file(split)).exists()]
-    if not todo and not silent and previous.whole:
-        if is_moved:
+    has_noise = all((folder / noise_path(split)).exists() for split in splits_with_noise(corpus))
+    if not todo and has_noise and _is_complete(folder, corpus, known, listing, [previous.done[id_] for id_ in clips]):
+        if moved:
             write_json(folder / SETTINGS, known | {ROOT: corpus.root})
-        if previous.reread > FEW:
-            # A copied corpus: files are newer than their manifest, and would be read at every start.
-            seal(folder, began)
+        if previous.files_read:
+            # The next start trusts the files that were read now.
+            os.utime(folder / JOURNAL, ns=(began, began))
         return folder
-    require_space(folder, reader.room(todo), "the corpus")
-    if before is None:
-        write_json(folder / SETTINGS, settings | listing.extra)
-    with Journal(folder, previous) as journal:
-        # Only now: until its lines are in the journal, a manifest is of the settings that stand beside it.
-        if before is not None and not same:
-            write_json(folder / SETTINGS, settings | listing.extra)
-        made = dict(previous.done)
-        for id_, one in _make(reader, folder, listing, todo, previous, workers):
-            journal.add(id_, one)
-            made[id_] = one
-    sources = {SOURCES: _sources_digest(reader, listing)}
-    _finish(folder, corpus, settings | sources, listing, [made[id_] for id_ in clips])
+    require_space(folder, reader.estimated_bytes(todo), "the corpus")
+    for name in (MANIFEST, SKIPPED):
+        (folder / name).unlink(missing_ok=True)
+    settings |= listing.extra | {SOURCES: _sources_digest(reader, listing)}
+    write_json(folder / SETTINGS, settings)
+    done = dict(previous.done)
+    with open_journal(folder, previous.records.values()) as append:
+        for id_, result in _results(reader, folder, listing, todo, previous.media, workers):
+            append(ClipRecord(id_, settings["digest"], result))
+            done[id_] = result
+    write_records(folder, (ClipRecord(id_, settings["digest"], done[id_]) for id_ in clips))
+    _finish(folder, corpus, settings, listing, [done[id_] for id_ in clips])
     return folder
 
 
+def _settings_before(folder: Path) -> dict[str, Any] | None:
+    recorded = read_settings(folder)
+    if recorded is None and folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
+        raise PipelineError(folder, f"has files, but no {SETTINGS}", "set corpus.out to an empty folder")
+    return recorded
+
+
 def _sources_digest(reader: Reader, listing: Listing) -> str:
-    """Of the names and sizes of all files of the corpus, so that it is known wherever it lies."""
+    """Digest of the names and sizes of all source files: it identifies the corpus at any root."""
 
     def size(path: Path) -> int | None:
         try:
@@ -125,84 +140,97 @@ def _sources_digest(reader: Reader, listing: Listing) -> str:
     return digest([[clip.id, *map(size, reader.sources(clip))] for clip in listing.clips])
 
 
-def _make(
-    reader: Reader, folder: Path, listing: Listing, todo: list[Any], previous: PreviousRun, workers: int | None
+def _results(
+    reader: Reader, folder: Path, listing: Listing, todo: list[Any], media: dict[str, Any], workers: int | None
 ) -> Iterator[tuple[str, PreparedClip]]:
     corpus, total = reader.corpus, len(listing.clips)
-    noises = [(corpus, split, reader.noise(split, listing.clips), folder) for split in babble_splits(corpus)]
     if workers is None:
         workers = 1 if len(todo) <= FEW else available_cores()
-    with Workers(workers) as pool, progress(total, "prepare", "clip", total - len(todo)) as bar:
-        for (_, split, *_), result in pool.results(_make_noise, noises):
+    with progress(total, "prepare", "clip", total - len(todo)) as bar:
+        noises = [(corpus, s, reader.noise_recipe(s, listing.clips), folder) for s in splits_with_noise(corpus)]
+        for (_, split, *_), result in run_parallel(_write_noise, noises, workers):
             if result is KILLED:
-                raise PipelineError(f"the noise of {split}", "the process that made it was killed", REMEDY)
-        jobs = ((corpus, clip, folder, previous.infos.get(clip.id, {})) for clip in todo)
-        for (_, clip, *_), result in pool.results(_make_clip, jobs):
+                raise PipelineError(f"the noise of {split}", "its process was killed (out of memory?)", REMEDY)
+        jobs = ((corpus, clip, folder, media.get(clip.id, {})) for clip in todo)
+        for (_, clip, *_), result in run_parallel(_prepare_clip, jobs, workers):
             bar.update()
-            if result is KILLED:
-                result = _killed(reader, clip)
-            yield clip.id, result
+            if result is KILLED and reader.requires_all:
+                raise PipelineError(clip.id, "its process was killed (out of memory?)", REMEDY)
+            yield clip.id, _skipped(clip, Unusable("kills the process that reads it")) if result is KILLED else result
 
 
-def _killed(reader: Reader, clip: Any) -> PreparedClip:
-    if reader.complete:
-        raise PipelineError(clip.id, "the process that made it was killed (out of memory?)", REMEDY)
-    return PreparedClip(skipped=Unusable("kills the process that reads it").skip(clip.path, clip.split, clip.id))
+def _skipped(clip: Any, reason: Unusable) -> PreparedClip:
+    return PreparedClip(skipped=reason.skip(clip.path, clip.split, clip.id))
 
 
-def _make_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
-    reader_of(corpus).make_noise(split, recipe, folder)
+def _write_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
+    reader_of(corpus).write_noise(split, recipe, folder)
 
 
-def _make_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
+def _prepare_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
     reader = reader_of(corpus)
     try:
-        return reader.make(clip, folder, known)
+        return reader.prepare_clip(clip, folder, known)
     except (PipelineError, OSError):
         raise
     except Exception as error:
-        # Decoders raise anything. One clip of very many ends no preparation that takes hours.
-        if reader.complete:
+        # Decoders raise any exception, which must not stop hours of work on the other clips.
+        if reader.requires_all:
             raise
-        why = Unusable("unexpected error", f"{type(error).__name__}: {error}")
-        return PreparedClip(skipped=why.skip(clip.path, clip.split, clip.id))
+        return _skipped(clip, Unusable("unexpected error", f"{type(error).__name__}: {error}"))
 
 
-def _finish(folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, made: list[PreparedClip]) -> None:
-    skipped = listing.skipped + [one.skipped for one in made if one.skipped]
-    lines = list(_in_order(corpus, made))
+def _outputs(
+    corpus: Corpus, listing: Listing, results: list[PreparedClip]
+) -> tuple[list[Utterance], list[SkippedClip]]:
+    """Lines of the manifest and skipped clips. The lines are ordered by split: clean or only copies first, then the
+    whole split at each further SNR."""
+    lines: list[Utterance] = []
+    for split in SPLITS:
+        own = [line for result in results for line in result.lines if line.split == split]
+        conditions = 1 + len(noisy_copies(corpus, split))
+        for condition in range(conditions):
+            lines += own[condition::conditions]
+    return lines, listing.skipped + [result.skipped for result in results if result.skipped]
+
+
+def _is_complete(
+    folder: Path, corpus: Corpus, recorded: Mapping[str, Any], listing: Listing, results: list[PreparedClip]
+) -> bool:
+    """Whether manifest and `skipped.csv` are what these results give."""
+    lines, skipped = _outputs(corpus, listing, results)
+    files = {MANIFEST: manifest_text(lines), SKIPPED: skipped_text(skipped)}
+    expected = {name: _sha256(text) for name, text in files.items() if text}
+    if recorded.get(MANIFEST_KEY) != expected.get(MANIFEST):
+        return False
+    return expected == {name: sha256_of(folder / name) for name in files if (folder / name).exists()}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finish(
+    folder: Path, corpus: Corpus, settings: dict[str, Any], listing: Listing, results: list[PreparedClip]
+) -> None:
+    lines, skipped = _outputs(corpus, listing, results)
+    if skipped:
+        write_text(folder / SKIPPED, skipped_text(skipped))
     splits = {split: _summary(corpus, split, lines, skipped) for split in SPLITS}
-    write_skipped(folder, skipped)
     for split, summary in splits.items():
         if not summary["utterances"]:
-            raise PipelineError(folder / SKIPPED, f"no utterance of {split} could be taken", "see there why")
+            raise PipelineError(folder / SKIPPED, f"every utterance of {split} was skipped", "see the reasons there")
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
-    media |= {babble_file(split) for split in babble_splits(corpus)}
-    remove_others(folder, {folder / path for path in media})
-    sha256 = hashlib.sha256(manifest_text(lines).encode()).hexdigest()
-    write_json(folder / SETTINGS, settings | listing.extra | {"splits": splits, MANIFEST_KEY: sha256})
-    write_finished(folder, lines)
+    remove_unlisted(folder, media | {noise_path(split) for split in splits_with_noise(corpus)})
+    text = manifest_text(lines)
+    write_json(folder / SETTINGS, settings | {"splits": splits, MANIFEST_KEY: _sha256(text)})
+    write_text(folder / MANIFEST, text)
     print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
-
-
-def _in_order(corpus: Corpus, made: list[PreparedClip]) -> Iterator[Utterance]:
-    """Split by split: the utterances themselves, then the whole split at each further ratio."""
-    for split in SPLITS:
-        lines = [line for one in made for line in one.lines if line.split == split]
-        conditions = _conditions(corpus, split)
-        for condition in range(conditions):
-            yield from lines[condition::conditions]
-
-
-def _conditions(corpus: Corpus, split: str) -> int:
-    """How many lines each utterance of a split has."""
-    noise = corpus.noise
-    return 1 + len(set({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
 
 
 def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[SkippedClip]) -> dict[str, Any]:
     own = [line for line in lines if line.split == split]
-    own = own[: len(own) // _conditions(corpus, split)]
+    own = own[: len(own) // (1 + len(noisy_copies(corpus, split)))]
     return {
         "utterances": len(own),
         "hours": round(sum(line.audio_seconds for line in own) / 3600, 4),
@@ -211,32 +239,25 @@ def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[S
     }
 
 
-def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -> list[str]:
-    """Lines for people: how much of each split was taken, and how much was skipped for which reason."""
-    found = []
-    for split, one in splits.items():
-        line = f"{split:10} {one['utterances']:>7,} utterances {one['hours']:8.2f} h {one['speakers']:>6,} speakers"
-        if one["skipped"]:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["skipped"].items())
-            line += f"; skipped {sum(one['skipped'].values()):,}: {reasons}"
-        found.append(line)
+def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -> Iterator[str]:
+    for split, counts in splits.items():
+        line = f"{split:10} {counts['utterances']:>7,} utterances {counts['hours']:8.2f} h"
+        line += f" {counts['speakers']:>6,} speakers"
+        if counts["skipped"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["skipped"].items())
+            line += f"; skipped {sum(counts['skipped'].values()):,}: {reasons}"
+        yield line
     for part, (count, official) in extra.get("official", {}).items():
         if count != official:
-            found.append(f"{part}: {count:,} of the official {official:,} clips are there")
+            yield f"{part}: {count:,} of the official {official:,} clips found"
     if (folder / SKIPPED).exists():
-        found.append(f"skipped files: {folder / SKIPPED}")
-    return found
+        yield f"skipped clips: {folder / SKIPPED}"
 
 
 def main() -> None:
-    """Make the corpus of the parameters."""
-    arguments = parser(__doc__.splitlines()[0]).parse_args()
-
-    def body() -> None:
-        prepare(params_of(arguments))
-
-    run_command(body)
+    """Prepare the corpus of the parameters."""
+    prepare(params_of(parser(__doc__.splitlines()[0]).parse_args()))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

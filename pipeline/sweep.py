@@ -120,19 +120,19 @@ def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
 
 def _make(params: Params, stages: Sequence[str]) -> None:
     from pipeline.corpora.prepared import require_prepared
-    from pipeline.features import make_features
+    from pipeline.features import extract_features
     from pipeline.prepare import prepare
-    from pipeline.weights import make_weights
+    from pipeline.weights import prepare_weights
 
     if "weights" in stages:
-        make_weights(params)
+        prepare_weights(params)
     if "prepare" in stages:
         # What was trained on it would have lost its data.
         require_prepared(params.corpus, f"name another corpus.out, or remove {params.corpus.out}")
         prepare(params)
     for stream in streams(params.model.modality):
         if f"features@{stream}" in stages:
-            make_features(params, stream)
+            extract_features(params, stream)
 
 
 def show_plan(sweep: Sweep, file: str, params: str) -> None:

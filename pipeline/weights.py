@@ -1,4 +1,4 @@
-"""Stage `weights`: pretrained weights, fetched, verified and converted to plain Hugging Face folders."""
+"""Stage `weights`: fetch, verify and convert pretrained weights to Hugging Face folders."""
 
 import functools
 import os
@@ -21,8 +21,8 @@ from pipeline.pretrained.gguf import convert_gguf
 from pipeline.pretrained.pickled import convert_pickled
 
 SHORT = 12
-"""Digits of a commit that name it."""
-# What converts each format, and how many times larger than the source the result may be.
+"""Digits of an abbreviated commit."""
+# The converter of each format, and the maximum ratio of the sizes of result and source.
 CONVERTERS = {
     "gguf": (convert_gguf, 4),
     "ctranslate2_whisper": (convert_whisper, 1),
@@ -31,49 +31,49 @@ CONVERTERS = {
 
 
 def main() -> None:
-    """Make the weights that the parameters name."""
-    make_weights(params_of(parser("Fetch, verify and convert the pretrained weights.").parse_args()))
+    """Prepare the weights of the parameters."""
+    prepare_weights(params_of(parser("Fetch, verify and convert the pretrained weights.").parse_args()))
 
 
-def make_weights(params: Params) -> None:
-    """Make a Hugging Face folder `<weights.out>/<name>/` of each source, with a `weights.json` that says where from.
+def prepare_weights(params: Params) -> None:
+    """Prepare for each source a Hugging Face folder `<weights.out>/<name>/` with a record `weights.json`.
 
-    A folder that is whole (every file is read and its SHA-256 compared) and was made of the same source by the same
-    code is left alone.
+    A folder is kept if all files match their SHA-256, and source and code are unchanged.
 
     Raises:
-        PipelineError: a source cannot be fetched, is not what its SHA-256 says, or cannot be converted.
+        PipelineError: a source cannot be fetched or converted, or has another SHA-256.
     """
     for weights in params.weights.sources:
         folder = Path(params.weights.out) / weights.name
-        reason = _reason_to_make(folder, weights)
-        if reason:
-            print(f"{folder}: {reason}; making it from {_named(weights.source)}", flush=True)
-            _make(folder, weights)
-        print(f"{folder}: {'made' if reason else 'complete'}, from {_named(weights.source)}", flush=True)
+        fault = _fault(folder, weights)
+        if fault:
+            print(f"{folder}: {fault}; preparing it from {_name(weights.source)}", flush=True)
+            _prepare(folder, weights)
+        print(f"{folder}: {'prepared' if fault else 'complete'}, from {_name(weights.source)}", flush=True)
 
 
-def _named(source: Source) -> str:
-    """Where weights are from, in words."""
+def _name(source: Source) -> str:
     if isinstance(source, HubSource):
         return f"the hub's {source.repository} at {source.revision[:SHORT]}"
     return f"the wheel {source.package} {source.version}" if isinstance(source, WheelSource) else source.path
 
 
-def _reason_to_make(folder: Path, weights: Weights) -> str | None:
+def _fault(folder: Path, weights: Weights) -> str | None:
     if not (folder / RECORD).exists():
-        return "is incomplete" if folder.exists() else "is not there"
+        return "is incomplete" if folder.exists() else "does not exist"
     try:
         verify_weights(folder)
-        made_of = read_json(folder / RECORD, REMEDY)["made_of"]
-        same = made_of == _made_of(weights) | _absent(weights, made_of)
+        recorded, causes = read_json(folder / RECORD, REMEDY)["made_of"], _causes(weights)
+        if causes["stamps"] is None:
+            # The source was removed; the result stays valid.
+            causes["stamps"] = recorded["stamps"]
     except (PipelineError, KeyError, TypeError) as error:
         return f"is damaged ({error})"
-    return None if same else "was made of something else"
+    return None if recorded == causes else "has another source or converter"
 
 
-def _made_of(weights: Weights) -> dict[str, Any]:
-    """What the result depends on: where it is from, and the code that converted it."""
+def _causes(weights: Weights) -> dict[str, Any]:
+    """Everything the result depends on: the source and the code that converts it."""
     converter = CONVERTERS.get(weights.format)
     return {
         "format": weights.format,
@@ -84,33 +84,28 @@ def _made_of(weights: Weights) -> dict[str, Any]:
 
 
 def _stamps(source: Source) -> dict[str, list[int]] | None:
-    """Size and time of a source on disk, so that weights follow it when it changes; a wheel or commit cannot change."""
+    """Sizes and times of the files of a local source, which show a change; a wheel or commit cannot change."""
     if not isinstance(source, PathSource) or not Path(source.path).exists():
         return None
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(Path(source.path))}
 
 
-def _absent(weights: Weights, made_of: dict[str, Any]) -> dict[str, Any]:
-    """A source that is gone is no reason to want it: what was made of it stays good."""
-    return {"stamps": made_of["stamps"]} if _stamps(weights.source) is None else {}
-
-
-def _make(folder: Path, weights: Weights) -> None:
+def _prepare(folder: Path, weights: Weights) -> None:
     with tempfile.TemporaryDirectory(prefix="weights-") as temporary:
         source = fetch(weights.source, Path(temporary))
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
-        converter, growth = CONVERTERS.get(weights.format, (functools.partial(_take_over, place=place), 1))
+        converter, growth = CONVERTERS.get(weights.format, (functools.partial(_copy, place=place), 1))
         require_space(folder, growth * sum(file.stat().st_size for file in files_of(source)), f"converting {source}")
-        with written_whole(folder) as beside:
-            beside.mkdir()
-            _convert(converter, source, beside)
-            files = describe_files(beside)
+        with written_whole(folder) as temporary_folder:
+            temporary_folder.mkdir()
+            _convert(converter, source, temporary_folder)
+            files = describe_files(temporary_folder)
             for name in files:
                 # safetensors writes files that only their owner may read.
-                if not (beside / name).is_symlink():
-                    (beside / name).chmod(0o644)
-            record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _made_of(weights)}
-            write_json(beside / RECORD, record)
+                if not (temporary_folder / name).is_symlink():
+                    (temporary_folder / name).chmod(0o644)
+            record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _causes(weights)}
+            write_json(temporary_folder / RECORD, record)
 
 
 def _convert(converter: Callable[[Path, Path], None], source: Path, folder: Path) -> None:
@@ -119,14 +114,14 @@ def _convert(converter: Callable[[Path, Path], None], source: Path, folder: Path
     try:
         converter(source, folder)
     except SafetensorError as error:
-        # A full disk is no OSError here.
+        # A full disk is not an OSError here.
         raise PipelineError(folder, f"cannot be written ({error})", "free some space and run it again") from None
 
 
-def _take_over(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
-    """Take a folder as it is: linked where it stays, since a large model should not lie here twice.
+def _copy(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> None:
+    """Copy or, to save space, link the files of a Hugging Face folder with `place`.
 
-    Tensors that are there as pickles alone are read, without running what is in them, and written as safetensors.
+    If its tensors are only pickled, they are read without running code, and written as safetensors.
     """
     for file in files_of(source):
         if file.suffix in SUFFIXES:

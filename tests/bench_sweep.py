@@ -233,9 +233,9 @@ def main() -> None:
     chosen = sys.argv[1:] or SECTIONS
     weights = TESTS.parent / "data" / "weights"
     if not (weights / "whisper-tiny.en").exists():
-        from pipeline.weights import make_weights
+        from pipeline.weights import prepare_weights
 
-        make_weights(load_params(TESTS.parent / "params.yaml", [f"weights.out={weights}"]))
+        prepare_weights(load_params(TESTS.parent / "params.yaml", [f"weights.out={weights}"]))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(make_project(Path(folder) / "project", weights))

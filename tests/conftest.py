@@ -52,10 +52,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 def real_weights(made_once) -> Path:
     """The folder of the weights that the repository's params.yaml names, fetched if they are not there yet."""
     from pipeline.config import load_params
-    from pipeline.weights import make_weights
+    from pipeline.weights import prepare_weights
 
     out = ROOT / "data" / "weights"
-    made_once("weights", lambda _: make_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"])))
+    made_once("weights", lambda _: prepare_weights(load_params(ROOT / "params.yaml", [f"weights.out={out}"])))
     return out
 
 

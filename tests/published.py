@@ -1,4 +1,4 @@
-"""AV-HuBERT as its authors publish it, in small or in full, with random tensors."""
+"""Names and shapes of the published AV-HuBERT checkpoints, with random tensors, in small or full size."""
 
 from collections.abc import Mapping
 
@@ -46,16 +46,16 @@ def official(sizes: Sizes, heads: bool = True) -> dict[str, tuple[int, ...]]:
             batch_norms[f"{resnet}.trunk.layer{stage}.0.downsample.1"] = after
         before = after
     for layer in range(sizes.layers):
-        block = f"encoder.layers.{layer}"
+        prefix = f"encoder.layers.{layer}"
         linear = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
         linear |= {"fc1": (hidden, width), "fc2": (width, hidden)}
         for name, shape in linear.items():
-            shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
-        norms |= {f"{block}.self_attn_layer_norm": width, f"{block}.final_layer_norm": width}
-    for name, features in (norms | batch_norms).items():
-        shapes |= {f"{name}.weight": (features,), f"{name}.bias": (features,)}
-    for name, features in batch_norms.items():
-        shapes |= {f"{name}.running_mean": (features,), f"{name}.running_var": (features,)}
+            shapes |= {f"{prefix}.{name}.weight": shape, f"{prefix}.{name}.bias": shape[:1]}
+        norms |= {f"{prefix}.self_attn_layer_norm": width, f"{prefix}.final_layer_norm": width}
+    for name, size in (norms | batch_norms).items():
+        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+    for name, size in batch_norms.items():
+        shapes |= {f"{name}.running_mean": (size,), f"{name}.running_var": (size,)}
         shapes[f"{name}.num_batches_tracked"] = ()
     if heads:
         shapes |= {"mask_emb": (width,), "label_embs_concat": (CLUSTERS, CODE)}

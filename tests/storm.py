@@ -26,7 +26,7 @@ from project import command, make_project, start
 from sweeps import descendants, results, sessions, specify, trials
 
 from pipeline.config import load_params
-from pipeline.weights import make_weights
+from pipeline.weights import prepare_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = [
@@ -235,7 +235,7 @@ def main() -> None:
     base, calm = arguments.folder.absolute() / "base", arguments.folder.absolute() / "calm"
     if not base.exists():
         weights = arguments.folder.absolute() / "weights"
-        make_weights(load_params(ROOT / "params.yaml", [f"weights.out={weights}"]))
+        prepare_weights(load_params(ROOT / "params.yaml", [f"weights.out={weights}"]))
         make_project(base, weights)
         for stage in ("weights", "prepare", "features"):
             assert command(base, stage).returncode == 0

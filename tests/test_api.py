@@ -333,7 +333,7 @@ def test_what_cannot_be_exported(project: Path, tmp_path: Path, monkeypatch: pyt
         export_trial(Trial("audio"), tmp_path / "taken", [])
     with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
         export_trial(Trial("audio"), tmp_path / "out", ["model.llm.weights=data/weights/whisper-tiny.en"])
-    with pytest.raises(PipelineError, match="nowhere: there are no weights here"):
+    with pytest.raises(PipelineError, match="nowhere: has no weights"):
         export_trial(Trial("audio"), tmp_path / "out", ["features.audio.weights=nowhere"])
     damaged = Trial(shutil.copytree(project / "audio", tmp_path / "damaged"))
     with (damaged.adapter / "projector.safetensors").open("ab") as file:

@@ -1,4 +1,4 @@
-"""AV-HuBERT with random weights under the official names: read whole, nothing run, padding without effect."""
+"""AV-HuBERT with random weights under the official names."""
 
 from pathlib import Path
 
@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import AudioEncoder, VideoEncoder, validate
-from pipeline.encoders.avhubert import AVHuBERT, load, normalised_mouth, stacked_filterbanks
+from pipeline.encoders.avhubert import (
+    AVHuBERT,
+    load,
+    log_filterbanks,
+    mel_filters,
+    normalised_mouth,
+    stacked_filterbanks,
+)
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
-from pipeline.encoders.filterbank import log_filterbanks, triangles
 from pipeline.pretrained.folder import weights_digest
-from pipeline.weights import make_weights
+from pipeline.weights import prepare_weights
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +39,13 @@ def checkpoint(tensors, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(checkpoint, tmp_path_factory) -> Path:
-    """What the stage `weights` makes of it."""
+    """The folder of stage `weights`."""
     out = tmp_path_factory.mktemp("weights")
     source = {"kind": "path", "path": str(checkpoint)}
     few = {"train": 1, "validation": 1, "test": 1}
     corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
     weights = {"out": str(out), "sources": [{"name": "narrow", "format": "avhubert", "source": source}]}
-    make_weights(validate({"weights": weights, "corpus": corpus}, "params.yaml"))
+    prepare_weights(validate({"weights": weights, "corpus": corpus}, "params.yaml"))
     return out / "narrow"
 
 
@@ -58,11 +64,11 @@ def video_of(*lengths: int) -> list[Tensor]:
     return [torch.randn(length, 88, 88, generator=random) for length in lengths]
 
 
-def batch(ones: list[Tensor]) -> Tensor:
-    return nn.utils.rnn.pad_sequence(ones, batch_first=True)
+def batch(utterances: list[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(utterances, batch_first=True)
 
 
-def test_every_tensor_is_used_and_none_is_missing(tensors, network):
+def test_all_tensors_are_used(tensors, network):
     own = {name: tensor for name, tensor in tensors.items() if name in official(NARROW, heads=False)}
     used = network.state_dict()
     position = "encoder.pos_conv.0.weight"
@@ -93,9 +99,9 @@ def test_the_published_sizes_are_read_from_shapes(sizes, millions):
 
 def test_a_fine_tuned_checkpoint_gives_the_same_encoder(tensors, folder, tmp_path):
     own = {name: tensors[name] for name in official(NARROW, heads=False)} | {"mask_emb": tensors["mask_emb"]}
-    whole = {f"encoder.w2v_model.{name}": tensor for name, tensor in own.items()}
-    whole |= {"decoder.embed_tokens.weight": torch.zeros(10, 4), "decoder.layers.0.fc1.weight": torch.zeros(4, 4)}
-    torch.save({"args": None, "model": whole}, tmp_path / "tuned.pt")
+    tuned = {f"encoder.w2v_model.{name}": tensor for name, tensor in own.items()}
+    tuned |= {"decoder.embed_tokens.weight": torch.zeros(10, 4), "decoder.layers.0.fc1.weight": torch.zeros(4, 4)}
+    torch.save({"args": None, "model": tuned}, tmp_path / "tuned.pt")
     convert_avhubert(tmp_path / "tuned.pt", tmp_path / "tuned")
     assert weights_digest(tmp_path / "tuned") == weights_digest(folder)
 
@@ -104,14 +110,14 @@ def test_a_fine_tuned_checkpoint_gives_the_same_encoder(tensors, folder, tmp_pat
     ("change", "message"),
     [
         ({"encoder.layers.1.fc2.bias": None}, r"lacks 1 tensors, such as encoder\.layers\.1\.fc2\.bias"),
-        ({"encoder.extra": torch.zeros(2)}, r"has, besides, 1 tensors, such as encoder\.extra"),
-        ({"layer_norm.weight": torch.zeros(128)}, r"layer_norm\.weight in shape \[128\] instead of \[256\]"),
+        ({"encoder.extra": torch.zeros(2)}, r"has 1 unexpected tensors, such as encoder\.extra"),
+        ({"layer_norm.weight": torch.zeros(128)}, r"layer_norm\.weight of shape \[128\] instead of \[256\]"),
         ({"post_extract_proj.weight": None}, r"has no tensor post_extract_proj\.weight"),
         ({"encoder.pos_conv.0.weight_g": None}, r"has no tensor encoder\.pos_conv\.0\.weight_g"),
-        ({"feature_extractor_audio.proj.weight": None}, "is no AV-HuBERT"),
+        ({"feature_extractor_audio.proj.weight": None}, "is not an AV-HuBERT"),
     ],
 )
-def test_what_is_no_avhubert_is_refused(tensors, tmp_path, change, message):
+def test_other_checkpoints_are_refused(tensors, tmp_path, change, message):
     changed = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
     torch.save({"model": changed}, tmp_path / "odd.pt")
     with pytest.raises(PipelineError, match=rf"odd\.pt.*{message}"):
@@ -119,7 +125,7 @@ def test_what_is_no_avhubert_is_refused(tensors, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("audio", "video"), [(True, False), (False, True), (True, True)])
-def test_padding_changes_nothing(network, audio, video):
+def test_padding_has_no_effect(network, audio, video):
     lengths = torch.tensor([9, 3, 6])
     heard, seen = audio_of(*lengths), video_of(*lengths)
     with torch.inference_mode():
@@ -130,7 +136,7 @@ def test_padding_changes_nothing(network, audio, video):
             assert torch.allclose(together[number, :length], one[0], atol=1e-5)
 
 
-def test_padding_of_any_content_changes_no_audio(network):
+def test_the_content_of_padding_has_no_effect(network):
     lengths = torch.tensor([9, 4])
     padded = batch(audio_of(*lengths))
     other = padded.clone()
@@ -139,7 +145,7 @@ def test_padding_of_any_content_changes_no_audio(network):
         assert torch.equal(network(padded, None, lengths)[1, :4], network(other, None, lengths)[1, :4])
 
 
-def test_an_absent_stream_is_zeros_behind_its_projection(network):
+def test_an_absent_stream_is_zeros_after_its_projection(network):
     (heard,), (seen,), lengths = audio_of(5), video_of(5), torch.tensor([5])
     entered: list[Tensor] = []
     handle = network.layer_norm.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
@@ -149,13 +155,13 @@ def test_an_absent_stream_is_zeros_behind_its_projection(network):
     assert not entered[0][..., 128:].any()
     assert not entered[1][..., :128].any()
     assert torch.equal(entered[2], torch.cat([entered[0][..., :128], entered[1][..., 128:]], dim=-1))
-    # A projection of zeros would be its bias.
+    # The projection of zeros would be the bias.
     assert network.feature_extractor_audio["proj"].bias.any()
     assert not any(torch.allclose(one, both, atol=1e-2) for one in alone)
 
 
 def test_the_transformer_equals_huberts(network):
-    """Pre-norm HuBERT of transformers has the same blocks under other names."""
+    """Pre-norm HuBERT of transformers has the same layers under other names."""
     from transformers import HubertConfig
     from transformers.models.hubert.modeling_hubert import HubertEncoderStableLayerNorm
 
@@ -220,7 +226,7 @@ def test_the_trunk_equals_a_resnet_18(network):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_both_streams_are_encoded_one_by_one(folder):
+def test_both_streams_are_encoded_independently_of_the_batch(folder):
     random = np.random.default_rng(0)
     heard = [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 5_000, 1)]
     seen = [random.integers(0, 255, (frames, 96, 96), dtype=np.uint8) for frames in (7, 3)]
@@ -242,13 +248,13 @@ def test_both_streams_are_encoded_one_by_one(folder):
         assert 0 < np.linalg.norm(rounded - together[0]) / np.linalg.norm(together[0]) < 0.05
 
 
-def test_video_without_weights_or_too_small_is_named(folder, tmp_path):
+def test_missing_weights_and_small_videos_are_errors(folder, tmp_path):
     with pytest.raises(PipelineError, match=r"features\.video\.weights: is null.*pipeline\.weights"):
         AVHuBERT.identity(VideoEncoder(encoder="avhubert"))
-    with pytest.raises(PipelineError, match=r"frames are 96x80 pixels; it takes 88x88"):
+    with pytest.raises(PipelineError, match=r"frames are 96x80 pixels; it needs at least 88x88"):
         normalised_mouth(np.zeros((3, 80, 96), np.uint8))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(PipelineError, match="no AV-HuBERT can be loaded"):
+    with pytest.raises(PipelineError, match="cannot be loaded as an AV-HuBERT"):
         load(tmp_path)
 
 
@@ -265,29 +271,29 @@ def test_filterbanks_of_a_tone_peak_at_its_filter():
     seconds = np.arange(16_000) / 16_000
     filterbanks = log_filterbanks(0.5 * np.sin(2 * np.pi * 1000 * seconds))
     assert filterbanks.shape == (99, 26)
-    centre = triangles()[filterbanks[50].argmax()].argmax() * 16_000 / 512
+    centre = mel_filters()[filterbanks[50].argmax()].argmax() * 16_000 / 512
     assert abs(centre - 1000) < 100
-    # Twice the amplitude is four times the power.
+    # Doubling the amplitude quadruples the power.
     louder = log_filterbanks(np.sin(2 * np.pi * 1000 * seconds))
     assert np.allclose(louder - filterbanks, np.log(4), atol=1e-4)
     assert np.isfinite(log_filterbanks(np.zeros(1))).all()
 
 
-def test_filters_are_triangles_that_lean_on_each_other():
-    weights = triangles()
+def test_filters_are_overlapping_triangles():
+    weights = mel_filters()
     assert weights.shape == (26, 257)
     assert (weights.max(axis=1) == 1).all()
     between = slice(weights[0].argmax(), weights[-1].argmax() + 1)
     assert np.allclose(weights[:, between].sum(axis=0), 1)
 
 
-def test_stacked_filterbanks_are_normalised_frame_by_frame():
+def test_stacked_filterbanks_are_normalised_per_frame():
     noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 10
     frames = stacked_filterbanks(noise)
     assert frames.shape == (25, 104)
     expected = nn.functional.layer_norm(torch.from_numpy(log_filterbanks(noise)[:4].reshape(-1)), (104,))
     assert np.allclose(frames[0], expected, atol=1e-5)
-    # 99 filterbanks are filled up to 100.
+    # 99 filterbanks are padded to 100.
     assert len(set(frames[-1, -26:].tolist())) == 1
-    # A louder voice is the same to the network, but for where it was filled up.
+    # Independent of loudness, except for the padded frame.
     assert np.allclose(stacked_filterbanks(noise / 2)[:-1], frames[:-1], atol=1e-4)

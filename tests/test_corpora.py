@@ -1,5 +1,6 @@
 """The parts of the synthetic corpus: sentences, voices, visemes, the mouth, noise."""
 
+import hashlib
 import itertools
 import pydoc_data.topics
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.noise import mixing as noise
+from pipeline.corpora.noise.mixing import LEVEL, PEAK, mix, mix_babble, root_mean_square
 from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
 from pipeline.corpora.synthetic.articulation import PARAMETERS, trajectory
 from pipeline.corpora.synthetic.drawn_mouth import draw_frames
@@ -35,7 +36,7 @@ def test_grid_has_each_sentence_once() -> None:
     assert not any(" w " in text for text in texts)
 
 
-def test_draw_repeats_nothing_before_all_have_come() -> None:
+def test_draw_repeats_no_sentence_before_all_were_drawn() -> None:
     some = grid_sentences()[:10]
     drawn = draw(some, 25, np.random.default_rng(0))
     assert len(drawn) == 25
@@ -45,7 +46,7 @@ def test_draw_repeats_nothing_before_all_have_come() -> None:
     assert drawn[:7] == draw(some, 7, np.random.default_rng(0))
 
 
-def test_lines_of_a_file_are_lower_cased_and_bare(tmp_path: Path) -> None:
+def test_lines_of_a_file_are_normalised(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text(
         "Hello, World!\n\n  Don’t 'stop' re-using it…\n---\nhello world\nRoom 42_b [[x]]\n", encoding="utf-8"
@@ -53,9 +54,9 @@ def test_lines_of_a_file_are_lower_cased_and_bare(tmp_path: Path) -> None:
     assert [s.text for s in file_sentences(path)] == ["hello world", "don't stop re using it", "room 42 b x"]
 
 
-def test_a_file_without_a_sentence_is_one_error(tmp_path: Path) -> None:
+def test_file_without_sentences_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n ... \n")
-    with pytest.raises(PipelineError, match=r"empty\.txt: there is no sentence in it"):
+    with pytest.raises(PipelineError, match=r"empty\.txt: has no sentences"):
         file_sentences(tmp_path / "empty.txt")
     with pytest.raises(PipelineError, match=r"none\.txt: cannot be read"):
         file_sentences(tmp_path / "none.txt")
@@ -65,8 +66,8 @@ def test_a_file_without_a_sentence_is_one_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accent", ACCENTS)
-def test_letters_are_spoken_by_their_names(accent: str) -> None:
-    """Each letter's phonemes in a sentence are those of its name said alone."""
+def test_letters_are_spoken_by_name(accent: str) -> None:
+    """Each letter has the phonemes of its name in a sentence."""
     names = {
         "a": "eI", "b": "b i:", "c": "s i:", "d": "d i:", "e": "i:", "f": "E f", "g": "dZ i:", "h": "eI tS", "i": "aI",
         "j": "dZ eI", "k": "k eI", "l": "E l", "m": "E m", "n": "E n", "o": "oU", "p": "p i:", "q": "k j u:", "r": "A@",
@@ -82,19 +83,19 @@ def test_letters_are_spoken_by_their_names(accent: str) -> None:
         assert " ".join(heard[start : len(heard) - len(rest)]) == names[letter], (letter, heard)
 
 
-def test_every_voice_speaks_and_differs() -> None:
-    said = [speak("red", f"en-us+{v}", 140, 50).samples for v in FEMALE_VARIANTS + MALE_VARIANTS]
-    assert len({samples.tobytes() for samples in said}) == len(FEMALE_VARIANTS + MALE_VARIANTS)
-    assert all(noise.root_mean_square(samples) > 0.02 for samples in said)
+def test_all_voices_speak_and_differ() -> None:
+    speech = [speak("red", f"en-us+{v}", 140, 50).samples for v in FEMALE_VARIANTS + MALE_VARIANTS]
+    assert len({samples.tobytes() for samples in speech}) == len(FEMALE_VARIANTS + MALE_VARIANTS)
+    assert all(root_mean_square(samples) > 0.02 for samples in speech)
 
 
-def test_an_unknown_voice_is_one_error() -> None:
+def test_unknown_voice_is_an_error() -> None:
     with pytest.raises(PipelineError, match="has no voice"):
         speak("red", "xx-klingon", 140, 50)
 
 
-def test_speech_does_not_depend_on_what_was_said_before() -> None:
-    """Voices with breath, flutter and echo are those that carry state in the library."""
+def test_speech_does_not_depend_on_earlier_speech() -> None:
+    """Voices with breath, flutter and echo carry state in the library."""
     voices = ["en-us+f3", "en+sandro", "en-us+croak", "en-gb-x-rp+m1", "en-us+f2"]
     first = {voice: speak("set white at x nine soon", voice, 150, 55) for voice in voices}
     for voice in reversed(voices):
@@ -106,12 +107,10 @@ def test_speech_does_not_depend_on_what_was_said_before() -> None:
         "print(hashlib.sha256(speak('set white at x nine soon', 'en-us+f3', 150, 55).samples.tobytes()).hexdigest())"
     )
     fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-    import hashlib
-
     assert fresh == hashlib.sha256(first["en-us+f3"].samples.tobytes()).hexdigest()
 
 
-def test_no_variant_is_in_two_splits_and_small_splits_are_balanced() -> None:
+def test_splits_share_no_variant_and_small_splits_are_balanced() -> None:
     chosen = choose_voices({"train": 14, "validation": 2, "test": 4}, np.random.default_rng(3))
     assert {split: len(voices) for split, voices in chosen.items()} == {"train": 14, "validation": 2, "test": 4}
     variants = [voice.partition("+")[2] for voices in chosen.values() for voice in voices]
@@ -122,13 +121,13 @@ def test_no_variant_is_in_two_splits_and_small_splits_are_balanced() -> None:
     assert accents["test"] <= accents["train"] == set(ACCENTS)
 
 
-def test_more_voices_than_there_are_is_one_error() -> None:
-    with pytest.raises(PipelineError, match=r"voices: 32 are asked for; there are 31"):
+def test_too_many_voices_are_an_error() -> None:
+    with pytest.raises(PipelineError, match=r"voices: sum to 32; reduce them to the 31 available voices"):
         choose_voices({"train": 20, "validation": 6, "test": 6}, np.random.default_rng(0))
 
 
 def phoneme_tables() -> dict[str, set[str]]:
-    """The mnemonics of each of espeak's phoneme tables, with those it takes over, from its own data file."""
+    """Mnemonics of each of espeak's phoneme tables, with inherited ones, from its data file."""
     data = (Path(espeakng_loader.get_data_path()) / "phontab").read_bytes()
     own: list[tuple[str, int, dict[int, str]]] = []
     offset = 4
@@ -151,9 +150,8 @@ def phoneme_tables() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("accent", ACCENTS)
-def test_every_vowel_of_the_accent_has_a_viseme(accent: str) -> None:
-    """Read from espeak's table, so that nothing rests on which words were tried. Sounds of other languages that all
-    tables take over are left out: those that no English table and no English word has."""
+def test_all_phonemes_of_an_accent_have_visemes(accent: str) -> None:
+    """By espeak's table, independent of the choice of words, without the inherited sounds of other languages."""
     tables = phoneme_tables()
     english = tables[ENGLISH_TABLES[accent]] - tables["base1"] - NO_SOUND
     assert len(english) > 40
@@ -176,19 +174,17 @@ def _batches(words: list[str], size: int) -> list[list[str]]:
     return [words[start : start + size] for start in range(0, len(words), size)]
 
 
-def test_phonemes_of_one_class_look_alike() -> None:
+def test_phonemes_of_a_class_share_a_viseme() -> None:
     for alike in (("p", "b", "m"), ("f", "v"), ("T", "D"), ("tS", "dZ", "S", "Z"), ("k", "g"), ("s", "z"), ("n", "l")):
         assert len({VISEMES[name] for name in alike}) == 1
-    assert (
-        len({VISEMES[name] for name in ("p", "f", "T", "t", "k", "tS", "s", "n", "r", "A:", "E", "i:", "O:", "u:")})
-        == 14
-    )
+    different = ["p", "f", "T", "t", "k", "tS", "s", "n", "r", "A:", "E", "i:", "O:", "u:"]
+    assert len({VISEMES[name] for name in different}) == 14
     assert len(Viseme) == 15
 
 
-def test_segments_leave_no_gap_and_closures_come_before_the_burst() -> None:
-    said = [Phoneme("aI", 0.2), Phoneme("p", 0.5), Phoneme("i:", 0.54), Phoneme("_", 0.8)]
-    found = segments(said, 1.0)
+def test_segments_have_no_gaps_and_closures_precede_the_burst() -> None:
+    phonemes = [Phoneme("aI", 0.2), Phoneme("p", 0.5), Phoneme("i:", 0.54), Phoneme("_", 0.8)]
+    found = segments(phonemes, 1.0)
     assert [s.viseme for s in found] == [Viseme.SILENCE, Viseme.A, Viseme.I, Viseme.P, Viseme.I, Viseme.SILENCE]
     assert found[0].start == 0
     assert found[-1].end == 1.0
@@ -199,12 +195,12 @@ def test_segments_leave_no_gap_and_closures_come_before_the_burst() -> None:
     assert 0.5 < closure.end < 0.54
 
 
-def test_an_unknown_phoneme_is_one_error() -> None:
+def test_unknown_phoneme_is_an_error() -> None:
     with pytest.raises(PipelineError, match=r"phoneme 'y:' *has no viseme|'y:': has no viseme"):
         segments([Phoneme("y:", 0.0)], 1.0)
 
 
-def test_every_closure_is_reached_in_a_frame_and_only_there() -> None:
+def test_closures_are_reached_and_open_vowels_are_open() -> None:
     opening = PARAMETERS.index("opening")
     for text in ("bin blue by b five please", "place red by p one soon", "set blue by m nine please"):
         for voice in ("en-us+m2", "en-gb-x-rp+f4"):
@@ -221,29 +217,29 @@ def test_every_closure_is_reached_in_a_frame_and_only_there() -> None:
                     assert moved[near].min() > 0.3, (text, segment)
 
 
-def test_lips_round_before_the_sound_that_asks_for_it() -> None:
+def test_lips_round_before_a_rounded_sound() -> None:
     rounding, opening = PARAMETERS.index("rounding"), PARAMETERS.index("opening")
 
-    def said(vowel: Viseme) -> np.ndarray:
+    def articulation(vowel: Viseme) -> np.ndarray:
         return trajectory([Segment(Viseme.S, 0, 0.2), Segment(vowel, 0.2, 0.6)], 15)
 
-    assert said(Viseme.U)[4, rounding] > said(Viseme.I)[4, rounding] + 0.2
-    assert said(Viseme.A)[10, opening] > 0.9
+    assert articulation(Viseme.U)[4, rounding] > articulation(Viseme.I)[4, rounding] + 0.2
+    assert articulation(Viseme.A)[10, opening] > 0.9
     assert np.isfinite(trajectory([Segment(Viseme.SILENCE, 0, 60), Segment(Viseme.A, 60, 60.1)], 1500)).all()
 
 
 def portrait(viseme: Viseme, seed: int = 5) -> np.ndarray:
-    """(96, 96, 3) float: a still mouth that holds a viseme."""
+    """(96, 96, 3) float: a still mouth with a viseme."""
     held = trajectory([Segment(viseme, 0, 1)], 1)
     random = np.random.default_rng(0)
     return draw_frames(held, draw_appearance(np.random.default_rng(seed)), np.zeros((1, 4)), random)[0].astype(float)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_visemes_look_different_and_as_they_should(seed: int) -> None:
+def test_visemes_look_different_and_plausible(seed: int) -> None:
     faces = {viseme: portrait(viseme, seed)[30:85, 10:86] for viseme in Viseme}
-    for one, other in itertools.combinations(Viseme, 2):
-        assert np.abs(faces[one] - faces[other]).mean() > 0.8, (one, other)
+    for first, second in itertools.combinations(Viseme, 2):
+        assert np.abs(faces[first] - faces[second]).mean() > 0.8, (first, second)
 
     def dark(viseme: Viseme) -> int:
         return int((faces[viseme].max(axis=2) < 70).sum())
@@ -260,7 +256,7 @@ def test_visemes_look_different_and_as_they_should(seed: int) -> None:
     assert dark(Viseme.K) > dark(Viseme.TH) + 30
 
 
-def test_speakers_look_different_and_a_speaker_like_himself() -> None:
+def test_speakers_look_different_and_are_reproducible() -> None:
     skins = [portrait(Viseme.SILENCE, seed)[60:90, 20:76].mean() for seed in range(12)]
     assert np.ptp(skins) > 40
     assert np.array_equal(portrait(Viseme.A), portrait(Viseme.A))
@@ -273,7 +269,7 @@ def test_a_head_moves_slowly() -> None:
     assert np.abs(np.diff(motion, axis=0)).max() < 0.2
 
 
-def test_frames_do_not_depend_on_how_many_are_drawn_together() -> None:
+def test_frames_do_not_depend_on_the_number_drawn_together() -> None:
     random = np.random.default_rng(0)
     held = trajectory([Segment(Viseme.A, 0, 0.3), Segment(Viseme.P, 0.3, 0.6)], 15)
     look, motion = draw_appearance(np.random.default_rng(1)), head_motion(15, random)
@@ -283,32 +279,31 @@ def test_frames_do_not_depend_on_how_many_are_drawn_together() -> None:
     assert np.array_equal(together[:6], first[:6])
 
 
-def test_mixture_has_the_ratio_it_says() -> None:
+def test_mixture_has_the_given_snr() -> None:
     random = np.random.default_rng(0)
     speech = random.standard_normal(8000).astype(np.float32) * 0.05
     background = random.standard_normal(20_000).astype(np.float32)
     for snr in (-5.0, 0.0, 10.0):
-        mixture = noise.mix(speech, background, snr, np.random.default_rng(1))
+        mixture = mix(speech, background, snr, np.random.default_rng(1))
         added = mixture - speech
-        assert 20 * np.log10(noise.root_mean_square(speech) / noise.root_mean_square(added)) == pytest.approx(
-            snr, abs=0.01
-        )
-    starts = {noise.mix(speech, background, 0, np.random.default_rng(seed)).tobytes() for seed in range(5)}
+        assert 20 * np.log10(root_mean_square(speech) / root_mean_square(added)) == pytest.approx(snr, abs=0.01)
+    starts = {mix(speech, background, 0, np.random.default_rng(seed)).tobytes() for seed in range(5)}
     assert len(starts) == 5
 
 
-def test_a_mixture_that_would_clip_is_scaled_as_a_whole() -> None:
+def test_mixture_that_would_clip_is_scaled_down() -> None:
     speech = 0.9 * np.sin(np.arange(8000) / 10).astype(np.float32)
     background = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
-    quiet = noise.mix(speech / 100, background, 0, np.random.default_rng(1))
-    loud = noise.mix(speech, background, 0, np.random.default_rng(1))
-    assert np.abs(loud).max() == pytest.approx(noise.PEAK)
+    quiet = mix(speech / 100, background, 0, np.random.default_rng(1))
+    loud = mix(speech, background, 0, np.random.default_rng(1))
+    assert np.abs(loud).max() == pytest.approx(PEAK)
     assert np.corrcoef(quiet, loud)[0, 1] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_babble_is_as_loud_from_each_talker() -> None:
-    one, other = np.random.default_rng(0).standard_normal((2, 4000))
-    together = noise.babble([one, 100 * other])
-    assert np.corrcoef(together, one)[0, 1] == pytest.approx(np.corrcoef(together, other)[0, 1], abs=0.05)
+def test_babble_has_equal_power_of_each_talker() -> None:
+    first, second = np.random.default_rng(0).standard_normal((2, 4000))
+    together = mix_babble([first, 100 * second])
+    assert np.corrcoef(together, first)[0, 1] == pytest.approx(np.corrcoef(together, second)[0, 1], abs=0.05)
+    assert root_mean_square(together) == pytest.approx(LEVEL)
     with pytest.raises(ValueError, match="fewer"):
-        noise.mix(np.zeros(10), np.ones(5), 0, np.random.default_rng(0))
+        mix(np.zeros(10), np.ones(5), 0, np.random.default_rng(0))

@@ -1,5 +1,4 @@
-"""Lists, transcripts and folders as people have them: read rightly, or skipped by name with the reason; nothing is lost
-unsaid, and no line stands for another."""
+"""Lists, transcripts and folders of users: each entry is read correctly, or skipped with its name and reason."""
 
 import csv
 import json
@@ -14,12 +13,11 @@ import trees
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.transcripts import read_lrs, read_text
 from pipeline.corpora.formats.tree import AUDIO, VIDEO
-from pipeline.corpora.journal import write_skipped
+from pipeline.corpora.journal import skipped_text
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.noise.folder import noise_files
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reader_of
 from pipeline.corpora.synthetic.sentences import file_sentences
-from pipeline.corpora.table import reader_of
 from pipeline.corpora.text_files import read_lines
 
 SMALL = ("corpus.held_out={validation: 1, test: 1, by: text}",)
@@ -34,13 +32,13 @@ def texts(found: Listing) -> dict[str, str]:
     return {clip.audio.name: clip.text for clip in found.clips}
 
 
-def why(skipped: Sequence[SkippedClip]) -> dict[str, tuple[str, str]]:
+def reasons(skipped: Sequence[SkippedClip]) -> dict[str, tuple[str, str]]:
     return {entry.path: (entry.reason, entry.detail) for entry in skipped}
 
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
-    """A folder of files that stand for recordings; listing opens none."""
+    """A folder of empty files as recordings; listing opens none."""
     for number in range(8):
         (tmp_path / f"r{number}.wav").touch()
     return tmp_path
@@ -65,21 +63,21 @@ def test_a_table_is_read_in_every_marked_encoding(encoding: str, end: str, recor
 
 @pytest.mark.parametrize("head", ["", "sep={}\n", '"sep={}"\n'])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_a_table_is_read_as_spreadsheets_write_it(separator: str, head: str, recordings: Path) -> None:
+def test_a_table_of_a_spreadsheet_is_read(separator: str, head: str, recordings: Path) -> None:
     rows = ROWS.replace(",", separator).replace("four", f'" four{separator} or ""five"""').replace("audio", " AUDIO ")
     found = table(recordings, (head.format(separator) + rows + separator * 2 + "\n\n").encode())
     assert (texts(found), found.skipped) == (SPOKEN | {"r3.wav": "four or five"}, [])
 
 
-def test_an_unmatched_quotation_mark_takes_no_other_row(recordings: Path) -> None:
+def test_an_unclosed_quotation_mark_affects_no_other_row(recordings: Path) -> None:
     rows = ['r0.wav,"he said,s1', "r1.wav,two,s2", 'r2.wav,"three",s3', 'r3.wav,"4,s4', 'r4.wav,5,s5"']
     found = table(recordings, "\n".join(["audio,text,speaker", *rows]).encode())
     assert texts(found) == {"r1.wav": "two", "r2.wav": "three", "r4.wav": "5"}
-    mark = ("unreadable line", "a quotation mark without its other, or a line break inside a field")
-    assert why(found.skipped) == {"clips.csv, line 2": mark, "clips.csv, line 5": mark}
+    mark = ("unreadable line", "an unclosed quotation mark, or a line break inside a field")
+    assert reasons(found.skipped) == {"clips.csv, line 2": mark, "clips.csv, line 5": mark}
 
 
-def test_each_damaged_row_is_skipped_alone_with_its_line(recordings: Path) -> None:
+def test_damaged_rows_are_skipped_with_their_lines(recordings: Path) -> None:
     rows = [
         b"audio,text,speaker,split", b"r0.wav,good,s1,", b"r1.wav,caf\xe9,s2,", b"r2.wav,one, two,s3,train",
         b"r3.wav,short", b"r4.wav," + b"x" * 200_000 + b",s4,", b"r5.wav,nul\0,s5,", b"none.wav,gone,s6,",
@@ -88,7 +86,7 @@ def test_each_damaged_row_is_skipped_alone_with_its_line(recordings: Path) -> No
     ]  # fmt: skip
     found = table(recordings, b"\n".join(rows))
     assert texts(found) == {"r0.wav": "good", "r2.wav": "last", "r3.wav": "more"}
-    assert why(found.skipped) == {
+    assert reasons(found.skipped) == {
         "clips.csv, line 3": ("unreadable line", "is not UTF-8; save the file as UTF-8"),
         "clips.csv, line 4": (
             "unreadable line", "has 5 fields, and the first line 4; put a text with ',' in it in quotation marks"
@@ -107,7 +105,7 @@ def test_each_damaged_row_is_skipped_alone_with_its_line(recordings: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", r"csv:1: the columns are none; it needs text and audio or video"),
         (b"path;words\n", r"csv:1: the columns are path;words; it needs"),
@@ -116,12 +114,12 @@ def test_each_damaged_row_is_skipped_alone_with_its_line(recordings: Path) -> No
         (b"audio,text\nr0.wav\nx.wav,hi\n", r"\(2 skipped: .*first clips.csv, line 2: has 1 fields"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_error(content: bytes, said: str, recordings: Path) -> None:
-    with pytest.raises(PipelineError, match=said):
+def test_an_unusable_table_is_an_error(content: bytes, message: str, recordings: Path) -> None:
+    with pytest.raises(PipelineError, match=message):
         table(recordings, content)
 
 
-def test_a_row_that_is_listed_twice_is_taken_once_and_never_with_two_texts(recordings: Path) -> None:
+def test_a_repeated_row_is_used_once_and_a_contradicting_one_is_skipped(recordings: Path) -> None:
     rows = ["0,a,", "0,a,", "1,b,", "1,c,", "2,d,", "2,d,test", "3,e,", "4,f,val", "5,g,test"]
     content = "".join("r{}.wav,{},{}\n".format(*line.split(",")) for line in rows)
     found = table(recordings, f"audio,text,split\n{content}".encode())
@@ -133,7 +131,7 @@ def test_a_row_that_is_listed_twice_is_taken_once_and_never_with_two_texts(recor
     ]
 
 
-def test_paths_are_found_as_windows_and_a_mac_write_them(recordings: Path) -> None:
+def test_paths_of_windows_and_macos_are_found(recordings: Path) -> None:
     (recordings / "deep").mkdir()
     (recordings / "deep" / "a.wav").touch()
     (recordings / "e\u0301.wav").touch()
@@ -145,7 +143,7 @@ def test_paths_are_found_as_windows_and_a_mac_write_them(recordings: Path) -> No
     assert {clip.id.partition("/")[2] for clip in found.clips} == {f"speaker/{n}" for n in ("deep/a", "\u00e9", "r0")}
 
 
-def test_media_are_written_below_the_corpus_whatever_path_a_table_names(recordings: Path) -> None:
+def test_ids_stay_inside_the_corpus_for_any_path_in_a_table(recordings: Path) -> None:
     below = recordings / "lists" / "mine"
     below.mkdir(parents=True)
     rows = f"audio,text\n../../r0.wav,a\n{recordings}/r1.wav,b\n./x/../../../r2.wav,c\n"
@@ -160,7 +158,7 @@ def test_media_are_written_below_the_corpus_whatever_path_a_table_names(recordin
 
 
 @pytest.mark.parametrize("ending", [*AUDIO, *VIDEO, ".MP3", ".WebM"])
-def test_a_folder_takes_recordings_of_every_format(ending: str, tmp_path: Path) -> None:
+def test_a_folder_may_have_recordings_of_all_formats(ending: str, tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "mine" / f"s{number}").mkdir(parents=True)
         (tmp_path / "mine" / f"s{number}" / f"a{ending}").touch()
@@ -170,7 +168,7 @@ def test_a_folder_takes_recordings_of_every_format(ending: str, tmp_path: Path) 
     assert all((clip.video is not None) == (ending.lower() in VIDEO) for clip in found.clips)
 
 
-def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> None:
+def test_each_file_of_a_folder_is_used_or_skipped(tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "s1"
     mine.mkdir(parents=True)
     (mine / "e\u0301.mkv").touch()
@@ -194,10 +192,10 @@ def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> No
     found = listing("folder", tmp_path / "mine", *SMALL)
     assert {clip.path for clip in found.clips} == {f"s1/{name}" for name in ("a.mp4", "d.wav", "e.wav", "e\u0301.mkv")}
     assert {clip.audio.name for clip in found.clips} == {"a.wav", "d.wav", "e.wav", "é.opus"}
-    assert {path: reason for path, (reason, _) in why(found.skipped).items()} == {
-        "s1/a.mp3": "another file is taken in its place",
-        "s1/b.xyz": "a format that is not read",
-        "s1/c.doc": "a format that is not read",
+    assert {path: reason for path, (reason, _) in reasons(found.skipped).items()} == {
+        "s1/a.mp3": "another file is used instead",
+        "s1/b.xyz": "unsupported format",
+        "s1/c.doc": "unsupported format",
         "s1/alone.m4a": "a file is missing",
         "s1/readme.txt": "a file is missing",
         "s1/f.wav": "a file is missing",
@@ -207,30 +205,28 @@ def test_each_file_of_a_folder_is_taken_or_skipped_by_name(tmp_path: Path) -> No
         "s1/itself": "the system could not read it",
         f"s1/{'x' * 220}.wav": "its name is too long",
         "s1/caf\\udce9.wav": "its name is not UTF-8",
-        "s1/caf\\udce9.mp3": "another file is taken in its place",
+        "s1/caf\\udce9.mp3": "another file is used instead",
     }
 
 
-def test_skipped_files_are_written_as_they_are_listed(tmp_path: Path) -> None:
+def test_skipped_csv_can_be_read_back(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9"), "a\rb\nc", 'quo"te,', "é\u2028x"]
     entries = [Unusable(f"reason of {name!r}", name).skip(f"s1/{name}", "train") for name in names]
-    write_skipped(tmp_path, entries)
+    (tmp_path / "skipped.csv").write_text(skipped_text(entries), encoding="utf-8")
     with open(tmp_path / "skipped.csv", newline="", encoding="utf-8") as file:
         assert [SkippedClip(**row) for row in csv.DictReader(file)] == entries
 
 
-def test_a_folder_of_unread_formats_says_why_nothing_is_taken(tmp_path: Path) -> None:
+def test_a_folder_of_unsupported_formats_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("a.xyz", "a.txt", "b.m4a"):
         (tmp_path / "mine" / name).write_text("text")
-    said = (
-        r"with a transcript in it \(2 skipped: a format that is not read 1, a file is missing 1; first a\.xyz: \.xyz\)"
-    )
-    with pytest.raises(PipelineError, match=said):
+    message = r"with a transcript in it \(2 skipped: unsupported format 1, a file is missing 1; first a\.xyz: \.xyz\)"
+    with pytest.raises(PipelineError, match=message):
         listing("folder", tmp_path / "mine")
 
 
-def test_noise_may_have_any_format_of_sound(tmp_path: Path) -> None:
+def test_noise_may_have_any_audio_format(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.mp3", "deep/a.OPUS", "._b.mp3", "readme.txt"):
         (tmp_path / name).touch()
@@ -251,7 +247,7 @@ def lrs2(folder: Path, train: bytes) -> Listing:
     return listing("lrs2", folder / "lrs2")
 
 
-def test_lines_of_lrs2_that_name_no_clip_are_skipped(tmp_path: Path) -> None:
+def test_invalid_lines_of_lrs2_are_skipped(tmp_path: Path) -> None:
     odd = b"main/1/00002\n00002\n../00001\n1/\xff\n1/00009\n1/" + b"0" * 5000
     found = lrs2(tmp_path, b"1/00001\n" + odd + b"\n1/00002\n")
     assert [clip.path for clip in found.clips if clip.split == "train"] == ["main/1/00001.mp4", "main/1/00002.mp4"]
@@ -285,7 +281,7 @@ def row(speaker: str, rest: str) -> str:
     return f"lrs3,lrs3_video_seg16s/trainval/{speaker}/00001.mp4,40,{rest}\n"
 
 
-def test_rows_of_labels_that_cannot_be_followed_are_skipped(tmp_path: Path) -> None:
+def test_invalid_rows_of_labels_are_skipped(tmp_path: Path) -> None:
     bad = [
         "lrs3,/etc/passwd,3,hello", "lrs3,lrs3_video_seg16s/../../../etc/passwd/a/b.mp4,10,hello", "a,b",
         "lrs3,lrs3_video_seg16s/trainval/s9/00001.mp4,²,hi", "lrs3,lrs3_video_seg16s/trainval/s9/00001.mp4,٣,hi",
@@ -296,7 +292,7 @@ def test_rows_of_labels_that_cannot_be_followed_are_skipped(tmp_path: Path) -> N
     assert [s.path for s in found.skipped] == [f"lrs3_train_x.csv, line {n}" for n in range(1, len(bad) + 1)]
     with pytest.raises(PipelineError, match=r"lrs3_train_x\.csv:1: 'a;b'; a row is dataset,path,frames"):
         auto_avsr(tmp_path, "a;b\nc\n")
-    with pytest.raises(PipelineError, match=r"lrs3_train_x\.csv: there is no row in it"):
+    with pytest.raises(PipelineError, match=r"lrs3_train_x\.csv: has no rows"):
         auto_avsr(tmp_path, "\n")
 
 
@@ -326,19 +322,19 @@ def test_transcripts_are_read_in_every_marked_encoding(encoding: str, tmp_path: 
 )
 def test_a_damaged_transcript_is_never_guessed(content: bytes, detail: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(Unusable) as refused:
+    with pytest.raises(Unusable) as caught:
         read_text(tmp_path / "a.txt")
-    assert (refused.value.reason, refused.value.detail) == ("unreadable transcript", detail)
+    assert (caught.value.reason, caught.value.detail) == ("unreadable transcript", detail)
 
 
 @pytest.mark.parametrize("times", ["nan 1", "0 inf", "1e400 2", "-0.5 1", "2 1", "x 1", "1"])
-def test_times_of_words_make_sense_or_the_clip_is_skipped(times: str, tmp_path: Path) -> None:
+def test_invalid_times_of_words_skip_the_clip(times: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"Text: YES\n\nWORD START END\nYES {times}\n")
-    with pytest.raises(Unusable, match=r"line 4, 'YES .*', is no word with its begin and end in seconds"):
+    with pytest.raises(Unusable, match=r"line 4, 'YES .*', is not a word, its begin and end in seconds"):
         read_lrs(tmp_path / "a.txt")
 
 
-def test_sentences_are_read_in_marked_encodings_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_sentences_are_read_in_marked_encodings_and_a_damaged_line_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_bytes("Élan!\r\nनमस्ते\r\n".encode("utf-16"))
     assert [sentence.text for sentence in file_sentences(path)] == ["élan", "नमस्ते"]
@@ -360,20 +356,20 @@ LINE = Utterance("test/s/1", "test", "s", "नमस्ते\u2028", "a.wav", "
         ("snr", False), ("audio_sha256", None), ("video_sha256", 0),
     ],
 )  # fmt: skip
-def test_a_value_of_the_manifest_that_makes_no_sense_is_one_error(key: str, value: object, tmp_path: Path) -> None:
+def test_an_invalid_value_of_the_manifest_is_an_error(key: str, value: object, tmp_path: Path) -> None:
     write_manifest(tmp_path, [LINE])
     assert read_manifest(tmp_path) == [LINE]
     with open(tmp_path / "manifest.jsonl", "a") as file:
         file.write(json.dumps(asdict(LINE) | {"id": "test/s/2", key: value}) + "\n")
-    with pytest.raises(PipelineError, match=r"manifest\.jsonl:2: ") as refused:
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl:2: ") as caught:
         read_manifest(tmp_path)
-    str(refused.value).encode()
+    str(caught.value).encode()
 
 
 @pytest.mark.parametrize("line", [b"caf\xe9", b"[" * 100_000, b"9" * 5000, b"null", b"{}", b"", b'{"a": "\\ud800"}'])
-def test_a_damaged_line_of_the_manifest_is_one_error(line: bytes, tmp_path: Path) -> None:
+def test_a_damaged_line_of_the_manifest_is_an_error(line: bytes, tmp_path: Path) -> None:
     write_manifest(tmp_path, [LINE])
     with open(tmp_path / "manifest.jsonl", "ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(PipelineError, match=r"manifest\.jsonl:2: .*; make it again with"):
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl:2: .*; run: python -m pipeline.prepare"):
         read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""Recorded corpora: each format is read as it lies, what cannot be taken is told, and nothing is made twice."""
+"""Recorded corpora: all formats are read, unusable clips are listed, and finished work is not repeated."""
 
 import csv
 import json
@@ -22,12 +22,12 @@ from trees import TREES, Spoken, params
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.noise.babble import make_babble
+from pipeline.corpora.noise.babble import write_babble
 from pipeline.corpora.noise.mixing import root_mean_square
-from pipeline.corpora.record import is_current
-from pipeline.corpora.recorded import reader as recorded
+from pipeline.corpora.parallel import KILLED, run_parallel
+from pipeline.corpora.reader import is_current
 from pipeline.corpora.recorded import recording
-from pipeline.corpora.workers import KILLED, Workers
+from pipeline.corpora.recorded.corpus import RecordedCorpus
 from pipeline.prepare import prepare
 
 MORE = {"grid": ["corpus.grid.test_speakers=[s6]"]}
@@ -55,7 +55,7 @@ def by_split(lines: list[Utterance]) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("kind", TREES)
-def test_each_format_becomes_the_same_kind_of_manifest(kind: str, spoken: list[Spoken], tmp_path: Path) -> None:
+def test_each_format_gives_the_same_manifest(kind: str, spoken: list[Spoken], tmp_path: Path) -> None:
     root = TREES[kind](tmp_path / "root", spoken)
     given = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     wanted = params(kind, root, tmp_path / "out", NOISY, *MORE.get(kind, []))
@@ -109,14 +109,14 @@ def test_lrs3_validates_on_speakers_of_trainval_and_never_on_the_test_set(
     assert validation < trainval
     assert train == trainval - validation
     assert test == {path.name for path in (root / "test").iterdir()}
-    # What is held out is held out of pretrain too, and its clips are told.
+    # Held-out speakers are skipped in pretrain.
     assert skipped(tmp_path / "out") == [
         (f"pretrain/{min(validation)}/00001.mp4", "train", "its speaker is held out for validation")
     ]
-    said = capsys.readouterr().out
-    assert "train           12 utterances" in said
-    assert "skipped 1: its speaker is held out for validation 1" in said
-    assert "test: 4 of the official 1,321 clips are there" in said
+    output = capsys.readouterr().out
+    assert "train           12 utterances" in output
+    assert "skipped 1: its speaker is held out for validation 1" in output
+    assert "test: 4 of the official 1,321 clips found" in output
 
 
 def test_long_clips_are_cut_between_words(spoken: list[Spoken], tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_long_clips_are_cut_between_words(spoken: list[Spoken], tmp_path: Path) 
         assert piece.audio_seconds <= 2
         frames = len(read_video_gray(folder / str(piece.video)))
         assert frames == piece.video_frames
-        # The last one goes on as long as its sound does.
+        # The last piece lasts until the end of its sound.
         assert abs(piece.audio_seconds - frames / 25) < (0.15 if piece.id[-2:] != "00" else 0.01)
 
 
-def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_unusable_clips_are_listed_and_the_others_prepared(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_lrs3(tmp_path / "root", spoken)
     # One of each speaker's two.
     second, third, fourth, fifth, first, sixth = sorted(root.glob("t*/*/00001.mp4"), key=lambda p: p.parent.name)
@@ -160,11 +160,11 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
         fifth.relative_to(root).as_posix(): "unreadable sound",
         sixth.relative_to(root).as_posix(): "a file is missing",
     }
-    told = json.loads((folder / "prepare.json").read_text())["splits"]
-    assert told["test"]["skipped"] == {"unreadable sound": 1, "a file is missing": 1}
-    assert sum(split["utterances"] for split in told.values()) == len(lines)
+    splits = json.loads((folder / "prepare.json").read_text())["splits"]
+    assert splits["test"]["skipped"] == {"unreadable sound": 1, "a file is missing": 1}
+    assert sum(split["utterances"] for split in splits.values()) == len(lines)
 
-    # Nothing is tried again, until somebody mends it.
+    # A clip is tried again only after a change of its files.
     before = times(folder)
     prepare(params("lrs3", root, tmp_path / "out", "corpus.held_out.validation=1"), workers=1)
     assert times(folder) == before
@@ -175,7 +175,7 @@ def test_what_cannot_be_taken_is_told_and_stops_nothing(spoken: list[Spoken], tm
 
 
 @pytest.mark.parametrize("cut", range(12))
-def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(cut: int, spoken: list[Spoken], tmp_path: Path) -> None:
+def test_damage_of_any_kind_skips_the_clip(cut: int, spoken: list[Spoken], tmp_path: Path) -> None:
     root = tmp_path / "root"
     for number, one in enumerate(spoken[:3]):
         trees.make_folder(root / ("train", "validation", "test")[number], [one])
@@ -194,11 +194,11 @@ def test_damage_of_any_kind_is_a_reason_and_never_a_traceback(cut: int, spoken: 
     assert len(read_manifest(folder)) + len(skipped(folder)) == 4
 
 
-def test_a_split_of_which_every_clip_is_skipped_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_split_without_usable_clips_is_an_error(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_lrs2(tmp_path / "root", spoken)
     for name in (root / "val.txt").read_text().split():
         (root / "mvlrs_v1/main" / name).with_suffix(".mp4").write_bytes(b"nothing")
-    with pytest.raises(PipelineError, match=r"skipped\.csv: no utterance of validation could be taken; see there why"):
+    with pytest.raises(PipelineError, match=r"skipped\.csv: every utterance of validation was skipped; see"):
         prepare(params("lrs2", root, tmp_path / "out"), workers=1)
     assert {reason for _, _, reason in skipped(tmp_path / "out")} == {"unreadable sound"}
 
@@ -214,7 +214,7 @@ def test_all_variants_of_labels_give_the_text(columns: str, spoken: list[Spoken]
     assert {u.speaker for u in lines if u.split == "test"} == {"s05", "s06"}
 
 
-def test_what_is_as_it_should_be_is_linked(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_files_in_the_right_format_are_linked(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_auto_avsr(tmp_path / "root", spoken)
     folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
     for line in read_manifest(folder):
@@ -223,7 +223,7 @@ def test_what_is_as_it_should_be_is_linked(spoken: list[Spoken], tmp_path: Path)
             assert (folder / path).resolve().is_relative_to(root.resolve())
 
 
-def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_labels_are_compared_with_the_videos(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_auto_avsr(tmp_path / "root", spoken)
     labels = root / "labels" / "lrs3_test_transcript_lengths_seg16s.csv"
     rows = [row.split(",") for row in labels.read_text().splitlines()]
@@ -233,15 +233,15 @@ def test_labels_are_held_against_the_videos(spoken: list[Spoken], tmp_path: Path
     assert skipped(folder) == [(f"lrs3/{rows[0][1]}", "test", "the list has another number of frames")]
 
 
-def test_label_files_that_cannot_be_followed(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_unusable_label_files_are_errors(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_auto_avsr(tmp_path / "root", spoken)
     labels = root / "labels"
     test = labels / "lrs3_test_transcript_lengths_seg16s.csv"
-    for settings, said in (
+    for settings, message in (
         (["corpus.auto_avsr.validation=lrs3_test_transcript_lengths_seg16s.csv"], "validation must share no clip"),
         (["corpus.auto_avsr.validation=none.csv"], r"corpus\.auto_avsr\.validation: there is no .*none\.csv"),
     ):
-        with pytest.raises(PipelineError, match=said):
+        with pytest.raises(PipelineError, match=message):
             prepare(params("auto_avsr", root, tmp_path / "out", *settings), workers=1)
     shutil.copy(test, labels / "lrs3_test_transcript_lengths_seg24s.csv")
     with pytest.raises(PipelineError, match=r"seg16s\.csv, .*seg24s\.csv; name one: corpus\.auto_avsr\.test"):
@@ -294,7 +294,7 @@ ENCODED = {
 
 
 def encode(path: Path, one: Spoken, title: str = "") -> None:
-    """The sound of an utterance in the format that the ending of the path says."""
+    """Write the sound of an utterance in the format of the ending of the path."""
     container, codec, rate = ENCODED[path.suffix]
     with av.open(str(path), "w", format=container) as out:
         out.metadata["title"] = title
@@ -305,7 +305,7 @@ def encode(path: Path, one: Spoken, title: str = "") -> None:
             out.mux(packets)
 
 
-def test_recordings_of_every_common_format_are_taken(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_recordings_of_all_common_formats_are_prepared(spoken: list[Spoken], tmp_path: Path) -> None:
     for one, ending in zip(spoken, ENCODED, strict=True):
         stem = tmp_path / "root" / one.speaker / one.wav.stem
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -322,8 +322,8 @@ def test_recordings_of_every_common_format_are_taken(spoken: list[Spoken], tmp_p
         assert root_mean_square(samples) == pytest.approx(root_mean_square(original), rel=0.2)
 
 
-def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A title that is not UTF-8, a file that is no recording, one that vanishes, and a decoder with a bug."""
+def test_no_clip_stops_the_preparation(spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title that is not UTF-8, a file that is not a recording, one that vanishes, and a decoder with a bug."""
     root = tmp_path / "root"
     for number, one in enumerate(spoken):
         trees.make_folder(root / ("train" if number < 8 else "validation" if number < 10 else "test"), [one])
@@ -335,18 +335,18 @@ def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkey
     content = latin.with_suffix(".m4v").read_bytes()
     latin.with_suffix(".m4v").write_bytes(content.replace(b"Titel", b"T\xeftel"))
     empty.write_bytes(b"RIFF nothing")
-    make, read = recorded.Recorded.make, recording.read_sound
+    prepare_clip, read = RecordedCorpus.prepare_clip, recording.read_sound
 
-    def make_without_gone(self: object, clip: object, *rest: object) -> object:
+    def prepare_without_gone(self: RecordedCorpus, *rest: object) -> object:
         gone.unlink(missing_ok=True)
-        return make(self, clip, *rest)
+        return prepare_clip(self, *rest)
 
     def read_with_bug(path: Path, *rest: bool) -> np.ndarray:
         if path == bug:
             raise ZeroDivisionError("in a decoder")
         return read(path, *rest)
 
-    monkeypatch.setattr(recorded.Recorded, "make", make_without_gone)
+    monkeypatch.setattr(RecordedCorpus, "prepare_clip", prepare_without_gone)
     monkeypatch.setattr(recording, "read_sound", read_with_bug)
     folder = prepare(params("folder", root, tmp_path / "out", "corpus.video=false"), workers=1)
     found = {path: reason for path, _, reason in skipped(folder)}
@@ -356,7 +356,7 @@ def test_no_clip_ends_a_preparation(spoken: list[Spoken], tmp_path: Path, monkey
     assert len(found) in (3, 4)
 
 
-def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_splits_of_a_csv_are_named_or_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     rows = [f'{one.wav},{one.mp4 if n else ""},"{one.text}, said {n}",{one.speaker}' for n, one in enumerate(spoken)]
     table.write_text("audio,video,text,speaker\n" + "\n".join(rows) + "\ngone.wav,,nothing,s01\n")
@@ -375,7 +375,7 @@ def test_a_csv_names_splits_and_speakers_or_has_them_drawn(spoken: list[Spoken],
     assert not list(folder.rglob("*.mp4"))
 
 
-def test_few_speakers_are_split_by_what_they_say(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_few_speakers_are_split_by_text(spoken: list[Spoken], tmp_path: Path) -> None:
     for one in spoken[:6]:
         shutil.copy(one.wav, tmp_path / f"{one.speaker}{one.wav.stem}.wav")
         (tmp_path / f"{one.speaker}{one.wav.stem}.txt").write_text(one.text)
@@ -391,30 +391,28 @@ def test_few_speakers_are_split_by_what_they_say(spoken: list[Spoken], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
-        ("lrs3", r"has no folder trainval; name the folder of LRS3 that holds trainval, test and pretrain"),
-        ("lrs2", r"has no folder mvlrs_v1/main; name the folder of LRS2 that holds mvlrs_v1"),
+        ("lrs3", r"has no folder trainval; name the folder of LRS3 that has trainval, test and pretrain"),
+        ("lrs2", r"has no folder mvlrs_v1/main; name the folder of LRS2 that has mvlrs_v1"),
         ("auto_avsr", r"has no folder labels; name the root of an auto_avsr tree as corpus\.root"),
         ("grid", r"has no \.mpg below a folder s1 to s34; name the folder of GRID as corpus\.root"),
-        ("folder", r"there is no audio or video with a transcript in it; put a \.txt beside each file"),
+        ("folder", r"there is no audio or video with a transcript in it; add a \.txt with the name of each file"),
     ],
 )
-def test_another_folder_than_the_corpus_is_one_clear_error(kind: str, said: str, tmp_path: Path) -> None:
+def test_a_folder_of_another_kind_is_an_error(kind: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(PipelineError, match=said) as refused:
+    with pytest.raises(PipelineError, match=message) as caught:
         prepare(params(kind, tmp_path / "thesis", tmp_path / "out"), workers=1)
-    assert str(tmp_path / "thesis") in str(refused.value)
+    assert str(tmp_path / "thesis") in str(caught.value)
     assert not (tmp_path / "out").exists()
     with pytest.raises(PipelineError, match="none"):
         prepare(params(kind, tmp_path / "none", tmp_path / "out"), workers=1)
 
 
 @pytest.mark.parametrize("kind", ["lrs3", "folder"])
-def test_a_corpus_that_moved_is_not_prepared_again_and_another_one_is(
-    kind: str, spoken: list[Spoken], tmp_path: Path
-) -> None:
+def test_a_moved_corpus_is_kept_and_another_one_prepared(kind: str, spoken: list[Spoken], tmp_path: Path) -> None:
     root = TREES[kind](tmp_path / "root", spoken)
     out = prepare(params(kind, root, tmp_path / "out", NOISY))
     before = times(out)
@@ -434,7 +432,7 @@ def test_a_corpus_that_moved_is_not_prepared_again_and_another_one_is(
     first = files[-1]
     second = next(path for path in files if path.suffix == first.suffix and path.stat().st_size != first.stat().st_size)
     first.write_bytes(second.read_bytes())
-    # As old as the other, so that sizes alone tell them apart.
+    # Equal times, so only the sizes differ.
     for path in (tmp_path / "another").rglob("*"):
         os.utime(path, (0, 0))
     prepare(another)
@@ -450,7 +448,7 @@ def test_a_recorded_corpus_needs_a_root(tmp_path: Path) -> None:
 # Noise.
 
 
-def test_noise_comes_from_a_folder_each_split_its_own_part(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_each_split_uses_its_own_part_of_a_folder_of_noise(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_folder(tmp_path / "root", spoken)
     noise = np.concatenate([np.full(16_000 * 50, level, np.float32) for level in (0.1, -0.2, 0.3)])
     noise *= np.random.default_rng(0).uniform(0.5, 1, len(noise)).astype(np.float32)
@@ -467,10 +465,10 @@ def test_noise_comes_from_a_folder_each_split_its_own_part(spoken: list[Spoken],
         prepare(params("folder", root, tmp_path / "out", f"corpus.noise.folder={tmp_path / 'none'}"), workers=1)
 
 
-def test_other_noise_touches_neither_videos_nor_clean_sound(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_change_of_noise_keeps_videos_and_clean_sound(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_grid(tmp_path / "root", spoken)
-    one = params("grid", root, tmp_path / "out", NOISY, *MORE["grid"])
-    folder = prepare(one, workers=1)
+    first_params = params("grid", root, tmp_path / "out", NOISY, *MORE["grid"])
+    folder = prepare(first_params, workers=1)
     before = times(folder)
     more = NOISY.replace("[5, 0, -5]", "[-10]")
     prepare(params("grid", root, tmp_path / "out", more, *MORE["grid"]), workers=1)
@@ -484,26 +482,26 @@ def test_other_noise_touches_neither_videos_nor_clean_sound(spoken: list[Spoken]
     assert {path: after.get(path) for path in kept} == {path: before[path] for path in kept}
     assert {u.condition for u in read_manifest(folder) if u.split == "test"} == {"clean", "snr_-10"}
     assert not list(folder.rglob("*+0dB.wav"))
-    # And back: the same bytes as at first.
+    # Equal to a fresh preparation.
     first = {path.name: path.read_bytes() for path in folder.rglob("*.mp4")}
     fresh = prepare(params("grid", root, tmp_path / "fresh", more, *MORE["grid"]), workers=1)
     assert (fresh / "manifest.jsonl").read_bytes() == (folder / "manifest.jsonl").read_bytes()
     assert {path.name: path.read_bytes() for path in fresh.rglob("*.mp4")} == first
 
 
-def test_a_talker_that_cannot_be_read_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
     corpus = params("folder", tmp_path, tmp_path / "out").corpus
     (tmp_path / "bad.wav").write_bytes(b"nothing")
-    make_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]], tmp_path / "babble.wav")
+    write_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]], tmp_path / "babble.wav")
     assert root_mean_square(read_audio(tmp_path / "babble.wav")) == pytest.approx(0.1, rel=0.01)
-    with pytest.raises(PipelineError, match=r"bad\.wav: no sound of any talker can be read"):
-        make_babble(corpus, "train", [[tmp_path / "bad.wav"]], tmp_path / "none.wav")
+    with pytest.raises(PipelineError, match=r"bad\.wav: no audio of any talker is readable"):
+        write_babble(corpus, "train", [[tmp_path / "bad.wav"]], tmp_path / "none.wav")
 
 
 # Interruption.
 
 
-def test_a_killed_run_goes_on_and_nothing_is_made_twice(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_without_repeated_work(spoken: list[Spoken], tmp_path: Path) -> None:
     root = tmp_path / "root"
     for number in range(30):
         for part, one in (("train", spoken[number % 8]), ("validation", spoken[9]), ("test", spoken[11])):
@@ -524,8 +522,8 @@ def test_a_killed_run_goes_on_and_nothing_is_made_twice(spoken: list[Spoken], tm
         time.sleep(0.05)
     folder = tmp_path / "out"
     assert not (folder / "manifest.jsonl").exists()
-    journal = (folder / "journal.jsonl").read_text().splitlines()
-    finished = {path for line in journal for u in json.loads(line)["lines"] for path in (u["audio"], u["video"])}
+    records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
+    finished = {path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
     kept = {path: (folder / path).stat().st_mtime_ns for path in finished}
     assert 0 < len(kept) < 2 * 90
     done = subprocess.run(words, cwd=trees.ROOT, capture_output=True, text=True)
@@ -533,7 +531,6 @@ def test_a_killed_run_goes_on_and_nothing_is_made_twice(spoken: list[Spoken], tm
     assert "train           30 utterances" in done.stdout
     assert {path: (folder / path).stat().st_mtime_ns for path in finished} == kept
     assert len(read_manifest(folder)) == 90
-    assert not (folder / "journal.jsonl").exists()
     assert not list(folder.rglob(".*"))
 
 
@@ -547,9 +544,8 @@ def double_or_die(number: int) -> int:
     return 2 * number
 
 
-def test_a_clip_that_kills_its_process_ends_no_other() -> None:
-    with Workers(2) as pool:
-        results = {job: result for (job,), result in pool.results(double_or_die, [(n,) for n in range(12)])}
+def test_a_job_that_kills_its_process_stops_no_other() -> None:
+    results = {job: result for (job,), result in run_parallel(double_or_die, [(n,) for n in range(12)], 2)}
     assert results.pop(5) is KILLED
     assert results == {n: 2 * n for n in range(12) if n != 5}
 
@@ -557,7 +553,7 @@ def test_a_clip_that_kills_its_process_ends_no_other() -> None:
 # The mouth region.
 
 
-def test_without_a_face_a_clip_is_skipped_and_without_a_detector_nothing_is_done(
+def test_a_clip_without_a_face_is_skipped_and_a_missing_detector_is_an_error(
     spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.corpora.mouth import region as mouth_region

@@ -17,12 +17,12 @@ RECORDED = Path("/usr/share/pocketsphinx/test/data")
 @pytest.fixture(scope="module")
 def spoken() -> list[np.ndarray]:
     """Speech of several lengths at 16 kHz."""
-    said = [
+    speeches = [
         speak("bin blue at f two now", "en-us+f3", 160, 50),
         speak("the quick brown fox jumps over the lazy dog", "en-gb-x-rp+m4", 150, 40),
         speak("no", "en+m1", 170, 60),
     ]
-    return [resample(speech.samples, speech.rate) for speech in said]
+    return [resample(speech.samples, speech.rate) for speech in speeches]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def whisper(settings) -> Whisper:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A small whole Whisper with a head, as transformers saves it."""
+    """A small complete Whisper with a head, as transformers saves it."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     torch.manual_seed(0)
@@ -53,10 +53,10 @@ def checkpoint(tmp_path_factory) -> Path:
 def assert_equals_ctranslate2(whisper: Whisper, source: Path, audio: list[np.ndarray]) -> None:
     import ctranslate2
 
-    other = ctranslate2.models.Whisper(str(source), compute_type="float32")
+    reference = ctranslate2.models.Whisper(str(source), compute_type="float32")
     for samples, features in zip(audio, whisper.encode(audio), strict=True):
         mel = whisper.log_mel(samples, sampling_rate=16_000, return_tensors="np").input_features
-        expected = np.array(other.encode(ctranslate2.StorageView.from_array(mel)))[0]
+        expected = np.array(reference.encode(ctranslate2.StorageView.from_array(mel)))[0]
         assert np.abs(features).max() > 5
         assert np.abs(features - expected[: len(features)]).max() < 1e-4
 
@@ -98,7 +98,7 @@ def test_whisper_does_not_depend_on_the_number_of_threads(whisper, spoken):
 
 # 0.58 s: 29 frames, where int(9280 / 16000 * 50) is 28 by rounding.
 @pytest.mark.parametrize(("samples", "frames"), [(1, 25), (8000, 25), (8639, 26), (9280, 29), (480_000, 1500)])
-def test_whisper_keeps_the_utterance(checkpoint, samples, frames):
+def test_whisper_has_one_vector_per_20_ms(checkpoint, samples, frames):
     noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
     whisper = Whisper(Whisper.Settings(weights=str(checkpoint)))
     (features,) = whisper.encode([noise])
@@ -113,7 +113,7 @@ def test_whisper_cuts_long_audio_into_windows(checkpoint):
     assert len(whole) == 35 * 50
 
 
-def test_fitted_windows_are_whisper_on_less_silence(checkpoint):
+def test_fitted_windows_have_less_silence(checkpoint):
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     padded, fitted = (Whisper(Whisper.Settings(weights=str(checkpoint), window=w, precision="float32"))
@@ -121,7 +121,7 @@ def test_fitted_windows_are_whisper_on_less_silence(checkpoint):
     noise = np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
     (whole,), (same,) = padded.encode([noise]), fitted.encode([noise])
     assert np.array_equal(whole, same)
-    # 1.3 s: a window of two seconds, of whose 100 vectors 65 are kept.
+    # 1.3 s: a window of two seconds, of which 65 of 100 vectors are kept.
     config = type(padded.encoder.config)(**padded.encoder.config.to_dict() | {"max_source_positions": 100})
     short, tensors = WhisperEncoder(config).eval(), padded.encoder.state_dict()
     short.load_state_dict(tensors | {"embed_positions.weight": tensors["embed_positions.weight"][:100]})
@@ -133,18 +133,18 @@ def test_fitted_windows_are_whisper_on_less_silence(checkpoint):
     assert not np.allclose(found, padded.encode([noise[:20_800]])[0], atol=1e-2)
 
 
-def test_windows_are_part_of_what_features_are(settings):
+def test_identity_includes_the_window(settings):
     fitted = settings.model_copy(update={"window": "fitted"})
     assert Whisper.identity(settings) != Whisper.identity(fitted)
 
 
-def test_bfloat16_is_near_float32(whisper, settings, spoken):
+def test_bfloat16_is_close_to_float32(whisper, settings, spoken):
     rounded = Whisper(settings.model_copy(update={"precision": "bfloat16"}))
     for exact, near in zip(whisper.encode(spoken), rounded.encode(spoken), strict=True):
         assert 0 < np.linalg.norm(near - exact) / np.linalg.norm(exact) < 0.02
 
 
-def test_whisper_loads_from_a_whole_model(checkpoint):
+def test_whisper_loads_from_a_complete_model(checkpoint):
     from transformers import WhisperFeatureExtractor, WhisperModel
 
     noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
@@ -155,21 +155,21 @@ def test_whisper_loads_from_a_whole_model(checkpoint):
     assert np.allclose(features, expected.numpy(), atol=1e-5)
 
 
-def test_weights_that_are_no_whisper_are_refused(tmp_path, real_weights):
+def test_weights_of_other_models_are_refused(tmp_path, real_weights):
     with pytest.raises(PipelineError, match=r"nowhere.*pipeline\.weights"):
         Whisper(Whisper.Settings(weights=str(tmp_path / "nowhere")))
-    with pytest.raises(PipelineError, match=r"smollm2-135m: no Whisper encoder.*a llama"):
+    with pytest.raises(PipelineError, match=r"smollm2-135m: cannot be loaded as a Whisper encoder.*a llama"):
         Whisper(Whisper.Settings(weights=str(real_weights / "smollm2-135m")))
     folder = tmp_path / "cut"
     folder.mkdir()
     for file in (real_weights / "whisper-tiny.en").iterdir():
         if file.name != "weights.json":
             (folder / file.name).write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(PipelineError, match="cut: no Whisper encoder"):
+    with pytest.raises(PipelineError, match="cut: cannot be loaded as a Whisper encoder"):
         Whisper(Whisper.Settings(weights=str(folder)))
 
 
-def test_zigzag_is_that_of_jpeg_without_odd_columns():
+def test_zigzag_is_the_order_of_jpeg_without_odd_columns():
     jpeg = [
         (0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0),
         (4, 0), (3, 1), (2, 2), (1, 3), (0, 4), (0, 5), (1, 4), (2, 3), (3, 2), (4, 1), (5, 0),
@@ -209,13 +209,13 @@ def test_dct_is_the_sum_of_cosines():
     assert np.allclose(features[:, 20:], delta(features[:, 10:20]), atol=1e-5)
 
 
-def test_dct_does_not_know_left_from_right():
+def test_dct_is_symmetric():
     frames = np.random.default_rng(0).integers(0, 256, (5, 96, 96), dtype=np.uint8)
     straight, mirrored = MouthDCT(MouthDCT.Settings(coefficients=44)).encode([frames, frames[:, :, ::-1]])
     assert np.allclose(straight, mirrored, atol=1e-4)
 
 
-def test_dct_knows_neither_skin_nor_light():
+def test_dct_is_independent_of_skin_and_light():
     frames = np.random.default_rng(0).integers(0, 100, (9, 96, 96), dtype=np.uint8)
     still = np.random.default_rng(1).integers(0, 100, (96, 96), dtype=np.uint8)
     dct = MouthDCT(MouthDCT.Settings(coefficients=44))

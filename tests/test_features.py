@@ -19,10 +19,10 @@ from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.media.files import read_audio, read_video_gray, write_audio, write_video
-from pipeline.corpora.reading import evaluated_on
+from pipeline.corpora.reading import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features, feature_groups
-from pipeline.features import make_features
+from pipeline.features import extract_features
 from pipeline.model.encoding import FrozenEncoding
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,11 +65,11 @@ def original(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(original, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """By stream, the arrays that an undisturbed run makes."""
+    """Arrays of an uninterrupted run, by stream."""
     made = {}
     for stream in ("audio", "video"):
         folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("finished") / stream))
-        make_features(load_params(ROOT / "params.yaml", overrides(folder)), stream)
+        extract_features(load_params(ROOT / "params.yaml", overrides(folder)), stream)
         made[stream] = contents(folder)
     return made
 
@@ -111,9 +111,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("stream", ["audio", "video"])
-def test_what_is_read_is_what_was_encoded(params, folder, stream):
+def test_cached_features_are_those_of_the_encoder(params, folder, stream):
     utterances = read_manifest(params.corpus.out)
-    make_features(params, stream)
+    extract_features(params, stream)
     features = Features(feature_groups(params, stream, utterances))
     settings = getattr(params.features, stream)
     encoder = encoder_kind(settings.encoder)(settings)
@@ -126,7 +126,7 @@ def test_what_is_read_is_what_was_encoded(params, folder, stream):
         assert np.array_equal(features[u.id], expected.astype(np.float16))
 
 
-def test_groups_depend_on_their_own_media_alone(params):
+def test_groups_depend_only_on_their_own_media(params):
     utterances = read_manifest(params.corpus.out)
     every = {group.name: group.digest for group in feature_groups(params, "audio", utterances)}
     assert list(every) == ["train/clean", "validation/clean", "test/clean", "test/snr_0"]
@@ -160,19 +160,19 @@ def test_digests_follow_the_encoder(params, folder):
     assert digest("audio", f"features.audio.weights={folder / 'other'}") != usual
 
 
-def test_another_condition_makes_only_its_own(params):
+def test_a_new_condition_adds_only_its_own_group(params):
     utterances = read_manifest(params.corpus.out)
-    before = make_features(params, "audio", [u for u in utterances if u.snr is None])
+    before = extract_features(params, "audio", [u for u in utterances if u.snr is None])
     times = [(path / "features.f16").stat().st_mtime_ns for path in before]
-    after = make_features(params, "audio", utterances)
+    after = extract_features(params, "audio", utterances)
     assert after[: len(before)] == before
     assert len(after) == len(before) + 1
     assert [(path / "features.f16").stat().st_mtime_ns for path in before] == times
 
 
-def test_noisy_copies_share_one_video(params):
+def test_noisy_copies_share_a_video(params):
     utterances = read_manifest(params.corpus.out)
-    make_features(params, "video")
+    extract_features(params, "video")
     features = Features(feature_groups(params, "video", utterances))
     assert list(features.digests) == ["train", "validation", "test"]
     index = json.loads((feature_groups(params, "video", utterances)[2].folder / "index.json").read_text())
@@ -184,22 +184,22 @@ def test_noisy_copies_share_one_video(params):
 
 def test_without_audio_noisy_copies_are_not_evaluated(params):
     utterances = read_manifest(params.corpus.out)
-    heard = evaluated_on(utterances, ["test"], ("audio", "video"))
+    heard = evaluation_utterances(utterances, ["test"], ("audio", "video"))
     assert [u.condition for u in heard] == ["clean"] * COUNTS["test"] + ["snr_0"] * COUNTS["test"]
     clean = [u for u in utterances if u.split == "test" and u.snr is None]
-    assert list(evaluated_on(utterances, ["test"], ("video",))) == clean
-    assert list(evaluated_on(utterances[::-1], ["test"], ("video",))) == clean[::-1]
-    # What has no clean version is seen all the same: once, and as what it is to a model without ears.
+    assert list(evaluation_utterances(utterances, ["test"], ("video",))) == clean
+    assert list(evaluation_utterances(utterances[::-1], ["test"], ("video",))) == clean[::-1]
+    # Without a clean version, one noisy copy is evaluated as clean.
     noisy = [u for u in utterances if u.condition == "snr_0"]
     louder = [replace(u, id=f"{u.id}-", snr=-5.0) for u in noisy]
-    seen = evaluated_on(noisy + louder, ["test"], ("video",))
+    seen = evaluation_utterances(noisy + louder, ["test"], ("video",))
     assert [(u.id, u.condition) for u in seen] == [(u.id, "clean") for u in noisy]
     digests = {group.digest for group in feature_groups(params, "video", clean)}
     assert digests == {group.digest for group in feature_groups(params, "video", heard)}
 
 
 class Counting:
-    """An encoder whose results depend on how many media it is given at once."""
+    """An encoder whose results depend on the batch size."""
 
     def __init__(self) -> None:
         self.network, self.given = torch.nn.Linear(1, 1), []
@@ -212,7 +212,7 @@ class Counting:
         return [vectors.numpy() for vectors in self.vectors(inputs)]
 
 
-def test_inside_a_model_a_video_is_encoded_once_for_all_its_noisy_copies():
+def test_online_encoding_encodes_a_video_once_for_all_noisy_copies():
     encoder = Counting()
     encoding = FrozenEncoding(encoder)
     first, second, third = (np.full((3 + n, 4, 4), n, np.uint8) for n in range(3))
@@ -221,12 +221,12 @@ def test_inside_a_model_a_video_is_encoded_once_for_all_its_noisy_copies():
     assert encoder.given == [1, 1, 1]
     assert torch.equal(found[0][1], found[1][0])
     assert torch.equal(found[1][1], found[2][0])
-    # In training each video is drawn anew, and all of a batch go through the network together.
+    # In training every batch is encoded.
     encoding(batches[0])
     assert encoder.given[3:] == [2]
 
 
-def test_the_command_writes_results_and_then_has_nothing_to_do(folder):
+def test_the_command_writes_results_and_is_idempotent(folder):
     first = run(folder)
     assert first.returncode == 0, first.stderr
     results = {s: json.loads((folder / "results" / "features" / f"{s}.json").read_text()) for s in ("audio", "video")}
@@ -245,7 +245,7 @@ def test_the_command_writes_results_and_then_has_nothing_to_do(folder):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_what_was_stopped_goes_on(params, folder, finished, number, code):
+def test_a_stopped_run_is_resumed(params, folder, finished, number, code):
     going = begin(folder, "audio")
     while not any(len(j.read_bytes().splitlines()) >= 2 for j in (folder / "features").glob("*.partial/journal.jsonl")):
         assert going.poll() is None
@@ -254,85 +254,85 @@ def test_what_was_stopped_goes_on(params, folder, finished, number, code):
     assert going.wait(timeout=240) == code
     (partial,) = (folder / "features").glob("*.partial")
     assert 2 <= len((partial / "journal.jsonl").read_bytes().splitlines()) < 8
-    # What a power cut may leave beside: half a line, and rows that are in no line.
+    # Possible after a power cut: half a line, and rows without a line.
     with open(partial / "journal.jsonl", "ab") as journal, open(partial / "features.f16", "ab") as array:
         journal.write(b'["0123')
         array.write(b"abc")
     inode = (partial / "features.f16").stat().st_ino
-    make_features(params, "audio")
+    extract_features(params, "audio")
     assert contents(folder) == finished["audio"]
     assert inode in [file.stat().st_ino for file in (folder / "features").glob("*/features.f16")]
     assert not list((folder / "features").glob("*.partial"))
 
 
-def test_two_processes_make_it_once(folder, finished):
+def test_two_processes_extract_features_once(folder, finished):
     both = [begin(folder, "audio") for _ in range(2)]
-    said = [process.communicate(timeout=240)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    errors = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
     assert contents(folder) == finished["audio"]
     assert not list((folder / "features").glob("*.partial"))
 
 
-def test_missing_and_cut_features_are_named_and_mended(params):
+def test_missing_and_truncated_features_are_extracted_again(params):
     utterances = read_manifest(params.corpus.out)
     with pytest.raises(PipelineError, match=r"no audio features of train/clean.*python -m pipeline\.features audio"):
         Features(feature_groups(params, "audio", utterances))
-    (path, *_) = make_features(params, "audio")
+    (path, *_) = extract_features(params, "audio")
     array = path / "features.f16"
     whole = array.read_bytes()
     array.write_bytes(whole[:-2])
     message = rf"features\.f16: has {len(whole) - 2} bytes instead of {len(whole)}; .*pipeline\.features audio"
     with pytest.raises(PipelineError, match=message):
         Features(feature_groups(params, "audio", utterances))
-    make_features(params, "audio")
+    extract_features(params, "audio")
     assert array.read_bytes() == whole
     (path / "index.json").write_text("{}")
-    with pytest.raises(PipelineError, match=r"index\.json: .*make it again"):
+    with pytest.raises(PipelineError, match=r"index\.json: .*run: python -m pipeline.features"):
         Features(feature_groups(params, "audio", utterances))
-    make_features(params, "audio")
+    extract_features(params, "audio")
     assert array.read_bytes() == whole
 
 
 def flip(file: Path, position: int) -> bytes:
-    """Another bit at a position; the content that was there."""
+    """Flip a bit; returns the original content."""
     whole = file.read_bytes()
     file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
     return whole
 
 
-def test_a_flipped_bit_in_an_array_is_named_where_it_is_used_and_mended(params):
+def test_a_flipped_bit_in_an_array_is_noticed_at_its_use_and_repaired(params):
     utterances = read_manifest(params.corpus.out)
     path = {group.name: group.folder for group in feature_groups(params, "audio", utterances)}
-    make_features(params, "audio")
+    extract_features(params, "audio")
     array = path["train/clean"] / "features.f16"
     whole = flip(array, 77)
     features = Features(feature_groups(params, "audio", utterances))
-    assert features["test/s/1"].any(), "the group of the test split is whole"
+    assert features["test/s/1"].any(), "the group of the test split is intact"
     with pytest.raises(PipelineError, match=r"features\.f16: has changed: .*; .*python -m pipeline\.features audio"):
         features["train/s/0"]
-    # From now on they count as missing, so that a sweep makes them again before its trials.
+    # Then they count as missing, so a sweep extracts them before its trials.
     with pytest.raises(PipelineError, match="the file is missing"):
         Features(feature_groups(params, "audio", utterances))
-    make_features(params, "audio")
+    extract_features(params, "audio")
     assert array.read_bytes() == whole
     assert Features(feature_groups(params, "audio", utterances))["train/s/0"].any()
 
 
-def test_a_flipped_digit_in_an_index_is_named_and_mended(params):
+def test_a_flipped_digit_in_an_index_is_noticed_and_repaired(params):
     utterances = read_manifest(params.corpus.out)
-    (path, *_) = make_features(params, "audio")
+    (path, *_) = extract_features(params, "audio")
     index = path / "index.json"
     whole = index.read_text()
     for change in (whole.replace('"frame_rate": 50', '"frame_rate": 51'), whole.replace("      0", "      1", 1)):
         assert change != whole
         index.write_text(change)
-        with pytest.raises(PipelineError, match=r"index\.json: has changed since it was written; make it again with"):
+        with pytest.raises(PipelineError, match=r"index\.json: has changed since it was written; run: "):
             Features(feature_groups(params, "audio", utterances))
-        make_features(params, "audio")
+        extract_features(params, "audio")
         assert index.read_text() == whole
 
 
-def test_rows_that_changed_while_features_were_made_are_encoded_again(params, folder, finished, monkeypatch):
+def test_rows_that_changed_during_a_run_are_encoded_again(params, folder, finished, monkeypatch):
     dct, calls = encoder_kind("dct"), []
     encode = dct.encode
 
@@ -344,16 +344,16 @@ def test_rows_that_changed_while_features_were_made_are_encoded_again(params, fo
 
     monkeypatch.setattr(dct, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
-        make_features(params, "video")
+        extract_features(params, "video")
     (partial,) = (folder / "features").glob("*.partial")
     assert len((partial / "journal.jsonl").read_bytes().splitlines()) == 6
     flip(partial / "features.f16", (partial / "features.f16").stat().st_size // 2)
-    make_features(params, "video")
+    extract_features(params, "video")
     assert contents(folder) == finished["video"]
 
 
 @pytest.mark.parametrize(("stream", "file"), [("audio", "test/2.wav"), ("video", "test/2.mp4")])
-def test_a_damaged_file_is_one_line_and_what_is_finished_stays(folder, stream, file):
+def test_a_damaged_file_is_one_error_and_finished_work_is_kept(folder, stream, file):
     os.truncate(folder / "corpus" / file, 600)
     ended = run(folder, stream)
     assert ended.returncode == 1
@@ -368,8 +368,8 @@ def test_a_damaged_file_is_one_line_and_what_is_finished_stays(folder, stream, f
 
 def test_a_file_that_changed_since_the_manifest_is_refused(params, folder):
     write_audio(folder / "corpus" / "train" / "3.wav", np.full(16_000, 0.1, np.float32))
-    with pytest.raises(PipelineError, match=r"train/3\.wav: is not the file that the manifest was written for"):
-        make_features(params, "audio")
+    with pytest.raises(PipelineError, match=r"train/3\.wav: differs from its SHA-256 in the manifest"):
+        extract_features(params, "audio")
 
 
 def test_a_corpus_without_video(params, folder):
@@ -383,7 +383,7 @@ def test_a_corpus_without_video(params, folder):
     assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
 
 
-def test_a_full_disk_is_one_line_and_goes_on(folder, finished):
+def test_a_run_after_a_full_disk_resumes(folder, finished):
     limit = 9000
     ended = subprocess.run(
         [sys.executable, *words(folder, "video")], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
@@ -397,14 +397,14 @@ def test_a_full_disk_is_one_line_and_goes_on(folder, finished):
     assert contents(folder) == finished["video"]
 
 
-def test_a_disk_that_is_too_small_is_refused_before(params, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_first(params, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(PipelineError, match=r"video features of train needs .* GB"):
-        make_features(params, "video")
+        extract_features(params, "video")
 
 
 def test_an_unknown_stream_is_refused(folder):
     ended = run(folder, "smell")
     assert ended.returncode == 2
-    assert "'smell' is no stream" in ended.stderr
+    assert "unknown stream 'smell'" in ended.stderr

@@ -20,29 +20,25 @@ import json
 from pathlib import Path
 
 from pipeline.config import Section
-from pipeline.corpora.clip import Clip, Piece
+from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.reader import Listing
 
 
-class TongueTwisters:
+class TongueTwisters(RecordedCorpus):
     keys = ("tongue_twisters",)
-    cuts = ()
 
     class Settings(Section):
         index: str = "nowhere.jsonl"
 
-    def __init__(self, corpus):
-        self.corpus = corpus
-
     def lists(self):
-        return [Path(self.corpus.root) / self.corpus.tongue_twisters.index]
+        return [self.root / self.corpus.tongue_twisters.index]
 
-    def listing(self):
+    def find_clips(self):
         rows = [json.loads(line) for line in self.lists()[0].read_text().splitlines()]
         clips = {row["audio"]: row for row in rows if row["snr"] is None}
         return Listing([
-            Clip(row["id"], row["split"], row["speaker"], Path(self.corpus.root) / row["audio"], None, row["audio"],
-                 text=row["text"])
+            RecordedClip(row["id"], row["split"], row["speaker"], self.root / row["audio"], None, row["audio"],
+                         text=row["text"])
             for row in clips.values()
         ])
 

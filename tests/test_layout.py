@@ -32,7 +32,7 @@ LIBRARIES = {
     "sweeping": {
         "comparison",
         "corpora.manifest",
-        "corpora.record",
+        "corpora.reader",
         "encoders.store",
         "pretrained.folder",
         "tracking",

@@ -1,4 +1,4 @@
-"""Media in and out: what is whole comes back, what is not is one error that names the file."""
+"""Reading and writing of media: complete files are read back, incomplete ones are an error with the file name."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import soundfile
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
+from pipeline.corpora.manifest import SAMPLES_PER_FRAME
 from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.synthetic import utterance as synthetic
+from pipeline.corpora.synthetic import utterance
 from pipeline.corpora.synthetic.plan import plan_corpus
 
 SECONDS = np.arange(16_000) / 16_000
@@ -24,7 +25,7 @@ def moving_square(frames: int = 30) -> np.ndarray:
     return film
 
 
-def test_audio_comes_back_within_a_step_of_16_bits(tmp_path: Path) -> None:
+def test_audio_is_read_back_within_a_step_of_16_bits(tmp_path: Path) -> None:
     write_audio(tmp_path / "tone.wav", TONE)
     heard = read_audio(tmp_path / "tone.wav")
     assert heard.dtype == np.float32
@@ -44,30 +45,30 @@ def test_other_rates_and_channels_become_16_khz_mono(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "stereo.wav", np.stack([left, 0 * left], axis=1), 22_050, subtype="FLOAT")
     heard = read_audio(tmp_path / "stereo.wav")
     assert heard.shape == (16_000,)
-    # The ends of a file are a step, which no band-limited signal follows.
+    # Without the ends, which are a step.
     assert np.abs(heard - TONE / 2)[200:-200].max() < 1e-3
 
 
-def test_resampling_leaves_out_what_the_lower_rate_cannot_hold() -> None:
+def test_resampling_removes_frequencies_above_nyquist() -> None:
     too_high = np.sin(2 * np.pi * 10_000 * np.arange(22_050) / 22_050)
     assert np.abs(resample(too_high, 22_050)[200:-200]).max() < 0.02
 
 
 @pytest.mark.parametrize("kept", [0, 3, 12, 30, 44, 1000, -1, -2])
-def test_a_cut_wav_is_refused(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_wav_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "cut.wav"
     write_audio(path, TONE)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(PipelineError, match=r"cut\.wav.*(cut|no wav header).*pipeline\.prepare"):
+    with pytest.raises(PipelineError, match=r"cut\.wav.*(truncated|no wav header).*pipeline\.prepare"):
         read_audio(path)
 
 
-def test_a_wav_without_samples_or_with_a_missing_number_is_refused(tmp_path: Path) -> None:
+def test_a_wav_without_samples_or_with_nan_is_refused(tmp_path: Path) -> None:
     write_audio(tmp_path / "empty.wav", np.zeros(0))
-    with pytest.raises(PipelineError, match=r"empty\.wav: there is no sample"):
+    with pytest.raises(PipelineError, match=r"empty\.wav: has no samples"):
         read_audio(tmp_path / "empty.wav")
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
-    with pytest.raises(PipelineError, match="no finite number"):
+    with pytest.raises(PipelineError, match="is not finite"):
         read_audio(tmp_path / "nan.wav")
 
 
@@ -77,13 +78,13 @@ def test_missing_files_and_other_files_are_refused(tmp_path: Path) -> None:
     for path, read in (("no.wav", read_audio), ("no.mp4", read_video_gray)):
         with pytest.raises(PipelineError, match=r"the file is missing; .*pipeline\.prepare"):
             read(tmp_path / path)
-    with pytest.raises(PipelineError, match="no readable audio"):
+    with pytest.raises(PipelineError, match="unreadable audio"):
         read_audio(tmp_path / "text.flac")
-    with pytest.raises(PipelineError, match="no readable video"):
+    with pytest.raises(PipelineError, match="unreadable video"):
         read_video_gray(tmp_path / "text.mp4")
 
 
-def test_video_comes_back_frame_by_frame(tmp_path: Path) -> None:
+def test_video_is_read_back_frame_by_frame(tmp_path: Path) -> None:
     film = moving_square()
     write_video(tmp_path / "film.mp4", film)
     gray = read_video_gray(tmp_path / "film.mp4")
@@ -91,13 +92,13 @@ def test_video_comes_back_frame_by_frame(tmp_path: Path) -> None:
     assert gray.dtype == np.uint8
     expected = film @ np.array([0.299, 0.587, 0.114])
     assert np.abs(gray - expected).mean() < 2
-    # The square moves by one pixel a frame: a frame too early or too late would show.
+    # The square moves by one pixel per frame, so a shift by a frame is detected.
     for index in (0, 13, 29):
         errors = np.abs(gray[index].astype(float) - expected).mean(axis=(1, 2))
         assert errors.argmin() == index
 
 
-def test_players_find_picture_and_sound(tmp_path: Path) -> None:
+def test_players_find_video_and_sound(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", moving_square(25), TONE)
     with av.open(str(tmp_path / "film.mp4")) as container:
         picture, sound = container.streams.video[0], container.streams.audio[0]
@@ -108,12 +109,12 @@ def test_players_find_picture_and_sound(tmp_path: Path) -> None:
         assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=0.07)
 
 
-def test_equal_frames_give_equal_bytes_whatever_memory_held_before(tmp_path: Path) -> None:
-    """An encoder that reads what it never wrote is found out by leaving it other things to read."""
+def test_equal_frames_give_equal_bytes_independent_of_memory(tmp_path: Path) -> None:
+    """Detects an encoder that reads uninitialised memory, by filling memory with different values."""
     random = np.random.default_rng(0)
     plan = next(p for p in plan_corpus(load_params("params.yaml").corpus) if p.id == "train/s03/0037")
-    speech, phonemes = synthetic._record(plan)
-    film = synthetic._film(plan, phonemes, len(speech) // synthetic.SAMPLES_PER_FRAME)
+    speech, phonemes = utterance._speech(plan)
+    film = utterance._frames(plan, phonemes, len(speech) // SAMPLES_PER_FRAME)
     written = set()
     for _ in range(150):
         left = [np.full(random.integers(1, 200_000), random.integers(256), dtype=np.uint8) for _ in range(20)]
@@ -123,7 +124,7 @@ def test_equal_frames_give_equal_bytes_whatever_memory_held_before(tmp_path: Pat
     assert len(written) == 1
 
 
-def test_a_cut_mp4_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+def test_a_truncated_mp4_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", moving_square())
     whole = (tmp_path / "film.mp4").read_bytes()
     for kept in (0, 10, len(whole) // 2, int(len(whole) * 0.8)):
@@ -139,7 +140,7 @@ def test_an_mp4_without_frames_is_refused(tmp_path: Path) -> None:
         frame.sample_rate = 16_000
         container.mux(voice.encode(frame))
         container.mux(voice.encode(None))
-    with pytest.raises(PipelineError, match=r"sound\.mp4: there is no video stream.*pipeline\.prepare"):
+    with pytest.raises(PipelineError, match=r"sound\.mp4: has no video stream.*pipeline\.prepare"):
         read_video_gray(tmp_path / "sound.mp4")
     with av.open(str(tmp_path / "none.mp4"), "w") as container:
         picture = container.add_stream("libx264", rate=25)
@@ -156,5 +157,5 @@ def test_another_frame_rate_is_refused(tmp_path: Path) -> None:
         for frame in moving_square(10):
             container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(picture.encode(None))
-    with pytest.raises(PipelineError, match="30 frames a second"):
+    with pytest.raises(PipelineError, match="30 frames per second"):
         read_video_gray(tmp_path / "fast.mp4")

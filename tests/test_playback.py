@@ -1,4 +1,4 @@
-"""Media as a player shows them, not as they are stored: turned, trimmed, with gaps, covers, and two tracks."""
+"""Media are read as a player displays them: rotated, trimmed, with gaps, covers, and two tracks."""
 
 import io
 import shutil
@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
-from pipeline.corpora.media.playback import shown_frames
+from pipeline.corpora.media.playback import displayed_frames
 from pipeline.corpora.mouth.region import is_cropped
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recorded.recording import Recording, read_sound
@@ -26,21 +26,21 @@ SECONDS = np.arange(2 * RATE) / RATE
 VOICE = (0.2 * np.sin(2 * np.pi * 220 * SECONDS) * (1 + np.sin(2 * np.pi * 3 * SECONDS))).astype(np.float32)
 PICTURE = np.full((64, 96, 3), 60, np.uint8)
 PICTURE[:24, :32], PICTURE[40:, 64:] = 200, 20
-"""Something that has a top and a left."""
+"""An asymmetric picture."""
 
 
 def film(frames: int) -> np.ndarray:
-    """(frames, 64, 96, 3): frame n is of grey 8 n all over."""
+    """(frames, 64, 96, 3): frame n has the grey value 8 n."""
     return np.broadcast_to((8 * np.arange(frames, dtype=np.uint8))[:, None, None, None], (frames, 64, 96, 3))
 
 
 def numbers(path: Path) -> list[int]:
-    """Which frames of `film` are shown."""
-    return [round(float(frame.to_ndarray(format="gray").mean()) / 8) for frame in shown_frames(path)]
+    """Numbers of the displayed frames of `film`."""
+    return [round(float(frame.to_ndarray(format="gray").mean()) / 8) for frame in displayed_frames(path)]
 
 
 def packets(frames: np.ndarray, times: Sequence[float]) -> io.BytesIO:
-    """A Matroska file of these frames at these times, each a key frame, to take packets out of."""
+    """A Matroska file of key frames at these times."""
     content = io.BytesIO()
     with av.open(content, "w", format="matroska") as out:
         stream = out.add_stream("libx264", rate=25, options={"qp": "10", "g": "1", "bf": "0"})
@@ -56,7 +56,7 @@ def packets(frames: np.ndarray, times: Sequence[float]) -> io.BytesIO:
 
 
 def copied(path: Path, source: io.BytesIO | Path, later: float = 0.0) -> Path:
-    """All streams of a file in another, without encoding them again; what comes before time 0 is hidden."""
+    """Copy all streams to another file without encoding, `later` seconds later; frames before time 0 are hidden."""
     with av.open(source if isinstance(source, io.BytesIO) else str(source)) as given, av.open(str(path), "w") as out:
         streams = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}
         for packet in given.demux():
@@ -69,7 +69,7 @@ def copied(path: Path, source: io.BytesIO | Path, later: float = 0.0) -> Path:
 
 
 def spoken(path: Path, *tracks: tuple[np.ndarray, float], frames: int = 0, default: int | None = None) -> Path:
-    """A file with these sounds, each beginning at its time, and so many frames from time 0 on."""
+    """A file with these sounds and their start times, and a number of frames from time 0."""
     with av.open(str(path), "w") as out:
         picture = out.add_stream("libx264", rate=25, options={"bf": "0"}) if frames else None
         if picture is not None:
@@ -96,24 +96,24 @@ def spoken(path: Path, *tracks: tuple[np.ndarray, float], frames: int = 0, defau
 
 
 def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
-    """Write a display matrix into the header of an mp4's first track, as a phone does that is held upright."""
+    """Write a display matrix into the header of the first track of an mp4, like an upright phone."""
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 44
     assert struct.unpack_from(">9i", content, place) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    one = 1 << 16
-    struct.pack_into(">9i", content, place, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    values = [value << 16 for value in (a, b, c, d)]
+    struct.pack_into(">9i", content, place, *values[:2], 0, *values[2:], 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
 
 
 @pytest.mark.parametrize("matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
                          + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)])  # fmt: skip
-def test_a_picture_is_seen_as_it_is_displayed(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_a_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     a, b, c, d = matrix
     stored = np.zeros((64, 96, 3) if a else (96, 64, 3), np.uint8)
     for y in range(stored.shape[0]):
         for x in range(stored.shape[1]):
-            # Where a stored pixel is displayed: what is negative counts from the other edge.
+            # Displayed position of a stored pixel; negative values count from the other edge.
             across, down = a * x + c * y - (min(a, c) < 0), b * x + d * y - (min(b, d) < 0)
             stored[y, x] = PICTURE[down % 64, across % 96]
     write_video(tmp_path / "phone.mp4", np.stack([stored] * 3))
@@ -122,7 +122,7 @@ def test_a_picture_is_seen_as_it_is_displayed(tmp_path: Path, matrix: tuple[int,
     assert np.abs(shown[1].astype(float) - PICTURE[..., 0]).mean() < 1
 
 
-def test_pixels_that_are_no_squares_are_made_so(tmp_path: Path) -> None:
+def test_pixels_become_square(tmp_path: Path) -> None:
     for name, aspect, size in (("wide", Fraction(4, 3), (128, 64)), ("high", Fraction(1, 2), (96, 128))):
         with av.open(str(tmp_path / f"{name}.mp4"), "w") as out:
             stream = out.add_stream("libx264", rate=25)
@@ -131,7 +131,7 @@ def test_pixels_that_are_no_squares_are_made_so(tmp_path: Path) -> None:
             for _ in range(3):
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(PICTURE, format="rgb24")))
             out.mux(stream.encode(None))
-        frame, *_ = shown_frames(tmp_path / f"{name}.mp4")
+        frame, *_ = displayed_frames(tmp_path / f"{name}.mp4")
         assert (frame.width, frame.height) == size
     write_video(tmp_path / "mouth.mp4", np.full((3, 96, 96, 3), 90, np.uint8))
     assert is_cropped(tmp_path / "mouth.mp4")
@@ -139,7 +139,7 @@ def test_pixels_that_are_no_squares_are_made_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "m4v"])
-def test_a_clip_cut_without_encoding_is_whole(tmp_path: Path, kind: str) -> None:
+def test_a_clip_trimmed_by_an_edit_list_is_complete(tmp_path: Path, kind: str) -> None:
     whole = tmp_path / "whole.mp4"
     with av.open(str(whole), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"g": "250", "bf": "0"})
@@ -154,7 +154,7 @@ def test_a_clip_cut_without_encoding_is_whole(tmp_path: Path, kind: str) -> None
     assert len(read_video_gray(trimmed)) == 14
 
 
-def test_a_video_with_empty_frames_stands_still_there(tmp_path: Path) -> None:
+def test_gaps_in_a_video_repeat_the_last_frame(tmp_path: Path) -> None:
     kept = [0, 1, 2, 5, 6, 10, 11]
     gaps = tmp_path / "gaps.avi"
     with av.open(str(gaps), "w") as out:
@@ -169,26 +169,26 @@ def test_a_video_with_empty_frames_stands_still_there(tmp_path: Path) -> None:
         assert container.streams.video[0].frames > len(kept)
     assert numbers(gaps) == [0, 1, 2, 2, 2, 5, 6, 6, 6, 6, 10, 11]
     gaps.write_bytes(gaps.read_bytes()[:-300])
-    with pytest.raises(PipelineError, match=r"gaps\.avi: cut: chunk 'LIST' has \d+ of \d+ bytes"):
+    with pytest.raises(PipelineError, match=r"gaps\.avi: truncated: chunk 'LIST' has \d+ of \d+ bytes"):
         numbers(gaps)
 
 
-def test_frames_come_at_their_own_times(tmp_path: Path) -> None:
-    # 25 a second on average, as a phone films that waits for light.
+def test_frames_are_displayed_at_their_timestamps(tmp_path: Path) -> None:
+    # 25 per second on average, like a phone in the dark.
     times = [0, 0.02, 0.04, 0.06, 0.08, 0.16, 0.24, 0.28]
     path = copied(tmp_path / "film.mp4", packets(film(8), times))
     assert numbers(path) == [0, 2, 4, 4, 5, 5, 6, 7]
 
 
-def test_times_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_implausible_timestamps_are_refused(tmp_path: Path) -> None:
     path = copied(tmp_path / "film.mkv", packets(film(3), [0, 0.04, 4000]))
-    with pytest.raises(PipelineError, match=r"film\.mkv: its times are damaged: frame 2 is shown after 4,000 s"):
+    with pytest.raises(PipelineError, match=r"film\.mkv: damaged timestamps: frame 2 is at 4,000 s"):
         numbers(path)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "frag"])
-def test_a_cut_file_is_refused_by_sound_and_by_picture(tmp_path: Path, kind: str) -> None:
-    """Its index stands at the beginning, so that what is left could be read without a word."""
+def test_a_truncated_file_is_refused_for_sound_and_video(tmp_path: Path, kind: str) -> None:
+    """With the index at the beginning, decoders read the rest without an error."""
     whole = spoken(tmp_path / "whole.mkv", (VOICE, 0), frames=30)
     path = tmp_path / f"cut.{kind.replace('frag', 'mov')}"
     options = {"mp4": "faststart", "frag": "frag_keyframe+empty_moov"}
@@ -200,15 +200,15 @@ def test_a_cut_file_is_refused_by_sound_and_by_picture(tmp_path: Path, kind: str
                 out.mux(packet)
     assert len(numbers(path)) == 30
     path.write_bytes(path.read_bytes()[:-4000])
-    with pytest.raises(PipelineError, match=r"cut: (box 'mdat'|segment) has \d+ of \d+ bytes"):
+    with pytest.raises(PipelineError, match=r"truncated: (box 'mdat'|segment) has \d+ of \d+ bytes"):
         numbers(path)
     with pytest.raises(Unusable) as caught:
         read_sound(path)
     assert caught.value.reason == "unreadable sound"
-    assert "cut: " in caught.value.detail
+    assert "truncated: " in caught.value.detail
 
 
-def test_frames_that_are_missing_or_wiped_out_are_refused(tmp_path: Path) -> None:
+def test_missing_and_erased_frames_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     with av.open(packets(film(12), [0.04 * number for number in range(12)])) as given:
         template = given.streams.video[0]
@@ -222,20 +222,20 @@ def test_frames_that_are_missing_or_wiped_out_are_refused(tmp_path: Path) -> Non
     assert numbers(path) == list(range(12))
     with av.open(str(path)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    # Wiped out: a decoder that passes over a frame says so.
+    # Erased: the decoder reports the frame.
     begin, size = places[7]
     path.write_bytes(whole[:begin] + bytes(size) + whole[begin + size :])
-    with pytest.raises(PipelineError, match=r"film\.mp4: no readable video"):
+    with pytest.raises(PipelineError, match=r"film\.mp4: unreadable video"):
         numbers(path)
-    # Cut, and the size of what is left filled in.
+    # Truncated, with a consistent size.
     begin, _ = places[9]
     header = whole.index(b"mdat") - 4
     path.write_bytes(whole[:header] + struct.pack(">I", begin - header) + whole[header + 4 : begin])
-    with pytest.raises(PipelineError, match=r"film\.mp4: cut: 9 of 12 frames are there"):
+    with pytest.raises(PipelineError, match=r"film\.mp4: truncated: has 9 of 12 frames"):
         numbers(path)
 
 
-def test_a_cover_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_is_not_a_video(tmp_path: Path) -> None:
     cover = io.BytesIO()
     with av.open(cover, "w", format="mjpeg") as out:
         stream = out.add_stream("mjpeg", rate=1)
@@ -250,7 +250,7 @@ def test_a_cover_is_no_video(tmp_path: Path) -> None:
             still.disposition = Disposition.attached_pic
             frame = av.AudioFrame.from_ndarray(pcm16(VOICE)[None], "s16", "mono")
             frame.sample_rate = RATE
-            # The encoder takes its own format, and frames of its own size.
+            # Encoders need their own sample format and frame size.
             resampler = av.AudioResampler(format=voice.codec_context.format.name, layout="mono", rate=RATE)
             for packet in given.demux():
                 if packet.size:
@@ -277,11 +277,11 @@ def loudness(samples: np.ndarray) -> float:
 
 
 def begin(samples: np.ndarray) -> float:
-    """Seconds until something is heard."""
+    """Seconds before the first audible sample."""
     return float(np.flatnonzero(np.abs(samples) > 0.01)[0]) / RATE
 
 
-def test_of_two_tracks_the_default_is_heard_or_the_one_that_is_not_silent(tmp_path: Path) -> None:
+def test_the_default_track_is_read_unless_it_is_silent(tmp_path: Path) -> None:
     other, silence = VOICE[::-1] / 2, 0 * VOICE
     first = spoken(tmp_path / "first.mkv", (VOICE, 0), (other, 0), frames=50, default=0)
     second = spoken(tmp_path / "second.mkv", (VOICE, 0), (other, 0), frames=50, default=1)
@@ -293,7 +293,7 @@ def test_of_two_tracks_the_default_is_heard_or_the_one_that_is_not_silent(tmp_pa
         read_sound(spoken(tmp_path / "none.mkv", (silence, 0), (silence, 0), frames=50))
 
 
-def test_sound_begins_with_the_picture(tmp_path: Path) -> None:
+def test_sound_begins_with_the_video(tmp_path: Path) -> None:
     click = np.zeros(2 * RATE, np.float32)
     click[RATE // 2 :] = VOICE[RATE // 2 :]
     for later in (0.0, 0.3, 2.0):
@@ -309,12 +309,12 @@ def test_sound_begins_with_the_picture(tmp_path: Path) -> None:
                     if packet.dts is not None:
                         packet.stream = target
                         out.mux(packet)
-    # Speech before the picture counts where the picture does not.
+    # Sound before the video is kept if the video is not used.
     assert len(Recording(tmp_path / "both.mkv", tmp_path / "both.mkv", tmp_path).sound) == pytest.approx(0.8 * RATE, 20)
     assert begin(Recording(tmp_path / "both.mkv", None, tmp_path).sound) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_gap_in_the_sound_is_silence(tmp_path: Path) -> None:
+def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
     path = tmp_path / "gap.mka"
     with av.open(str(path), "w") as out:
         voice = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
@@ -329,7 +329,7 @@ def test_a_gap_in_the_sound_is_silence(tmp_path: Path) -> None:
     assert np.array_equal(heard[2 * RATE :], pcm16(VOICE[RATE:]) / np.float32(32768))
 
 
-# Wavs as tools leave them.
+# Unusual wavs.
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def wav(tmp_path: Path) -> bytes:
 @pytest.mark.parametrize(
     "size", [0xFFFFFFFF, 0x7FFFFFFF - 36, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF - 44, 0x7FFFF000, 0], ids=hex
 )
-def test_a_wav_out_of_a_pipe_goes_on_to_its_end(tmp_path: Path, wav: bytes, size: int) -> None:
+def test_a_wav_from_a_pipe_is_read_to_its_end(tmp_path: Path, wav: bytes, size: int) -> None:
     place = wav.index(b"data")
     total = min(size + 36, 0xFFFFFFFF)
     sizes = struct.pack("<I", total), struct.pack("<I", size)
@@ -352,22 +352,22 @@ def test_a_wav_out_of_a_pipe_goes_on_to_its_end(tmp_path: Path, wav: bytes, size
 
 
 @pytest.mark.parametrize("size", [0x20000000, 0x7FFF0000, 0xF0000000], ids=hex)
-def test_a_size_that_no_pipe_has_is_a_cut(tmp_path: Path, wav: bytes, size: int) -> None:
+def test_a_size_that_is_no_placeholder_is_a_truncation(tmp_path: Path, wav: bytes, size: int) -> None:
     place = wav.index(b"data")
     (tmp_path / "cut.wav").write_bytes(wav[: place + 4] + struct.pack("<I", size) + wav[place + 8 :])
-    with pytest.raises(PipelineError, match=r"cut\.wav: cut: chunk 'data' has 64000 of \d+ bytes"):
+    with pytest.raises(PipelineError, match=r"cut\.wav: truncated: chunk 'data' has 64000 of \d+ bytes"):
         read_audio(tmp_path / "cut.wav")
 
 
-def test_a_wav_without_samples_is_empty_were_there_a_note_in_it(tmp_path: Path) -> None:
+def test_a_wav_with_other_chunks_but_without_samples_is_refused(tmp_path: Path) -> None:
     write_audio(tmp_path / "empty.wav", np.zeros(0))
     content = (tmp_path / "empty.wav").read_bytes() + b"LIST" + struct.pack("<I", 4) + b"INFO"
     (tmp_path / "empty.wav").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
-    with pytest.raises(PipelineError, match="there is no sample in it"):
+    with pytest.raises(PipelineError, match="has no samples"):
         read_audio(tmp_path / "empty.wav")
 
 
-def test_large_wavs_are_heard_and_cut_ones_refused(tmp_path: Path, wav: bytes) -> None:
+def test_large_wavs_are_read_and_truncated_ones_refused(tmp_path: Path, wav: bytes) -> None:
     soundfile.write(tmp_path / "large.wav", pcm16(VOICE), RATE, format="RF64", subtype="PCM_16")
     content = (tmp_path / "large.wav").read_bytes()
     place = content.index(b"ds64") + 8
@@ -379,7 +379,7 @@ def test_large_wavs_are_heard_and_cut_ones_refused(tmp_path: Path, wav: bytes) -
         (tmp_path / "large.wav").write_bytes(head + content[4:])
         assert np.array_equal(read_audio(tmp_path / "large.wav"), read_audio(tmp_path / "plain.wav"))
         (tmp_path / "large.wav").write_bytes(head + content[4:-2000])
-        with pytest.raises(PipelineError, match=r"large\.wav: cut: chunk 'data' has 62000 of 64000 bytes"):
+        with pytest.raises(PipelineError, match=r"large\.wav: truncated: chunk 'data' has 62000 of 64000 bytes"):
             read_audio(tmp_path / "large.wav")
 
 
@@ -399,16 +399,16 @@ def test_floating_point_beyond_full_scale(tmp_path: Path, kind: str) -> None:
         return path
 
     assert np.allclose(read_sound(written(VOICE)), VOICE, atol=1e-6)
-    # Hot, as recorders in floating point leave it: turned down, not clipped.
+    # Floating-point recordings beyond full scale are scaled down, not clipped.
     hot = read_sound(written(5 * VOICE))
     assert np.allclose(hot, VOICE / np.abs(VOICE).max(), atol=1e-5)
     with pytest.raises(Unusable) as caught:
         read_sound(written(32768 * VOICE))
-    assert "its samples reach 13,1" in caught.value.detail
+    assert "the peak is 13,1" in caught.value.detail
     assert "divide steps of 16 bits by 32,768" in caught.value.detail
 
 
-def test_only_beside_a_video_is_a_wav_its_sound(tmp_path: Path) -> None:
+def test_a_wav_of_the_same_name_replaces_only_the_sound_of_a_video(tmp_path: Path) -> None:
     write_audio(tmp_path / "take.wav", VOICE[::-1] / 2)
     soundfile.write(tmp_path / "take.mp3", VOICE, RATE, format="MP3")
     heard = read_streams(tmp_path / "take.mp3", ["audio"], tmp_path)["audio"]

@@ -1,5 +1,6 @@
-"""Stage `prepare`: what is in the folder follows from the parameters alone, however often it was stopped."""
+"""Stage `prepare`: the result depends only on the parameters, even after interruptions."""
 
+import hashlib
 import json
 import os
 import signal
@@ -34,6 +35,11 @@ def small(folder: Path, *more: str) -> Params:
     return load_params(ROOT / "params.yaml", [*SMALL, f"corpus.out={folder}", *more])
 
 
+def checked(text: bytes) -> bytes:
+    """A line of `clips.jsonl`."""
+    return hashlib.sha256(text).hexdigest().encode() + b" " + text
+
+
 def content(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -43,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(small(tmp_path_factory.mktemp("corpus") / "out"), workers=1)
 
 
-def test_the_manifest_tells_what_is_there(corpus: Path) -> None:
+def test_the_manifest_lists_all_files(corpus: Path) -> None:
     lines = read_manifest(corpus)
     assert [(line.split, line.condition) for line in lines] == [
         *[("train", line.condition) for line in lines[:6]],
@@ -61,10 +67,10 @@ def test_the_manifest_tells_what_is_there(corpus: Path) -> None:
     assert (copy.audio, copy.video, copy.snr) == ("test/s05/0001+0dB.wav", "test/s05/0001.mp4", 0.0)
     listed = {line.audio for line in lines} | {line.video for line in lines}
     babble = {"babble/train.wav", "babble/test.wav"}
-    assert content(corpus).keys() == listed | babble | {"manifest.jsonl", "prepare.json"}
+    assert content(corpus).keys() == listed | babble | {"manifest.jsonl", "prepare.json", "clips.jsonl"}
 
 
-def test_half_of_the_training_utterances_are_noisy_instead_of_clean(corpus: Path) -> None:
+def test_half_of_the_training_utterances_are_noisy(corpus: Path) -> None:
     train = [line for line in read_manifest(corpus) if line.split == "train"]
     assert len(train) == 6
     assert sum(line.snr is not None for line in train) == 3
@@ -83,7 +89,7 @@ def test_splits_share_no_speaker_and_no_voice(corpus: Path) -> None:
     assert len({voice.partition("+")[2] for voice in voices.values()}) == 6
 
 
-def test_noisy_copies_have_their_ratio(corpus: Path) -> None:
+def test_noisy_copies_have_their_snr(corpus: Path) -> None:
     by_id = {line.id: line for line in read_manifest(corpus)}
     for name, snr in (("test/s05/0000", 0.0), ("test/s06/0001", -5.0)):
         clean, noisy = (read_audio(corpus / by_id[i].audio) for i in (name, f"{name}+{snr:g}dB"))
@@ -92,7 +98,7 @@ def test_noisy_copies_have_their_ratio(corpus: Path) -> None:
         assert measured == pytest.approx(snr, abs=0.05)
 
 
-def test_lips_and_voice_belong_together(corpus: Path) -> None:
+def test_lips_move_during_speech(corpus: Path) -> None:
     """The mouth region changes while there is sound, and is nearly still in the silence at both ends."""
     lines = [line for line in read_manifest(corpus) if line.condition == "clean"]
     for line in lines[:4]:
@@ -105,24 +111,24 @@ def test_lips_and_voice_belong_together(corpus: Path) -> None:
 
 
 def test_bytes_do_not_depend_on_processes_or_order(corpus: Path, tmp_path: Path) -> None:
-    """Two fresh processes, which share the utterances as it happens, against this one, which made them in turn."""
+    """Two new processes give the same files as the present one."""
     folder = prepare(small(tmp_path / "out"), workers=2)
     assert content(folder) == content(corpus)
 
 
-def test_utterances_stay_when_more_are_asked_for(corpus: Path, tmp_path: Path) -> None:
+def test_more_utterances_keep_the_earlier_ones(corpus: Path, tmp_path: Path) -> None:
     more = plan_corpus(small(tmp_path, "corpus.synthetic.utterances.test=40").corpus)
     fewer = plan_corpus(small(tmp_path).corpus)
     assert {plan.id: plan for plan in fewer if plan.split == "test"}.items() <= {p.id: p for p in more}.items()
 
 
-def test_another_seed_is_another_corpus(tmp_path: Path) -> None:
-    one, other = (plan_corpus(small(tmp_path, f"corpus.seed={seed}").corpus) for seed in (0, 1))
-    assert [plan.sentence for plan in one] != [plan.sentence for plan in other]
-    assert {plan.voice for plan in one} != {plan.voice for plan in other}
+def test_another_seed_gives_another_corpus(tmp_path: Path) -> None:
+    first, second = (plan_corpus(small(tmp_path, f"corpus.seed={seed}").corpus) for seed in (0, 1))
+    assert [plan.sentence for plan in first] != [plan.sentence for plan in second]
+    assert {plan.voice for plan in first} != {plan.voice for plan in second}
 
 
-def test_nothing_is_made_twice_and_damage_is_mended(tmp_path: Path) -> None:
+def test_intact_files_are_kept_and_damaged_ones_replaced(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     before = content(folder)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -143,7 +149,7 @@ def test_nothing_is_made_twice_and_damage_is_mended(tmp_path: Path) -> None:
     assert untouched.stat().st_mtime_ns == times[untouched]
 
 
-def test_a_lost_manifest_is_made_again_from_the_media(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_written_from_the_media(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     before = content(folder)
     wav = folder / "test/s05/0000.wav"
@@ -155,43 +161,45 @@ def test_a_lost_manifest_is_made_again_from_the_media(tmp_path: Path) -> None:
     assert wav.stat().st_mtime_ns == made
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b'{"lines": 1}', b'{"clip": "x", "lines": [{}], "skipped": null}'])
-def test_a_damaged_line_of_the_journal_is_made_again(damage: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b'{"lines": 1}', checked(b'{"clip": "x", "lines": [{}]}')])
+def test_a_damaged_record_of_clips_is_replaced(damage: bytes, tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     before = content(folder)
-    (folder / "manifest.jsonl").rename(folder / "journal.jsonl")
-    with open(folder / "journal.jsonl", "ab") as file:
-        file.write(damage + b"\n")
+    record = folder / "clips.jsonl"
+    first, second, *_, last = record.read_bytes().splitlines(keepends=True)
+    assert b"test/s0" in last
+    (folder / "manifest.jsonl").unlink()
+    record.write_bytes(first + second.replace(b'"text":"', b'"text":"x') + damage + b"\n" + last[:-9])
     prepare(small(folder), workers=1)
     assert content(folder) == before
 
 
-def test_a_changed_transcript_is_named_and_mended(tmp_path: Path) -> None:
+def test_a_changed_transcript_is_an_error_and_repaired(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     before = content(folder)
     manifest = folder / "manifest.jsonl"
     whole = manifest.read_text()
     word = read_manifest(folder)[0].text.split()[0]
     manifest.write_text(whole.replace(f'"text": "{word}', f'"text": "{word[1:]}', 1))
-    with pytest.raises(PipelineError, match=r"manifest\.jsonl: has changed: .*; make it again with: "):
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl: has changed: .*; run: python -m pipeline.prepare"):
         read_manifest(folder)
     prepare(small(folder), workers=1)
     assert content(folder) == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 400, b"\xff\n", b"{}\n"])
-def test_a_manifest_that_a_power_cut_spoilt_is_made_again(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_manifest_is_written_again(tmp_path: Path, damage: bytes) -> None:
     few = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"
     folder = prepare(small(tmp_path / "out", few), workers=1)
     before = content(folder)
     (folder / "manifest.jsonl").write_bytes(damage)
-    with pytest.raises(PipelineError, match=r"manifest\.jsonl: .*make it again"):
+    with pytest.raises(PipelineError, match=r"manifest\.jsonl: .*run: python -m pipeline.prepare"):
         read_manifest(folder)
     prepare(small(folder, few), workers=1)
     assert content(folder) == before
 
 
-def test_other_settings_replace_the_media(tmp_path: Path) -> None:
+def test_changed_settings_replace_the_media(tmp_path: Path) -> None:
     folder = prepare(small(tmp_path / "out"), workers=1)
     fewer = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"
     prepare(small(folder, fewer, "corpus.seed=1"), workers=1)
@@ -202,14 +210,14 @@ def test_other_settings_replace_the_media(tmp_path: Path) -> None:
     assert content(folder) == content(fresh)
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(PipelineError, match=r"holds files, but no prepare\.json; name an empty folder as corpus\.out"):
+    with pytest.raises(PipelineError, match=r"has files, but no prepare\.json; set corpus\.out to an empty folder"):
         prepare(small(tmp_path), workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_sentences_of_a_file_are_said(tmp_path: Path) -> None:
+def test_sentences_of_a_file_are_spoken(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("The quick brown fox.\nJumps over it!\n")
     params = small(
         tmp_path / "out",
@@ -224,7 +232,7 @@ def test_sentences_of_a_file_are_said(tmp_path: Path) -> None:
     assert (tmp_path / "out/prepare.json").read_text() != settings
 
 
-def test_too_little_room_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage(10**9, 10**9, 1000))
     with pytest.raises(PipelineError, match=r"the corpus needs 0\.00 GB and 0\.00 GB are free; free some space"):
@@ -249,24 +257,24 @@ MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "out"
     process = subprocess.Popen(
         command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for_media(folder, process, 4)
-    # Ctrl-C reaches the whole group, as from a terminal; the others only the command itself.
+    # Ctrl-C in a terminal reaches the process group; the other signals only the command.
     if number is signal.SIGINT:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, said = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == (-9 if number is signal.SIGKILL else 130)
     if number is not signal.SIGKILL:
-        assert "interrupted: what was finished is kept" in said
-        assert "Traceback" not in said
+        assert "interrupted: what was finished is kept" in errors
+        assert "Traceback" not in errors
     assert not (folder / "manifest.jsonl").exists()
-    # No worker outlives its owner, or it would go on writing.
+    # No worker outlives its parent.
     deadline = time.monotonic() + 120
     while group_lives(process.pid):
         assert time.monotonic() < deadline
@@ -281,22 +289,22 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, number: signal.Signals) -
     assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
 
 
-def test_two_do_not_make_one_corpus(tmp_path: Path) -> None:
+def test_two_processes_do_not_prepare_one_corpus(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     first = subprocess.Popen(command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for_media(folder, first, 1)
     second = subprocess.run(command(folder, "corpus.seed=5"), cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 1
-    assert second.stderr == f"error: {folder}: another process prepares it; wait for that one to end\n"
+    assert second.stderr == f"error: {folder}: another process is preparing it; wait for that process to end\n"
     assert first.wait(timeout=240) == 0, first.stderr.read()
     assert len(read_manifest(folder)) == 36 + 2 + 4 * 3
 
 
-def test_the_command_says_one_line(tmp_path: Path) -> None:
+def test_an_error_of_the_command_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     done = subprocess.run(
         command(tmp_path / "out", f"corpus.synthetic.sentences={tmp_path / 'empty.txt'}"),
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path / 'empty.txt'}: there is no sentence in it; write a sentence a line\n"
+    assert done.stderr == f"error: {tmp_path / 'empty.txt'}: has no sentences; write one sentence per line\n"

@@ -1,4 +1,4 @@
-"""HuBERT, WavLM and wav2vec 2.0, small and random, as transformers saves them and as hubs have them."""
+"""Small random HuBERT, WavLM and wav2vec 2.0, as transformers saves them and as hubs provide them."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import HubSource, validate
 from pipeline.encoders.self_supervised import SelfSupervised
 from pipeline.pretrained.folder import weights_digest
-from pipeline.weights import fetch, make_weights
+from pipeline.weights import fetch, prepare_weights
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -52,7 +52,7 @@ def voices() -> list[np.ndarray]:
     return [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 7_000, 1)]
 
 
-def test_neither_the_batch_nor_loudness_changes_a_result(folder, voices):
+def test_results_depend_neither_on_the_batch_nor_on_loudness(folder, voices):
     encoder = SelfSupervised(settings(folder))
     assert (encoder.frame_rate, encoder.dimension) == (50, 32)
     together = encoder.encode(voices)
@@ -62,7 +62,7 @@ def test_neither_the_batch_nor_loudness_changes_a_result(folder, voices):
     assert np.allclose(encoder.encode([voices[0] * 5])[0], together[0], atol=1e-3)
 
 
-def test_the_whole_model_says_the_same(folder, voices):
+def test_encoder_equals_the_complete_model(folder, voices):
     model = transformers.AutoModel.from_pretrained(folder).eval()
     normalised = (voices[0] - voices[0].mean()) / np.sqrt(voices[0].var() + 1e-7)
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_the_whole_model_says_the_same(folder, voices):
     assert np.allclose(SelfSupervised(settings(folder)).encode(voices[:1])[0], expected, atol=1e-4)
 
 
-def test_width_and_frame_rate_are_the_configurations(tmp_path, voices):
+def test_width_and_frame_rate_follow_the_configuration(tmp_path, voices):
     changes = {"hidden_size": 48, "conv_dim": (16,) * 6, "conv_kernel": (10, 3, 3, 3, 3, 2)}
     changes |= {"conv_stride": (5, 2, 2, 2, 2, 2), "num_feat_extract_layers": 6}
     name, head, _ = KINDS["wav2vec2"]
@@ -90,8 +90,8 @@ def test_identity_is_weights_and_precision(tmp_path):
     }  # fmt: skip
 
 
-def test_pickled_tensors_are_taken_over_as_safetensors(tmp_path, voices):
-    """Such as a hub has them: in `pytorch_model.bin`, weight normalisation under its old names."""
+def test_pickled_tensors_are_converted_to_safetensors(tmp_path, voices):
+    """As on a hub: in `pytorch_model.bin`, weight normalisation under its old names."""
     source = save(KINDS["hubert, as base"], tmp_path / "source")
     expected = SelfSupervised(settings(source)).encode(voices[:1])[0]
     tensors = load_file(source / "model.safetensors")
@@ -109,14 +109,13 @@ def test_pickled_tensors_are_taken_over_as_safetensors(tmp_path, voices):
         "weights": {"out": str(tmp_path / "weights"), "sources": [weights]},
         "corpus": {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}},
     }
-    make_weights(validate(sections, "params.yaml"))
+    prepare_weights(validate(sections, "params.yaml"))
     assert not (tmp_path / "weights" / "hubert" / "pytorch_model.bin").exists()
     found = SelfSupervised(settings(tmp_path / "weights" / "hubert")).encode(voices[:1])[0]
     assert np.array_equal(found, expected)
 
 
-def test_a_hub_that_has_pickles_alone_is_asked_for_them(tmp_path, monkeypatch):
-    """Where it has safetensors, pickles are not fetched."""
+def test_pickles_are_fetched_only_without_safetensors(tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     save(KINDS["wavlm"], hub)
     torch.save(load_file(hub / "model.safetensors"), hub / "pytorch_model.bin")
@@ -139,16 +138,18 @@ def test_a_hub_that_has_pickles_alone_is_asked_for_them(tmp_path, monkeypatch):
     assert {file.name for file in fetch(source, tmp_path).iterdir()} >= {"config.json", "pytorch_model.bin"}
 
 
-def test_what_is_no_such_model_is_named(tmp_path):
+def test_other_models_are_refused(tmp_path):
     folder = save(KINDS["wavlm"], tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     lost = next(name for name in tensors if name.endswith("layers.1.attention.v_proj.weight"))
     save_file({name: t for name, t in tensors.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(PipelineError, match=r"model: no model of speech.*1 tensors are missing, such as .*v_proj"):
+    with pytest.raises(
+        PipelineError, match=r"model: cannot be loaded as a speech model.*1 tensors are missing.*v_proj"
+    ):
         SelfSupervised(settings(folder))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(PipelineError, match=r"preprocessor_config\.json is missing"):
+    with pytest.raises(PipelineError, match=r"preprocessor_config\.json with .* is missing"):
         SelfSupervised(settings(folder))
     small = {"d_model": 16, "vocab_size": 51865}
     small |= {
@@ -156,5 +157,5 @@ def test_what_is_no_such_model_is_named(tmp_path):
     }
     whisper = transformers.WhisperConfig(**small)
     transformers.WhisperModel(whisper).save_pretrained(tmp_path / "whisper")
-    with pytest.raises(PipelineError, match="a whisper hears no waveforms"):
+    with pytest.raises(PipelineError, match="a whisper has no waveform input"):
         SelfSupervised(settings(tmp_path / "whisper"))

@@ -309,7 +309,7 @@ print(train(small()).state())
     # Of a folder without a record, weights are known by what is in them.
     unnoticed = [line for line in said if line.startswith("unnoticed")]
     assert unnoticed == ["unnoticed data/weights/llm/weights.json gone"]
-    assert all("make it again with: python -m pipeline." in line for line in set(said) - set(unnoticed)), said
+    assert all("run: python -m pipeline." in line for line in set(said) - set(unnoticed)), said
 
 
 def test_an_evaluation_that_was_cut_twice_decodes_each_batch_once(project):
@@ -372,9 +372,7 @@ def test_an_untrained_trial_names_the_command(project):
 def test_a_corpus_of_other_parameters_is_refused(project):
     done = command(project, "train", "--set", "corpus.synthetic.utterances={train: 60, validation: 2, test: 2}")
     assert done.returncode == 1
-    told = (
-        "error: data/corpus: was prepared with corpus.synthetic.utterances.train 6, which is 60 here; prepare it again"
-    )
+    told = "error: data/corpus: was prepared with corpus.synthetic.utterances.train=6, not 60; prepare it again"
     assert done.stderr.startswith(told)
     assert not list(project.glob("runs/*"))
 

@@ -17,7 +17,7 @@ from pipeline.pretrained.ctranslate2 import read_tensors
 from pipeline.pretrained.folder import verify_weights, weights_digest
 from pipeline.pretrained.gguf import convert_gguf
 from pipeline.training.inputs import Inputs
-from pipeline.weights import make_weights
+from pipeline.weights import prepare_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (
@@ -35,13 +35,13 @@ def params_for(out: Path, source: dict, format: str = "ctranslate2_whisper") -> 
 
 @pytest.fixture
 def whisper(real_sources, tmp_path) -> Path:
-    """A copy of the CTranslate2 folder, to be changed at will."""
+    """A copy of the CTranslate2 folder, which tests may change."""
     return Path(shutil.copytree(real_sources["whisper-tiny.en"], tmp_path / "whisper"))
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index that is a folder, with one wheel in it. Returns a function that gives a source of it."""
+    """A local package index with one wheel. Returns a function for its source section."""
     folder = tmp_path / "index"
     folder.mkdir()
     wheel = folder / "toy-1.0-py3-none-any.whl"
@@ -60,7 +60,7 @@ def index(tmp_path, monkeypatch):
     return lambda **changes: usual | changes
 
 
-def test_language_model_equals_the_gguf(real_weights, real_sources):
+def test_converted_language_model_equals_the_gguf(real_weights, real_sources):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file, folder = real_sources["smollm2-135m"], real_weights / "smollm2-135m"
@@ -83,22 +83,22 @@ def test_language_model_equals_the_gguf(real_weights, real_sources):
     assert perplexity < 40
 
 
-def test_what_is_whole_is_left_alone(whisper, tmp_path):
+def test_complete_weights_are_kept(whisper, tmp_path):
     params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
-    make_weights(params)
+    prepare_weights(params)
     file = tmp_path / "out" / "w" / "model.safetensors"
     made = file.stat().st_mtime_ns
-    make_weights(params)
+    prepare_weights(params)
     assert file.stat().st_mtime_ns == made
     assert file.stat().st_mode & 0o044 == 0o044
     shutil.rmtree(whisper)
-    make_weights(params)
+    prepare_weights(params)
     assert file.stat().st_mtime_ns == made
 
 
-def test_damage_is_found_and_mended(whisper, tmp_path):
+def test_damage_is_noticed_and_repaired(whisper, tmp_path):
     params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
-    make_weights(params)
+    prepare_weights(params)
     folder = tmp_path / "out" / "w"
     file = folder / "model.safetensors"
     whole, digest = file.read_bytes(), weights_digest(folder)
@@ -106,49 +106,49 @@ def test_damage_is_found_and_mended(whisper, tmp_path):
     file.write_bytes(whole[:-1])
     with pytest.raises(PipelineError, match=rf"{len(whole) - 1} bytes instead of {len(whole)}.*pipeline\.weights"):
         weights_digest(folder)
-    make_weights(params)
+    prepare_weights(params)
     assert file.read_bytes() == whole
 
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    make_weights(params)
+    prepare_weights(params)
     assert file.read_bytes() == whole
 
     (folder / "config.json").unlink()
-    make_weights(params)
+    prepare_weights(params)
     assert weights_digest(folder) == digest
 
     (folder / "weights.json").write_text("{")
-    make_weights(params)
+    prepare_weights(params)
     assert weights_digest(folder) == digest
 
 
 def test_a_changed_source_is_converted_again(whisper, tmp_path, capsys):
     params = params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)})
-    make_weights(params)
+    prepare_weights(params)
     before = weights_digest(tmp_path / "out" / "w")
     content = bytearray((whisper / "model.bin").read_bytes())
     content[content.index(b"encoder/conv1/weight\0") + 60] ^= 1
     (whisper / "model.bin").write_bytes(content)
-    make_weights(params)
-    assert "was made of something else" in capsys.readouterr().out
+    prepare_weights(params)
+    assert "has another source or converter" in capsys.readouterr().out
     assert weights_digest(tmp_path / "out" / "w") != before
 
 
-def test_the_digest_is_of_content_wherever_it_lies(whisper, tmp_path):
-    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+def test_the_digest_depends_only_on_content(whisper, tmp_path):
+    prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
     made = tmp_path / "out" / "w"
     plain = Path(shutil.copytree(made, tmp_path / "plain"))
     (plain / "weights.json").unlink()
     assert weights_digest(plain) == weights_digest(made)
-    with pytest.raises(PipelineError, match=r"no weights here.*python -m pipeline\.weights"):
+    with pytest.raises(PipelineError, match=r"nowhere: has no weights.*python -m pipeline\.weights"):
         weights_digest(tmp_path / "nowhere")
 
 
-def test_a_hugging_face_folder_is_linked(whisper, tmp_path):
-    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+def test_files_of_a_hugging_face_folder_are_linked(whisper, tmp_path):
+    prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
     made = tmp_path / "out" / "w"
     mode = (made / "model.safetensors").stat().st_mode
-    make_weights(params_for(tmp_path / "linked", {"kind": "path", "path": str(made)}, "huggingface"))
+    prepare_weights(params_for(tmp_path / "linked", {"kind": "path", "path": str(made)}, "huggingface"))
     linked = tmp_path / "linked" / "w"
     assert (linked / "model.safetensors").is_symlink()
     assert (made / "model.safetensors").stat().st_mode == mode
@@ -157,45 +157,45 @@ def test_a_hugging_face_folder_is_linked(whisper, tmp_path):
 
 @pytest.fixture
 def llm(tmp_path) -> Path:
-    """A folder of weights as the stage makes it, its files its own."""
+    """A folder of stage `weights`, without links."""
     source = tiny.make_llm(tmp_path / "llm")
-    make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(source)}, "huggingface"))
+    prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(source)}, "huggingface"))
     shutil.copytree(tmp_path / "out" / "w", tmp_path / "w")
     return tmp_path / "w"
 
 
-def test_every_file_is_verified_before_it_is_loaded(llm):
+def test_verification_covers_all_files(llm):
     verify_weights(llm)
-    known, again = weights_digest(llm), "make it again with: python -m pipeline.weights"
+    known, remedy = weights_digest(llm), "run: python -m pipeline.weights"
     names = {file.name for file in llm.iterdir()} - {"weights.json"}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     for name in names:
         file = llm / name
         whole = file.read_bytes()
         file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-        assert weights_digest(llm) == known, "nothing is read to know what lies there"
-        with pytest.raises(PipelineError, match=f"{name}: has changed: .*; {again}"):
+        assert weights_digest(llm) == known, "the digest reads no files"
+        with pytest.raises(PipelineError, match=f"{name}: has changed: .*; {remedy}"):
             verify_weights(llm)
         file.write_bytes(whole)
     verify_weights(llm)
     (llm / "adapter_config.json").write_text("{}")
-    with pytest.raises(PipelineError, match=r"adapter_config\.json: is not among the files that weights\.json names"):
+    with pytest.raises(PipelineError, match=r"adapter_config\.json: is not listed in weights\.json"):
         verify_weights(llm)
 
 
 @pytest.mark.parametrize("content", ["", "\0\0", "{}", "[]", '{"files": 3, "digest": "0"}', "other"])
-def test_a_damaged_record_of_weights_is_named(llm, content):
+def test_a_damaged_record_is_an_error(llm, content):
     record = llm / "weights.json"
     whole = record.read_text()
     first = json.loads(whole)["files"]["config.json"]["sha256"]
     record.write_text(whole.replace(first, "0" * 64) if content == "other" else content)
-    with pytest.raises(PipelineError, match=r"weights\.json: .*; make it again with: python -m pipeline\.weights"):
+    with pytest.raises(PipelineError, match=r"weights\.json: .*; run: python -m pipeline\.weights"):
         weights_digest(llm)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 300, b"\xff\xfe"])
-def test_an_llm_without_a_record_that_cannot_be_loaded_is_one_line(tmp_path, name, content):
+def test_a_damaged_llm_without_a_record_is_an_error(tmp_path, name, content):
     from pipeline.training.build import build_model
 
     folder = tiny.make_llm(tmp_path / "llm")
@@ -206,8 +206,8 @@ def test_an_llm_without_a_record_that_cannot_be_loaded_is_one_line(tmp_path, nam
         build_model(params, inputs)
 
 
-def test_a_member_of_a_wheel_is_taken_without_the_dependencies(index, tmp_path):
-    make_weights(params_for(tmp_path / "out", index(), "huggingface"))
+def test_a_member_of_a_wheel_is_copied_without_dependencies(index, tmp_path):
+    prepare_weights(params_for(tmp_path / "out", index(), "huggingface"))
     assert (tmp_path / "out" / "w" / "model.safetensors").read_text() == "tensors"
     assert not (tmp_path / "out" / "w" / "model.safetensors").is_symlink()
 
@@ -221,22 +221,22 @@ def test_a_member_of_a_wheel_is_taken_without_the_dependencies(index, tmp_path):
         ({"package": "nosuchpackage"}, "nosuchpackage==1.0: pip cannot fetch it.*kind: path"),
     ],
 )
-def test_a_wheel_that_is_not_as_said(index, tmp_path, changes, message):
+def test_an_unexpected_wheel_is_an_error(index, tmp_path, changes, message):
     with pytest.raises(PipelineError, match=message):
-        make_weights(params_for(tmp_path / "out", index(**changes), "huggingface"))
+        prepare_weights(params_for(tmp_path / "out", index(**changes), "huggingface"))
     assert not any((tmp_path / "out").glob("*"))
 
 
-def test_without_network_the_way_out_is_named(index, tmp_path, monkeypatch):
+def test_an_error_of_the_network_has_a_remedy(index, tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(PipelineError, match=r"pip cannot fetch it.*check the network.*kind: path"):
-        make_weights(params_for(tmp_path / "out", index()))
+        prepare_weights(params_for(tmp_path / "out", index()))
 
 
-def test_without_network_a_hub_is_one_line(tmp_path):
+def test_an_unavailable_hub_is_one_error(tmp_path):
     source = "{kind: hub, repository: some/model, revision: abcdef0}"
     script = "from pipeline.common.command import run_command; from pipeline.weights import main; run_command(main)"
     command = [sys.executable, "-c", script, "--set", f"weights.out={tmp_path}"]
@@ -245,44 +245,44 @@ def test_without_network_a_hub_is_one_line(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: some/model@abcdef0: cannot be fetched")
-    assert "is not there; making it from the hub's some/model at abcdef0" in ended.stdout
+    assert "does not exist; preparing it from the hub's some/model at abcdef0" in ended.stdout
     assert "kind: path" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_missing_path_is_named(tmp_path):
-    with pytest.raises(PipelineError, match="nowhere: is not there"):
-        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(tmp_path / "nowhere")}))
+def test_a_missing_path_is_an_error(tmp_path):
+    with pytest.raises(PipelineError, match="nowhere: does not exist"):
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(tmp_path / "nowhere")}))
 
 
 @pytest.mark.parametrize("size", [0, 3, 1000, 20_000_000])
-def test_a_cut_ctranslate2_file_is_named(whisper, tmp_path, size):
+def test_a_truncated_ctranslate2_file_is_an_error(whisper, tmp_path, size):
     os.truncate(whisper / "model.bin", size)
     with pytest.raises(PipelineError, match=rf"model\.bin: ends at byte {size}.*fetch it again"):
         read_tensors(whisper / "model.bin")
     with pytest.raises(PipelineError, match=r"model\.bin"):
-        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
     assert not (tmp_path / "out" / "w").exists()
 
 
-def test_integers_in_place_of_weights_are_refused(whisper, tmp_path):
+def test_integer_weights_are_refused(whisper, tmp_path):
     content = bytearray((whisper / "model.bin").read_bytes())
     # The type follows the name, the rank and three dimensions.
     content[content.index(b"encoder/conv1/weight\0") + 21 + 1 + 12] = 2
     (whisper / "model.bin").write_bytes(content)
-    with pytest.raises(PipelineError, match=r"holds conv1\.weight as int16"):
-        make_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+    with pytest.raises(PipelineError, match=r"has conv1\.weight as int16"):
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
 
 
 @pytest.mark.parametrize("size", [0, 100, 60_000_000])
-def test_a_cut_gguf_is_named(real_sources, tmp_path, size):
+def test_a_truncated_gguf_is_an_error(real_sources, tmp_path, size):
     with open(real_sources["smollm2-135m"], "rb") as whole:
         (tmp_path / "cut.gguf").write_bytes(whole.read(size))
     with pytest.raises(PipelineError, match=r"cut\.gguf: cannot be read as GGUF"):
         convert_gguf(tmp_path / "cut.gguf", tmp_path / "out")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(whisper, tmp_path):
+def test_a_full_disk_is_one_error_without_leftovers(whisper, tmp_path):
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "from pipeline.common.command import run_command; from pipeline.weights import main; run_command(main)"
@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(whisper, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_with_nothing_to_do_torch_is_not_loaded(real_weights):
+def test_torch_is_not_imported_without_work(real_weights):
     script = (
         "import sys; from pipeline.weights import main; main()\nassert not {'torch', 'transformers'} & set(sys.modules)"
     )

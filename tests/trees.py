@@ -20,7 +20,7 @@ QUIET = "corpus.noise={folder: null, talkers: 2, train_share: 0, train_snrs: [],
 
 @dataclass(frozen=True)
 class Spoken:
-    """One utterance to build a tree of."""
+    """An utterance of the synthetic corpus."""
 
     speaker: str
     text: str
@@ -47,10 +47,10 @@ def params(kind: str, root: Path, out: Path, *more: str) -> Params:
 
 def speakers(spoken: Sequence[Spoken]) -> dict[str, list[Spoken]]:
     """Utterances by speaker."""
-    found: dict[str, list[Spoken]] = {}
-    for one in spoken:
-        found.setdefault(one.speaker, []).append(one)
-    return found
+    own: dict[str, list[Spoken]] = {}
+    for utterance in spoken:
+        own.setdefault(utterance.speaker, []).append(utterance)
+    return own
 
 
 def lrs_text(text: str, words: Sequence[tuple[str, float, float]] = ()) -> str:
@@ -119,9 +119,9 @@ def make_auto_avsr(root: Path, spoken: Sequence[Spoken], columns: str = "text") 
             text = root / "lrs3" / relative.replace("_video_", "_text_").replace(".mp4", ".txt")
             text.parent.mkdir(parents=True, exist_ok=True)
             text.write_text(one.text.upper())
-            said = {"ids": "17 4 1002", "text": one.text, "ids,text": f"17 4 1002,{one.text}"}[columns]
+            last = {"ids": "17 4 1002", "text": one.text, "ids,text": f"17 4 1002,{one.text}"}[columns]
             frames = len(read_video_gray(one.mp4))
-            rows["train" if part == "trainval" else "test"].append(f"lrs3,{relative},{frames},{said}")
+            rows["train" if part == "trainval" else "test"].append(f"lrs3,{relative},{frames},{last}")
     (root / "labels").mkdir()
     for split, lines in rows.items():
         (root / "labels" / f"lrs3_{split}_transcript_lengths_seg16s.csv").write_text("\n".join(lines) + "\n")

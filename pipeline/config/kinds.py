@@ -21,7 +21,7 @@ VIDEO_ENCODERS = {
     "avhubert": "pipeline.encoders.avhubert:AVHuBERT",
 }
 CORPORA = {
-    "synthetic": "pipeline.corpora.synthetic.reader:Spoken",
+    "synthetic": "pipeline.corpora.synthetic.corpus:SyntheticCorpus",
     "lrs3": "pipeline.corpora.formats.lrs:LRS3",
     "lrs2": "pipeline.corpora.formats.lrs:LRS2",
     "auto_avsr": "pipeline.corpora.formats.auto_avsr:AutoAVSR",

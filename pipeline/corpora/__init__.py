@@ -1,1 +1,1 @@
-"""Corpora: how they are read and prepared, their manifest and their media."""
+"""Reading and preparation of corpora: manifest, media, splits, noise."""

@@ -1,12 +1,11 @@
-"""The manifest: one JSON line for each utterance and condition.
+"""The manifest `manifest.jsonl`: one JSON line per utterance and noise condition.
 
-A noisy copy of an utterance is a line of its own with the same video, so that a line is exactly one thing to encode,
-to train on and to score.
+A noisy copy of an utterance is a separate line with the same video, so each line is one item to encode and to score.
 """
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,23 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
 from pipeline.common.verified import remembered, require
 from pipeline.corpora.prepared import MANIFEST_KEY, read_settings
+from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.text_files import LOST, read_lines
 
 SAMPLE_RATE = 16_000
-"""Samples a second of all audio."""
+"""Samples per second of all audio."""
 FRAME_RATE = 25
-"""Frames a second of all video."""
+"""Frames per second of all video."""
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 MANIFEST = "manifest.jsonl"
-SPLITS = ("train", "validation", "test")
 LARGEST = 10_000_000
-"""Seconds, frames or dB that a line can have; more is damage."""
-REMEDY = "make it again with: python -m pipeline.prepare"
+"""Maximum of seconds, frames and dB; a larger value is damage."""
+REMEDY = "run: python -m pipeline.prepare"
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of `manifest.jsonl`."""
+    """A line of `manifest.jsonl`."""
 
     id: str
     """Unique in the manifest, such as `test/s15/0003` or, for a noisy copy, `test/s15/0003+0dB`."""
@@ -37,11 +37,11 @@ class Utterance:
     """`train`, `validation` or `test`."""
     speaker: str
     text: str
-    """The reference, lower case, words parted by one space."""
+    """The reference, lower case, words separated by single spaces."""
     audio: str
     """Path of the wav, relative to the manifest's folder (or absolute)."""
     video: str | None
-    """Path of the mp4, likewise; null where the corpus has none."""
+    """Path of the mp4, likewise; null without video."""
     audio_seconds: float
     video_frames: int | None
     snr: float | None
@@ -51,7 +51,7 @@ class Utterance:
 
     @property
     def condition(self) -> str:
-        """`clean`, or `snr_0`, `snr_-5` …: the name in metrics and tables."""
+        """`clean`, `snr_0`, `snr_-5` …, as in metrics and tables."""
         return "clean" if self.snr is None else f"snr_{self.snr:g}"
 
 
@@ -79,27 +79,26 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "audio_sha256": (lambda value: isinstance(value, str), "a digest"),
     "video_sha256": (lambda value: value is None or isinstance(value, str), "a digest or null"),
 }
-"""By key of a line: whether a value is one that it can have, and which those are."""
+"""Per key: the check of its value, and the expected value for the message."""
 
 
 def manifest_text(utterances: Iterable[Utterance]) -> str:
-    """The text of a manifest: a line for each utterance."""
-    return "".join(f"{json.dumps(asdict(u), ensure_ascii=False, allow_nan=False)}\n" for u in utterances)
+    """Text of a manifest."""
+    return "".join(f"{json.dumps(vars(u), ensure_ascii=False, allow_nan=False)}\n" for u in utterances)
 
 
 def write_manifest(folder: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write `folder/manifest.jsonl`, whole or not at all."""
+    """Write `folder/manifest.jsonl` atomically."""
     write_text(Path(folder) / MANIFEST, manifest_text(utterances))
 
 
 def read_manifest(folder: str | Path) -> list[Utterance]:
-    """Read and check `folder/manifest.jsonl`, once in a process as long as it and `prepare.json` stay the same.
+    """Read and check `folder/manifest.jsonl`; the result is cached while the file is unchanged.
 
-    Where `prepare.json` beside it has its SHA-256, it must be that manifest; one that people wrote has none.
+    If `prepare.json` records a SHA-256, the manifest must match it; a manifest written by hand has none.
 
     Raises:
-        PipelineError: the file is missing or empty, is not the one that was prepared, or a line is damaged; see
-            `utterance_of`; or it has an id that an earlier line had.
+        PipelineError: the file is missing, empty or not the prepared one, a line is invalid, or an id is repeated.
     """
     path = Path(folder) / MANIFEST
     recorded = (read_settings(Path(folder)) or {}).get(MANIFEST_KEY)
@@ -114,9 +113,9 @@ def read_manifest(folder: str | Path) -> list[Utterance]:
 
 
 def _read_recorded(path: Path) -> tuple[Utterance, ...]:
-    """Of a manifest that `prepare` wrote: what it checked need not be checked line by line again."""
+    """A manifest that matches its SHA-256 needs no check of its lines."""
     try:
-        # All lines at once: one by one takes twice as long.
+        # Parsing all lines at once takes half the time.
         lines = json.loads(b"[%s]" % b",".join(path.read_bytes().splitlines()))
         return tuple(Utterance(**values) for values in lines)
     except (ValueError, TypeError, RecursionError):
@@ -129,13 +128,13 @@ def _read_checked(path: Path) -> tuple[Utterance, ...]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        utterance = utterance_of(_parsed(line, where), where)
+        utterance = _checked_utterance(_parsed(line, where), where)
         if utterance.id in seen:
-            raise PipelineError(where, f"id {_shown(utterance.id)} stands in line {seen[utterance.id]}", REMEDY)
+            raise PipelineError(where, f"id {_shortened(utterance.id)} is already in line {seen[utterance.id]}", REMEDY)
         seen[utterance.id] = number
         utterances.append(utterance)
     if not utterances:
-        raise PipelineError(path, "there is no utterance in it", REMEDY)
+        raise PipelineError(path, "has no utterances", REMEDY)
     return tuple(utterances)
 
 
@@ -144,38 +143,28 @@ def _parsed(line: str, where: str) -> Any:
         raise PipelineError(where, "is not UTF-8", REMEDY)
     try:
         values = json.loads(line)
-        # JSON may escape halves of characters, which nothing can be written with.
+        # JSON may escape lone surrogates, which cannot be encoded.
         line.encode() if "\\u" not in line else json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        found = getattr(error, "msg", None) or getattr(error, "reason", None) or "too long a number, or too deep"
-        raise PipelineError(where, f"is not valid JSON ({found})", REMEDY) from None
+        reason = getattr(error, "msg", None) or getattr(error, "reason", None) or "too long a number, or too deep"
+        raise PipelineError(where, f"invalid JSON ({reason})", REMEDY) from None
     return values
 
 
-def utterance_of(values: Any, where: str) -> Utterance:
-    """A line of a manifest.
-
-    Args:
-        values: of the line, as JSON has them.
-        where: for the message, the file and the line.
-
-    Raises:
-        PipelineError: a key is missing or unknown, a value makes no sense, or the transcript is empty.
-    """
+def _checked_utterance(values: Any, where: str) -> Utterance:
     if not isinstance(values, dict) or values.keys() != _EXPECTED.keys():
         odd = sorted(_EXPECTED.keys() ^ set(values)) if isinstance(values, dict) else [type(values).__name__]
         raise PipelineError(where, f"unexpected or missing: {', '.join(odd)[:200]}", REMEDY)
-    for name, (is_fit, expected) in _EXPECTED.items():
-        if not is_fit(values[name]):
-            raise PipelineError(where, f"{name} is {_shown(values[name])}; it must be {expected}", REMEDY)
+    for name, (is_valid, expected) in _EXPECTED.items():
+        if not is_valid(values[name]):
+            raise PipelineError(where, f"{name} is {_shortened(values[name])}; it must be {expected}", REMEDY)
     if len({values[name] is None for name in ("video", "video_frames", "video_sha256")}) > 1:
         raise PipelineError(where, "of video, video_frames and video_sha256 some are null and some are not", REMEDY)
     if not values["text"].strip():
-        raise PipelineError(where, "the transcript is empty", "give it a text or remove the line")
+        raise PipelineError(where, "the transcript is empty", "add a text or remove the line")
     return Utterance(**values)
 
 
-def _shown(value: Any) -> str:
-    """A value in a message, not too long."""
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

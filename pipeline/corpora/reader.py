@@ -1,4 +1,4 @@
-"""What a corpus is to stage `prepare`: a list of clips, and a way to make one of them, in any process, in any order."""
+"""The interface of a corpus to `prepare`: a list of clips, each of which any process can prepare in any order."""
 
 import errno
 from collections import Counter
@@ -7,35 +7,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.common.errors import PipelineError
+from pipeline.common.kinds import resolve
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import Utterance
+from pipeline.config.kinds import CORPORA
+from pipeline.corpora.manifest import MANIFEST, Utterance
+from pipeline.corpora.prepared import ROOT, read_settings
 
 REFUSED = "the system could not read it"
-"""The one reason to skip a clip that may pass by itself, as a share that is away does: it is tried at every start."""
-
+"""The only temporary reason to skip a clip, such as an unmounted share: `prepare` tries the clip again at every
+start."""
 SILENCE = "silence"
-"""The reason to skip a clip in which nothing is heard."""
+"""The reason to skip a clip without audible sound."""
 LONGEST_SHOWN = 1000
-"""Characters of a path in a message; a damaged list may name one of any length."""
+"""Maximum characters of a path in a message; a damaged list may have a path of any length."""
 
 
 class Unusable(Exception):  # noqa: N818
-    """A clip that is skipped, and why: `reason` is the same for all alike, `detail` is of this one."""
+    """A clip must be skipped: `reason` is one of a few categories, `detail` is specific to the clip."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
     def at(self, where: str) -> "Unusable":
-        """The same reason, with the line of the list that it is found in."""
+        """The same reason with a position in a list."""
         return Unusable(self.reason, f"{where}: {self.detail}" if self.detail else where)
 
     def skip(self, path: str, split: str, clip: str = "") -> "SkippedClip":
-        """The clip at a path, skipped for this reason; see `SkippedClip`."""
-        return SkippedClip(shown(path), split, self.reason, shown(self.detail), clip)
+        """The clip at `path`, skipped for this reason."""
+        return SkippedClip(printable(path), split, self.reason, printable(self.detail), clip)
 
 
-def refused(path: Path, error: OSError) -> Unusable:
+def open_error(path: Path, error: OSError) -> Unusable:
     """The reason to skip a clip whose file cannot be opened.
 
     Raises:
@@ -44,31 +48,31 @@ def refused(path: Path, error: OSError) -> Unusable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
-        return Unusable("a file is missing", shown(path.name))
-    return Unusable(REFUSED, f"{shown(path.name)}: {error.strerror}")
+        return Unusable("a file is missing", printable(path.name))
+    return Unusable(REFUSED, f"{printable(path.name)}: {error.strerror}")
 
 
-def shown(name: str) -> str:
-    """A name or path as it can be written and printed: bytes that are not UTF-8 become such as `\\udcff`."""
+def printable(name: str) -> str:
+    """A name or path in valid UTF-8, shortened; invalid bytes become escapes such as `\\udcff`."""
     return name[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class SkippedClip:
-    """A clip of a corpus, or a line of a list, that is not taken, and why."""
+    """A clip of a corpus, or a line of a list, that is skipped, and the reason."""
 
     path: str
-    """As a person finds it below `corpus.root`."""
+    """Relative to `corpus.root`."""
     split: str
     reason: str
-    """In a few words, the same for all that have it, so that they can be counted."""
+    """One of a few categories, so that clips can be counted by reason."""
     detail: str = ""
     clip: str = ""
-    """Its id, where it was skipped while it was prepared; empty where the listing skipped it."""
+    """Its id if it was skipped during preparation; empty if it was skipped while listing."""
 
 
-def reasons(skipped: Iterable[SkippedClip]) -> str:
-    """How many clips were skipped for which reason, in brackets for a message; empty if none was."""
+def skip_summary(skipped: Iterable[SkippedClip]) -> str:
+    """Number of skipped clips by reason, in brackets for a message; empty without skipped clips."""
     entries = list(skipped)
     if not entries:
         return ""
@@ -77,15 +81,9 @@ def reasons(skipped: Iterable[SkippedClip]) -> str:
     return f" ({len(entries):,} skipped: {', '.join(f'{reason} {count:,}' for reason, count in counts)}; first {first})"
 
 
-def root_of(corpus: Corpus) -> str:
-    """`corpus.root` of a recorded corpus, which has one, or its parameters would not have been read."""
-    assert corpus.root is not None
-    return corpus.root
-
-
 @dataclass(frozen=True)
 class PreparedClip:
-    """A finished clip: its lines in the manifest, or the reason why there are none."""
+    """The result for a clip: its lines of the manifest, or the reason to skip it."""
 
     lines: tuple[Utterance, ...] = ()
     skipped: SkippedClip | None = None
@@ -93,7 +91,7 @@ class PreparedClip:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Digest and length of a file that was made before, so that it need not be read again."""
+    """Digest and length of a media file that exists already."""
 
     sha256: str
     length: float
@@ -101,7 +99,7 @@ class FileInfo:
 
 
 class Clip(Protocol):
-    """What is made at once. One clip becomes one utterance or several, each in all conditions of its split."""
+    """A unit of preparation: one or several utterances, each in all noise conditions of its split."""
 
     @property
     def id(self) -> str:
@@ -114,55 +112,73 @@ class Clip(Protocol):
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a corpus holds."""
+    """The clips of a corpus."""
 
     clips: list[Any]
     """In the order of the manifest within each split."""
     skipped: list[SkippedClip] = field(default_factory=list)
-    """Clips that are not even tried."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further entries of `prepare.json`."""
 
 
 class Reader(Protocol):
-    """One corpus, of one kind and with its settings. Making one is cheap: every worker has its own."""
+    """A corpus of one kind with its settings. It is cheap to construct: every worker process has its own."""
 
     corpus: Corpus
-    complete: bool
-    """Whether a corpus of which a clip is missing is an error."""
+    requires_all: bool
+    """Whether a clip that cannot be prepared is an error instead of a skipped clip."""
 
     def __init__(self, corpus: Corpus) -> None: ...
 
     def settings(self) -> dict[str, Any]:
-        """What the corpus follows from, as JSON, with the `digest` of all. No clip is touched for it."""
+        """Everything the corpus depends on, as JSON, with the `digest` of all. Reads no clip."""
 
-    def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """Patterns of media in the folder that settings other than those of `before` make invalid."""
+    def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        """Patterns of media that a change of settings makes invalid."""
 
     def listing(self) -> Listing:
-        """All clips.
+        """List all clips.
 
         Raises:
-            PipelineError: `corpus.root` is no corpus of this kind, or the settings ask for more than it has.
+            PipelineError: `corpus.root` is not a corpus of this kind, or is too small for the settings.
         """
 
     def sources(self, clip: Any) -> tuple[Path, ...]:
-        """The files that a clip is made of."""
+        """Source files of a clip."""
 
-    def room(self, clips: list[Any]) -> int:
-        """How many bytes these take, more or less."""
+    def estimated_bytes(self, clips: list[Any]) -> int:
+        """Approximate size of the media of these clips."""
 
-    def noise(self, split: str, clips: list[Any]) -> Any:
-        """What the noise of a split is made of: something small that `make_noise` takes in another process."""
+    def noise_recipe(self, split: str, clips: list[Any]) -> Any:
+        """The input of `write_noise` for a split; small enough to send to another process."""
 
-    def make_noise(self, split: str, recipe: Any, folder: Path) -> None:
-        """Make the noise of a split where it is missing."""
+    def write_noise(self, split: str, recipe: Any, folder: Path) -> None:
+        """Write the noise of a split if it is missing."""
 
-    def make(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
-        """Make what is missing of a clip's media; what is there and whole stays.
+    def prepare_clip(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
+        """Write the missing media of a clip.
 
         Args:
             clip: of this reader's listing.
             folder: the corpus folder.
-            known: of files that are there and sound, by their path in the folder.
+            known: existing intact media, by their path in the folder.
         """
+
+
+def reader_of(corpus: Corpus) -> Reader:
+    """The reader of a corpus. A new kind is a file with a `Reader` or a `RecordedCorpus`, and a line in the registry
+    `pipeline.config.kinds.CORPORA`."""
+    return resolve(CORPORA[corpus.kind])(corpus)
+
+
+def is_current(corpus: Corpus) -> bool:
+    """Whether `corpus.out` is complete and has the present settings and code; media files are checked by `prepare`."""
+    folder = Path(corpus.out)
+    try:
+        recorded = read_settings(folder) or {}
+        # At a new root, `prepare` checks whether it is the same corpus.
+        is_same = bool(recorded) and recorded.get(ROOT) == corpus.root
+        is_same = is_same and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+    except (PipelineError, OSError):
+        return False
+    return is_same and (folder / MANIFEST).exists()

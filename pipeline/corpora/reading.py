@@ -1,4 +1,4 @@
-"""Media of a corpus as they are asked for, each held against the manifest."""
+"""Media of a manifest, read when they are used and compared with their recorded SHA-256."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,49 +11,40 @@ from pipeline.common.verified import sha256_of
 from pipeline.corpora.manifest import REMEDY, Utterance
 
 
-def media_file(folder: str | Path, stream: str, utterance: Utterance) -> Path:
-    """Where the audio or the video of an utterance lies; `folder` is that of the manifest."""
+def media_path(folder: str | Path, stream: str, utterance: Utterance) -> Path:
+    """Path of the audio or video of an utterance; `folder` is that of the manifest."""
     return Path(folder) / str(utterance.audio if stream == "audio" else utterance.video)
 
 
 def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndarray:
-    """Read the audio or the video of an utterance.
-
-    Args:
-        folder: that of the manifest.
-        stream: `audio` or `video`.
-        utterance: a line of the manifest; it must have a video, if that is asked for.
+    """Read the audio or video of an utterance.
 
     Returns:
-        (samples,) float32 at 16 kHz, or (frames, height, width) uint8 at 25 frames a second.
+        (samples,) float32 at 16 kHz, or (frames, height, width) uint8 at 25 frames per second.
 
     Raises:
-        PipelineError: the file is missing or damaged, or is not the one that the manifest was written for.
+        PipelineError: the file is missing or damaged, or differs from the manifest.
     """
     from pipeline.corpora.media.files import read_audio, read_video_gray
 
-    path = media_file(folder, stream, utterance)
+    path = media_path(folder, stream, utterance)
     content = read_audio(path) if stream == "audio" else read_video_gray(path)
     expected = utterance.audio_sha256 if stream == "audio" else utterance.video_sha256
     if sha256_of(path) != expected:
-        # `prepare` reads only files that are newer than the manifest.
-        remedy = f"remove it, then {REMEDY}"
-        raise PipelineError(path, "is not the file that the manifest was written for", remedy)
+        # `prepare` compares only files that are newer than its record.
+        raise PipelineError(path, "differs from its SHA-256 in the manifest", f"remove it, then {REMEDY}")
     return content
 
 
-def trained_on(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
-    """What a training reads: the training split under all its conditions, and the clean validation split."""
+def training_utterances(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
+    """The training split in all noise conditions, and the clean validation split."""
     return tuple(u for u in utterances if u.split == "train" or (u.split == "validation" and u.snr is None))
 
 
-def evaluated_on(
+def evaluation_utterances(
     utterances: Iterable[Utterance], splits: Collection[str], streams: Collection[str]
 ) -> tuple[Utterance, ...]:
-    """What an evaluation reads: the splits under all the conditions that a model of these streams can tell apart.
-
-    Without audio there is no noise: the noisy copies of an utterance show its video again, and are dropped.
-    """
+    """The splits in all noise conditions; without the audio stream, noisy copies with the same video are dropped."""
     chosen = tuple(u for u in utterances if u.split in splits)
     if "audio" in streams:
         return chosen
@@ -67,13 +58,7 @@ def evaluated_on(
 
 
 class Media(Mapping[str, np.ndarray]):
-    """Media of one stream by the utterance's id, read whenever they are asked for; see `read_media`.
-
-    Args:
-        folder: that of the manifest.
-        stream: `audio` or `video`.
-        utterances: those that can be asked for.
-    """
+    """Media of one stream by the utterance's id, read at each access; see `read_media`."""
 
     def __init__(self, folder: str | Path, stream: str, utterances: Iterable[Utterance]) -> None:
         self.folder, self.stream = folder, stream

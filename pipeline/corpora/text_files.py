@@ -1,7 +1,7 @@
-"""Text files as people and their programs write them: transcripts, lists, sentences.
+"""Text files of users: transcripts, lists, sentences.
 
-UTF-8, or UTF-16 or UTF-32 where a byte order mark says so, with lines of any system. Text in another encoding is never
-guessed, since a wrong guess is a wrong transcript that nobody sees: its lines are found by `damage_of`.
+UTF-8, or UTF-16 or UTF-32 with a byte order mark, with the line ends of any system. Other encodings are never guessed,
+since a wrong guess is a silently wrong transcript; `damage_of` detects them.
 """
 
 import codecs
@@ -10,7 +10,7 @@ from pathlib import Path
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # Before UTF-16, whose mark its own begins with.
+    # Before UTF-16, whose mark is a prefix of it.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -19,14 +19,14 @@ _MARKS = (
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 LOST = "\ufffd"
-"""What stands where bytes could not be decoded."""
+"""Replaces bytes that cannot be decoded."""
 LONGEST = 100_000
-"""Characters of a line; it would take hours to say more."""
+"""Maximum characters of a line: hours of speech."""
 SAVE = "save the file as UTF-8"
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without their ends. Bytes that are no text of its encoding become `LOST`.
+    """The lines of a text file without their ends. Invalid bytes become `LOST`.
 
     Raises:
         OSError: it cannot be read.
@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def damage_of(line: str) -> tuple[str, str] | None:
-    """Why a line cannot be taken as it is, and the remedy; None if it can."""
+    """The fault of a line and its remedy; None if the line is valid."""
     if LOST in line:
         return "is not UTF-8", SAVE
     if len(line) > LONGEST:
@@ -47,6 +47,6 @@ def damage_of(line: str) -> tuple[str, str] | None:
     if control is None:
         return None
     if control[0] == "\0":
-        # Nearly always a file whose byte order mark is lost.
+        # Usually UTF-16 without its byte order mark.
         return "has a NUL character, as in UTF-16", SAVE
     return f"has the control character U+{ord(control[0]):04X}", "remove it"

@@ -1,1 +1,1 @@
-"""Frozen encoders behind one protocol, and the store of what they gave."""
+"""Frozen encoders behind one protocol, and cached features."""

@@ -1,5 +1,6 @@
 """AV-HuBERT as an encoder of audio or of video."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,8 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
 from pipeline.config import AudioEncoder, VideoEncoder
-from pipeline.encoders.filterbank import log_filterbanks
-from pipeline.encoders.pretrained import pretrained_identity
-from pipeline.pretrained.folder import verify_weights
+from pipeline.encoders.protocol import pretrained_identity
+from pipeline.pretrained.folder import load_errors, verify_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,33 +20,31 @@ if TYPE_CHECKING:
 
 FRAME_RATE = 25
 STACKED = 4
-"""Filterbanks, 100 a second, that make one frame of audio."""
+"""Filterbanks, 100 per second, in a frame of audio."""
 SIDE = 88
-"""Pixels along a side of what the network sees: the centre of the mouth region."""
+"""Pixels along a side of the network's input: the centre of the mouth region."""
 MEAN, DEVIATION = 0.421, 0.165
 """Of grey levels in [0, 1], over its training data."""
 EPSILON = 1e-5
-"""What is added to a variance, as PyTorch does."""
-REMEDY = "name a folder that `python -m pipeline.weights` made of a source with format avhubert"
+"""Added to a variance, as in PyTorch."""
+SAMPLE_RATE = 16_000
+WINDOW, STEP, TRANSFORM = 400, 160, 512
+"""Samples of a filterbank window, between windows, and of the zero-padded Fourier transform."""
+FILTERS = 26
+PREEMPHASIS = 0.97
+FULL_SCALE = 32_768
+"""Filterbanks use 16-bit samples, which matters for the logarithm of silence."""
+REMEDY = "name a folder of weights that `python -m pipeline.weights` converted with format avhubert"
 
 
 class AVHuBERT:
-    """AV-HuBERT, base or large, on one stream; the other one is absent, which it is trained to bear.
+    """AV-HuBERT, base or large, on one stream; it was trained with modality dropout, so the other one may be absent.
 
-    As encoder of both streams of an audio-visual LLM it runs once for each, so that each has tokens, rate and
-    delimiters of its own. A joint encoding, of both at once (the network takes it: `AVHuBERTNetwork`), would be one
-    stream in place of two: media of two files in the store of features, one projector, one pair of delimiters, and
-    audio cut or filled up to four filterbanks a video frame.
+    As encoder of both streams of an audio-visual LLM it runs once per stream, so that each has its own tokens, rate and
+    delimiters. A joint encoding, which the network supports, would give one stream instead of two.
 
-    `encode` takes utterances one by one: nothing is padded, so the others cannot change a bit of a result. `vectors`,
-    through which LoRA in the network is trained, takes them together.
-
-    Args:
-        settings: of `features.audio` or of `features.video`: that says which stream it is.
-        device: where it runs, as `train.device` names it.
-
-    Raises:
-        PipelineError: there are no weights in the folder, or they are no AV-HuBERT.
+    `encode` processes utterances one by one without padding, so a result does not depend on the batch. `vectors`, which
+    LoRA in the network uses in training, processes them together.
     """
 
     frame_rate = FRAME_RATE
@@ -55,7 +53,7 @@ class AVHuBERT:
     def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
         from pipeline.common.hardware import resolve_device
 
-        self.hears = isinstance(settings, AudioEncoder)
+        self.is_audio = isinstance(settings, AudioEncoder)
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         self.network = load(_folder(settings)).to(self.device)
@@ -63,63 +61,47 @@ class AVHuBERT:
 
     @staticmethod
     def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:
-        """Name, precision and weights, see `pretrained_identity`."""
         return pretrained_identity(settings.encoder, settings.precision, _folder(settings))
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Encode utterances.
 
-        Args:
-            inputs: audio (samples,) float32 at 16 kHz, or video (frames, height, width) uint8, the mouth in the centre.
-
         Returns:
-            For each (frames, dimension) float32, 25 frames a second.
+            Per input (frames, dimension) float32, 25 frames per second.
 
         Raises:
-            PipelineError: frames of a video are smaller than 88x88.
+            PipelineError: a video is smaller than 88x88.
         """
         import torch
 
         with torch.inference_mode():
-            return [self.vectors([one])[0].cpu().numpy() for one in inputs]
+            return [self.vectors([values])[0].cpu().numpy() for values in inputs]
 
     def vectors(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
-        """Encode utterances together, on the encoder's device, with the gradients of what is trained in the network.
-
-        Args:
-            inputs: as `encode` takes them.
+        """Encode utterances in one batch, on the device and with gradients; arguments and errors as `encode`.
 
         Returns:
-            For each (frames, dimension) float32: up to rounding what it is alone.
-
-        Raises:
-            PipelineError: as `encode`.
+            Per input (frames, dimension) float32, equal to its encoding alone up to rounding.
         """
         import torch
 
         from pipeline.common.hardware import autocast
 
-        prepare = stacked_filterbanks if self.hears else normalised_mouth
-        prepared = [torch.from_numpy(prepare(one)) for one in inputs]
-        counts = [len(one) for one in prepared]
-        # The host does not wait for the device here: in training it is to be ahead of it.
+        prepare = stacked_filterbanks if self.is_audio else normalised_mouth
+        prepared = [torch.from_numpy(prepare(values)) for values in inputs]
+        counts = [len(values) for values in prepared]
+        # Without waiting for the device, which in training is still busy.
         lengths = torch.tensor(counts).to(self.device, non_blocking=True)
         padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True).to(self.device, non_blocking=True)
-        audio, video = (padded, None) if self.hears else (None, padded)
+        audio, video = (padded, None) if self.is_audio else (None, padded)
         with autocast(self.precision, self.device):
             encoded = self.network(audio, video, lengths)
         return [row[:length].float() for row, length in zip(encoded, counts, strict=True)]
 
 
 def stacked_filterbanks(samples: np.ndarray) -> np.ndarray:
-    """Audio as AV-HuBERT hears it: log filterbanks, four by four, each four normalised together.
-
-    Args:
-        samples: (samples,) float32 at 16 kHz.
-
-    Returns:
-        (frames, 104) float32, 25 frames a second.
-    """
+    """The audio input of AV-HuBERT from (samples,) at 16 kHz: four log filterbanks per frame, normalised, (frames,
+    104)."""
     filterbanks = log_filterbanks(samples)
     filterbanks = np.pad(filterbanks, ((0, -len(filterbanks) % STACKED), (0, 0)))
     frames = filterbanks.reshape(len(filterbanks) // STACKED, -1)
@@ -127,14 +109,36 @@ def stacked_filterbanks(samples: np.ndarray) -> np.ndarray:
     return centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + np.float32(EPSILON))
 
 
+def log_filterbanks(samples: np.ndarray) -> np.ndarray:
+    """Log mel filterbank energies of (samples,) in [-1, 1] at 16 kHz, (1 + ceil((samples - 400) / 160), 26) float32.
+
+    S. B. Davis, P. Mermelstein, "Comparison of parametric representations for monosyllabic word recognition", IEEE ASSP
+    28(4), 1980, in the variant of `python_speech_features`: 26 triangles of equal height on the mel scale
+    2595 log10(1 + f / 700), over the power of windows of 25 ms, 10 ms apart, zero-padded, without a window function.
+    """
+    signal = np.asarray(samples, np.float64) * FULL_SCALE
+    signal = np.concatenate([signal[:1], signal[1:] - PREEMPHASIS * signal[:-1]])
+    count = 1 + max(0, -(-(len(signal) - WINDOW) // STEP))
+    signal = np.pad(signal, (0, max(0, (count - 1) * STEP + WINDOW - len(signal))))
+    windows = np.lib.stride_tricks.sliding_window_view(signal, WINDOW)[::STEP][:count]
+    power = np.square(np.abs(np.fft.rfft(windows, TRANSFORM))) / TRANSFORM
+    energies = power @ mel_filters().T
+    return np.log(np.where(energies == 0, np.finfo(np.float64).eps, energies)).astype(np.float32)
+
+
+@functools.cache
+def mel_filters() -> np.ndarray:
+    """(26, 257): weights of the bins of the spectrum in each triangular filter, with corners at whole bins."""
+    mel = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), FILTERS + 2)
+    corners = np.floor((TRANSFORM + 1) * 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE)
+    bins = np.arange(TRANSFORM // 2 + 1)
+    low, top, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+    rising, falling = (bins - low) / (top - low), (high - bins) / (high - top)
+    return np.where(bins < top, np.maximum(rising, 0), np.maximum(falling, 0))
+
+
 def normalised_mouth(frames: np.ndarray) -> np.ndarray:
-    """Video as AV-HuBERT sees it: the centre of the mouth region, normalised.
-
-    Args:
-        frames: (frames, height, width) uint8.
-
-    Returns:
-        (frames, 88, 88) float32.
+    """The video input of AV-HuBERT: the centre of frames (frames, height, width) uint8, normalised, (frames, 88, 88).
 
     Raises:
         PipelineError: height or width is below 88.
@@ -142,7 +146,7 @@ def normalised_mouth(frames: np.ndarray) -> np.ndarray:
     height, width = frames.shape[1:]
     if min(height, width) < SIDE:
         raise PipelineError(
-            "features.video.encoder", f"frames are {width}x{height} pixels", f"it takes {SIDE}x{SIDE} and larger"
+            "features.video.encoder", f"frames are {width}x{height} pixels", f"it needs at least {SIDE}x{SIDE}"
         )
     top, left = (height - SIDE) // 2, (width - SIDE) // 2
     centre = frames[:, top : top + SIDE, left : left + SIDE].astype(np.float32)
@@ -156,24 +160,20 @@ def _folder(settings: AudioEncoder | VideoEncoder) -> Path:
 
 
 def load(folder: Path) -> "AVHuBERTNetwork":
-    """The network in float32, its size read from the shapes of its tensors.
+    """Load the network in float32; its size follows from the shapes of its tensors.
 
     Raises:
-        PipelineError: there are no weights in the folder, or they are no AV-HuBERT.
+        PipelineError: the folder has no weights of AV-HuBERT.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 
     verify_weights(folder)
-    try:
+    with load_errors(folder, "an AV-HuBERT", REMEDY):
         tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
         with torch.device("meta"):
             network = AVHuBERTNetwork(Sizes.of(tensors))
         network.load_state_dict(tensors, assign=True)
-    except (OSError, KeyError, ValueError, RuntimeError, ZeroDivisionError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(folder, f"no AV-HuBERT can be loaded ({reason})", REMEDY) from None
     return network.float().eval()

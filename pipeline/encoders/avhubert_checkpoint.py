@@ -1,4 +1,4 @@
-"""AV-HuBERT as its authors publish it, to a folder with the tensors alone."""
+"""Conversion of a published AV-HuBERT checkpoint to a folder with only its tensors."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,23 +10,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LANDMARK = "post_extract_proj.weight"
-"""A tensor that every AV-HuBERT has; what stands before its name stands before all of them (after fine-tuning
-`encoder.w2v_model.`, before it nothing)."""
+"""A tensor of every AV-HuBERT; the prefix of its name is that of all tensors (`encoder.w2v_model.` after fine-tuning,
+empty before)."""
 PRETRAINING = ("label_embs_concat", "final_proj.", "mask_emb")
-"""Tensors that only its own training needs."""
+"""Tensors that are only used in pretraining."""
 POSITIONS = "encoder.pos_conv.0.weight"
 REMEDY = "name a pre-trained or fine-tuned AV-HuBERT, base or large"
 
 
 def convert_avhubert(source: Path, folder: Path) -> None:
-    """Write the encoder out of a checkpoint of AV-HuBERT to `model.safetensors`; nothing in the checkpoint is run.
-
-    Args:
-        source: the checkpoint, pre-trained or fine-tuned; a decoder on top is left out.
-        folder: where it goes.
+    """Write the encoder of an AV-HuBERT checkpoint to `folder/model.safetensors`; no code in the checkpoint is run.
 
     Raises:
-        PipelineError: the file is no checkpoint, or what it holds is no AV-HuBERT.
+        PipelineError: the file is not a checkpoint of AV-HuBERT.
     """
     from safetensors.torch import save_file
 
@@ -48,13 +44,13 @@ def _encoder(tensors: dict[str, "Tensor"], source: Path) -> dict[str, "Tensor"]:
         length, direction = kept.pop(f"{POSITIONS}_g"), kept.pop(f"{POSITIONS}_v")
     except KeyError as error:
         raise PipelineError(source, f"has no tensor {prefix}{error.args[0]}", REMEDY) from None
-    # Weight normalisation with one length for each position of the kernel (Salimans and Kingma 2016).
+    # Weight normalisation with one length per position of the kernel (Salimans and Kingma 2016).
     kept[POSITIONS] = (length * direction.float() / direction.float().norm(dim=(0, 1), keepdim=True)).to(length.dtype)
     return kept
 
 
 def _check(tensors: dict[str, "Tensor"], source: Path) -> None:
-    """Hold names and shapes against those of the network of this size."""
+    """Compare names and shapes with those of the network of this size."""
     import torch
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
@@ -64,14 +60,12 @@ def _check(tensors: dict[str, "Tensor"], source: Path) -> None:
         with torch.device("meta"):
             expected = AVHuBERTNetwork(sizes).state_dict()
     except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise PipelineError(source, f"is no AV-HuBERT ({error})", REMEDY) from None
-    for what, names in (
-        ("lacks", expected.keys() - tensors.keys()),
-        ("has, besides,", tensors.keys() - expected.keys()),
-    ):
-        if names:
-            raise PipelineError(source, f"{what} {len(names)} tensors, such as {min(names)}", REMEDY)
+        raise PipelineError(source, f"is not an AV-HuBERT ({error})", REMEDY) from None
+    if missing := expected.keys() - tensors.keys():
+        raise PipelineError(source, f"lacks {len(missing)} tensors, such as {min(missing)}", REMEDY)
+    if unexpected := tensors.keys() - expected.keys():
+        raise PipelineError(source, f"has {len(unexpected)} unexpected tensors, such as {min(unexpected)}", REMEDY)
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
-            raise PipelineError(source, f"has {name} in shape {shapes}", REMEDY)
+            raise PipelineError(source, f"has {name} of shape {shapes}", REMEDY)

@@ -1,8 +1,8 @@
-"""The network of AV-HuBERT, under the names that its checkpoints use.
+"""The network of AV-HuBERT, with the names of its published checkpoints.
 
 B. Shi, W.-N. Hsu, K. Lakhotia, A. Mohamed, "Learning audio-visual speech representation by masked multimodal cluster
-prediction", ICLR 2022: a ResNet-18 over the mouth with a 3-D convolution in front, a linear layer over stacked
-filterbanks, both side by side into a pre-norm Transformer with convolutional positions.
+prediction", ICLR 2022: a ResNet-18 of the mouth after a 3-D convolution, a linear layer of stacked filterbanks, and
+both concatenated into a pre-norm Transformer with convolutional positions.
 
 Shapes below: B utterances, T frames, D width of the Transformer.
 """
@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HEAD = 64
-"""Width of an attention head in both published sizes; no tensor tells it."""
+"""Width of an attention head in both published sizes."""
 RESNET = (64, 128, 256, 512)
 """Channels of the stages of a ResNet-18."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that tells one AV-HuBERT from another."""
+    """Hyperparameters of an AV-HuBERT."""
 
     width: int
     layers: int
     hidden: int
-    """Width between the two linear layers of a block."""
+    """Width between the two linear layers of a Transformer layer."""
     filterbanks: int = 104
-    """Audio values in a frame."""
+    """Audio values per frame."""
     positions: int = 128
-    """Frames that the convolution of positions sees."""
+    """Kernel size of the convolution of positions."""
     groups: int = 16
-    """Groups of its channels."""
+    """Groups of that convolution."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Sizes":
         """Read from the shapes of tensors.
 
         Raises:
-            KeyError: a tensor that tells a size is missing.
+            KeyError: a tensor that determines a size is missing.
         """
         width, of_group, positions = tensors["encoder.pos_conv.0.weight"].shape
         return cls(
@@ -54,11 +54,7 @@ class Sizes:
 
 
 class AVHuBERTNetwork(nn.Module):
-    """Audio, video or both to one row of vectors.
-
-    Args:
-        sizes: the widths and the depth.
-    """
+    """Encoder of audio, video or both into one sequence of vectors."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -69,11 +65,11 @@ class AVHuBERTNetwork(nn.Module):
         self.encoder = _Transformer(sizes)
 
     def forward(self, audio: Tensor | None, video: Tensor | None, lengths: Tensor) -> Tensor:
-        """Encode a batch; padding changes nothing of what lies within the lengths, which is all that counts.
+        """Encode a batch; vectors within the lengths do not depend on padding, those beyond are undefined.
 
         Args:
-            audio: (B, T, 104), stacked log filterbanks, normalised frame by frame; None where there is none.
-            video: (B, T, 88, 88), the mouth, normalised, padded with 0; None where there is none.
+            audio: (B, T, 104), stacked log filterbanks, normalised per frame; None without audio.
+            video: (B, T, 88, 88), the mouth, normalised, padded with 0; None without video.
             lengths: (B,), frames of each utterance.
 
         Returns:
@@ -83,11 +79,11 @@ class AVHuBERTNetwork(nn.Module):
         if audio is not None:
             streams[0] = self.feature_extractor_audio["proj"](audio)
         if video is not None:
-            seen = self.feature_extractor_video
-            streams[1] = seen["proj"](seen["resnet"](video))
-        there = next(stream for stream in streams if stream is not None)
-        both = torch.cat([torch.zeros_like(there) if stream is None else stream for stream in streams], dim=-1)
-        real = torch.arange(there.shape[1], device=there.device) < lengths[:, None]
+            extractor = self.feature_extractor_video
+            streams[1] = extractor["proj"](extractor["resnet"](video))
+        present = next(stream for stream in streams if stream is not None)
+        both = torch.cat([torch.zeros_like(present) if stream is None else stream for stream in streams], dim=-1)
+        real = torch.arange(present.shape[1], device=present.device) < lengths[:, None]
         return self.encoder(self.post_extract_proj(self.layer_norm(both)), real)
 
 
@@ -143,20 +139,20 @@ class _Transformer(nn.Module):
         self.pos_conv = nn.ModuleList(
             [nn.Conv1d(sizes.width, sizes.width, sizes.positions, padding=sizes.positions // 2, groups=sizes.groups)]
         )
-        self.layers = nn.ModuleList([_Block(sizes) for _ in range(sizes.layers)])
+        self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.layers)])
         self.layer_norm = nn.LayerNorm(sizes.width)
 
     def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
         vectors = vectors * real[..., None]
-        # An even kernel gives one vector too many.
+        # An even kernel yields one extra vector.
         positions = self.pos_conv[0](vectors.transpose(1, 2))[..., : vectors.shape[1]].transpose(1, 2)
         vectors = vectors + functional.gelu(positions)
-        for block in self.layers:
-            vectors = block(vectors, real)
+        for layer in self.layers:
+            vectors = layer(vectors, real)
         return self.layer_norm(vectors)
 
 
-class _Block(nn.Module):
+class _Layer(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(sizes.width)

@@ -1,4 +1,4 @@
-"""A group of features that is being made: what is encoded stays, whatever ends the process."""
+"""Resumable writing of a group of features: encoded media are kept if the process is killed."""
 
 import contextlib
 import fcntl
@@ -16,39 +16,38 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.verified import write_sealed
-from pipeline.encoders.store import ARRAY, INDEX, TYPE, Group
+from pipeline.encoders.store import ARRAY, DTYPE, INDEX, Group
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
 
 
 class Partial:
-    """An array that grows beside a journal of what is in it, in the folder `<digest>.partial`.
+    """A growing array and a journal of its content, in the folder `<digest>.partial`.
 
-    A batch is in the journal only when its rows are on disk, with a check of them. What a killed process left is cut
-    back to the last line before one that is torn or whose rows have changed; at most one batch is encoded again where
-    no disk failed.
+    A batch enters the journal, with a checksum, after its rows are on disk. After a kill, both are truncated before the
+    first line that is incomplete or whose rows differ, so usually at most one batch is encoded again.
     """
 
     def __init__(self, group: Group, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
         self.group, self.dimension = group, dimension
         self.media: dict[str, list[int]] = {}
-        """`[first frame, frames]` by the SHA-256 of the media: what is there already."""
+        """`[first frame, frames]` of the finished media, by their SHA-256."""
         self.frames = 0
         self._array, self._journal = array, journal
         self._recover()
 
     def _recover(self) -> None:
-        row = self.dimension * TYPE.itemsize
+        row = self.dimension * DTYPE.itemsize
         kept = 0
         self._journal.seek(0)
         self._array.seek(0)
         for line in self._journal:
             try:
                 sha256, frames, check = json.loads(line)
-                whole = line.endswith(b"\n") and _check(sha256, self._array.read(frames * row)) == check
+                intact = line.endswith(b"\n") and _check(sha256, self._array.read(frames * row)) == check
             except (ValueError, TypeError):
                 break
-            if not whole:
+            if not intact:
                 break
             self._add(sha256, frames)
             kept += len(line)
@@ -68,7 +67,7 @@ class Partial:
             PipelineError: the disk is full or fails.
         """
         try:
-            rows = {sha256: np.ascontiguousarray(features, TYPE).tobytes() for sha256, features in batch.items()}
+            rows = {sha256: np.ascontiguousarray(features, DTYPE).tobytes() for sha256, features in batch.items()}
             self._array.writelines(rows.values())
             _flush(self._array)
             lines = ([sha256, len(batch[sha256]), _check(sha256, content)] for sha256, content in rows.items())
@@ -78,13 +77,13 @@ class Partial:
             raise PipelineError(
                 self._array.name,
                 f"cannot be written ({error.strerror})",
-                "free some space; what is finished stays and the same command goes on",
+                "free some space and run the command again; it resumes",
             ) from None
         for sha256, features in batch.items():
             self._add(sha256, len(features))
 
     def finish(self, frame_rate: int) -> None:
-        """Write the index and give the folder its name."""
+        """Write the index and move the folder to its final name."""
         _flush(self._array)
         folder = Path(self._array.name).parent
         index: dict[str, Any] = {
@@ -106,7 +105,6 @@ class Partial:
         (self.group.folder / LOCK).unlink()
 
     def discard(self) -> None:
-        """Remove what there is."""
         shutil.rmtree(Path(self._array.name).parent)
 
 
@@ -121,38 +119,33 @@ def _flush(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def partial(group: Group, dimension: int) -> Iterator[Partial]:
-    """Open what there is of a group, or begin it. One process at a time: a second one waits for the first.
-
-    Args:
-        group: what is being made.
-        dimension: width of its features.
-    """
+    """Open or create the partial folder of a group. A second process waits for the first one."""
     folder = group.folder.with_name(f"{group.folder.name}.partial")
-    with _held(folder), _grown(folder / ARRAY) as array, _grown(folder / JOURNAL) as journal:
+    with _locked(folder), _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
         yield Partial(group, dimension, array, journal)
 
 
 @contextlib.contextmanager
-def _grown(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     path.touch()
     file = open(path, "r+b")  # noqa: SIM115
     try:
         yield file
     finally:
-        # A full disk was reported when it was met; closing would try to write once more, and report it again.
+        # After a full disk, closing would write and fail again.
         with contextlib.suppress(OSError):
             file.close()
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOCK, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{folder}: waiting for the process that is making it", file=sys.stderr, flush=True)
+                print(f"{folder}: waiting for the process that is writing it", file=sys.stderr, flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_same(folder / LOCK, lock):
                 yield
@@ -160,7 +153,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _is_same(path: Path, opened: TextIO) -> bool:
-    """Whether the lock is still the folder's: who was waited for may have renamed the folder with the lock in it."""
+    """Whether the lock is still in this folder: the other process may have renamed the folder with the lock in it."""
     try:
         return os.stat(path).st_ino == os.fstat(opened.fileno()).st_ino
     except FileNotFoundError:

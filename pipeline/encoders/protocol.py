@@ -1,43 +1,56 @@
-"""What an encoder is. A new one is a file beside this and a line in `pipeline.config.kinds`."""
+"""The interface of an encoder. A new one is a file in this folder and a line in `pipeline.config.kinds`."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from pipeline.common.kinds import resolve
+from pipeline.common.precision import resolve_precision
 from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
+from pipeline.pretrained.folder import weights_digest
 
 
 class Encoder(Protocol):
-    """A frozen model, or a fixed transform, that turns one utterance's audio or video into a row of vectors."""
+    """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of vectors."""
 
     frame_rate: int
-    """Vectors a second."""
+    """Vectors per second."""
     dimension: int
-    """Width of a vector."""
     takes: ClassVar[frozenset[str]]
-    """What it can do beside: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that not
-    every encoder sees, `crop` and `flip`."""
+    """Optional capabilities: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that only
+    some encoders can see, `crop` and `flip`."""
 
     def __init__(self, settings: Any, device: str = "auto") -> None:
-        """Load what its settings (`AudioEncoder` or `VideoEncoder`) ask for, to a device. This may be slow; importing
-        the module and `identity` may not."""
+        """Load the model of the settings (`AudioEncoder` or `VideoEncoder`) to a device. This may be slow; importing
+        the module and `identity` must be fast."""
 
     @staticmethod
     def identity(settings: Any) -> dict[str, Any]:
-        """What the result depends on beside input and code: settings, without any `auto`, and digests of weights."""
+        """Everything the output depends on except input and code: settings with `auto` resolved, digests of weights."""
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Encode a batch; each result depends on its own input alone.
+        """Encode a batch; each result depends only on its own input.
 
         Args:
-            inputs: audio (samples,) float32 at 16 kHz, or video (frames, height, width) uint8 at 25 frames a second.
+            inputs: audio (samples,) float32 at 16 kHz, or video (frames, height, width) uint8 at 25 frames per second.
 
         Returns:
-            For each input (frames, dimension) float32.
+            Per input (frames, dimension) float32.
         """
 
 
 def encoder_kind(name: str) -> type[Encoder]:
     """The class of an encoder."""
     return resolve((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])
+
+
+def pretrained_identity(encoder: str, precision: str, weights: str | Path) -> dict[str, Any]:
+    """`Encoder.identity` of a pretrained encoder: name, precision, digest of the weights.
+
+    Precision matters: bfloat16 changes the vectors of Whisper tiny.en by 1.2% of their length.
+
+    Raises:
+        PipelineError: the weights are missing or damaged.
+    """
+    return {"encoder": encoder, "precision": resolve_precision(precision), "weights": weights_digest(weights)}

@@ -1,15 +1,14 @@
-"""Self-supervised models of speech: HuBERT, WavLM, wav2vec 2.0, and others in transformers that hear waveforms."""
+"""Self-supervised speech models of transformers with waveform input: HuBERT, WavLM, wav2vec 2.0 and others."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
 from pipeline.config import AudioEncoder
-from pipeline.encoders.pretrained import pretrained_identity
-from pipeline.pretrained.folder import REMEDY, verify_weights
+from pipeline.encoders.protocol import pretrained_identity
+from pipeline.pretrained.folder import load_errors, verify_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,17 +19,10 @@ TRAINING_ONLY = {"masked_spec_embed"}
 
 
 class SelfSupervised:
-    """The last hidden states of such a model; width and frame rate are those of its configuration.
+    """The last hidden states of such a model, with the width and frame rate of its configuration.
 
-    Utterances are encoded one by one: nothing is padded, so the others cannot change a bit of a result. (With padding
-    they would: the normalisation of the first convolution of some of these models takes in all of the time axis.)
-
-    Args:
-        settings: `weights` is a Hugging Face folder of the model, with or without a head.
-        device: where it runs, as `train.device` names it.
-
-    Raises:
-        PipelineError: there are no weights in the folder, or they are no such model.
+    Utterances are encoded one by one without padding, so a result does not depend on the batch. (The first convolution
+    of some of these models normalises over the whole time axis, including padding.)
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -53,24 +45,20 @@ class SelfSupervised:
         config = self.model.config
         self.dimension = config.hidden_size
         self.frame_rate = SAMPLE_RATE // int(np.prod(config.conv_stride))
-        # Samples that one frame sees: what is shorter has no frame.
+        # The receptive field of one frame.
         self.minimum = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.minimum = (self.minimum - 1) * stride + kernel
 
     @staticmethod
     def identity(settings: Settings) -> dict[str, Any]:
-        """Name, precision and weights, see `pretrained_identity`."""
         return pretrained_identity(settings.encoder, settings.precision, settings.weights)
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Encode utterances.
 
-        Args:
-            inputs: (samples,) float32 at 16 kHz; what is shorter than one frame is filled up with silence.
-
         Returns:
-            For each (frames, dimension) float32.
+            Per input (frames, dimension) float32.
         """
         return [self._encode(samples) for samples in inputs]
 
@@ -88,15 +76,14 @@ class SelfSupervised:
 def _load(folder: Path) -> "PreTrainedModel":
     """The model in float32, without a head."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     verify_weights(folder)
-    try:
-        model, told = AutoModel.from_pretrained(
+    with load_errors(folder, "a speech model"):
+        model, info = AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
@@ -105,12 +92,9 @@ def _load(folder: Path) -> "PreTrainedModel":
             trust_remote_code=False,
         )
         if model.main_input_name != "input_values" or not hasattr(model.config, "conv_stride"):
-            raise ValueError(f"a {model.config.model_type} hears no waveforms")
-        if missing := {name for name in told["missing_keys"] if name.rpartition(".")[2] not in TRAINING_ONLY}:
+            raise ValueError(f"a {model.config.model_type} has no waveform input")
+        if missing := {name for name in info["missing_keys"] if name.rpartition(".")[2] not in TRAINING_ONLY}:
             raise ValueError(f"{len(missing)} tensors are missing, such as {min(missing)}")
         if not (folder / "preprocessor_config.json").is_file():
-            raise ValueError("preprocessor_config.json is missing, which says how waveforms are normalised")
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(folder, f"no model of speech can be loaded ({reason})", REMEDY) from None
+            raise ValueError("preprocessor_config.json with the normalisation of waveforms is missing")
     return model.eval()

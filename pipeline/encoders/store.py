@@ -1,9 +1,9 @@
-"""Features on disk: for each stream, split and condition one flat float16 array and an index, memory-mapped.
+"""Cached features: per stream, split and condition a folder with a memory-mapped float16 array and an index.
 
-A folder is named by what its content depends on: the encoder, its weights and code, and the media by their hashes. So
-trials share folders, another test condition makes only its own, and nothing of a test set is in a training identity.
-Media that several utterances share, such as the video of noisy copies, are encoded once. The index is verified
-whenever it is read, the array when features are first taken from it.
+A folder is named by a digest of the encoder, its weights and code, and the hashes of the media. Trials thus share
+folders, a new test condition adds one folder, and training identities do not depend on test sets. Media shared by
+several utterances, such as the video of noisy copies, are encoded once. The index is verified at each reading, the
+array at its first use.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,47 +23,46 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.encoders.protocol import encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
-TYPE = np.dtype("<f2")
+DTYPE = np.dtype("<f2")
 MEDIA_CODE = "pipeline.corpora.media.files"
-"""How media are read is part of what features are."""
+"""Features depend on the code that reads media."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is encoded into one folder: the audio of a split under one condition, or the video of a split."""
+    """The content of one folder: the audio of a split in one noise condition, or the video of a split."""
 
     stream: Stream
     name: str
-    """`test/snr_0` for audio, `test` for video, which noise does not touch."""
+    """`test/snr_0` for audio, `test` for video, which has no noise."""
     identity: dict[str, Any]
-    """The encoder, as its `identity` tells."""
+    """`Encoder.identity`."""
     utterances: tuple[Utterance, ...]
     out: Path
 
     @cached_property
     def media(self) -> dict[str, Utterance]:
-        """One utterance for each file, by the file's SHA-256, in the order of the manifest."""
-        found: dict[str, Utterance] = {}
+        """One utterance per media file, by the file's SHA-256, in the order of the manifest."""
+        media: dict[str, Utterance] = {}
         for utterance in self.utterances:
-            found.setdefault(_media_sha256(self.stream, utterance), utterance)
-        return found
+            media.setdefault(_media_sha256(self.stream, utterance), utterance)
+        return media
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all that the features depend on."""
+        """SHA-256 of everything the features depend on."""
         code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
         return digest({"stream": self.stream, "encoder": self.identity, "code": code, "media": sorted(self.media)})
 
     @property
     def folder(self) -> Path:
-        """Where the features lie."""
         return self.out / self.digest[:16]
 
 
 def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[Group]:
-    """The groups that utterances fall into, in the order of the manifest.
+    """Group utterances by split and condition, in the order of the manifest.
 
-    A group is known by the media in it, so whole groups must be given: all utterances of a split and condition.
+    A group is identified by its media, so all utterances of a split and condition must be given.
 
     Raises:
         PipelineError: an utterance has no video, or the encoder's weights are missing.
@@ -83,13 +82,13 @@ def _media_sha256(stream: Stream, utterance: Utterance) -> str:
         return utterance.audio_sha256
     if utterance.video_sha256 is None:
         raise PipelineError(
-            f"utterance {utterance.id}", "has no video", "set model.modality to audio, or take a corpus with video"
+            f"utterance {utterance.id}", "has no video", "set model.modality to audio, or use a corpus with video"
         )
     return utterance.video_sha256
 
 
 class _Array:
-    """The array of a group, (frames, dimension) float16, verified and mapped when it is first used."""
+    """The array of a group, (frames, dimension) float16, verified and mapped at its first use."""
 
     def __init__(self, group: Group, index: dict[str, Any]) -> None:
         self._path, self._remedy = group.folder / ARRAY, _remedy(group)
@@ -100,17 +99,16 @@ class _Array:
         try:
             require(self._path, self._sha256, self._remedy)
         except PipelineError:
-            # Without its index the group counts as missing, so that the next sweep makes it again by itself.
+            # Without its index the group counts as missing, and the next sweep extracts it again.
             self._path.with_name(INDEX).unlink(missing_ok=True)
             raise
-        return np.memmap(self._path, TYPE, "r", shape=self._shape).view(np.ndarray)
+        return np.memmap(self._path, DTYPE, "r", shape=self._shape).view(np.ndarray)
 
 
 class Features(Mapping[str, np.ndarray]):
-    """Features of one stream by the utterance's id: (frames, dimension) float16, read from disk as they are used.
+    """Features of one stream by the utterance's id: (frames, dimension) float16, memory-mapped.
 
-    The first use of a group raises a PipelineError if its array is not what was written, and the group is made again by
-    whoever needs it next.
+    The first use of a group raises a PipelineError if its array has changed since it was written.
     """
 
     def __init__(self, groups: list[Group]) -> None:
@@ -139,36 +137,36 @@ class Features(Mapping[str, np.ndarray]):
 
 
 def read_index(group: Group) -> dict[str, Any]:
-    """The index of a group's folder: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`.
+    """Read the index of a group: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`.
 
     Raises:
-        PipelineError: the folder is missing, the index is damaged, or the array has another size than it tells.
+        PipelineError: the folder is missing, the index is damaged, or the array has another size.
     """
     remedy = _remedy(group)
     if not group.folder.is_dir():
-        raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name} here", remedy)
+        raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name}", remedy)
     index, sealed = read_sealed(group.folder / INDEX, remedy)
     array = group.folder / ARRAY
     if not array.is_file():
         raise PipelineError(array, "the file is missing", remedy)
     if not sealed:
-        raise PipelineError(group.folder / INDEX, "is no index of features", remedy)
+        raise PipelineError(group.folder / INDEX, "is not an index of features", remedy)
     if index["media"].keys() != group.media.keys():
         raise PipelineError(group.folder / INDEX, "is the index of other media", remedy)
-    expected = index["frames"] * index["dimension"] * TYPE.itemsize
-    if (found := array.stat().st_size) != expected:
-        raise PipelineError(array, f"has {found} bytes instead of {expected}", remedy)
+    expected = index["frames"] * index["dimension"] * DTYPE.itemsize
+    if (size := array.stat().st_size) != expected:
+        raise PipelineError(array, f"has {size} bytes instead of {expected}", remedy)
     return index
 
 
 def verify_features(group: Group) -> None:
-    """Compare the array of a group with its index.
+    """Check the array of a group.
 
     Raises:
-        PipelineError: as `read_index`; or the array is not what was written.
+        PipelineError: as `read_index`, or the array has changed.
     """
     require(group.folder / ARRAY, read_index(group)["sha256"], _remedy(group))
 
 
 def _remedy(group: Group) -> str:
-    return f"make it again with: python -m pipeline.features {group.stream}"
+    return f"run: python -m pipeline.features {group.stream}"

@@ -1,4 +1,4 @@
-"""The encoder of Whisper, of any size."""
+"""Whisper's encoder, of any size."""
 
 import copy
 import functools
@@ -7,44 +7,36 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.common.errors import PipelineError
 from pipeline.common.precision import resolve_precision
 from pipeline.config import AudioEncoder
-from pipeline.encoders.pretrained import pretrained_identity
-from pipeline.pretrained.folder import REMEDY, verify_weights
+from pipeline.encoders.protocol import pretrained_identity
+from pipeline.pretrained.folder import load_errors, verify_weights
 
 if TYPE_CHECKING:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 SAMPLE_RATE = 16_000
 WINDOW = 30 * SAMPLE_RATE
-"""Samples of the one length of input that Whisper was trained on."""
+"""Samples of the input length that Whisper was trained on."""
 FRAME_RATE = 50
 FRAME = SAMPLE_RATE // FRAME_RATE
-"""Samples for which there is one vector."""
+"""Samples per vector."""
 MINIMUM_FRAMES = 25
-"""Half a second, kept of audio that is shorter still."""
+"""Minimum number of vectors: half a second."""
 CUDA_WINDOWS = 16
-"""Windows in a pass on a GPU. On a CPU it is one: its 1,500 positions fill the cores, and more at once take longer
-(tiny.en, two cores, bfloat16: 0.055 s for a window alone, 0.068 s for one of eight)."""
+"""Windows per batch on a GPU. On a CPU it is one: its 1,500 positions occupy all cores, and larger batches are slower
+(tiny.en, two cores, bfloat16: 0.055 s per window alone, 0.068 s in a batch of eight)."""
 
 
 class Whisper:
     """Whisper's encoder on windows of 30 s, cut to the length of each utterance.
 
-    The encoder knows no mask and fails on input that is not padded to 30 s. So each window is padded with silence, and
-    of its 1,500 vectors those that fall into the utterance are kept: one for each full 20 ms, at least 25 in all.
-    An utterance over 30 s is cut into windows, which are encoded one by one, as Whisper does with long audio.
+    The encoder has no padding mask and was trained on 30 s only. Each window is therefore padded with silence, and of
+    its 1,500 vectors those within the utterance are kept: one per full 20 ms, at least 25. An utterance over 30 s is
+    cut into windows that are encoded separately, as Whisper does with long audio.
 
     With `window: fitted` a window is padded to the next whole second only. Its vectors differ (cosine 0.94 to the
-    padded ones on tiny.en), so that Whisper's own decoder fails on them, while a projector learns from them.
-
-    Args:
-        settings: `weights` is a Hugging Face folder of a whole Whisper or of its encoder alone.
-        device: where it runs, as `train.device` names it.
-
-    Raises:
-        PipelineError: there are no weights in the folder, or they are no Whisper.
+    padded ones on tiny.en): Whisper's own decoder fails on them, while a projector can be trained on them.
     """
 
     frame_rate = FRAME_RATE
@@ -55,9 +47,9 @@ class Whisper:
 
         weights: str = "data/weights/whisper-tiny.en"
         window: Literal["padded", "fitted"] = "padded"
-        """padded: each utterance is padded to 30 s, as Whisper was trained. fitted: to the next whole second, which is
-        many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector that is
-        trained on them does not."""
+        """padded: each utterance is padded to 30 s, as in Whisper's training. fitted: to the next whole second, which
+        is many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector trained on
+        them does not."""
 
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import WhisperFeatureExtractor
@@ -75,17 +67,13 @@ class Whisper:
 
     @staticmethod
     def identity(settings: Settings) -> dict[str, Any]:
-        """Name, precision, weights (see `pretrained_identity`) and window."""
         return pretrained_identity(settings.encoder, settings.precision, settings.weights) | {"window": settings.window}
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Encode utterances; neither the others nor the number of CPU threads changes a bit of a result.
-
-        Args:
-            inputs: (samples,) float32 at 16 kHz.
+        """Encode utterances; a result depends neither on the batch nor on the number of CPU threads.
 
         Returns:
-            For each (max(samples // 320, 25), dimension) float32.
+            Per input (max(samples // 320, 25), dimension) float32.
         """
         frames = [max(len(samples) // FRAME, MINIMUM_FRAMES) for samples in inputs]
         cut = [
@@ -98,11 +86,11 @@ class Whisper:
             numbers, windows = zip(*cut[first : first + self.windows], strict=True)
             for number, window in zip(numbers, self._pass(list(windows)), strict=True):
                 vectors[number].append(window)
-        return [np.concatenate(whole)[:count] for whole, count in zip(vectors, frames, strict=True)]
+        return [np.concatenate(parts)[:count] for parts, count in zip(vectors, frames, strict=True)]
 
     def _pass(self, windows: list[np.ndarray]) -> np.ndarray:
-        """(windows, positions, dimension) of at most `self.windows` windows. The pass is filled up with silence, since
-        on a GPU another size of batch is another kernel, and other last bits."""
+        """(windows, positions, dimension) of at most `self.windows` windows. The batch is padded with silence to a
+        fixed size, since on a GPU the last bits depend on the batch size."""
         import torch
 
         from pipeline.common.hardware import autocast
@@ -119,7 +107,7 @@ class Whisper:
 
     @functools.lru_cache(maxsize=WINDOW // SAMPLE_RATE)  # noqa: B019 - an encoder lives as long as its process
     def _encoder_of(self, positions: int) -> "WhisperEncoder":
-        """The encoder for windows of so many vectors: the same tensors, without the positions that are not reached."""
+        """The encoder for windows with this number of vectors: the same tensors with fewer positions."""
         import torch
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -136,25 +124,24 @@ class Whisper:
 
 
 def _load(folder: Path) -> "WhisperEncoder":
-    """The encoder in float32, out of a checkpoint of the encoder alone, of `WhisperModel`, or with a head upon it."""
+    """The encoder in float32, from a checkpoint of the encoder alone, of `WhisperModel`, or of a model with a head."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     verify_weights(folder)
-    try:
+    with load_errors(folder, "a Whisper encoder"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tensors: dict[str, torch.Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             tensors |= load_file(file)
         if config.model_type != "whisper":
             raise ValueError(f"a {config.model_type}")
-        prefix = next(name for name in tensors if name.endswith("conv1.weight")).removesuffix("conv1.weight")
+        names = [name for name in tensors if name.endswith("conv1.weight")]
+        if not names:
+            raise ValueError("no encoder")
+        prefix = names[0].removesuffix("conv1.weight")
         encoder = WhisperEncoder(config)
         encoder.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-    except (OSError, ValueError, RuntimeError, StopIteration, SafetensorError) as error:
-        reason = (str(error) or "no encoder").splitlines()[0]
-        raise PipelineError(folder, f"no Whisper encoder can be loaded ({reason})", REMEDY) from None
     return encoder.float().eval()

@@ -1,1 +1,1 @@
-"""Pretrained weights: fetched, converted to Hugging Face folders, and known by one digest."""
+"""Pretrained weights: fetched, converted to Hugging Face folders, identified by one digest."""

@@ -1,4 +1,4 @@
-"""Whisper as CTranslate2 stores it, to a plain Hugging Face folder of the encoder."""
+"""Conversion of a CTranslate2 Whisper to a Hugging Face folder of its encoder."""
 
 import struct
 from pathlib import Path
@@ -14,29 +14,25 @@ SAMPLE_RATE, HOP, WINDOW, SECONDS = 16_000, 160, 400, 30
 
 
 def convert_whisper(source: Path, folder: Path) -> None:
-    """Write the encoder of a CTranslate2 Whisper to `folder`: config.json, model.safetensors, preprocessor_config.json.
-
-    Args:
-        source: a folder with `model.bin` in float32 or float16; the type is kept.
-        folder: what `WhisperEncoder` and `WhisperFeatureExtractor` of transformers load.
+    """Write the encoder of a CTranslate2 Whisper, float32 or float16, as a Hugging Face folder for `WhisperEncoder`.
 
     Raises:
-        PipelineError: `model.bin` is missing, cut, quantised to integers, or holds no Whisper.
+        PipelineError: `model.bin` is missing, truncated, quantised to integers, or not a Whisper.
     """
     from safetensors.numpy import save_file
 
     file = source / "model.bin"
     if not file.is_file():
-        raise PipelineError(file, "the file is missing", "name the folder of a Whisper that CTranslate2 converted")
+        raise PipelineError(file, "the file is missing", "name the folder of a Whisper converted by CTranslate2")
     tensors = read_tensors(file)
     try:
         heads = int(tensors["encoder/num_heads"])
         encoder = _encoder(tensors)
     except KeyError as error:
-        raise PipelineError(file, f"has no tensor {error}", "name a Whisper that CTranslate2 converted") from None
+        raise PipelineError(file, f"has no tensor {error}", "name a Whisper converted by CTranslate2") from None
     for name, tensor in encoder.items():
         if tensor.dtype.kind != "f":
-            raise PipelineError(file, f"holds {name} as {tensor.dtype}", "convert it with quantization float16")
+            raise PipelineError(file, f"has {name} as {tensor.dtype}", "convert it with quantization float16")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: np.ascontiguousarray(t) for name, t in encoder.items()}, folder / "model.safetensors", {"format": "pt"}
@@ -75,17 +71,17 @@ def convert_whisper(source: Path, folder: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a CTranslate2 `model.bin` by name, memory-mapped.
+    """Read the tensors of a CTranslate2 `model.bin` by name, memory-mapped.
 
-    The file is a header (version of the format, name and revision of the specification, count of tensors), then for
-    each tensor its name, rank, dimensions, type, bytes. A name is a 16-bit length and so many bytes, the last NUL.
+    The file has a header (version of the format, name and revision of the specification, number of tensors), then per
+    tensor its name, rank, dimensions, type, bytes. A name is a 16-bit length and a NUL-terminated string.
 
     Raises:
-        PipelineError: the file is cut, or is of another version or kind.
+        PipelineError: the file is truncated, or has another version or format.
     """
     data = _Bytes(file)
     if (version := data.number("I")) != VERSION:
-        raise PipelineError(file, f"has version {version} of CTranslate2's format", f"it must be version {VERSION}")
+        raise PipelineError(file, f"has format version {version} of CTranslate2", f"it must be {VERSION}")
     data.name()
     data.number("I")
     tensors: dict[str, np.ndarray] = {}
@@ -101,7 +97,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 class _Bytes:
-    """A file that is read from its beginning, piece by piece, and never beyond its end."""
+    """Sequential reader of a file that raises an error at its end."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.offset = file, 0
@@ -126,34 +122,34 @@ def _layers(tensors: dict[str, np.ndarray]) -> int:
 
 
 def _encoder(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The encoder's tensors under the names that transformers gives them."""
-    found = {"embed_positions.weight": tensors["encoder/position_encodings/encodings"]}
+    """The encoder's tensors with their names in transformers."""
+    encoder = {"embed_positions.weight": tensors["encoder/position_encodings/encodings"]}
     for name in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"):
-        found[name] = tensors[f"encoder/{name.replace('.', '/')}"]
-    found |= _layer_norm(tensors, "encoder/layer_norm", "layer_norm")
+        encoder[name] = tensors[f"encoder/{name.replace('.', '/')}"]
+    encoder |= _layer_norm(tensors, "encoder/layer_norm", "layer_norm")
     for layer in range(_layers(tensors)):
-        here, there = f"encoder/layer_{layer}", f"layers.{layer}"
-        attention = f"{here}/self_attention"
-        # Query, key and value stand stacked in one matrix; Whisper's key has no bias, so zeros fill its place.
+        old_layer, new_layer = f"encoder/layer_{layer}", f"layers.{layer}"
+        attention = f"{old_layer}/self_attention"
+        # Query, key and value are stacked; the key has no bias in Whisper and zeros here.
         for part, weight, bias in zip(
             ("q", "k", "v"),
             np.split(tensors[f"{attention}/linear_0/weight"], 3),
             np.split(tensors[f"{attention}/linear_0/bias"], 3),
             strict=True,
         ):
-            found[f"{there}.self_attn.{part}_proj.weight"] = weight
+            encoder[f"{new_layer}.self_attn.{part}_proj.weight"] = weight
             if part != "k":
-                found[f"{there}.self_attn.{part}_proj.bias"] = bias
+                encoder[f"{new_layer}.self_attn.{part}_proj.bias"] = bias
         for old, new in (
             (f"{attention}/linear_1", "self_attn.out_proj"),
-            (f"{here}/ffn/linear_0", "fc1"),
-            (f"{here}/ffn/linear_1", "fc2"),
+            (f"{old_layer}/ffn/linear_0", "fc1"),
+            (f"{old_layer}/ffn/linear_1", "fc2"),
         ):
             for part in ("weight", "bias"):
-                found[f"{there}.{new}.{part}"] = tensors[f"{old}/{part}"]
-        found |= _layer_norm(tensors, f"{attention}/layer_norm", f"{there}.self_attn_layer_norm")
-        found |= _layer_norm(tensors, f"{here}/ffn/layer_norm", f"{there}.final_layer_norm")
-    return found
+                encoder[f"{new_layer}.{new}.{part}"] = tensors[f"{old}/{part}"]
+        encoder |= _layer_norm(tensors, f"{attention}/layer_norm", f"{new_layer}.self_attn_layer_norm")
+        encoder |= _layer_norm(tensors, f"{old_layer}/ffn/layer_norm", f"{new_layer}.final_layer_norm")
+    return encoder
 
 
 def _layer_norm(tensors: dict[str, np.ndarray], old: str, new: str) -> dict[str, np.ndarray]:

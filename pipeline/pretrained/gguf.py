@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp reads them, to plain Hugging Face folders."""
+"""Conversion of GGUF files of llama.cpp to Hugging Face folders."""
 
 import contextlib
 import io
@@ -6,36 +6,35 @@ import struct
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
+from pipeline.pretrained.folder import error_reason
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write the language model and tokenizer of a GGUF file to `folder`: config.json, model.safetensors, tokenizer.
 
-    What transformers loads from GGUF can neither be saved nor trained, so its values go into a plain model of the same
-    configuration. They are stored as float16: a de-quantised value is a float16 scale times a small integer plus a
-    float16 offset, about 15 significant bits, of which float16 keeps 11 and bfloat16 8. On SmolLM2-135M the logits
-    then move by 0.07% (bfloat16: 0.33%) and the perplexity in its fifth digit.
+    A model that transformers loads from GGUF can neither be saved nor trained, so its values are copied to a plain
+    model of the same configuration, as float16: a de-quantised value is a float16 scale times a small integer plus a
+    float16 offset, about 15 significant bits, of which float16 keeps 11 and bfloat16 8. The logits of SmolLM2-135M then
+    change by 0.07% (bfloat16: 0.33%) and the perplexity in its fifth digit.
 
     Raises:
-        PipelineError: the file is no GGUF, is cut, or has an architecture that transformers does not know.
+        PipelineError: the file is not a GGUF, is truncated, or has an architecture that transformers does not support.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not file.is_file():
-        raise PipelineError(file, "is no file", "name the .gguf file itself")
+        raise PipelineError(file, "is not a file", "name the .gguf file itself")
     try:
-        # Its bar takes no other way to be silent.
+        # There is no option to hide its progress bar.
         with contextlib.redirect_stderr(io.StringIO()):
             quantised = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except (ValueError, IndexError, KeyError, NotImplementedError, OSError, struct.error) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(
-            file, f"cannot be read as GGUF ({reason})", "fetch it again, or name a model that transformers knows"
-        ) from None
+        remedy = "fetch it again, or name a model that transformers supports"
+        raise PipelineError(file, f"cannot be read as GGUF ({error_reason(error)})", remedy) from None
     config = quantised.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,8 +1,8 @@
-"""Checkpoints that PyTorch pickled, read without running what is in them.
+"""Reading of pickled PyTorch checkpoints without running code in them.
 
-A pickle is a program: it names classes and functions of any module and calls them. Here every name but the few that
-tensors are made of stands for something that takes what it is given and does nothing. So no module is imported, and a
-checkpoint needs neither the packages that it was made with nor trust in who made it.
+A pickle may call any function of any module. Here, except for the few names that tensors need, each name is replaced by
+a stub without effect. So no module is imported, and neither the packages nor the author of a checkpoint are needed or
+trusted.
 """
 
 import pickle
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.pretrained.folder import error_reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,36 +23,35 @@ STORAGES = {
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
-"""What PyTorch calls arrays of each type."""
-REMEDY = "name a checkpoint as PyTorch 1.6 or later writes it, or fetch it again"
+"""PyTorch's names of storage types, and their data types."""
+REMEDY = "name a checkpoint written by PyTorch 1.6 or later, or fetch it again"
 DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, AttributeError, KeyError, IndexError, TypeError,
     ValueError, RuntimeError, OverflowError, NotImplementedError,
 )  # fmt: skip
-"""What a file that is no checkpoint, or a damaged one, may raise on the way."""
+"""Errors of damaged files and of other files."""
 
 
 def read_checkpoint(file: Path) -> Any:
-    """Read what `torch.save` wrote.
+    """Read a file of `torch.save`.
 
     Returns:
-        What was saved: containers, numbers, text, and tensors as they are; anything else as an empty stand-in.
+        Containers, numbers, text and tensors; other objects are replaced by empty stubs.
 
     Raises:
-        PipelineError: the file is no checkpoint, is of a version before the zip format, or is cut.
+        PipelineError: the file is not a checkpoint, is older than the zip format, or is truncated.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl")
             with archive.open(program) as opened:
-                return _Reader(opened, archive, program.removesuffix("data.pkl")).load()
+                return _Unpickler(opened, archive, program.removesuffix("data.pkl")).load()
     except DAMAGE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(file, f"cannot be read as a checkpoint ({reason})", REMEDY) from None
+        raise PipelineError(file, f"cannot be read as a checkpoint ({error_reason(error)})", REMEDY) from None
 
 
 def tensors_of(values: object) -> dict[str, "Tensor"]:
-    """The tensors of a mapping by their names, and nothing else of it. Empty where it is no mapping."""
+    """The tensors of a mapping by name, without its other values; empty for other objects."""
     from torch import Tensor
 
     if not isinstance(values, Mapping):
@@ -60,49 +60,45 @@ def tensors_of(values: object) -> dict[str, "Tensor"]:
 
 
 def convert_pickled(files: Iterable[Path], target: Path) -> None:
-    """Write the tensors of checkpoints that hold nothing else, such as the parts of a `pytorch_model.bin`.
-
-    Args:
-        files: the checkpoints; no name of a tensor is in two of them.
-        target: the safetensors file.
+    """Write the tensors of checkpoints, such as the parts of a `pytorch_model.bin`, to one safetensors file.
 
     Raises:
-        PipelineError: a file is no checkpoint, or there is no tensor in it.
+        PipelineError: a file is not a checkpoint, or is not a mapping of names to tensors.
     """
     import torch
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        found = tensors_of(read_checkpoint(file))
-        if not found:
-            raise PipelineError(file, "holds no mapping of names to tensors", REMEDY)
-        # Some share their memory, which safetensors cannot.
-        tensors |= {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+        part = tensors_of(read_checkpoint(file))
+        if not part:
+            raise PipelineError(file, "is not a mapping of names to tensors", REMEDY)
+        # Tensors may share memory, which safetensors does not support.
+        tensors |= {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in part.items()}
     save_file(tensors, target, {"format": "pt"})
 
 
-class _Foreign:
-    """Stands for a class or a function that a checkpoint names, and for what it would have made."""
+class _Stub:
+    """Replaces a class or function of a checkpoint, and its result."""
 
-    def __new__(cls, *_: object, **__: object) -> "_Foreign":
+    def __new__(cls, *_: object, **__: object) -> "_Stub":
         return super().__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __call__(self, *_: object, **__: object) -> "_Foreign":
+    def __call__(self, *_: object, **__: object) -> "_Stub":
         return self
 
-    def _take(self, *_: object) -> None:
+    def _ignore(self, *_: object) -> None:
         pass
 
-    # What a pickle does to an object that it made.
-    __setstate__ = __setitem__ = append = extend = add = _take
+    # Methods that a pickle calls on its objects.
+    __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-class _Reader(pickle.Unpickler):
-    """The program of a checkpoint, with the tensors that lie beside it in the archive."""
+class _Unpickler(pickle.Unpickler):
+    """Unpickler of `data.pkl` with the tensors of the archive."""
 
     def __init__(self, program: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(program, encoding="utf-8")
@@ -110,7 +106,7 @@ class _Reader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the checkpoint stands for. Nothing is ever imported."""
+        """The replacement of a name in the checkpoint; nothing is imported."""
         known: dict[tuple[str, str], Callable] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: storage.as_strided(
@@ -120,10 +116,10 @@ class _Reader(pickle.Unpickler):
         }
         if module == "torch" and name in STORAGES:
             return name
-        return known.get((module, name), _Foreign)
+        return known.get((module, name), _Stub)
 
     def persistent_load(self, pid: Any) -> "Tensor":
-        """The array that `("storage", type, key, device, elements)` names, as a tensor of one dimension."""
+        """The storage `("storage", type, key, device, elements)` as a tensor of one dimension."""
         import torch
 
         _, kind, key, _, elements = pid

@@ -13,7 +13,7 @@ from pipeline.common.modality import streams
 from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
-from pipeline.corpora.record import is_current
+from pipeline.corpora.reader import is_current
 from pipeline.encoders.store import feature_groups, read_index
 from pipeline.pretrained.folder import RECORD, recorded_files
 from pipeline.sweeping.specification import Sweep

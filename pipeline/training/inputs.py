@@ -12,7 +12,7 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.training import noise_digest
 from pipeline.corpora.prepared import require_prepared
-from pipeline.corpora.reading import Media, evaluated_on, trained_on
+from pipeline.corpora.reading import Media, evaluation_utterances, training_utterances
 from pipeline.encoders.store import Features, Group, feature_groups
 from pipeline.pretrained.folder import weights_digest
 
@@ -79,7 +79,7 @@ class TrialInputs:
     @cached_property
     def training(self) -> Inputs:
         """Of stage `train`: the training split under all its conditions, and the clean validation split."""
-        inputs = self._of(trained_on(self._manifest))
+        inputs = self._of(training_utterances(self._manifest))
         if not is_noise_added(self.params):
             return inputs
         noise = noise_digest(self.params.corpus, inputs.utterances)
@@ -88,9 +88,9 @@ class TrialInputs:
     @cached_property
     def evaluation(self) -> Inputs:
         """Of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions; a model without
-        audio has one, see `evaluated_on`."""
+        audio has one, see `evaluation_utterances`."""
         modality = self.params.model.modality
-        return self._of(evaluated_on(self._manifest, self.params.evaluate.splits, streams(modality)))
+        return self._of(evaluation_utterances(self._manifest, self.params.evaluate.splits, streams(modality)))
 
     def _of(self, utterances: tuple[Utterance, ...]) -> Inputs:
         params = self.params

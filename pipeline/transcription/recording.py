@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import SAMPLE_RATE
+from pipeline.corpora.manifest import SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.corpora.media.files import PCM_STEPS, pcm16, read_audio, read_video_gray
-from pipeline.corpora.media.playback import has_picture
+from pipeline.corpora.media.playback import has_video
 from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recorded.recording import SAMPLES_PER_FRAME, SOUND, Recording, is_audio, skip_on_error
+from pipeline.corpora.recorded.recording import SOUND, Recording, is_audio, skip_on_error
 
 REMEDY = "name a whole audio or video file with speech in it"
 
@@ -35,7 +35,7 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
     """
     try:
         require_file(file)
-        if "video" in streams and not _has_picture(file):
+        if "video" in streams and not _has_video(file):
             raise PipelineError(file, "there is no picture in it, and this trial reads lips", "name a video")
         recording = Recording(_sound_of(file), file if "video" in streams else None, detector)
         with tempfile.TemporaryDirectory() as folder:
@@ -80,17 +80,17 @@ def require_file(file: Path) -> None:
         raise PipelineError(file, "is a folder" if file.is_dir() else "the file is missing", REMEDY)
 
 
-def _has_picture(file: Path) -> bool:
+def _has_video(file: Path) -> bool:
     if is_audio(file):
         return False
     with skip_on_error(file, "unreadable video"):
-        return has_picture(file)
+        return has_video(file)
 
 
 def _sound_of(file: Path) -> Path:
     beside = (file.with_suffix(ending) for ending in SOUND)
     sound = next((path for path in beside if path.is_file()), file)
-    return sound if sound != file and _has_picture(file) else file
+    return sound if sound != file and _has_video(file) else file
 
 
 def _read_sound(recording: Recording, folder: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from pipeline.analysis.labels import token_labels
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.encoders.protocol import Encoder, encoder_kind
-from pipeline.encoders.store import TYPE, Features
+from pipeline.encoders.store import DTYPE, Features
 from pipeline.model.decoder import most_positions
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
@@ -120,7 +120,7 @@ class Transcriber:
         (features,) = self._encoders[stream].encode([content])
         with np.errstate(over="ignore"):
             # As they are kept on disk.
-            stored = features.astype(TYPE)
+            stored = features.astype(DTYPE)
         if not np.isfinite(stored).all():
             raise PipelineError(name, f"its {stream} features do not fit float16", "take another recording")
         return stored

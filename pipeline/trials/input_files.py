@@ -12,7 +12,7 @@ from pipeline.common.verified import sha256_of
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.training import noise_sources
-from pipeline.corpora.reading import evaluated_on, media_file, trained_on
+from pipeline.corpora.reading import evaluation_utterances, media_path, training_utterances
 from pipeline.encoders.store import ARRAY, INDEX, Group, feature_groups, read_index
 from pipeline.pretrained.folder import known_files
 from pipeline.trials.metrics_log import LOG
@@ -43,7 +43,7 @@ def input_files(
         found |= _weights(Path(encoder)) if encoder else {}
         if params.features.mode == "online":
             known = {u: u.audio_sha256 if stream == "audio" else u.video_sha256 for u in utterances}
-            found |= {media_file(params.corpus.out, stream, u): sha256 for u, sha256 in known.items() if sha256}
+            found |= {media_path(params.corpus.out, stream, u): sha256 for u, sha256 in known.items() if sha256}
             continue
         for group in some:
             index = read_index(group)
@@ -61,9 +61,9 @@ def files_of(params: Params, purpose: str) -> dict[Path, str]:
     """
     utterances, used = tuple(read_manifest(params.corpus.out)), streams(params.model.modality)
     if purpose == "train":
-        utterances = trained_on(utterances)
+        utterances = training_utterances(utterances)
     else:
-        utterances = evaluated_on(utterances, params.evaluate.splits, used)
+        utterances = evaluation_utterances(utterances, params.evaluate.splits, used)
     groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
     return input_files(params, purpose, utterances, groups)
 

@@ -1,9 +1,9 @@
-"""Anybody's recordings: a folder of audio or video files with a `.txt` beside each, or a CSV that lists them.
+"""Your own recordings: a folder of audio or video files with a `.txt` of the same name each, or a CSV that lists them.
 
-A folder may have the splits as its folders `train`, `validation` and `test`; the folder that is next is the speaker. A
-CSV has a header, with the columns `audio` or `video` or both (paths, relative to the CSV) and `text`, and perhaps
-`speaker` and `split`. Splits that are not there are held out of training. Each recording, and each transcript without
-one, is either taken or skipped with its reason.
+A folder may have the splits as subfolders `train`, `validation` and `test`; the next level is the speaker. A CSV has a
+header with the columns `audio` or `video` or both (paths relative to the CSV) and `text`, and optionally `speaker` and
+`split`. Missing splits are held out of training. Each recording, and each transcript without a recording, is either
+used or skipped with its reason.
 """
 
 import os
@@ -14,47 +14,39 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Corpus
-from pipeline.corpora.clip import Clip, Piece
-from pipeline.corpora.formats.clip_table import Row, read_table
-from pipeline.corpora.formats.transcripts import plain_text, read_text
-from pipeline.corpora.formats.tree import AUDIO, VIDEO, files_below, is_recording, missing, preference, unusable_name
-from pipeline.corpora.held_out import hold_out
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reasons, root_of, shown
-from pipeline.corpora.synthetic.plan import SPLITS
+from pipeline.common.words import normalise
+from pipeline.corpora.formats.lists import Row, read_table
+from pipeline.corpora.formats.transcripts import read_text
+from pipeline.corpora.formats.tree import AUDIO, VIDEO, file_fault, files_below, is_recording, name_fault, preference
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable, skip_summary
+from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
+from pipeline.corpora.splits import SPLITS, hold_out
 
 SPLIT_NAMES = {
     "train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test",
 }  # fmt: skip
-NOBODY = "speaker"
-"""The speaker where none is named."""
+UNKNOWN_SPEAKER = "speaker"
+REMEDY = "name a folder or a CSV as corpus.root"
 
 
-class Folder:
+class Folder(RecordedCorpus):
     """A folder or a CSV."""
 
     keys = ("held_out",)
-    cuts = ()
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-        self.root = Path(root_of(corpus))
 
     def lists(self) -> list[Path]:
-        """See `Format.lists`: the CSV, if it is one."""
         if self.root.suffix.lower() == ".csv" and not self.root.is_file():
-            raise PipelineError(self.root, "the file is missing", "name a folder or a CSV as corpus.root")
+            raise PipelineError(self.root, "the file is missing", REMEDY)
         return [self.root] if self.root.is_file() else []
 
-    def listing(self) -> Listing:
-        """See `Reader.listing`."""
+    def find_clips(self) -> Listing:
         skipped: list[SkippedClip] = []
         clips = list(self._of_csv(skipped) if self.lists() else self._of_folder(skipped))
         if not clips:
             raise PipelineError(
-                self.root, f"there is no audio or video with a transcript in it{reasons(skipped)}",
-                "put a .txt beside each file, or name a CSV with the columns audio, video, text",
+                self.root, f"there is no audio or video with a transcript in it{skip_summary(skipped)}",
+                "add a .txt with the name of each file, or name a CSV with the columns audio, video, text",
             )  # fmt: skip
         splits = {clip.split for clip in clips}
         for split in ("test", "validation"):
@@ -62,13 +54,13 @@ class Folder:
                 clips = self._hold_out(split, clips)
         return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], skipped)
 
-    def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
+    def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
         if not self.root.is_dir():
-            raise PipelineError(self.root, "there is no such folder", "name a folder or a CSV as corpus.root")
+            raise PipelineError(self.root, "there is no such folder", REMEDY)
         for parts, names in files_below(self.root, skipped):
             by_stem: dict[str, list[str]] = defaultdict(list)
             for name in names:
-                # A Mac writes an accent as a mark of its own.
+                # macOS writes accents as combining characters.
                 by_stem[unicodedata.normalize("NFC", os.path.splitext(name)[0])].append(name)
             for stem, together in by_stem.items():
                 files = _Files(parts, stem, together)
@@ -78,7 +70,7 @@ class Folder:
                 except Unusable as error:
                     skipped.append(files.skip(files.main, error))
 
-    def _of_csv(self, skipped: list[SkippedClip]) -> Iterator[Clip]:
+    def _of_csv(self, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
         for row in read_table(self.root, skipped):
             named = row.values.get("video") or row.values.get("audio") or f"line {row.number}"
             split = SPLIT_NAMES.get((row.values.get("split") or "train").lower())
@@ -87,57 +79,45 @@ class Folder:
             except Unusable as error:
                 skipped.append(error.at(f"line {row.number}").skip(named, split or "train"))
 
-    def _of_row(self, row: Row, named: str, split: str | None) -> Clip:
-        """Raises:
-        Unusable: a file of it is missing, or a value makes no sense.
-        """
+    def _of_row(self, row: Row, named: str, split: str | None) -> RecordedClip:
         if split is None:
             raise Unusable("unknown split", f"{row.values['split']!r}; it must be {', '.join(SPLITS)}")
-        media = {kind: self._place(row.values[kind]) for kind in ("audio", "video") if row.values.get(kind)}
+        media = {kind: self._locate(row.values[kind]) for kind in ("audio", "video") if row.values.get(kind)}
         if not media:
             raise Unusable("a file is missing", "no path")
         for file in media.values():
-            if (fault := missing(file)) is not None:
+            if (fault := file_fault(file)) is not None:
                 raise fault
-        text = plain_text(row.values["text"])
+        text = normalise(row.values["text"])
         if not text:
             raise Unusable("empty transcript")
-        # Where the files lie counts for the names of what is made of them, but not how one comes there.
+        # The path of the media, without the steps up to the source file.
         below = PurePosixPath(named.replace("\\", "/")).with_suffix("")
         names = [part for part in below.parts if part not in ("/", "..")]
-        speaker = row.values.get("speaker", "").replace("/", "-") or NOBODY
+        speaker = row.values.get("speaker", "").replace("/", "-") or UNKNOWN_SPEAKER
         return _clip(names, split, speaker, media, named, None, text)
 
-    def _place(self, name: str) -> Path:
-        """Where a file of the table lies: as it is written, or as Windows or a Mac would write its path."""
-        written = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-        places = [self.root.parent / spelling for spelling in dict.fromkeys(written)]
-        return next((place for place in places if missing(place) is None), places[0])
+    def _locate(self, name: str) -> Path:
+        """The path of a file in the table, also as Windows or macOS write it."""
+        spellings = (name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        paths = [self.root.parent / spelling for spelling in dict.fromkeys(spellings)]
+        return next((path for path in paths if file_fault(path) is None), paths[0])
 
-    def _hold_out(self, split: str, clips: list[Clip]) -> list[Clip]:
+    def _hold_out(self, split: str, clips: list[RecordedClip]) -> list[RecordedClip]:
         training = [clip for clip in clips if clip.split == "train"]
-        key = _speaker if self.corpus.held_out.by == "speaker" else _said
+        key = _speaker if self.corpus.held_out.by == "speaker" else _text_or_id
         taken = hold_out(self.corpus, split, [key(clip) for clip in training])
         return [replace(c, split=split) if c.split == "train" and key(c) in taken else c for c in clips]
 
-    def pieces(self, clip: Clip) -> list[Piece]:
-        """See `Format.pieces`."""
+    def pieces(self, clip: RecordedClip) -> list[Piece]:
         text = _text(clip)
         if not text:
             raise Unusable("empty transcript")
         return [Piece(text)]
 
 
-def _meaning(parts: tuple[str, ...]) -> tuple[str | None, str, tuple[str, ...]]:
-    """Split, speaker, and the folders below the speaker's, of a folder below the root."""
-    split = SPLIT_NAMES.get(parts[0].lower()) if parts else None
-    if split is not None:
-        parts = parts[1:]
-    return split, parts[0] if parts else NOBODY, parts[1:]
-
-
 class _Files:
-    """Files of a folder that have a name in common, but for its ending."""
+    """Files of a folder with the same name except for the ending."""
 
     def __init__(self, parts: tuple[str, ...], stem: str, names: list[str]) -> None:
         self.parts, self.stem = parts, stem
@@ -145,42 +125,39 @@ class _Files:
         for name in sorted(names, key=preference):
             kinds[_kind(name)].append(name)
         self.other = kinds.pop("other")
-        self.chosen = {kind: several[0] for kind, several in kinds.items() if several}
-        self.spare = [(name, several[0]) for several in kinds.values() for name in several[1:]]
+        self.chosen = {kind: files[0] for kind, files in kinds.items() if files}
+        self.spare = [(name, files[0]) for files in kinds.values() for name in files[1:]]
+        below = parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts
+        self.split = SPLIT_NAMES[parts[0].lower()] if below != parts else "train"
+        self.speaker, self.rest = (below[0], below[1:]) if below else (UNKNOWN_SPEAKER, ())
 
     @property
     def main(self) -> str:
-        """What people see it by: the video, or else the sound, or else the transcript."""
+        """The file for messages: the video, or else the audio, or else the transcript."""
         return next(iter(self.chosen.values()))
 
-    def skip(self, name: str, why: Unusable) -> SkippedClip:
-        """A file that is skipped."""
-        return why.skip("/".join([*self.parts, name]), _meaning(self.parts)[0] or "train")
+    def skip(self, name: str, reason: Unusable) -> SkippedClip:
+        return reason.skip("/".join([*self.parts, name]), self.split)
 
     def skipped(self) -> Iterator[SkippedClip]:
-        """Recordings that are not taken, and a transcript that has none."""
-        for name, taken in self.spare:
-            yield self.skip(name, Unusable("another file is taken in its place", taken))
-        alone = self.chosen.keys() == {"text"}
-        strange = [name for name in self.other if alone or is_recording(name)]
-        for name in strange:
-            yield self.skip(name, Unusable("a format that is not read", os.path.splitext(name)[1]))
-        if alone and not strange:
+        """Unused recordings, and a transcript without a recording."""
+        for name, chosen in self.spare:
+            yield self.skip(name, Unusable("another file is used instead", chosen))
+        only_text = self.chosen.keys() == {"text"}
+        unsupported = [name for name in self.other if only_text or is_recording(name)]
+        for name in unsupported:
+            yield self.skip(name, Unusable("unsupported format", os.path.splitext(name)[1]))
+        if only_text and not unsupported:
             yield self.skip(self.main, Unusable("a file is missing", "no recording of this name"))
         if self.chosen and "text" not in self.chosen:
-            yield self.skip(self.main, Unusable("a file is missing", shown(f"{self.stem}.txt")))
+            yield self.skip(self.main, Unusable("a file is missing", printable(f"{self.stem}.txt")))
 
-    def clip(self, root: Path) -> Iterator[Clip]:
-        """The clip, if there are a recording and a transcript.
-
-        Raises:
-            Unusable: its name cannot be used.
-        """
+    def clip(self, root: Path) -> Iterator[RecordedClip]:
+        """The clip, if there are a recording and a transcript."""
         if "text" in self.chosen and len(self.chosen) > 1:
-            split, speaker, rest = _meaning(self.parts)
             files = {kind: root.joinpath(*self.parts, name) for kind, name in self.chosen.items()}
-            text = files.pop("text")
-            yield _clip([*rest, self.stem], split or "train", speaker, files, "/".join([*self.parts, self.main]), text)
+            text, path = files.pop("text"), "/".join([*self.parts, self.main])
+            yield _clip([*self.rest, self.stem], self.split, self.speaker, files, path, text)
 
 
 def _kind(name: str) -> str:
@@ -191,30 +168,24 @@ def _kind(name: str) -> str:
 def _clip(
     names: list[str], split: str, speaker: str, media: dict[str, Path], path: str, transcript: Path | None,
     text: str | None = None,
-) -> Clip:  # fmt: skip
-    """Raises:
-    Unusable: its media cannot have its name.
-    """
-    if (fault := unusable_name([speaker, *names])) is not None:
+) -> RecordedClip:  # fmt: skip
+    if (fault := name_fault([speaker, *names])) is not None:
         raise fault
     audio = media.get("audio") or media["video"]
-    return Clip("/".join(names), split, speaker, audio, media.get("video"), path, transcript, text)
+    return RecordedClip("/".join(names), split, speaker, audio, media.get("video"), path, transcript, text)
 
 
-def _speaker(clip: Clip) -> str:
+def _speaker(clip: RecordedClip) -> str:
     return clip.speaker
 
 
-def _text(clip: Clip) -> str:
-    if clip.text:
-        return clip.text
-    assert clip.transcript is not None
-    return plain_text(read_text(clip.transcript))
+def _text(clip: RecordedClip) -> str:
+    return clip.text or normalise(read_text(Path(str(clip.transcript))))
 
 
-def _said(clip: Clip) -> str:
+def _text_or_id(clip: RecordedClip) -> str:
     try:
         return _text(clip)
     except Unusable:
-        # It will be skipped when it is prepared, whichever split it is in.
+        # The clip is skipped later, in any split.
         return clip.id

@@ -1,4 +1,4 @@
-"""Transcripts as corpora write them, and their text as it is trained and scored: lower case, single spaces."""
+"""Transcripts of corpora, and their text in the form of training and scoring: lower case, single spaces."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.words import normalise
-from pipeline.corpora.reader import Unusable, refused, shown
+from pipeline.corpora.reader import Unusable, open_error, printable
 from pipeline.corpora.text_files import damage_of, read_lines
 
 UNREADABLE = "unreadable transcript"
@@ -14,7 +14,7 @@ UNREADABLE = "unreadable transcript"
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when it is spoken, in seconds from the clip's begin."""
+    """A word with its times in seconds from the start of the clip."""
 
     text: str
     begin: float
@@ -25,59 +25,50 @@ def read_transcript(path: Path) -> list[str]:
     """The lines of a transcript.
 
     Raises:
-        Unusable: it is missing, or a line of it is damaged.
+        Unusable: it is missing, or a line is damaged.
     """
     try:
         lines = read_lines(path)
     except OSError as error:
-        raise refused(path, error) from None
+        raise open_error(path, error) from None
     for number, line in enumerate(lines, 1):
         if (damage := damage_of(line)) is not None:
-            raise Unusable(UNREADABLE, f"{shown(path.name)}: line {number} {'; '.join(damage)}")
+            raise Unusable(UNREADABLE, f"{printable(path.name)}: line {number} {'; '.join(damage)}")
     return lines
 
 
 def read_text(path: Path) -> str:
-    """The text of a transcript that is nothing else.
-
-    Raises:
-        Unusable: see `read_transcript`.
-    """
+    """The text of a transcript that has no other content; raises as `read_transcript`."""
     return " ".join(read_transcript(path))
 
 
 def lrs_text(text: str) -> str:
-    """Text of LRS2 and LRS3 as auto_avsr and Llama-AVSR have it: lower case, the braces of unsure words dropped."""
+    """Text of LRS2 and LRS3 as in auto_avsr and Llama-AVSR: lower case, without the braces of uncertain words."""
     return " ".join(text.translate({ord("{"): None, ord("}"): None}).lower().split())
 
 
-def plain_text(text: str) -> str:
-    """Anybody's text, by the rule of scoring: lower case, no punctuation but the apostrophe inside a word."""
-    return normalise(text)
-
-
 def read_lrs(path: Path) -> tuple[str, list[Word]]:
-    """A transcript of LRS2 or LRS3: its text, and its words with their times where it has them.
+    """Read a transcript of LRS2 or LRS3: the text, and the words with their times if the transcript has them.
 
-    Blocks are parted by blank lines: `Text:  HE SAID`, then, in any order, `Conf:`, a table of frames, and one of words
-    under `WORD START END ASDSCORE`.
+    Blocks are separated by blank lines: `Text:  HE SAID`, then, in any order, `Conf:`, a table of frames, and a table
+    of words under `WORD START END ASDSCORE`.
 
     Raises:
-        Unusable: it is missing, or it has no text or a row of another form.
+        Unusable: it is missing, has no text, or has an invalid row of words.
     """
     lines = read_transcript(path)
     line = next((line for line in lines if line.startswith("Text:")), None)
     if line is None:
-        raise Unusable(UNREADABLE, f"{shown(path.name)} has no line that begins with Text:")
+        raise Unusable(UNREADABLE, f"{printable(path.name)} has no line that begins with Text:")
     text = lrs_text(line.removeprefix("Text:"))
-    if not plain_text(text):
+    if not normalise(text):
         raise Unusable("empty transcript")
     head = next((number for number, line in enumerate(lines) if line.split()[:3] == ["WORD", "START", "END"]), None)
     return text, [] if head is None else list(_words(path, lines, head + 1))
 
 
 def _words(path: Path, lines: list[str], first: int) -> Iterator[Word]:
-    """The rows of the table of words, which ends with a blank line."""
+    """The rows of the table of words, up to a blank line."""
     for number, line in enumerate(lines[first:], first + 1):
         if not line.strip():
             return
@@ -87,6 +78,8 @@ def _words(path: Path, lines: list[str], first: int) -> Iterator[Word]:
         except ValueError:
             begin = end = math.nan
         if not 0 <= begin <= end < math.inf:
-            detail = f"{shown(path.name)}: line {number}, {line[:80]!r}, is no word with its begin and end in seconds"
+            detail = (
+                f"{printable(path.name)}: line {number}, {line[:80]!r}, is not a word, its begin and end in seconds"
+            )
             raise Unusable(UNREADABLE, detail)
         yield Word(lrs_text(word), begin, end)

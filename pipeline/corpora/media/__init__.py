@@ -1,1 +1,1 @@
-"""Audio and video files: read as a player plays them, whole or not at all."""
+"""Reading and writing of audio and video files."""

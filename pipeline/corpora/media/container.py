@@ -1,6 +1,6 @@
-"""Whether a file of media is whole, by the sizes that its container states: wav, AVI, AIFF, mp4 and mov, Matroska.
+"""Detection of truncated media files by the sizes in their container: wav, AVI, AIFF, mp4 and mov, Matroska.
 
-The libraries that decode read a cut file as a shorter one without a word.
+The decoding libraries silently read a truncated file as a shorter one.
 """
 
 import io
@@ -11,56 +11,52 @@ from typing import BinaryIO
 from pipeline.common.errors import PipelineError
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
-"""First bytes of the formats that are rows of chunks, and the byte order of their sizes."""
+"""First bytes of formats that consist of chunks, and the byte order of their sizes."""
 LARGE = {b"RF64", b"BW64"}
-"""Wavs whose sizes may pass 4 GB: the true ones are in a chunk of their own, if they were filled in."""
+"""Wavs that may exceed 4 GB; a separate chunk has the 64-bit sizes, if the writer filled them in."""
 SAMPLES = {b"data", b"SSND"}
-"""The chunk of the samples, in a wav and in an AIFF."""
+"""Chunks of samples, in a wav and in an AIFF."""
 BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"pnot", b"sidx"}
-"""What an mp4 or a mov begins with."""
+"""First boxes of an mp4 or a mov."""
 NEEDED_BOXES = {b"moov", b"moof", b"mdat"}
 MATROSKA, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 PLACEHOLDERS = (0x80000000, (1 << 32) - 1, (1 << 64) - 1)
-"""Upper bounds of the sizes that are written into a pipe, where nobody can go back and fill in the true one."""
+"""Upper bounds of the placeholder sizes of a file that was written to a pipe."""
 HEADER = 1 << 12
-"""Bytes by which such a size may be below its bound: what the header takes, or a rounding to whole blocks."""
+"""Maximum bytes of a placeholder below its bound: the header, or rounding to whole blocks."""
 
 
-def require_whole(path: Path, remedy: str) -> None:
-    """Hold the sizes that a container states against the file. A container without sizes is taken as it is.
-
-    Args:
-        path: any file.
-        remedy: of the error.
+def require_complete(path: Path, remedy: str) -> None:
+    """Check the sizes that a container states; a container without sizes passes.
 
     Raises:
-        PipelineError: the file is cut.
+        PipelineError: the file is truncated.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
         head = file.read(12)
-        cut = None
+        fault = None
         if head[:4] in RIFF and len(head) == 12:
-            cut = _cut_chunk(file, head, path.stat().st_size)
+            fault = _truncated_chunk(file, head, path.stat().st_size)
         elif head[4:8] in BOXES:
-            cut = _cut_box(file, path.stat().st_size)
+            fault = _truncated_box(file, path.stat().st_size)
         elif head[:4] == MATROSKA:
-            cut = _cut_segment(file, path.stat().st_size)
-    if cut is not None:
-        raise PipelineError(path, f"cut: {cut}", remedy)
+            fault = _truncated_segment(file, path.stat().st_size)
+    if fault is not None:
+        raise PipelineError(path, f"truncated: {fault}", remedy)
 
 
 def is_wav(path: Path) -> bool:
-    """Whether a file begins as a wav does, of any size and byte order."""
+    """Whether a file begins like a wav of any size and byte order."""
     with open(path, "rb") as file:
         head = file.read(12)
     return len(head) == 12 and head[:4] in RIFF and head[8:] == b"WAVE"
 
 
-def filled_in(path: Path) -> BinaryIO | None:
-    """A wav as libsndfile reads it to its end, in memory; None where it does so with the file itself.
+def repaired_wav(path: Path) -> BinaryIO | None:
+    """A wav with a corrected size in memory; None if libsndfile reads the file itself to its end.
 
-    That is one that states no samples and goes on after its stated end, or a BW64, whatever its sizes.
+    It does not if the header has no sample count but the file continues, and for BW64.
     """
     if not is_wav(path):
         return None
@@ -88,14 +84,14 @@ def filled_in(path: Path) -> BinaryIO | None:
 
 
 def _large(file: BinaryIO) -> int:
-    """The size of the samples in a chunk `ds64`, which begins here; 0 where it was not filled in."""
+    """The size of the samples according to a chunk `ds64` at this position; 0 if not filled in."""
     content = file.read(16)
     file.seek(-len(content), 1)
     size = int.from_bytes(content[8:], "little")
     return 0 if size == PLACEHOLDERS[-1] else size
 
 
-def _cut_chunk(file: BinaryIO, head: bytes, size: int) -> str | None:
+def _truncated_chunk(file: BinaryIO, head: bytes, size: int) -> str | None:
     order, large = RIFF[head[:4]], 0
     while len(header := file.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", header)
@@ -104,21 +100,21 @@ def _cut_chunk(file: BinaryIO, head: bytes, size: int) -> str | None:
         if name in SAMPLES and large and length == 0xFFFFFFFF:
             length = large
         if length > left:
-            # An AVI plays without its index, and whatever stands after it.
+            # An AVI plays without its index and the chunks after it.
             is_open = name in SAMPLES and _is_placeholder(length)
             is_spare = head[8:] == b"AVI " and name not in (b"LIST", b"RIFF")
             return None if is_open or is_spare else _missing("chunk", name, left, length)
         if name in SAMPLES:
             return None
         file.seek(length + length % 2, 1)
-    return "there is no data chunk in it" if head[8:] == b"WAVE" else None
+    return "there is no data chunk" if head[8:] == b"WAVE" else None
 
 
 def _is_placeholder(length: int) -> bool:
     return any(0 <= bound - length <= HEADER for bound in PLACEHOLDERS)
 
 
-def _cut_box(file: BinaryIO, size: int) -> str | None:
+def _truncated_box(file: BinaryIO, size: int) -> str | None:
     file.seek(0)
     while len(header := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", header)
@@ -126,7 +122,7 @@ def _cut_box(file: BinaryIO, size: int) -> str | None:
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
         if length < 8:
-            # 0: up to the end of the file. What else is so short is no box.
+            # 0 is up to the end of the file; a shorter size is invalid.
             return None
         if length > size - begin:
             return _missing("box", name, size - begin, length) if name in NEEDED_BOXES else None
@@ -134,7 +130,7 @@ def _cut_box(file: BinaryIO, size: int) -> str | None:
     return None
 
 
-def _cut_segment(file: BinaryIO, size: int) -> str | None:
+def _truncated_segment(file: BinaryIO, size: int) -> str | None:
     file.seek(len(MATROSKA))
     header = _variable_size(file)
     if header is None:
@@ -147,7 +143,7 @@ def _cut_segment(file: BinaryIO, size: int) -> str | None:
 
 
 def _variable_size(file: BinaryIO) -> int | None:
-    """A size of EBML, whose first bit that is set says how many bytes it has; None where it is unknown."""
+    """An EBML size, whose first set bit gives its number of bytes; None if unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -157,6 +153,6 @@ def _variable_size(file: BinaryIO) -> int | None:
     return None if value == (1 << bits) - 1 else value
 
 
-def _missing(kind: str, name: bytes, there: int, length: int) -> str:
+def _missing(kind: str, name: bytes, present: int, length: int) -> str:
     label = f"{kind} {name.decode('ascii', 'replace')!r}" if name else kind
-    return f"{label} has {there} of {length} bytes"
+    return f"{label} has {present} of {length} bytes"

@@ -1,4 +1,4 @@
-"""Reading and writing of media: 16 kHz mono wav, 25 fps mp4. What is read is whole, or it is an error."""
+"""Reading of media files, with an error for incomplete ones, and writing of 16 kHz mono wavs and 25 fps mp4s."""
 
 import io
 from fractions import Fraction
@@ -12,9 +12,9 @@ from av.video.reformatter import VideoReformatter
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import written_whole
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
-from pipeline.corpora.media.container import filled_in, is_wav, require_whole
-from pipeline.corpora.media.playback import shown_frames, shown_size
-from pipeline.corpora.media.sound_track import within_full_scale
+from pipeline.corpora.media.container import is_wav, repaired_wav, require_complete
+from pipeline.corpora.media.playback import displayed_frames, displayed_size
+from pipeline.corpora.media.sound_track import limit_peak
 
 PCM_STEPS = 1 << 15
 """Quantisation steps of 16-bit audio on either side of zero."""
@@ -22,26 +22,21 @@ VIDEO_OPTIONS = {
     "preset": "veryfast", "qp": "18", "bf": "0",
     "aq-mode": "0", "mbtree": "0", "rc-lookahead": "0", "weightp": "0", "sc_threshold": "0", "psy": "0",
 }  # fmt: skip
-"""Nearly transparent at a constant quantiser, and no reordered frames, so that every player shows the first frame at
-time 0. Nothing looks ahead: x264's lookahead reads memory that it never wrote, and one file in 40 came out otherwise.
+"""Nearly transparent at a constant quantiser, without reordered frames, so every player shows the first frame at time
+0. No lookahead: that of x264 reads uninitialised memory, and one file in 40 came out different.
 """
 SOUND_BITS_PER_SECOND = 64_000
 
 
 def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
-    """Band-limited resampling (polyphase filter).
-
-    Args:
-        samples: (samples,), at `rate` Hz.
-        rate: samples a second that come in.
-        target: samples a second that go out.
+    """Band-limited resampling (polyphase filter) of (samples,) from `rate` to `target` Hz.
 
     Returns:
         (ceil(samples * target / rate),) float32.
     """
     if rate == target:
         return np.asarray(samples, dtype=np.float32)
-    # Half a second to import, and nothing that is already at 16 kHz needs it.
+    # Slow to import, and not needed at 16 kHz.
     from scipy.signal import resample_poly
 
     ratio = Fraction(target, rate)
@@ -49,107 +44,103 @@ def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.nd
 
 
 def read_audio(path: Path) -> np.ndarray:
-    """Read a wav, flac, ogg or other sound: any rate is resampled to 16 kHz, channels are averaged.
+    """Read a wav, flac, ogg or other audio file, resampled to 16 kHz, with the mean of its channels.
 
-    A wav out of a pipe, whose sizes nobody filled in, goes on to the end of the file. What passes full scale in
-    floating point is turned down.
+    A wav that was written to a pipe, without sizes, is read to the end of the file. Floating-point samples beyond full
+    scale are scaled down.
 
     Returns:
         (samples,) float32 in [-1, 1].
 
     Raises:
-        PipelineError: the file is missing, unreadable, cut (its header promises more than is there) or empty, or holds
-            something that is no finite number or far beyond full scale.
+        PipelineError: the file is missing, unreadable, truncated or empty, or a sample is not finite or far beyond full
+            scale.
     """
     path = Path(path)
     if not path.is_file():
         raise PipelineError(path, "the file is missing", REMEDY)
     if path.suffix.lower() == ".wav" and not is_wav(path):
         raise PipelineError(path, "no wav header", REMEDY)
-    require_whole(path, REMEDY)
+    require_complete(path, REMEDY)
     try:
         samples, rate = _read_sound_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise PipelineError(path, f"no readable audio ({error})", REMEDY) from None
+        raise PipelineError(path, f"unreadable audio ({error})", REMEDY) from None
     if not len(samples):
-        raise PipelineError(path, "there is no sample in it", REMEDY)
+        raise PipelineError(path, "has no samples", REMEDY)
     return resample(samples, rate)
 
 
 def _read_sound_file(path: Path) -> tuple[np.ndarray, int]:
-    """(samples,) float32, the mean of the channels, and samples a second, of a format that libsndfile knows."""
-    with soundfile.SoundFile(filled_in(path) or path) as opened:
-        promised, is_float = opened.frames, opened.subtype in ("FLOAT", "DOUBLE")
-        samples = opened.read(dtype="float32", always_2d=True)
-        rate = opened.samplerate
-    if len(samples) < promised:
-        raise PipelineError(path, f"cut: {len(samples)} of {promised} samples are there", REMEDY)
+    """(samples,) float32, the mean of the channels, and the sample rate of a file in a format of libsndfile."""
+    with soundfile.SoundFile(repaired_wav(path) or path) as file:
+        expected, is_float = file.frames, file.subtype in ("FLOAT", "DOUBLE")
+        samples = file.read(dtype="float32", always_2d=True)
+        rate = file.samplerate
+    if len(samples) < expected:
+        raise PipelineError(path, f"truncated: has {len(samples)} of {expected} samples", REMEDY)
     if is_float:
-        samples = within_full_scale(path, samples, REMEDY)
+        samples = limit_peak(path, samples, REMEDY)
     return samples.mean(axis=1), rate
 
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
-    """Float samples in [-1, 1] as 16-bit integers, rounded. What lies beyond is clipped."""
+    """Float samples in [-1, 1] as 16-bit integers, rounded and clipped."""
     return np.clip(np.rint(np.asarray(samples, dtype=np.float64) * PCM_STEPS), -PCM_STEPS, PCM_STEPS - 1).astype("<i2")
 
 
 def write_audio(path: Path, samples: np.ndarray) -> None:
-    """Write 16 kHz mono 16-bit PCM, whole or not at all.
-
-    Args:
-        path: the wav.
-        samples: (samples,) float in [-1, 1].
-    """
+    """Write (samples,) float in [-1, 1] atomically as 16 kHz mono 16-bit PCM."""
     content = io.BytesIO()
     soundfile.write(content, pcm16(samples), SAMPLE_RATE, subtype="PCM_16", format="WAV")
     _write(path, content)
 
 
 def _write(path: Path, content: io.BytesIO) -> None:
-    """By Python's own write, which says that a disk is full; the libraries' say anything."""
+    """Write by Python, whose error of a full disk is clear; those of the libraries are not."""
     try:
-        with written_whole(path) as beside:
-            beside.write_bytes(content.getbuffer())
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
     except OSError as error:
-        # A full disk is noticed by a file that is open, which does not say its name.
+        # The error of a full disk has no file name.
         error.filename = error.filename or str(path)
         raise
 
 
 def read_video_gray(path: Path) -> np.ndarray:
-    """Read all frames of a video, as a player shows them, as gray values.
+    """Read all frames of a video, as a player displays them, as grey values.
 
     Returns:
         (frames, height, width) uint8, 0 black to 255 white.
 
     Raises:
-        PipelineError: the file is missing, no video, cut, or without frames, or its frame rate is not 25.
+        PipelineError: the file is missing, truncated, not a video, or without frames, or its frame rate is not 25.
     """
     path = Path(path)
     if not path.is_file():
         raise PipelineError(path, "the file is missing", REMEDY)
-    # One reformatter for all frames: making it is what takes the time.
+    # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     try:
-        rate = shown_size(path, REMEDY).rate
+        rate = displayed_size(path, REMEDY).rate
         frames = [
-            reformatter.reformat(frame, format="gray").to_ndarray(format="gray") for frame in shown_frames(path, REMEDY)
+            reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
+            for frame in displayed_frames(path, REMEDY)
         ]
     except OSError as error:
-        raise PipelineError(path, f"no readable video ({error.strerror})", REMEDY) from None
+        raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
     if rate is not None and len(frames) > 1 and abs(rate - FRAME_RATE) > 0.1:
-        raise PipelineError(path, f"has {float(rate):g} frames a second", f"bring it to {FRAME_RATE}")
+        raise PipelineError(path, f"has {float(rate):g} frames per second", f"convert it to {FRAME_RATE}")
     return np.stack(frames)
 
 
 def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None) -> None:
-    """Write an mp4 (H.264, 25 fps), whole or not at all. Equal input gives equal bytes.
+    """Write an mp4 (H.264, 25 fps) atomically. Equal input gives equal bytes.
 
     Args:
         path: the mp4.
-        frames: (frames, height, width, 3) uint8 RGB; height and width even.
-        sound: (samples,) float in [-1, 1] at 16 kHz, for people who play the file; None leaves it silent.
+        frames: (frames, height, width, 3) uint8 RGB; height and width are even.
+        sound: (samples,) float in [-1, 1] at 16 kHz, for playback; None is no sound.
     """
     if not len(frames):
         raise ValueError(f"{path}: a video needs at least one frame")
@@ -157,7 +148,7 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
     with av.open(content, "w", format="mp4", container_options={"fflags": "+bitexact"}) as out:
         video = out.add_stream("libx264", rate=FRAME_RATE, options=VIDEO_OPTIONS)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        # One thread: clips are short, and what a frame becomes must not depend on how many cores there are.
+        # Clips are short, and the bytes must not depend on the number of cores.
         video.codec_context.thread_count = 1
         voice = None
         if sound is not None:
@@ -168,8 +159,8 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
             out.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         out.mux(video.encode(None))
         if voice is not None and sound is not None:
-            spoken = av.AudioFrame.from_ndarray(pcm16(sound)[None], format="s16", layout="mono")
-            spoken.sample_rate = SAMPLE_RATE
-            out.mux(voice.encode(spoken))
+            audio = av.AudioFrame.from_ndarray(pcm16(sound)[None], format="s16", layout="mono")
+            audio.sample_rate = SAMPLE_RATE
+            out.mux(voice.encode(audio))
             out.mux(voice.encode(None))
     _write(path, content)

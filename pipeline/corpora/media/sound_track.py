@@ -1,4 +1,4 @@
-"""The sound of a file as a player plays it: the default track, beginning with the picture, at its stated times."""
+"""Decoding of the sound of a file as a player plays it: the default track, synchronised with the video."""
 
 from pathlib import Path
 
@@ -6,116 +6,108 @@ import av
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.media.playback import MPEG, default_first, opened, picture_of
+from pipeline.corpora.media.playback import MPEG, default_first, open_media, video_stream
 
 SILENCE = 0.5 / (1 << 15)
-"""What no sample passes rounds to 0 in 16 bits."""
+"""Samples below it round to 0 in 16 bits."""
 LARGEST_OFFSET = 60.0
-"""Seconds between the first picture and the first sound; more is no delay but a wrong time stamp."""
+"""Maximum seconds between the first frame and the first sample; a larger offset is a wrong timestamp."""
 LARGEST_LEAD = 1.0
-"""Seconds of sound before the first picture that are passed over where the picture does not count."""
+"""Maximum seconds of sound before the first frame that are removed if the video is not used."""
 SMALLEST_GAP = 0.1
-"""Seconds; times are rounded, so that less is no gap."""
+"""Seconds; timestamps are rounded, so a smaller difference is no gap."""
 LARGEST_PEAK = 16.0
-"""Times full scale, 24 dB, that a recording in floating point may reach; more is a number of other units."""
+"""Maximum peak of a floating-point recording in units of full scale (24 dB); a larger one is in other units."""
 
 
-def read_track(path: Path, remedy: str, is_seen: bool = False) -> tuple[np.ndarray, int]:
-    """Read the sound of a file that libav knows, audio or video; of several tracks the first that is not silent.
+def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.ndarray, int]:
+    """Read the first audio track of an audio or video file that is not silent.
 
-    Args:
-        path: the file.
-        remedy: of the errors.
-        is_seen: whether the picture is read as well, so that the sound must begin with it, whatever came before.
+    With `with_video`, the sound must begin with the first video frame, since the video is used as well.
 
     Returns:
-        (samples,) float32, the mean of the channels, beginning with the picture if there is one; samples a second.
+        (samples,) float32, the mean of the channels, beginning with the video if there is one; sample rate.
 
     Raises:
-        PipelineError: the file is cut or damaged, or there is no sound in it.
-        av.error.FFmpegError, OSError: as `opened`.
+        PipelineError: the file is truncated or damaged, or has no sound.
+        av.error.FFmpegError, OSError: as `open_media`.
     """
-    with opened(path, remedy) as container:
+    with open_media(path, remedy) as container:
         tracks = [stream.index for stream in default_first(container.streams.audio)]
-        picture = picture_of(container)
-        begins = None
-        if picture is not None and picture.start_time is not None and picture.time_base is not None:
-            begins = picture.start_time * picture.time_base
+        video = video_stream(container)
+        video_start = None
+        if video is not None and video.start_time is not None and video.time_base is not None:
+            video_start = video.start_time * video.time_base
     first: tuple[np.ndarray, int] | None = None
     for track in tracks:
         samples, rate, start = _decoded(path, track, remedy)
-        samples = _with_picture(samples, rate, 0.0 if begins is None else start - float(begins), is_seen)
+        samples = _synchronised(samples, rate, 0.0 if video_start is None else start - float(video_start), with_video)
         first = first or (samples, rate)
         if not is_silent(samples):
             return samples, rate
     if first is None or not len(first[0]):
-        raise PipelineError(path, "there is no sound in it", remedy)
+        raise PipelineError(path, "has no sound", remedy)
     return first
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Whether nothing is to be heard once samples (any shape, 1 full scale) have 16 bits."""
+    """Whether samples (any shape, full scale 1) are all 0 in 16 bits."""
     return not (np.abs(samples) >= SILENCE).any()
 
 
-def within_full_scale(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
-    """Samples of a file in floating point, turned down where they pass full scale, which is 1.
-
-    Args:
-        path: for the error.
-        samples: any shape, float.
-        remedy: for the error.
+def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
+    """Scale floating-point samples (any shape) down if they exceed full scale, which is 1.
 
     Raises:
-        PipelineError: a sample is no finite number, or they are in other units, such as steps of 16 bits.
+        PipelineError: a sample is not finite, or they are in other units, such as steps of 16 bits.
     """
     if not np.isfinite(samples).all():
-        raise PipelineError(path, "a sample is no finite number", remedy)
+        raise PipelineError(path, "a sample is not finite", remedy)
     peak = float(np.abs(samples).max(initial=0))
     if peak > LARGEST_PEAK:
         raise PipelineError(
             path,
-            f"its samples reach {peak:,.0f}, and full scale of floating point is 1: divide steps of 16 bits by 32,768",
+            f"the peak is {peak:,.0f}, and floating-point full scale is 1: divide steps of 16 bits by 32,768",
             remedy,
         )
     return samples / np.float32(peak) if peak > 1 else samples
 
 
-def _with_picture(samples: np.ndarray, rate: int, offset: float, is_seen: bool) -> np.ndarray:
-    """Samples, of which the first is heard `offset` seconds after the first picture is seen, from that on."""
-    if abs(offset) > LARGEST_OFFSET or (offset < -LARGEST_LEAD and not is_seen):
+def _synchronised(samples: np.ndarray, rate: int, offset: float, with_video: bool) -> np.ndarray:
+    """Pad or cut samples that begin `offset` seconds after the first video frame."""
+    if abs(offset) > LARGEST_OFFSET or (offset < -LARGEST_LEAD and not with_video):
         return samples
     shift = round(offset * rate)
     return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
 
 
 def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, float]:
-    """(samples,) float32 of a track, its sample rate, and when it begins, in seconds of the file's own time."""
-    blocks: list[np.ndarray] = []
+    """(samples,) float32 of a track, its sample rate, and its start in seconds."""
+    parts: list[np.ndarray] = []
     first, count, rate = 0.0, 0, 0
-    with opened(path, remedy) as container:
+    with open_media(path, remedy) as container:
         stream = next(audio for audio in container.streams.audio if audio.index == track)
         stream.codec_context.thread_count = 1
         is_float = stream.codec_context.name.startswith("pcm_f")
         is_timed = container.format.name != MPEG
         for frame in container.decode(stream):
-            if not blocks:
+            if not parts:
                 first, rate = frame.time or 0.0, frame.sample_rate
             if frame.sample_rate != rate:
-                raise PipelineError(path, f"its sample rate goes from {rate} to {frame.sample_rate}", remedy)
+                raise PipelineError(path, f"the sample rate changes from {rate} to {frame.sample_rate}", remedy)
             gap = round(((frame.time or 0.0) - first) * rate) - count if is_timed else 0
             if gap > SMALLEST_GAP * rate:
                 if gap > LARGEST_OFFSET * rate:
-                    raise PipelineError(path, f"its times are damaged: no sound for {gap / rate:,.0f} s", remedy)
-                blocks.append(np.zeros(gap, np.float32))
+                    raise PipelineError(path, f"damaged timestamps: no sound for {gap / rate:,.0f} s", remedy)
+                parts.append(np.zeros(gap, np.float32))
                 count += gap
-            blocks.append(_channels(frame).mean(axis=0))
+            parts.append(_channels(frame).mean(axis=0))
             count += frame.samples
-    if not blocks:
+    if not parts:
         return np.empty(0, np.float32), 1, 0.0
-    samples = np.concatenate(blocks)
+    samples = np.concatenate(parts)
     if is_float:
-        samples = within_full_scale(path, samples, remedy)
+        samples = limit_peak(path, samples, remedy)
     return samples, rate, first
 
 

@@ -1,4 +1,4 @@
-"""Keypoints of a face over time, and the turned, scaled and shifted picture in which they stand where they should."""
+"""Alignment of a face to a mean face by its keypoints."""
 
 from itertools import combinations
 
@@ -7,36 +7,24 @@ import numpy as np
 REFERENCE = np.array([[102.07, 94.27], [156.36, 93.58], [129.00, 135.90], [129.31, 157.82]])
 """(4, 2): right eye, left eye, nose and mouth of the mean face, x and y in pixels of a picture of 256x256."""
 SIDE = 256
-"""Pixels along a side of the picture that `REFERENCE` speaks of."""
+"""Pixels along a side of the picture with the keypoints `REFERENCE`."""
 SMOOTHED_OVER = 6
-"""Frames before and after, at most."""
+"""Maximum frames before and after the present one."""
 
 
 def interpolate(keypoints: np.ndarray) -> np.ndarray:
-    """Fill in frames without a face: linearly in time between their neighbours; the ends are replicated.
-
-    Args:
-        keypoints: (frames, points, 2), NaN where no face was found; at least one frame has one.
-
-    Returns:
-        (frames, points, 2) without NaN.
-    """
-    found = np.flatnonzero(~np.isnan(keypoints).any(axis=(1, 2)))
+    """Interpolate keypoints (frames, points, 2), NaN in frames without a face, linearly in time; the ends are
+    replicated."""
+    known = np.flatnonzero(~np.isnan(keypoints).any(axis=(1, 2)))
     frames = np.arange(len(keypoints))
     columns = keypoints.reshape(len(keypoints), -1).T
-    return np.stack([np.interp(frames, found, column[found]) for column in columns], axis=1).reshape(keypoints.shape)
+    return np.stack([np.interp(frames, known, column[known]) for column in columns], axis=1).reshape(keypoints.shape)
 
 
 def smooth(keypoints: np.ndarray) -> np.ndarray:
-    """Average the shape over time, and leave each frame its own place.
+    """Average the shape of keypoints (frames, points, 2) over time, at the centroid of each frame.
 
-    The mean is over the frames from i - k to i + k, k = min(6, i, frames - 1 - i), moved to the centroid of frame i.
-
-    Args:
-        keypoints: (frames, points, 2).
-
-    Returns:
-        (frames, points, 2).
+    The mean is over the frames from i - k to i + k, k = min(6, i, frames - 1 - i).
     """
     centroids = keypoints.mean(axis=1, keepdims=True)
     shapes = keypoints - centroids
@@ -48,24 +36,17 @@ def smooth(keypoints: np.ndarray) -> np.ndarray:
 
 
 def similarity(points: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
-    """The rotation, scale and shift that bring points to a reference, by the least median of squares.
+    """Estimate the similarity transform (2, 3) from points (n, 2) to a reference; None if all points are equal.
 
-    P. J. Rousseeuw, "Least median of squares regression", JASA 79, 1984: of the transforms that two of the points fix,
-    the one whose squared residuals have the least median tells which points are outliers (farther off than 2.5 times
-    its robust standard deviation); the result is the least-squares transform of the others.
-
-    Args:
-        points: (points, 2), at least three.
-        reference: (points, 2).
-
-    Returns:
-        (2, 3): reference = result @ (x, y, 1). None where all points are one.
+    P. J. Rousseeuw, "Least median of squares regression", JASA 79, 1984: among the transforms of all pairs of points,
+    that with the least median of squared residuals determines the outliers (beyond 2.5 robust standard deviations); the
+    result is the least-squares transform of the other points.
     """
     best, least = None, np.inf
     for pair in combinations(range(len(points)), 2):
         transform = _least_squares(points[list(pair)], reference[list(pair)])
         if transform is not None:
-            squares = _squares(transform, points, reference)
+            squares = np.square(apply(transform, points) - reference).sum(axis=1)
             if (median := np.median(squares)) < least:
                 best, least = squares, median
     if best is None:
@@ -76,7 +57,7 @@ def similarity(points: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
 
 
 def _least_squares(points: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
-    # With x + iy as one complex number, a similarity is a z + b.
+    # As complex numbers z = x + iy, a similarity is a z + b.
     source, target = points @ [1, 1j], reference @ [1, 1j]
     centred = source - source.mean()
     spread = np.vdot(centred, centred).real
@@ -87,31 +68,19 @@ def _least_squares(points: np.ndarray, reference: np.ndarray) -> np.ndarray | No
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def _squares(transform: np.ndarray, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    return np.square(apply(transform, points) - reference).sum(axis=1)
-
-
 def apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (n, 2) moved by a transform (2, 3)."""
+    """Apply a transform (2, 3) to points (n, 2)."""
     return points @ transform[:, :2].T + transform[:, 2]
 
 
 def window(picture: np.ndarray, transform: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """A square out of a picture that is turned, scaled and shifted: bilinear, black beyond the edges.
+    """Cut a square (side, side, 3) out of a picture (height, width, 3) after a transform (2, 3) of x and y.
 
-    Args:
-        picture: (height, width, 3) uint8.
-        transform: (2, 3), from x and y of the picture to those of the result.
-        left: first column of the square in the result.
-        top: its first row.
-        side: its rows and columns.
-
-    Returns:
-        (side, side, 3) uint8.
+    `left` and `top` are the corner in the transformed picture. Bilinear interpolation, black beyond the edges.
     """
     from scipy.ndimage import affine_transform
 
-    # From rows and columns of the square back to those of the picture.
+    # From rows and columns of the square to those of the picture.
     back = np.linalg.inv(transform[::-1, [1, 0]])
     offset = back @ ([top, left] - transform[::-1, 2])
     square = np.empty((side, side, picture.shape[2]), np.float32)

@@ -1,7 +1,7 @@
-"""BlazeFace: where the eyes, the nose and the mouth of the largest face in a picture are.
+"""BlazeFace: detection of the eyes, the nose and the mouth of the largest face in a picture.
 
 V. Bazarevsky et al., "BlazeFace: sub-millisecond neural face detection on mobile GPUs", arXiv 1907.05047. Two networks,
-one for faces that are small in the picture and one for faces that fill it, run by LiteRT.
+for small faces and for faces that fill the picture, run by LiteRT.
 """
 
 import contextlib
@@ -14,27 +14,24 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
-from pipeline.pretrained.folder import RECORD, verify_weights
+from pipeline.pretrained.folder import RECORD, error_reason, verify_weights
 
 FULL_RANGE, SHORT_RANGE = "face_detection_full_range_sparse.tflite", "face_detection_short_range.tflite"
 ANCHORS = {2304: ((48, 1),), 896: ((16, 2), (8, 6))}
-"""By their number: cells along a side of each grid, and anchors in each of its cells."""
+"""By the number of anchors: cells along a side of each grid, and anchors per cell."""
 KEYPOINTS = 4
-"""Right eye, left eye, nose and mouth, as the person has them; the two ears after them are not used."""
+"""Right eye, left eye, nose and mouth, from the view of the person; the ears after them are not used."""
 MINIMUM_SCORE = 0.5
 SAME_FACE = 0.3
-"""Intersection over union from which two boxes are one face."""
-REMEDY = "name the folder that `python -m pipeline.weights` made of a source with format tflite"
+"""Minimum intersection over union of two boxes of the same face."""
+REMEDY = "name a folder of weights that `python -m pipeline.weights` fetched with format tflite"
 
 
 class FaceDetector:
-    """One of the networks.
-
-    Args:
-        file: a `.tflite` with the anchors of the full-range or the short-range network.
+    """One of the two networks.
 
     Raises:
-        PipelineError: the file is missing, or it is no such network.
+        PipelineError: the file is missing, or is another network.
     """
 
     def __init__(self, file: Path) -> None:
@@ -45,7 +42,7 @@ class FaceDetector:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            # One thread: what scales is the number of clips at work, and a result must not depend on it.
+            # Clips are processed in parallel; results must not depend on the number of threads.
             with _silent():
                 self._network = Interpreter(model_path=str(file), num_threads=1)
                 self._network.allocate_tensors()
@@ -53,21 +50,17 @@ class FaceDetector:
             boxes, scores = sorted(self._network.get_output_details(), key=lambda output: -output["shape"][-1])
             self._anchors = _anchors(int(boxes["shape"][1]))
         except (ValueError, RuntimeError, KeyError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise PipelineError(file, f"is no network of BlazeFace ({reason})", REMEDY) from None
+            raise PipelineError(file, f"is not a BlazeFace network ({error_reason(error)})", REMEDY) from None
         self._side = int(self._input["shape"][1])
         self._boxes, self._scores = boxes["index"], scores["index"]
         self._reformatter = VideoReformatter()
 
     def keypoints(self, frame: av.VideoFrame) -> np.ndarray | None:
-        """Find the largest face.
-
-        Args:
-            frame: a picture of any size and format.
+        """Find the largest face in a picture of any size and format.
 
         Returns:
-            (4, 2) float64, x and y in pixels from the upper left corner: right eye, left eye, nose, mouth. None where
-            no face is found.
+            (4, 2) float64, x and y in pixels from the upper left corner: right eye, left eye, nose, mouth. None without
+            a face.
         """
         scale = self._side / max(frame.width, frame.height)
         size = np.maximum(1, np.rint(np.array([frame.width, frame.height]) * scale)).astype(int)
@@ -78,13 +71,13 @@ class FaceDetector:
         self._network.set_tensor(self._input["index"], picture)
         self._network.invoke()
         logits = self._network.get_tensor(self._scores)[0, :, 0].astype(np.float64)
-        found = _largest(self._network.get_tensor(self._boxes)[0] / self._side, logits, self._anchors)
-        return None if found is None else (found * self._side - [left, top]) / size * [frame.width, frame.height]
+        points = _largest(self._network.get_tensor(self._boxes)[0] / self._side, logits, self._anchors)
+        return None if points is None else (points * self._side - [left, top]) / size * [frame.width, frame.height]
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """LiteRT tells of its set-up past `sys.stderr`, into the progress bar, once in every process."""
+    """Hide the log messages that LiteRT writes directly to file descriptor 2."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -96,7 +89,7 @@ def _silent() -> Iterator[None]:
 
 
 def _anchors(number: int) -> np.ndarray:
-    """(anchors, 2): x and y of the centres, the picture's side being 1."""
+    """(anchors, 2): x and y of the centres, in units of the side of the picture."""
     centres = []
     for cells, each in ANCHORS[number]:
         y, x = np.mgrid[:cells, :cells].reshape(2, -1)
@@ -105,15 +98,9 @@ def _anchors(number: int) -> np.ndarray:
 
 
 def _largest(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray) -> np.ndarray | None:
-    """The keypoints of the largest face, each the mean of those of all boxes on it, weighted by their scores.
+    """Keypoints (4, 2) of the largest face: the mean over all its boxes, weighted by their scores.
 
-    Args:
-        raw: (anchors, 16): centre relative to the anchor, width and height, six keypoints relative to the anchor.
-        logits: (anchors,).
-        anchors: (anchors, 2).
-
-    Returns:
-        (4, 2), or None.
+    `raw` (anchors, 16) has the centre relative to the anchor, width and height, and keypoints relative to the anchor.
     """
     scores = 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
     likely = np.flatnonzero(scores >= MINIMUM_SCORE)
@@ -135,7 +122,7 @@ def _largest(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray) -> np.nda
 
 
 def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box (2, 2), lower then upper corner, with each of boxes (n, 2, 2)."""
+    """Intersection over union of a box (2, 2), lower and upper corner, with each of boxes (n, 2, 2)."""
     sides = np.minimum(box[1], boxes[:, 1]) - np.maximum(box[0], boxes[:, 0])
     shared = np.prod(np.clip(sides, 0, None), axis=1)
     return shared / (np.prod(box[1] - box[0]) + np.prod(boxes[:, 1] - boxes[:, 0], axis=1) - shared)

@@ -1,1 +1,1 @@
-"""Noise at a given signal-to-noise ratio: of a folder, or babble."""
+"""Noise from a folder, or babble, mixed with speech at a given signal-to-noise ratio."""

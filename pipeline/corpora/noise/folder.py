@@ -1,4 +1,4 @@
-"""Noise out of a folder of audio files, such as one long babble.wav or the noises of MUSAN."""
+"""Noise from a folder of audio files, such as a long babble.wav or the noises of MUSAN."""
 
 from pathlib import Path
 from typing import Any
@@ -9,46 +9,45 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.tree import AUDIO, files_below
 from pipeline.corpora.manifest import SAMPLE_RATE
-from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, reasons
-from pipeline.corpora.synthetic.plan import SPLITS, babble_file, generator
+from pipeline.corpora.noise.mixing import LEVEL, noise_path, root_mean_square
+from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
+from pipeline.corpora.splits import SPLITS, random_generator
 
 NOISE_SECONDS = 600
-"""What a split takes at most; every worker holds it in memory."""
+"""Maximum length of the noise of a split, which every worker holds in memory."""
 FILES = 60
-"""From so many files at most, drawn at random, so that each gives ten seconds."""
-LEVEL = 0.1
-"""Root mean square, so that people can listen to it."""
+"""Maximum number of files, drawn at random: each contributes ten seconds."""
 
 
 def noise_files(folder: str | Path) -> list[Path]:
-    """All audio files in a folder and below it, in the order of their names.
+    """All audio files in a folder and below it, sorted by name.
 
     Raises:
         PipelineError: there is none.
     """
     unread: list[SkippedClip] = []
-    found: list[Path] = []
+    files: list[Path] = []
     if Path(folder).is_dir():
         for parts, names in files_below(Path(folder), unread):
-            found += [Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO]
-    if not found:
-        why = f"there is no audio file in {folder}{reasons(unread)}"
-        raise PipelineError("corpus.noise.folder", why, "name a folder of noise, or null")
-    return sorted(found)
+            files += [Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO]
+    if not files:
+        found = f"there is no audio file in {folder}{skip_summary(unread)}"
+        raise PipelineError("corpus.noise.folder", found, "name a folder of noise, or null")
+    return sorted(files)
 
 
 def chosen_files(folder: str | Path, seed: int) -> list[Path]:
-    """The files that noise is taken from, `FILES` at most, in the order in which they are taken.
+    """At most `FILES` random files of a folder, in the order in which they are used.
 
     Raises:
         PipelineError: there is none.
     """
     files = noise_files(folder)
-    return [files[index] for index in generator("noise files", seed).permutation(len(files))[:FILES]]
+    return [files[index] for index in random_generator("noise files", seed).permutation(len(files))[:FILES]]
 
 
 def noise_settings(folder: str | Path) -> dict[str, Any]:
-    """What noise from this folder follows from: names and sizes of its files, and this code.
+    """Everything that noise from this folder depends on: names and sizes of the files, and this code.
 
     Raises:
         PipelineError: there is no file in it.
@@ -57,45 +56,35 @@ def noise_settings(folder: str | Path) -> dict[str, Any]:
     return {"files": files, "code": code_digest("pipeline.corpora.noise.folder")}
 
 
-def make_noise(noise: str | Path, split: str, seed: int, seconds: float, folder: Path) -> None:
-    """Make the noise of a split where it is missing: the first, middle or last third of each file, one after the other.
-
-    So splits share no sample, were there one file alone. All are brought to the same power.
-
-    Args:
-        noise: the folder of noise.
-        split: training takes first thirds, validation middle ones, test last ones.
-        seed: draws the files, where there are more than `FILES`.
-        seconds: how long it must be at least; what is shorter goes round.
-        folder: of the corpus.
+def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float, folder: Path) -> None:
+    """Write the noise of a split if it is missing: the first (training), middle (validation) or
+    last (test) third of each file, at equal power; at least `seconds`, repeated if necessary.
 
     Raises:
-        PipelineError: there is no file, one cannot be read, or all are silent.
+        PipelineError: there is no file, a file is unreadable, or all are silent.
     """
-    from pipeline.corpora.media import files as media
-    from pipeline.corpora.noise.mixing import root_mean_square
+    from pipeline.corpora.media.files import write_audio
     from pipeline.corpora.recorded.recording import read_sound
 
-    target = folder / babble_file(split)
+    target = folder / noise_path(split)
     if target.exists():
         return
-    chosen = chosen_files(noise, seed)
-    most = NOISE_SECONDS * SAMPLE_RATE // len(chosen)
+    files = chosen_files(noise, seed)
+    most = NOISE_SECONDS * SAMPLE_RATE // len(files)
     parts = []
-    for path in chosen:
+    for path in files:
         try:
             sound = read_sound(path)
         except Unusable as error:
             if error.reason == SILENCE:
                 continue
-            why = f"{error.reason} ({error.detail})" if error.detail else error.reason
-            raise PipelineError(path, why, "mend it, or remove it from the folder of noise") from None
+            reason = f"{error.reason} ({error.detail})" if error.detail else error.reason
+            raise PipelineError(path, reason, "repair it, or remove it from the folder of noise") from None
         part = np.array_split(sound, len(SPLITS))[SPLITS.index(split)][:most]
         if part.any():
             parts.append(part / root_mean_square(part))
     if not parts:
-        raise PipelineError(noise, "holds silence alone", "name a folder of noise as corpus.noise.folder, or null")
+        raise PipelineError(noise, "has only silence", "set corpus.noise.folder to a folder of noise, or null")
     together = np.concatenate(parts)
-    needed = int(np.ceil(seconds * SAMPLE_RATE))
-    together = np.resize(together, max(len(together), needed))
-    media.write_audio(target, together * LEVEL)
+    together = np.resize(together, max(len(together), int(np.ceil(seconds * SAMPLE_RATE))))
+    write_audio(target, together * LEVEL)

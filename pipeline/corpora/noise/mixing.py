@@ -1,36 +1,60 @@
-"""Babble, and its mixture with speech at a given signal-to-noise ratio."""
+"""Noise conditions of a corpus, and mixtures of speech and noise at a given signal-to-noise ratio (SNR)."""
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from pipeline.config import Corpus
+from pipeline.corpora.splits import SPLITS
+
 PEAK = 0.99
 """Largest sample of a mixture."""
+LEVEL = 0.1
+"""Root mean square of a noise file, comfortable to listen to."""
 
 
-def babble(tracks: Sequence[np.ndarray]) -> np.ndarray:
-    """Many people speaking at once: the mean of their tracks, each brought to the same power.
+def noise_path(split: str) -> str:
+    """Path of the noise of a split in the corpus folder."""
+    return f"babble/{split}.wav"
+
+
+def noisy_copies(corpus: Corpus, split: str) -> tuple[float, ...]:
+    """SNRs in dB of the noisy copies of each utterance of a split."""
+    noise = corpus.noise
+    return tuple(dict.fromkeys({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
+
+
+def splits_with_noise(corpus: Corpus) -> list[str]:
+    """Splits with noisy utterances."""
+    return [s for s in SPLITS if noisy_copies(corpus, s) or (s == "train" and corpus.noise.train_share > 0)]
+
+
+def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the tracks of several talkers, each scaled to the same power.
 
     Args:
-        tracks: (samples,) each, of one length, with speech in every one.
+        tracks: (samples,) each, of equal length and not silent.
 
     Returns:
-        (samples,) float32, of power 1 / tracks or so.
+        (samples,) float32 with root mean square `LEVEL`.
     """
-    return np.mean([track / root_mean_square(track) for track in tracks], axis=0).astype(np.float32)
+    babble = np.mean([track / root_mean_square(track) for track in tracks], axis=0).astype(np.float32)
+    return babble * (LEVEL / root_mean_square(babble))
 
 
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
     """Speech in noise: `y = x + a n`, `a = sqrt(|x|^2 / |n|^2 10^(-SNR / 10))` over the whole utterance.
 
-    The excerpt of the noise begins at random and goes round at the end. Where the mixture would clip, it is scaled
-    down as a whole, which leaves the ratio as it is.
+    The excerpt of the noise begins at random and wraps around. A mixture that would clip is scaled down as a whole,
+    which keeps the ratio.
 
     Args:
         speech: (samples,).
         noise: (noise samples,), at least as long.
         snr: in dB; 0 is equal power.
-        generator: draws where the noise begins.
+        generator: draws the start of the excerpt.
 
     Returns:
         (samples,) float32 within +-`PEAK`.
@@ -44,6 +68,18 @@ def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.
     return (mixture * min(1.0, PEAK / np.abs(mixture).max())).astype(np.float32)
 
 
+def mix_with_file(speech: np.ndarray, path: Path, snr: float, generator: np.random.Generator) -> np.ndarray:
+    """`mix` with the noise of a file, which is kept in memory for the next utterance."""
+    return mix(speech, _noise(path, path.stat().st_mtime_ns), snr, generator)
+
+
+@functools.lru_cache(maxsize=len(SPLITS))
+def _noise(path: Path, modified: int) -> np.ndarray:
+    from pipeline.corpora.media.files import read_audio
+
+    return read_audio(path)
+
+
 def root_mean_square(samples: np.ndarray) -> float:
-    """Of (samples,): the square root of the mean power."""
+    """The square root of the mean power of (samples,)."""
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

@@ -1,6 +1,6 @@
-"""A recorded clip: its sound as a 16 kHz wav, its picture as a 96x96 video of the mouth at 25 frames a second.
+"""Conversion of a recorded clip to a 16 kHz wav and a 96x96 video of the mouth at 25 frames per second.
 
-Files that are so already are linked, not copied and never written to.
+Files in these formats already are linked; source files are never written to.
 """
 
 import errno
@@ -18,20 +18,19 @@ import soundfile
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, written_whole
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
-from pipeline.corpora.media import files as media
+from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.media.playback import REMEDY
 from pipeline.corpora.media.sound_track import is_silent, read_track
-from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, refused
+from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error
 
-SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 SOUND = (".wav", ".flac", ".ogg")
-"""Endings of sound alone, as corpora keep it beside a video."""
+"""Endings of audio files that soundfile reads, as corpora store them next to a video."""
 
 
 @contextmanager
 def skip_on_error(path: Path, reason: str) -> Iterator[None]:
-    """Turn what goes wrong while `path` is read into `Unusable`; what goes wrong elsewhere is not its fault."""
+    """Turn errors in reading `path` into `Unusable`; errors of other files pass."""
     try:
         yield
     except PipelineError as error:
@@ -39,119 +38,117 @@ def skip_on_error(path: Path, reason: str) -> Iterator[None]:
             raise
         raise Unusable(reason, error.found) from None
     except OSError as error:
-        raise refused(path, error) from None
+        raise open_error(path, error) from None
     except av.error.FFmpegError as error:
         raise Unusable(reason, str(error.strerror)) from None
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The files of a clip. What is read of them is kept."""
+    """The files of a clip. Decoded sound is cached."""
 
     audio: Path
     """A wav, or a video with sound."""
     video: Path | None
     detector: Path
-    """The folder of the face detector's weights; read only where there is a face to be found."""
+    """The folder of the face detector's weights; read only if the video is not a mouth region already."""
 
     @cached_property
     def sound(self) -> np.ndarray:
-        """(samples,) float32 at 16 kHz, beginning with the picture.
-
-        Raises:
-            Unusable: it cannot be read, or there is none.
-        """
+        """(samples,) float32 at 16 kHz, beginning with the picture; raises `Unusable` as `read_sound`."""
         return read_sound(self.audio, self.video is not None)
 
-    def write_sound(self, target: Path, begin: int, end: int | None) -> FileInfo:
-        """Write the sound from video frame `begin` to before `end` (None: to the end), or link a wav that is so.
+    def cut_sound(self, begin: int, end: int | None) -> np.ndarray:
+        """The sound from video frame `begin` up to frame `end`; None is the end."""
+        return self.sound[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
 
-        Raises:
-            Unusable: as `sound`.
-        """
-        samples = self.sound[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
-        if begin == 0 and end is None and _is_wav_of_ours(self.audio, len(samples)):
+    def write_sound(self, target: Path, begin: int, end: int | None) -> FileInfo:
+        """Write the sound between two video frames, or link a wav that is complete and in the right format."""
+        samples = self.cut_sound(begin, end)
+        if begin == 0 and end is None and _is_prepared_wav(self.audio, len(samples)):
             link(self.audio, target)
         else:
-            media.write_audio(target, samples)
+            write_audio(target, samples)
         return FileInfo(file_sha256(target), len(samples) / SAMPLE_RATE)
 
     def write_mouth(self, targets: dict[Path, tuple[int, int | None]]) -> dict[Path, FileInfo]:
-        """Write the video of the mouth, or link one that is so, in pieces.
+        """Write the video of the mouth, in pieces, or link one that is in the right format.
 
         Args:
-            targets: from which video frame to before which each goes; None is the end.
+            targets: per file the first video frame, and the frame after the last one; None is the end.
 
         Raises:
-            Unusable: the video cannot be read, or there is no face in it.
+            Unusable: the video cannot be read, or has no face.
         """
         assert self.video is not None
-        whole = list(targets.values()) == [(0, None)]
-        if whole:
+        if list(targets.values()) == [(0, None)]:
             (target,) = targets
-            return {target: self._write_whole_mouth(self.video, target)}
+            return {target: self._write_complete_mouth(self.video, target)}
         first = next(iter(targets))
-        beside = first.with_name(f".{os.getpid()}.whole.{first.name}")
+        temporary = first.with_name(f".{os.getpid()}.whole.{first.name}")
         try:
-            self._write_whole_mouth(self.video, beside)
-            frames = media.read_video_gray(beside)
+            self._write_complete_mouth(self.video, temporary)
+            frames = read_video_gray(temporary)
         finally:
-            beside.unlink(missing_ok=True)
-        facts = {}
+            temporary.unlink(missing_ok=True)
+        infos = {}
         for target, (begin, end) in targets.items():
             piece = frames[begin:end]
             if not len(piece):
-                raise Unusable("the transcript goes on after the picture", f"{len(frames) / FRAME_RATE:.2f} s of it")
-            media.write_video(target, _rgb(piece), self.sound[begin * SAMPLES_PER_FRAME :][: len(piece) * 640])
-            facts[target] = FileInfo(file_sha256(target), len(piece))
-        return facts
+                raise Unusable("the transcript is longer than the video", f"{len(frames) / FRAME_RATE:.2f} s of video")
+            write_video(target, _rgb(piece), self.cut_sound(begin, begin + len(piece)))
+            infos[target] = FileInfo(file_sha256(target), len(piece))
+        return infos
 
-    def _write_whole_mouth(self, video: Path, target: Path) -> FileInfo:
-        # It brings the face detector along.
+    def _write_complete_mouth(self, video: Path, target: Path) -> FileInfo:
+        # Loads the face detector.
         from pipeline.corpora.mouth.region import NoFace, crop_mouth, is_cropped
 
         with skip_on_error(video, "unreadable video"):
             if is_cropped(video):
-                frames = media.read_video_gray(video)
+                frames = read_video_gray(video)
                 if video.suffix.lower() == ".mp4":
                     link(video, target)
                 else:
-                    media.write_video(target, _rgb(frames), self.sound)
+                    write_video(target, _rgb(frames), self.sound)
                 return FileInfo(file_sha256(target), len(frames))
             try:
                 crop_mouth(video, target, self.detector)
             except NoFace as error:
                 raise Unusable("no face", error.reason) from None
-        return FileInfo(file_sha256(target), len(media.read_video_gray(target)))
+        return FileInfo(file_sha256(target), len(read_video_gray(target)))
 
 
-def read_sound(path: Path, is_seen: bool = False) -> np.ndarray:
-    """(samples,) float32 at 16 kHz: of a wav, or of a video from its first picture on (see `read_track`).
+def read_sound(path: Path, with_video: bool = False) -> np.ndarray:
+    """Read the sound of an audio file, or of a video (see `read_track`).
+
+    Returns:
+        (samples,) float32 at 16 kHz.
 
     Raises:
-        Unusable: it cannot be read, or there is none.
+        Unusable: it cannot be read, or is silent.
     """
     with skip_on_error(path, "unreadable sound"):
-        samples = media.read_audio(path) if is_audio(path) else media.resample(*read_track(path, REMEDY, is_seen))
+        samples = read_audio(path) if is_audio(path) else resample(*read_track(path, REMEDY, with_video))
     if is_silent(samples):
         raise Unusable(SILENCE)
     return samples
 
 
 def is_audio(path: Path) -> bool:
-    """Whether a file is sound alone of a kind that soundfile reads, by its name."""
+    """Whether a file has an ending in `SOUND`."""
     return path.suffix.lower() in SOUND
 
 
-def _is_wav_of_ours(path: Path, samples: int) -> bool:
+def _is_prepared_wav(path: Path, samples: int) -> bool:
     if not is_audio(path):
         return False
     try:
         header = soundfile.info(path)
     except soundfile.LibsndfileError:
         return False
-    ours = ("WAV", "PCM_16", SAMPLE_RATE, 1, samples)
-    return (header.format, header.subtype, header.samplerate, header.channels, header.frames) == ours
+    expected = ("WAV", "PCM_16", SAMPLE_RATE, 1, samples)
+    return (header.format, header.subtype, header.samplerate, header.channels, header.frames) == expected
 
 
 def _rgb(frames: np.ndarray) -> np.ndarray:
@@ -159,16 +156,16 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
 
 
 def link(source: Path, target: Path) -> None:
-    """Let `target` stand for a file that stays where it is; it is copied where the disk knows no links."""
+    """Link `target` to `source`; on a file system without links, copy it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        os.symlink(source.absolute(), beside)
-        os.replace(beside, target)
+        os.symlink(source.absolute(), temporary)
+        os.replace(temporary, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         with written_whole(target) as copy:
             shutil.copyfile(source, copy)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""The synthetic corpus: sentences spoken by espeak-ng, and a drawn mouth that speaks them."""
+"""The synthetic corpus: sentences spoken by espeak-ng, and a drawn mouth that moves with them."""

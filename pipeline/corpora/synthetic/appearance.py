@@ -1,4 +1,4 @@
-"""How a speaker looks: face, light, camera, and the way the head moves. All of it drawn from a seed."""
+"""Random appearance of a speaker: face, light and camera, and the motion of the head."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _LIP_TINTS = np.array([(0.86, 0.60, 0.60), (0.80, 0.52, 0.52), (0.90, 0.64, 0.60
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a speaker looks and moves. Lengths in pixels, colours RGB in 0 to 1."""
+    """Appearance of a speaker. Lengths are in pixels, colours RGB from 0 to 1."""
 
     skin: np.ndarray
     lips: np.ndarray
@@ -27,13 +27,13 @@ class Appearance:
     """Thickness of the upper lip."""
     lower: float
     bow: float
-    """Depth of the cupid's bow, as a share of the upper lip."""
+    """Depth of the cupid's bow as a fraction of the upper lip."""
     corners: float
-    """How far the corners lie below the middle of the closed lips."""
+    """Offset of the corners below the middle of the closed lips."""
     skew: float
-    """How far the right corner lies below the left one."""
+    """Offset of the right corner below the left one."""
     teeth_edge: float
-    """How far the upper teeth reach below the line of the closed lips."""
+    """Length of the upper teeth below the line of the closed lips."""
     tooth_width: float
     rest: float
     """Opening of the relaxed mouth."""
@@ -45,17 +45,17 @@ class Appearance:
     gloss: float
     stubble: float
     texture: np.ndarray
-    """(3, 4): two frequencies in radians a pixel, phase and amplitude of each wave of the skin's unevenness."""
+    """(3, 4): waves of the skin texture: two frequencies in radians per pixel, phase and amplitude."""
     scale: float
     """Size of the face in the image."""
     shift: np.ndarray
-    """Where the mouth lies beside `CENTRE`."""
+    """Offset of the mouth from `CENTRE`."""
     noise: float
-    """Standard deviation of the camera's noise, in grey levels of 255."""
+    """Standard deviation of the camera noise, in grey levels of 255."""
 
 
 def draw_appearance(generator: np.random.Generator) -> Appearance:
-    """The appearance of a speaker, drawn by `generator`."""
+    """Draw the appearance of a speaker."""
     uniform = generator.uniform
     skin = _between(_SKINS, generator)
     lips = skin * _between(_LIP_TINTS, generator) * uniform(0.88, 1.08)
@@ -83,7 +83,7 @@ def _between(colours: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def head_motion(frames: int, generator: np.random.Generator) -> np.ndarray:
-    """Slow motion of the head: sums of two sines below 0.6 Hz.
+    """Draw a slow motion of the head: sums of two sines below 0.6 Hz.
 
     Returns:
         (frames, 4): shift right and down in pixels, rotation in radians, change of scale.

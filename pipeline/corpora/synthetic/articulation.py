@@ -1,9 +1,8 @@
-"""How the mouth moves: visemes to articulatory parameters, coarticulated by dominance functions.
+"""Articulatory parameters of the mouth from visemes, coarticulated by dominance functions.
 
-Cohen and Massaro, "Modeling coarticulation in synthetic visual speech" (1993): every segment pulls each parameter
-towards its target, with a strength that falls exponentially with the distance in time; the parameter is the mean of
-the targets, weighted by these dominances. Lips round before the sound that asks for it, a velar takes the lips of its
-neighbours, a closure closes whatever stands beside it.
+Cohen and Massaro, "Modeling coarticulation in synthetic visual speech" (1993): each segment has a target for each
+parameter, and a dominance that decays exponentially with the distance in time; the parameter is the mean of the
+targets, weighted by dominance. Lips are rounded before a rounded sound, and a velar takes the lips of its neighbours.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ _TARGETS = {
     Viseme.O: (0.74, -0.50, 0.75, 0.62, 0.1, 0.0, 0.0),
     Viseme.U: (0.26, -0.90, 1.00, 0.24, 0.3, 0.0, 0.0),
 }
-# How strongly each class insists: lips (opening), shape (width, rounding), jaw, tongue (tongue, tip), tuck.
+# Dominance of each class over: lips (opening), shape (width, rounding), jaw, tongue (tongue, tip), tuck.
 _STRENGTHS = {
     Viseme.SILENCE: (0.5, 0.4, 0.5, 0.3, 0.5),
     Viseme.P: (15.0, 0.3, 1.5, 0.1, 4.0),
@@ -53,21 +52,17 @@ _STRENGTHS = {
     Viseme.U: (1.6, 2.2, 1.2, 1.0, 1.5),
 }
 _GROUPS = (0, 1, 1, 2, 3, 3, 4)
-"""Which of the strengths each parameter takes."""
+"""Index of the strength for each parameter."""
 _RATES = np.array([38.0, 16.0, 16.0, 22.0, 34.0, 40.0, 40.0])
-"""How fast the dominance of a segment falls outside it, by parameter, per second: the lips' shape spreads widest."""
+"""Decay of the dominance outside a segment, by parameter, per second: the shape of the lips spreads widest."""
 _HASTE = {Viseme.P: 2.5, Viseme.F: 1.6}
-"""How many times faster than that the dominance of a class falls: labials insist, but let go at once."""
+"""Factor of that decay for a class: labials dominate, but only briefly."""
 _CORE = {Viseme.P: 1.0, Viseme.F: 1.0}
-"""Share of a segment over which it is fully dominant; half of it for all but the labials, which must be reached."""
+"""Fraction of a segment with full dominance: half, except for the labials, whose target must be reached."""
 
 
 def trajectory(visemes: Sequence[Segment], frames: int) -> np.ndarray:
-    """The articulatory parameters in the middle of each video frame's exposure.
-
-    Args:
-        visemes: segments in the order of time.
-        frames: how many frames, at 25 a second; frame i is of time (i + 0.5) / 25.
+    """Compute the articulatory parameters at times (i + 0.5) / 25 of video frames i, from visemes in order of time.
 
     Returns:
         (frames, 7) float64, columns as in `PARAMETERS`.
@@ -78,7 +73,7 @@ def trajectory(visemes: Sequence[Segment], frames: int) -> np.ndarray:
     starts, ends = np.array([(segment.start, segment.end) for segment in visemes]).T
     margins = (ends - starts) * (1 - np.array([_CORE.get(segment.viseme, 0.5) for segment in visemes])) / 2
     outside = np.maximum(np.maximum(starts + margins - times[:, None], times[:, None] - ends + margins), 0.0)
-    # Relative to the nearest segment, so that a long pause cannot take all dominances below what a float holds.
+    # Relative to the nearest segment, so that a long pause does not underflow all dominances.
     nearest = outside.min(axis=1, keepdims=True)
     haste = np.array([_HASTE.get(segment.viseme, 1.0) for segment in visemes])
     dominance = strengths * np.exp(-_RATES * (haste * (outside - nearest))[:, :, None])

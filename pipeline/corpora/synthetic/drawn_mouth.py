@@ -1,8 +1,8 @@
-"""A mouth, drawn: 96x96 pixels, 25 frames a second, from articulatory parameters and a speaker's appearance.
+"""Drawing of a mouth, 96x96 pixels at 25 frames per second, from articulatory parameters and appearance.
 
-Every part (lips, teeth, tongue, skin) is a region between curves in the face's own coordinates: u to the right, v down,
-in pixels from the middle of the lips, before the head's motion. Edges are antialiased by the distance to the curve.
-Arrays have the axes (frames, rows, columns), those of colours (3, frames, rows, columns).
+Each part (lips, teeth, tongue, skin) is a region between curves in face coordinates: u to the right, v down, in pixels
+from the middle of the lips, before the motion of the head. Edges are antialiased by the distance to the curve. Arrays
+have the axes (frames, rows, columns), colours (3, frames, rows, columns).
 """
 
 import numpy as np
@@ -12,24 +12,24 @@ from pipeline.corpora.synthetic.articulation import PARAMETERS
 
 SIZE = 96
 CENTRE = (48.0, 51.0)
-"""Where the mouth of a head at rest lies in the image, in pixels (x, y)."""
+"""Position of the mouth of a head at rest in the image, in pixels (x, y)."""
 MOUTH = (slice(None), slice(27, 87), slice(9, 87))
-"""The part of the image that the lips of any speaker stay in."""
+"""Part of the image that contains the lips of all speakers."""
 SOFTNESS = 1.4
 """Width of an antialiased edge in pixels."""
 CHUNK = 6
-"""Frames drawn at once: few enough that what is computed stays in the processor's cache."""
+"""Frames drawn at once: few, so that intermediate arrays fit the processor's cache."""
 
 OPEN_PIXELS = 19.0
 """Gap between the lips at opening 1."""
 JAW_PIXELS = 15.0
 """Gap between the teeth at jaw 1."""
 CHIN_PIXELS = 7.0
-"""How far the chin's skin moves down at jaw 1."""
+"""Motion of the chin's skin at jaw 1."""
 TIP_PIXELS = 4.2
-"""Half the height of the tongue's tip."""
+"""Half the height of the tip of the tongue."""
 UPPER_SHARE = 0.27
-"""Share of the gap that the upper lip makes; the lower one, which the jaw carries, makes the rest."""
+"""Share of the upper lip in the gap; the rest is the motion of the lower lip with the jaw."""
 
 
 def draw_frames(
@@ -41,7 +41,7 @@ def draw_frames(
         articulation: (frames, 7), columns as in `articulation.PARAMETERS`.
         appearance: the speaker's.
         motion: (frames, 4), of `appearance.head_motion`.
-        generator: draws the camera's noise.
+        generator: draws the camera noise.
 
     Returns:
         (frames, 96, 96, 3) uint8 RGB.
@@ -83,7 +83,7 @@ class _Face:
         self._trace_teeth()
 
     def _trace_lips(self) -> None:
-        """Four curves v(u), the outer and the inner edge of both lips, and what lies between them."""
+        """Four curves v(u), the outer and the inner edge of both lips, and the thickness between them."""
         look = self.look
         s = self.s = np.clip(self.u / self.half, -1, 1)
         bend = 1 - s * s
@@ -95,7 +95,7 @@ class _Face:
         bow = look.bow * (1 - 0.6 * self.rounding)
         peaks = np.exp(-np.square((np.abs(s) - 0.26) * (1 / 0.20)))
         root = np.sqrt(bend)
-        # A hair's breadth at the corners, since the shading divides by the thickness.
+        # Not zero at the corners, since the shading divides by the thickness.
         self.upper_thickness = self.upper * root * (1 - bow + bow * 1.5 * peaks) + 0.02
         self.lower_thickness = self.lower * root * (0.55 + 0.45 * bend) + 0.02
         self.upper_outer = self.upper_inner - self.upper_thickness
@@ -104,7 +104,7 @@ class _Face:
         self.parting = self.lower_inner - self.upper_inner
 
     def _trace_teeth(self) -> None:
-        """The edges of the upper teeth, which the skull holds, and of the lower ones, which the jaw carries."""
+        """The edges of the upper teeth, fixed to the skull, and of the lower ones, fixed to the jaw."""
         self.upper_edge = self.look.teeth_edge - 3.0 * np.square(self.u * (1 / self.look.half_width))
         self.lower_edge = self.upper_edge + 0.5 + JAW_PIXELS * self.jaw
 
@@ -113,7 +113,7 @@ class _Face:
         across = _edge(self.half - np.abs(self.u))
         lips = _edge(_below(self.v, self.upper_outer)) * _edge(-_below(self.v, self.lower_outer)) * across
         inside = _edge(_below(self.v, self.upper_inner)) * _edge(-_below(self.v, self.lower_inner)) * across
-        # Lips that touch leave a dark line, not a gap of half a pixel of teeth.
+        # Lips that touch show a dark line, not half a pixel of teeth.
         inside *= np.clip(self.parting * (1 / 1.5), 0, 1)
         image = self._skin()
         mouth = image[(slice(None), *MOUTH)]
@@ -139,21 +139,21 @@ class _Face:
 
     def _philtrum(self, aside: np.ndarray) -> np.ndarray:
         top = -UPPER_SHARE * self.gap - self.upper
-        there = np.clip((top - self.face_v) * (1 / 4), 0, 1) * np.clip((self.face_v + 31) * (1 / 8), 0, 1)
-        return there * (0.07 * _bump(aside - 5.0, 2.2) - 0.08 * _bump(aside, 3.0))
+        mask = np.clip((top - self.face_v) * (1 / 4), 0, 1) * np.clip((self.face_v + 31) * (1 / 8), 0, 1)
+        return mask * (0.07 * _bump(aside - 5.0, 2.2) - 0.08 * _bump(aside, 3.0))
 
     def _folds(self, aside: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """From the nose to the corners of the mouth; deeper when these are spread."""
-        there = np.clip((v + 36) * (1 / 8), 0, 1) * np.clip((8 - v) * (1 / 14), 0, 1)
+        """From the nose to the corners of the mouth; deeper with spread lips."""
+        mask = np.clip((v + 36) * (1 / 8), 0, 1) * np.clip((8 - v) * (1 / 14), 0, 1)
         depth = 0.07 + 0.4 * np.clip(self.half / self.look.half_width - 1, 0, 1)
-        return depth * there * _bump(aside - (16.5 + 0.33 * (v + 34)), 2.6)
+        return depth * mask * _bump(aside - (16.5 + 0.33 * (v + 34)), 2.6)
 
     def _lips(self) -> np.ndarray:
         look, light = self.look, self.light
         is_upper = _edge(self.middle - self.v)
         upper_depth = np.clip((self.v - self.upper_outer) / self.upper_thickness, 0, 1)
         lower_depth = np.clip((self.v - self.lower_inner) / self.lower_thickness, 0, 1)
-        # Each lip is a roll: its normal turns from up to down across it. The upper one faces down, away from the light.
+        # Across each lip the normal turns from up to down; the upper lip faces down, away from the light.
         angle = (lower_depth + (upper_depth - lower_depth) * is_upper - 0.5) * 2.4 + 0.3 * is_upper
         diffuse = light[2] * np.cos(angle) + light[1] * np.sin(angle) + light[0] * 0.4 * self.s
         creases = 1 + 0.035 * np.sin(self.u * 1.9 + 1.3 * np.sin(self.v * 0.3))
@@ -177,8 +177,8 @@ class _Face:
             # In front of the lower teeth, up to the edge of the upper ones.
             down = v - self.upper_edge - TIP_PIXELS + 0.8
             distance = np.sqrt(np.square(u * (1 / 11.0)) + np.square(down * (1 / TIP_PIXELS)))
-            there = _edge((1 - distance) * TIP_PIXELS) * np.clip(self.tip * 1.3, 0, 1)
-            _blend(image, _coloured(look.tongue, 1.08 - 0.30 * distance), there)
+            mask = _edge((1 - distance) * TIP_PIXELS) * np.clip(self.tip * 1.3, 0, 1)
+            _blend(image, _coloured(look.tongue, 1.08 - 0.30 * distance), mask)
         return image
 
     def _teeth(self) -> np.ndarray:
@@ -186,13 +186,13 @@ class _Face:
         tooth = np.abs(self.u) * (1 / look.tooth_width)
         gaps = 1 - 0.30 * _bump(tooth - np.rint(tooth), 0.55 / look.tooth_width)
         arch = np.clip(1.02 - 0.9 * np.square(self.u * (1 / 26.0)), 0, 1)
-        # The lips throw a shadow, a deeper one when they are rounded.
+        # The lips cast a shadow, a deeper one if rounded.
         shadow = 0.55 + 0.45 * np.clip((self.v - self.upper_inner) * (1 / 3.0), 0, 1)
         return _coloured(look.teeth * look.brightness, gaps * arch * shadow * (1 - 0.45 * self.rounding))
 
 
 def _face_coordinates(look: Appearance, motion: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """u and v in the middle of every block of `step` x `step` pixels, each (frames, 96 / step, 96 / step)."""
+    """u and v in the middle of each square of `step` x `step` pixels, each (frames, 96 / step, 96 / step)."""
     y, x = np.mgrid[:SIZE:step, :SIZE:step].astype(np.float32) + (step - 1) / 2
     right, down, turn, growth = (motion[:, index, None, None] for index in range(4))
     x = x - (CENTRE[0] + look.shift[0].item()) - right
@@ -203,7 +203,7 @@ def _face_coordinates(look: Appearance, motion: np.ndarray, step: int) -> tuple[
 
 
 def _doubled(values: np.ndarray, axis: int) -> np.ndarray:
-    """Twice as many values along an axis, interpolated linearly between the middles of the blocks they stand for."""
+    """Twice as many values along an axis, interpolated linearly between the middles of the original squares."""
     values = np.moveaxis(values, axis, -1)
     padded = np.concatenate([values[..., :1], values, values[..., -1:]], axis=-1)
     pairs = np.stack([0.75 * values + 0.25 * padded[..., :-2], 0.75 * values + 0.25 * padded[..., 2:]], axis=-1)
@@ -215,7 +215,7 @@ def _nose(aside: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _below(v: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """How far a pixel lies below a curve v(u), at right angles to it; pixels are about 1 apart in u."""
+    """Perpendicular distance of a pixel below a curve v(u); pixels are about 1 apart in u."""
     return (v - curve) / np.sqrt(1 + np.square(np.gradient(curve, axis=2)))
 
 
@@ -224,15 +224,15 @@ def _bump(distance: np.ndarray, width: float | np.ndarray) -> np.ndarray:
 
 
 def _edge(distance: np.ndarray) -> np.ndarray:
-    """1 well inside (distance > 0), 0 outside, in between over `SOFTNESS` pixels."""
+    """1 inside (distance > 0), 0 outside, with a transition of `SOFTNESS` pixels."""
     return np.clip(distance * (1 / SOFTNESS) + 0.5, 0, 1)
 
 
 def _coloured(colour: np.ndarray, shade: np.ndarray) -> np.ndarray:
-    """(3, frames, rows, columns) float32: a colour under a shade."""
+    """(3, frames, rows, columns) float32: a colour times a shade."""
     return colour.astype(np.float32)[:, None, None, None] * shade
 
 
 def _blend(image: np.ndarray, colour: np.ndarray, mask: np.ndarray) -> None:
-    """Paint `colour` over `image`, in place, as far as `mask` says."""
+    """Blend `colour` into `image`, in place, with opacity `mask`."""
     image += (colour - image) * mask

@@ -1,8 +1,8 @@
 """Sentences to be spoken: the GRID grammar, or the lines of a text file.
 
 GRID (Cooke et al., "An audio-visual corpus for speech perception and automatic speech recognition", JASA 2006):
-command, colour, preposition, letter (no w, whose name alone has more than one syllable), digit, adverb. Every letter
-and digit is as likely as any other, so no word can be guessed from its neighbours.
+command, colour, preposition, letter (no w, the only name of more than one syllable), digit, adverb. All letters and
+digits are equally likely, so no word can be guessed from its neighbours.
 """
 
 import functools
@@ -25,37 +25,36 @@ GRID = (
     ("again", "now", "please", "soon"),
 )
 LETTER = 3
-"""Which slot of `GRID` holds the letter."""
+"""Slot of the letter in `GRID`."""
 LETTER_A = "[['eI]]"
-"""The name of the letter a, in espeak's phoneme notation: as plain text, `a` is spoken as the article."""
+"""The name of the letter a in espeak's phoneme notation; as plain text, `a` is spoken as the article."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What is said."""
+    """A sentence."""
 
     text: str
-    """The transcript: lower case, words parted by one space."""
+    """The transcript: lower case, words separated by single spaces."""
     spoken: str
-    """What espeak is given: the same, but for letters that it would take for words."""
+    """Input of espeak: the text, with phonemes for letters that espeak would read as words."""
 
 
 @functools.cache
 def grid_sentences() -> list[Sentence]:
     """All 64,000 sentences of the GRID grammar, in the order of its slots."""
-    return [_grid_sentence(words) for words in itertools.product(*GRID)]
-
-
-def _grid_sentence(words: tuple[str, ...]) -> Sentence:
-    spoken = [LETTER_A if slot == LETTER and word == "a" else word for slot, word in enumerate(words)]
-    return Sentence(" ".join(words), " ".join(spoken))
+    sentences = []
+    for words in itertools.product(*GRID):
+        spoken = [LETTER_A if slot == LETTER and word == "a" else word for slot, word in enumerate(words)]
+        sentences.append(Sentence(" ".join(words), " ".join(spoken)))
+    return sentences
 
 
 def file_sentences(path: str | Path) -> list[Sentence]:
-    """The lines of a text file, each by the rule of `normalise`; lines without a word are passed over.
+    """The normalised lines of a text file; lines without words are ignored.
 
     Raises:
-        PipelineError: the file cannot be read, a line of it is damaged, or there is no sentence in it.
+        PipelineError: the file cannot be read, a line is damaged, or there are no sentences.
     """
     try:
         lines = read_lines(Path(path))
@@ -66,12 +65,17 @@ def file_sentences(path: str | Path) -> list[Sentence]:
             raise PipelineError(f"{path}:{number}", *damage)
     texts = dict.fromkeys(text for line in lines if (text := normalise(line)))
     if not texts:
-        raise PipelineError(path, "there is no sentence in it", "write a sentence a line")
+        raise PipelineError(path, "has no sentences", "write one sentence per line")
     return [Sentence(text, text) for text in texts]
 
 
+def sentences_of(path: str | None) -> list[Sentence]:
+    """The sentences of a text file, or those of the GRID grammar if `path` is null."""
+    return grid_sentences() if path is None else file_sentences(path)
+
+
 def draw(sentences: list[Sentence], count: int, generator: np.random.Generator) -> list[Sentence]:
-    """Draw `count` sentences; none comes again before all have come."""
+    """Draw `count` sentences; none is repeated before all were drawn."""
     rounds = -(-count // len(sentences))
     order = np.concatenate([generator.permutation(len(sentences)) for _ in range(rounds)])
     return [sentences[index] for index in order[:count]]

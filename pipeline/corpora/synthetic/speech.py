@@ -1,4 +1,4 @@
-"""Speech from espeak-ng, with the time of each phoneme. The library and its voices come with `espeakng-loader`."""
+"""Speech synthesis by espeak-ng with the time of each phoneme. The package `espeakng-loader` has library and voices."""
 
 import _ctypes
 import ctypes
@@ -10,17 +10,16 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 
 ACCENTS = ("en-us", "en", "en-gb-x-rp")
-"""General American, British, Received Pronunciation: espeak's names."""
+"""espeak's names of General American, British and Received Pronunciation."""
 FEMALE_VARIANTS = ("Annie", "belinda", "f1", "f2", "f3", "f4", "grandma", "steph")
 MALE_VARIANTS = (
     "Denis", "Gene", "Henrique", "Michael", "Mike", "croak", "ed", "grandpa", "iven3", "john", "m1", "m2", "m4", "m5",
     "m7", "max", "pablo", "paul", "pedro", "rob", "sandro", "travis", "victor",
 )  # fmt: skip
-"""Variants of the vocal tract and the manner of speaking, taken from the 99 that espeak-ng 1.52 carries by this rule:
-no whisper (their voicing is switched off), no Klatt synthesis (another synthesiser, the same buzz in all), no robot or
-room effect (a strong echo), no child or monster (formants or pitch beyond those of adults), none on which Whisper
-tiny.en makes more than one error in eight words of plain English, and of near-copies (equal formants, other loudness or
-tone) one."""
+"""Variants of the vocal tract and the manner of speaking, out of the 99 of espeak-ng 1.52: without whispers (no
+voicing), Klatt synthesis (all sound alike), robot and room effects (strong echo), children and monsters (formants or
+pitch beyond those of adults), variants on which Whisper tiny.en makes more than one error in eight words of plain
+English, and near-copies (equal formants, other loudness or tone)."""
 
 SYNCHRONOUS = 2
 PHONEME_EVENTS = 1
@@ -33,24 +32,24 @@ STRESS_MARKS = "'%=,"
 
 @dataclass(frozen=True)
 class Phoneme:
-    """One phoneme as it was spoken."""
+    """A phoneme with its time."""
 
     name: str
     """espeak's mnemonic, without stress marks; a pause is `_` or `_:`."""
     start: float
-    """In seconds from the first sample."""
+    """Seconds from the first sample."""
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What espeak said."""
+    """Synthesised speech."""
 
     samples: np.ndarray
     """(samples,) float32 in [-1, 1]."""
     rate: int
-    """Samples a second."""
+    """Samples per second."""
     phonemes: tuple[Phoneme, ...]
-    """In the order of time."""
+    """In order of time."""
 
 
 class _Identifier(ctypes.Union):
@@ -74,19 +73,19 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
-    """Say `text`; equal arguments give equal samples, whatever was said before.
+    """Synthesise `text`; equal arguments give equal samples.
 
-    The library carries state from one utterance into the next (phases, flutter, noise), and its own clean-up does not
-    clear it. So it is loaded afresh for each utterance, which takes 2 ms, and its noise is seeded.
+    The library carries state between utterances (phases, flutter, noise) that its clean-up does not clear. It is
+    therefore loaded for each utterance, which takes 2 ms, and its noise is seeded.
 
     Args:
-        text: words; `[[...]]` holds espeak's phoneme notation.
+        text: words; `[[...]]` is espeak's phoneme notation.
         voice: accent and variant, such as `en-us+f3`.
-        speed: words a minute, 80 to 450.
-        pitch: 0 to 100, 50 being the voice's own.
+        speed: words per minute, 80 to 450.
+        pitch: 0 to 100; 50 is the voice's default.
 
     Raises:
-        PipelineError: there is no such voice, or nothing came out.
+        PipelineError: there is no such voice, or the result is empty.
     """
     import espeakng_loader
 
@@ -106,17 +105,17 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
     finally:
         _ctypes.dlclose(library._handle)
     if not len(samples) or not phonemes:
-        raise PipelineError("espeak-ng", f"says nothing for {text!r}", "remove that sentence")
+        raise PipelineError("espeak-ng", f"synthesises no sound for {text!r}", "remove that sentence")
     return Speech(samples, rate, tuple(phonemes))
 
 
 def _synthesise(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[Phoneme]]:
-    pieces: list[bytes] = []
+    parts: list[bytes] = []
     phonemes: list[Phoneme] = []
 
     def collect(wave: Any, count: int, events: Any) -> int:
         if wave and count:
-            pieces.append(ctypes.string_at(wave, count * ctypes.sizeof(ctypes.c_short)))
+            parts.append(ctypes.string_at(wave, count * ctypes.sizeof(ctypes.c_short)))
         position = 0
         while events[position].type != LIST_ENDS:
             event = events[position]
@@ -131,30 +130,28 @@ def _synthesise(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[Phone
     encoded = text.encode()
     library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, UTF8 | PHONEME_NOTATION, None, None)
     library.espeak_Synchronize()
-    samples = np.frombuffer(b"".join(pieces), dtype="<i2").astype(np.float32) / 32768
+    samples = np.frombuffer(b"".join(parts), dtype="<i2").astype(np.float32) / 32768
     return samples, phonemes
 
 
 def choose_voices(counts: dict[str, int], generator: np.random.Generator) -> dict[str, list[str]]:
-    """Choose the voices of each split: none is in two, not even with another accent.
+    """Choose the voices of each split; no variant is in two splits, not even with another accent.
 
-    Women and men take turns while there are both; the splits of which least is asked choose first, so that the
-    small ones are balanced. Accents go round, so that each split hears those that training has.
-
-    Args:
-        counts: voices wanted of each split.
-        generator: decides which.
+    Women and men alternate while there are both, and the smallest split chooses first, so small splits are balanced.
+    Accents rotate, so each split has the accents of training.
 
     Returns:
         Voices such as `en-us+f3`, for each split.
 
     Raises:
-        PipelineError: more are asked for than there are.
+        PipelineError: there are fewer voices.
     """
     available = len(FEMALE_VARIANTS) + len(MALE_VARIANTS)
     if sum(counts.values()) > available:
         raise PipelineError(
-            "corpus.synthetic.voices", f"{sum(counts.values())} are asked for", f"there are {available}: ask for fewer"
+            "corpus.synthetic.voices",
+            f"sum to {sum(counts.values())}",
+            f"reduce them to the {available} available voices",
         )
     women, men = (list(generator.permutation(names)) for names in (FEMALE_VARIANTS, MALE_VARIANTS))
     chosen: dict[str, list[str]] = {}

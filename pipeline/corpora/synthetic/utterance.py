@@ -1,112 +1,100 @@
-"""How one utterance of the synthetic corpus is made: spoken, drawn, mixed with noise, written."""
+"""Generation of an utterance of the synthetic corpus: spoken, drawn, mixed with noise, written."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, Utterance
-from pipeline.corpora.media import files as media
-from pipeline.corpora.noise import mixing as noise
+from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, Utterance
+from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.noise.mixing import PEAK, mix_babble, mix_with_file, noise_path, root_mean_square
+from pipeline.corpora.splits import SPLITS, random_generator
 from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
 from pipeline.corpora.synthetic.articulation import trajectory
 from pipeline.corpora.synthetic.drawn_mouth import draw_frames
-from pipeline.corpora.synthetic.plan import SPLITS, Plan, babble_file, generator, plan_corpus, sentences
-from pipeline.corpora.synthetic.sentences import Sentence, draw
+from pipeline.corpora.synthetic.plan import Plan, plan_corpus
+from pipeline.corpora.synthetic.sentences import Sentence, draw, sentences_of
 from pipeline.corpora.synthetic.speech import Phoneme, speak
 from pipeline.corpora.synthetic.visemes import segments
 
-SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 SPEEDS = (120, 165)
-"""Words a minute, from and to."""
+"""Range of words per minute."""
 PITCHES = (38, 63)
-"""espeak's scale; 50 is the voice's own."""
+"""Range on espeak's scale; 50 is the voice's default."""
 SILENCE_SECONDS = (0.12, 0.30)
-"""Before and after the speech."""
+"""Range of the silence before and after the speech."""
 LEVELS = (-28.0, -22.0)
-"""Root mean square in dB of full scale."""
+"""Range of the root mean square in dB of full scale."""
 BABBLE_SECONDS = 40
 BABBLE_SENTENCES = 32
-"""How many each talker goes through, again and again."""
-BABBLE_LEVEL = 0.1
+"""Sentences of each talker, which are repeated."""
 
 
-def make_babble(corpus: Corpus, split: str, folder: Path) -> str:
-    """Make the babble of a split where it is missing: training voices saying sentences that training does not hold.
+def write_babble(corpus: Corpus, split: str, folder: Path) -> None:
+    """Write the babble of a split if it is missing: training voices that say sentences outside the training split.
 
-    Voices come twice if there are fewer than talkers; sentences, if the text file has too few. Play it:
-    `data/corpus/babble/test.wav`.
-
-    Returns:
-        Its path in the corpus.
+    Voices are used twice if there are fewer voices than talkers; sentences, if the text file is too short.
     """
-    path = folder / babble_file(split)
-    if _is_whole_audio(path):
-        return babble_file(split)
+    path = folder / noise_path(split)
+    if _is_intact(path, read_audio):
+        return
     plans = plan_corpus(corpus)
     voices = list(dict.fromkeys(plan.voice for plan in plans if plan.split == "train"))
-    order = generator("talkers", corpus.seed, split).permutation(len(voices))
+    order = random_generator("talkers", corpus.seed, split).permutation(len(voices))
     talkers = corpus.noise.talkers
-    taken, first = corpus.synthetic.utterances.train, SPLITS.index(split) * talkers
-    others = draw(
-        sentences(corpus.synthetic.sentences),
-        taken + len(SPLITS) * talkers * BABBLE_SENTENCES,
-        generator("sentences", corpus.seed, "train"),
-    )[taken:]
+    in_training, first = corpus.synthetic.utterances.train, SPLITS.index(split) * talkers
+    drawn = draw(
+        sentences_of(corpus.synthetic.sentences),
+        in_training + len(SPLITS) * talkers * BABBLE_SENTENCES,
+        random_generator("sentences", corpus.seed, "train"),
+    )[in_training:]
     tracks = [
         _monologue(
-            others[(first + talker) * BABBLE_SENTENCES :][:BABBLE_SENTENCES],
+            drawn[(first + talker) * BABBLE_SENTENCES :][:BABBLE_SENTENCES],
             voices[order[talker % len(voices)]],
-            generator("babble", corpus.seed, split, talker),
+            random_generator("babble", corpus.seed, split, talker),
         )
         for talker in range(talkers)
     ]
-    together = noise.babble(tracks)
-    media.write_audio(path, together * (BABBLE_LEVEL / noise.root_mean_square(together)))
-    return babble_file(split)
+    write_audio(path, mix_babble(tracks))
 
 
-def _monologue(lines: list[Sentence], voice: str, random: np.random.Generator) -> np.ndarray:
-    """(`BABBLE_SECONDS` at 16 kHz,) float32: one voice without a pause, entering in the middle of a sentence."""
-    pieces = [_say(sentence, voice, random)[0] for sentence in lines]
-    spoken = np.concatenate(pieces)
-    start = int(random.integers(len(pieces[0])))
-    return np.resize(spoken[start:], BABBLE_SECONDS * SAMPLE_RATE)
+def _monologue(sentences: list[Sentence], voice: str, random: np.random.Generator) -> np.ndarray:
+    """(`BABBLE_SECONDS` at 16 kHz,) float32: one voice without pauses, from a random position in the first sentence."""
+    parts = [_say(sentence, voice, random)[0] for sentence in sentences]
+    start = int(random.integers(len(parts[0])))
+    return np.resize(np.concatenate(parts)[start:], BABBLE_SECONDS * SAMPLE_RATE)
 
 
 def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[np.ndarray, tuple[Phoneme, ...]]:
     speed, pitch = int(random.integers(*SPEEDS)), int(random.integers(*PITCHES))
     speech = speak(sentence.spoken, voice, speed, pitch)
-    return media.resample(speech.samples, speech.rate), speech.phonemes
+    return resample(speech.samples, speech.rate), speech.phonemes
 
 
-def make_utterance(plan: Plan, folder: Path) -> list[Utterance]:
-    """Make what is missing of an utterance's media; what is there and whole stays.
-
-    Look and listen: any player opens `data/corpus/test/s17/0003.mp4` (with the clean sound) and the wav beside it.
+def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
+    """Write the missing media of an utterance: wavs, and an mp4 with the clean sound.
 
     Returns:
-        Its lines in the manifest: the utterance, then its noisy copies.
+        Its lines of the manifest: the utterance, then its noisy copies.
 
     Raises:
         PipelineError: the sentence cannot be spoken or drawn.
     """
     wavs = {folder / f"{name}.wav": snr for name, snr in plan.wavs.items()}
     video = folder / plan.video
-    missing = [path for path in wavs if not _is_whole_audio(path)]
-    undrawn = not _is_whole_video(video)
-    if missing or undrawn:
-        speech, phonemes = _record(plan)
+    missing = [path for path in wavs if not _is_intact(path, read_audio)]
+    has_video = _is_intact(video, read_video_gray)
+    if missing or not has_video:
+        speech, phonemes = _speech(plan)
         for path in missing:
-            media.write_audio(path, _in_noise(speech, wavs[path], plan, folder))
-        if undrawn:
-            media.write_video(video, _film(plan, phonemes, len(speech) // SAMPLES_PER_FRAME), speech)
-    samples = len(media.read_audio(folder / f"{plan.id}.wav"))
+            write_audio(path, _in_noise(speech, wavs[path], plan, folder))
+        if not has_video:
+            write_video(video, _frames(plan, phonemes, len(speech) // SAMPLES_PER_FRAME), speech)
+    samples = len(read_audio(folder / f"{plan.id}.wav"))
     video_sha256 = file_sha256(video)
     return [
         Utterance(
@@ -118,36 +106,28 @@ def make_utterance(plan: Plan, folder: Path) -> list[Utterance]:
     ]  # fmt: skip
 
 
-def _record(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
-    """The clean speech between two silences, as long as a whole number of video frames, and its phonemes."""
-    random = generator("speech", plan.seed, plan.id)
+def _speech(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
+    """Clean speech between two silences, a whole number of video frames long, and its phonemes."""
+    random = random_generator("speech", plan.seed, plan.id)
     speech, phonemes = _say(plan.sentence, plan.voice, random)
     before, after = (int(random.uniform(*SILENCE_SECONDS) * SAMPLE_RATE) for _ in range(2))
     frames = -(-(before + len(speech) + after) // SAMPLES_PER_FRAME)
-    level = 10 ** (random.uniform(*LEVELS) / 20) / noise.root_mean_square(speech)
+    level = 10 ** (random.uniform(*LEVELS) / 20) / root_mean_square(speech)
     sound = np.zeros(frames * SAMPLES_PER_FRAME, dtype=np.float32)
-    sound[before : before + len(speech)] = speech * min(level, noise.PEAK / np.abs(speech).max())
-    shifted = [Phoneme(phoneme.name, phoneme.start + before / SAMPLE_RATE) for phoneme in phonemes]
-    return sound, shifted
+    sound[before : before + len(speech)] = speech * min(level, PEAK / np.abs(speech).max())
+    return sound, [Phoneme(phoneme.name, phoneme.start + before / SAMPLE_RATE) for phoneme in phonemes]
 
 
 def _in_noise(speech: np.ndarray, snr: float | None, plan: Plan, folder: Path) -> np.ndarray:
     if snr is None:
         return speech
-    path = folder / babble_file(plan.split)
-    babble = _babble(path, path.stat().st_mtime_ns)
-    return noise.mix(speech, babble, snr, generator("mix", plan.seed, plan.id, snr))
+    path = folder / noise_path(plan.split)
+    return mix_with_file(speech, path, snr, random_generator("mix", plan.seed, plan.id, snr))
 
 
-@functools.lru_cache(maxsize=len(SPLITS))
-def _babble(path: Path, made: int) -> np.ndarray:
-    """Kept for the next utterance; `made` tells a new file under the old name from the one that was read."""
-    return media.read_audio(path)
-
-
-def _film(plan: Plan, phonemes: list[Phoneme], frames: int) -> np.ndarray:
-    appearance = draw_appearance(generator("appearance", plan.seed, plan.speaker))
-    random = generator("film", plan.seed, plan.id)
+def _frames(plan: Plan, phonemes: list[Phoneme], frames: int) -> np.ndarray:
+    appearance = draw_appearance(random_generator("appearance", plan.seed, plan.speaker))
+    random = random_generator("film", plan.seed, plan.id)
     try:
         visemes = segments(phonemes, frames / FRAME_RATE)
     except PipelineError as error:
@@ -155,15 +135,7 @@ def _film(plan: Plan, phonemes: list[Phoneme], frames: int) -> np.ndarray:
     return draw_frames(trajectory(visemes, frames), appearance, head_motion(frames, random), random)
 
 
-def _is_whole_audio(path: Path) -> bool:
-    return _is_whole(path, media.read_audio)
-
-
-def _is_whole_video(path: Path) -> bool:
-    return _is_whole(path, media.read_video_gray)
-
-
-def _is_whole(path: Path, read: Callable[[Path], Any]) -> bool:
+def _is_intact(path: Path, read: Callable[[Path], np.ndarray]) -> bool:
     if not path.exists():
         return False
     try:

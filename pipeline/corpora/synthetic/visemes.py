@@ -1,7 +1,7 @@
-"""Phonemes to visemes: what can be told apart on the lips.
+"""Mapping of phonemes to visemes, the classes of sounds that look alike.
 
 The classes are the visemes of MPEG-4 face animation (ISO/IEC 14496-2, table of viseme_select), 0 to 14. Phonemes of one
-class move the lips alike (`p b m`), so that a mouth drawn from classes is as ambiguous as a real one.
+class look the same (`p b m`), so a mouth drawn from classes is as ambiguous as a real one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.corpora.synthetic.speech import Phoneme
 
 
 class Viseme(IntEnum):
-    """MPEG-4 viseme classes, named by a phoneme of each."""
+    """MPEG-4 viseme classes, each named by one of its phonemes."""
 
     SILENCE = 0
     P = 1
@@ -38,7 +38,7 @@ _OF_CLASS = {
     (Viseme.F,): "f v v#",
     (Viseme.TH,): "T D",
     (Viseme.T,): "t t# t2 t[ d d# d[",
-    # h and the glottal stop leave the lips to their neighbours, as the velars do.
+    # h and the glottal stop leave the lips to neighbouring sounds, like the velars.
     (Viseme.K,): "k g N N- h ? x",
     (Viseme.CH,): "tS dZ S Z",
     (Viseme.S,): "s z z# z/2",
@@ -49,7 +49,7 @@ _OF_CLASS = {
     (Viseme.I,): "i i: I I2 I# I2# IR j ;",
     (Viseme.O,): "0 02 0# O O2 O: O@ o@ o: o O~",
     (Viseme.U,): "u u: U w w#",
-    # Glides go through two classes.
+    # Glides pass through two classes.
     (Viseme.A, Viseme.I): "aI aI2",
     (Viseme.A, Viseme.E): "a/",
     (Viseme.A, Viseme.U): "aU",
@@ -65,18 +65,18 @@ _OF_CLASS = {
 VISEMES: dict[str, tuple[Viseme, ...]] = {
     name: classes for classes, names in _OF_CLASS.items() for name in names.split()
 }
-"""The classes that each phoneme of espeak's English passes through (mnemonics without stress marks)."""
+"""Classes of each phoneme of espeak's English (mnemonics without stress marks), in order of time."""
 
 STOPS = frozenset(("p", "b", "t", "t#", "t2", "t[", "d", "d#", "d[", "k", "g", "tS", "dZ", "?"))
 CLOSURE_SECONDS = 0.05
-"""espeak gives the time of a stop's burst; the closure before it is about this long."""
+"""Approximate length of the closure before the burst of a stop; espeak reports the time of the burst."""
 RELEASE = 0.4
-"""Share of a stop that is over when its closure opens."""
+"""Fraction of a stop after which its closure opens."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time that belongs to one viseme."""
+    """A viseme with its time."""
 
     viseme: Viseme
     start: float
@@ -85,21 +85,17 @@ class Segment:
 
 
 def segments(phonemes: Sequence[Phoneme], seconds: float) -> list[Segment]:
-    """The visemes of an utterance in time, without a gap, from 0 to `seconds`.
-
-    Args:
-        phonemes: in the order of time.
-        seconds: when the utterance ends; the last phoneme ends there.
+    """The visemes of an utterance, without gaps from 0 to `seconds`, where the last phoneme ends.
 
     Raises:
-        PipelineError: a phoneme is none of espeak's English (a foreign word among the sentences).
+        PipelineError: a phoneme is not one of espeak's English (the sentence has a foreign word).
     """
     bounds = [(phoneme.name, phoneme.start) for phoneme in phonemes]
     times = [start - CLOSURE_SECONDS if name in STOPS else start for name, start in bounds] + [seconds]
-    # A closure begins early, but takes at most half of what comes before it.
+    # A closure begins early, but takes at most half of the phoneme before it.
     for index in range(len(bounds) - 1, 0, -1):
         times[index] = max(times[index], (bounds[index - 1][1] + bounds[index][1]) / 2)
-    found = [Segment(Viseme.SILENCE, 0.0, max(times[0], 0.0))] if times[0] > 0 else []
+    result = [Segment(Viseme.SILENCE, 0.0, max(times[0], 0.0))] if times[0] > 0 else []
     for index, (name, start) in enumerate(bounds):
         if name not in VISEMES:
             raise PipelineError(f"phoneme {name!r}", "has no viseme", "remove the sentence with the foreign word")
@@ -109,7 +105,6 @@ def segments(phonemes: Sequence[Phoneme], seconds: float) -> list[Segment]:
             end = min(end, released)
             times[index + 1] = end
         step = (end - begin) / len(VISEMES[name])
-        found += [
-            Segment(viseme, begin + part * step, begin + (part + 1) * step) for part, viseme in enumerate(VISEMES[name])
-        ]
-    return [segment for segment in found if segment.end > segment.start]
+        for part, viseme in enumerate(VISEMES[name]):
+            result.append(Segment(viseme, begin + part * step, begin + (part + 1) * step))
+    return [segment for segment in result if segment.end > segment.start]

@@ -1,4 +1,4 @@
-"""The synthetic corpus as stage `prepare` sees it."""
+"""The synthetic corpus as a `Reader`."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -10,14 +10,16 @@ from pipeline.common.code import code_digest
 from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus, Section
 from pipeline.config.kinds import error
-from pipeline.corpora.noise.folder import make_noise, noise_settings
+from pipeline.corpora.noise.folder import noise_settings, write_folder_noise
+from pipeline.corpora.prepared import MEDIA
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip
-from pipeline.corpora.synthetic.plan import SPLITS, Plan, plan_corpus
+from pipeline.corpora.splits import SPLITS
+from pipeline.corpora.synthetic.plan import Plan, plan_corpus
 
 FILE_BYTES = 90_000
-"""What a wav or an mp4 of some two seconds takes at most, more or less."""
+"""Approximate maximum of a wav or an mp4 of two seconds."""
 NOISE_SECONDS = 60
-"""No sentence takes longer."""
+"""Maximum length of a sentence."""
 
 
 class Counts(Section):
@@ -28,17 +30,17 @@ class Counts(Section):
     test: Annotated[int, Field(ge=1)]
 
 
-class Spoken:
-    """Sentences that are spoken and drawn. Whatever changes, all is made again: it takes a minute."""
+class SyntheticCorpus:
+    """Spoken sentences with a drawn mouth. After any change everything is generated again, which takes a minute."""
 
-    complete = True
+    requires_all = True
     has_root = False
 
     class Settings(Section):
-        """The corpus that is made on the spot: sentences, spoken by espeak-ng, with a mouth drawn from the phonemes."""
+        """The generated corpus: sentences spoken by espeak-ng, with a mouth drawn from the phonemes."""
 
         sentences: str | None = None
-        """A text file with a sentence a line; null takes the GRID grammar."""
+        """A text file with a sentence per line; null takes the GRID grammar."""
         voices: Counts = Counts(train=14, validation=2, test=4)
         """Voices of each split; no voice is in two."""
         utterances: Counts = Counts(train=1100, validation=100, test=200)
@@ -55,7 +57,6 @@ class Spoken:
         self.corpus = corpus
 
     def settings(self) -> dict[str, Any]:
-        """See `Reader.settings`."""
         file, noise = self.corpus.synthetic.sentences, self.corpus.noise
         causes: dict[str, Any] = {
             "corpus": self.corpus.model_dump(mode="json", include={"kind", "seed", "synthetic", "noise"}),
@@ -69,37 +70,31 @@ class Spoken:
             causes["noise"] = noise_settings(noise.folder)
         return causes | {"digest": digest(causes)}
 
-    def stale(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """See `Reader.stale`."""
-        return ["babble", *SPLITS] if before.get("digest") != now["digest"] else []
+    def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        return list(MEDIA) if before.get("digest") != now["digest"] else []
 
     def listing(self) -> Listing:
-        """See `Reader.listing`."""
         plans = plan_corpus(self.corpus)
         return Listing(plans, extra={"voices": {plan.speaker: plan.voice for plan in plans}})
 
     def sources(self, clip: Plan) -> tuple[Path, ...]:
-        """See `Reader.sources`."""
         return ()
 
-    def room(self, clips: list[Plan]) -> int:
-        """See `Reader.room`."""
-        return sum(len(plan.files) for plan in clips) * FILE_BYTES
+    def estimated_bytes(self, clips: list[Plan]) -> int:
+        return sum(1 + len(plan.wavs) for plan in clips) * FILE_BYTES
 
-    def noise(self, split: str, clips: list[Plan]) -> None:
-        """See `Reader.noise`."""
+    def noise_recipe(self, split: str, clips: list[Plan]) -> None:
+        return None
 
-    def make_noise(self, split: str, recipe: None, folder: Path) -> None:
-        """See `Reader.make_noise`."""
-        # Heavy, and not needed by a run that has nothing to do.
-        from pipeline.corpora.synthetic.utterance import make_babble
+    def write_noise(self, split: str, recipe: None, folder: Path) -> None:
+        # Its import is slow.
+        from pipeline.corpora.synthetic.utterance import write_babble
 
         if self.corpus.noise.folder is not None:
-            make_noise(self.corpus.noise.folder, split, self.corpus.seed, NOISE_SECONDS, folder)
-        make_babble(self.corpus, split, folder)
+            write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, NOISE_SECONDS, folder)
+        write_babble(self.corpus, split, folder)
 
-    def make(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
-        """See `Reader.make`."""
-        from pipeline.corpora.synthetic.utterance import make_utterance
+    def prepare_clip(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
+        from pipeline.corpora.synthetic.utterance import generate_utterance
 
-        return PreparedClip(tuple(make_utterance(clip, folder)))
+        return PreparedClip(tuple(generate_utterance(clip, folder)))

@@ -1,0 +1,55 @@
+"""Names of the splits, held-out splits, and random choices that depend on names alone."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import canonical
+from pipeline.config import Corpus
+
+SPLITS = ("train", "validation", "test")
+Key = TypeVar("Key", bound=Hashable)
+
+
+def hold_out(corpus: Corpus, split: str, keys: Sequence[Key]) -> set[Key]:
+    """Choose the speakers or texts that move from training to a held-out split.
+
+    Keys are ordered by `random_rank`, so a corpus that grows keeps its splits, except for the last key.
+
+    Args:
+        corpus: `held_out` sets the minimum number of utterances to hold out.
+        split: `validation` or `test`.
+        keys: per utterance the speaker or text that must stay in one split.
+
+    Raises:
+        PipelineError: there are fewer than two keys, or more than half of the utterances would be held out.
+    """
+    wanted = getattr(corpus.held_out, split)
+    counts = Counter(keys)
+    taken: set[Key] = set()
+    for key in sorted(counts, key=lambda key: random_rank(corpus.seed, split, key)):
+        if sum(counts[chosen] for chosen in taken) >= wanted:
+            break
+        taken.add(key)
+    if 2 * sum(counts[key] for key in taken) > len(keys):
+        raise PipelineError(
+            f"corpus.held_out.{split}",
+            f"is {wanted}, and of the {len(keys):,} utterances of {len(counts):,} {corpus.held_out.by}s in "
+            f"{corpus.root} at most half may be held out",
+            "ask for fewer, or, with few speakers, set corpus.held_out.by=text",
+        )
+    return taken
+
+
+def random_rank(*names: Hashable) -> str:
+    """Sort key that gives a reproducible random order."""
+    return hashlib.sha256(canonical([str(name) for name in names]).encode()).hexdigest()
+
+
+def random_generator(*names: str | float) -> np.random.Generator:
+    """Random generator seeded by these names alone, so that results do not depend on the order of work."""
+    return np.random.default_rng(list(hashlib.sha256(canonical(names).encode()).digest()))
