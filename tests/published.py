@@ -1,17 +1,28 @@
-"""Names and shapes of the published AV-HuBERT checkpoints, with random tensors, in small or full size."""
+"""Parameters of stage `weights`; published AV-HuBERT checkpoints in small or full size, with random tensors."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config import Params, validate
 from pipeline.encoders.avhubert_network import Sizes
 
 NARROW = Sizes(width=128, layers=2, hidden=192)
 BASE, LARGE = Sizes(width=768, layers=12, hidden=3072), Sizes(width=1024, layers=24, hidden=4096)
 CLUSTERS, CODE = 2004, 256
 """Targets of pre-training, and the width of their vectors, as in both published sizes."""
+
+
+def weights_params(out: Path, source: dict[str, Any], format: str, name: str = "w") -> Params:
+    """Parameters with one source of pretrained weights."""
+    few = {"train": 1, "validation": 1, "test": 1}
+    corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
+    sources = [{"name": name, "format": format, "source": source}]
+    return validate({"weights": {"out": str(out), "sources": sources}, "corpus": corpus}, "params.yaml")
 
 
 def official(sizes: Sizes, heads: bool = True) -> dict[str, tuple[int, ...]]:

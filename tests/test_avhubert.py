@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import BASE, LARGE, NARROW, drawn, official
+from published import BASE, LARGE, NARROW, drawn, official, weights_params
 from torch import Tensor, nn
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import AudioEncoder, VideoEncoder, validate
+from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.avhubert import (
     AVHuBERT,
     load,
@@ -41,12 +41,8 @@ def checkpoint(tensors, tmp_path_factory) -> Path:
 def folder(checkpoint, tmp_path_factory) -> Path:
     """The folder of stage `weights`."""
     out = tmp_path_factory.mktemp("weights")
-    source = {"kind": "path", "path": str(checkpoint)}
-    few = {"train": 1, "validation": 1, "test": 1}
-    corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
-    weights = {"out": str(out), "sources": [{"name": "narrow", "format": "avhubert", "source": source}]}
-    prepare_weights(validate({"weights": weights, "corpus": corpus}, "params.yaml"))
-    return out / "narrow"
+    prepare_weights(weights_params(out, {"kind": "path", "path": str(checkpoint)}, "avhubert"))
+    return out / "w"
 
 
 @pytest.fixture(scope="module")

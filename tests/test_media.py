@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from trees import write_frames
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
@@ -151,11 +152,6 @@ def test_an_mp4_without_frames_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_frame_rate_is_refused(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "fast.mp4"), "w") as container:
-        picture = container.add_stream("libx264", rate=30)
-        picture.width, picture.height, picture.pix_fmt = 96, 96, "yuv420p"
-        for frame in moving_square(10):
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(picture.encode(None))
+    write_frames(tmp_path / "fast.mp4", moving_square(10), rate=30)
     with pytest.raises(PipelineError, match="30 frames per second"):
         read_video_gray(tmp_path / "fast.mp4")

@@ -6,11 +6,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from published import weights_params
 from scipy.ndimage import affine_transform
 from test_playback import with_matrix
+from trees import write_frames
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import WheelSource, validate
+from pipeline.config import WheelSource
 from pipeline.corpora.media.files import write_audio, write_video
 from pipeline.corpora.media.playback import displayed_frames
 from pipeline.corpora.mouth import region
@@ -31,16 +33,14 @@ CARPHONE = {
     "sha256": "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
 }  # fmt: skip
 FRAMES = 24
+KEY_FRAMES = {"qp": "10", "g": "1", "bf": "0"}
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory) -> Path:
     """The folder of the detector's weights, made by the stage that makes weights."""
     out = tmp_path_factory.mktemp("weights")
-    sources = [{"name": "face-detector", "format": "tflite", "source": DETECTOR}]
-    few = {"train": 1, "validation": 1, "test": 1}
-    corpus = {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}}
-    prepare_weights(validate({"weights": {"out": str(out), "sources": sources}, "corpus": corpus}, "params.yaml"))
+    prepare_weights(weights_params(out, DETECTOR, "tflite", "face-detector"))
     assert len(weights_digest(out / "face-detector")) == 64
     return out / "face-detector"
 
@@ -72,17 +72,6 @@ def cropped(film: np.ndarray, detector: Path, folder: Path) -> tuple[np.ndarray,
     write_video(folder / "face.mp4", film)
     report = crop_mouth(folder / "face.mp4", folder / "mouth.mp4", detector)
     return frames_of(folder / "mouth.mp4"), report
-
-
-def write_at(path: Path, film: np.ndarray, rate: Fraction) -> Path:
-    """Write a video of another frame rate, each frame by itself."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=rate, options={"qp": "10", "g": "1", "bf": "0"})
-        stream.height, stream.width, stream.pix_fmt = film.shape[1], film.shape[2], "yuv420p"
-        for frame in film:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode(None))
-    return path
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
@@ -225,7 +214,7 @@ def test_implausible_keypoints_are_refused(monkeypatch, tmp_path, points, reason
 )
 def test_other_frame_rates_are_converted_to_25(tmp_path, rate, frames, expected):
     film = np.broadcast_to(20 * np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 32, 32, 3))
-    path = write_at(tmp_path / "film.mp4", film, Fraction(rate))
+    path = write_frames(tmp_path / "film.mp4", film, rate=Fraction(rate), options=KEY_FRAMES)
     levels = [frame.mean() for frame in frames_of(path)]
     shown = [frame.to_ndarray(format="rgb24").mean() for frame in displayed_frames(path)]
     assert [levels.index(level) for level in shown] == expected
@@ -234,13 +223,8 @@ def test_other_frame_rates_are_converted_to_25(tmp_path, rate, frames, expected)
 def test_all_frames_of_mpeg_1_are_read(tmp_path):
     """As in GRID: timestamps begin after 0 and have gaps."""
     film = np.broadcast_to(3 * np.arange(75, dtype=np.uint8)[:, None, None, None], (75, 64, 64, 3))
-    with av.open(str(tmp_path / "film.mpg"), "w") as out:
-        stream = out.add_stream("mpeg1video", rate=25)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 64, 64, "yuv420p", 2_000_000
-        for frame in film:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        out.mux(stream.encode(None))
-    shown = [frame.to_ndarray(format="rgb24").mean() / 3 for frame in displayed_frames(tmp_path / "film.mpg")]
+    path = write_frames(tmp_path / "film.mpg", film, "mpeg1video", options={"b": "2000000"})
+    shown = [frame.to_ndarray(format="rgb24").mean() / 3 for frame in displayed_frames(path)]
     assert np.allclose(shown, np.arange(75), atol=0.6)
 
 
@@ -248,7 +232,7 @@ def test_a_cropped_video_is_recognised(tmp_path):
     film = np.full((4, 96, 96, 3), 100, np.uint8)
     write_video(tmp_path / "cropped.mp4", film)
     assert is_cropped(tmp_path / "cropped.mp4")
-    assert not is_cropped(write_at(tmp_path / "faster.mp4", film, Fraction(30)))
+    assert not is_cropped(write_frames(tmp_path / "faster.mp4", film, rate=30))
     write_video(tmp_path / "larger.mp4", np.full((4, 96, 98, 3), 100, np.uint8))
     assert not is_cropped(tmp_path / "larger.mp4")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from av.stream import Disposition
+from trees import write_frames
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
@@ -140,13 +141,7 @@ def test_pixels_become_square(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "m4v"])
 def test_a_clip_trimmed_by_an_edit_list_is_complete(tmp_path: Path, kind: str) -> None:
-    whole = tmp_path / "whole.mp4"
-    with av.open(str(whole), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"g": "250", "bf": "0"})
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        for pixels in film(24):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        out.mux(stream.encode(None))
+    whole = write_frames(tmp_path / "whole.mp4", film(24), options={"g": "250", "bf": "0"})
     trimmed = copied(tmp_path / f"trimmed.{kind}", whole, later=-0.4)
     with av.open(str(trimmed)) as container:
         assert container.streams.video[0].frames == 24

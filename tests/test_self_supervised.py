@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from published import weights_params
 from safetensors.torch import load_file, save_file
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import HubSource, validate
+from pipeline.config import HubSource
 from pipeline.encoders.self_supervised import SelfSupervised
 from pipeline.pretrained.folder import weights_digest
 from pipeline.weights import fetch, prepare_weights
@@ -103,13 +104,9 @@ def test_pickled_tensors_are_converted_to_safetensors(tmp_path, voices):
     assert "encoder.pos_conv_embed.conv.weight_g" in tensors
     (source / "model.safetensors").unlink()
     torch.save(tensors, source / "pytorch_model.bin")
-    few = {"train": 1, "validation": 1, "test": 1}
-    weights = {"name": "hubert", "format": "huggingface", "source": {"kind": "path", "path": str(source)}}
-    sections = {
-        "weights": {"out": str(tmp_path / "weights"), "sources": [weights]},
-        "corpus": {"kind": "synthetic", "synthetic": {"voices": few, "utterances": few}},
-    }
-    prepare_weights(validate(sections, "params.yaml"))
+    prepare_weights(
+        weights_params(tmp_path / "weights", {"kind": "path", "path": str(source)}, "huggingface", "hubert")
+    )
     assert not (tmp_path / "weights" / "hubert" / "pytorch_model.bin").exists()
     found = SelfSupervised(settings(tmp_path / "weights" / "hubert")).encode(voices[:1])[0]
     assert np.array_equal(found, expected)

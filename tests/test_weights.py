@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from published import weights_params
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import Params, load_params, validate
+from pipeline.config import Params, load_params
 from pipeline.pretrained.ctranslate2 import read_tensors
 from pipeline.pretrained.folder import verify_weights, weights_digest
 from pipeline.pretrained.gguf import convert_gguf
@@ -24,13 +25,10 @@ TEXT = (
     "The weather in London was cold and grey, and people walked quickly along the river with their umbrellas. "
     "It had rained all morning, and nobody wanted to stay outside longer than they had to."
 )
-VOICES = {"train": 1, "validation": 1, "test": 1}
 
 
 def params_for(out: Path, source: dict, format: str = "ctranslate2_whisper") -> Params:
-    weights = {"out": str(out), "sources": [{"name": "w", "format": format, "source": source}]}
-    corpus = {"kind": "synthetic", "synthetic": {"voices": VOICES, "utterances": VOICES}}
-    return validate({"weights": weights, "corpus": corpus}, "params.yaml")
+    return weights_params(out, source, format)
 
 
 @pytest.fixture

@@ -168,6 +168,19 @@ def write_mpg(path: Path, frames: np.ndarray, sound: np.ndarray) -> None:
         out.mux(voice.encode(None))
 
 
+def write_frames(
+    path: Path, frames: np.ndarray, codec: str = "libx264", rate: int | Fraction = 25, options: dict | None = None
+) -> Path:
+    """A video of RGB frames."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for pixels in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
 def make_folder(root: Path, spoken: Sequence[Spoken]) -> Path:
     """Three speakers' folders, wav and mp4 and text of each."""
     for one in spoken:
