@@ -105,12 +105,12 @@ def test_a_fine_tuned_checkpoint_gives_the_same_encoder(tensors, folder, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoder.layers.1.fc2.bias": None}, r"lacks 1 tensors, such as encoder\.layers\.1\.fc2\.bias"),
-        ({"encoder.extra": torch.zeros(2)}, r"has 1 unexpected tensors, such as encoder\.extra"),
-        ({"layer_norm.weight": torch.zeros(128)}, r"layer_norm\.weight of shape \[128\] instead of \[256\]"),
+        ({"encoder.layers.1.fc2.bias": None}, r'Missing key.* "encoder\.layers\.1\.fc2\.bias"'),
+        ({"encoder.extra": torch.zeros(2)}, r'Unexpected key.* "encoder\.extra"'),
+        ({"layer_norm.weight": torch.zeros(128)}, r"size mismatch for layer_norm\.weight: .*\[128\].*\[256\]"),
         ({"post_extract_proj.weight": None}, r"has no tensor post_extract_proj\.weight"),
         ({"encoder.pos_conv.0.weight_g": None}, r"has no tensor encoder\.pos_conv\.0\.weight_g"),
-        ({"feature_extractor_audio.proj.weight": None}, "is not an AV-HuBERT"),
+        ({"feature_extractor_audio.proj.weight": None}, "cannot be loaded as an AV-HuBERT"),
     ],
 )
 def test_other_checkpoints_are_refused(tensors, tmp_path, change, message):

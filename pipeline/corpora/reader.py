@@ -1,6 +1,7 @@
 """The interface of a corpus to `prepare`: a list of clips, each of which any process can prepare in any order."""
 
 import errno
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -121,21 +122,26 @@ class Listing:
     """Further entries of `prepare.json`."""
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """A corpus of one kind with its settings. It is cheap to construct: every worker process has its own."""
 
-    corpus: Corpus
-    requires_all: bool
+    requires_all = False
     """Whether a clip that cannot be prepared is an error instead of a skipped clip."""
+    has_root = True
+    """Whether `corpus.root` must be set; otherwise it must be null."""
 
-    def __init__(self, corpus: Corpus) -> None: ...
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything the corpus depends on, as JSON, with the `digest` of all. Reads no clip."""
 
+    @abstractmethod
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         """Patterns of media that a change of settings makes invalid."""
 
+    @abstractmethod
     def listing(self) -> Listing:
         """List all clips.
 
@@ -145,16 +151,21 @@ class Reader(Protocol):
 
     def sources(self, clip: Any) -> tuple[Path, ...]:
         """Source files of a clip."""
+        return ()
 
+    @abstractmethod
     def estimated_bytes(self, clips: list[Any]) -> int:
         """Approximate size of the media of these clips."""
 
     def noise_recipe(self, split: str, clips: list[Any]) -> Any:
         """The input of `write_noise` for a split; small enough to send to another process."""
+        return None
 
+    @abstractmethod
     def write_noise(self, split: str, recipe: Any, folder: Path) -> None:
         """Write the noise of a split if it is missing."""
 
+    @abstractmethod
     def prepare_clip(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         """Write the missing media of a clip.
 

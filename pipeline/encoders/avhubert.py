@@ -160,20 +160,16 @@ def _folder(settings: AudioEncoder | VideoEncoder) -> Path:
 
 
 def load(folder: Path) -> "AVHuBERTNetwork":
-    """Load the network in float32; its size follows from the shapes of its tensors.
+    """Load the network in float32.
 
     Raises:
         PipelineError: the folder has no weights of AV-HuBERT.
     """
-    import torch
     from safetensors.torch import load_file
 
-    from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
+    from pipeline.encoders.avhubert_network import AVHuBERTNetwork
 
     verify_weights(folder)
     with load_errors(folder, "an AV-HuBERT", REMEDY):
-        tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-        with torch.device("meta"):
-            network = AVHuBERTNetwork(Sizes.of(tensors))
-        network.load_state_dict(tensors, assign=True)
+        network = AVHuBERTNetwork.from_tensors(load_file(folder / "model.safetensors"))
     return network.float().eval()

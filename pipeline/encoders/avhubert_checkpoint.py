@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
+from pipeline.pretrained.folder import load_errors
 from pipeline.pretrained.pickled import read_checkpoint, tensors_of
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ def convert_avhubert(source: Path, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    from pipeline.encoders.avhubert_network import AVHuBERTNetwork
+
     checkpoint = read_checkpoint(source)
     tensors = tensors_of(checkpoint.get("model") if isinstance(checkpoint, dict) else None)
     encoder = _encoder(tensors, source)
-    _check(encoder, source)
+    with load_errors(source, "an AV-HuBERT", REMEDY):
+        AVHuBERTNetwork.from_tensors(encoder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in encoder.items()}, folder / "model.safetensors")
 
@@ -47,25 +51,3 @@ def _encoder(tensors: dict[str, "Tensor"], source: Path) -> dict[str, "Tensor"]:
     # Weight normalisation with one length per position of the kernel (Salimans and Kingma 2016).
     kept[POSITIONS] = (length * direction.float() / direction.float().norm(dim=(0, 1), keepdim=True)).to(length.dtype)
     return kept
-
-
-def _check(tensors: dict[str, "Tensor"], source: Path) -> None:
-    """Compare names and shapes with those of the network of this size."""
-    import torch
-
-    from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
-
-    try:
-        sizes = Sizes.of(tensors)
-        with torch.device("meta"):
-            expected = AVHuBERTNetwork(sizes).state_dict()
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise PipelineError(source, f"is not an AV-HuBERT ({error})", REMEDY) from None
-    if missing := expected.keys() - tensors.keys():
-        raise PipelineError(source, f"lacks {len(missing)} tensors, such as {min(missing)}", REMEDY)
-    if unexpected := tensors.keys() - expected.keys():
-        raise PipelineError(source, f"has {len(unexpected)} unexpected tensors, such as {min(unexpected)}", REMEDY)
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)} instead of {list(expected[name].shape)}"
-            raise PipelineError(source, f"has {name} of shape {shapes}", REMEDY)

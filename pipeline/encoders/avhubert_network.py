@@ -64,6 +64,18 @@ class AVHuBERTNetwork(nn.Module):
         self.post_extract_proj = nn.Linear(2 * sizes.width, sizes.width)
         self.encoder = _Transformer(sizes)
 
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "AVHuBERTNetwork":
+        """The network with these tensors; its size follows from their shapes.
+
+        Raises:
+            KeyError, ValueError, ZeroDivisionError, RuntimeError: the tensors are not those of an AV-HuBERT.
+        """
+        with torch.device("meta"):
+            network = cls(Sizes.of(tensors))
+        network.load_state_dict(tensors, assign=True)
+        return network
+
     def forward(self, audio: Tensor | None, video: Tensor | None, lengths: Tensor) -> Tensor:
         """Encode a batch; vectors within the lengths do not depend on padding, those beyond are undefined.
 

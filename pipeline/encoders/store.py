@@ -87,24 +87,6 @@ def _media_sha256(stream: Stream, utterance: Utterance) -> str:
     return utterance.video_sha256
 
 
-class _Array:
-    """The array of a group, (frames, dimension) float16, verified and mapped at its first use."""
-
-    def __init__(self, group: Group, index: dict[str, Any]) -> None:
-        self._path, self._remedy = group.folder / ARRAY, _remedy(group)
-        self._sha256, self._shape = index["sha256"], (index["frames"], index["dimension"])
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        try:
-            require(self._path, self._sha256, self._remedy)
-        except PipelineError:
-            # Without its index the group counts as missing, and the next sweep extracts it again.
-            self._path.with_name(INDEX).unlink(missing_ok=True)
-            raise
-        return np.memmap(self._path, DTYPE, "r", shape=self._shape).view(np.ndarray)
-
-
 class Features(Mapping[str, np.ndarray]):
     """Features of one stream by the utterance's id: (frames, dimension) float16, memory-mapped.
 
@@ -115,25 +97,37 @@ class Features(Mapping[str, np.ndarray]):
         self.dimension = self.frame_rate = 0
         self.digests: dict[str, str] = {}
         """By the name of the group."""
-        self._places: dict[str, tuple[_Array, int, int]] = {}
+        self._places: dict[str, tuple[Group, int, int]] = {}
+        self._arrays: dict[Path, np.ndarray] = {}
         for group in groups:
             index = read_index(group)
             self.dimension, self.frame_rate = index["dimension"], index["frame_rate"]
             self.digests[group.name] = group.digest
-            array = _Array(group, index)
             for utterance in group.utterances:
                 begin, frames = index["media"][_media_sha256(group.stream, utterance)]
-                self._places[utterance.id] = (array, begin, begin + frames)
+                self._places[utterance.id] = (group, begin, begin + frames)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
-        array, begin, end = self._places[utterance]
-        return array.rows[begin:end]
+        group, begin, end = self._places[utterance]
+        if group.folder not in self._arrays:
+            self._arrays[group.folder] = _mapped(group)
+        return self._arrays[group.folder][begin:end]
 
     def __iter__(self) -> Any:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _mapped(group: Group) -> np.ndarray:
+    try:
+        verify_features(group)
+    except PipelineError:
+        # Without its index the group counts as missing, and the next sweep extracts it again.
+        (group.folder / INDEX).unlink(missing_ok=True)
+        raise
+    return np.memmap(group.folder / ARRAY, DTYPE, "r").view(np.ndarray).reshape(-1, read_index(group)["dimension"])
 
 
 def read_index(group: Group) -> dict[str, Any]:

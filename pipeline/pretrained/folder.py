@@ -111,5 +111,7 @@ def load_errors(folder: Path, model: str, remedy: str = REMEDY) -> Iterator[None
 
 
 def error_reason(error: BaseException) -> str:
-    """First line of an error message, or the class of an error without a message."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """First line of an error message, with the next one if it ends in a colon; the class of an error without
+    message."""
+    first, *more = (str(error) or type(error).__name__).splitlines()
+    return " ".join([first, more[0].strip()]) if first.endswith(":") and more else first

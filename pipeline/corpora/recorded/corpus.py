@@ -1,6 +1,6 @@
 """Base class of the recorded corpora, whose clips are converted to wavs and videos of the mouth."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies
 from pipeline.corpora.prepared import MEDIA, ROOT
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Unusable, skip_summary
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS
 
 CORPUS, BABBLE = "pipeline.corpora.recorded.corpus", "pipeline.corpora.noise.babble"
@@ -53,21 +53,20 @@ class Piece:
     """Frame after the last one; None is the end of the clip."""
 
 
-class RecordedCorpus(ABC):
+class RecordedCorpus(Reader):
     """A recorded corpus; each format is a subclass.
 
     Since mouth detection takes hours, three parts have separate digests: the conversion of audio and video, the noise,
     and the rest, such as splits and texts. After a change only the affected parts are prepared again.
     """
 
-    requires_all = False
     keys: tuple[str, ...] = ()
     """Keys of `corpus` that only this format uses."""
     cut_keys: tuple[str, ...] = ()
     """Those of them that decide where clips are cut into pieces."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
+        super().__init__(corpus)
         self.root = Path(str(corpus.root))
 
     def lists(self) -> list[Path]:

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest, file_sha256
-from pipeline.config import Corpus, Section
+from pipeline.config import Section
 from pipeline.config.kinds import error
 from pipeline.corpora.noise.folder import noise_settings, write_folder_noise
 from pipeline.corpora.prepared import MEDIA
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader
 from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.synthetic.plan import Plan, plan_corpus
 
@@ -30,7 +30,7 @@ class Counts(Section):
     test: Annotated[int, Field(ge=1)]
 
 
-class SyntheticCorpus:
+class SyntheticCorpus(Reader):
     """Spoken sentences with a drawn mouth. After any change everything is generated again, which takes a minute."""
 
     requires_all = True
@@ -53,9 +53,6 @@ class SyntheticCorpus:
                     raise error(f"at least the {voices} voices of that split", count, "utterances", split)
             return self
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
-
     def settings(self) -> dict[str, Any]:
         file, noise = self.corpus.synthetic.sentences, self.corpus.noise
         causes: dict[str, Any] = {
@@ -77,14 +74,8 @@ class SyntheticCorpus:
         plans = plan_corpus(self.corpus)
         return Listing(plans, extra={"voices": {plan.speaker: plan.voice for plan in plans}})
 
-    def sources(self, clip: Plan) -> tuple[Path, ...]:
-        return ()
-
     def estimated_bytes(self, clips: list[Plan]) -> int:
         return sum(1 + len(plan.wavs) for plan in clips) * FILE_BYTES
-
-    def noise_recipe(self, split: str, clips: list[Plan]) -> None:
-        return None
 
     def write_noise(self, split: str, recipe: None, folder: Path) -> None:
         # Its import is slow.
