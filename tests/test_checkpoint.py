@@ -45,7 +45,7 @@ def foreign(monkeypatch) -> type:
     return module.Dictionary
 
 
-def test_tensors_come_back_as_they_were(tmp_path):
+def test_tensors_are_read_unchanged(tmp_path):
     base = torch.arange(24.0)
     saved = {
         "plain": base.reshape(4, 6), "turned": base.reshape(4, 6).T, "part": base[3:9], "scalar": torch.tensor(7),
@@ -61,7 +61,7 @@ def test_tensors_come_back_as_they_were(tmp_path):
         assert torch.equal(tensor, saved[name].detach())
 
 
-def test_what_is_foreign_is_not_run(tmp_path, foreign, monkeypatch):
+def test_code_in_a_checkpoint_is_not_run(tmp_path, foreign, monkeypatch):
     """Code, classes of packages that are not there, containers of classes of their own."""
     ran = tmp_path / "ran"
     instance = foreign()
@@ -90,7 +90,7 @@ def test_an_array_that_is_read_beyond_its_end_is_refused(tmp_path):
         read_checkpoint(tmp_path / "b.pt")
 
 
-def test_what_is_no_checkpoint_is_one_error(tmp_path):
+def test_other_files_are_refused(tmp_path):
     torch.save({"w": torch.arange(800.0)}, tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[:-100])

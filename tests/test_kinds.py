@@ -14,7 +14,7 @@ from pipeline.trials.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
 
 FILES = {
     "corpora/tongue_twisters.py": '''
-"""Wavs of the same speakers, each with a text beside it."""
+"""Wavs of the same speakers with their texts."""
 
 import json
 from pathlib import Path

@@ -92,7 +92,7 @@ def _place_long(own: Sequence[Spoken], stem: Path) -> None:
 
 
 def make_lrs2(root: Path, spoken: Sequence[Spoken]) -> Path:
-    """One programme a speaker; the lists stand beside `mvlrs_v1`."""
+    """One programme per speaker; the lists are next to `mvlrs_v1`."""
     lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for number, (speaker, own) in enumerate(speakers(spoken).items()):
         for index, one in enumerate(own, 1):
