@@ -11,8 +11,7 @@ from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.differences.code import FileChange, changed_files
-from pipeline.differences.pair import compare_pair
+from pipeline.differences.pair import FileChange, changed_files, compare_pair
 from pipeline.differences.text import pair_text
 from pipeline.trials.folder import Trial
 
@@ -90,7 +89,7 @@ def test_what_differs_is_told_and_nothing_else(pair: tuple[Trial, Trial]) -> Non
     assert found.data == {"utterances": ("1" * 64, "2" * 64)}
     assert found.versions == {"numpy": ("2.4.6", "2.4.5")}
     metrics = {metric.name: metric for metric in found.metrics}
-    assert (metrics["wer/test"].one, metrics["wer/test"].other) == (2 / 36, 7 / 36)
+    assert (metrics["wer/test"].a, metrics["wer/test"].b) == (2 / 36, 7 / 36)
     assert 0 < metrics["wer/test"].p < 1
     assert metrics["wer/test/snr_0"].p == 1
     assert metrics["sinks/bos_sink_rate"].p is None
@@ -117,7 +116,7 @@ def test_the_text_fits_a_terminal(pair: tuple[Trial, Trial]) -> None:
 def test_a_run_with_itself_is_all_the_same(pair: tuple[Trial, Trial]) -> None:
     text = pair_text(compare_pair(pair[0], pair[0]), utterances=2)
     assert text.count("the same") == 5
-    assert "Utterances: none is right in one and wrong in the other" in text
+    assert "Utterances: none that only one trial has right" in text
 
 
 def test_runs_that_are_not_done_or_of_other_utterances_are_told(pair: tuple[Trial, Trial], tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_runs_that_are_not_done_or_of_other_utterances_are_told(pair: tuple[Tria
     new = make_trial(tmp_path, "train.seed=1")
     (one.folder / "source.tar.gz").unlink()
     found = compare_pair(one, new)
-    assert found.notes == ["B is not done: it has no figures."]
+    assert found.notes == ["B is not done: it has no metrics."]
     assert "Code: cannot be compared" in pair_text(found, 2)
 
 

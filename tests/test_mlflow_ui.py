@@ -51,7 +51,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     ):
         trial = make_trial(folder / "runs", *settings)
         for step in (10, 20):
-            trial.spool.append(step, {"loss/cross_entropy": 5.0 / step})
+            trial.metrics_log.append(step, {"loss/cross_entropy": 5.0 / step})
         errors = {name: [number, 1] for name in CONDITIONS}
         finish(trial, errors, **{name: 5.0 - number / (1 + place) for place, name in enumerate(ALL_SINKS)})
     comparison = compare(named_trials([str(folder / "runs")], folder))

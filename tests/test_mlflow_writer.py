@@ -22,9 +22,8 @@ from pipeline.config import load_params
 from pipeline.tracking import content as mlflow_content
 from pipeline.tracking import run as mlflow_run
 from pipeline.tracking import writer as mlflow_writer
-from pipeline.tracking.charts import charts_of
 from pipeline.tracking.server import tracking_uri
-from pipeline.tracking.views import LONGEST_TAG, Shown, description, saved_view
+from pipeline.tracking.views import LONGEST_TAG, Shown, charts_of, description, saved_view
 from pipeline.tracking.writer import ingest
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import recorded
@@ -39,7 +38,7 @@ def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
     trial = Trial.create(runs, params, {"llm": "a" * 64, "utterances/train": "b" * 64})
     with recorded(trial, "train"):
         for step in range(1, steps + 1):
-            trial.spool.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
+            trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
     if done:
         trial.hypotheses.write_text("{}\n")
         (trial.folder / "figures").mkdir()
@@ -179,7 +178,7 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
     result = json.loads(trial.metrics.read_text()) if trial.metrics.exists() else {"metrics": {}}
     assert run.data.tags.get("evaluation") == result.get("evaluation")
     expected: dict[str, list[tuple[int, float]]] = {}
-    for line in trial.spool.path.read_text().splitlines():
+    for line in trial.metrics_log.path.read_text().splitlines():
         record = json.loads(line)
         for name in record.keys() - {"step", "time"}:
             expected.setdefault(name, []).append((record["step"], round(record["time"] * 1000), record[name]))
@@ -195,7 +194,7 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
         assert (artifacts / name).read_bytes() == (trial.folder / name).read_bytes()
     sessions = json.loads(trial.provenance.read_text())["sessions"]
     begun = datetime.fromisoformat(sessions[0]["started"]).timestamp()
-    first = json.loads(trial.spool.path.read_text().splitlines()[0])["time"]
+    first = json.loads(trial.metrics_log.path.read_text().splitlines()[0])["time"]
     assert run.info.start_time == round(min(begun, first) * 1000)
 
 
@@ -204,8 +203,8 @@ def test_a_trial_that_still_trains_is_followed(tmp_path: Path, database: str, ex
     ingest([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     assert run.info.status == "RUNNING"
-    trial.spool.append(3, {"loss/validation": 2.0}, at=BEGAN + 3.5)
-    trial.spool.append(4, {"loss/cross_entropy": 0.1}, at=BEGAN + 4)
+    trial.metrics_log.append(3, {"loss/validation": 2.0}, at=BEGAN + 3.5)
+    trial.metrics_log.append(4, {"loss/cross_entropy": 0.1}, at=BEGAN + 4)
     trial.finish("e" * 64, METRICS)
     ingest([trial.folder], database, experiment, "sweep")
     [again] = runs_of(database, experiment)
@@ -242,9 +241,9 @@ def test_parameters_of_an_earlier_evaluation_do_not_stay(tmp_path: Path, databas
 def test_what_is_measured_again_after_a_kill_is_there_once(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=6, done=False)
     ingest([trial.folder], database, experiment, "sweep")
-    trial.spool.cut_back(3)
+    trial.metrics_log.cut_back(3)
     for step in range(4, 9):
-        trial.spool.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
+        trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
     ingest([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     require_shown(database, run, trial)
@@ -293,7 +292,7 @@ def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, ex
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
     trial.finish("f" * 64, {"wer/test": 0.2})
     older = trained(tmp_path, 2)
-    older.spool.path.write_text(older.spool.path.read_text().replace("1700000001", "1600000001"))
+    older.metrics_log.path.write_text(older.metrics_log.path.read_text().replace("1700000001", "1600000001"))
     mlflow_writer.ingest_sweep([trial.folder, other.folder, older.folder], database, experiment, [table])
     runs = {run.data.tags.get("identity"): run for run in runs_of(database, experiment)}
     assert runs[trial.identity].info.run_id != run_id
@@ -370,7 +369,7 @@ def test_the_files_of_a_sweep_are_those_that_it_writes() -> None:
     from pipeline.reproduce import VERDICT
 
     assert VERDICT == mlflow_content.REPRODUCTION
-    assert mlflow_content.INSPECTED == RESULTS
+    assert mlflow_content.ANALYSIS == RESULTS
 
 
 def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, experiment: str) -> None:
@@ -430,7 +429,7 @@ def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database
     trials = [trained(tmp_path, seed) for seed in range(6)]
     trials[4].config.unlink()
     trials[5].config.write_text("")
-    trials[1].spool.path.write_text("no record\n")
+    trials[1].metrics_log.path.write_text("no record\n")
     (trials[3].folder / "identity.json").write_text("{")
     with pytest.raises(PipelineError, match="invalid JSON"):
         ingest([trial.folder for trial in trials], database, experiment, "sweep")

@@ -26,9 +26,10 @@ from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_wit
 from pipeline.config import load_params
 from pipeline.push import holds_secret
 from pipeline.trials import provenance
+from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
-from pipeline.trials.provenance import environment, recorded, source_archive
+from pipeline.trials.provenance import recorded
 from pipeline.trials.trained import read_log, require_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,7 +348,7 @@ def test_no_secret_in_anything_that_a_trial_keeps(project: Path, trial: Trial, m
     (project / "dvc.lock").write_text("stages: {}\n")
     git(project, "remote", "add", "origin", "https://me:hunter2@host/x")
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "pipeline.train", "-p", "hunter2", "--password=hunter2 x"])
-    for name in ("environment", "source_archive", "redacted_sources", "_code"):
+    for name in ("environment", "source_archive", "redacted_sources", "project_code"):
         here = getattr(provenance, name)
         monkeypatch.setattr(provenance, name, lambda root=project, here=here: here(root))
     with recorded(trial, "train"):
@@ -447,7 +448,7 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
     class Changed:
         patch = b"first"
 
-    monkeypatch.setattr(provenance, "_code", lambda: Changed)
+    monkeypatch.setattr(provenance, "project_code", lambda: Changed)
     with recorded(trial, "train"):
         pass
     Changed.patch = b"second"
@@ -468,7 +469,7 @@ def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.Mo
     class Huge:
         patch = b"x" * (provenance.PATCH_LIMIT + 1)
 
-    monkeypatch.setattr(provenance, "_code", lambda: Huge)
+    monkeypatch.setattr(provenance, "project_code", lambda: Huge)
     with recorded(trial, "train"):
         pass
     [session] = sessions(trial)
@@ -514,15 +515,15 @@ def test_damaged_provenance_is_named_and_holds_up_no_work(trial: Trial, content:
 
 def test_a_metrics_log_that_changed_after_the_training_is_named(trial: Trial) -> None:
     with recorded(trial, "train"):
-        trial.spool.append(1, {"loss/cross_entropy": 2.5})
-    trial.spool.append(2, {"loss/cross_entropy": 2.25})
+        trial.metrics_log.append(1, {"loss/cross_entropy": 2.5})
+    trial.metrics_log.append(2, {"loss/cross_entropy": 2.25})
     assert len(read_log(trial)) == 2, "a training that paused goes on"
     with recorded(trial, "train"):
         trial.adapter.mkdir()
         (trial.adapter / "adapter_model.safetensors").write_bytes(b"weights")
     assert len(read_log(trial)) == 2
     require_adapter(trial)
-    trial.spool.path.write_text(trial.spool.path.read_text().replace("2.25", "2.24"))
+    trial.metrics_log.path.write_text(trial.metrics_log.path.read_text().replace("2.25", "2.24"))
     with pytest.raises(PipelineError, match=r"metrics\.jsonl: has changed: .*train it again"):
         read_log(trial)
     (trial.adapter / "adapter_model.safetensors").write_bytes(b"weighus")

@@ -21,9 +21,10 @@ from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
+from pipeline.trials.environment import environment as environment_of
+from pipeline.trials.environment import source_archive
 from pipeline.trials.folder import Trial
-from pipeline.trials.provenance import environment as environment_of
-from pipeline.trials.provenance import sessions, source_archive
+from pipeline.trials.provenance import sessions
 
 
 def shell(folder: Path, line: str) -> str:
@@ -167,7 +168,7 @@ def test_a_byte_of_features_a_trained_weight_and_what_is_gone_are_found(project,
     said = failing(capsys, project)
     for line in (f"{first} has changed", f"{last} is missing", f"{weights} has changed"):
         assert f"FAIL       {line}" in said
-    assert "FAIL: it cannot be made again" in said
+    assert "FAIL: the trial cannot be reproduced" in said
     assert len(shell(project, "git worktree list").splitlines()) == 1
 
 
@@ -178,7 +179,7 @@ def test_a_corpus_that_was_changed_since_is_named(project, capsys):
     changed = [json.loads(line) | {"text": "other words"} if '"train"' in line else json.loads(line) for line in lines]
     rewrite_manifest(manifest.parent, changed)
     said = failing(capsys, project)
-    assert "utterances/train are not what was trained on; data/corpus/manifest.jsonl has changed" in said
+    assert "utterances/train: not the data of the training; data/corpus/manifest.jsonl has changed" in said
 
 
 def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project, capsys):
@@ -192,9 +193,11 @@ def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project,
     said = capsys.readouterr().out
     assert "from source.tar.gz: commit " in said
     assert "  torch 1.0.0, now " in said
-    assert "1 packages that compute nothing are others: ruff" in said
+    assert "1 packages without effect on results differ: ruff" in said
     (trial.folder / "source.tar.gz").unlink()
-    with pytest.raises(PipelineError, match=r"its code cannot be had: commit .* is not in this repository, and source"):
+    with pytest.raises(
+        PipelineError, match=r"its code cannot be restored: commit .* is not in this repository, and source"
+    ):
         check(trial, project)
 
 

@@ -19,7 +19,7 @@ from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.reproduction import code as code_module
 from pipeline.reproduction.code import restore_code
 from pipeline.reproduction.data import place_data
-from pipeline.trials.archive import archived_sources
+from pipeline.trials.environment import archived_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,7 +102,7 @@ def test_a_workspace_that_is_a_link_is_refused(packed, tmp_path):
 def test_an_archive_that_is_none_or_fills_the_memory_is_none(packed, tmp_path, monkeypatch):
     session, trial, *_ = packed(("a.py", b"a" * 1000))
     assert archived_sources(trial, session) == {"a.py": b"a" * 1000}
-    monkeypatch.setattr("pipeline.trials.archive.LIMIT", 100)
+    monkeypatch.setattr("pipeline.trials.environment.ARCHIVE_LIMIT", 100)
     assert archived_sources(trial, session) is None
     monkeypatch.undo()
     whole = (trial / "source.tar.gz").read_bytes()

@@ -94,7 +94,7 @@ def test_trials_of_one_process_share_the_llm_and_no_bits(project, undisturbed):
 
 
 def test_a_training_that_pauses_ends_with_equal_bits(project, undisturbed):
-    code = "print(*(train(params(), until).state().name for until in (12, 12, 4, 20, None)))"
+    code = "print(*(train(params(), until).status().name for until in (12, 12, 4, 20, None)))"
     assert in_process(project, code) == ["TRAINING"] * 4 + ["TRAINED"]
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
     assert losses_of(the_trial(project)) == losses_of(undisturbed)
@@ -281,7 +281,7 @@ def test_a_damaged_adapter_is_one_line(project):
         + """
 trial = train(small())
 said(lambda: evaluate(small()), *sorted(trial.adapter.iterdir()))
-print(evaluate(small()).state())
+print(evaluate(small()).status())
 """
     )
     *said, last = lines_of(project, code)
@@ -301,7 +301,7 @@ seeds = itertools.count()
 weights = [f"data/weights/llm/{name}" for name in files]
 others = [features, features.parent / "index.json", "data/corpus/manifest.jsonl"]
 said(lambda: train(small(f"train.seed={next(seeds)}")), *weights, *others)
-print(train(small()).state())
+print(train(small()).status())
 """
     )
     *said, last = lines_of(project, code)
@@ -346,16 +346,16 @@ def test_a_metrics_log_that_changed_is_measured_again(project, undisturbed):
     code = (
         SPOIL
         + """
-from pipeline.training.checkpoints import newest_whole
+from pipeline.training.checkpoints import newest_intact
 trial = train(params(), 12)
-assert newest_whole(trial.checkpoints).name == "checkpoint-12"
-log = trial.spool.path
+assert newest_intact(trial.checkpoints).name == "checkpoint-12"
+log = trial.metrics_log.path
 lines = log.read_text().splitlines()
 (number,) = [number for number, line in enumerate(lines) if '"step": 11' in line and "cross_entropy" in line]
 lines[number] = lines[number].replace('"loss/cross_entropy": ', '"loss/cross_entropy": 1')
 log.write_text("".join(f"{line}\\n" for line in lines))
-print(newest_whole(trial.checkpoints).name)
-print(train(params()).state())
+print(newest_intact(trial.checkpoints).name)
+print(train(params()).status())
 """
     )
     assert in_process(project, code) == ["checkpoint-10", "trained"]

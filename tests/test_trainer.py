@@ -17,7 +17,7 @@ from pipeline.model.examples import Examples, collate
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import step_of
 from pipeline.training.trainer import LossTrainer, arguments
-from pipeline.trials.metrics_log import Spool
+from pipeline.trials.metrics_log import MetricsLog
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
 SECONDS = [0.5, 1.3, 0.24, 1.0, 0.8, 0.6]
@@ -42,7 +42,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
     batches = Batches([round(25 * seconds) for seconds in SECONDS], train)
     return LossTrainer(
         DECORRELATION,
-        Spool(folder / "metrics.jsonl"),
+        MetricsLog(folder / "metrics.jsonl"),
         batches,
         None,
         model=model,

@@ -13,7 +13,6 @@ from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
 from pipeline.training.inputs import TrialInputs, evaluation_inputs, training_inputs
-from pipeline.trials.input_files import files_of, input_files
 
 
 @pytest.fixture
@@ -50,7 +49,10 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     counted(store, "digest")
     inputs = TrialInputs(params)
     for purpose, read in (("train", inputs.training), ("evaluate", inputs.evaluation)):
-        assert input_files(params, purpose, read.utterances, read.groups) == files_of(params, purpose)
+        files = inputs.files(purpose)
+        assert files[Path(params.corpus.out) / read.utterances[0].video] == read.utterances[0].video_sha256
+        assert Path(params.corpus.out) / "manifest.jsonl" in files
+        assert any(file.parent == Path(params.model.llm.weights) for file in files)
         for group in read.groups["video"]:
             assert read.digests[f"video/{group.name}"] == group.digest
             assert group.folder.name == group.digest[:16]
