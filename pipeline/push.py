@@ -8,15 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import file_without_secrets
-from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
+from pipeline.trials.environment import locked_stages
 from pipeline.trials.folder import Status, Trial
 
 REMOTES = ".dvc/config"
@@ -27,14 +26,8 @@ AT_ONCE = 500
 def push(params: Params) -> list[str]:
     """Push the outputs in `dvc.lock`, and all features and done trials.
 
-    Args:
-        params: `train.runs` and `features.out` count.
-
-    Returns:
-        The pointers, relative to the project, which have to be committed to share their contents.
-
-    Raises:
-        PipelineError: DVC has no default remote, or the remote cannot be written.
+    Returns the pointers, relative to the project, which have to be committed to share their contents. PipelineError if
+    DVC has no default remote, or the remote cannot be written.
     """
     trials = [Trial(mark.parent) for mark in sorted(Path(params.train.runs).glob("*/metrics.json"))]
     done = [trial for trial in trials if trial.status() is Status.DONE]
@@ -62,14 +55,11 @@ def _require_remote() -> None:
 
 def _corpora_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
     """Corpora that a sweep prepared in addition to that of `params.yaml`."""
-    known = {Path(output["path"]) for stage in _locked_stages().values() for output in stage.get("outs", ())}
+    known = {
+        Path(output["path"]) for stage in (locked_stages(Path()) or {}).values() for output in stage.get("outs", ())
+    }
     corpora = {Path(load_params(trial.config).corpus.out) for trial in trials}
     return sorted(folder for folder in corpora - known if folder.is_dir())
-
-
-def _locked_stages() -> dict[str, Any]:
-    lock = Path(LOCK)
-    return (read_yaml(lock, "restore it, or remove it") or {}).get("stages", {}) if lock.exists() else {}
 
 
 def holds_secret(file: Path) -> bool:
@@ -95,7 +85,7 @@ def main() -> None:
         pointers = push(params_of(arguments))
         patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
         # If all trials belong to sweeps, the stages of params.yaml have no outputs.
-        missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
+        missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"
         files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
         if REMOTES in files and holds_secret(Path(REMOTES)):
             files.remove(REMOTES)

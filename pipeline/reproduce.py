@@ -28,11 +28,7 @@ VERDICT = "reproduction.json"
 
 
 def check(trial: Trial, project: Path) -> bool:
-    """Whether code and data for a reproduction are available; problems are printed.
-
-    Raises:
-        PipelineError: the trial is not done, or its code or provenance is missing.
-    """
+    """Whether code and data for a reproduction are available; problems are printed. Errors as `Reproduction`."""
     with tempfile.TemporaryDirectory(prefix="reproduction-") as folder:
         reproduction = Reproduction(trial, project, Path(folder) / WORKSPACE, _say)
         try:

@@ -17,11 +17,7 @@ HOST = "127.0.0.1"
 
 
 def show(port: int) -> None:
-    """Print the addresses, and become MLflow's server unless there is one.
-
-    Raises:
-        PipelineError: MLflow cannot be reached or written, or the port is taken.
-    """
+    """Print the addresses, and become MLflow's server unless there is one. PipelineError if the port is taken."""
     uri = tracking_uri()
     if not is_server(uri):
         _require_free(port)

@@ -1,4 +1,4 @@
-"""Pickled checkpoints: their tensors come out, and nothing in them runs."""
+"""Pickled checkpoints: their tensors are read, and their code is not run."""
 
 import argparse
 import collections
@@ -15,7 +15,7 @@ from pipeline.pretrained.pickled import convert_pickled, read_checkpoint, tensor
 
 
 class Touch:
-    """A foreign object that makes a file when it is unpickled."""
+    """A foreign object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ def foreign(monkeypatch) -> type:
     return module.Dictionary
 
 
-def test_tensors_come_back_as_they_were(tmp_path):
+def test_tensors_are_read_unchanged(tmp_path):
     base = torch.arange(24.0)
     saved = {
         "plain": base.reshape(4, 6), "turned": base.reshape(4, 6).T, "part": base[3:9], "scalar": torch.tensor(7),
@@ -61,12 +61,12 @@ def test_tensors_come_back_as_they_were(tmp_path):
         assert torch.equal(tensor, saved[name].detach())
 
 
-def test_what_is_foreign_is_not_run(tmp_path, foreign, monkeypatch):
+def test_foreign_code_is_not_run(tmp_path, foreign, monkeypatch):
     """Code, classes of packages that are not there, containers of classes of their own."""
     ran = tmp_path / "ran"
-    told = foreign()
-    told.symbols, told.touch = ["a", "b"], Touch(ran)
-    inside = [told, Touch(ran), Words("a", "b"), Table(a=Touch(ran)), argparse.Namespace(a=1), {Touch(ran): 1}]
+    state = foreign()
+    state.symbols, state.touch = ["a", "b"], Touch(ran)
+    inside = [state, Touch(ran), Words("a", "b"), Table(a=Touch(ran)), argparse.Namespace(a=1), {Touch(ran): 1}]
     torch.save({"task_state": inside, "model": {"weight": torch.arange(3.0)}, "cfg": Touch(ran)}, tmp_path / "a.pt")
     monkeypatch.delitem(sys.modules, "absent_package")
     loaded = set(sys.modules)
@@ -75,12 +75,12 @@ def test_what_is_foreign_is_not_run(tmp_path, foreign, monkeypatch):
     assert not ran.exists()
     assert not {"absent_package"} & (set(sys.modules) - loaded)
     assert {type(value).__name__ for value in read["task_state"][:5]} == {"_Foreign"}
-    # The trap is one: what reads it as a pickle springs it.
+    # The trap works: unpickling runs it.
     pickle.loads(pickle.dumps(Touch(ran)))
     assert ran.exists()
 
 
-def test_an_array_that_is_read_beyond_its_end_is_refused(tmp_path):
+def test_an_array_beyond_its_storage_is_refused(tmp_path):
     torch.save({"w": torch.arange(8.0)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as made:
         for name in whole.namelist():
@@ -90,7 +90,7 @@ def test_an_array_that_is_read_beyond_its_end_is_refused(tmp_path):
         read_checkpoint(tmp_path / "b.pt")
 
 
-def test_what_is_no_checkpoint_is_one_error(tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_one_error(tmp_path):
     torch.save({"w": torch.arange(800.0)}, tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[:-100])
@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_one_error(tmp_path):
             read_checkpoint(tmp_path / name)
 
 
-def test_tensors_that_share_memory_are_written_apart(tmp_path):
+def test_tensors_with_shared_memory_are_written_separately(tmp_path):
     from safetensors.torch import load_file
 
     shared = torch.arange(6.0)

@@ -1,4 +1,4 @@
-"""What a trial reads is made once, whoever asks for it, and each group of features has its digest taken once."""
+"""The inputs of a trial are read once, and the digest of each group of features is computed once."""
 
 from collections import Counter
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     assert (calls["feature_groups"], calls["digest"]) == (2, 4)
 
 
-def test_they_are_those_that_are_made_alone(params: Params) -> None:
+def test_shared_inputs_equal_separate_ones(params: Params) -> None:
     inputs = TrialInputs(params)
     for ours, alone in ((inputs.training, training_inputs(params)), (inputs.evaluation, evaluation_inputs(params))):
         assert ours.digests == alone.digests
@@ -69,7 +69,7 @@ def test_they_are_those_that_are_made_alone(params: Params) -> None:
     assert {utterance.split for utterance in inputs.training.utterances} == {"train", "validation"}
 
 
-def test_a_lost_manifest_is_told_when_it_is_asked_for(params: Params) -> None:
+def test_a_missing_manifest_is_reported_on_first_use(params: Params) -> None:
     (Path(params.corpus.out) / "manifest.jsonl").unlink()
     inputs = TrialInputs(params)
     with pytest.raises(PipelineError, match="the file is missing"):

@@ -81,11 +81,7 @@ class Pair:
 
 
 def compare_pair(a: Trial, b: Trial) -> Pair:
-    """Compare two trials, done or not; what cannot be compared is in the notes.
-
-    Raises:
-        PipelineError: an `identity.json`, a `provenance.json` or hypotheses are damaged.
-    """
+    """Compare two trials, done or not; what cannot be compared is in the notes. PipelineError if a file is damaged."""
     notes = [f"{name} is not done: it has no metrics." for name, t in (("A", a), ("B", b)) if not t.result()]
     versions: Values = {}
     files, cosmetic = None, 0
@@ -132,11 +128,7 @@ def _text(value: Any) -> str:
 
 
 def changed_files(a: dict[str, bytes], b: dict[str, bytes]) -> tuple[list[FileChange], int]:
-    """Compare two sets of sources by name.
-
-    Returns:
-        The Python files that differ, and how many more differ in comments, docstrings or formatting only.
-    """
+    """The Python files that differ, and how many more differ in comments, docstrings or formatting only."""
     changes, cosmetic = [], 0
     for name in sorted(name for name in a.keys() | b.keys() if name.endswith(".py")):
         if name not in a or name not in b:

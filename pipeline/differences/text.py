@@ -22,10 +22,7 @@ P_NOTE = (
 def pair_text(pair: Pair, utterances: int, width: int = 100) -> str:
     """Differences in settings, code, data and versions, then metrics, then utterances that only one trial has right.
 
-    Args:
-        pair: the differences.
-        utterances: how many to show per condition and direction.
-        width: columns.
+    `utterances` limits the latter per condition and direction; `width` is in columns.
     """
     lines = [_head("A", pair.a), _head("B", pair.b), *pair.notes]
     lines += ["", *_section("Parameters", pair.parameters, width)]

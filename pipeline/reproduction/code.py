@@ -27,7 +27,7 @@ def same_code(a: dict[str, Any], b: dict[str, Any], trial: Path) -> bool:
 
 
 def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path) -> str:
-    """Restore the code of a session in `tree`, unless an earlier call did.
+    """Restore the code of a session in `tree`, unless an earlier call did; returns where it came from, in words.
 
     The files of the archive are written over commit and patch: they include untracked files, and confirm the others.
 
@@ -36,9 +36,6 @@ def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path
         trial: the folder with the archive and the patch.
         project: whose git repository may have the commit.
         tree: a folder of this reproduction.
-
-    Returns:
-        Where the code came from, as half a sentence.
 
     Raises:
         PipelineError: neither the commit with its patch nor the archive is available.
@@ -69,11 +66,7 @@ def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path
 def _origin(session: dict[str, Any], reason: str | None, written: list[str], sources: dict[str, bytes]) -> str:
     """Where the code came from, and which parts of it were not kept.
 
-    Args:
-        session: an entry of `provenance.json`.
-        reason: why commit and patch cannot be used, or None.
-        written: files of the archive that commit and patch lack.
-        sources: the archive.
+    `reason` is why commit and patch cannot be used; `written` are files of the archive that commit and patch lack.
     """
     code, redacted = session["code"], session["source"].get("redacted", [])
     withheld = code.get("withheld", [])
@@ -124,7 +117,7 @@ def _from_commit(session: dict[str, Any], trial: Path, project: Path, tree: Path
         content = file.read_bytes()
     tree.parent.mkdir(parents=True, exist_ok=True)
     if _git(project, "worktree", "add", "--detach", "--force", str(tree), commit) is None:
-        return "git cannot make a work tree"
+        return "git cannot create a work tree"
     if content and _git(tree, "apply", "--whitespace=nowarn", "-", stdin=content) is None:
         remove_tree(project, tree)
         return "its patch does not apply"

@@ -34,14 +34,8 @@ class Verdict:
 def judge(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
     """Compare a recorded trial with its reproduction, both done.
 
-    Args:
-        recorded: the original.
-        again: the reproduction.
-        exact: whether bits must be equal. Otherwise metrics have `TOLERANCE`, and different hypotheses and weights pass
-            but are reported.
-
-    Raises:
-        PipelineError: one of them is not done, or its hypotheses are damaged.
+    If bits need not be equal (not `exact`), metrics have `TOLERANCE`, and different hypotheses and weights pass but are
+    reported. PipelineError if a trial is not done, or its hypotheses are damaged.
     """
     weights = [{file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, again)]
     differing = _differing(*weights)

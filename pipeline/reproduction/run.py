@@ -27,13 +27,10 @@ class Reproduction:
     """The reproduction of one recorded trial.
 
     Args:
-        trial: done.
+        trial: done, and with provenance; else a PipelineError.
         project: the folder with its repository and data.
         workspace: a folder for code, data and the reproduced trial.
         say: called with a topic and a message.
-
-    Raises:
-        PipelineError: the trial is not done, or its provenance is missing.
     """
 
     def __init__(self, trial: Trial, project: Path, workspace: Path, say: Callable[[str, str], None]) -> None:
@@ -47,11 +44,7 @@ class Reproduction:
         self.trees = {stage: workspace / ("code" if is_same else f"code-{stage}") for stage in STAGES}
 
     def restore(self) -> list[str]:
-        """Restore code and data in the workspace, and check them.
-
-        Returns:
-            The problems that prevent a reproduction.
-        """
+        """Restore code and data in the workspace, check them, and return the problems that prevent a reproduction."""
         for tree, stage in {tree: stage for stage, tree in self.trees.items()}.items():
             self._say("code", restore_code(self.sessions[stage], self.trial.folder, self.project, tree))
         inputs = self._inputs()
@@ -133,11 +126,7 @@ class Reproduction:
         return list(dict.fromkeys(reason for before, now in pairs for reason in reasons_against_equality(before, now)))
 
     def run(self) -> tuple[list[Verdict], list[str]]:
-        """Train and evaluate again, and compare.
-
-        Returns:
-            The verdicts, and why bits need not be equal.
-        """
+        """Train and evaluate again, and compare. Returns the verdicts, and why bits need not be equal."""
         for stage in STAGES:
             run_stage(stage, self.trees[stage], self.trial.config, self.settings[stage])
         again = Trial.at(self.workspace / "runs", self.trial.identity)

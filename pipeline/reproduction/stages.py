@@ -52,12 +52,8 @@ run_command(lambda: stage(load_params(sys.argv[2], sys.argv[3:])))
 def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree: Path) -> list[str]:
     """The values of `--set` with which a trial's `config.yaml` reproduces it.
 
-    Args:
-        session: its threads, which determine the order of sums, are set.
-        inputs: paths of all files that are read. The features among them determine the precision of the audio encoder,
-            which `auto` might set differently here.
-        runs: the folder for the reproduced trial.
-        tree: of the session, with its data.
+    The threads of the session determine the order of sums. The features among the `inputs` determine the precision of
+    the audio encoder, which `auto` might set differently here.
     """
     settings = [f"train.runs={runs.absolute()}"]
     if session.get("threads"):
@@ -87,9 +83,7 @@ def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) ->
 def run_stage(stage: str, tree: Path, config: Path, settings: list[str]) -> None:
     """Train or evaluate with the code in `tree`; resumes an interrupted call.
 
-    Raises:
-        PipelineError: the stage failed and has printed its error.
-        KeyboardInterrupt: after the stage's checkpoint.
+    PipelineError if the stage failed, after its error was printed; KeyboardInterrupt after its checkpoint.
     """
     words = [sys.executable, "-c", _RUN, stage, str(config.absolute()), *settings]
     # In a new session, so that Ctrl-C reaches this process only, which passes it on once.

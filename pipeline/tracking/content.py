@@ -69,8 +69,8 @@ class Content:
 def trial_fingerprint(trial: Trial, sweep: str) -> str:
     """A digest that changes whenever the content of the trial's run may have changed.
 
-    It uses the size and time of files instead of their content, so that a thousand trials take a moment; a copied
-    folder counts as changed.
+    It uses size and time of files, not their content, so that a thousand trials take a moment. Copied files count as
+    changed.
     """
     files = {name: trial.folder / name for name in _READ if (trial.folder / name).exists()}
     stamps = [(name, *_stamp(file)) for name, file in sorted((files | present_artifacts(trial)).items())]
@@ -91,15 +91,11 @@ def code_fingerprint() -> list[str]:
 
 
 def trial_content(trial: Trial, sweep: str) -> Content:
-    """The content of a trial's run, of a trial in any state.
-
-    Raises:
-        PipelineError: a file of the trial is missing or damaged.
-    """
+    """The content of a trial's run, of a trial in any state. PipelineError if a file is missing or damaged."""
     try:
         return _read_content(trial, sweep)
     except OSError as error:
-        remedy = "bring that file back, or remove the folder; the trial is made again"
+        remedy = "bring that file back, or remove the folder; the trial is created again"
         raise PipelineError(trial.folder, f"cannot be read ({error})", remedy) from None
 
 

@@ -71,8 +71,7 @@ def local_folder(address: str) -> Path | None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """The right to write a database file; two processes that create it at once would damage it.
 
-    Raises:
-        PipelineError: another process holds it for longer than `LOCK_LIMIT_SECONDS`, or the file system has no locks.
+    PipelineError if another process holds it for over `LOCK_LIMIT_SECONDS`, or the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "a+b", buffering=0) as opened:
@@ -132,11 +131,7 @@ def create_database(path: Path, create_schema: Callable[[str], None]) -> None:
 
 
 def require_readable(path: Path) -> None:
-    """Read the database once; MLflow would try for more than a minute before it raises an error.
-
-    Raises:
-        sqlite3.Error: it cannot be read.
-    """
+    """Read the database once, or raise a sqlite3.Error; MLflow would try for more than a minute first."""
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 

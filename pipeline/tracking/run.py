@@ -47,12 +47,9 @@ def ingest_trial(
         client: an `MlflowClient`.
         experiment_id: of a new run.
         sweep: its tag.
-        trial: in any state.
+        trial: in any state; a damaged file is a PipelineError.
         fingerprint: of the trial, taken before.
         runs: the existing runs of the trial: several if two processes created one at once.
-
-    Raises:
-        PipelineError: a file of the trial is damaged.
     """
     run = merge_runs(client, runs)
     if (
@@ -171,13 +168,9 @@ def _complete(client: Any, run: Any, content: Content, held: set[Point]) -> None
 
 
 def set_status(client: Any, run: Any, status: str, ended: int) -> None:
-    """Set status and end of a run. MLflow cannot remove an end; that of a running trial becomes its last event.
+    """Set status and end (in milliseconds) of a run, which is as MLflow returned it.
 
-    Args:
-        client: an `MlflowClient`.
-        run: as MLflow returned it.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        ended: milliseconds since 1970.
+    MLflow cannot remove an end; that of a running trial becomes its last event.
     """
     if status == RUNNING and run.info.end_time is None:
         client.update_run(run.info.run_id, RUNNING)

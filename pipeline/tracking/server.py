@@ -56,11 +56,8 @@ def is_server(uri: str) -> bool:
 
 
 def client_of(uri: str) -> Any:
-    """A connected `MlflowClient` without log messages and with short timeouts.
-
-    Raises:
-        Exception: any of MLflow and its libraries; see `wrap_errors`.
-    """
+    """A connected `MlflowClient` with short timeouts and without log messages. Raises MLflow's errors, see
+    `wrap_errors`."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     _require_supported(uri)
@@ -100,11 +97,8 @@ def _require_supported(uri: str) -> None:
 
 @contextlib.contextmanager
 def connected(uri: str) -> Iterator[Any]:
-    """A client with write access. A database file is locked, created if missing, and adapted if it was moved.
-
-    Raises:
-        PipelineError: as `wrap_errors`.
-    """
+    """A client with write access. A database file is locked, created if missing, and adapted if it was moved. Errors as
+    `wrap_errors`."""
     path = database(uri)
     with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
         if path:
@@ -121,11 +115,7 @@ def connected(uri: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def wrap_errors(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow, its libraries, the network and the disk into one line with a remedy.
-
-    Raises:
-        PipelineError: MLflow cannot be reached, read or written.
-    """
+    """Turn errors of MLflow, its libraries, the network and the disk into a PipelineError with a remedy."""
     try:
         yield
     except PipelineError:

@@ -49,11 +49,7 @@ class Shown:
 
 
 def charts_of(sweep: str, uri: str) -> str | None:
-    """Address of the charts of a sweep, or None if MLflow does not have it. A database is read without mlflow.
-
-    Raises:
-        PipelineError: MLflow does not answer.
-    """
+    """Address of the charts of a sweep, or None if MLflow does not have it. A database is read without mlflow."""
     if not exists(uri):
         return None
     if path := database(uri):
@@ -66,15 +62,7 @@ def charts_of(sweep: str, uri: str) -> str | None:
 
 
 def all_charts(uri: str, port: int) -> dict[str, str]:
-    """Addresses of the charts of all sweeps. A missing database is created.
-
-    Args:
-        uri: as `ingest`.
-        port: of `make ui`, which shows a database.
-
-    Raises:
-        PipelineError: MLflow does not answer, or its database is damaged.
-    """
+    """Addresses of the charts of all sweeps; those of a database are on `port`. A missing database is created."""
     with connected(uri) as client:
         experiments = [experiment for experiment in client.search_experiments() if VIEW_TAG in experiment.tags]
     return {e.name: charts_address(without_secrets(uri), e.experiment_id, port) for e in experiments}
@@ -103,10 +91,7 @@ def distinct_names(runs: Mapping[str, Shown]) -> dict[str, str]:
 def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     """The value of the view's tag: trials by name, with columns and charts of differing settings and main metrics.
 
-    Args:
-        runs: of the trials.
-        sweep: their tag.
-        created: when the experiment was created, in milliseconds.
+    `sweep` is the trials' tag; `created` is the time of the experiment in milliseconds.
     """
     settings = [key for key in _differing([run.params for run in runs]) if key != WEIGHT]
     in_all = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
@@ -153,11 +138,7 @@ def is_description(note: str) -> bool:
 def description(table: str, experiment: str, run: str, files: Iterable[str]) -> str:
     """Markdown for the page of a sweep's parent run: links to charts and report, the table, pictures.
 
-    Args:
-        table: Markdown.
-        experiment: its id in MLflow.
-        run: id of the parent run.
-        files: paths of its artifacts.
+    `experiment` and `run` are ids, `files` the paths of the run's artifacts.
     """
     present = set(files)
     links = [f"{_CHARTS_LINK}({CHARTS.format(experiment=experiment)})"]

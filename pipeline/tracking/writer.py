@@ -35,8 +35,7 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
 
     Args:
         folders: of trials, in any state.
-        uri: of the tracking server, or `sqlite:///` and a path. Artifacts of a database are in `mlartifacts` next to
-            it.
+        uri: of the tracking server, or `sqlite:///` and a path; its artifacts are in `mlartifacts` in the same folder.
         experiment: its name in MLflow; created if it is new.
         sweep: the name of the group of these trials.
 
@@ -56,23 +55,17 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
 def ingest_sweep(
     folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
 ) -> str:
-    """Write a sweep to MLflow: its trials, in an experiment of its name, below a parent run with `files`.
+    """Write a sweep to MLflow: its trials in an experiment of its name, below a parent run, whose id is returned.
 
     The parent run lasts from the start of the first trial to the end of the last. The experiment gets a saved view that
-    compares the trials.
+    compares the trials. Errors as `ingest`.
 
     Args:
         folders: as `ingest`.
         uri: as `ingest`.
         sweep: its name.
-        files: files and folders of the sweep; a `table.md` among them or in them becomes the run's description.
+        files: artifacts of the parent run; a `table.md` among them or in them becomes its description.
         complete: whether all trials of the sweep have ended.
-
-    Returns:
-        Id of the parent run.
-
-    Raises:
-        PipelineError: as `ingest`.
     """
     batch = _read_batch(folders, sweep)
     fingerprint = _sweep_fingerprint(batch, sweep, files, complete)
@@ -105,11 +98,7 @@ def is_sweep_synced(
 
 
 def identity_of_run(run_id: str, uri: str) -> str | None:
-    """The identity of a run's trial; None if MLflow has no such run, or the run has no trial.
-
-    Raises:
-        PipelineError: MLflow does not answer.
-    """
+    """The identity of a run's trial; None if MLflow has no such run, or the run has no trial."""
     if not exists(uri):
         return None
     with wrap_errors(uri):
@@ -125,11 +114,7 @@ def identity_of_run(run_id: str, uri: str) -> str | None:
 
 
 def tag_trial(identity: str, tags: dict[str, str], uri: str) -> None:
-    """Set tags of every run of a trial, in all sweeps.
-
-    Raises:
-        PipelineError: MLflow does not answer or refuses.
-    """
+    """Set tags of every run of a trial, in all sweeps."""
     if not exists(uri):
         return
     with connected(uri) as client:

@@ -67,11 +67,7 @@ class Augmenter:
 
 
 def augmenter(params: Params, inputs: Inputs) -> Augmenter | None:
-    """The augmenter of these parameters, or None without augmentation.
-
-    Raises:
-        PipelineError: the parameters ask for noise, and there is none.
-    """
+    """The augmenter of these parameters, or None without augmentation. PipelineError if there is no noise to add."""
     settings = params.features.augmentation
     if settings == Augmentation():
         return None
@@ -85,11 +81,8 @@ def cropped(frames: np.ndarray, side: int, random: np.random.Generator) -> np.nd
 
     Args:
         frames: (frames, height, width).
-        side: width and height of the window.
+        side: of the window, in pixels.
         random: draws its position.
-
-    Returns:
-        (frames, side, side).
     """
     top, left = (int(random.integers(max(pixels - side, 0) + 1)) for pixels in frames.shape[1:])
     return frames[:, top : top + side, left : left + side]

@@ -55,15 +55,15 @@ def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) ->
     for split in params.evaluate.splits:
         for condition in inputs.conditions(split):
             utterances = inputs.chosen(split, condition)
-            found = [decoded[utterance.id] for utterance in utterances]
+            outputs = [decoded[utterance.id] for utterance in utterances]
             name = split if condition == "clean" else f"{split}/{condition}"
             result = score(
                 [utterance.text for utterance in utterances],
-                [hypothesis.text for hypothesis in found],
+                [hypothesis.text for hypothesis in outputs],
                 params.evaluate.bootstrap,
                 speakers=[utterance.speaker for utterance in utterances],
             )
-            cut = sum(hypothesis.is_cut for hypothesis in found)
+            cut = sum(hypothesis.is_cut for hypothesis in outputs)
             if cut:
                 print(
                     f"warning: {cut} of {len(utterances)} hypotheses of {name} were cut at evaluate.max_new_tokens "
@@ -83,7 +83,7 @@ def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) ->
                     "is_cut": hypothesis.is_cut,
                     **scored.record(),
                 }
-                for utterance, hypothesis, scored in zip(utterances, found, result.utterances, strict=True)
+                for utterance, hypothesis, scored in zip(utterances, outputs, result.utterances, strict=True)
             ]
     return values, lines
 
@@ -132,14 +132,9 @@ def sink_statistics(
     utterances: Sequence[Utterance],
     update: Callable[[int], object] = lambda count: None,
 ) -> SinkStatistics:
-    """The statistics of the sink instrument, teacher-forced on the reference.
+    """The statistics of the sink instrument on utterances, teacher-forced on the reference.
 
-    Args:
-        model: in evaluation mode.
-        settings: thresholds and batch size.
-        inputs: features or media of the utterances.
-        utterances: to be measured.
-        update: called after each batch with its number of utterances.
+    `model` is in evaluation mode; `update` is called after each batch with its number of utterances.
     """
     config = model.decoder.config.get_text_config(decoder=True)
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)

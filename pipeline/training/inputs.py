@@ -93,13 +93,10 @@ class TrialInputs:
         return self._of(evaluated_on(self._manifest, self.params.evaluate.splits, streams(modality)))
 
     def files(self, purpose: str) -> dict[Path, str]:
-        """SHA-256 of each file that a stage reads: the manifest, features or media, and weights.
+        """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features or media, and weights.
 
         Large files are not read; their SHA-256 is in their index, in `weights.json` or in the manifest. Media are
         included in mode online only: otherwise features are read, and the manifest has the SHA-256 of their media.
-
-        Args:
-            purpose: `train` or `evaluate`.
         """
         params, inputs = self.params, self.training if purpose == "train" else self.evaluation
         manifest = Path(params.corpus.out) / "manifest.jsonl"

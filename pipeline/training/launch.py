@@ -6,6 +6,7 @@ exchanged as files in a temporary folder, so a killed process leaves no lock beh
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -15,14 +16,13 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import written_whole
 from pipeline.common.hardware import resolve_device
 from pipeline.common.redaction import RedactedText, open_redacted
 from pipeline.training.ranks import Ranks
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 TIMEOUT = timedelta(days=2)
 """Timeout of a rank that waits for the others, one of which may validate or save a checkpoint. A killed rank is noticed
 by the parent process."""
-STOP, STORE, ERROR = "stop", "store", "error-{}.json"
+STOP, STORE, ERROR = "stop", "store", "error-{}.pickle"
 Work = Callable[..., None]
 
 
@@ -98,12 +98,7 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
     errors = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
     if not errors:
         return RuntimeError(f"a rank ended with exit codes {codes}")
-    error = read_json(errors[0], "")
-    if "where" in error:
-        return PipelineError(error["where"], error["found"], error["remedy"])
-    failed = RuntimeError(error["reason"])
-    failed.add_note(error["traceback"])
-    return failed
+    return pickle.loads(errors[0].read_bytes())
 
 
 def _run(
@@ -130,16 +125,17 @@ def _run(
             dist.barrier()
             dist.destroy_process_group()
         except Exception as error:
-            write_json(Path(folder) / ERROR.format(number), _described(error))
+            with written_whole(Path(folder) / ERROR.format(number)) as temporary:
+                temporary.write_bytes(pickle.dumps(error if isinstance(error, PipelineError) else _plain(error)))
             # The others must not notice the failure before the file exists.
             os._exit(1)
 
 
-def _described(error: Exception) -> dict[str, Any]:
-    if isinstance(error, PipelineError):
-        return {"where": str(error.where), "found": error.found, "remedy": error.remedy}
-    reason = traceback.format_exception_only(error)[-1].strip()
-    return {"reason": reason, "traceback": traceback.format_exc()}
+def _plain(error: Exception) -> RuntimeError:
+    """An error that can be pickled, with the traceback as a note."""
+    plain = RuntimeError(traceback.format_exception_only(error)[-1].strip())
+    plain.add_note(traceback.format_exc())
+    return plain
 
 
 def _own_gpu_first(number: int) -> None:

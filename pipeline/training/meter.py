@@ -28,25 +28,14 @@ class Meter:
         self._since = time.monotonic()
 
     def add(self, step: int, total: Tensor, losses: Losses, utterances: int) -> None:
-        """Add the losses of a batch without reading them.
-
-        Args:
-            step: number of steps before the batch.
-            total: the minimised loss, a scalar.
-            losses: its parts, scalars.
-            utterances: size of the batch.
-        """
+        """Add the losses of a batch at a step, with their minimised total (all scalars), without reading them."""
         parts = {"loss/cross_entropy": losses.cross_entropy, "loss/decorrelation": losses.decorrelation}
         present = {name: value for name, value in parts.items() if value is not None}
         values = torch.stack([value.detach().float() for value in (total, *present.values())])
         self._unread.append((step, values, list(present), utterances))
 
     def settle(self) -> None:
-        """Read the losses that were added.
-
-        Raises:
-            PipelineError: a loss is not finite.
-        """
+        """Read the losses that were added. PipelineError if one is not finite."""
         unread, self._unread = self._unread, []
         for step, values, names, utterances in unread:
             total, *parts = values.tolist()
@@ -58,11 +47,7 @@ class Meter:
             self._utterances += utterances
 
     def read(self) -> dict[str, float]:
-        """The mean losses and the speed since the last call.
-
-        Raises:
-            PipelineError: as `settle`.
-        """
+        """The mean losses and the speed since the last call. PipelineError as `settle`."""
         self.settle()
         means = {name: total / self._batches for name, total in self._sums.items()}
         speed = self._utterances / (time.monotonic() - self._since)
@@ -70,11 +55,7 @@ class Meter:
         return means | {"throughput/utterances_per_second": speed}
 
     def state(self) -> dict[str, Any]:
-        """JSON values for a checkpoint.
-
-        Raises:
-            PipelineError: as `settle`.
-        """
+        """JSON values for a checkpoint. PipelineError as `settle`."""
         self.settle()
         seconds = time.monotonic() - self._since
         return {"sums": self._sums, "batches": self._batches, "utterances": self._utterances, "seconds": seconds}

@@ -32,14 +32,8 @@ _VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
 
 @functools.cache
 def environment(root: Path = SOURCE) -> dict[str, Any]:
-    """The environment of this process.
-
-    Args:
-        root: the project's folder.
-
-    Returns:
-        `code` (from git), `data` (from `dvc.lock`), `command`, `python`, `packages`, `system`, `hardware`.
-    """
+    """`code` (from git), `data` (from `dvc.lock`), `command`, `python`, `packages`, `system` and `hardware` of this
+    process."""
     return {
         "code": values_without_secrets(project_code(root).record),
         "data": _locked_data(root),
@@ -77,15 +71,7 @@ def source_archive(root: Path = SOURCE) -> bytes:
 
 
 def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] | None:
-    """The archived sources of a session, by name, without links and devices. Nothing is unpacked to disk.
-
-    Args:
-        trial: the folder.
-        session: an entry of its `provenance.json`.
-
-    Returns:
-        None if the archive is missing or damaged.
-    """
+    """The archived sources of a session by name, without links and devices; None if the archive is missing or bad."""
     kept = session.get("source") or {}
     file = trial / (kept.get("file") or "source.tar.gz")
     if not file.is_file() or file_sha256(file) != kept.get("sha256"):
@@ -134,12 +120,17 @@ def _command(root: Path) -> list[str]:
     return [word.replace(home, "~") for word in shorter] if home != os.sep else shorter
 
 
+def locked_stages(root: Path) -> dict[str, Any] | None:
+    """The stages in `dvc.lock`, by name; None without that file."""
+    path = root / LOCK
+    return (read_yaml(path, "restore it, or remove it") or {}).get("stages", {}) if path.exists() else None
+
+
 def _locked_data(root: Path) -> dict[str, str] | None:
     """Hash of each output in `dvc.lock`, by path; None without that file."""
-    path = root / LOCK
-    if not path.exists():
+    stages = locked_stages(root)
+    if stages is None:
         return None
-    stages = (read_yaml(path, "restore it, or remove it") or {}).get("stages", {})
     outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
     return {output["path"]: output.get(output.get("hash", "md5"), "") for output in outputs}
 

@@ -74,15 +74,8 @@ class Trial:
     def create(cls, runs: str | Path, params: Params, data: dict[str, str]) -> "Trial":
         """The trial of these parameters and data; its folder is created if it is new.
 
-        An existing folder keeps its files, except an `identity.json` damaged by a power cut, which is replaced.
-
-        Args:
-            runs: the folder of all trials.
-            params: all parameters; `config.yaml` gets them with the `train.precision` that is really used.
-            data: digests of the inputs of training.
-
-        Raises:
-            PipelineError: the folder holds another trial.
+        An existing folder keeps its files, except an `identity.json` damaged by a power cut, which is replaced; that of
+        another trial is a PipelineError. `config.yaml` gets the `train.precision` that is in use.
         """
         parts = identity_parts(params, data)
         identity = digest(parts)
@@ -101,22 +94,15 @@ class Trial:
         return Lease(self.folder / "lease.json")
 
     def identity_parts(self) -> dict[str, Any]:
-        """`identity` and its parts `configuration`, `data`, `code`.
-
-        Raises:
-            PipelineError: `identity.json` is missing or damaged.
-        """
+        """`identity` and its parts `configuration`, `data`, `code`. PipelineError if `identity.json` is missing or
+        damaged."""
         if not self._identity_file.exists():
             return _read_identity(self._identity_file)
         return remembered(_read_identity, self._identity_file)
 
     @property
     def identity(self) -> str:
-        """64 hexadecimal digits.
-
-        Raises:
-            PipelineError: as `identity_parts`.
-        """
+        """64 hexadecimal digits. PipelineError as `identity_parts`."""
         return self.identity_parts()["identity"]
 
     def _undamaged_identity(self) -> str | None:
@@ -128,9 +114,8 @@ class Trial:
     def status(self, evaluation: str | None = None) -> Status:
         """How far the trial has come.
 
-        Args:
-            evaluation: digest of the wanted evaluation, or None for any. A trial with the result of another evaluation,
-                or with damaged results (which print a warning), is only `trained`.
+        With the digest of an evaluation, a trial with the result of another evaluation is only `trained`; so is a trial
+        with damaged results, which print a warning.
         """
         result = self.result()
         if result and evaluation in (None, result["evaluation"]) and not self.results_fault():
@@ -141,11 +126,8 @@ class Trial:
         return Status.TRAINING if has_begun else Status.NEW
 
     def result(self) -> dict[str, Any] | None:
-        """Content of `metrics.json`: `identity`, `evaluation`, `metrics` by name, `details`.
-
-        Returns:
-            None if the file is missing, or damaged, which prints a warning.
-        """
+        """`identity`, `evaluation`, `metrics` by name and `details` from `metrics.json`; None if it is missing, or
+        damaged, which prints a warning."""
         if not self.metrics.exists():
             return None
         try:
@@ -180,11 +162,8 @@ class Trial:
         write_text(self.config, with_seal_line(text))
 
     def require_config(self) -> None:
-        """Verify `config.yaml`; a file of an earlier version has no digest in its first line and is not verified.
-
-        Raises:
-            PipelineError: the file is missing, empty or damaged.
-        """
+        """Verify `config.yaml`, or raise a PipelineError. Files of earlier versions have no digest and are not
+        verified."""
         remedy = "undo the change, or evaluate the trial again with your own parameters"
         text = read_text(self.config, remedy)
         if not text.strip("\0 \n") or is_seal_line_wrong(text):
@@ -202,18 +181,15 @@ class Trial:
 
         Args:
             evaluation: digest of the evaluation.
-            metrics: finite numbers by name.
+            metrics: finite numbers by name; others are a PipelineError.
             details: further information on the results, such as counts and units.
-
-        Raises:
-            PipelineError: a metric is not a finite number.
         """
         content = {"identity": self.identity, "evaluation": evaluation, "metrics": metrics, "details": details or {}}
         results.write_result(self.folder, content)
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
-    remedy = f"remove {path.parent}; the trial is made again"
+    remedy = f"remove {path.parent}; the trial is created again"
     parts = read_json(path, remedy)
     if not isinstance(parts, dict) or not isinstance(parts.get("identity"), str):
         raise PipelineError(path, "names no identity", remedy)

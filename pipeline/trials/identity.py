@@ -50,19 +50,12 @@ def training_identity(params: Params, data: dict[str, str]) -> str:
     Args:
         params: all parameters. `train.precision: auto` counts as the precision that this machine uses.
         data: digests of the inputs of training by name: utterances, features or their sources, the LLM's weights.
-
-    Raises:
-        ValueError: a digest is missing.
     """
     return digest(identity_parts(params, data))
 
 
 def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
-    """`configuration`, `data` and `code`, of which `training_identity` is the digest.
-
-    Raises:
-        ValueError: as `training_identity`.
-    """
+    """`configuration`, `data` and `code`, of which `training_identity` is the digest."""
     code = code_digest("pipeline.train", *_kinds(params), without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
     return {"configuration": configuration(params), "data": _checked(data), "code": code}
 
@@ -73,9 +66,6 @@ def evaluation_digest(params: Params, data: dict[str, str]) -> str:
     Args:
         params: sections `evaluate` and `sinks` count.
         data: digests of the inputs of evaluation by name: utterances and features of the evaluated splits.
-
-    Raises:
-        ValueError: a digest is missing.
     """
     settings = _without_left_out(params, EVALUATION_SECTIONS)
     if params.features.mode == "online":

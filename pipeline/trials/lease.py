@@ -54,11 +54,7 @@ class Lease:
         self._last_update = 0.0
 
     def acquire(self) -> Self:
-        """Take the lease if it is free or stale.
-
-        Raises:
-            LeaseTakenError: another process holds it.
-        """
+        """Take the lease if it is free or stale, or raise a LeaseTakenError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             if holder := self.holder():
@@ -109,11 +105,7 @@ class Lease:
         return not self._ended.is_set()
 
     def require(self) -> None:
-        """Check that this process still holds the lease, before it writes anything.
-
-        Raises:
-            LeaseLostError: it does not.
-        """
+        """Check that this process still holds the lease, before it writes; or raise a LeaseLostError."""
         if not self.held:
             raise LeaseLostError(
                 self.path.parent,
@@ -171,8 +163,8 @@ class Lease:
 def _read(path: Path) -> dict[str, Any] | None:
     """The holder; None without a lease.
 
-    Leases are written atomically, so a file without a holder was damaged by a power cut or a failing disk and counts as
-    no lease. A holder that is still alive does not find its token in it at the next update, and stops.
+    Leases are written atomically, so a file without a holder was damaged by a power cut or a failing disk, and is no
+    lease. A holder that is still alive does not find its token in it at the next update, and stops.
     """
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))

@@ -29,11 +29,8 @@ class MetricsLog:
 
         Args:
             step: of the metrics.
-            metrics: finite numbers by name.
+            metrics: by name; NaN or infinity is a PipelineError.
             at: seconds since 1970, by default now.
-
-        Raises:
-            PipelineError: a metric is NaN or infinite.
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -60,9 +57,6 @@ class MetricsLog:
 
         Args:
             position: 0, or the position that an earlier call returned. If the log was cut back since, all is read.
-
-        Raises:
-            PipelineError: a complete line is not a record.
         """
         try:
             content = self.path.read_bytes()
@@ -75,13 +69,8 @@ class MetricsLog:
         return [self._parse(line, number) for number, line in enumerate(lines, 1)], max(position, end)
 
     def cut_back(self, step: int) -> None:
-        """Remove all lines after `step`, atomically: a resumed training measures them again.
-
-        At step 0 the file is removed, readable or not.
-
-        Raises:
-            PipelineError: as `read`.
-        """
+        """Remove all lines after `step`, atomically: a resumed training measures them again. Step 0 removes the file,
+        readable or not."""
         if step == 0:
             self.path.unlink(missing_ok=True)
             return

@@ -86,11 +86,8 @@ def recorded(
 
 
 def sessions(trial: Trial) -> list[dict[str, Any]]:
-    """The recorded sessions of a trial, the oldest first; empty without `provenance.json`.
-
-    Raises:
-        PipelineError: `provenance.json` is damaged.
-    """
+    """The recorded sessions of a trial, the oldest first; empty without `provenance.json`, a PipelineError if that is
+    damaged."""
     path, remedy = trial.provenance, "move it away; a new one is begun"
     if not path.exists():
         return []
@@ -140,31 +137,29 @@ def _is_plain(text: str) -> bool:
     return text.isprintable() and not {"", ".", ".."} & set(text.split("/"))
 
 
-def _name(text: str) -> str:
-    if text.startswith("/") or not _is_plain(text):
-        raise ValueError("a name relative to its folder, without '..'")
-    return text
+def _valid(is_valid: Callable[[str], object], expected: str) -> AfterValidator:
+    """A validator of texts, whose error names the expected text."""
 
+    def check(text: str) -> str:
+        if not is_valid(text):
+            raise ValueError(expected)
+        return text
 
-def _path(text: str) -> str:
-    if not _is_plain(text.removeprefix("~").removeprefix("/")):
-        raise ValueError("a path without '..'")
-    return text
-
-
-def _file(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", text):
-        raise ValueError("a file name without a folder")
-    return text
-
-
-def _time(text: str) -> str:
-    datetime.fromisoformat(text)
-    return text
+    return AfterValidator(check)
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Time = Annotated[str, AfterValidator(_time)]
+Time = Annotated[str, _valid(datetime.fromisoformat, "a time")]
+Name = Annotated[
+    str,
+    _valid(lambda text: not text.startswith("/") and _is_plain(text), "a name relative to its folder, without '..'"),
+]
+FilePath = Annotated[
+    str, _valid(lambda text: _is_plain(text.removeprefix("~").removeprefix("/")), "a path without '..'")
+]
+FileName = Annotated[
+    str, _valid(re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}").fullmatch, "a file name without a folder")
+]
 
 
 class _Part(BaseModel):
@@ -174,7 +169,7 @@ class _Part(BaseModel):
 
 
 class _Kept(_Part):
-    file: Annotated[str, AfterValidator(_file)] | None = None
+    file: FileName | None = None
     sha256: Sha256
     redacted: list[str] = []
 
@@ -211,8 +206,8 @@ class _Session(_Part):
     code: _Code = _Code()
     source: _Kept | None = None
     patch: _Kept | None = None
-    inputs: dict[Annotated[str, AfterValidator(_path)], Sha256] = {}
-    outputs: dict[Annotated[str, AfterValidator(_name)], Sha256] = {}
+    inputs: dict[FilePath, Sha256] = {}
+    outputs: dict[Name, Sha256] = {}
 
 
 def _fault(session: dict[str, Any]) -> str | None:

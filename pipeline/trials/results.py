@@ -26,26 +26,14 @@ _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write `metrics.json`, after all other results.
-
-    Args:
-        folder: of the trial.
-        result: `identity`, `evaluation`, `metrics`, `details`.
-
-    Raises:
-        PipelineError: a metric is not a finite number.
-    """
+    """Write `metrics.json` with `identity`, `evaluation`, `metrics`, `details`, after all other results."""
     _check(result, folder / METRICS)
     files = {name: file_sha256(folder / name) for name in (HYPOTHESES, SINKS) if (folder / name).exists()}
     write_sealed(folder / METRICS, result | {"files": files})
 
 
 def read_result(folder: Path, identity: str) -> dict[str, Any]:
-    """Read the `result` of `write_result`.
-
-    Raises:
-        PipelineError: `metrics.json` is missing, damaged, or belongs to a trial of another identity.
-    """
+    """Read `metrics.json`. PipelineError if it is missing, damaged, or of a trial of another identity."""
     result, _ = _read(folder)
     if result["identity"] != identity:
         raise PipelineError(folder / METRICS, f"belongs to the trial {result['identity']}", AGAIN)
@@ -78,11 +66,7 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `hypotheses.jsonl`.
-
-    Raises:
-        PipelineError: the file is missing or damaged.
-    """
+    """The lines of `hypotheses.jsonl`. PipelineError if it is missing or damaged."""
     path = folder / HYPOTHESES
     _require(folder, HYPOTHESES)
     text = read_text(path, AGAIN)
@@ -94,11 +78,7 @@ def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
-    """The arrays of `sinks.npz`.
-
-    Raises:
-        PipelineError: the file is missing or damaged.
-    """
+    """The arrays of `sinks.npz`. PipelineError if it is missing or damaged."""
     import numpy as np
 
     _require(folder, SINKS)

@@ -17,12 +17,8 @@ from pipeline.trials.provenance import sessions
 def trained_params(trial: Trial, overrides: list[str]) -> Params:
     """The parameters of a trained trial, from its own `config.yaml`.
 
-    Args:
-        trial: trained.
-        overrides: settings of the evaluation or paths: `sinks.tau=300`, `corpus.out=elsewhere`.
-
-    Raises:
-        PipelineError: the trial is not trained, `config.yaml` is damaged, or an override changes the training.
+    `overrides` are settings of the evaluation, or paths: `sinks.tau=300`, `corpus.out=elsewhere`. PipelineError if one
+    changes the training, the trial is not trained, or `config.yaml` is damaged.
     """
     trial.require_config()
     trained = load_params(trial.config)
@@ -34,23 +30,16 @@ def trained_params(trial: Trial, overrides: list[str]) -> Params:
 
 
 def require_trained(trial: Trial) -> None:
-    """Check that a trial has an adapter.
-
-    Raises:
-        PipelineError: it has none.
-    """
+    """Check that a trial has an adapter, or raise a PipelineError."""
     if not trial.adapter.is_dir():
         remedy = f"train it with: python -m pipeline.train --params {trial.config}"
         raise PipelineError(trial.folder, "this trial is not trained", remedy)
 
 
 def require_adapter(trial: Trial) -> None:
-    """Verify the trained weights, before they are loaded.
+    """Verify the trained weights before they are loaded, or raise a PipelineError.
 
     An adapter of an earlier version has no digests of its own; it is compared with provenance, if that has one.
-
-    Raises:
-        PipelineError: a file is missing, was added, or has changed since the training.
     """
     remedy = _retrain(trial)
     if (trial.adapter / FOLDER_SEAL).exists():
@@ -63,11 +52,7 @@ def require_adapter(trial: Trial) -> None:
 
 
 def read_log(trial: Trial) -> list[Record]:
-    """The records of the metrics log, verified if provenance has its digest.
-
-    Raises:
-        PipelineError: the log has changed since the training, or a line is not a record.
-    """
+    """The records of the metrics log, verified if provenance has its digest. PipelineError if it is damaged."""
     if sha256 := _trained_outputs(trial).get(LOG):
         require(trial.metrics_log.path, sha256, _retrain(trial))
     return trial.metrics_log.read()[0]
@@ -86,11 +71,7 @@ def _retrain(trial: Trial) -> str:
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:
-    """Check that the LLM on disk, of this digest, is the one used in training.
-
-    Raises:
-        PipelineError: it is another one.
-    """
+    """Check that the LLM on disk, of this digest, is the one used in training; or raise a PipelineError."""
     if digest != trial.identity_parts().get("data", {}).get("llm"):
         raise PipelineError(
             params.model.llm.weights, "is not the LLM that the trial was trained with", "put that one there"
@@ -98,11 +79,7 @@ def require_llm(trial: Trial, params: Params, digest: str) -> None:
 
 
 def require_encoders(trial: Trial, params: Params) -> None:
-    """Check that the encoders on disk are those used in training, if provenance records them.
-
-    Raises:
-        PipelineError: an encoder has other settings or other weights.
-    """
+    """Check that the encoders on disk are those recorded in training; or raise a PipelineError."""
     trained = load_params(trial.config)
     inputs: dict[str, str] = {}
     for session in sessions(trial):
