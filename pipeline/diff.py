@@ -1,6 +1,6 @@
-"""How two trials differ: parameters, code, data, versions, metrics and hypotheses.
+"""Differences between two trials: parameters, code, data, versions, metrics and hypotheses.
 
-A trial is named by its folder, the beginning of an identity, or the id of its run in MLflow.
+A trial is named by its folder, the first digits of its identity, or the id of its run in MLflow.
 """
 
 from pipeline.common.command import params_of, parser, run_command
@@ -14,14 +14,14 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("trials", nargs=2, metavar="TRIAL", help="the first is A, the second is B")
     options.add_argument(
-        "--utterances", type=int, default=5, metavar="N", help="how many to show of each condition and direction"
+        "--utterances", type=int, default=5, metavar="N", help="how many to show per condition and direction"
     )
     arguments = options.parse_args()
 
     def body() -> None:
         folder = params_of(arguments).train.runs
-        one, other = (named_trial(name, folder) for name in arguments.trials)
-        print(pair_text(compare_pair(one, other), arguments.utterances, terminal_width()), end="")
+        a, b = (named_trial(name, folder) for name in arguments.trials)
+        print(pair_text(compare_pair(a, b), arguments.utterances, terminal_width()), end="")
 
     run_command(body)
 

@@ -1,45 +1,38 @@
-"""Weights, corpora, features and done trials to the DVC remote, so that another clone has them after `dvc pull`.
+"""Push weights, corpora, features and done trials to the DVC remote; another clone gets them by `dvc pull`.
 
-Trials and features are no outputs of a stage: each of their folders is named by its content and gets a pointer of its
-own, `runs/<identity>.dvc`. So `dvc pull` touches no other trial, and two people's pointers never meet in one file.
+Trials and features are not outputs of a stage. Each of their folders is named by its content and has its own pointer,
+`runs/<identity>.dvc`, so that `dvc pull` changes no other trial, and pointers of several people do not conflict.
 """
 
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import file_without_secrets
-from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
-from pipeline.trials.folder import State, Trial
+from pipeline.trials.environment import locked_stages
+from pipeline.trials.folder import Status, Trial
 
 REMOTES = ".dvc/config"
 AT_ONCE = 500
-"""Folders in one call of DVC; a command line has a limit."""
+"""Folders per call of DVC; the length of a command line is limited."""
 
 
 def push(params: Params) -> list[str]:
-    """Push what `dvc.lock` names, and all features and done trials.
+    """Push the outputs in `dvc.lock`, and all features and done trials.
 
-    Args:
-        params: `train.runs` and `features.out` count.
-
-    Returns:
-        The pointers, relative to the project; who commits them shares what they point to.
-
-    Raises:
-        PipelineError: DVC has no default remote, or the remote cannot be written.
+    Returns the pointers, relative to the project, which have to be committed to share their contents. PipelineError if
+    DVC has no default remote, or the remote cannot be written.
     """
     trials = [Trial(mark.parent) for mark in sorted(Path(params.train.runs).glob("*/metrics.json"))]
-    done = [trial for trial in trials if trial.state() is State.DONE]
+    done = [trial for trial in trials if trial.status() is Status.DONE]
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
-    folders = [*_inputs_of_no_stage(done), *features, *(trial.folder for trial in done)]
+    folders = [*_corpora_of_no_stage(done), *features, *(trial.folder for trial in done)]
     let_dvc_do_without_git(Path.cwd())
     _require_remote()
     for start in range(0, len(folders), AT_ONCE):
@@ -50,7 +43,7 @@ def push(params: Params) -> list[str]:
 
 
 def _require_remote() -> None:
-    """Before anything is copied to DVC's cache."""
+    """Check for a default remote, before anything is copied to DVC's cache."""
     words = [sys.executable, "-m", "dvc", "remote", "default"]
     if subprocess.run(words, capture_output=True, check=False).returncode == 1:
         raise PipelineError(
@@ -60,26 +53,23 @@ def _require_remote() -> None:
         )
 
 
-def _inputs_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
-    """Corpora that a sweep made beside the one of `params.yaml`."""
-    known = {Path(output["path"]) for stage in _locked_stages().values() for output in stage.get("outs", ())}
+def _corpora_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
+    """Corpora that a sweep prepared in addition to that of `params.yaml`."""
+    known = {
+        Path(output["path"]) for stage in (locked_stages(Path()) or {}).values() for output in stage.get("outs", ())
+    }
     corpora = {Path(load_params(trial.config).corpus.out) for trial in trials}
     return sorted(folder for folder in corpora - known if folder.is_dir())
 
 
-def _locked_stages() -> dict[str, Any]:
-    lock = Path(LOCK)
-    return (read_yaml(lock, "restore it, or remove it") or {}).get("stages", {}) if lock.exists() else {}
-
-
 def holds_secret(file: Path) -> bool:
-    """Whether a file of settings holds what looks like a secret."""
+    """Whether a settings file contains something that looks like a secret."""
     content = file.read_bytes()
     return file_without_secrets(file.name, content) != content
 
 
 def _dvc(*words: str) -> None:
-    # Its advice on git would come once for each call. Its progress and its errors stand on the other stream.
+    # On stdout DVC repeats advice on git with each call; progress and errors are on stderr.
     ran = subprocess.run([sys.executable, "-m", "dvc", *words], stdout=subprocess.DEVNULL, check=False)
     if ran.returncode:
         raise PipelineError(
@@ -94,12 +84,12 @@ def main() -> None:
     def body() -> None:
         pointers = push(params_of(arguments))
         patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
-        # Where a sweep made all trials, the stages of params.yaml have published nothing.
-        missing = "" if "evaluate" in _locked_stages() else " --allow-missing"
+        # If all trials belong to sweeps, the stages of params.yaml have no outputs.
+        missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"
         files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
         if REMOTES in files and holds_secret(Path(REMOTES)):
             files.remove(REMOTES)
-            print(f"{REMOTES} holds a secret and is not to be shared: move it away with dvc remote modify --local")
+            print(f"{REMOTES} holds a secret and must not be shared: move it away with dvc remote modify --local")
         print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
         print(f"in another clone: git pull && dvc pull{missing}")
 

@@ -21,7 +21,7 @@ from pipeline.sweeping.ray.workers import decided
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 DEFAULT = "experiments/demo.yaml"
 EXPERIMENTS = Path("experiments")
@@ -63,11 +63,11 @@ def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Com
     for planned in trials:
         if planned.identity not in gaps:
             # Of a search the comparison has the front alone.
-            if planned.state is not State.DONE:
+            if planned.state is not Status.DONE:
                 missing.append(Missing(planned.name, "not begun", planned.failure or ""))
         elif gap := gaps[planned.identity]:
             missing.append(Missing(planned.name, gap.state, gap.reason))
-    older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not State.DONE]
+    older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not Status.DONE]
     return Subject(
         name=sweep.specification.name,
         file=file,

@@ -1,8 +1,8 @@
-"""A recorded run, made again: its code in a work tree of its own, its data by hash, its stages, and every number.
+"""Reproduce a recorded trial: its code in a work tree, its data by hash, its stages, and all results compared.
 
-Says PASS or FAIL for each metric and all hypotheses, writes the verdict beside the trial and to MLflow, and leaves with
-0 or 1. Started again after Ctrl-C or a kill, it goes on. It runs the code that is kept with the trial, even with
---check-only: take trials of people whom you trust.
+Prints PASS or FAIL for each metric and all hypotheses, writes the verdict to the trial's folder and to MLflow, and
+exits with 0 or 1. After Ctrl-C or a kill the same command resumes. The code stored with the trial is run, even with
+--check-only: use it only for trials from people whom you trust.
 """
 
 import sys
@@ -23,16 +23,12 @@ from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease
 
 WORKSPACE = "reproduction"
-"""In the trial's folder: the trees, and the trial that is made again."""
+"""In the trial's folder: the work trees, and the reproduced trial."""
 VERDICT = "reproduction.json"
 
 
 def check(trial: Trial, project: Path) -> bool:
-    """Whether all is there to make a run again; what is not is printed.
-
-    Raises:
-        PipelineError: the run is not done, or its code or provenance is not to be had.
-    """
+    """Whether code and data for a reproduction are available; problems are printed. Errors as `Reproduction`."""
     with tempfile.TemporaryDirectory(prefix="reproduction-") as folder:
         reproduction = Reproduction(trial, project, Path(folder) / WORKSPACE, _say)
         try:
@@ -41,51 +37,51 @@ def check(trial: Trial, project: Path) -> bool:
         finally:
             reproduction.remove()
     print("".join(f"{line}\n" for line in _lines(problems, reasons, [])), end="")
-    print("FAIL: it cannot be made again" if problems else "PASS: all is there to make it again")
+    print("FAIL: the trial cannot be reproduced" if problems else "PASS: the trial can be reproduced")
     return not problems
 
 
 def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
-    """Make a run again and compare; the verdict is printed, and written beside the trial and to MLflow.
+    """Reproduce a trial and compare the results; the verdict is printed, and written to the trial's folder and MLflow.
 
     Args:
         trial: done.
         project: the folder with its repository and data.
-        keep: whether the code and the trial that was made stay, in the trial's folder.
+        keep: whether to keep the code and the reproduced trial, in the trial's folder.
 
     Raises:
-        PipelineError: as `check`; or somebody else makes it again, or a stage fails.
-        KeyboardInterrupt: after a checkpoint; the next call goes on.
+        PipelineError: as `check`; or another process reproduces the trial, or a stage fails.
+        KeyboardInterrupt: after a checkpoint; the next call resumes.
     """
     workspace = trial.folder.absolute() / WORKSPACE
     with Lease(workspace.with_name(f"{WORKSPACE}.lease.json")):
         reproduction = Reproduction(trial, project, workspace, _say)
         if (workspace / VERDICT).exists():
-            # Kept of another time.
+            # Kept from an earlier reproduction.
             reproduction.remove()
         if (workspace / "runs").exists():
             _say("again", "going on where it was stopped")
         problems = reproduction.restore()
         verdicts, reasons = ([], []) if problems else reproduction.run()
-        told = _told(trial, problems, reasons, verdicts)
-        write_json(trial.folder / VERDICT, told)
+        verdict = _verdict(trial, problems, reasons, verdicts)
+        write_json(trial.folder / VERDICT, verdict)
         if keep:
-            write_json(workspace / VERDICT, told)
+            write_json(workspace / VERDICT, verdict)
             _say("kept", str(workspace))
         else:
             reproduction.remove()
     print("".join(f"{line}\n" for line in _lines(problems, reasons, verdicts)), end="")
-    _track(trial, told)
-    print(f"{told['summary']}; written to {trial.folder / VERDICT}")
-    return told["passed"]
+    _track(trial, verdict)
+    print(f"{verdict['summary']}; written to {trial.folder / VERDICT}")
+    return verdict["passed"]
 
 
-def _told(trial: Trial, problems: list[str], reasons: list[str], verdicts: list[Verdict]) -> dict[str, Any]:
+def _verdict(trial: Trial, problems: list[str], reasons: list[str], verdicts: list[Verdict]) -> dict[str, Any]:
     failed = sum(not verdict.passed for verdict in verdicts)
     if problems:
-        summary = "FAIL: it cannot be made again"
+        summary = "FAIL: the trial cannot be reproduced"
     elif failed:
-        summary = f"FAIL: {failed} of {len(verdicts)} are not as recorded"
+        summary = f"FAIL: {failed} of {len(verdicts)} differ from the recorded results"
     else:
         equal = all(verdict.equal for verdict in verdicts)
         summary = "PASS: equal in every bit" if equal else "PASS: within tolerance"
@@ -104,26 +100,26 @@ def _told(trial: Trial, problems: list[str], reasons: list[str], verdicts: list[
 def _lines(problems: list[str], reasons: list[str], verdicts: list[Verdict]) -> Iterator[str]:
     yield from (f"{'FAIL':<10} {problem}" for problem in problems)
     if problems:
-        yield "Bring back what is named, or give DVC a remote that has it; then start the same command again."
+        yield "Restore these, or give DVC a remote that has them; then start the same command again."
     if reasons:
-        yield f"Equal bits cannot be asked for; a metric passes {TOLERANCE}:"
+        yield f"Equal bits cannot be expected; a metric passes {TOLERANCE}:"
         yield from (f"  {reason}" for reason in reasons)
     width = max((len(verdict.name) for verdict in verdicts), default=0) + 2
     for verdict in verdicts:
-        numbers = verdict.recorded if verdict.equal else f"{verdict.recorded} → {verdict.again}"
-        yield f"{verdict.word:<12}{verdict.name:<{width}}{numbers}"
+        values = verdict.recorded if verdict.equal else f"{verdict.recorded} → {verdict.again}"
+        yield f"{verdict.word:<12}{verdict.name:<{width}}{values}"
 
 
 def _say(topic: str, text: str) -> None:
     print(f"{topic:<10} {text}", flush=True)
 
 
-def _track(trial: Trial, told: dict[str, Any]) -> None:
+def _track(trial: Trial, verdict: dict[str, Any]) -> None:
     from pipeline.tracking.server import tracking_uri
     from pipeline.tracking.writer import tag_trial
 
     try:
-        tag_trial(trial.identity, {"reproduced": told["summary"], "reproduced/at": told["at"]}, tracking_uri())
+        tag_trial(trial.identity, {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}, tracking_uri())
     except PipelineError as error:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 
@@ -132,10 +128,10 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument(
-        "trial", metavar="TRIAL", help="a trial's folder, an identity or its beginning, or an MLflow run id"
+        "trial", metavar="TRIAL", help="a trial's folder, an identity or its first digits, or an MLflow run id"
     )
-    options.add_argument("--check-only", action="store_true", help="say whether all is there to make it again, and end")
-    options.add_argument("--keep", action="store_true", help="keep the work tree and the trial that was made")
+    options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
+    options.add_argument("--keep", action="store_true", help="keep the work tree and the reproduced trial")
     arguments = options.parse_args()
 
     def body() -> None:

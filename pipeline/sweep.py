@@ -30,7 +30,7 @@ from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
-from pipeline.trials.folder import State, Trial
+from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED
 
@@ -74,7 +74,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             ended_by(Path(job["stop"])),
         ):
             train(params, until, inputs)
-            if until is None or trial.state() is not State.TRAINING:
+            if until is None or trial.status() is not Status.TRAINING:
                 evaluate(params, inputs)
                 until = None
     except LeaseTakenError:
@@ -82,7 +82,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
     (trial.folder / FAILED).unlink(missing_ok=True)
-    step = until or params.train.steps or int(trial.spool.read()[0][-1]["step"])
+    step = until or params.train.steps or int(trial.metrics_log.read()[0][-1]["step"])
     return {"outcome": "paused" if until else "done", "step": step}
 
 
@@ -156,7 +156,7 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
     costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
     if suggestions:
         print(f"{len(suggestions.all)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest")
-        costs += suggestions.left * [mean_cost([learnt.of(corner, State.NEW) for corner in corners], len(sweep.seeds))]
+        costs += suggestions.left * [mean_cost([learnt.of(corner, Status.NEW) for corner in corners], len(sweep.seeds))]
     if costs:
         print(summary(costs, sweep.specification.concurrency or 1))
 

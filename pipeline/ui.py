@@ -1,6 +1,6 @@
-"""MLflow's pages of the runs tracked here, on 127.0.0.1; says where each sweep's charts are.
+"""MLflow's pages of the tracked trials, on 127.0.0.1, and the address of each sweep's charts.
 
-Where MLFLOW_TRACKING_URI is a server, that server has the pages, and only the addresses are printed.
+If MLFLOW_TRACKING_URI is a server, that server has the pages, and only the addresses are printed.
 """
 
 import argparse
@@ -10,19 +10,14 @@ import sys
 
 from pipeline.common.command import run_command
 from pipeline.common.errors import PipelineError
-from pipeline.tracking.charts import all_charts
 from pipeline.tracking.server import UI_SETTINGS, is_server, tracking_uri
-from pipeline.tracking.views import PORT
+from pipeline.tracking.views import PORT, all_charts
 
 HOST = "127.0.0.1"
 
 
 def show(port: int) -> None:
-    """Print the addresses, and become MLflow's server unless there is one.
-
-    Raises:
-        PipelineError: MLflow cannot be reached or written, or the port is taken.
-    """
+    """Print the addresses, and become MLflow's server unless there is one. PipelineError if the port is taken."""
     uri = tracking_uri()
     if not is_server(uri):
         _require_free(port)
@@ -43,8 +38,8 @@ def _require_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            found = error.strerror or str(error)
-            raise PipelineError(f"{HOST}:{port}", found, "choose another port: make ui PORT=5001") from None
+            reason = error.strerror or str(error)
+            raise PipelineError(f"{HOST}:{port}", reason, "choose another port: make ui PORT=5001") from None
 
 
 def main() -> None:

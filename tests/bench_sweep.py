@@ -214,7 +214,7 @@ def metrics() -> None:
     trial = specify("metrics", 1)[0]
     made = Trial.create("runs-metrics", trial.params, planned_data(trial))
     for step in range(1000):
-        made.spool.append(step, {f"metric/{number}": step + number / 10 for number in range(10)})
+        made.metrics_log.append(step, {f"metric/{number}": step + number / 10 for number in range(10)})
     ours, theirs = [], []
     for turn in range(2):
         uri = f"sqlite:///{Path(f'metrics{turn}.db').absolute()}"

@@ -28,9 +28,9 @@ from pipeline.model.encoding import OnlineEncoder
 from pipeline.model.examples import Batch, Examples, MediaExamples, collate, moved
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.training.batches import Batches
-from pipeline.training.measure import teacher_forced
+from pipeline.training.evaluation import teacher_forced
 from pipeline.training.trainer import LossTrainer, arguments
-from pipeline.trials.metrics_log import Spool
+from pipeline.trials.metrics_log import MetricsLog
 
 CPU = torch.device("cpu")
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
@@ -158,7 +158,7 @@ def training(
     examples = examples_of(model)
     trainer = LossTrainer(
         DECORRELATION,
-        Spool(folder / "metrics.jsonl"),
+        MetricsLog(folder / "metrics.jsonl"),
         Batches([round(25 * seconds) for seconds in SECONDS], TRAIN),
         None,
         model=model,

@@ -1,4 +1,4 @@
-"""Augmentation: what each kind does, and what it depends on."""
+"""Augmentation: the effect of each kind, and its random values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def equal(some, others):
     )
 
 
-def test_it_depends_on_seed_step_and_utterance_alone():
+def test_augmentation_depends_on_seed_step_and_utterance_alone():
     whole = augmented(ALL, batch(0, 1, 2, 3))
     assert equal(whole, augmented(ALL, batch(0, 1, 2, 3)))
     for number in range(4):
@@ -51,12 +51,12 @@ def test_it_depends_on_seed_step_and_utterance_alone():
     alike = MediaBatch(("a", "b"), {"video": (MOUTHS[0], MOUTHS[0])})
     first, second = augmented(ALL, alike)["video"]
     assert not np.array_equal(first, second)
-    # An audio-visual trial sees what one of audio alone sees.
+    # An audio-visual trial has the same audio as an audio trial.
     alone = MediaBatch(("a",), {"audio": (SPEECH[0],)})
     assert np.array_equal(augmented(ALL, alone)["audio"][0], whole["audio"][0])
 
 
-def test_nothing_is_changed_where_nothing_is_asked_for():
+def test_default_settings_change_nothing():
     media = batch(0, 1, 2, 3)
     before = [content.copy() for ones in media.streams.values() for content in ones]
     assert equal(augmented(Augmentation(), media), media.streams)
@@ -65,7 +65,7 @@ def test_nothing_is_changed_where_nothing_is_asked_for():
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_a_crop_is_a_window_that_wanders():
+def test_a_crop_is_a_random_window():
     assert SIDE == avhubert.SIDE
     places = set()
     for step in range(40):
@@ -84,7 +84,7 @@ def test_a_crop_is_a_window_that_wanders():
         avhubert.normalised_mouth(cropped(np.zeros((2, 90, 80), np.uint8), SIDE, np.random.default_rng(0)))
 
 
-def test_a_share_is_mirrored():
+def test_flip_mirrors_a_share_of_videos():
     flipped = 0
     for step in range(100):
         (found,) = augmented(Augmentation(flip=0.3), batch(0), step)["video"]
@@ -94,7 +94,7 @@ def test_a_share_is_mirrored():
     assert np.array_equal(augmented(Augmentation(flip=1.0), batch(0))["video"][0], MOUTHS[0][:, :, ::-1])
 
 
-def test_for_each_second_begun_a_stretch_is_masked():
+def test_one_stretch_per_second_is_masked():
     for step in range(50):
         found = augmented(Augmentation(time_mask=0.4), batch(0, 1), step)
         for frames, masked in zip(MOUTHS, found["video"], strict=False):
@@ -106,12 +106,12 @@ def test_for_each_second_begun_a_stretch_is_masked():
     assert min(widths) < 5
     assert max(widths) == 50
     assert np.mean(widths) == pytest.approx(25, abs=3)
-    # What is shorter than a stretch may be masked as a whole.
+    # An utterance shorter than a stretch may be masked entirely.
     short = [time_masked(np.ones(3), 25, 1.0, np.random.default_rng(n)).sum() for n in range(50)]
     assert set(short) == {0, 1, 2, 3}
 
 
-def test_noise_is_mixed_at_a_ratio_that_is_drawn():
+def test_noise_is_mixed_at_a_random_ratio():
     ratios, settings = [], Augmentation(noise_share=0.5, noise_snrs=(0.0, 10.0))
     for step in range(120):
         found = augmented(settings, batch(0, 1), step, noisy=["b"])["audio"]
@@ -143,7 +143,7 @@ def corpus(tmp_path):
     return load_params(ROOT / "params.yaml", [f"corpus.out={tmp_path}", "corpus.noise.talkers=2"]).corpus, utterances
 
 
-def test_babble_is_of_clean_training_speech(corpus):
+def test_babble_is_mixed_from_clean_training_speech(corpus):
     settings, utterances = corpus
     noise = training_noise(settings, utterances)
     assert len(noise) == 40 * 16_000
@@ -158,7 +158,7 @@ def test_babble_is_of_clean_training_speech(corpus):
     assert noise_digest(more, utterances) != noise_digest(settings, utterances)
 
 
-def test_noise_of_a_folder_is_its_first_thirds(corpus, tmp_path):
+def test_training_noise_is_from_the_first_thirds_of_files(corpus, tmp_path):
     settings, utterances = corpus
     tone = np.sin(np.arange(48_000) / 5).astype(np.float32) * np.repeat([0.1, 0.0, 0.0], 16_000)
     write_audio(tmp_path / "noise" / "tone.wav", tone)
@@ -177,7 +177,7 @@ def online(*settings):
     return configuration(load_params(ROOT / "params.yaml", ["features.mode=online", "train.device=cpu", *settings]))
 
 
-def test_a_trial_is_known_by_what_it_uses_of_it():
+def test_only_used_augmentations_count_in_the_identity():
     cached = configuration(load_params(ROOT / "params.yaml", ["train.device=cpu"]))
     assert "features" not in cached
     seen = ["features.video={encoder: avhubert, weights: some, lora: {rank: 4, alpha: 8}}"]

@@ -15,7 +15,7 @@ from pipeline.pretrained.pickled import convert_pickled, read_checkpoint, tensor
 
 
 class Touch:
-    """A foreign object that makes a file when it is unpickled."""
+    """A foreign object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,7 +80,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, foreign, monkeypatch):
     assert ran.exists()
 
 
-def test_an_array_that_is_read_beyond_its_end_is_refused(tmp_path):
+def test_an_array_beyond_its_storage_is_refused(tmp_path):
     torch.save({"w": torch.arange(8.0)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as made:
         for name in whole.namelist():
@@ -103,7 +103,7 @@ def test_other_files_are_refused(tmp_path):
             read_checkpoint(tmp_path / name)
 
 
-def test_tensors_that_share_memory_are_written_apart(tmp_path):
+def test_tensors_with_shared_memory_are_written_separately(tmp_path):
     from safetensors.torch import load_file
 
     shared = torch.arange(6.0)

@@ -265,7 +265,7 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     new, training, trained, failed, stopped = (
         make_trial(tmp_path, f"decorrelation.weight={weight}", "train.steps=480") for weight in range(1, 6)
     )
-    training.spool.append(120, {"loss/cross_entropy": 1.0})
+    training.metrics_log.append(120, {"loss/cross_entropy": 1.0})
     trained.adapter.mkdir()
     (failed.folder / "failed.json").write_text(json.dumps({"reason": "RuntimeError: no memory\nmore", "time": 2}))
     (stopped.folder / "stopped.json").write_text(

@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs between them is named, and nothing else."""
+"""Two trials compared: all differences and nothing else."""
 
 import gzip
 import io
@@ -11,8 +11,7 @@ from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.differences.code import FileChange, changed_files
-from pipeline.differences.pair import compare_pair
+from pipeline.differences.pair import FileChange, changed_files, compare_pair
 from pipeline.differences.text import pair_text
 from pipeline.trials.folder import Trial
 
@@ -37,7 +36,7 @@ def train():
 """
 
 
-def test_definitions_that_differ_are_named() -> None:
+def test_different_definitions_are_listed() -> None:
     other = CODE.replace(b"return 1", b"return 7").replace(b"LIMIT = 3", b"LIMIT = 4").replace(b"stop", b"end")
     other = other.replace(b"def train", b"def fit")
     changes, cosmetic = changed_files({"pipeline/a.py": CODE}, {"pipeline/a.py": other})
@@ -45,13 +44,13 @@ def test_definitions_that_differ_are_named() -> None:
     assert cosmetic == 0
 
 
-def test_a_new_class_is_one_name_and_an_import_is_said() -> None:
+def test_a_new_class_is_one_name_and_a_changed_import_is_listed() -> None:
     other = CODE.replace(b"import os", b"import sys") + b"\nclass Look:\n    def at(self):\n        return 0\n"
     [change], _ = changed_files({"a.py": CODE}, {"a.py": other})
     assert change.what == "imports and other statements, +Look"
 
 
-def test_comments_change_nothing_and_files_come_and_go() -> None:
+def test_comments_do_not_count_and_missing_files_are_listed() -> None:
     one, other = {"a.py": CODE, "b.py": CODE, "params.yaml": b"a"}, {"a.py": CODE + b"# why\n", "c.py": CODE}
     changes, cosmetic = changed_files(one, other)
     assert changes == [FileChange("b.py", "only in A"), FileChange("c.py", "only in B")]
@@ -71,7 +70,7 @@ def pair(tmp_path: Path) -> tuple[Trial, Trial]:
 
 
 def record(trial: Trial, code: bytes, **packages: str) -> None:
-    """Write provenance, as far as a comparison reads it."""
+    """Write the part of provenance that a comparison reads."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb") as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
         entry = tarfile.TarInfo("pipeline/fit.py")
@@ -83,14 +82,14 @@ def record(trial: Trial, code: bytes, **packages: str) -> None:
     trial.provenance.write_text(json.dumps({"sessions": [session]}))
 
 
-def test_what_differs_is_told_and_nothing_else(pair: tuple[Trial, Trial]) -> None:
+def test_all_differences_and_nothing_else_are_listed(pair: tuple[Trial, Trial]) -> None:
     found = compare_pair(*pair)
     assert found.parameters == {"decorrelation.weight": ("0.0", "0.1")}
     assert found.files == [FileChange("pipeline/fit.py", "Fit.step")]
     assert found.data == {"utterances": ("1" * 64, "2" * 64)}
     assert found.versions == {"numpy": ("2.4.6", "2.4.5")}
     metrics = {metric.name: metric for metric in found.metrics}
-    assert (metrics["wer/test"].one, metrics["wer/test"].other) == (2 / 36, 7 / 36)
+    assert (metrics["wer/test"].a, metrics["wer/test"].b) == (2 / 36, 7 / 36)
     assert 0 < metrics["wer/test"].p < 1
     assert metrics["wer/test/snr_0"].p == 1
     assert metrics["sinks/bos_sink_rate"].p is None
@@ -114,13 +113,13 @@ def test_the_text_fits_a_terminal(pair: tuple[Trial, Trial]) -> None:
     assert "wer/test                  5.56%     19.44%     +13.89" in text
 
 
-def test_a_run_with_itself_is_all_the_same(pair: tuple[Trial, Trial]) -> None:
+def test_a_trial_equals_itself(pair: tuple[Trial, Trial]) -> None:
     text = pair_text(compare_pair(pair[0], pair[0]), utterances=2)
     assert text.count("the same") == 5
-    assert "Utterances: none is right in one and wrong in the other" in text
+    assert "Utterances: none that only one trial has right" in text
 
 
-def test_runs_that_are_not_done_or_of_other_utterances_are_told(pair: tuple[Trial, Trial], tmp_path: Path) -> None:
+def test_trials_not_done_or_with_other_utterances_are_noted(pair: tuple[Trial, Trial], tmp_path: Path) -> None:
     one, other = pair
     lines = other.hypotheses.read_text().replace('"test/0"', '"test/9"', 1)
     with_hypotheses(other, lines)
@@ -130,11 +129,11 @@ def test_runs_that_are_not_done_or_of_other_utterances_are_told(pair: tuple[Tria
     new = make_trial(tmp_path, "train.seed=1")
     (one.folder / "source.tar.gz").unlink()
     found = compare_pair(one, new)
-    assert found.notes == ["B is not done: it has no figures."]
+    assert found.notes == ["B is not done: it has no metrics."]
     assert "Code: cannot be compared" in pair_text(found, 2)
 
 
-def test_damaged_hypotheses_are_named(pair: tuple[Trial, Trial]) -> None:
+def test_damaged_hypotheses_are_an_error(pair: tuple[Trial, Trial]) -> None:
     pair[1].hypotheses.write_text("{\n")
     with pytest.raises(PipelineError, match=r"hypotheses\.jsonl: has changed"):
         compare_pair(*pair)

@@ -54,7 +54,7 @@ class Stage:
                 yield "failed", identity, act, "in some function"
                 continue
             if isinstance(act, float):
-                planned.trial.spool.append(job["until"], {"loss/validation": act})
+                planned.trial.metrics_log.append(job["until"], {"loss/validation": act})
                 act = {"outcome": "paused", "step": job["until"]}
             if act is DONE:
                 finish(planned.trial, {"test": [0]})

@@ -30,7 +30,7 @@ def plan(tmp_path):
 
 
 def measure(planned, loss, step=4):
-    planned.trial.spool.append(step, {METRIC: loss})
+    planned.trial.metrics_log.append(step, {METRIC: loss})
 
 
 def weights(plan, task, losses, seeds=(0,)):

@@ -26,9 +26,9 @@ LIBRARIES = {
     "model": set(),
     "scoring": set(),
     "sinks": {"model.backbone", "model.roles"},
-    "trials": {"corpora.manifest", "corpora.noise.training", "corpora.reading", "encoders.store", "pretrained.folder"},
+    "trials": {"pretrained.folder"},
     "tracking": {"trials"},
-    "training": {"corpora", "encoders", "model", "pretrained.folder", "sinks", "trials"},
+    "training": {"corpora", "encoders", "model", "pretrained.folder", "scoring.errors", "sinks", "trials"},
     "sweeping": {
         "comparison",
         "corpora.manifest",
@@ -62,7 +62,7 @@ LIBRARIES = {
         "training",
         "trials",
     },
-    "reproduction": {"differences.sessions", "encoders.store", "trials"},
+    "reproduction": {"differences.sessions", "encoders.store", "training.inputs", "trials"},
     "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "trials"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""

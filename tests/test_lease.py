@@ -1,4 +1,4 @@
-"""The lease, with real processes: one holder, whatever dies, sleeps or comes at the same moment."""
+"""The lease, with real processes: one holder, despite kills, suspension and simultaneous attempts."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def started(path: Path):
-    """Starts holders, and ends those that a test leaves."""
+    """Starts holders, and ends them after the test."""
     processes: list[subprocess.Popen] = []
 
     def start(number: int, **settings: float) -> list[subprocess.Popen]:
@@ -59,7 +59,7 @@ def started(path: Path):
         process.wait()
 
 
-def made_elsewhere(path: Path) -> None:
+def hold_elsewhere(path: Path) -> None:
     """Make the lease look as if a process on another machine held it."""
     holder = json.loads(path.read_text())
     path.write_text(json.dumps(holder | {"machine": "another", "host": "another"}))
@@ -77,26 +77,26 @@ def test_one_holder_then_the_next(path: Path) -> None:
         second.require()
 
 
-def test_given_back_when_the_work_fails(path: Path) -> None:
+def test_released_when_the_work_fails(path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Lease(path):
         raise ZeroDivisionError
     assert not path.exists()
 
 
 @pytest.mark.parametrize("number", [2, 8])
-def test_of_many_at_once_one_gets_it(started, number: int) -> None:
-    said = [process.stdout.readline().strip() for process in started(number)]
-    assert sorted(said) == ["held"] + ["taken"] * (number - 1)
+def test_one_of_many_gets_it(started, number: int) -> None:
+    results = [process.stdout.readline().strip() for process in started(number)]
+    assert sorted(results) == ["held"] + ["taken"] * (number - 1)
 
 
-def test_a_killed_holder_is_followed_by_one_of_eight(path: Path, started) -> None:
+def test_one_of_eight_follows_a_killed_holder(path: Path, started) -> None:
     [first] = started(1)
     assert first.stdout.readline().strip() == "held"
     os.kill(first.pid, signal.SIGKILL)
     # Not waited for: it stays as a zombie, as a killed worker does whose parent is busy.
     time.sleep(0.1)
-    said = [process.stdout.readline().strip() for process in started(8)]
-    assert sorted(said) == ["held"] + ["taken"] * 7
+    results = [process.stdout.readline().strip() for process in started(8)]
+    assert sorted(results) == ["held"] + ["taken"] * 7
 
 
 def test_a_reused_process_id_is_not_the_holder(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_reused_process_id_is_not_the_holder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 120, b"{", b"[]", b"{}", b"\xff"])
-def test_a_lease_that_a_power_cut_spoilt_is_nobodys(path: Path, content: bytes) -> None:
+def test_a_damaged_lease_is_free(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with Lease(path) as lease:
@@ -116,7 +116,7 @@ def test_a_lease_that_a_power_cut_spoilt_is_nobodys(path: Path, content: bytes) 
     assert not path.exists()
 
 
-def test_a_holder_whose_lease_is_spoilt_stops(path: Path) -> None:
+def test_a_holder_of_a_damaged_lease_stops(path: Path) -> None:
     with Lease(path, beat=0.02) as lease:
         path.write_bytes(b"")
         time.sleep(0.2)
@@ -125,7 +125,7 @@ def test_a_holder_whose_lease_is_spoilt_stops(path: Path) -> None:
             lease.require()
 
 
-def test_a_suspended_holder_here_keeps_it(path: Path, started) -> None:
+def test_a_suspended_holder_on_this_machine_keeps_it(path: Path, started) -> None:
     [first] = started(1, stale=0.2)
     assert first.stdout.readline().strip() == "held"
     os.kill(first.pid, signal.SIGSTOP)
@@ -136,10 +136,10 @@ def test_a_suspended_holder_here_keeps_it(path: Path, started) -> None:
     assert first.poll() is None
 
 
-def test_a_holder_elsewhere_that_beats_keeps_it_and_one_that_does_not_loses_it(path: Path, started) -> None:
+def test_a_holder_on_another_machine_keeps_it_as_long_as_it_updates(path: Path, started) -> None:
     [first] = started(1, stale=0.5)
     assert first.stdout.readline().strip() == "held"
-    made_elsewhere(path)
+    hold_elsewhere(path)
     time.sleep(1.0)
     with pytest.raises(LeaseTakenError, match="on another"):
         Lease(path, 0.05, 0.5).acquire()
@@ -150,20 +150,20 @@ def test_a_holder_elsewhere_that_beats_keeps_it_and_one_that_does_not_loses_it(p
         assert first.stdout.readline().strip() == "lost"
         first.wait()
         time.sleep(0.2)
-        assert lease.held, "the loser must not give back what is no longer its own"
+        assert lease.held, "the loser must not release the lease of the winner"
         assert path.exists()
 
 
-def test_a_stale_lease_from_elsewhere_goes_to_one_of_eight(path: Path, started) -> None:
+def test_one_of_eight_gets_a_stale_lease_of_another_machine(path: Path, started) -> None:
     Lease(path).acquire()._ended.set()
-    made_elsewhere(path)
+    hold_elsewhere(path)
     os.utime(path, (time.time() - 1000, time.time() - 1000))
-    said = [process.stdout.readline().strip() for process in started(8)]
-    assert sorted(said) == ["held"] + ["taken"] * 7
+    results = [process.stdout.readline().strip() for process in started(8)]
+    assert sorted(results) == ["held"] + ["taken"] * 7
     assert sorted(file.name for file in path.parent.iterdir()) == ["lease.json", "lease.json.lock"]
 
 
-def test_a_holder_whose_folder_is_gone_stops(path: Path) -> None:
+def test_a_holder_stops_if_its_folder_is_removed(path: Path) -> None:
     with Lease(path, beat=0.02) as lease:
         path.unlink()
         time.sleep(0.2)

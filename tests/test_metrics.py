@@ -23,7 +23,7 @@ from pipeline.sinks import per_utterance as columns
 from pipeline.tracking.content import trial_content
 from pipeline.tracking.views import Shown, saved_view
 from pipeline.training.build import build_model
-from pipeline.training.emergence import emergence
+from pipeline.training.evaluation import followed_metrics
 from pipeline.training.inputs import Inputs
 
 NAME = "sinks/bos_norm"
@@ -59,7 +59,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
         return (m.tokens.activations.norm * m.tokens.is_bos).amax((0, 2)), m.ones
 
     params = load_params(ROOT / "params.yaml")
-    followed = emergence(trained[0], params, trained[1])
+    followed = followed_metrics(trained[0], params, trained[1])
     assert followed[NAME] > 0
 
     trials = [make_trial(tmp_path / "runs", f"decorrelation.weight={weight}") for weight in (0, 1)]

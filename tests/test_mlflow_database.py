@@ -1,4 +1,4 @@
-"""MLflow's database and server: made whole or not at all, waited for within bounds, and each failure in one line."""
+"""MLflow's database and server: atomic creation, limited waiting, and one line for each failure."""
 
 import http.server
 import multiprocessing
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def killed_at(statement: int, work: Callable[[], object]) -> None:
-    """Do some work in a process that is killed after so many statements of SQL."""
+    """Run `work` in a process that is killed after the given number of SQL statements."""
 
     def child() -> None:
         from sqlalchemy import event
@@ -58,7 +58,7 @@ def seeds(uri: str, experiment: str) -> list[str]:
     return sorted(run.data.params["train.seed"] for run in runs)
 
 
-def test_a_kill_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+def test_a_kill_during_creation_leaves_no_database(tmp_path: Path) -> None:
     import mlflow  # noqa: F401 - loaded once, for all children
 
     trial = finish(make_trial(tmp_path / "runs", "train.seed=3"), {"test": [1]})
@@ -66,21 +66,21 @@ def test_a_kill_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
     for statement in (20, 200):
         killed_at(statement, lambda: ingest([trial.folder], f"sqlite:///{path}", "e", "s"))
         assert not path.exists()
-    # What a killed process of an earlier version left.
+    # The empty file of a killed process of an earlier version.
     path.touch()
     ingest([trial.folder], f"sqlite:///{path}", "e", "s")
     assert seeds(f"sqlite:///{path}", "e") == ["3"]
     assert {file.name for file in tmp_path.iterdir()} == {"runs", "mlflow.db", "mlflow.db.lock", "mlartifacts"}
 
 
-def half_made(path: Path) -> None:
+def partly_created(path: Path) -> None:
     from mlflow import MlflowClient
 
     killed_at(250, lambda: MlflowClient(f"sqlite:///{path}").search_experiments())
 
 
-@pytest.mark.parametrize("damage", [half_made, lambda path: path.write_bytes(b"no database " * 100)])
-def test_a_broken_database_is_one_line_with_the_way_out(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("damage", [partly_created, lambda path: path.write_bytes(b"no database " * 100)])
+def test_a_damaged_database_is_one_line_with_a_remedy(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "mlflow.db"
     damage(path)
     trial = finish(make_trial(tmp_path / "runs"), {"test": [1]})
@@ -88,7 +88,7 @@ def test_a_broken_database_is_one_line_with_the_way_out(tmp_path: Path, damage: 
         ingest([trial.folder], f"sqlite:///{path}", "e", "s")
 
 
-def test_a_full_disk_leaves_no_half_database(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_database(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as enlarge:
         path = tmp_path / "disk" / "mlflow.db"
         (tmp_path / "disk" / "other").write_bytes(bytes(600_000))
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_no_half_database(tmp_path: Path) -> None:
 
 
 def bring(uri: str) -> str:
-    """Bring nothing into MLflow, in a process of its own that then holds no file open; its error, or `brought`."""
+    """Write nothing to MLflow, in a separate process that keeps no file open; returns its error, or `brought`."""
     program = (
         "import sys; from pipeline.common.errors import PipelineError\n"
         "from pipeline.tracking.writer import ingest\n"
@@ -114,7 +114,7 @@ def bring(uri: str) -> str:
     return ran.stdout.strip()
 
 
-def test_the_database_can_be_made_by_two_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_create_the_database_at_once(tmp_path: Path) -> None:
     trials = [finish(make_trial(tmp_path / "runs", f"train.seed={seed}"), {"test": [1]}) for seed in range(2)]
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     program = "import sys; from pipeline.tracking.writer import ingest; ingest(sys.argv[2:], sys.argv[1], 'e', 's')"
@@ -127,7 +127,7 @@ def test_the_database_can_be_made_by_two_at_once(tmp_path: Path) -> None:
     assert seeds(uri, "e") == ["0", "1"]
 
 
-def test_whoever_waits_says_for_whom_and_gives_up(
+def test_waiting_for_the_lock_names_its_holder_and_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(mlflow_database, "LOCK_NOTICE_SECONDS", 0.2)
@@ -142,7 +142,7 @@ def test_whoever_waits_says_for_whom_and_gives_up(
         pass
 
 
-def test_whoever_waits_goes_on_once_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_lock_ends_when_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, entered = tmp_path / "mlflow.db", threading.Event()
     waiting = threading.Event()
 
@@ -171,11 +171,11 @@ REFUSED = {
     "mysql://me:secret@127.0.0.1:1/mlflow": "pip install mysqlclient",
     "mssql+nonsense://me:secret@127.0.0.1:1/mlflow": "name a driver",
 }
-"""Addresses that cannot be used here, and what is said of each."""
+"""Unsupported addresses, and part of the error message for each."""
 
 
 @pytest.mark.parametrize("uri", REFUSED)
-def test_an_address_that_is_refused_is_one_line(
+def test_an_unsupported_address_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, uri: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -189,7 +189,7 @@ def test_an_address_that_is_refused_is_one_line(
     assert {file.name for file in tmp_path.iterdir()} == {"runs"}
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_path_without_write_access_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match=r"nothing is lost.*be written"):
         ingest([], f"sqlite:///{tmp_path}/file/mlflow.db", "e", "s")
@@ -216,7 +216,7 @@ def test_a_server_that_is_down_is_one_line(tmp_path: Path, capfd: pytest.Capture
 
 @pytest.fixture
 def answering(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that is none of MLflow: it answers everything alike."""
+    """A server other than MLflow, with one answer to all requests."""
     code, body = request.param
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -249,14 +249,14 @@ def answering(request: pytest.FixtureRequest) -> Iterator[str]:
     ],
     indirect=["answering"],
 )
-def test_a_server_that_is_none_of_mlflow_is_one_line(answering: str, way: str) -> None:
+def test_a_server_other_than_mlflow_is_one_line(answering: str, way: str) -> None:
     with pytest.raises(PipelineError, match=rf"nothing is lost.*{way}") as raised:
         ingest([], answering, "e", "s")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("call", ["tag_trial('0', {}, uri)", "identity_of_run('0' * 32, uri)"])
-def test_telemetry_is_off_before_mlflow_is_loaded(tmp_path: Path, made: Path, call: str) -> None:
+def test_telemetry_is_disabled_before_mlflow_is_loaded(tmp_path: Path, made: Path, call: str) -> None:
     shutil.copy(made, tmp_path / "mlflow.db")
     program = (
         f"from pipeline.tracking.writer import identity_of_run, tag_trial; uri = 'sqlite:///{tmp_path}/mlflow.db'\n"
@@ -277,13 +277,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_that_is_not_there_is_of_no_trial(made: Path) -> None:
+def test_an_unknown_run_has_no_trial(made: Path) -> None:
     assert identity_of_run("0" * 32, f"sqlite:///{made}") is None
     assert identity_of_run("0" * 32, f"sqlite:///{made.parent}/none.db") is None
     assert not (made.parent / "none.db").exists()
 
 
-def test_another_program_that_writes_is_named_as_the_cause(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_another_program_is_the_reported_cause(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.tracking.server import wrap_errors
 
     holder = sqlite3.connect(made, isolation_level=None)

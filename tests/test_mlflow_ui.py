@@ -1,4 +1,4 @@
-"""MLflow's pages of a finished sweep, in a real browser: the comparison that a user wants, within a few clicks."""
+"""MLflow's pages of a finished sweep, in a real browser."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ from pipeline.tracking.writer import ingest_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = Path(os.environ.get("SCREENSHOTS") or ROOT / "results" / "screenshots")
-"""Where the pictures go that people look at."""
+"""The folder of screenshots for people."""
 WINDOW = (1600, 1000)
 SINKS = "sinks/intermediate_tokens_per_utterance"
 ALL_SINKS = (SINKS, "sinks/max_ratio/intermediate", "sinks/bos_cosine/other", "sinks/relocated_share")
 CONDITIONS = ("test", "test/snr_0", "test/babble_snr_0", "validation", "validation/snr_0")
-"""The last of them and another have one title where MLflow shortens both."""
+"""The last one and another have the same title when MLflow shortens both."""
 
 
 def png(path: Path) -> None:
@@ -39,7 +39,7 @@ def png(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
-    """A database with a sweep of four trials, two of which differ in what their first name does not say; its ids."""
+    """A database with a sweep of four trials, two of which have the same task, weight and seed; and its ids."""
     folder = tmp_path_factory.mktemp("tracked")
     for number, settings in enumerate(
         (
@@ -51,7 +51,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     ):
         trial = make_trial(folder / "runs", *settings)
         for step in (10, 20):
-            trial.spool.append(step, {"loss/cross_entropy": 5.0 / step})
+            trial.metrics_log.append(step, {"loss/cross_entropy": 5.0 / step})
         errors = {name: [number, 1] for name in CONDITIONS}
         finish(trial, errors, **{name: 5.0 - number / (1 + place) for place, name in enumerate(ALL_SINKS)})
     comparison = compare(named_trials([str(folder / "runs")], folder))
@@ -71,7 +71,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def server(tracked: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`make ui`, on a port of its own: the address that it prints for the sweep's charts, once that can be opened."""
+    """The address of the sweep's charts that `make ui` prints, on a free port, once the server answers."""
     port = free_port()
     words = [sys.executable, "-m", "pipeline.ui", "--port", str(port)]
     settings = os.environ | {"MLFLOW_TRACKING_URI": tracked[0]}
@@ -100,7 +100,7 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
             with urllib.request.urlopen(address, timeout=5):
                 return
         except OSError:
-            assert time.monotonic() < end, "the server does not come up"
+            assert time.monotonic() < end, "the server does not answer"
             time.sleep(0.2)
 
 
@@ -123,7 +123,7 @@ def base(charts: str) -> str:
 
 
 def scroll_to(page: Page, words: str) -> None:
-    """Bring a section of the charts into the window: MLflow draws what can be seen."""
+    """Scroll to a section of the charts: MLflow draws only visible ones."""
     found = f"[...document.querySelectorAll('*')].filter(e => e.innerText?.startsWith('{words}')).pop()"
     page.wait_for(f"!!{found}")
     page.value(f"{found}.scrollIntoView()")
@@ -132,7 +132,7 @@ def scroll_to(page: Page, words: str) -> None:
 def test_the_comparison_is_two_clicks_from_the_experiment(
     page: Page, server: str, tracked: tuple[str, str, str]
 ) -> None:
-    """Views, Comparison: trials by what differs, the error rates and sinks beside them."""
+    """Views, Comparison: trials by name, with error rates and sinks."""
     page.open(f"{base(server)}#/experiments/{tracked[1]}/runs?workflowType=machine_learning")
     page.click("document.querySelector('[data-testid=saved-views-trigger]')")
     page.click_text("Comparison")
@@ -149,7 +149,7 @@ def test_the_comparison_is_two_clicks_from_the_experiment(
     page.screenshot(SHOTS / "mlflow-columns.png")
 
 
-def test_its_charts_are_behind_one_link(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
+def test_one_link_leads_to_the_charts(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
     assert server == base(server) + CHARTS.format(experiment=tracked[1])
     page.open(server)
     page.wait_for_text("4 matching runs")
@@ -167,7 +167,7 @@ def test_its_charts_are_behind_one_link(page: Page, server: str, tracked: tuple[
     page.wait_for("document.querySelectorAll('.barlayer .point').length >= 4")
 
 
-def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
+def test_table_figures_and_report_are_on_the_parent_run(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
     above = f"{base(server)}#/experiments/{tracked[1]}/runs/{tracked[2]}"
     page.open(above)
     page.wait_for("[...document.querySelectorAll('td')].some(cell => cell.innerText.includes('AVSR 16, 5'))")
@@ -178,7 +178,7 @@ def test_table_figures_and_report_are_on_the_run_above(page: Page, server: str, 
     page.screenshot(SHOTS / "mlflow-report.png")
 
 
-def test_a_run_names_the_digests_of_its_data(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
+def test_a_run_shows_the_digests_of_its_data(page: Page, server: str, tracked: tuple[str, str, str]) -> None:
     page.open(server.replace("CHART", "TABLE"))
     page.click_text("VSR 5 weight 0 seed 0", "a")
     page.wait_for_text("utterances")
@@ -194,7 +194,7 @@ def test_a_run_names_the_digests_of_its_data(page: Page, server: str, tracked: t
         ("sqlite:///broken.db", "move it away"),
     ],
 )
-def test_pages_that_cannot_be_shown_are_one_line(tmp_path: Path, uri: str | None, message: str) -> None:
+def test_an_error_of_the_pages_is_one_line(tmp_path: Path, uri: str | None, message: str) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database " * 100)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

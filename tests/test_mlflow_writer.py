@@ -1,4 +1,4 @@
-"""Trial folders in MLflow: all of it, once, whatever broke before."""
+"""Trial folders in MLflow: complete and without duplicates, also after failures."""
 
 import base64
 import contextlib
@@ -22,9 +22,8 @@ from pipeline.config import load_params
 from pipeline.tracking import content as mlflow_content
 from pipeline.tracking import run as mlflow_run
 from pipeline.tracking import writer as mlflow_writer
-from pipeline.tracking.charts import charts_of
 from pipeline.tracking.server import tracking_uri
-from pipeline.tracking.views import LONGEST_TAG, Shown, description, saved_view
+from pipeline.tracking.views import LONGEST_TAG, Shown, charts_of, description, saved_view
 from pipeline.tracking.writer import ingest
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import recorded
@@ -39,7 +38,7 @@ def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
     trial = Trial.create(runs, params, {"llm": "a" * 64, "utterances/train": "b" * 64})
     with recorded(trial, "train"):
         for step in range(1, steps + 1):
-            trial.spool.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
+            trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
     if done:
         trial.hypotheses.write_text("{}\n")
         (trial.folder / "figures").mkdir()
@@ -50,7 +49,7 @@ def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database that has its tables already: making them takes seconds."""
+    """A database that has its tables already: creating them takes seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
     ingest([], uri, "any", "any")
     return uri
@@ -74,7 +73,7 @@ def history(uri: str, run_id: str, name: str) -> list[tuple[int, int, float]]:
     return [(point.step, point.timestamp, point.value) for point in MlflowClient(uri).get_metric_history(run_id, name)]
 
 
-def test_everything_of_a_trial_arrives(tmp_path: Path, database: str, experiment: str) -> None:
+def test_a_run_has_all_content_of_the_trial(tmp_path: Path, database: str, experiment: str) -> None:
     from mlflow import MlflowClient
 
     trial = trained(tmp_path, 3)
@@ -102,7 +101,9 @@ def test_everything_of_a_trial_arrives(tmp_path: Path, database: str, experiment
     assert run.info.artifact_uri.startswith(beside.as_uri())
 
 
-def test_again_changes_nothing(tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_sync_changes_nothing(
+    tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = trained(tmp_path, 0)
     first = ingest([trial.folder], database, experiment, "sweep")
     with monkeypatch.context() as patched:
@@ -118,10 +119,10 @@ WRITING = ("create_run", "log_batch", "log_inputs", "log_artifact", "set_tag", "
 """Calls of MLflow's client that change something."""
 
 
-def test_whichever_call_fails_the_next_sync_shows_the_folder(
+def test_after_any_failed_call_the_next_sync_shows_the_folder(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run takes the place of another; calls fail in turn before and after they had their effect."""
+    """One run replaces another; each call fails in turn, before or after its effect."""
     monkeypatch.setattr(mlflow_run, "METRICS_IN_A_BATCH", 5)
     failures = 0
     for calls in itertools.count():
@@ -146,7 +147,7 @@ def test_whichever_call_fails_the_next_sync_shows_the_folder(
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, *, effect: bool) -> list[str]:
-    """Let one call of those that write fail, without or after its effect; its name is in the list once it did."""
+    """Make one writing call fail, without or after its effect; the list then contains its name."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -171,7 +172,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, *, effect: bool) -> li
 
 
 def require_shown(uri: str, run: Any, trial: Trial) -> None:
-    """MLflow shows of a trial what its folder says, and nothing else."""
+    """MLflow shows the content of the trial's folder, and nothing else."""
     from mlflow import MlflowClient
 
     config = yaml.safe_load(trial.config.read_text())
@@ -179,7 +180,7 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
     result = json.loads(trial.metrics.read_text()) if trial.metrics.exists() else {"metrics": {}}
     assert run.data.tags.get("evaluation") == result.get("evaluation")
     expected: dict[str, list[tuple[int, float]]] = {}
-    for line in trial.spool.path.read_text().splitlines():
+    for line in trial.metrics_log.path.read_text().splitlines():
         record = json.loads(line)
         for name in record.keys() - {"step", "time"}:
             expected.setdefault(name, []).append((record["step"], round(record["time"] * 1000), record[name]))
@@ -195,17 +196,17 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
         assert (artifacts / name).read_bytes() == (trial.folder / name).read_bytes()
     sessions = json.loads(trial.provenance.read_text())["sessions"]
     begun = datetime.fromisoformat(sessions[0]["started"]).timestamp()
-    first = json.loads(trial.spool.path.read_text().splitlines()[0])["time"]
+    first = json.loads(trial.metrics_log.path.read_text().splitlines()[0])["time"]
     assert run.info.start_time == round(min(begun, first) * 1000)
 
 
-def test_a_trial_that_still_trains_is_followed(tmp_path: Path, database: str, experiment: str) -> None:
+def test_a_trial_in_training_is_updated(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=3, done=False)
     ingest([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     assert run.info.status == "RUNNING"
-    trial.spool.append(3, {"loss/validation": 2.0}, at=BEGAN + 3.5)
-    trial.spool.append(4, {"loss/cross_entropy": 0.1}, at=BEGAN + 4)
+    trial.metrics_log.append(3, {"loss/validation": 2.0}, at=BEGAN + 3.5)
+    trial.metrics_log.append(4, {"loss/cross_entropy": 0.1}, at=BEGAN + 4)
     trial.finish("e" * 64, METRICS)
     ingest([trial.folder], database, experiment, "sweep")
     [again] = runs_of(database, experiment)
@@ -215,7 +216,7 @@ def test_a_trial_that_still_trains_is_followed(tmp_path: Path, database: str, ex
     assert [step for step, *_ in history(database, run.info.run_id, "loss/validation")] == [3]
 
 
-def test_another_evaluation_leaves_no_old_number(tmp_path: Path, database: str, experiment: str) -> None:
+def test_another_evaluation_replaces_all_metrics(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0)
     ingest([trial.folder], database, experiment, "sweep")
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
@@ -227,8 +228,8 @@ def test_another_evaluation_leaves_no_old_number(tmp_path: Path, database: str, 
     assert run.data.params["evaluate.beams"] == "1"
 
 
-def test_parameters_of_an_earlier_evaluation_do_not_stay(tmp_path: Path, database: str, experiment: str) -> None:
-    """Not even where the trial was first seen before it was evaluated at all."""
+def test_another_evaluation_replaces_all_parameters(tmp_path: Path, database: str, experiment: str) -> None:
+    """Also if the trial was first written before its first evaluation."""
     trial = trained(tmp_path, 0, done=False)
     ingest([trial.folder], database, experiment, "sweep")
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1", "sinks.tau=77"]))
@@ -239,19 +240,19 @@ def test_parameters_of_an_earlier_evaluation_do_not_stay(tmp_path: Path, databas
     assert run.data.params["sinks.tau"] == "77.0"
 
 
-def test_what_is_measured_again_after_a_kill_is_there_once(tmp_path: Path, database: str, experiment: str) -> None:
+def test_repeated_steps_are_shown_once(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=6, done=False)
     ingest([trial.folder], database, experiment, "sweep")
-    trial.spool.cut_back(3)
+    trial.metrics_log.cut_back(3)
     for step in range(4, 9):
-        trial.spool.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
+        trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
     ingest([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     require_shown(database, run, trial)
 
 
 @pytest.mark.parametrize("moving", [shutil.move, shutil.copytree])
-def test_a_project_that_was_moved_keeps_its_artifacts_with_it(tmp_path: Path, database: str, moving: Any) -> None:
+def test_artifacts_move_with_the_project(tmp_path: Path, database: str, moving: Any) -> None:
     old, new = tmp_path / "old place", tmp_path / "new place"
     old.mkdir()
     shutil.copy(database.removeprefix("sqlite:///"), old / "mlflow.db")
@@ -264,17 +265,17 @@ def test_a_project_that_was_moved_keeps_its_artifacts_with_it(tmp_path: Path, da
     trials = [Trial(new / "runs" / trial.folder.name) for trial in (before, after)]
     mlflow_writer.ingest_sweep([trial.folder for trial in trials], uri, "moved")
     runs = {run.data.tags.get("identity"): run for run in runs_of(uri, "moved")}
-    assert ids <= {run.info.run_id for run in runs.values()}, "nothing was begun anew"
+    assert ids <= {run.info.run_id for run in runs.values()}, "no run was replaced"
     for trial in trials:
         assert runs[trial.identity].info.artifact_uri.startswith((new / "mlartifacts").as_uri())
         folder = Path(unquote(runs[trial.identity].info.artifact_uri.removeprefix("file://")))
         assert (folder / "metrics.json").read_bytes() == trial.metrics.read_bytes()
     left = sorted(path.relative_to(old) for path in old.rglob("*")) if old.exists() else []
     kept = sorted(path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept").rglob("*"))
-    assert left in ([], kept), "nothing is written to the old place"
+    assert left in ([], kept), "nothing is written to the old folder"
 
 
-def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, experiment: str) -> None:
+def test_names_notes_and_tags_of_people_survive_a_sync(tmp_path: Path, database: str, experiment: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(database)
@@ -289,11 +290,11 @@ def test_what_people_wrote_survives_every_sync(tmp_path: Path, database: str, ex
         client.set_tag(run, "paper", f"tag of {name}")
     table.write_text("second")
     mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
-    # Now the trial's run has to be made anew.
+    # Now the trial's run has to be replaced.
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
     trial.finish("f" * 64, {"wer/test": 0.2})
     older = trained(tmp_path, 2)
-    older.spool.path.write_text(older.spool.path.read_text().replace("1700000001", "1600000001"))
+    older.metrics_log.path.write_text(older.metrics_log.path.read_text().replace("1700000001", "1600000001"))
     mlflow_writer.ingest_sweep([trial.folder, other.folder, older.folder], database, experiment, [table])
     runs = {run.data.tags.get("identity"): run for run in runs_of(database, experiment)}
     assert runs[trial.identity].info.run_id != run_id
@@ -328,7 +329,7 @@ def test_a_sweep_lasts_from_its_first_trial_to_its_last(tmp_path: Path, database
     ("left", "complete", "status"),
     [("failed.json", True, "FAILED"), ("stopped.json", True, "KILLED"), (None, False, "KILLED")],
 )
-def test_a_trial_that_does_not_run_is_not_shown_as_running(
+def test_an_ended_trial_is_not_shown_as_running(
     tmp_path: Path, database: str, experiment: str, left: str | None, complete: bool, status: str
 ) -> None:
     done = trained(tmp_path, 0)
@@ -365,15 +366,15 @@ def test_figures_of_a_trial_are_on_its_run(
     assert paths == ["figures/cosine.svg", "figures/importance.png"]
 
 
-def test_the_files_of_a_sweep_are_those_that_it_writes() -> None:
+def test_names_of_files_agree_with_the_commands() -> None:
     from pipeline.analyze import RESULTS
     from pipeline.reproduce import VERDICT
 
     assert VERDICT == mlflow_content.REPRODUCTION
-    assert mlflow_content.INSPECTED == RESULTS
+    assert mlflow_content.ANALYSIS == RESULTS
 
 
-def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, experiment: str) -> None:
+def test_mlflow_is_not_loaded_if_nothing_changed(tmp_path: Path, database: str, experiment: str) -> None:
     trials = [trained(tmp_path, seed) for seed in range(2)]
     words = [database, experiment, *(str(trial.folder) for trial in trials)]
     assert loads_mlflow(tmp_path, words)
@@ -389,7 +390,7 @@ def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, 
     )
 
     def again() -> str:
-        """The run that has taken the place of the deleted one."""
+        """The run that replaced the deleted one."""
         identity = run.data.tags["identity"]
         [found] = [r for r in runs_of(database, experiment) if r.data.tags.get("identity") == identity]
         return found.info.run_id
@@ -401,7 +402,7 @@ def test_with_nothing_to_do_mlflow_is_not_loaded(tmp_path: Path, database: str, 
 
 
 def loads_mlflow(folder: Path, words: list[str]) -> bool:
-    """Whether bringing a sweep and its trials into MLflow had to load it."""
+    """Whether writing a sweep and its trials loads mlflow."""
     program = (
         "import sys; from pipeline.tracking.writer import ingest, ingest_sweep\n"
         "uri, name, *folders = sys.argv[1:]\n"
@@ -414,7 +415,7 @@ def loads_mlflow(folder: Path, words: list[str]) -> bool:
     return ran.stdout.strip() == "True"
 
 
-def test_a_mark_does_not_outlive_its_database(tmp_path: Path, database: str) -> None:
+def test_a_new_database_is_filled_again(tmp_path: Path, database: str) -> None:
     trial = trained(tmp_path / "runs", 0)
     copied = tmp_path / "mlflow.db"
     uri = f"sqlite:///{copied}"
@@ -426,11 +427,11 @@ def test_a_mark_does_not_outlive_its_database(tmp_path: Path, database: str) -> 
         copied.unlink()
 
 
-def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database: str, experiment: str) -> None:
+def test_a_damaged_trial_does_not_block_the_others(tmp_path: Path, database: str, experiment: str) -> None:
     trials = [trained(tmp_path, seed) for seed in range(6)]
     trials[4].config.unlink()
     trials[5].config.write_text("")
-    trials[1].spool.path.write_text("no record\n")
+    trials[1].metrics_log.path.write_text("no record\n")
     (trials[3].folder / "identity.json").write_text("{")
     with pytest.raises(PipelineError, match="invalid JSON"):
         ingest([trial.folder for trial in trials], database, experiment, "sweep")
@@ -438,8 +439,8 @@ def test_one_damaged_trial_does_not_keep_the_others_out(tmp_path: Path, database
     assert seeds == {"0", "2"}
 
 
-def test_two_runs_of_one_trial_become_one(tmp_path: Path, database: str, experiment: str) -> None:
-    """As two machines leave them that write to one server at once."""
+def test_two_runs_of_one_trial_are_merged(tmp_path: Path, database: str, experiment: str) -> None:
+    """Two machines that write to one server at once create two runs."""
     from mlflow import MlflowClient
 
     client, trial = MlflowClient(database), trained(tmp_path, 0)
@@ -452,7 +453,7 @@ def test_two_runs_of_one_trial_become_one(tmp_path: Path, database: str, experim
     require_shown(database, run, trial)
 
 
-def test_an_mlflow_without_saved_views_has_all_the_rest(
+def test_an_mlflow_without_saved_views_shows_everything_else(
     tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from mlflow.store.tracking import sqlalchemy_store
@@ -475,7 +476,7 @@ def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pyte
         ingest([trained(tmp_path, 0).folder], database, "e", "s")
 
 
-def test_where_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri() == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
@@ -484,7 +485,7 @@ def test_where_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri() == "sqlite:///mlflow.db"
 
 
-def test_a_sweep_has_one_run_above_its_trials(tmp_path: Path, database: str) -> None:
+def test_a_sweep_has_one_parent_run(tmp_path: Path, database: str) -> None:
     from mlflow import MlflowClient
 
     trials = [trained(tmp_path, seed) for seed in range(2)]
@@ -506,7 +507,7 @@ def test_a_sweep_has_one_run_above_its_trials(tmp_path: Path, database: str) -> 
     assert f"![figures/overview.png](get-artifact?path=figures/overview.png&run_uuid={parent})" in note
 
 
-def test_a_sweep_keeps_what_a_person_wrote_about_it(tmp_path: Path, database: str) -> None:
+def test_the_note_of_a_person_on_a_sweep_is_kept(tmp_path: Path, database: str) -> None:
     from mlflow import MlflowClient
 
     trial = trained(tmp_path, 0)
@@ -518,20 +519,20 @@ def test_a_sweep_keeps_what_a_person_wrote_about_it(tmp_path: Path, database: st
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
 
 
-def test_runs_that_share_a_name_are_told_apart_by_what_differs(tmp_path: Path, database: str) -> None:
+def test_runs_of_the_same_name_are_extended_by_differing_settings(tmp_path: Path, database: str) -> None:
     params = ["train.seed=0", "decorrelation.weight=0.1"]
     folders = []
     for more in ([], ["decorrelation.stop_gradient=true"], ["model.modality=video"]):
         trial = Trial.create(tmp_path, load_params(ROOT / "params.yaml", [*params, *more]), {"utterances": "1" * 64})
         folders.append(trial.folder)
-        # In an earlier sweep each was alone.
+        # Before, each trial was the only one of its name.
         mlflow_writer.ingest_sweep(folders, database, "apart")
     names = {run.info.run_name for run in runs_of(database, "apart")}
     both = "AVSR 16, 5 weight 0.1 seed 0 stop_gradient"
     assert names == {"apart", f"{both} false", f"{both} true", "VSR 5 weight 0.1 seed 0"}
 
 
-def test_a_table_that_is_too_long_for_a_description_is_left_out_whole() -> None:
+def test_a_description_omits_a_table_that_is_too_long() -> None:
     files = ["report.html", "figures/overview.png", "figures/other.png"]
     short, long = (description("| cell |\n" * rows, "1", "abc", files) for rows in (3, LONGEST_TAG // 9))
     assert "| cell |" in short
@@ -563,7 +564,7 @@ def view_of(runs: list[Shown]) -> dict[str, Any]:
     return json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
 
 
-def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:
+def test_the_saved_view_shows_differing_settings_and_common_metrics() -> None:
     shown = [
         Shown("one", {"task": "ASR 4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
               ["wer/test", "wer/test/low", "wer/validation", "loss/cross_entropy"]),
@@ -579,6 +580,6 @@ def test_the_saved_view_shows_what_differs_and_what_all_have() -> None:
     ]  # fmt: skip
     [parallel] = [chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"]
     assert parallel["selectedParams"] == ["task", "decorrelation.weight"]
-    assert parallel["selectedMetrics"] == ["wer/validation", "wer/test"], "who lacks a metric would not be drawn"
+    assert parallel["selectedMetrics"] == ["wer/validation", "wer/test"], "MLflow omits runs that lack a metric"
     drawn = [chart["metricKey"] for chart in state["compareRunCharts"] if "metricKey" in chart and not chart["deleted"]]
     assert drawn == ["wer/validation", "wer/test", "sinks/relocated_share", "loss/cross_entropy"]

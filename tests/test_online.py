@@ -76,7 +76,7 @@ def lips(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(lips, tmp_path_factory):
-    """A project after such a trial, that nobody disturbed; in `plain`, the same without augmentation."""
+    """A project after such a trial without interruption; in `plain`, the same without augmentation."""
     folder = shutil.copytree(lips, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
     code = """
 train(params(SEEN))
@@ -92,7 +92,7 @@ def weights_of(trial):
     return {name: (trial / "adapter" / name).read_bytes() for name in names}
 
 
-def test_without_augmentation_it_trains_and_scores_as_cached_features_do(prepared, tmp_path):
+def test_online_equals_cached_without_augmentation(prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
     code = """
 import shutil
@@ -118,7 +118,7 @@ for mode in ("cached", "online"):
     assert metrics["sinks/max_ratio/bos"] == pytest.approx(others["sinks/max_ratio/bos"], rel=2e-2)
 
 
-def test_lora_inside_the_encoder_is_trained_kept_and_used(undisturbed):
+def test_encoder_lora_is_trained_saved_and_used(undisturbed):
     trial = the_trial(undisturbed)
     tensors = load_file(trial / "adapter/video/adapter_model.safetensors")
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in tensors} == {"q_proj", "v_proj"}
@@ -149,19 +149,19 @@ print(json.dumps({one: text for p in subject.intervened() for one, text in zip(p
     assert json.loads(outcomes) == {line["id"]: line["hypothesis"] for line in clean}
 
 
-def test_a_file_of_ones_own_goes_through_the_adapted_encoder(undisturbed):
+def test_transcribe_uses_the_adapted_encoder(undisturbed):
     lines = [json.loads(line) for line in (the_trial(undisturbed) / "hypotheses.jsonl").read_text().splitlines()]
     files = {f"data/corpus/{line['id']}.mp4": line["hypothesis"] for line in lines if line["split"] == "test"}
     files = {file: hypothesis for file, hypothesis in files.items() if (undisturbed / file).exists()}
     assert len(files) == 2
     done = command(undisturbed, "transcribe", *files, "--trial", str(the_trial(undisturbed)), "--sinks")
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stdout.split("\n")[:-1] if not line.startswith("  ")]
-    assert said == list(files.values())
+    printed = [line for line in done.stdout.split("\n")[:-1] if not line.startswith("  ")]
+    assert printed == list(files.values())
     assert sum(line.startswith("  BOS is ") for line in done.stdout.splitlines()) == 2
 
 
-def test_an_export_has_the_adapter_of_the_encoder(undisturbed, tmp_path):
+def test_an_export_includes_the_adapter_of_the_encoder(undisturbed, tmp_path):
     code = f"""
 from pipeline.export import export_trial
 from pipeline.trials.folder import Trial
@@ -179,7 +179,7 @@ export_trial(Trial(folder), Path({str(tmp_path / "exported")!r}), [])
     assert "with the adapter in `encoders/video`" in card
 
 
-def test_without_audio_there_is_one_condition_and_each_video_is_decoded_once(undisturbed):
+def test_a_model_without_audio_has_one_condition_and_decodes_each_video_once(undisturbed):
     trial = the_trial(undisturbed)
     manifest = [json.loads(line) for line in (undisturbed / "data/corpus/manifest.jsonl").read_text().splitlines()]
     assert any(line["snr"] is not None for line in manifest if line["split"] == "test")
@@ -189,7 +189,7 @@ def test_without_audio_there_is_one_condition_and_each_video_is_decoded_once(und
     assert not [name for name in json.loads((trial / "metrics.json").read_text())["metrics"] if "snr" in name]
 
 
-def test_what_an_adapted_encoder_makes_of_a_video_does_not_depend_on_the_batch(undisturbed):
+def test_adapted_features_do_not_depend_on_the_batch(undisturbed):
     code = """
 import torch
 from pipeline.analysis.speech import Speech
@@ -209,7 +209,7 @@ with torch.no_grad():
     first, among = encoded(0), encoded(2, 0, 1)
     again = encoded(1, 3)
     print(torch.equal(first[0], among[1]), torch.equal(among[2], again[0]), given)
-    # A step of training may change what the encoder makes of them.
+    # A training step may change the encoder.
     subject.model.train()
     encoded(0)
     print(given)
@@ -217,7 +217,7 @@ with torch.no_grad():
     assert in_process(undisturbed, code) == ["True True [1, 1, 1, 1]", "[1, 1, 1, 1, 1]"]
 
 
-def test_augmentation_is_part_of_training_and_of_what_a_trial_is(undisturbed):
+def test_augmentation_changes_training_and_identity(undisturbed):
     (plain,) = (undisturbed / "plain").iterdir()
     augmented = the_trial(undisturbed)
     assert plain.name != augmented.name
@@ -226,7 +226,7 @@ def test_augmentation_is_part_of_training_and_of_what_a_trial_is(undisturbed):
     assert first != other
 
 
-def test_what_was_read_is_recorded(undisturbed):
+def test_inputs_are_recorded(undisturbed):
     trained, evaluated = json.loads((the_trial(undisturbed) / "provenance.json").read_text())["sessions"]
     lines = [json.loads(line) for line in (undisturbed / "data/corpus/manifest.jsonl").read_text().splitlines()]
     for session, splits in ((trained, ("train", "validation")), (evaluated, ("validation", "test"))):
@@ -253,7 +253,7 @@ def test_a_killed_training_ends_with_equal_bits(lips, undisturbed, tmp_path):
     assert weights_of(trial) == weights_of(the_trial(undisturbed))
 
 
-def test_a_damaged_clip_is_one_error_that_names_it(lips, tmp_path):
+def test_a_damaged_clip_is_one_error_with_its_path(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
     first, second, *_ = (path.relative_to(folder) for path in sorted((folder / "data/corpus/train").rglob("*.mp4")))
     code = f"""
@@ -274,7 +274,7 @@ for content in (whole[:2000], other.read_bytes(), None):
     assert "the file is missing" in missing
 
 
-def test_inspection_takes_no_other_encoder(undisturbed):
+def test_analysis_refuses_another_encoder(undisturbed):
     run = ("--trial", str(the_trial(undisturbed)), "--set", "sinks.tau=5")
     done = command(undisturbed, "analyze", *run)
     assert done.returncode == 0, done.stderr
@@ -283,7 +283,7 @@ def test_inspection_takes_no_other_encoder(undisturbed):
     assert "error: data/weights/llm: is not the video encoder that the trial was trained with" in done.stderr
 
 
-def test_there_are_no_features_to_make(lips, tmp_path):
+def test_online_mode_needs_no_features(lips, tmp_path):
     folder = shutil.copytree(lips, tmp_path / "project", symlinks=True)
     done = command(folder, "features", "--set", "features.mode=online")
     assert done.returncode == 0, done.stderr
@@ -298,7 +298,7 @@ def test_there_are_no_features_to_make(lips, tmp_path):
     assert pointer.read_text() != before
 
 
-def test_a_sweep_over_mode_and_augmentation_needs_features_for_the_cached_alone(prepared, tmp_path, monkeypatch):
+def test_a_sweep_over_modes_computes_features_for_cached_trials_only(prepared, tmp_path, monkeypatch):
     folder = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(folder)
     noisy = {"features.augmentation.noise_share": 0.5, "features.augmentation.noise_snrs": [0, 10]}

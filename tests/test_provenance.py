@@ -1,4 +1,4 @@
-"""Provenance: enough to make a number again, nothing about who did."""
+"""Provenance: enough to reproduce a number, nothing about the user."""
 
 import io
 import json
@@ -26,9 +26,10 @@ from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_wit
 from pipeline.config import load_params
 from pipeline.push import holds_secret
 from pipeline.trials import provenance
+from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
-from pipeline.trials.provenance import environment, recorded, source_archive
+from pipeline.trials.provenance import recorded
 from pipeline.trials.trained import read_log, require_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +87,7 @@ def test_a_clean_tree_is_its_commit(project: Path) -> None:
     assert state.patch == b""
 
 
-def test_commit_and_patch_give_the_files_again(project: Path, tmp_path: Path) -> None:
+def test_commit_and_patch_restore_the_files(project: Path, tmp_path: Path) -> None:
     (project / "pipeline/model.py").write_text("width = 2\n")
     (project / "picture.bin").write_bytes(bytes(range(256)) * 10)
     (project / "pipeline/apart.py").unlink()
@@ -103,7 +104,7 @@ def test_commit_and_patch_give_the_files_again(project: Path, tmp_path: Path) ->
     assert not (again / "pipeline/apart.py").exists()
 
 
-def test_settings_of_git_do_not_spoil_the_patch(project: Path) -> None:
+def test_git_settings_do_not_change_the_patch(project: Path) -> None:
     git(project, "config", "color.ui", "always")
     git(project, "config", "diff.noprefix", "true")
     git(project, "config", "diff.external", "false")
@@ -114,7 +115,7 @@ def test_settings_of_git_do_not_spoil_the_patch(project: Path) -> None:
     assert (project / "pipeline/model.py").read_text() == "width = 2\n"
 
 
-def test_untracked_files_that_the_code_uses_are_named(project: Path) -> None:
+def test_untracked_files_of_the_code_are_recorded(project: Path) -> None:
     (project / "pipeline/model.py").write_text("from pipeline.new import width\n")
     (project / "pipeline/new.py").write_text("width = 3\n")
     (project / "notes.txt").write_text("mine\n")
@@ -122,15 +123,15 @@ def test_untracked_files_that_the_code_uses_are_named(project: Path) -> None:
     assert untracked == {"pipeline/new.py": file_sha256(project / "pipeline/new.py")}
 
 
-def test_what_dvc_writes_makes_no_tree_dirty(project: Path) -> None:
+def test_files_of_dvc_do_not_make_a_tree_dirty(project: Path) -> None:
     (project / "data.dvc").write_text("outs: []\n")
     git(project, "add", "data.dvc")
     git(project, "commit", "-qm", "data")
     (project / "data.dvc").write_text("outs: [{path: data}]\n")
     (project / "dvc.lock").write_text("schema: '2.0'\n")
-    told = environment(project)
-    assert not told["code"]["dirty"]
-    assert told["code"]["untracked"] == {}
+    recorded_environment = environment(project)
+    assert not recorded_environment["code"]["dirty"]
+    assert recorded_environment["code"]["untracked"] == {}
     with tarfile.open(fileobj=io.BytesIO(source_archive(project))) as archive:
         assert "dvc.lock" in archive.getnames()
     require_clean(project)
@@ -178,27 +179,27 @@ def test_a_project_inside_another_repository_is_not_that_repository(tmp_path: Pa
     assert state.patch == b""
 
 
-def test_without_git_it_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_reason_is_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert code_state(project, ()).record == {"version_control": "none: git is not installed"}
 
 
-def test_a_folder_of_another_user_is_said_to_be_one(project: Path) -> None:
+def test_a_folder_of_another_user_is_reported(project: Path) -> None:
     if os.getuid():
         pytest.skip("only root can give a folder away")
     for path in (project, *project.rglob("*")):
         os.lchown(path, 65534, 65534)
-    told = code_state(project, ()).record["version_control"]
-    assert told.startswith("none: git does not read another user's folder; git config")
+    recorded_environment = code_state(project, ()).record["version_control"]
+    assert recorded_environment.startswith("none: git does not read another user's folder; git config")
 
 
-def test_git_is_asked_about_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_reads_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
     assert "commit" in code_state(project, ()).record
 
 
-def test_dvc_works_in_a_downloaded_archive_and_is_left_alone_in_a_repository(project: Path) -> None:
+def test_dvc_works_in_a_downloaded_archive_and_is_not_changed_in_a_repository(project: Path) -> None:
     shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
     (project / "dvc.yaml").write_text("stages: {}\n")
     let_dvc_do_without_git(project)
@@ -249,7 +250,7 @@ def test_dvc_works_in_a_downloaded_archive_and_is_left_alone_in_a_repository(pro
         ("wer/test: 0.25", "wer/test: 0.25"),
     ],
 )
-def test_no_secret_in_text(text: str, clean: str) -> None:
+def test_secrets_are_removed_from_text(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
     assert without_secrets(clean) == clean
 
@@ -264,7 +265,7 @@ def test_no_secret_in_text(text: str, clean: str) -> None:
         ("-m|pipeline.train|--set|model.prompt=two words", "-m|pipeline.train|--set|model.prompt=two words"),
     ],
 )
-def test_no_secret_of_the_command_line(words: str, clean: str) -> None:
+def test_secrets_are_removed_from_the_command_line(words: str, clean: str) -> None:
     assert command_without_secrets(words.split("|")) == clean.split("|")
 
 
@@ -281,7 +282,7 @@ def test_no_secret_of_the_command_line(words: str, clean: str) -> None:
         ("url = 'https://me:abc@host'", "url = 'https://host'"),
     ],
 )
-def test_code_loses_literals_alone(code: str, clean: str) -> None:
+def test_only_literals_are_removed_from_code(code: str, clean: str) -> None:
     assert file_without_secrets("a.py", code.encode()).decode() == clean
 
 
@@ -291,7 +292,7 @@ def test_no_file_of_the_code_or_its_settings_looks_like_a_secret() -> None:
         assert file_without_secrets(file.name, file.read_bytes()) == file.read_bytes(), file
 
 
-def test_no_secret_in_a_log_or_a_nested_value(tmp_path: Path) -> None:
+def test_secrets_are_removed_from_logs_and_nested_values(tmp_path: Path) -> None:
     with open_redacted(tmp_path / "log.txt") as log:
         print("loading https://me:abc@host/x", "token=abc", file=log)
     assert (tmp_path / "log.txt").read_text() == "loading https://host/x token=***\n"
@@ -304,10 +305,10 @@ def test_long_text_is_cleaned_in_a_bounded_time() -> None:
         assert without_secrets(text) == text
 
 
-# Secrets in what is kept of the code.
+# Secrets in the recorded code.
 
 
-def test_settings_of_dvc_are_in_no_patch(project: Path) -> None:
+def test_dvc_settings_are_not_in_the_patch(project: Path) -> None:
     (project / ".dvc").mkdir()
     (project / ".dvc/config").write_text("[core]\n")
     git(project, "add", ".")
@@ -318,14 +319,14 @@ def test_settings_of_dvc_are_in_no_patch(project: Path) -> None:
     require_clean(project)
 
 
-def test_settings_of_a_remote_that_hold_a_secret_are_known(tmp_path: Path) -> None:
+def test_a_secret_in_the_settings_of_a_remote_is_detected(tmp_path: Path) -> None:
     settings = tmp_path / "config"
     for text, held in (("url = s3://bucket/x\n", False), ("url = s3://bucket\npassword = hunter2\n", True)):
         settings.write_text(f"['remote \"s\"']\n    {text}")
         assert holds_secret(settings) is held
 
 
-def test_a_change_that_holds_a_secret_is_left_out_of_the_patch_which_says_so(project: Path) -> None:
+def test_a_change_with_a_secret_is_withheld_from_the_patch_and_recorded(project: Path) -> None:
     (project / "remote.ini").write_text("[remote]\n")
     git(project, "add", ".")
     git(project, "commit", "-qm", "remote")
@@ -341,13 +342,13 @@ def test_a_change_that_holds_a_secret_is_left_out_of_the_patch_which_says_so(pro
     assert (project / "pipeline/model.py").read_text() == "width = 2\n"
 
 
-def test_no_secret_in_anything_that_a_trial_keeps(project: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_trial_contains_a_secret(project: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "params.yaml").write_text("a: 1\nurl: https://me:hunter2@host/?sig=hunter2\n")
     (project / "pipeline/model.py").write_text("width = 2\npassword = 'hunter2'\n")
     (project / "dvc.lock").write_text("stages: {}\n")
     git(project, "remote", "add", "origin", "https://me:hunter2@host/x")
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "pipeline.train", "-p", "hunter2", "--password=hunter2 x"])
-    for name in ("environment", "source_archive", "redacted_sources", "_code"):
+    for name in ("environment", "source_archive", "redacted_sources", "project_code"):
         here = getattr(provenance, name)
         monkeypatch.setattr(provenance, name, lambda root=project, here=here: here(root))
     with recorded(trial, "train"):
@@ -362,37 +363,37 @@ def test_no_secret_in_anything_that_a_trial_keeps(project: Path, trial: Trial, m
     assert not any(b"hunter2" in content for content in kept)
 
 
-def test_no_user_no_environment_no_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_contains_no_user_variable_or_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(project, "remote", "add", "origin", "https://somebody:hunter2@host/repo.git")
     monkeypatch.setenv("SOME_TOKEN", "value-of-the-environment")
     monkeypatch.setenv("HOME", str(project.parent))
     monkeypatch.setattr("sys.orig_argv", ["python", f"{project.parent}/elsewhere/x.py", "--auth-token", "hunter2"])
-    told = environment(project)
-    text = json.dumps(told)
+    recorded_environment = environment(project)
+    text = json.dumps(recorded_environment)
     for secret in ("hunter2", "somebody", "value-of-the-environment", str(project.parent)):
         assert secret not in text
-    assert told["code"]["remote"] == "https://host/repo.git"
-    assert told["command"] == ["python", "~/elsewhere/x.py", "--auth-token", "***"]
+    assert recorded_environment["code"]["remote"] == "https://host/repo.git"
+    assert recorded_environment["command"] == ["python", "~/elsewhere/x.py", "--auth-token", "***"]
 
 
 # What is recorded.
 
 
-def test_the_environment_names_what_matters(project: Path) -> None:
+def test_the_environment_contains_data_packages_and_hardware(project: Path) -> None:
     lock = (
         "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/corpus\n      hash: md5\n      md5: abc.dir\n"
     )
     (project / "dvc.lock").write_text(lock)
-    told = environment(project)
-    assert told["data"] == {"data/corpus": "abc.dir"}
-    assert told["packages"]["torch"]
-    assert len(told["packages"]) > 100
-    assert told["hardware"]["cpu"]
-    assert told["hardware"]["cores"] >= 1
-    assert environment(project) is told, "looked at once in the life of a process"
+    recorded_environment = environment(project)
+    assert recorded_environment["data"] == {"data/corpus": "abc.dir"}
+    assert recorded_environment["packages"]["torch"]
+    assert len(recorded_environment["packages"]) > 100
+    assert recorded_environment["hardware"]["cpu"]
+    assert recorded_environment["hardware"]["cores"] >= 1
+    assert environment(project) is recorded_environment, "read once in the life of a process"
 
 
-def test_the_archive_holds_what_it_takes_and_is_equal_for_equal_files(project: Path, tmp_path: Path) -> None:
+def test_the_archive_is_complete_and_equal_for_equal_files(project: Path, tmp_path: Path) -> None:
     packed = source_archive(project)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         names = archive.getnames()
@@ -424,7 +425,7 @@ def test_a_session_has_start_end_and_outcome(trial: Trial) -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"), [(KeyboardInterrupt, "interrupted"), (RuntimeError, "failed: RuntimeError")]
 )
-def test_a_session_that_fails_says_how_and_the_next_is_added(trial: Trial, error: type, outcome: str) -> None:
+def test_a_failed_session_is_recorded_and_the_next_added(trial: Trial, error: type, outcome: str) -> None:
     with pytest.raises(error), recorded(trial, "train"):
         raise error
     with recorded(trial, "train"):
@@ -432,7 +433,7 @@ def test_a_session_that_fails_says_how_and_the_next_is_added(trial: Trial, error
     assert [session["outcome"] for session in sessions(trial)] == [outcome, "finished"]
 
 
-def test_who_lost_the_lease_writes_nothing_more(trial: Trial) -> None:
+def test_a_process_without_the_lease_writes_nothing(trial: Trial) -> None:
     def work() -> None:
         with recorded(trial, "train"):
             trial.provenance.write_text("of the new holder")
@@ -447,7 +448,7 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
     class Changed:
         patch = b"first"
 
-    monkeypatch.setattr(provenance, "_code", lambda: Changed)
+    monkeypatch.setattr(provenance, "project_code", lambda: Changed)
     with recorded(trial, "train"):
         pass
     Changed.patch = b"second"
@@ -464,11 +465,11 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
     assert len(list(trial.folder.glob("source*.tar.gz"))) == 2
 
 
-def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_patch_is_described_but_not_stored(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     class Huge:
         patch = b"x" * (provenance.PATCH_LIMIT + 1)
 
-    monkeypatch.setattr(provenance, "_code", lambda: Huge)
+    monkeypatch.setattr(provenance, "project_code", lambda: Huge)
     with recorded(trial, "train"):
         pass
     [session] = sessions(trial)
@@ -498,7 +499,7 @@ def test_a_huge_patch_is_described_not_kept(trial: Trial, monkeypatch: pytest.Mo
         '{"sessions": [{"hardware": {"gpus": 3}}]}',
     ],
 )
-def test_damaged_provenance_is_named_and_holds_up_no_work(trial: Trial, content: str, capfd) -> None:
+def test_damaged_provenance_is_reported_and_does_not_block_the_work(trial: Trial, content: str, capfd) -> None:
     with recorded(trial, "train"):
         pass
     changed = trial.provenance.read_text().replace('"finished"', '"finithed"') if content == "other" else content
@@ -512,17 +513,17 @@ def test_damaged_provenance_is_named_and_holds_up_no_work(trial: Trial, content:
     assert capfd.readouterr().err.startswith(f"warning: {trial.provenance}: ")
 
 
-def test_a_metrics_log_that_changed_after_the_training_is_named(trial: Trial) -> None:
+def test_a_metrics_log_changed_after_the_training_is_detected(trial: Trial) -> None:
     with recorded(trial, "train"):
-        trial.spool.append(1, {"loss/cross_entropy": 2.5})
-    trial.spool.append(2, {"loss/cross_entropy": 2.25})
-    assert len(read_log(trial)) == 2, "a training that paused goes on"
+        trial.metrics_log.append(1, {"loss/cross_entropy": 2.5})
+    trial.metrics_log.append(2, {"loss/cross_entropy": 2.25})
+    assert len(read_log(trial)) == 2, "a paused training continues"
     with recorded(trial, "train"):
         trial.adapter.mkdir()
         (trial.adapter / "adapter_model.safetensors").write_bytes(b"weights")
     assert len(read_log(trial)) == 2
     require_adapter(trial)
-    trial.spool.path.write_text(trial.spool.path.read_text().replace("2.25", "2.24"))
+    trial.metrics_log.path.write_text(trial.metrics_log.path.read_text().replace("2.25", "2.24"))
     with pytest.raises(PipelineError, match=r"metrics\.jsonl: has changed: .*train it again"):
         read_log(trial)
     (trial.adapter / "adapter_model.safetensors").write_bytes(b"weighus")

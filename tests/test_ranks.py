@@ -1,4 +1,4 @@
-"""Data-parallel training: two processes over gloo against one, and what kills, stops and errors leave."""
+"""Data-parallel training: two processes over gloo compared with one, and kills, stops and errors."""
 
 import json
 import os
@@ -22,7 +22,7 @@ UNEVEN = ("--set", "train.batch_size=5")
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
-    """The folder of a trial of `LONG` that nobody disturbed."""
+    """The folder of a trial of `LONG` that was not interrupted."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
     done = command(folder, "train", *LONG)
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def ranks_of(process) -> list[int]:
     return found
 
 
-def wait_until_gone(pids: list[int]) -> None:
+def wait_for_exit(pids: list[int]) -> None:
     wait_until(lambda: not any(map(is_alive, pids)), None, "the ranks end", 20)
 
 
@@ -51,7 +51,7 @@ def test_two_ranks_train_as_one_process_does(project, more):
         )
         assert done.returncode == 0, done.stderr
         (trials[ranks],) = (project / f"runs/{ranks}").iterdir()
-    # The number of ranks is part of what the trial is.
+    # The number of ranks is part of the identity.
     assert trials[1].name != trials[2].name
     alone, shared = (
         [json.loads(line) for line in (t / "metrics.jsonl").read_text().splitlines()] for t in trials.values()
@@ -59,14 +59,14 @@ def test_two_ranks_train_as_one_process_does(project, more):
     assert [line["step"] for line in alone] == [line["step"] for line in shared]
     for one, other in zip(alone, shared, strict=True):
         assert one.keys() == other.keys()
-        # Adam makes steps of equal size out of gradients that are nearly nothing, so that roundings grow.
+        # Adam takes steps of equal size even for tiny gradients, which amplifies rounding errors.
         close = 1e-5 if one["step"] == 1 else 2e-3
         for name in one.keys() - {"time", "throughput/utterances_per_second"}:
             assert other[name] == pytest.approx(one[name], rel=close), (one["step"], name)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_one_error_and_training_goes_on_with_equal_bits(project, undisturbed, rank):
+def test_a_killed_rank_is_one_error_and_training_resumes_to_equal_bits(project, undisturbed, rank):
     process = start(project, "train", *LONG)
     wait_for_checkpoint(project, process, 5)
     ranks = ranks_of(process)
@@ -75,20 +75,20 @@ def test_a_killed_rank_is_one_error_and_training_goes_on_with_equal_bits(project
     assert process.returncode == 1
     assert f"error: rank {rank} of 2: was killed by SIGKILL" in errors
     assert "Traceback" not in errors
-    wait_until_gone(ranks)
+    wait_for_exit(ranks)
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
     assert losses_of(the_trial(project)) == losses_of(undisturbed)
 
 
-def test_ranks_do_not_outlive_who_started_them(project, undisturbed):
+def test_ranks_do_not_outlive_their_parent(project, undisturbed):
     process = start(project, "train", *LONG, "--set", "train.checkpoint_every=4")
     wait_for_checkpoint(project, process, 4)
     ranks = ranks_of(process)
     process.kill()
     process.communicate()
-    wait_until_gone(ranks)
+    wait_for_exit(ranks)
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
@@ -103,7 +103,7 @@ def test_an_interrupted_training_of_two_ranks_keeps_its_last_step(project, undis
         os.kill(pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    wait_until_gone(ranks)
+    wait_for_exit(ranks)
     trial = the_trial(project)
     steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
     assert max(steps) == losses_of(trial)[-1][0]
@@ -127,7 +127,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         launch.launch(print, (), 4, "auto", bool)
 
 
-def test_each_rank_has_a_gpu_of_its_own_and_sees_the_others(monkeypatch):
+def test_each_rank_has_its_own_gpu_and_sees_the_others(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     launch._own_gpu_first(1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7,4"

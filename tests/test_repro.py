@@ -24,7 +24,7 @@ def stages_run(done):
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory, real_weights):
-    """A project as somebody has it who has just cloned it."""
+    """A project as it is after a clone."""
     folder = make_project(tmp_path_factory.mktemp("repro") / "project", real_weights)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
@@ -40,13 +40,13 @@ def finished(empty):
     return empty
 
 
-def test_nothing_is_done_twice(finished):
+def test_repro_runs_nothing_twice(finished):
     done = dvc(finished, "repro")
     assert stages_run(done) == []
     assert "up to date" in done.stdout
 
 
-def test_metrics_and_plots_are_there_for_dvc(finished):
+def test_dvc_shows_metrics_and_plots(finished):
     shown = json.loads(dvc(finished, "metrics", "show", "--json").stdout)
     metrics = shown[""]["data"]["results/dvc.json"]["data"]
     assert metrics["wer"] >= 0
@@ -58,7 +58,7 @@ def test_metrics_and_plots_are_there_for_dvc(finished):
     assert not plots.get("errors")
 
 
-def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path):
+def test_a_sweep_runs_missing_stages_through_dvc(finished, tmp_path):
     project = shutil.copytree(finished, tmp_path / "project", symlinks=True)
     (project / "sweep.yaml").write_text("name: small\nset: {train.steps: 2}\naxes: {model.modality: [video]}\n")
     for lost in ("data/features", "results/features"):
@@ -73,7 +73,7 @@ def test_a_sweep_makes_through_dvc_what_it_lacks(finished, tmp_path):
     assert "best by wer/validation: VSR 5 weight 0" in done.stdout
 
 
-def test_a_beam_evaluates_again_and_a_comment_trains_nothing(finished):
+def test_a_changed_beam_evaluates_again_and_a_comment_runs_nothing(finished):
     (trial,) = (finished / "runs").iterdir()
     trained = (trial / "adapter/adapter_model.safetensors").stat().st_mtime_ns
     params = finished / "params.yaml"
@@ -92,7 +92,7 @@ def test_a_beam_evaluates_again_and_a_comment_trains_nothing(finished):
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_cut_goes_on(finished, tmp_path, ending):
+def test_an_interrupted_repro_resumes(finished, tmp_path, ending):
     folder = shutil.copytree(finished, tmp_path / "project", symlinks=True)
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("steps: 8", "steps: 60"))
@@ -118,4 +118,4 @@ def test_a_run_that_is_cut_goes_on(finished, tmp_path, ending):
     assert done.returncode == 0, done.stderr + done.stdout
     assert stages_run(done) == ["train", "evaluate"]
     assert (trial / "metrics.json").exists()
-    assert before_the_cut() == kept, "the steps before the cut were made again"
+    assert before_the_cut() == kept, "the steps before the interruption were repeated"

@@ -1,4 +1,4 @@
-"""Runs made again: from a dirty tree, after a kill, on other branches and machines; and what has changed is found."""
+"""Reproduction from a dirty tree, after a kill, on other branches and machines; changes are detected."""
 
 import io
 import json
@@ -21,9 +21,10 @@ from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
+from pipeline.trials.environment import environment as environment_of
+from pipeline.trials.environment import source_archive
 from pipeline.trials.folder import Trial
-from pipeline.trials.provenance import environment as environment_of
-from pipeline.trials.provenance import sessions, source_archive
+from pipeline.trials.provenance import sessions
 
 
 def shell(folder: Path, line: str) -> str:
@@ -43,9 +44,9 @@ def the_trial(folder: Path) -> Trial:
 
 @pytest.fixture(scope="module")
 def recorded(prepared, tmp_path_factory):
-    """A project with a done run, of code that was not committed, partly in a new file, and has gone on since.
+    """A project with a done trial of uncommitted code, partly in a new file; the code was changed later.
 
-    Its path has what URLs, patterns and formats take for their own.
+    Its path has special characters of URLs, patterns and formats.
     """
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("recorded") / "a project #1 %20 [x]", symlinks=True)
     shell(folder, "git init -q -b main")
@@ -73,20 +74,20 @@ def recorded(prepared, tmp_path_factory):
 
 @pytest.fixture
 def project(recorded, tmp_path):
-    """A copy of it, to spoil."""
+    """A copy of it, for changes."""
     return shutil.copytree(recorded, tmp_path / "project", symlinks=True)
 
 
 def failing(capsys, project: Path) -> str:
-    """What a check says that must fail."""
+    """The output of a check that must fail."""
     assert not check(the_trial(project), project)
     return capsys.readouterr().out
 
 
-# The whole way.
+# The entire command.
 
 
-def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
+def test_a_killed_reproduction_resumes_and_ends_with_equal_bits(project):
     trial = the_trial(project)
     client = "from pipeline.tracking.server import DEFAULT_URI, client_of; "
     client += (
@@ -115,7 +116,7 @@ def test_a_killed_reproduction_goes_on_and_ends_with_equal_bits(project):
     assert program(project, client).strip() == f"{run_id} PASS: equal in every bit"
 
 
-def test_another_clone_has_all_after_a_pull(project, tmp_path, capsys):
+def test_a_pull_makes_another_clone_complete(project, tmp_path, capsys):
     nowhere = command(project, "push")
     assert (nowhere.returncode, nowhere.stdout) == (1, "")
     assert nowhere.stderr.startswith("error: dvc: has no default remote; nothing was copied; add one: ")
@@ -134,25 +135,25 @@ def test_another_clone_has_all_after_a_pull(project, tmp_path, capsys):
     assert not (trial.folder / "checkpoints").exists()
     assert not list(trial.folder.glob("lease*"))
     written = trial.metrics.stat().st_mtime_ns
-    # With the code that ran, it is done there; the branch has gone on.
+    # The trial is done with the code that ran; the branch has changed.
     with tarfile.open(trial.folder / "source.tar.gz") as archive:
         archive.extractall(clone, filter="data")
     assert command(clone, "evaluate").returncode == 0
     assert trial.metrics.stat().st_mtime_ns == written, "it was computed again"
     (clone / "data/corpus/manifest.jsonl").write_text("of another corpus\n")
     assert check(trial, clone)
-    said = capsys.readouterr().out
-    assert "is not in this repository" in said
-    assert "fetched by DVC: data/corpus" in said
-    assert (clone / "data/corpus/manifest.jsonl").read_text() == "of another corpus\n", "the project stays as it is"
+    printed = capsys.readouterr().out
+    assert "is not in this repository" in printed
+    assert "fetched by DVC: data/corpus" in printed
+    assert (clone / "data/corpus/manifest.jsonl").read_text() == "of another corpus\n", "the project is not changed"
     shell(clone, "git checkout -q . && dvc pull --quiet --allow-missing --force")
     assert trial.metrics.exists()
 
 
-# What is no longer as it was.
+# Changes.
 
 
-def test_a_byte_of_features_a_trained_weight_and_what_is_gone_are_found(project, capsys):
+def test_changed_and_missing_files_are_reported(project, capsys):
     trial = the_trial(project)
     read = json.loads(trial.provenance.read_text())["sessions"][-1]["inputs"]
     first, last = sorted(name for name in read if name.endswith("features.f16"))[:2]
@@ -164,24 +165,24 @@ def test_a_byte_of_features_a_trained_weight_and_what_is_gone_are_found(project,
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    said = failing(capsys, project)
+    printed = failing(capsys, project)
     for line in (f"{first} has changed", f"{last} is missing", f"{weights} has changed"):
-        assert f"FAIL       {line}" in said
-    assert "FAIL: it cannot be made again" in said
+        assert f"FAIL       {line}" in printed
+    assert "FAIL: the trial cannot be reproduced" in printed
     assert len(shell(project, "git worktree list").splitlines()) == 1
 
 
-def test_a_corpus_that_was_changed_since_is_named(project, capsys):
+def test_a_changed_corpus_is_reported(project, capsys):
     shutil.rmtree(project / ".dvc")
     manifest = project / "data/corpus/manifest.jsonl"
     lines = manifest.read_text().splitlines()
     changed = [json.loads(line) | {"text": "other words"} if '"train"' in line else json.loads(line) for line in lines]
     rewrite_manifest(manifest.parent, changed)
-    said = failing(capsys, project)
-    assert "utterances/train are not what was trained on; data/corpus/manifest.jsonl has changed" in said
+    printed = failing(capsys, project)
+    assert "utterances/train: not the data of the training; data/corpus/manifest.jsonl has changed" in printed
 
 
-def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project, capsys):
+def test_versions_are_reported_and_the_archive_replaces_a_lost_commit(project, capsys):
     trial = the_trial(project)
     forged = sessions(trial)
     for session in forged:
@@ -189,16 +190,18 @@ def test_versions_are_named_and_the_archive_stands_in_for_a_lost_commit(project,
     trial.provenance.write_text(json.dumps({"sessions": forged}))
     shell(project, "rm -rf .git && git init -q")
     assert check(trial, project)
-    said = capsys.readouterr().out
-    assert "from source.tar.gz: commit " in said
-    assert "  torch 1.0.0, now " in said
-    assert "1 packages that compute nothing are others: ruff" in said
+    printed = capsys.readouterr().out
+    assert "from source.tar.gz: commit " in printed
+    assert "  torch 1.0.0, now " in printed
+    assert "1 packages without effect on results differ: ruff" in printed
     (trial.folder / "source.tar.gz").unlink()
-    with pytest.raises(PipelineError, match=r"its code cannot be had: commit .* is not in this repository, and source"):
+    with pytest.raises(
+        PipelineError, match=r"its code cannot be restored: commit .* is not in this repository, and source"
+    ):
         check(trial, project)
 
 
-def test_a_run_that_is_not_done_is_one_error(project):
+def test_a_trial_that_is_not_done_is_one_error(project):
     the_trial(project).metrics.unlink()
     failed = command(project, "reproduce", the_trial(project).identity[:8])
     assert failed.returncode == 1
@@ -210,7 +213,7 @@ def test_a_run_that_is_not_done_is_one_error(project):
 
 @pytest.fixture
 def dirty(tmp_path):
-    """A repository with changes, a trial's folder with what is kept of them, and the session that says so."""
+    """A repository with changes, a trial's folder with their record, and the session."""
     project, trial = tmp_path / "project", tmp_path / "trial"
     texts = dict.fromkeys(["__init__", "weights", "prepare", "features", "evaluate"], "")
     texts |= {"train": "import pipeline.model\n", "model": "width = 1\n"}
@@ -243,7 +246,7 @@ def is_as_it_ran(tree: Path) -> bool:
     return width.read_text().endswith("width = 2\n") and gain.read_text() == "gain = 0.5\n"
 
 
-def test_code_is_had_again_from_commit_and_patch_and_leaves_no_trace(dirty, tmp_path):
+def test_code_is_restored_from_commit_and_patch_without_a_trace(dirty, tmp_path):
     project, trial, session = dirty
     tree = tmp_path / "tree"
     how = restore_code(session, trial, project, tree)
@@ -251,14 +254,14 @@ def test_code_is_had_again_from_commit_and_patch_and_leaves_no_trace(dirty, tmp_
     assert is_as_it_ran(tree)
     (tree / "of an earlier call").touch()
     assert restore_code(session, trial, project, tree) == how
-    assert (tree / "of an earlier call").exists(), "it was there already"
+    assert (tree / "of an earlier call").exists(), "the tree was restored already"
     remove_tree(project, tree)
     assert not tree.exists()
     assert len(shell(project, "git worktree list").splitlines()) == 1
     assert shell(project, "git status --short") == ""
 
 
-def test_code_is_had_from_the_archive_where_commit_or_patch_are_lost(dirty, tmp_path):
+def test_code_is_restored_from_the_archive_without_commit_or_patch(dirty, tmp_path):
     project, trial, session = dirty
     tree = tmp_path / "tree"
     (trial / "uncommitted.patch").write_text("of another tree\n")
@@ -277,7 +280,7 @@ def test_code_is_had_from_the_archive_where_commit_or_patch_are_lost(dirty, tmp_
         restore_code(session, trial, elsewhere, tmp_path / "none")
 
 
-def test_code_that_is_kept_without_its_secrets_is_said_to_be_so(dirty, tmp_path):
+def test_code_without_its_secrets_is_reported(dirty, tmp_path):
     project, trial, session = dirty
     session["code"] |= {"withheld": ["remote.ini", "pipeline/model.py"]}
     session["source"] |= {"redacted": ["pipeline/model.py"]}
@@ -337,7 +340,7 @@ def made(runs: Path, metrics: dict[str, float], weights: bytes = b"a", hypothesi
     return trial
 
 
-def test_other_weights_and_hypotheses_fail_where_bits_can_be_asked_for(tmp_path):
+def test_different_weights_and_hypotheses_fail_if_bits_must_be_equal(tmp_path):
     one = made(tmp_path / "one", {"wer/test": 0.5})
     other = made(tmp_path / "other", {"wer/test": 0.5}, b"b", "other")
     words = {verdict.name: verdict.word for verdict in judge(one, other, exact=True)}
@@ -346,7 +349,7 @@ def test_other_weights_and_hypotheses_fail_where_bits_can_be_asked_for(tmp_path)
     assert words == {"trained weights": "PASS near", "hypotheses": "PASS near", "wer/test": "PASS equal"}
 
 
-def test_what_speaks_against_equal_bits():
+def test_reasons_against_equal_bits():
     here = {
         "python": "3.11.7", "packages": {"torch": "2.13.0", "ruff": "1.0"}, "threads": 2, "device": "cpu",
         "hardware": {"cpu": "a", "vectors": ["avx2", "avx512f"]}, "system": {"libc": "glibc 2.36"},
@@ -361,7 +364,7 @@ def test_what_speaks_against_equal_bits():
     assert reason == "NVIDIA X: kernels of a GPU add in no fixed order"
 
 
-def test_what_was_read_is_recorded_with_the_files_that_the_identity_names(recorded):
+def test_inputs_are_recorded_and_agree_with_the_identity(recorded):
     trial = the_trial(recorded)
     trained, evaluated = json.loads(trial.provenance.read_text())["sessions"]
     folders = {Path(name).parent.name for name in trained["inputs"] if name.startswith("data/features/")}

@@ -73,7 +73,7 @@ class Worker:
             weight, seed = values["decorrelation"]["weight"], values["train"]["seed"]
             trial = Trial(Path(job["folder"]))
             if job["until"]:
-                trial.spool.append(job["until"], {"loss/validation": weight})
+                trial.metrics_log.append(job["until"], {"loss/validation": weight})
                 yield "ended", job["identity"], {"outcome": "paused", "step": job["until"]}
                 continue
             self.trained.append(job["identity"])

@@ -1,4 +1,4 @@
-"""What a stranger passes on: a trial whose record leads out of its folder, a model that is a program."""
+"""Files from strangers: a trial whose record leads out of its folder, a model with its own code."""
 
 import ast
 import gzip
@@ -19,14 +19,14 @@ from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.reproduction import code as code_module
 from pipeline.reproduction.code import restore_code
 from pipeline.reproduction.data import place_data
-from pipeline.trials.archive import archived_sources
+from pipeline.trials.environment import archived_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def packed(tmp_path):
-    """Packs members into the archive of a trial; gives what `restore_code` takes: session, trial, project, tree."""
+    """Packs members into the archive of a trial; returns the arguments of `restore_code`."""
     trial, project = tmp_path / "trial", tmp_path / "project"
     trial.mkdir()
     project.mkdir()
@@ -57,14 +57,14 @@ def files_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../../outside", "/outside"])
-def test_a_name_in_an_archive_that_leads_out_is_refused(packed, tmp_path, name):
+def test_an_archived_name_that_leads_out_is_refused(packed, tmp_path, name):
     name = name if name[0] != "/" else str(tmp_path / "outside")
     with pytest.raises(PipelineError, match="leads out of the archive's folder; do not use this trial"):
         restore_code(*packed(("pipeline/a.py", b"a"), (name, b"b")))
     assert not list(tmp_path.glob("**/outside"))
 
 
-def test_links_in_an_archive_are_left_out(packed, tmp_path):
+def test_archived_links_are_skipped(packed, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     members = link("out", str(outside)), ("out/x", b"x"), link("hard", "../secret", tarfile.LNKTYPE)
@@ -75,7 +75,7 @@ def test_links_in_an_archive_are_left_out(packed, tmp_path):
     assert not any(outside.iterdir())
 
 
-def test_a_link_that_a_patch_or_a_commit_makes_is_refused(packed, tmp_path, monkeypatch):
+def test_a_link_from_a_patch_or_commit_is_refused(packed, tmp_path, monkeypatch):
     outside = tmp_path / "outside"
     outside.mkdir()
 
@@ -99,10 +99,10 @@ def test_a_workspace_that_is_a_link_is_refused(packed, tmp_path):
     assert (tmp_path / "outside/tree/precious").exists()
 
 
-def test_an_archive_that_is_none_or_fills_the_memory_is_none(packed, tmp_path, monkeypatch):
+def test_a_damaged_or_oversized_archive_is_refused(packed, tmp_path, monkeypatch):
     session, trial, *_ = packed(("a.py", b"a" * 1000))
     assert archived_sources(trial, session) == {"a.py": b"a" * 1000}
-    monkeypatch.setattr("pipeline.trials.archive.LIMIT", 100)
+    monkeypatch.setattr("pipeline.trials.environment.ARCHIVE_LIMIT", 100)
     assert archived_sources(trial, session) is None
     monkeypatch.undo()
     whole = (trial / "source.tar.gz").read_bytes()
@@ -112,7 +112,7 @@ def test_an_archive_that_is_none_or_fills_the_memory_is_none(packed, tmp_path, m
         assert not archived_sources(trial, session)
 
 
-def test_data_are_linked_and_unlinked_inside_the_tree_alone(tmp_path):
+def test_data_are_linked_and_unlinked_only_inside_the_tree(tmp_path):
     project, tree, outside = (tmp_path / name for name in ("project", "tree", "outside"))
     for folder in (project, tree, outside):
         folder.mkdir()
@@ -155,9 +155,9 @@ def test_the_code_of_a_model_is_not_run(own_code, tmp_path):
     for load in (lambda: load_decoder(settings, torch.float32), lambda: load_tokenizer(settings)):
         with pytest.raises(
             PipelineError, match="needs Python code of its own folder, which is never run; take"
-        ) as told:
+        ) as raised:
             load()
-        assert len(str(told.value).splitlines()) == 1
+        assert len(str(raised.value).splitlines()) == 1
     assert not (tmp_path / "it ran").exists()
 
 

@@ -1,4 +1,4 @@
-"""Stages train and evaluate on a small project: what cuts them short, and what is the same afterwards."""
+"""Stages train and evaluate on a small project: interruptions, and equal results afterwards."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory):
-    """The folder of a trial of `LONG` that nobody disturbed, and a new interpreter with hashes of its own trained."""
+    """The folder of a trial of `LONG`, trained without interruption in a new interpreter."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("undisturbed") / "project", symlinks=True)
     subprocess.run([sys.executable, "-m", "pipeline.train", *LONG], cwd=folder, env=environment(), check=True)
     return the_trial(folder)
@@ -62,7 +62,7 @@ def test_a_killed_training_ends_with_equal_bits(project, undisturbed):
     assert not (trial / "checkpoints").exists()
 
 
-def test_sinks_are_followed_while_it_trains_and_nothing_else_changes(project, undisturbed):
+def test_following_sinks_does_not_change_the_training(project, undisturbed):
     followed = command(project, "train", *LONG, "--set", "sinks.every=10")
     assert followed.returncode == 0, followed.stderr
     trial = the_trial(project)
@@ -76,7 +76,7 @@ def test_sinks_are_followed_while_it_trains_and_nothing_else_changes(project, un
 
 
 def in_process(project, code, parts=str.split):
-    """Run Python in a project, with `params(*overrides)` and `train` at hand; returns what it printed, in parts."""
+    """Run Python in a project, with `params(*overrides)` and `train`; returns the words that it printed."""
     given = """
 from pipeline.config import load_params
 from pipeline.train import train
@@ -93,8 +93,8 @@ def test_trials_of_one_process_share_the_llm_and_no_bits(project, undisturbed):
     assert weights_of(project / "runs" / undisturbed.name) == weights_of(undisturbed)
 
 
-def test_a_training_that_pauses_ends_with_equal_bits(project, undisturbed):
-    code = "print(*(train(params(), until).state().name for until in (12, 12, 4, 20, None)))"
+def test_a_paused_training_ends_with_equal_bits(project, undisturbed):
+    code = "print(*(train(params(), until).status().name for until in (12, 12, 4, 20, None)))"
     assert in_process(project, code) == ["TRAINING"] * 4 + ["TRAINED"]
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
     assert losses_of(the_trial(project)) == losses_of(undisturbed)
@@ -116,7 +116,7 @@ def test_an_interrupted_training_keeps_its_last_step(project, undisturbed):
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "unsealed"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed, damage):
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(project, undisturbed, damage):
     process = start(project, "train", *LONG)
     wait_for_checkpoint(project, process, 15)
     process.send_signal(signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed, 
     assert weights_of(trial) == weights_of(undisturbed)
 
 
-def test_a_loss_that_is_no_number_is_one_error(project):
+def test_a_loss_that_is_not_finite_is_one_error(project):
     failed = command(project, "train", "--set", "train.learning_rate=1e30", "--set", "train.gradient_clip=1e30")
     assert failed.returncode == 1
     assert "the loss is nan; lower train.learning_rate" in failed.stderr
@@ -149,7 +149,7 @@ def test_a_loss_that_is_no_number_is_one_error(project):
     )
 
 
-def test_a_full_disk_is_one_error_and_training_goes_on_with_room(project, undisturbed):
+def test_a_full_disk_is_one_error_and_training_resumes_with_space(project, undisturbed):
     with small_disk(project / "runs") as enlarge:
         failed = command(project, "train", *LONG)
         assert failed.returncode == 1, failed.stderr
@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_error_and_training_goes_on_with_room(project, undist
         assert weights_of(the_trial(project)) == weights_of(undisturbed)
 
 
-def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
+def test_two_processes_do_not_train_one_trial_twice(project, undisturbed):
     first = start(project, "train", *LONG)
     wait_for_checkpoint(project, first, 5)
     # It stands still meanwhile, so that it cannot have finished before the other is there.
@@ -174,7 +174,7 @@ def test_two_at_once_do_not_train_one_trial_twice(project, undisturbed):
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
 
 
-def test_the_headline_noise_is_the_loudest():
+def test_the_headline_is_the_condition_with_the_loudest_noise():
     noisy = {"wer/test/snr_5": 0.2, "wer/test/babble_snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
     assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
     assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
@@ -218,7 +218,7 @@ def test_an_evaluation_has_its_own_digest(project):
     assert after["metrics.json"] != before["metrics.json"]
 
 
-def test_an_evaluation_that_was_killed_decodes_only_the_rest(project):
+def test_a_killed_evaluation_decodes_only_the_rest(project):
     assert command(project, "train").returncode == 0
     whole = command(project, "evaluate")
     assert whole.returncode == 0, whole.stderr
@@ -252,7 +252,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.evaluate import evaluate
 def small(*more):
     return load_params("params.yaml", ["train.steps=2", *more])
-def said(work, *files):
+def printed(work, *files):
     kept = {file: file.read_bytes() for file in map(Path, files)}
     for file, whole in kept.items():
         middle = len(whole) // 2
@@ -280,15 +280,15 @@ def test_a_damaged_adapter_is_one_line(project):
         SPOIL
         + """
 trial = train(small())
-said(lambda: evaluate(small()), *sorted(trial.adapter.iterdir()))
-print(evaluate(small()).state())
+printed(lambda: evaluate(small()), *sorted(trial.adapter.iterdir()))
+print(evaluate(small()).status())
 """
     )
-    *said, last = lines_of(project, code)
+    *printed, last = lines_of(project, code)
     assert last == "done"
     for name in ("adapter_model.safetensors", "adapter_config.json", "projector.safetensors", "complete.json"):
-        assert sum(name in line for line in said) == 4
-    assert all("/adapter" in line and line.endswith("and train it again") for line in said), said
+        assert sum(name in line for line in printed) == 4
+    assert all("/adapter" in line and line.endswith("and train it again") for line in printed), printed
 
 
 def test_damaged_weights_and_features_are_one_line(project):
@@ -300,19 +300,19 @@ files = ("config.json", "tokenizer.json", "model.safetensors", "weights.json")
 seeds = itertools.count()
 weights = [f"data/weights/llm/{name}" for name in files]
 others = [features, features.parent / "index.json", "data/corpus/manifest.jsonl"]
-said(lambda: train(small(f"train.seed={next(seeds)}")), *weights, *others)
-print(train(small()).state())
+printed(lambda: train(small(f"train.seed={next(seeds)}")), *weights, *others)
+print(train(small()).status())
 """
     )
-    *said, last = lines_of(project, code)
+    *printed, last = lines_of(project, code)
     assert last == "trained"
-    # Of a folder without a record, weights are known by what is in them.
-    unnoticed = [line for line in said if line.startswith("unnoticed")]
+    # In a folder without a record, weights are identified by their content.
+    unnoticed = [line for line in printed if line.startswith("unnoticed")]
     assert unnoticed == ["unnoticed data/weights/llm/weights.json gone"]
-    assert all("run: python -m pipeline." in line for line in set(said) - set(unnoticed)), said
+    assert all("run: python -m pipeline." in line for line in set(printed) - set(unnoticed)), printed
 
 
-def test_an_evaluation_that_was_cut_twice_decodes_each_batch_once(project):
+def test_an_evaluation_killed_twice_decodes_each_batch_once(project):
     code = (
         SPOIL
         + """
@@ -342,20 +342,20 @@ print(len(calls), [file.read_bytes() for file in files] == before)
     assert in_process(project, code) == ["3", "True"]
 
 
-def test_a_metrics_log_that_changed_is_measured_again(project, undisturbed):
+def test_a_changed_metrics_log_is_measured_again(project, undisturbed):
     code = (
         SPOIL
         + """
-from pipeline.training.checkpoints import newest_whole
+from pipeline.training.checkpoints import newest_intact
 trial = train(params(), 12)
-assert newest_whole(trial.checkpoints).name == "checkpoint-12"
-log = trial.spool.path
+assert newest_intact(trial.checkpoints).name == "checkpoint-12"
+log = trial.metrics_log.path
 lines = log.read_text().splitlines()
 (number,) = [number for number, line in enumerate(lines) if '"step": 11' in line and "cross_entropy" in line]
 lines[number] = lines[number].replace('"loss/cross_entropy": ', '"loss/cross_entropy": 1')
 log.write_text("".join(f"{line}\\n" for line in lines))
-print(newest_whole(trial.checkpoints).name)
-print(train(params()).state())
+print(newest_intact(trial.checkpoints).name)
+print(train(params()).status())
 """
     )
     assert in_process(project, code) == ["checkpoint-10", "trained"]
@@ -369,11 +369,11 @@ def test_an_untrained_trial_names_the_command(project):
     assert "python -m pipeline.train" in failed.stderr
 
 
-def test_a_corpus_of_other_parameters_is_refused(project):
+def test_a_corpus_prepared_with_other_parameters_is_refused(project):
     done = command(project, "train", "--set", "corpus.synthetic.utterances={train: 60, validation: 2, test: 2}")
     assert done.returncode == 1
-    told = "error: data/corpus: was prepared with corpus.synthetic.utterances.train=6, not 60; prepare it again"
-    assert done.stderr.startswith(told)
+    expected = "error: data/corpus: was prepared with corpus.synthetic.utterances.train=6, not 60; prepare it again"
+    assert done.stderr.startswith(expected)
     assert not list(project.glob("runs/*"))
 
 
@@ -384,7 +384,7 @@ def test_missing_features_name_the_command(project):
     assert "python -m pipeline.features audio" in failed.stderr
 
 
-def test_video_is_refused_where_the_corpus_has_none(project):
+def test_video_is_refused_if_the_corpus_has_none(project):
     manifest = project / "data/corpus/manifest.jsonl"
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     silent = {"video": None, "video_frames": None, "video_sha256": None}

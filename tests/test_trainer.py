@@ -17,7 +17,7 @@ from pipeline.model.examples import Examples, collate
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import step_of
 from pipeline.training.trainer import LossTrainer, arguments
-from pipeline.trials.metrics_log import Spool
+from pipeline.trials.metrics_log import MetricsLog
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
 SECONDS = [0.5, 1.3, 0.24, 1.0, 0.8, 0.6]
@@ -42,7 +42,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
     batches = Batches([round(25 * seconds) for seconds in SECONDS], train)
     return LossTrainer(
         DECORRELATION,
-        Spool(folder / "metrics.jsonl"),
+        MetricsLog(folder / "metrics.jsonl"),
         batches,
         None,
         model=model,
@@ -58,7 +58,7 @@ def weights_of(trainer: LossTrainer) -> list[torch.Tensor]:
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
-    """Without what depends on the clock."""
+    """Without values that depend on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in line if not name.startswith(("time", "throughput"))} for line in lines]
 
@@ -80,7 +80,7 @@ def test_a_resumed_training_has_equal_bits_and_an_equal_log(llm, tmp_path, setti
     assert steps == whole.batches.steps == again.state.global_step
 
 
-def test_a_machine_of_several_gpus_trains_on_one(llm, tmp_path, monkeypatch):
+def test_training_uses_one_of_several_gpus(llm, tmp_path, monkeypatch):
     alone = trainer_of(llm, tmp_path / "alone")
     alone.train()
 
@@ -99,7 +99,7 @@ def test_a_machine_of_several_gpus_trains_on_one(llm, tmp_path, monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(weights_of(alone), weights_of(among), strict=True))
 
 
-def test_accumulated_batches_give_the_mean_of_their_gradients(llm, tmp_path):
+def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):
     settings = {"steps": 1, "accumulate": 3, "log_every": 1, "checkpoint_every": 9, "gradient_clip": 1e9}
     trainer = trainer_of(llm, tmp_path, **settings)
     model = trainer.model.train()
@@ -117,7 +117,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(llm, tmp_path):
     assert line["loss/cross_entropy"] == pytest.approx(sum(losses) / 3, rel=1e-6)
 
 
-def test_a_loss_that_is_no_number_leaves_no_checkpoint(llm, tmp_path):
+def test_a_loss_that_is_not_finite_leaves_no_checkpoint(llm, tmp_path):
     trainer = trainer_of(llm, tmp_path, checkpoint_every=1, learning_rate=1e30, gradient_clip=1e30, warmup=0.0)
     with pytest.raises(PipelineError, match=r"step 1: the loss is nan; lower train\.learning_rate"):
         trainer.train()

@@ -21,8 +21,8 @@ from pipeline.evaluate import evaluate
 from pipeline.sinks.definitions import DEFINITIONS
 from pipeline.train import train
 from pipeline.training.build import build_model
+from pipeline.training.evaluation import sink_statistics
 from pipeline.training.inputs import evaluation_inputs
-from pipeline.training.measure import observe
 from pipeline.transcribe import main
 from pipeline.transcription.recording import read_streams
 from pipeline.trials.folder import Trial
@@ -134,7 +134,7 @@ def test_sinks_are_those_that_the_instrument_counts(
     )
     inputs = evaluation_inputs(params)
     model = build_model(params, inputs, trial.adapter).eval()
-    found = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
+    found = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (
         r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median after block \d, at feature \d+; "
         r"cosine .*"
@@ -146,7 +146,7 @@ def test_sinks_are_those_that_the_instrument_counts(
     assert lines[0].startswith("  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is no sink by activation (")
     both = re.fullmatch(r"  sinks by massive activation: (\d+)(?: \(.*\))?; by attention: (\d+)(?: \(.*\))?", counts)
     assert int(both[1]) == len(told) + found["bos"]["sink_tokens"]
-    statistics = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0)
+    statistics = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0)
     assert int(both[2]) == statistics.arrays["definition_tokens"][list(DEFINITIONS).index("attention")].sum()
     assert len(lines) == 1 + len(told)
 

@@ -1,4 +1,4 @@
-"""What a trial reads is made once, whoever asks for it, and each group of features has its digest taken once."""
+"""The inputs of a trial are read once, and the digest of each group of features is computed once."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,6 @@ from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
 from pipeline.training.inputs import TrialInputs, evaluation_inputs, training_inputs
-from pipeline.trials.input_files import files_of, input_files
 
 
 @pytest.fixture
@@ -50,7 +49,10 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     counted(store, "digest")
     inputs = TrialInputs(params)
     for purpose, read in (("train", inputs.training), ("evaluate", inputs.evaluation)):
-        assert input_files(params, purpose, read.utterances, read.groups) == files_of(params, purpose)
+        files = inputs.files(purpose)
+        assert files[Path(params.corpus.out) / read.utterances[0].video] == read.utterances[0].video_sha256
+        assert Path(params.corpus.out) / "manifest.jsonl" in files
+        assert any(file.parent == Path(params.model.llm.weights) for file in files)
         for group in read.groups["video"]:
             assert read.digests[f"video/{group.name}"] == group.digest
             assert group.folder.name == group.digest[:16]
@@ -59,7 +61,7 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     assert (calls["feature_groups"], calls["digest"]) == (2, 4)
 
 
-def test_they_are_those_that_are_made_alone(params: Params) -> None:
+def test_shared_inputs_equal_separate_ones(params: Params) -> None:
     inputs = TrialInputs(params)
     for ours, alone in ((inputs.training, training_inputs(params)), (inputs.evaluation, evaluation_inputs(params))):
         assert ours.digests == alone.digests
@@ -67,7 +69,7 @@ def test_they_are_those_that_are_made_alone(params: Params) -> None:
     assert {utterance.split for utterance in inputs.training.utterances} == {"train", "validation"}
 
 
-def test_a_lost_manifest_is_told_when_it_is_asked_for(params: Params) -> None:
+def test_a_missing_manifest_is_reported_on_first_use(params: Params) -> None:
     (Path(params.corpus.out) / "manifest.jsonl").unlink()
     inputs = TrialInputs(params)
     with pytest.raises(PipelineError, match="the file is missing"):

@@ -22,7 +22,7 @@ from pipeline.sweeping.results import publish
 from pipeline.sweeping.sections import Scheduler, Specification
 from pipeline.sweeping.status import status_lines
 from pipeline.sweeping.view import Running, View
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def four(tmp_path):
 
 
 def spool(planned, step, speed):
-    planned.trial.spool.append(step, {"loss/cross_entropy": 1.0, "throughput/utterances_per_second": speed})
+    planned.trial.metrics_log.append(step, {"loss/cross_entropy": 1.0, "throughput/utterances_per_second": speed})
 
 
 def said(shown, capsys):
@@ -246,11 +246,11 @@ def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
         write_json(other.provenance, {"sessions": sessions})
         finish(other, {"test": [0]})
     checkpoint = trial.checkpoints / "checkpoint-30"
-    assert Costs(tmp_path / "runs").of(planned, State.NEW).training == pytest.approx(120)
+    assert Costs(tmp_path / "runs").of(planned, Status.NEW).training == pytest.approx(120)
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
-    assert Costs(tmp_path / "runs").of(planned, State.TRAINING).training == pytest.approx(30)
-    assert Costs(tmp_path / "runs").of(planned, State.NEW).training == pytest.approx(120), "as a whole"
+    assert Costs(tmp_path / "runs").of(planned, Status.TRAINING).training == pytest.approx(30)
+    assert Costs(tmp_path / "runs").of(planned, Status.NEW).training == pytest.approx(120), "as a whole"
 
 
 @pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
@@ -316,7 +316,7 @@ def test_the_status_is_told_from_files_alone(tmp_path, monkeypatch):
     ]  # fmt: skip
     finish(planned[0].trial, {"validation": [0, 3]})
     planned[1].fail("the disk is full", "")
-    planned[2].trial.spool.append(7, {"loss/cross_entropy": 1.25})
+    planned[2].trial.metrics_log.append(7, {"loss/cross_entropy": 1.25})
     folder = tmp_path / "results"
     specification = Specification(name="some")
     with pytest.raises(PipelineError, match="this sweep has run no trial yet"):

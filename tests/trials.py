@@ -1,4 +1,4 @@
-"""Trial folders with figures that a test chooses, made without training."""
+"""Trial folders with given metrics, written without training."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def make_trial(runs: Path, *settings: str, data: dict[str, str] = DATA) -> Trial
 
 
 def finish(trial: Trial, errors: dict[str, list[int]], **more: float) -> Trial:
-    """Write what an evaluation leaves: by condition the errors of each utterance of six words, and more metrics."""
+    """Write the results of an evaluation: errors per utterance of six words, by condition, and more metrics."""
     metrics = dict(more)
     lines = []
     for name, counts in errors.items():
@@ -38,18 +38,18 @@ def finish(trial: Trial, errors: dict[str, list[int]], **more: float) -> Trial:
 
 
 def with_hypotheses(trial: Trial, text: str) -> None:
-    """Other lines in `hypotheses.jsonl`, as if the evaluation of a done trial had written them."""
+    """Replace the lines of `hypotheses.jsonl` of a done trial."""
     result = trial.result()
     trial.hypotheses.write_text(text)
     trial.finish(result["evaluation"], result["metrics"], result["details"])
 
 
-def sink_records(figures: dict[str, list], roles: dict[str, int]) -> dict[str, np.ndarray]:
-    """What the sink instrument keeps of each utterance (a value, or numerator and denominator), and tokens by role."""
-    values = [[one if isinstance(one, tuple) else (one, 1) for one in column] for column in figures.values()]
+def sink_records(metrics: dict[str, list], roles: dict[str, int]) -> dict[str, np.ndarray]:
+    """The sink instrument's records per utterance (a value, or numerator and denominator), and tokens by role."""
+    values = [[value if isinstance(value, tuple) else (value, 1) for value in column] for column in metrics.values()]
     return {
         "record_ids": np.array([f"test/{number}" for number in range(len(values[0]))]),
-        "record_names": np.array([f"sinks/{name}" for name in figures]),
+        "record_names": np.array([f"sinks/{name}" for name in metrics]),
         "records": np.array(values, np.float32).transpose(0, 2, 1),
         "roles": np.array(list(roles)),
         "role_tokens": np.array(list(roles.values())),

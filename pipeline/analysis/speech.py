@@ -14,8 +14,7 @@ from pipeline.scoring.errors import score
 from pipeline.training.build import build_model
 from pipeline.training.inputs import evaluation_inputs
 from pipeline.trials.folder import Trial
-from pipeline.trials.identity import configuration
-from pipeline.trials.naming import task_of
+from pipeline.trials.identity import configuration, task_of
 from pipeline.trials.trained import require_encoders, require_llm, trained_params
 
 

@@ -13,8 +13,8 @@ from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.config import Modality
 from pipeline.trials import marks
-from pipeline.trials.folder import State, Trial
-from pipeline.trials.naming import PAPER_NAMES, task_name
+from pipeline.trials.folder import Status, Trial
+from pipeline.trials.identity import PAPER_NAMES, task_name
 from pipeline.trials.results import AGAIN
 
 MARK = "identity.json"
@@ -207,13 +207,13 @@ def _length(configuration: dict[str, Any]) -> str:
 def _gap(trial: Trial, length: str) -> Gap:
     if mark := marks.gap(trial.folder):
         return Gap(*mark)
-    match trial.state():
-        case State.NEW:
+    match trial.status():
+        case Status.NEW:
             return Gap("not run", "")
-        case State.TRAINED:
+        case Status.TRAINED:
             return Gap("not scored", "it is trained, and waits for its evaluation")
         case _:
-            records, _ = trial.spool.read()
+            records, _ = trial.metrics_log.read()
             return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {length}")
 
 

@@ -15,7 +15,7 @@ from pipeline.comparison.table import Cell, Comparison
 from pipeline.comparison.table import Figure as Measured
 from pipeline.comparison.variants import Variant
 from pipeline.sinks import figures as sinks
-from pipeline.trials.naming import PAPER_NAMES
+from pipeline.trials.identity import PAPER_NAMES
 
 WIDTH, HEIGHT = sinks.PANEL
 COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)

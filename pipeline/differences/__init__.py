@@ -1,1 +1,1 @@
-"""How two trials differ: settings, code, data, versions, metrics and hypotheses."""
+"""Differences between two trials: parameters, code, data, versions, metrics, hypotheses."""

@@ -1,101 +1,108 @@
-"""Two runs side by side: what differs in what they are, in their figures, and in what they understood.
+"""Compare two trials, A and B: their parameters, code, data, versions, metrics and hypotheses."""
 
-pair = compare_pair(Trial(folder), Trial(other))
-"""
-
+import ast
 import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.code import tree_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import METRICS, find, is_bound
 from pipeline.common.significance import sign_flip_p
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.entries import flattened
-from pipeline.differences.code import FileChange, changed_files
 from pipeline.differences.sessions import changed_packages, changed_surroundings
-from pipeline.trials.archive import archived_sources
+from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
 from pipeline.trials.results import AGAIN
 
 ABSENT = "absent"
-_PLACES = ("corpus.out", "features.out", "train.runs", "weights.out")
-"""Parameters that say where something lies, not what it is."""
+REST = "imports and other statements"
+_PATHS = ("corpus.out", "features.out", "train.runs", "weights.out")
+"""Parameters that are only locations."""
 
 Values = dict[str, tuple[str, str]]
-"""Two values by name."""
+"""The values of A and B by name."""
+Lines = dict[str, dict[str, dict]]
+"""Lines of `hypotheses.jsonl` by condition (as in metric names) and utterance id."""
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A file that differs in more than comments, docstrings and formatting."""
+
+    name: str
+    what: str
+    """`only in A`, `only in B`, or the definitions that differ: `fit, +Watch.on_save, -old`."""
 
 
 @dataclass(frozen=True)
 class MetricChange:
-    """A metric of both runs; None where one has it not."""
+    """The values of a metric; None in a trial that lacks it."""
 
     name: str
-    one: float | None
-    other: float | None
+    a: float | None
+    b: float | None
     p: float | None
-    """Of a sign-flip test over the same utterances of these two runs; for word error rates, where they are kept."""
+    """Of a sign-flip test over the same utterances, for word error rates."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An utterance that one run has right, word by word, and the other wrong."""
+    """An utterance that is correct, word by word, in one trial and wrong in the other."""
 
     condition: str
     id: str
     reference: str
     wrong: str
+    """The wrong hypothesis."""
     right_in: str
     """`A` or `B`."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs; the first is A, the second is B."""
+    """The differences between two trials."""
 
-    one: Trial
-    other: Trial
+    a: Trial
+    b: Trial
     parameters: Values
     files: list[FileChange] | None
-    """None where an archive is missing or damaged."""
+    """None if an archive of sources is missing or damaged."""
     cosmetic: int
-    """Files that differ in comments, docstrings or formatting only."""
+    """Number of files that differ in comments, docstrings or formatting only."""
     data: Values
     versions: Values
-    """Of packages, Python and what they ran on."""
+    """Of packages, Python and the machine."""
     metrics: list[MetricChange]
     disagreements: list[Disagreement]
     notes: list[str]
 
 
-def compare_pair(one: Trial, other: Trial) -> Pair:
-    """Compare two runs, done or not: what is not there is left out, and named.
-
-    Raises:
-        PipelineError: an `identity.json`, a `provenance.json` or hypotheses are damaged.
-    """
-    notes = [f"{name} is not done: it has no figures." for name, t in (("A", one), ("B", other)) if not t.result()]
+def compare_pair(a: Trial, b: Trial) -> Pair:
+    """Compare two trials, done or not; what cannot be compared is in the notes. PipelineError if a file is damaged."""
+    notes = [f"{name} is not done: it has no metrics." for name, t in (("A", a), ("B", b)) if not t.result()]
     versions: Values = {}
     files, cosmetic = None, 0
-    recorded = [sessions(trial) for trial in (one, other)]
+    recorded = [sessions(trial) for trial in (a, b)]
     if all(recorded):
-        last, last_other = (each[-1] for each in recorded)
-        versions = changed_surroundings(last, last_other) | changed_packages(last, last_other)
-        source, source_other = archived_sources(one.folder, last), archived_sources(other.folder, last_other)
-        if source is not None and source_other is not None:
-            files, cosmetic = changed_files(source, source_other)
-    parts = one.identity_parts(), other.identity_parts()
-    if files == [] and parts[0]["code"] != parts[1]["code"]:
+        last_a, last_b = (each[-1] for each in recorded)
+        versions = changed_surroundings(last_a, last_b) | changed_packages(last_a, last_b)
+        sources_a, sources_b = archived_sources(a.folder, last_a), archived_sources(b.folder, last_b)
+        if sources_a is not None and sources_b is not None:
+            files, cosmetic = changed_files(sources_a, sources_b)
+    parts_a, parts_b = a.identity_parts(), b.identity_parts()
+    if files == [] and parts_a["code"] != parts_b["code"]:
         notes.append("They were trained by different code; what is compared is the code that evaluated them.")
-    metrics, disagreements = _figures(one, other, notes)
+    metrics, disagreements = _compare_results(a, b, notes)
     return Pair(
-        one=one,
-        other=other,
-        parameters=_differing(_parameters(one), _parameters(other)),
+        a=a,
+        b=b,
+        parameters=_differing(_parameters(a), _parameters(b)),
         files=files,
         cosmetic=cosmetic,
-        data=_differing(*(part["data"] for part in parts)),
+        data=_differing(parts_a["data"], parts_b["data"]),
         versions=versions,
         metrics=metrics,
         disagreements=disagreements,
@@ -105,14 +112,14 @@ def compare_pair(one: Trial, other: Trial) -> Pair:
 
 def _parameters(trial: Trial) -> dict[str, Any]:
     values = flattened(read_yaml(trial.config, "restore it; the trial cannot be read without it"))
-    return {key: value for key, value in values.items() if key not in _PLACES}
+    return {key: value for key, value in values.items() if key not in _PATHS}
 
 
-def _differing(one: dict[str, Any], other: dict[str, Any]) -> Values:
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> Values:
     return {
-        key: (_text(one.get(key, ABSENT)), _text(other.get(key, ABSENT)))
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key, ABSENT) != other.get(key, ABSENT)
+        key: (_text(a.get(key, ABSENT)), _text(b.get(key, ABSENT)))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, ABSENT) != b.get(key, ABSENT)
     }
 
 
@@ -120,60 +127,101 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _figures(one: Trial, other: Trial, notes: list[str]) -> tuple[list[MetricChange], list[Disagreement]]:
-    result, result_other = one.result(), other.result()
-    if not result or not result_other:
+def changed_files(a: dict[str, bytes], b: dict[str, bytes]) -> tuple[list[FileChange], int]:
+    """The Python files that differ, and how many more differ in comments, docstrings or formatting only."""
+    changes, cosmetic = [], 0
+    for name in sorted(name for name in a.keys() | b.keys() if name.endswith(".py")):
+        if name not in a or name not in b:
+            changes.append(FileChange(name, "only in A" if name in a else "only in B"))
+        elif a[name] != b[name]:
+            parts = _changed_definitions(_definitions(ast.parse(a[name])), _definitions(ast.parse(b[name])))
+            cosmetic += not parts
+            changes += [FileChange(name, ", ".join(parts))] if parts else []
+    return changes, cosmetic
+
+
+def _changed_definitions(a: dict[str, str], b: dict[str, str]) -> list[str]:
+    """Names of changed definitions, with `+` if only in B, with `-` if only in A."""
+    changed = [name for name in a if name in b and a[name] != b[name]]
+    return [*changed, *(f"+{name}" for name in _missing(b, a)), *(f"-{name}" for name in _missing(a, b))]
+
+
+def _missing(names: dict[str, str], others: dict[str, str]) -> list[str]:
+    """The names that `others` lacks; of a missing class without its methods."""
+    missing = [name for name in names if name not in others]
+    return [name for name in missing if "." not in name or name.partition(".")[0] not in missing]
+
+
+def _definitions(tree: ast.Module) -> dict[str, str]:
+    """Digest of each function, class, method and named value of a module, and of all other statements."""
+    digests: dict[str, str] = {}
+    rest = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
+            digests |= {f"{node.name}.{method.name}": tree_digest(method) for method in methods}
+            node.body = [part for part in node.body if part not in methods]
+            digests[node.name] = tree_digest(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            digests[node.name] = tree_digest(node)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            digests[node.targets[0].id] = tree_digest(node)
+        else:
+            rest.append(node)
+    return digests | {REST: tree_digest(ast.Module(rest, []))}
+
+
+def _compare_results(a: Trial, b: Trial, notes: list[str]) -> tuple[list[MetricChange], list[Disagreement]]:
+    result_a, result_b = a.result(), b.result()
+    if not result_a or not result_b:
         return [], []
-    was, now = result["metrics"], result_other["metrics"]
-    first, second = _lines(one), _lines(other)
+    metrics_a, metrics_b = result_a["metrics"], result_b["metrics"]
+    lines_a, lines_b = _lines(a), _lines(b)
     p_values = {}
-    for condition in first.keys() & second.keys():
-        ours, theirs = first[condition], second[condition]
-        if _texts(ours) == _texts(theirs):
-            ids = sorted(ours)
-            edits = [_errors(ours[id]) for id in ids], [_errors(theirs[id]) for id in ids]
-            p_values[f"wer/{condition}"] = sign_flip_p(*edits)
+    for condition in lines_a.keys() & lines_b.keys():
+        if _references(lines_a[condition]) == _references(lines_b[condition]):
+            ids = sorted(lines_a[condition])
+            errors = [[_errors(lines[condition][id]) for id in ids] for lines in (lines_a, lines_b)]
+            p_values[f"wer/{condition}"] = sign_flip_p(errors[0], errors[1])
         else:
             notes.append(f"The utterances of {condition} are not the same in both: they are not paired.")
-    names = sorted((name for name in was | now if not is_bound(name)), key=_order)
-    metrics = [MetricChange(name, was.get(name), now.get(name), p_values.get(name)) for name in names]
-    return metrics, _disagreements(first, second)
+    names = sorted((name for name in metrics_a | metrics_b if not is_bound(name)), key=_order)
+    metrics = [MetricChange(name, metrics_a.get(name), metrics_b.get(name), p_values.get(name)) for name in names]
+    return metrics, _disagreements(lines_a, lines_b)
 
 
 def _order(metric: str) -> tuple[int, str]:
-    """As in the registry: error rates first. What it does not know comes last."""
+    """The order of the registry, error rates first; unknown metrics last."""
     known = find(metric)
     return METRICS.index(known) if known else len(METRICS), metric
 
 
-def _disagreements(first: dict[str, dict[str, dict]], second: dict[str, dict[str, dict]]) -> list[Disagreement]:
-    found = []
-    for condition in sorted(first.keys() & second.keys()):
-        for id in sorted(first[condition].keys() & second[condition].keys()):
-            one, other = first[condition][id], second[condition][id]
-            right = [_errors(line) == 0 for line in (one, other)]
-            if one["reference"] == other["reference"] and right[0] != right[1]:
-                name, wrong = ("A", other) if right[0] else ("B", one)
-                found.append(Disagreement(condition, id, one["reference"], wrong["hypothesis"], name))
-    return found
+def _disagreements(lines_a: Lines, lines_b: Lines) -> list[Disagreement]:
+    disagreements = []
+    for condition in sorted(lines_a.keys() & lines_b.keys()):
+        for id in sorted(lines_a[condition].keys() & lines_b[condition].keys()):
+            a, b = lines_a[condition][id], lines_b[condition][id]
+            if a["reference"] == b["reference"] and (_errors(a) == 0) != (_errors(b) == 0):
+                right_in, wrong = ("A", b) if _errors(a) == 0 else ("B", a)
+                disagreements.append(Disagreement(condition, id, a["reference"], wrong["hypothesis"], right_in))
+    return disagreements
 
 
-def _lines(trial: Trial) -> dict[str, dict[str, dict]]:
-    """Lines of `hypotheses.jsonl` by condition, as metrics name it, and id."""
-    found: dict[str, dict[str, dict]] = {}
+def _lines(trial: Trial) -> Lines:
+    lines: Lines = {}
     try:
         for line in trial.read_hypotheses():
             name = line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
-            found.setdefault(name, {})[line["id"]] = line
+            lines.setdefault(name, {})[line["id"]] = line
             _errors(line)
     except (KeyError, TypeError) as error:
         raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
-    return found
+    return lines
 
 
 def _errors(line: dict[str, Any]) -> int:
     return line["substitutions"] + line["deletions"] + line["insertions"]
 
 
-def _texts(lines: dict[str, dict]) -> dict[str, str]:
+def _references(lines: dict[str, dict]) -> dict[str, str]:
     return {id: line["reference"] for id, line in lines.items()}

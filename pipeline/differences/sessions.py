@@ -1,4 +1,4 @@
-"""How two sessions of work differ in what they ran on, and whether equal bits can be asked of them."""
+"""Differences between the environments of two sessions, and whether their results must have equal bits."""
 
 from typing import Any
 
@@ -6,14 +6,24 @@ NUMERIC = frozenset({
     "accelerate", "av", "espeakng-loader", "jiwer", "numpy", "peft", "rapidfuzz", "safetensors", "scipy",
     "sentencepiece", "soundfile", "tokenizers", "torch", "transformers",
 })  # fmt: skip
-"""Packages that numbers go through; so do those whose names begin as below. No other can move a result."""
-_NUMERIC_BEGINNINGS = ("nvidia-", "triton")
+"""Packages that can change a result, besides those with one of the prefixes below."""
+_NUMERIC_PREFIXES = ("nvidia-", "triton")
 _ABSENT = "absent"
+_SURROUNDINGS = {
+    "Python": ("python",),
+    "C library": ("system", "libc"),
+    "processor": ("hardware", "cpu"),
+    "vector instructions": ("hardware", "vectors"),
+    "GPU driver": ("hardware", "gpu_driver"),
+    "device": ("device",),
+    "threads": ("threads",),
+}
+"""Keys in a session by the name shown."""
 
 
-def changed_packages(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Versions of the packages that differ, by name; `absent` where there is none."""
-    first, second = ({name.lower(): v for name, v in session.get("packages", {}).items()} for session in (one, other))
+def changed_packages(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Different versions of packages by name; `absent` without one."""
+    first, second = ({name.lower(): v for name, v in session.get("packages", {}).items()} for session in (a, b))
     return {
         name: (first.get(name, _ABSENT), second.get(name, _ABSENT))
         for name in sorted(first.keys() | second.keys())
@@ -22,47 +32,38 @@ def changed_packages(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tu
 
 
 def is_numeric(package: str) -> bool:
-    """Whether a package can move a result."""
-    return package in NUMERIC or package.startswith(_NUMERIC_BEGINNINGS)
+    """Whether a package can change a result."""
+    return package in NUMERIC or package.startswith(_NUMERIC_PREFIXES)
 
 
-def changed_surroundings(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """What differs beside packages: Python, the C library, processor, device, threads. What is not known is equal."""
-    found = {}
-    for name, way in {
-        "Python": ("python",),
-        "C library": ("system", "libc"),
-        "processor": ("hardware", "cpu"),
-        "vector instructions": ("hardware", "vectors"),
-        "GPU driver": ("hardware", "gpu_driver"),
-        "device": ("device",),
-        "threads": ("threads",),
-    }.items():
-        first, second = (_value(session, way) for session in (one, other))
+def changed_surroundings(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Differences of Python, C library, processor, device and threads. Unknown values count as equal."""
+    changed = {}
+    for name, keys in _SURROUNDINGS.items():
+        first, second = (_value(session, keys) for session in (a, b))
         if first is not None and second is not None and first != second:
-            found[name] = (_text(first, second), _text(second, first))
-    return found
+            changed[name] = (_text(first, second), _text(second, first))
+    return changed
 
 
-def _value(session: dict[str, Any], way: tuple[str, ...]) -> Any:
+def _value(session: dict[str, Any], keys: tuple[str, ...]) -> Any:
     value: Any = session
-    for step in way:
-        value = (value or {}).get(step)
+    for key in keys:
+        value = (value or {}).get(key)
     return value
 
 
 def _text(value: Any, other: Any) -> str:
-    """The value; of a list what the other has not."""
+    """The value; of a list only the items that the other lacks."""
     if isinstance(value, list):
         return " ".join(item for item in value if item not in other) or "no others"
     return str(value)
 
 
-def reasons_against_equality(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Why bits of the two need not be equal; empty where they must be."""
-    reasons = [f"{name}: {was}, now {is_}" for name, (was, is_) in changed_surroundings(one, other).items()]
-    packages = changed_packages(one, other).items()
-    reasons += [f"{name} {was}, now {is_}" for name, (was, is_) in packages if is_numeric(name)]
-    if (device := one.get("device")) not in (None, "cpu"):
+def reasons_against_equality(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Why the results of two sessions may differ in bits; empty if they must be equal."""
+    reasons = [f"{name}: {a}, now {b}" for name, (a, b) in changed_surroundings(before, now).items()]
+    reasons += [f"{name} {a}, now {b}" for name, (a, b) in changed_packages(before, now).items() if is_numeric(name)]
+    if (device := before.get("device")) not in (None, "cpu"):
         reasons.append(f"{device}: kernels of a GPU add in no fixed order")
     return reasons

@@ -1,4 +1,4 @@
-"""Two runs side by side, for a terminal."""
+"""The differences between two trials as text for a terminal."""
 
 import shutil
 import textwrap
@@ -7,30 +7,27 @@ from collections.abc import Iterator
 from pipeline.common.metrics import PERCENT, find
 from pipeline.differences.pair import Disagreement, MetricChange, Pair, Values
 from pipeline.trials.folder import Trial
-from pipeline.trials.naming import trial_name
+from pipeline.trials.identity import trial_name
 
 INDENT = "  "
 DIGITS = 12
-"""By which a digest is shown."""
+"""Of a digest that is shown."""
 NUMBER = 11
 P_NOTE = (
-    "Differences of percentages are points. p: sign-flip test over the same utterances, for word error rates. It tells "
-    "these two runs apart, not the ways in which they were trained: that takes several seeds of each."
+    "Differences of percentages are points. p: sign-flip test over the same utterances, for word error rates. It "
+    "compares these two trials, not the settings with which they were trained: that takes several seeds of each."
 )
 
 
 def pair_text(pair: Pair, utterances: int, width: int = 100) -> str:
-    """What differs, then the figures, then the utterances that one has right and the other wrong.
+    """Differences in settings, code, data and versions, then metrics, then utterances that only one trial has right.
 
-    Args:
-        pair: two runs.
-        utterances: how many to show of each condition and direction.
-        width: columns.
+    `utterances` limits the latter per condition and direction; `width` is in columns.
     """
-    lines = [_head("A", pair.one), _head("B", pair.other), *pair.notes]
+    lines = [_head("A", pair.a), _head("B", pair.b), *pair.notes]
     lines += ["", *_section("Parameters", pair.parameters, width)]
     lines += ["", *_code(pair, width)]
-    digests = {name: (one[:DIGITS], other[:DIGITS]) for name, (one, other) in pair.data.items()}
+    digests = {name: (a[:DIGITS], b[:DIGITS]) for name, (a, b) in pair.data.items()}
     lines += ["", *_section("Data", digests, width)]
     lines += ["", *_section("Versions and machine", pair.versions, width)]
     if pair.metrics:
@@ -40,7 +37,7 @@ def pair_text(pair: Pair, utterances: int, width: int = 100) -> str:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, at most 140; 100 where there is none."""
+    """Columns of the terminal, at most 140; 100 without a terminal."""
     return min(140, shutil.get_terminal_size((100, 24)).columns)
 
 
@@ -58,26 +55,26 @@ def _section(title: str, values: Values, width: int) -> Iterator[str]:
     for name, pair in values.items():
         columns = [textwrap.wrap(value, room) or [""] for value in pair]
         for number in range(max(map(len, columns))):
-            one, other = (column[number] if number < len(column) else "" for column in columns)
-            yield f"{INDENT}{name if not number else '':<{first}}{one:<{room}}  {other}".rstrip()
+            a, b = (column[number] if number < len(column) else "" for column in columns)
+            yield f"{INDENT}{name if not number else '':<{first}}{a:<{room}}  {b}".rstrip()
 
 
 def _code(pair: Pair, width: int) -> Iterator[str]:
     if pair.files is None:
-        yield "Code: cannot be compared, the sources of a run are missing or damaged"
+        yield "Code: cannot be compared, the sources of a trial are missing or damaged"
         return
     also = f" ({pair.cosmetic} files differ in comments or formatting)" if pair.cosmetic else ""
     if not pair.files:
         yield f"Code: the same{also}"
         return
-    yield f"Code: what differs in each file; + only in B, - only in A{also}"
+    yield f"Code: differences in each file; + only in B, - only in A{also}"
     for change in pair.files:
         text = f"{INDENT}{change.name}: {change.what}"
         yield from textwrap.wrap(text, width, subsequent_indent=INDENT * 3, break_long_words=False)
 
 
 def _metrics(metrics: list[MetricChange], width: int) -> Iterator[str]:
-    changed = [metric for metric in metrics if metric.one != metric.other]
+    changed = [metric for metric in metrics if metric.a != metric.b]
     same = len(metrics) - len(changed)
     if not changed:
         yield f"Metrics: all {same} the same"
@@ -86,7 +83,7 @@ def _metrics(metrics: list[MetricChange], width: int) -> Iterator[str]:
     heads = "".join(f"{head:>{NUMBER}}" for head in ("A", "B", "B - A", "p"))
     yield f"{'Metrics':<{len(INDENT) + first}}{heads}"
     for metric in changed:
-        cells = [_number(metric, metric.one), _number(metric, metric.other), _change(metric)]
+        cells = [_number(metric, metric.a), _number(metric, metric.b), _change(metric)]
         cells.append("" if metric.p is None else f"{metric.p:.3f}")
         yield f"{INDENT}{metric.name:<{first}}{''.join(f'{cell:>{NUMBER}}' for cell in cells)}".rstrip()
     if same:
@@ -104,24 +101,24 @@ def _number(metric: MetricChange, value: float | None, sign: str = "") -> str:
 
 
 def _change(metric: MetricChange) -> str:
-    if metric.one is None or metric.other is None:
+    if metric.a is None or metric.b is None:
         return ""
-    return _number(metric, metric.other - metric.one, "+")
+    return _number(metric, metric.b - metric.a, "+")
 
 
-def _disagreements(found: list[Disagreement], utterances: int, width: int) -> Iterator[str]:
-    if not found:
-        yield "Utterances: none is right in one and wrong in the other"
+def _disagreements(disagreements: list[Disagreement], utterances: int, width: int) -> Iterator[str]:
+    if not disagreements:
+        yield "Utterances: none that only one trial has right"
         return
-    yield "Utterances that one has right and the other wrong"
+    yield "Utterances that only one trial has right"
     groups: dict[tuple[str, str], list[Disagreement]] = {}
-    for one in found:
-        groups.setdefault((one.condition, one.right_in), []).append(one)
+    for item in disagreements:
+        groups.setdefault((item.condition, item.right_in), []).append(item)
     for (condition, right), members in groups.items():
         wrong = "B" if right == "A" else "A"
         yield f"{INDENT}{condition}: {len(members)} right in {right} only"
-        for one in members[:utterances]:
-            yield from textwrap.wrap(f"{one.id}  {one.reference}", width, initial_indent=INDENT * 2)
-            yield from textwrap.wrap(f"{wrong}: {one.wrong or '(nothing)'}", width, initial_indent=INDENT * 4)
+        for item in members[:utterances]:
+            yield from textwrap.wrap(f"{item.id}  {item.reference}", width, initial_indent=INDENT * 2)
+            yield from textwrap.wrap(f"{wrong}: {item.wrong or '(nothing)'}", width, initial_indent=INDENT * 4)
         if len(members) > utterances:
             yield f"{INDENT * 2}and {len(members) - utterances} more"

@@ -18,9 +18,8 @@ from pipeline.sweeping.search.suggestions import planned_trials, suggested_param
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Point, Sweep
 from pipeline.trials.folder import Trial
-from pipeline.trials.identity import configuration
+from pipeline.trials.identity import configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
-from pipeline.trials.naming import trial_name
 
 TRIALS, FEATURES = "trial", "features"
 NOBODY = "no sweep"

@@ -1,1 +1,1 @@
-"""One recorded run, made again: its code, its data, its stages, and what came out against what was recorded."""
+"""Reproduction of a recorded trial: its code, data and stages, and a comparison of the results."""

@@ -1,4 +1,4 @@
-"""The code of a recorded session in a work tree of its own: commit and patch, or the trial's archive of its sources."""
+"""Restore the code of a recorded session in a work tree: from commit and patch, or from the trial's source archive."""
 
 import os
 import shutil
@@ -9,98 +9,97 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json, write_json
 from pipeline.common.version_control import LOCK
-from pipeline.trials.archive import archived_sources
+from pipeline.trials.environment import archived_sources
 
 RESTORED = ".restored.json"
-"""In the tree, written last: which session's code it is, and how it was had."""
+"""In the tree, written last: the session whose code it is, and where the code came from."""
 _QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 
 
-def same_code(one: dict[str, Any], other: dict[str, Any], trial: Path) -> bool:
-    """Whether two sessions ran the same sources; `dvc.lock`, which a stage's end rewrites, does not count."""
-    if one["source"]["sha256"] == other["source"]["sha256"]:
+def same_code(a: dict[str, Any], b: dict[str, Any], trial: Path) -> bool:
+    """Whether two sessions ran the same sources, apart from `dvc.lock`, which the end of a stage changes."""
+    if a["source"]["sha256"] == b["source"]["sha256"]:
         return True
-    sources = [found for session in (one, other) if (found := archived_sources(trial, session)) is not None]
-    if len(sources) < 2:
+    sources_a, sources_b = archived_sources(trial, a), archived_sources(trial, b)
+    if sources_a is None or sources_b is None:
         return False
-    first, second = ({name: text for name, text in files.items() if name != LOCK} for files in sources)
-    return first == second
+    return {**sources_a, LOCK: b""} == {**sources_b, LOCK: b""}
 
 
 def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path) -> str:
-    """Bring the code of a session into `tree`; what an earlier call left there is used.
+    """Restore the code of a session in `tree`, unless an earlier call did; returns where it came from, in words.
 
-    The archive is laid over commit and patch: it has the untracked files, and proves the others.
+    The files of the archive are written over commit and patch: they include untracked files, and confirm the others.
 
     Args:
-        session: of `provenance.json`.
+        session: an entry of `provenance.json`.
         trial: the folder with the archive and the patch.
         project: whose git repository may have the commit.
-        tree: a folder that belongs to us.
-
-    Returns:
-        How it was had, as half a sentence.
+        tree: a folder of this reproduction.
 
     Raises:
-        PipelineError: neither the commit with its patch nor the archive is to be had.
+        PipelineError: neither the commit with its patch nor the archive is available.
     """
     wanted = digest({"code": session["code"], "source": session["source"], "patch": session.get("patch")})
     if tree.is_symlink() or tree.parent.is_symlink():
         raise PipelineError(tree, "leads elsewhere through a link", "remove the link")
     if (tree / RESTORED).exists():
-        done = read_json(tree / RESTORED, f"remove {tree}")
-        if done["session"] == wanted:
-            _require_own_links(tree, project)
-            return done["how"]
+        restored = read_json(tree / RESTORED, f"remove {tree}")
+        if restored["session"] == wanted:
+            _require_no_outside_links(tree, project)
+            return restored["how"]
     remove_tree(project, tree)
     reason = _from_commit(session, trial, project, tree)
-    _require_own_links(tree, project)
+    _require_no_outside_links(tree, project)
     sources = archived_sources(trial, session)
     if reason and sources is None:
         raise PipelineError(
             trial,
-            f"its code cannot be had: {reason}, and {session['source']['file']} is missing or damaged",
+            f"its code cannot be restored: {reason}, and {session['source']['file']} is missing or damaged",
             f"fetch commit {session['code'].get('commit')} from {session['code'].get('remote') or 'where it is'}",
         )
-    how = _how(session, reason, _lay_over(sources, tree) if sources else [], sources or {})
+    how = _origin(session, reason, _write_sources(sources, tree) if sources else [], sources or {})
     write_json(tree / RESTORED, {"session": wanted, "how": how})
     return how
 
 
-def _how(session: dict[str, Any], reason: str | None, laid: list[str], sources: dict[str, bytes]) -> str:
-    """How the code was had, and what of it was not kept: `laid` are the archive's files that commit and patch lack."""
+def _origin(session: dict[str, Any], reason: str | None, written: list[str], sources: dict[str, bytes]) -> str:
+    """Where the code came from, and which parts of it were not kept.
+
+    `reason` is why commit and patch cannot be used; `written` are files of the archive that commit and patch lack.
+    """
     code, redacted = session["code"], session["source"].get("redacted", [])
-    of_secrets = code.get("withheld", [])
+    withheld = code.get("withheld", [])
     if reason:
         how = f"from {session['source']['file']}: {reason}"
     else:
         how = f"commit {code['commit'][:12]}" + (" and uncommitted.patch" if session.get("patch") else "")
-        odd = [name for name in laid if name not in {*code.get("untracked", ()), *of_secrets, LOCK}]
+        odd = [name for name in written if name not in {*code.get("untracked", ()), *withheld, LOCK}]
         how += f", {len(odd)} files otherwise in the archive: as there ({', '.join(odd[:3])})" if odd else ""
-        lacking = [name for name in of_secrets if name not in sources]
-        how += f", without the changes of {', '.join(lacking)}, which held a secret" if lacking else ""
+        missing = [name for name in withheld if name not in sources]
+        how += f", without the changes of {', '.join(missing)}, which held a secret" if missing else ""
     return how + (f"; a secret in {', '.join(redacted)} was not kept" if redacted else "")
 
 
-def _require_own_links(tree: Path, project: Path) -> None:
-    """Refuse a tree in which a link leads out of it, unless it is one of ours, to the project's file of that name."""
+def _require_no_outside_links(tree: Path, project: Path) -> None:
+    """Refuse a link that leads out of the tree, except our own links to the same path in the project."""
     inside = tree.resolve()
     for folder, folders, files in os.walk(tree):
         for path in (Path(folder) / name for name in (*folders, *files)):
-            places = inside, (project / path.relative_to(tree)).resolve()
-            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in places):
+            allowed = inside, (project / path.relative_to(tree)).resolve()
+            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
                 raise PipelineError(path, "is a link that leads out of the restored code", "do not use this trial")
 
 
 def remove_tree(project: Path, tree: Path) -> None:
-    """Remove a tree that `restore_code` made, and what git knows of it."""
+    """Remove a tree of `restore_code`, from git too."""
     if (tree / ".git").is_file():
         _git(project, "worktree", "remove", "--force", str(tree))
     shutil.rmtree(tree, ignore_errors=True)
 
 
 def _from_commit(session: dict[str, Any], trial: Path, project: Path, tree: Path) -> str | None:
-    """Commit and patch into `tree`; or why that cannot be."""
+    """Restore commit and patch in `tree`; or return why that is impossible."""
     code, patch = session["code"], session.get("patch")
     if "commit" not in code:
         return f"no commit was recorded ({code.get('version_control', 'unknown')})"
@@ -118,15 +117,15 @@ def _from_commit(session: dict[str, Any], trial: Path, project: Path, tree: Path
         content = file.read_bytes()
     tree.parent.mkdir(parents=True, exist_ok=True)
     if _git(project, "worktree", "add", "--detach", "--force", str(tree), commit) is None:
-        return "git cannot make a work tree"
-    if content and _git(tree, "apply", "--whitespace=nowarn", "-", given=content) is None:
+        return "git cannot create a work tree"
+    if content and _git(tree, "apply", "--whitespace=nowarn", "-", stdin=content) is None:
         remove_tree(project, tree)
         return "its patch does not apply"
     return None
 
 
-def _lay_over(sources: dict[str, bytes], tree: Path) -> list[str]:
-    """Write the archive's files into the tree; the names of those that were not so there already."""
+def _write_sources(sources: dict[str, bytes], tree: Path) -> list[str]:
+    """Write the files of the archive to the tree; returns the names of those that were missing or different."""
     written = []
     for name, content in sources.items():
         file = tree / name
@@ -139,10 +138,10 @@ def _lay_over(sources: dict[str, bytes], tree: Path) -> list[str]:
     return written
 
 
-def _git(folder: Path, *words: str, given: bytes | None = None) -> bytes | None:
-    """Output of git; None where it fails or there is none."""
+def _git(folder: Path, *words: str, stdin: bytes | None = None) -> bytes | None:
+    """Output of git; None if it fails or is not installed."""
     try:
-        ran = subprocess.run(["git", "-C", str(folder), *_QUIET, *words], input=given, capture_output=True, check=True)
+        ran = subprocess.run(["git", "-C", str(folder), *_QUIET, *words], input=stdin, capture_output=True, check=True)
     except (subprocess.CalledProcessError, FileNotFoundError):
         return None
     return ran.stdout

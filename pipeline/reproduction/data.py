@@ -1,6 +1,6 @@
-"""The data of a recorded session below its work tree: linked from the project where they are as they were, else pulled.
+"""Place the data of a recorded session in its work tree: linked from the project if unchanged, else fetched by DVC.
 
-The project itself is left as it is: what was changed there since is somebody's work.
+The project itself is not changed.
 """
 
 import contextlib
@@ -20,55 +20,57 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is not what the session read."""
+    """A file that is not the one that the session read."""
 
     path: str
-    found: str
-    """What is wrong, such as `is missing`."""
+    reason: str
+    """Such as `is missing`."""
     decisive: bool
-    """Whether the session cannot be made again without it. A manifest may have changed where no trial reads it: what
-    is read of it is in the trial's identity."""
+    """Whether it prevents a reproduction. A manifest may have changed in lines that no trial reads; those that are read
+    count in the trial's identity."""
 
     def __str__(self) -> str:
-        return f"{self.path} {self.found}"
+        return f"{self.path} {self.reason}"
 
 
 def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Fault], list[str]]:
-    """Bring each folder that a session read into its tree, under the name it had.
+    """Place each folder that a session read in its tree, under the same name.
 
     Args:
-        inputs: SHA-256 by path, relative to the project, as provenance has them.
-        project: where the data are looked for first.
-        tree: of the session's code, with its `dvc.lock`.
+        inputs: SHA-256 by path, relative to the project, from provenance.
+        project: the first source of the data.
+        tree: with the session's code and `dvc.lock`.
 
     Returns:
-        What is still not as it was, and what was fetched.
+        The faults that remain, and the folders that were fetched.
     """
     folders = _by_folder(inputs)
-    own = [folder for folder in folders if not folder.expanduser().is_absolute()]
-    for folder in own:
+    relative = [folder for folder in folders if not folder.expanduser().is_absolute()]
+    for folder in relative:
         _require_inside(tree, folder)
-        # Of an earlier call. DVC must find no link, through which it would change the project.
+        # A link of an earlier call, through which DVC would change the project.
         if (tree / folder).is_symlink():
             (tree / folder).unlink()
-    found = {folder: list(_faults(project / folder.expanduser(), files)) for folder, files in folders.items()}
+    faults = {folder: _faults(project / folder.expanduser(), files) for folder, files in folders.items()}
     fetched = []
-    for folder in own:
-        if found[folder] and (list(_faults(tree / folder, folders[folder])) == [] or _pull(project, tree, folder)):
-            found[folder] = list(_faults(tree / folder, folders[folder]))
+    for folder in relative:
+        if faults[folder] and (not _faults(tree / folder, folders[folder]) or _pull(project, tree, folder)):
+            faults[folder] = _faults(tree / folder, folders[folder])
             fetched.append(folder.as_posix())
-    for folder in own:
+    for folder in relative:
         if not (tree / folder).exists() and (project / folder).is_dir():
             (tree / folder).parent.mkdir(parents=True, exist_ok=True)
             os.symlink((project / folder).resolve(), tree / folder)
-    faults = [
-        Fault((folder / name).as_posix(), what, name != MANIFEST) for folder in found for name, what in found[folder]
+    remaining = [
+        Fault((folder / name).as_posix(), reason, decisive=name != MANIFEST)
+        for folder in faults
+        for name, reason in faults[folder].items()
     ]
-    return faults, fetched
+    return remaining, fetched
 
 
 def _require_inside(tree: Path, folder: Path) -> None:
-    """Refuse a name that leads out of the tree: links and pointers are made there, and links of ours removed."""
+    """Refuse a name that leads out of the tree, where files would be written and links removed."""
     if ".." in folder.parts or folder == Path("."):
         raise PipelineError(folder, "is not a folder below the project", "do not use this trial")
     parent = (tree / folder).parent
@@ -79,23 +81,23 @@ def _require_inside(tree: Path, folder: Path) -> None:
 
 
 def _by_folder(inputs: dict[str, str]) -> dict[Path, dict[str, str]]:
-    """Files by the folder they lie in; the shallowest first, so that a link to it brings those below."""
+    """Files by folder, the least nested first, so that a link to it includes those below."""
     folders: dict[Path, dict[str, str]] = {}
     for path, sha256 in sorted(inputs.items(), key=lambda item: (item[0].count("/"), item[0])):
         folders.setdefault(Path(path).parent, {})[Path(path).name] = sha256
     return folders
 
 
-def _faults(folder: Path, files: dict[str, str]) -> Iterator[tuple[str, str]]:
-    for name, sha256 in files.items():
-        if found := fault(folder / name, sha256):
-            yield name, found
+def _faults(folder: Path, files: dict[str, str]) -> dict[str, str]:
+    """Reasons by name of file."""
+    reasons = {name: fault(folder / name, sha256) for name, sha256 in files.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _pull(project: Path, tree: Path, folder: Path) -> bool:
-    """Fetch one folder into the tree by DVC, with the project's cache and remotes; whether that could be done."""
+    """Fetch one folder into the tree by DVC, with the project's cache and remotes; returns whether that succeeded."""
     with contextlib.suppress(FileNotFoundError):
-        # Content-named folders have a pointer of their own, which a project may have got since.
+        # Features and trials have pointers of their own, which the project may have received later.
         pointer = folder.with_name(f"{folder.name}.dvc")
         (tree / pointer).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project / pointer, tree / pointer)
@@ -110,7 +112,7 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
         settings["core"]["no_scm"] = True
         (tree / ".dvc").mkdir(exist_ok=True)
         with _silent("dvc"), Repo(str(tree), config=settings) as repo:
-            # What is in the cache needs no remote.
+            # Files in the cache need no remote.
             with contextlib.suppress(DvcException):
                 repo.fetch(targets=[str(tree / folder)])
             repo.checkout(targets=[str(tree / folder)], force=True)
@@ -122,7 +124,7 @@ def _pull(project: Path, tree: Path, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Without the warnings of a library: what it could not do is said in our own line."""
+    """Suppress the warnings of a library; its errors are reported in a line of our own."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,7 +1,8 @@
-"""What came out against what was recorded: each metric, each hypothesis, the trained weights."""
+"""Compare the results of a reproduction with the recorded ones: metrics, hypotheses, trained weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
@@ -9,13 +10,13 @@ from pipeline.trials.folder import Trial
 from pipeline.trials.results import AGAIN
 
 RELATIVE = 0.1
-"""Where equality cannot be asked: how far a metric without an interval may be off, as a share of the larger value."""
+"""Tolerance for a metric without an interval if bits need not be equal, relative to the larger value."""
 TOLERANCE = f"inside the 95% interval that was recorded, or within {RELATIVE:.0%} where a metric has none"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One metric, or all hypotheses, or the trained weights."""
+    """The comparison of one metric, of all hypotheses, or of the trained weights."""
 
     name: str
     recorded: str
@@ -31,38 +32,43 @@ class Verdict:
 
 
 def judge(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
-    """Compare two done trials.
+    """Compare a recorded trial with its reproduction, both done.
 
-    Args:
-        recorded: the trial as it is kept.
-        again: the trial made again.
-        exact: whether bits must be equal; else metrics have `TOLERANCE`, and other hypotheses and weights are told.
-
-    Raises:
-        PipelineError: one of them is not done, or its hypotheses are damaged.
+    If bits need not be equal (not `exact`), metrics have `TOLERANCE`, and different hypotheses and weights pass but are
+    reported. PipelineError if a trial is not done, or its hypotheses are damaged.
     """
-    metrics = _metrics(recorded, again, exact)
-    return [_weights(recorded, again, exact), _hypotheses(recorded, again, exact), *metrics]
+    weights = [{file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, again)]
+    differing = _differing(*weights)
+    text = f"other bits in {', '.join(differing)}" if differing else "equal bits"
+    verdicts = [Verdict("trained weights", f"{len(weights[0])} files", text, not (differing and exact), not differing)]
+    before, now = _hypotheses(recorded), _hypotheses(again)
+    differing = _differing(before, now)
+    count = len(before)
+    text = f"{len(differing)} of {count} differ, such as {differing[0][1]}" if differing else f"all {count} equal"
+    verdicts.append(Verdict("hypotheses", f"{count}", text, not (differing and exact), not differing))
+    return [*verdicts, *_metrics(_result(recorded), _result(again), exact)]
 
 
-def _metrics(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
-    was, now = _result(recorded), _result(again)
+def _differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _metrics(before: dict[str, float], now: dict[str, float], exact: bool) -> list[Verdict]:
     verdicts = []
-    for name in sorted(name for name in was | now if not is_bound(name)):
-        bounds = [f"{name}/low", f"{name}/high"]
-        equal = all(was.get(key) == now.get(key) for key in (name, *bounds))
-        passed = equal or (not exact and _is_near(name, was, now))
-        verdicts.append(Verdict(name, _number(was, name), _number(now, name), passed, equal))
+    for name in sorted(name for name in before | now if not is_bound(name)):
+        equal = all(before.get(key) == now.get(key) for key in (name, f"{name}/low", f"{name}/high"))
+        passed = equal or (not exact and _is_near(name, before, now))
+        verdicts.append(Verdict(name, _number(before, name), _number(now, name), passed, equal))
     return verdicts
 
 
-def _is_near(name: str, was: dict[str, float], now: dict[str, float]) -> bool:
-    if name not in was or name not in now:
+def _is_near(name: str, before: dict[str, float], now: dict[str, float]) -> bool:
+    if name not in before or name not in now:
         return False
-    low, high = was.get(f"{name}/low"), was.get(f"{name}/high")
+    low, high = before.get(f"{name}/low"), before.get(f"{name}/high")
     if low is not None and high is not None:
         return low <= now[name] <= high
-    return abs(was[name] - now[name]) <= RELATIVE * max(abs(was[name]), abs(now[name]))
+    return abs(before[name] - now[name]) <= RELATIVE * max(abs(before[name]), abs(now[name]))
 
 
 def _number(metrics: dict[str, float], name: str) -> str:
@@ -73,36 +79,13 @@ def _number(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.6g}{interval}"
 
 
-def _hypotheses(recorded: Trial, again: Trial, exact: bool) -> Verdict:
-    was, now = read_hypotheses(recorded), read_hypotheses(again)
-    other = [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]
-    first = f", such as {min(other)[1]}" if other else ""
-    found = f"{len(other)} of {len(was)} differ{first}" if other else f"all {len(was)} equal"
-    return Verdict("hypotheses", f"{len(was)}", found, not other or not exact, not other)
-
-
-def read_hypotheses(trial: Trial) -> dict[tuple[str, str], str]:
-    """What was understood, by condition (`test/snr_0`) and id.
-
-    Raises:
-        PipelineError: the file is missing or damaged.
-    """
+def _hypotheses(trial: Trial) -> dict[tuple[str, str], str]:
+    """Hypotheses by condition (`test/snr_0`) and utterance id."""
     try:
         lines = trial.read_hypotheses()
         return {(line["split"] + f"/{line['condition']}", line["id"]): line["hypothesis"] for line in lines}
     except (KeyError, TypeError) as error:
         raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error})", AGAIN) from None
-
-
-def _weights(recorded: Trial, again: Trial, exact: bool) -> Verdict:
-    was, now = _tensors(recorded.adapter), _tensors(again.adapter)
-    other = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-    found = f"other bits in {', '.join(other)}" if other else "equal bits"
-    return Verdict("trained weights", f"{len(was)} files", found, not other or not exact, not other)
-
-
-def _tensors(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
 def _result(trial: Trial) -> dict[str, float]:

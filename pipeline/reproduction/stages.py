@@ -1,4 +1,4 @@
-"""The restored code at work, in a process of its own: what it takes the trial for, and the trial made again."""
+"""Run the restored code in a separate process: to compute the identity of a trial, and to train and evaluate it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.encoders.store import INDEX
 
-_TOLD = """
+_IDENTITY = """
 import json, sys
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
@@ -23,12 +23,12 @@ from pipeline.training.inputs import evaluation_inputs, training_inputs
 try:
     params = load_params(sys.argv[2], sys.argv[3:])
     if sys.argv[1] == "train":
-        told = identity_parts(params, training_inputs(params).digests)
+        parts = identity_parts(params, training_inputs(params).digests)
     else:
-        told = {"evaluation": evaluation_digest(params, evaluation_inputs(params).digests)}
+        parts = {"evaluation": evaluation_digest(params, evaluation_inputs(params).digests)}
 except PipelineError as error:
-    told = {"error": str(error)}
-print(json.dumps(told))
+    parts = {"error": str(error)}
+print(json.dumps(parts))
 """
 _RUN = """
 import os, signal, sys, threading, time
@@ -37,8 +37,8 @@ from pipeline.config import load_params
 from pipeline.evaluate import evaluate
 from pipeline.train import train
 
-def follow(owner):
-    while os.getppid() == owner:
+def follow(parent):
+    while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -46,18 +46,14 @@ threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
 stage = {"train": train, "evaluate": evaluate}[sys.argv[1]]
 run_command(lambda: stage(load_params(sys.argv[2], sys.argv[3:])))
 """
-"""Ends after a checkpoint when its owner does, even when that is killed."""
+"""Ends after a checkpoint when its parent process ends, even by a kill."""
 
 
 def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree: Path) -> list[str]:
-    """What `--set` must say beside a trial's `config.yaml` to make it again.
+    """The values of `--set` with which a trial's `config.yaml` reproduces it.
 
-    Args:
-        session: its threads count, so that sums have the order that they had.
-        inputs: paths of all files that are read. The precision of the audio features is told by these, not by what
-            `auto` means here.
-        runs: takes the trial that is made.
-        tree: the session's, with its data.
+    The threads of the session determine the order of sums. The features among the `inputs` determine the precision of
+    the audio encoder, which `auto` might set differently here.
     """
     settings = [f"train.runs={runs.absolute()}"]
     if session.get("threads"):
@@ -70,14 +66,14 @@ def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree
     return settings
 
 
-def told_by(stage: str, tree: Path, config: Path, settings: list[str]) -> dict[str, Any]:
-    """What the code in `tree` takes this configuration for. Nothing is computed or written.
+def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) -> dict[str, Any]:
+    """The identity of a configuration according to the code in `tree`. Nothing is trained or written.
 
     Returns:
-        For `train` the parts of the identity, `configuration`, `data`, `code`; for `evaluate` `evaluation`, a digest.
-        Or `error`: why the stage would not begin.
+        For `train` the parts of the identity, `configuration`, `data`, `code`; for `evaluate` the digest `evaluation`.
+        Or `error`: why the stage would not start.
     """
-    words = [sys.executable, "-c", _TOLD, stage, str(config.absolute()), *settings]
+    words = [sys.executable, "-c", _IDENTITY, stage, str(config.absolute()), *settings]
     ran = subprocess.run(words, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)
     if ran.returncode:
         return {"error": ran.stderr.strip().rpartition("\n")[2]}
@@ -85,14 +81,12 @@ def told_by(stage: str, tree: Path, config: Path, settings: list[str]) -> dict[s
 
 
 def run_stage(stage: str, tree: Path, config: Path, settings: list[str]) -> None:
-    """Train or evaluate with the code in `tree`; goes on where an earlier call ended.
+    """Train or evaluate with the code in `tree`; resumes an interrupted call.
 
-    Raises:
-        PipelineError: the stage failed; it has said why.
-        KeyboardInterrupt: after the stage's checkpoint.
+    PipelineError if the stage failed, after its error was printed; KeyboardInterrupt after its checkpoint.
     """
     words = [sys.executable, "-c", _RUN, stage, str(config.absolute()), *settings]
-    # Of a session of its own: Ctrl-C comes to us alone, and once.
+    # In a new session, so that Ctrl-C reaches this process only, which passes it on once.
     process = subprocess.Popen(words, cwd=tree, env=_environment(tree), start_new_session=True)
     interrupted = False
     while True:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.sweeping.plan import Planned
-from pipeline.trials.folder import State, Trial
+from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import configuration
 
 NEWEST = 200
@@ -55,9 +55,9 @@ class Costs:
         results = sorted(runs.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         self._finished = [one for path in results[:NEWEST] if (one := _finished(path.parent))]
 
-    def of(self, planned: Planned, state: State) -> Cost | None:
+    def of(self, planned: Planned, state: Status) -> Cost | None:
         """What is left of a trial in that state, by those most like it; None where nothing like it was finished."""
-        if state is State.DONE:
+        if state is Status.DONE:
             return Cost(0.0, 0.0, 0)
         model, parts = planned.params.model, configuration(planned.params)
         unit, amount = work_of(parts["train"])
@@ -69,8 +69,8 @@ class Costs:
             like = nearer or like
         if not like:
             return None
-        share = share_done(planned.trial, planned.params.train.steps) if state is State.TRAINING else 0.0
-        left = 0.0 if state is State.TRAINED else 1 - share
+        share = share_done(planned.trial, planned.params.train.steps) if state is Status.TRAINING else 0.0
+        left = 0.0 if state is Status.TRAINED else 1 - share
         return Cost(
             fmean(one.seconds_a_unit for one in like) * left * amount,
             fmean(one.evaluation_seconds for one in like),

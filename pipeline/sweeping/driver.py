@@ -19,7 +19,7 @@ from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.specification import Sweep
 from pipeline.sweeping.sync import Sync
 from pipeline.sweeping.view import View
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 SYNC_SECONDS = 120.0
 """Between two times that MLflow is brought up to date while trials run."""
@@ -140,7 +140,7 @@ class Driver:
                 return
 
     def _known_costs(self, trials: Iterable[Planned]) -> dict[str, Cost | None]:
-        return {planned.identity: self._costs.of(planned, State.NEW) for planned in trials}
+        return {planned.identity: self._costs.of(planned, Status.NEW) for planned in trials}
 
     def _has_more(self) -> bool:
         """Whether a trial waits to be placed; the search suggests one where none does."""
@@ -232,7 +232,7 @@ class Driver:
 
     def _is_over(self, planned: Planned) -> bool:
         """Whether it is done, or ended early; then that is said."""
-        if planned.state is State.DONE:
+        if planned.state is Status.DONE:
             self._view.ended(planned, "done")
         elif (step := planned.stopped) is not None:
             self._view.ended(planned, f"stopped early after step {step}")

@@ -13,7 +13,7 @@ METRIC = "loss/validation"
 def losses(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     """The metric of a trial at those of the steps that it has come to."""
     wanted = set(steps)
-    records, _ = trial.spool.read()
+    records, _ = trial.metrics_log.read()
     return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
 
 

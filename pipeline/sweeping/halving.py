@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.sweeping.early import losses
 from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.sections import Scheduler
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 
 class Decision(Enum):
@@ -66,10 +66,10 @@ class Halving:
     def look(self, planned: Planned) -> None:
         """Read how far a trial has come."""
         self._losses[planned.identity] = losses(planned.trial, self._rungs)
-        if planned.state in (State.TRAINED, State.DONE):
+        if planned.state in (Status.TRAINED, Status.DONE):
             self._furthest[planned.identity] = float("inf")
         else:
-            records, _ = planned.trial.spool.read()
+            records, _ = planned.trial.metrics_log.read()
             self._furthest[planned.identity] = max((record["step"] for record in records), default=0)
 
     def fail(self, planned: Planned) -> None:

@@ -18,10 +18,9 @@ from pipeline.sweeping.settings import Settings
 from pipeline.sweeping.specification import Point, Sweep
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
-from pipeline.trials.folder import State, Trial
-from pipeline.trials.identity import configuration, evaluation_digest, training_identity
+from pipeline.trials.folder import Status, Trial
+from pipeline.trials.identity import configuration, evaluation_digest, training_identity, trial_name
 from pipeline.trials.lease import LeaseTakenError
-from pipeline.trials.naming import trial_name
 
 WAIT_SECONDS = 2.0
 _OF_THE_DATASET = ("corpus.root", "corpus.kind", "corpus.out")
@@ -47,9 +46,9 @@ class Planned:
     """What its corpus is called."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> Status:
         """How far it has come; read from disk."""
-        return self.trial.state(self.evaluation)
+        return self.trial.status(self.evaluation)
 
     @property
     def stopped(self) -> int | None:
@@ -59,7 +58,7 @@ class Planned:
     @property
     def is_over(self) -> bool:
         """Whether this sweep wants nothing more of it."""
-        return self.state is State.DONE or self.stopped is not None
+        return self.state is Status.DONE or self.stopped is not None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -209,21 +208,23 @@ def point_of(planned: Planned) -> str:
     return canonical([task_of(params), parts, features])
 
 
-def listing(trials: Sequence[Planned], states: Sequence[State]) -> list[str]:
+def listing(trials: Sequence[Planned], states: Sequence[Status]) -> list[str]:
     """A line for each trial, and one that counts them."""
     lines = []
     width = max((len(planned.name) for planned in trials), default=0)
     for planned, state in zip(trials, states, strict=True):
-        said = {State.NEW: "to do", State.TRAINING: "begun", State.TRAINED: "to evaluate", State.DONE: "done"}[state]
-        if state is not State.DONE and (reason := planned.failure):
+        said = {Status.NEW: "to do", Status.TRAINING: "begun", Status.TRAINED: "to evaluate", Status.DONE: "done"}[
+            state
+        ]
+        if state is not Status.DONE and (reason := planned.failure):
             said = f"failed: {reason}"
-        if state is not State.DONE and (step := planned.stopped) is not None:
+        if state is not Status.DONE and (step := planned.stopped) is not None:
             said = f"stopped early after step {step}"
         shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {said}{shared}")
     over = sum(planned.is_over for planned in trials)
     points = sum(len(planned.settings) for planned in trials)
-    early = over - sum(state is State.DONE for state in states)
+    early = over - sum(state is Status.DONE for state in states)
     lines.append(
         f"{points} points, {points - len(trials)} of them shared: {len(trials)} trials, {over - early} done, "
         + (f"{early} stopped early, " if early else "")

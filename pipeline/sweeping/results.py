@@ -15,7 +15,7 @@ from pipeline.sweeping.plan import Planned, point_of, task_of
 from pipeline.sweeping.search.progress import values_of
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
 from pipeline.sweeping.specification import Sweep
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 if TYPE_CHECKING:
     from pipeline.comparison.front import SearchResult
@@ -39,7 +39,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | 
         trials: all that there are.
         suggestions: of a search.
     """
-    if not any(planned.state is State.DONE for planned in trials):
+    if not any(planned.state is Status.DONE for planned in trials):
         return
     folder = results_folder(sweep)
     state: dict[str, Any] = {
@@ -58,7 +58,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | 
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
-        if planned.state is not State.DONE and (step := planned.stopped) is not None:
+        if planned.state is not Status.DONE and (step := planned.stopped) is not None:
             print(f"stopped early: {planned.name} (after step {step})")
     for line in best_lines(sweep.specification.select.by, trials):
         print(line)
@@ -66,7 +66,7 @@ def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | 
 
 def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
     """Where the results of a sweep lie, and what can be done with them; nothing while no trial is done."""
-    done = next((planned for planned in trials if planned.state is State.DONE), None)
+    done = next((planned for planned in trials if planned.state is Status.DONE), None)
     if done is None:
         return []
     python = ".venv/bin/python" if Path(sys.executable).is_relative_to(Path.cwd() / ".venv") else "python"
@@ -130,14 +130,14 @@ def compared_trials(
 
 def _state(suggestion: Suggestion) -> str:
     states = [planned.state for planned in suggestion.trials]
-    if all(state is State.DONE for state in states):
+    if all(state is Status.DONE for state in states):
         return "done"
     for planned in suggestion.trials:
         if (step := planned.stopped) is not None:
             return f"stopped early after step {step}"
-        if planned.state is not State.DONE and planned.failure:
+        if planned.state is not Status.DONE and planned.failure:
             return f"failed: {planned.failure}"
-    return f"{states.count(State.DONE)} of {len(states)} seeds done"
+    return f"{states.count(Status.DONE)} of {len(states)} seeds done"
 
 
 def _is_current(folder: Path, state: dict) -> bool:

@@ -25,12 +25,12 @@ class Running:
         self._first: tuple[float, int] | None = None
         # What stands in its log is of earlier sessions. It is cut back to a checkpoint, and then read from its begin.
         self._before = round(share * (planned.params.train.steps or 0))
-        log = planned.trial.spool.path
+        log = planned.trial.metrics_log.path
         self._position = 0 if is_begun or not log.exists() else log.stat().st_size
 
     def look(self) -> None:
         """Read what was logged since the last look."""
-        records, self._position = self.planned.trial.spool.read(self._position)
+        records, self._position = self.planned.trial.metrics_log.read(self._position)
         for record in (record for record in records if record["step"] > self._before):
             self.step = int(record["step"])
             self.loss = record.get("loss/cross_entropy", self.loss)

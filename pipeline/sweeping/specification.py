@@ -22,8 +22,7 @@ from pipeline.sweeping.narrowing import assignment, narrowed
 from pipeline.sweeping.search.space import Space, read_space
 from pipeline.sweeping.sections import MOST_TRIALS, Resources, Scheduler, SearchSettings, Specification
 from pipeline.sweeping.settings import NAME, Settings, params_of, require_key
-from pipeline.trials.identity import configuration
-from pipeline.trials.naming import task_of
+from pipeline.trials.identity import configuration, task_of
 
 SEED, RANKS = "train.seed", "train.ranks"
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.plan_file import RecordedPlan
 from pipeline.sweeping.running import Running
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:
@@ -21,7 +21,7 @@ def status_lines(plan: RecordedPlan) -> list[str]:
 
 def _status(planned: Planned, metric: str) -> tuple[str, str]:
     state = planned.state
-    if state is State.DONE:
+    if state is Status.DONE:
         value = planned.metrics.get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if (step := planned.stopped) is not None:
@@ -32,6 +32,6 @@ def _status(planned: Planned, metric: str) -> tuple[str, str]:
         return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"
     if reason := planned.failure:
         return "failed", f"failed: {reason}"
-    if state is State.NEW:
+    if state is Status.NEW:
         return "waiting", "waiting"
-    return "waiting", f"waiting; {'trained' if state is State.TRAINED else f'begun, step {running.step}'}"
+    return "waiting", f"waiting; {'trained' if state is Status.TRAINED else f'begun, step {running.step}'}"

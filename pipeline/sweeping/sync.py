@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.sweeping.plan import Planned
-from pipeline.tracking.charts import charts_of
 from pipeline.tracking.server import is_server, tracking_uri
+from pipeline.tracking.views import charts_of
 from pipeline.tracking.writer import ingest_sweep, is_sweep_synced
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 LOWEST_PRIORITY = 19
 SHOWN = ("table.*", "search.*", "claims.md", "*.png")
@@ -101,6 +101,6 @@ def charts_line(name: str) -> str | None:
 
 
 def _arguments(name: str, trials: Sequence[Planned], folder: Path) -> tuple[list[Path], str, str, list[Path], bool]:
-    begun = [planned.trial.folder for planned in trials if planned.state is not State.NEW]
+    begun = [planned.trial.folder for planned in trials if planned.state is not Status.NEW]
     shown = [path for kind in SHOWN for path in sorted(folder.glob(kind))]
     return begun, tracking_uri(), name, shown, all(planned.is_over for planned in trials)

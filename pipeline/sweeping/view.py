@@ -16,7 +16,7 @@ from pipeline.sweeping.eta import Pace, Work, makespan, work_of_trial
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.running import Running
 from pipeline.training.checkpoints import is_sealed, step_of
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 
 LOG_SECONDS = 60.0
 """Between two lines of a log that say how far the sweep is, where there is no terminal."""
@@ -74,10 +74,10 @@ class View:
     def _add(self, planned: Planned, cost: Cost | None) -> None:
         state = planned.state
         self._work[planned.identity] = work_of_trial(planned, cost)
-        if state is not State.NEW:
+        if state is not Status.NEW:
             self._begun.add(planned.identity)
-            self._shares[planned.identity] = 1.0 if state is State.TRAINED else _share(planned)
-        if state is State.DONE:
+            self._shares[planned.identity] = 1.0 if state is Status.TRAINED else _share(planned)
+        if state is Status.DONE:
             self._compare(planned)
         elif planned.stopped is not None:
             self._early += 1
@@ -136,7 +136,7 @@ class View:
     def say_what_waits(self, trials: Sequence[Planned]) -> None:
         """After an interrupt: how far the trials are that are not over."""
         waiting = [planned for planned in trials if not planned.is_over]
-        begun = [planned for planned in waiting if planned.state is not State.NEW]
+        begun = [planned for planned in waiting if planned.state is not Status.NEW]
         for planned in begun:
             self.say(f"{planned.name:{self._width}}  {_waits(planned)}")
         if others := len(waiting) - len(begun):
@@ -218,7 +218,7 @@ class View:
 
 
 def _waits(planned: Planned) -> str:
-    if planned.state is State.TRAINED:
+    if planned.state is Status.TRAINED:
         return "is trained and waits for its evaluation"
     steps = [step_of(path) for path in planned.trial.checkpoints.glob("checkpoint-*") if is_sealed(path)]
     return f"waits after step {max(steps)}" if steps else "has no checkpoint yet and will begin anew"

@@ -1,1 +1,1 @@
-"""MLflow, which shows what the folders of trials hold."""
+"""MLflow: the folders of trials shown as runs."""

@@ -1,4 +1,4 @@
-"""What MLflow is to show of a trial, read from the trial's folder. Needs no mlflow."""
+"""The content of a trial's run in MLflow, read from the trial's folder. Does not need mlflow."""
 
 import functools
 import json
@@ -14,8 +14,8 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.views import TASK
 from pipeline.trials import marks
 from pipeline.trials.folder import Trial
+from pipeline.trials.identity import task_of, trial_name
 from pipeline.trials.metrics_log import Record
-from pipeline.trials.naming import task_of, trial_name
 from pipeline.trials.provenance import sessions
 from pipeline.trials.trained import read_log
 
@@ -24,22 +24,21 @@ LONGEST_PARAMETER = 6000
 ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
 FIGURES = "figures"
 """The folder of figures, in the trial's folder and in MLflow."""
-INSPECTED = Path("results/analysis")
-"""Where `analyze` draws the figures of a trial, in a folder that has its name."""
+ANALYSIS = Path("results/analysis")
+"""The figures of `analyze`, in a folder named like the trial's."""
 REPRODUCTION = "reproduction.json"
-"""In the trial's folder: the verdict of `reproduce`."""
+"""The verdict of `reproduce`, in the trial's folder."""
 SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
-"""Tags by which a run is found, and what it is called while no other shares the name."""
+"""Tags that identify a run, and its name as long as no other run has the same."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
-"""Statuses of a run in MLflow."""
-_ENDED_BY = {marks.FAILED: FAILED, marks.STOPPED: KILLED}
-"""Files of a sweep in the folder of a trial that is not run further."""
-_READ = (*_ENDED_BY, "identity.json", "metrics.jsonl", REPRODUCTION)
+"""MLflow's statuses of a run."""
+_STATUS_OF_MARK = {marks.FAILED: FAILED, marks.STOPPED: KILLED}
+_READ = (*_STATUS_OF_MARK, "identity.json", "metrics.jsonl", REPRODUCTION)
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """A metric's value at a step, and when it was measured, in milliseconds since 1970."""
+    """A metric's value at a step, and its time in milliseconds since 1970."""
 
     name: str
     value: float
@@ -49,7 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Content:
-    """A run as MLflow is to have it; times in milliseconds since 1970."""
+    """The wanted content of a run; times in milliseconds since 1970."""
 
     name: str
     params: Mapping[str, str]
@@ -62,55 +61,53 @@ class Content:
     status: str
     started: int
     ended: int | None
-    """None while it runs."""
+    """None while the trial runs."""
     latest: int
-    """The last sign of life."""
+    """Time of the last event."""
 
 
-def trial_mark(trial: Trial, sweep: str) -> str:
-    """A digest that changes whenever anything of the trial that MLflow shows may have changed.
+def trial_fingerprint(trial: Trial, sweep: str) -> str:
+    """A digest that changes whenever the content of the trial's run may have changed.
 
-    It goes by size and time of the files, not by their content, so that a thousand trials take a moment; a copied
-    folder counts as changed.
+    It uses size and time of files, not their content, so that a thousand trials take a moment. Copied files count as
+    changed.
     """
     files = {name: trial.folder / name for name in _READ if (trial.folder / name).exists()}
     stamps = [(name, *_stamp(file)) for name, file in sorted((files | present_artifacts(trial)).items())]
-    return digest(["trial", sweep, _status(trial), stamps, code_mark("content.py", "run.py", "../trials/naming.py")])
+    return digest(["trial", sweep, _status(trial), stamps, code_fingerprint()])
 
 
-def files_mark(files: Iterable[str | Path]) -> list[Any]:
+def files_fingerprint(files: Iterable[str | Path]) -> list[Any]:
     """The same for files and folders of a sweep, as part of a digest."""
     return [(str(file), *_stamp(file)) for path in files for file in _files(Path(path))]
 
 
 @functools.cache
-def code_mark(*files: str) -> list[str]:
-    """Digests of files beside this one, which decide what MLflow shows: after a change of them all is compared anew."""
-    return [file_sha256(Path(__file__).parent / file) for file in files]
+def code_fingerprint() -> list[str]:
+    """Digests of the code that determines what MLflow shows. After a change of it all runs are compared again."""
+    package = Path(__file__).parents[1]
+    code = [*(package / "tracking").glob("*.py"), package / "common/metrics.py", package / "trials/identity.py"]
+    return [file_sha256(file) for file in sorted(code)]
 
 
 def trial_content(trial: Trial, sweep: str) -> Content:
-    """What the folder of a trial says, as far as the trial has come.
-
-    Raises:
-        PipelineError: a file of the trial is missing or damaged.
-    """
+    """The content of a trial's run, of a trial in any state. PipelineError if a file is missing or damaged."""
     try:
         return _read_content(trial, sweep)
     except OSError as error:
-        remedy = "bring that file back, or remove the folder; the trial is made again"
+        remedy = "bring that file back, or remove the folder; the trial is created again"
         raise PipelineError(trial.folder, f"cannot be read ({error})", remedy) from None
 
 
 def _read_content(trial: Trial, sweep: str) -> Content:
-    parts, result, done = trial.identity_parts(), trial.result(), sessions(trial)
+    parts, result, recorded = trial.identity_parts(), trial.result(), sessions(trial)
     records = read_log(trial)
     times = [record["time"] for record in records]
-    begun = [_seconds(session["started"]) for session in done if session.get("started")]
-    started = min([*begun[:1], *times[:1]], default=trial.config.stat().st_mtime)
+    starts = [_seconds(session["started"]) for session in recorded if session.get("started")]
+    started = min([*starts[:1], *times[:1]], default=trial.config.stat().st_mtime)
+    last = _seconds(recorded[-1]["ended"]) if recorded and recorded[-1].get("ended") else None
     status = _status(trial)
     ended: float | None
-    last = _seconds(done[-1]["ended"]) if done and done[-1].get("ended") else None
     if result:
         ended = latest = last or trial.metrics.stat().st_mtime
     else:
@@ -123,7 +120,7 @@ def _read_content(trial: Trial, sweep: str) -> Content:
     return Content(
         name=trial_name(parts["configuration"]),
         params=_parameters(trial, parts["configuration"]),
-        tags={SWEEP: sweep} | _tags(trial, parts, result, done),
+        tags={SWEEP: sweep} | _tags(trial, parts, result, recorded),
         points=frozenset(points.values()),
         data=parts["data"],
         artifacts=present_artifacts(trial),
@@ -135,32 +132,32 @@ def _read_content(trial: Trial, sweep: str) -> Content:
 
 
 def present_artifacts(trial: Trial) -> dict[str, Path]:
-    """By their paths in MLflow, the files of a trial that it keeps, and the figures that there are of the trial."""
+    """The files and figures of a trial that MLflow stores, by their paths in MLflow."""
     files = {name: trial.folder / name for name in ARTIFACTS if (trial.folder / name).exists()}
-    drawn = [*_files(trial.folder / FIGURES), *sorted((INSPECTED / trial.folder.name).glob("*.png"))]
-    return files | {f"{FIGURES}/{file.name}": file for file in drawn}
+    figures = [*_files(trial.folder / FIGURES), *sorted((ANALYSIS / trial.folder.name).glob("*.png"))]
+    return files | {f"{FIGURES}/{file.name}": file for file in figures}
 
 
 def _status(trial: Trial) -> str:
     if trial.result():
         return FINISHED
-    if trial.lease().is_taken():
+    if trial.lease().holder():
         return RUNNING
-    for name, status in _ENDED_BY.items():
+    for name, status in _STATUS_OF_MARK.items():
         if (trial.folder / name).exists():
             return status
     outcome = (sessions(trial) or [{}])[-1].get("outcome", "")
     if outcome.startswith("failed"):
         return FAILED
-    # "running" without a lease: the process was killed. Between two sessions a trial goes on.
+    # "running" without a lease: the process was killed. Between two sessions a trial counts as running.
     return KILLED if outcome in ("interrupted", "running") else RUNNING
 
 
-def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, done: list[dict]) -> dict[str, str]:
+def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, recorded: list[dict]) -> dict[str, str]:
     tags = {IDENTITY: trial.identity, NAME: trial_name(parts["configuration"])}
     tags |= {"code": parts["code"], "folder": trial.folder.name}
     tags |= {f"data/{name}": value for name, value in parts["data"].items()}
-    code = done[0].get("code", {}) if done else {}
+    code = recorded[0].get("code", {}) if recorded else {}
     if "commit" in code:
         tags |= {"commit": code["commit"], "mlflow.source.git.commit": code["commit"], "dirty": str(code["dirty"])}
     if result:
@@ -172,29 +169,27 @@ def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, do
 
 
 def _parameters(trial: Trial, configuration: dict[str, Any]) -> dict[str, str]:
-    """The training configuration in canonical form, and the sections before and after it as they were given."""
-    given = read_yaml(trial.config, "restore it; the trial cannot be read without it")
-    if not isinstance(given, dict):
+    """The canonical training configuration, and the other sections of `config.yaml`."""
+    settings = read_yaml(trial.config, "restore it; the trial cannot be read without it")
+    if not isinstance(settings, dict):
         raise PipelineError(trial.config, "holds no parameters", "evaluate the trial again with your own parameters")
-    others = {name: given[name] for name in ("corpus", "features", "evaluate", "sinks") if name in given}
-    # An axis that every trial has: MLflow's parallel coordinates leave out a run that lacks one of theirs.
+    others = {name: settings[name] for name in ("corpus", "features", "evaluate", "sinks") if name in settings}
+    # Every trial has the task: MLflow's parallel coordinates omit runs that lack one of their parameters.
     return _flat(configuration | others) | {TASK: task_of(configuration)}
 
 
-def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in values.items():
-        name = f"{before}{key}"
         if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            flat[name] = text[:LONGEST_PARAMETER]
+            flat[f"{prefix}{key}"] = (value if isinstance(value, str) else json.dumps(value))[:LONGEST_PARAMETER]
     return flat
 
 
 def _points(records: Iterable[Record]) -> dict[tuple[str, int], Point]:
-    """One point for each metric and step: the last, where a step was measured twice."""
+    """One point for each metric and step, the last if a step was measured twice."""
     return {
         (name, int(record["step"])): Point(name, float(value), _milli(record["time"]), int(record["step"]))
         for record in records

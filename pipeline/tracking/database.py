@@ -1,7 +1,7 @@
-"""MLflow's SQLite database as a file: made whole or not at all, one writer at a time, read without loading MLflow.
+"""MLflow's SQLite database as a file: created atomically, written by one process at a time, read without mlflow.
 
-Reading goes by MLflow's tables (3.x). A version that has others reads as a database that holds nothing, so that
-whoever asks goes the long way through MLflow.
+Reading relies on MLflow's tables (3.x). A version with other tables reads as an empty database, and then callers ask
+MLflow instead.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
 LOCK_NOTICE_SECONDS = 3.0
-"""After so long a wait for the lock it is said who holds it."""
+"""Waiting time for the lock after which its holder is printed."""
 LOCK_LIMIT_SECONDS = 60.0
-"""After so long it is given up."""
+"""Waiting time for the lock after which an error is raised."""
 _POLL_SECONDS = 0.1
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is not deleted, as the database has it."""
+    """A run in the database that is not deleted."""
 
     run_id: str
     tags: dict[str, str]
@@ -51,28 +51,27 @@ def database(uri: str) -> Path | None:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is anything to ask. A file of no bytes is what a killed process leaves before the first table."""
+    """Whether there is a database, or a server to ask. A killed process leaves an empty file, which does not count."""
     path = database(uri)
     return path is None or (path.exists() and path.stat().st_size > 0)
 
 
 def artifacts_root(path: Path) -> str:
-    """Where the artifacts of a database belong: beside it, wherever it lies now."""
+    """Address of the artifacts of a database, in the same folder."""
     return (path.parent / ARTIFACTS_FOLDER).as_uri()
 
 
 def local_folder(address: str) -> Path | None:
-    """The folder of artifacts at a `file:` address; None for any other."""
+    """The folder of artifacts at a `file:` address; None for any other address."""
     parts = urlsplit(address)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """One writer at a time on a database file: two that begin it at once break it.
+    """The right to write a database file; two processes that create it at once would damage it.
 
-    Raises:
-        PipelineError: another process holds it for longer than `LOCK_LIMIT_SECONDS`, or the file system has no locks.
+    PipelineError if another process holds it for over `LOCK_LIMIT_SECONDS`, or the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "a+b", buffering=0) as opened:
@@ -87,7 +86,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def _wait_for_lock(opened: BinaryIO, path: Path) -> None:
-    began, told = time.monotonic(), False
+    began, printed = time.monotonic(), False
     while not _try_lock(opened, path):
         waited = time.monotonic() - began
         opened.seek(0)
@@ -99,8 +98,8 @@ def _wait_for_lock(opened: BinaryIO, path: Path) -> None:
                 "nothing is lost, all results are in the trial folders: wait for that process or end it, then run the "
                 "same command again",
             )
-        if waited >= LOCK_NOTICE_SECONDS and not told:
-            told = True
+        if waited >= LOCK_NOTICE_SECONDS and not printed:
+            printed = True
             print(f"waiting for {path}: {holder} is writing to it", file=sys.stderr, flush=True)
         time.sleep(_POLL_SECONDS)
 
@@ -119,39 +118,27 @@ def _try_lock(opened: BinaryIO, path: Path) -> bool:
     return True
 
 
-def make_database(path: Path, make_schema: Callable[[str], None]) -> None:
-    """Make the database under another name and move it into place: a kill half-way leaves nothing under this name.
-
-    The caller holds the lock.
-
-    Args:
-        path: where there is no database yet, or an empty file.
-        make_schema: makes all tables in a database, given its URI.
-    """
+def create_database(path: Path, create_schema: Callable[[str], None]) -> None:
+    """Create the database atomically. The caller holds the lock."""
     for file in path.parent.iterdir():
-        # Left by processes that were killed here; nobody else is at work under the lock.
+        # Temporary files of killed processes; under the lock no other process is creating the database.
         if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}(-\w+)?", file.name):
             file.unlink()
-    # What makes the tables takes a percent sign in a path for its own, so they are made where there is none.
+    # The library that creates the tables misreads percent signs in a path, so they are created in a plain one.
     with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, written_whole(path) as temporary:
-        make_schema(f"sqlite:///{plain}/mlflow.db")
+        create_schema(f"sqlite:///{plain}/mlflow.db")
         shutil.copyfile(f"{plain}/mlflow.db", temporary)
 
 
 def require_readable(path: Path) -> None:
-    """Ask the database for its tables, once.
-
-    Raises:
-        sqlite3.Error: it cannot be read. MLflow would try that for more than a minute before it says so.
-    """
+    """Read the database once, or raise a sqlite3.Error; MLflow would try for more than a minute first."""
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def relocate_artifacts(path: Path) -> None:
-    """Let all that lies in the artifacts folder of an earlier place be looked for beside the database.
+    """Change the addresses of artifacts after the project was moved or copied: MLflow stores absolute addresses.
 
-    MLflow keeps absolute addresses: after a project was moved or copied they name the folder that it was moved from.
     The caller holds the lock.
     """
     root = artifacts_root(path)
@@ -166,7 +153,7 @@ def relocate_artifacts(path: Path) -> None:
                 (root, len(root) + 1, f"{root}/"),
             )
         ]
-        for old in {found[1] for a in addresses if (found := re.match(rf"(.*/{ARTIFACTS_FOLDER})(/|$)", a))}:
+        for old in {match[1] for a in addresses if (match := re.match(rf"(.*/{ARTIFACTS_FOLDER})(/|$)", a))}:
             for table, column in columns:
                 connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
@@ -176,26 +163,25 @@ def relocate_artifacts(path: Path) -> None:
 
 
 def stored_runs(path: Path, experiment: str, *tags: str) -> list[StoredRun]:
-    """The runs of an experiment that have the first of these tags, with as many of the others as they have.
+    """The runs of an experiment that have the first of these tags, with the values of all these tags.
 
-    Returns:
-        None of them where the database cannot be read like this.
+    Empty if the database cannot be read.
     """
-    marks = ", ".join("?" * len(tags))
+    places = ", ".join("?" * len(tags))
     query = (
         "SELECT runs.run_uuid, runs.artifact_uri, tags.key, tags.value FROM experiments "
         "JOIN runs ON runs.experiment_id = experiments.experiment_id JOIN tags ON tags.run_uuid = runs.run_uuid "
         "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active' "
-        f"AND tags.key IN ({marks})"
+        f"AND tags.key IN ({places})"
     )
-    found: dict[str, StoredRun] = {}
+    runs: dict[str, StoredRun] = {}
     for run_id, artifacts, key, value in _read(path, query, (experiment, *tags)):
-        found.setdefault(run_id, StoredRun(run_id, {}, artifacts or "")).tags[key] = value
-    return [run for run in found.values() if tags[0] in run.tags]
+        runs.setdefault(run_id, StoredRun(run_id, {}, artifacts or "")).tags[key] = value
+    return [run for run in runs.values() if tags[0] in run.tags]
 
 
 def stored_experiments(path: Path, tag: str) -> dict[str, str]:
-    """Id by name of the experiments that have a tag."""
+    """Ids of the experiments that have a tag, by name. Empty if the database cannot be read."""
     query = (
         "SELECT name, experiments.experiment_id FROM experiments JOIN experiment_tags "
         "ON experiment_tags.experiment_id = experiments.experiment_id WHERE lifecycle_stage = 'active' AND key = ? "

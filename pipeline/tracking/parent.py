@@ -1,4 +1,4 @@
-"""The run above the trials of a sweep, and how the sweep is presented: names, description, saved view."""
+"""The parent run of a sweep's trials, and how the sweep is presented: names, description, saved view."""
 
 import sys
 import tempfile
@@ -8,24 +8,24 @@ from typing import Any
 
 from pipeline.common.files import digest
 from pipeline.tracking.content import FAILED, FINISHED, KILLED, NAME, RUNNING
-from pipeline.tracking.run import GIVEN_NAME, PARENT, RUN_NAME, is_renamed, only_run, peoples_tags, set_times
-from pipeline.tracking.views import CHARTS, VIEW_TAG, Shown, description, is_description, names_apart, saved_view
+from pipeline.tracking.run import GIVEN_NAME, PARENT, RUN_NAME, is_renamed, merge_runs, peoples_tags, set_status
+from pipeline.tracking.views import CHARTS, VIEW_TAG, Shown, description, distinct_names, is_description, saved_view
 
 TABLE = "table.md"
 PARENT_OF = "parent_of_sweep"
-"""Tag by which the run above the trials is found."""
+"""Tag that identifies the parent run."""
 _NOTE, _GIVEN_NOTE = "mlflow.note.content", "given_note"
-"""Tags: a description, and the digests of the last two that we gave. Any other was written by a person, and stays."""
+"""Tags: a description, and the digests of the last two that we wrote. Any other was written by a person, and stays."""
 
 
 def parent_run(client: Any, experiment_id: str, sweep: str, started: int | None) -> Any:
-    """The run above the trials, which begins with the first of them."""
-    wanted = f"tags.{PARENT_OF} = '{quoted(sweep)}'"
-    run = only_run(client, client.search_runs([experiment_id], wanted, max_results=1000))
+    """The parent run of a sweep, which starts with the first trial."""
+    query = f"tags.{PARENT_OF} = '{quoted(sweep)}'"
+    run = merge_runs(client, client.search_runs([experiment_id], query, max_results=1000))
     if run and started in (None, run.info.start_time):
         return run
-    carried = (peoples_tags(run) if run else {}) | {PARENT_OF: sweep}
-    new = client.create_run(experiment_id, started, carried, run.info.run_name if run else sweep)
+    tags = (peoples_tags(run) if run else {}) | {PARENT_OF: sweep}
+    new = client.create_run(experiment_id, started, tags, run.info.run_name if run else sweep)
     if run:
         # The start of a run cannot be changed.
         with tempfile.TemporaryDirectory() as folder:
@@ -37,56 +37,56 @@ def parent_run(client: Any, experiment_id: str, sweep: str, started: int | None)
 
 
 def end_parent(client: Any, run: Any, trials: Sequence[Any], complete: bool) -> None:
-    """Status and end of the run above the trials, from theirs."""
-    states = {trial.info.status for trial in trials}
-    if RUNNING in states:
+    """Set status and end of the parent run from those of the trials."""
+    statuses = {trial.info.status for trial in trials}
+    if RUNNING in statuses:
         status = RUNNING
     elif complete:
         status = FINISHED
     else:
-        status = FAILED if FAILED in states else KILLED
+        status = FAILED if FAILED in statuses else KILLED
     ends = [trial.info.end_time for trial in trials if trial.info.end_time]
-    set_times(client, run, status, max(ends, default=run.info.start_time))
+    set_status(client, run, status, max(ends, default=run.info.start_time))
 
 
 def describe(client: Any, experiment_id: str, run: Any, files: Sequence[str | Path]) -> None:
-    """The table as the description of the run above the trials, with ways to charts and report."""
+    """Make the table the description of the parent run, with links to charts and report."""
     tables = [
         path for file in map(Path, files) for path in (file, file / TABLE) if path.name == TABLE and path.exists()
     ]
     tags, run_id = run.data.tags, run.info.run_id
     note, given = tags.get(_NOTE), tags.get(_GIVEN_NOTE)
-    ours = note is None or (digest(note) in given.splitlines() if given else is_description(note))
-    if tables and ours:
+    is_ours = note is None or (digest(note) in given.splitlines() if given else is_description(note))
+    if tables and is_ours:
         items = client.list_artifacts(run_id)
         paths = [item.path for item in items if not item.is_dir]
         paths += [item.path for folder in items if folder.is_dir for item in client.list_artifacts(run_id, folder.path)]
         new = description(Path(tables[0]).read_text(encoding="utf-8"), experiment_id, run_id, paths)
         if new != note:
-            # In this order: killed in between, the run has a note of ours still.
+            # In this order, so that after a kill in between the old note is still known as ours.
             client.set_tag(run_id, _GIVEN_NOTE, "\n".join(digest(text) for text in (new, note) if text is not None))
             client.set_tag(run_id, _NOTE, new)
 
 
 def present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
-    """Trials below their parent, named by what differs, and a view of the experiment that compares them."""
+    """Put the trials below their parent, name them by their differences, and save a view that compares them."""
     shown = {
         run.info.run_id: Shown(run.data.tags.get(NAME, run.info.run_name), run.data.params, run.data.metrics)
         for run in trials
     }
-    names = names_apart(shown)
+    names = distinct_names(shown)
     for run in trials:
         run_id = run.info.run_id
-        wanted = {PARENT: parent}
+        tags = {PARENT: parent}
         if not is_renamed(run) and run.info.run_name != names[run_id]:
-            # In this order: killed in between, the run has a name of ours still.
-            wanted |= {GIVEN_NAME: f"{names[run_id]}\n{run.info.run_name}", RUN_NAME: names[run_id]}
-        for key, value in wanted.items():
+            # In this order, so that after a kill in between the old name is still known as ours.
+            tags |= {GIVEN_NAME: f"{names[run_id]}\n{run.info.run_name}", RUN_NAME: names[run_id]}
+        for key, value in tags.items():
             if run.data.tags.get(key) != value:
                 client.set_tag(run_id, key, value)
     experiment = client.get_experiment(experiment_id)
     if _NOTE not in experiment.tags:
-        # What a person wrote there stays.
+        # The note of a person stays.
         note = f"[Charts and columns]({CHARTS.format(experiment=experiment_id)}) of the sweep {sweep}"
         client.set_experiment_tag(experiment_id, _NOTE, note)
     view = saved_view(list(shown.values()), quoted(sweep), experiment.creation_time) if trials else None
@@ -95,7 +95,7 @@ def present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Se
 
 
 def _set_view(client: Any, experiment_id: str, view: str) -> None:
-    """The saved view is a convenience: an MLflow that does not take it has all the rest."""
+    """The saved view is a convenience: a version of MLflow that refuses it shows everything else."""
     from mlflow.exceptions import MlflowException
 
     try:

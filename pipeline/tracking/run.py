@@ -1,7 +1,7 @@
-"""One trial as a run of MLflow that shows what the trial's folder says, whatever the run held before.
+"""One trial as a run of MLflow that shows the current content of the trial's folder.
 
-MLflow takes back neither a parameter nor a point nor an artifact. A run that holds anything that the folder does not
-say is deleted and made anew, with the name, note and tags that people gave it; any other run is completed.
+MLflow cannot remove a parameter, point or artifact. A run that has anything that the folder does not have is deleted
+and created again, with the name, note and tags that people gave it; any other run is completed.
 """
 
 import json
@@ -27,51 +27,51 @@ METRICS_IN_A_BATCH = 1000
 PARAMETERS_IN_A_BATCH = 100
 """Limits of MLflow's interface."""
 SYNCED = "synced"
-"""Tag, set last of all: the mark of what the run shows."""
+"""Tag, set last: the fingerprint of the content that the run shows."""
 GIVEN_NAME, RUN_NAME, PARENT = "given_name", "mlflow.runName", "mlflow.parentRunId"
-"""Tags: the names that we gave the run (a line each: the last, and the one before), its name, the run above it."""
+"""Tags: the names that we gave the run (the last, and the one before, one per line), its name, its parent run."""
 _OURS = (
     SWEEP, IDENTITY, NAME, SYNCED, "code", "folder", "commit", "mlflow.source.git.commit", "dirty", "evaluation",
     "reproduced", "reproduced/at", "complete", "spooled_to_step",
 )  # fmt: skip
-"""Tags that the folder decides, also of earlier versions; all others are people's, or of the run above."""
+"""Tags that follow from the folder, including those of earlier versions; others are people's, or the parent run's."""
 _DATA = "data/"
 
 
-def ingest_trial(client: Any, experiment_id: str, sweep: str, trial: Trial, mark: str, runs: Sequence[Any]) -> str:
-    """Bring a trial into its run, as far as it has come.
+def ingest_trial(
+    client: Any, experiment_id: str, sweep: str, trial: Trial, fingerprint: str, runs: Sequence[Any]
+) -> str:
+    """Show the current content of a trial in its run, and return the run's id.
 
     Args:
         client: an `MlflowClient`.
-        experiment_id: where a new run is made.
+        experiment_id: of a new run.
         sweep: its tag.
-        trial: in any state.
-        mark: of the trial, taken before.
-        runs: those that the trial has already: more than one where two processes made it at once.
-
-    Returns:
-        The run's id.
-
-    Raises:
-        PipelineError: a file of the trial is damaged.
+        trial: in any state; a damaged file is a PipelineError.
+        fingerprint: of the trial, taken before.
+        runs: the existing runs of the trial: several if two processes created one at once.
     """
-    run = only_run(client, runs)
-    if run and run.data.tags.get(SYNCED) == mark and has_artifacts(run.info.artifact_uri, present_artifacts(trial)):
+    run = merge_runs(client, runs)
+    if (
+        run
+        and run.data.tags.get(SYNCED) == fingerprint
+        and has_artifacts(run.info.artifact_uri, present_artifacts(trial))
+    ):
         return run.info.run_id
     content = trial_content(trial, sweep)
     held = _held_points(client, run) if run else set()
     if run and not _is_part(client, run, held, content):
         old, held = run, set()
-        run = _begin_run(client, experiment_id, content, old)
+        run = _create_run(client, experiment_id, content, old)
         client.delete_run(old.info.run_id)
-    run = run or _begin_run(client, experiment_id, content)
-    _send(client, run, content, held)
-    client.set_tag(run.info.run_id, SYNCED, mark)
+    run = run or _create_run(client, experiment_id, content)
+    _complete(client, run, content, held)
+    client.set_tag(run.info.run_id, SYNCED, fingerprint)
     return run.info.run_id
 
 
-def only_run(client: Any, runs: Sequence[Any]) -> Any:
-    """The one run that stays of several for one thing, or None; the tags that people gave the others go to it."""
+def merge_runs(client: Any, runs: Sequence[Any]) -> Any:
+    """Keep one of several runs of the same trial or sweep, with people's tags of all; None without a run."""
     if not runs:
         return None
     kept, *others = sorted(runs, key=lambda run: (SYNCED not in run.data.tags, run.info.run_id))
@@ -84,13 +84,13 @@ def only_run(client: Any, runs: Sequence[Any]) -> Any:
 
 
 def has_artifacts(address: str, paths: Iterable[str]) -> bool:
-    """Whether these are in a run's folder of artifacts; taken for true where that is no local folder."""
+    """Whether a run's folder of artifacts has these files; assumed if the address is not a local folder."""
     folder = local_folder(address)
     return folder is None or all((folder / path).exists() for path in paths)
 
 
 def is_renamed(run: Any) -> bool:
-    """Whether a person gave the run its name."""
+    """Whether a person renamed the run."""
     tags, name = run.data.tags, run.info.run_name or ""
     if GIVEN_NAME in tags:
         return name not in tags[GIVEN_NAME].splitlines()
@@ -98,7 +98,7 @@ def is_renamed(run: Any) -> bool:
 
 
 def peoples_tags(run: Any) -> dict[str, str]:
-    """The tags of a run that its folder does not decide."""
+    """The tags of a run that do not follow from its folder."""
     return {key: value for key, value in run.data.tags.items() if not _is_ours(key) and key != RUN_NAME}
 
 
@@ -106,15 +106,15 @@ def _is_ours(tag: str) -> bool:
     return tag in _OURS or tag.startswith(_DATA)
 
 
-def _begin_run(client: Any, experiment_id: str, content: Content, before: Any = None) -> Any:
-    """A new run; `before` is the one whose place it takes."""
-    carried = {GIVEN_NAME: content.name} | (peoples_tags(before) if before else {})
+def _create_run(client: Any, experiment_id: str, content: Content, old: Any = None) -> Any:
+    """A new run, with the name and tags that people gave to the `old` one, which it replaces."""
+    tags = {GIVEN_NAME: content.name} | (peoples_tags(old) if old else {})
     name = content.name
-    if before and is_renamed(before):
-        name = before.info.run_name
+    if old and is_renamed(old):
+        name = old.info.run_name
     else:
-        carried[GIVEN_NAME] = name
-    return client.create_run(experiment_id, content.started, {**carried, **content.tags}, name)
+        tags[GIVEN_NAME] = name
+    return client.create_run(experiment_id, content.started, {**tags, **content.tags}, name)
 
 
 def _held_points(client: Any, run: Any) -> set[Point]:
@@ -126,33 +126,33 @@ def _held_points(client: Any, run: Any) -> set[Point]:
 
 
 def _is_part(client: Any, run: Any, held: set[Point], content: Content) -> bool:
-    """Whether all that a run holds is in the folder, so that it only has to be completed."""
+    """Whether the folder has everything that the run has, so that the run only needs to be completed."""
     data = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs} if run.inputs else {}
     return (
         run.info.start_time == content.started
         and run.data.params.items() <= content.params.items()
         and held <= content.points
-        and data.items() <= {name: _shown_digest(value) for name, value in content.data.items()}.items()
+        and data.items() <= {name: _short_digest(value) for name, value in content.data.items()}.items()
         and _artifacts(client, run.info.run_id) <= content.artifacts.keys()
     )
 
 
 def _artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
-    found: set[str] = set()
+    paths: set[str] = set()
     for item in client.list_artifacts(run_id, folder):
-        found |= _artifacts(client, run_id, item.path) if item.is_dir else {item.path}
-    return found
+        paths |= _artifacts(client, run_id, item.path) if item.is_dir else {item.path}
+    return paths
 
 
-def _send(client: Any, run: Any, content: Content, held: set[Point]) -> None:
-    """Complete a run with what it lacks."""
+def _complete(client: Any, run: Any, content: Content, held: set[Point]) -> None:
+    """Add to a run the content that it lacks."""
     from mlflow.entities import Metric, Param, RunTag
 
     run_id = run.info.run_id
     missing = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
     for batch in _batches(missing, PARAMETERS_IN_A_BATCH):
         client.log_batch(run_id, params=batch)
-    _send_data(client, run, content.data)
+    _log_data(client, run, content.data)
     points = sorted(content.points - held, key=lambda point: (point.step, point.name))
     for batch in _batches(points, METRICS_IN_A_BATCH):
         client.log_batch(run_id, metrics=[Metric(point.name, point.value, point.time, point.step) for point in batch])
@@ -164,17 +164,13 @@ def _send(client: Any, run: Any, content: Content, held: set[Point]) -> None:
     for key in run.data.tags:
         if _is_ours(key) and key not in (*content.tags, SYNCED):
             client.delete_tag(run_id, key)
-    set_times(client, run, content.status, content.ended or content.latest)
+    set_status(client, run, content.status, content.ended or content.latest)
 
 
-def set_times(client: Any, run: Any, status: str, ended: int) -> None:
-    """Status and end of a run. One that runs has no end; if it had one it moves to the last sign of life.
+def set_status(client: Any, run: Any, status: str, ended: int) -> None:
+    """Set status and end (in milliseconds) of a run, which is as MLflow returned it.
 
-    Args:
-        client: an `MlflowClient`.
-        run: as it was read.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        ended: milliseconds since 1970.
+    MLflow cannot remove an end; that of a running trial becomes its last event.
     """
     if status == RUNNING and run.info.end_time is None:
         client.update_run(run.info.run_id, RUNNING)
@@ -182,13 +178,13 @@ def set_times(client: Any, run: Any, status: str, ended: int) -> None:
         client.set_terminated(run.info.run_id, status, ended)
 
 
-def _send_data(client: Any, run: Any, data: Mapping[str, str]) -> None:
+def _log_data(client: Any, run: Any, data: Mapping[str, str]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     known = {entry.dataset.name for entry in run.inputs.dataset_inputs} if run.inputs else set()
     inputs = [
         DatasetInput(
-            Dataset(name, _shown_digest(value), "local", json.dumps({"digest": value})), [InputTag("role", name)]
+            Dataset(name, _short_digest(value), "local", json.dumps({"digest": value})), [InputTag("role", name)]
         )
         for name, value in data.items()
         if name not in known
@@ -197,13 +193,13 @@ def _send_data(client: Any, run: Any, data: Mapping[str, str]) -> None:
         client.log_inputs(run.info.run_id, inputs)
 
 
-def _shown_digest(digest: str) -> str:
-    """A digest in MLflow has at most 36 digits; the tags have them whole."""
+def _short_digest(digest: str) -> str:
+    """MLflow allows 36 digits; the tags have all."""
     return digest[:36]
 
 
 def log_files(client: Any, run_id: str, files: Iterable[str | Path]) -> None:
-    """Keep files, and folders as folders, as artifacts of a run; what is not there is left out."""
+    """Store files and folders as artifacts of a run; missing ones are skipped."""
     for file in map(Path, files):
         if file.is_dir():
             client.log_artifacts(run_id, str(file), file.name)
@@ -212,6 +208,6 @@ def log_files(client: Any, run_id: str, files: Iterable[str | Path]) -> None:
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    waiting = iter(items)
-    while batch := list(islice(waiting, size)):
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""Where MLflow is and how it is asked: its client, one writer at a time, and its errors in one line."""
+"""Access to MLflow: its address, its client, one writer at a time, and its errors in one line."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import without_secrets
 from pipeline.tracking.database import (
+    create_database,
     database,
     exclusive_lock,
     exists,
-    make_database,
     relocate_artifacts,
     require_readable,
 )
@@ -23,13 +23,13 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    # MLflow's own patience with an outage is many minutes; everything can be sent later.
+    # By default MLflow retries for many minutes; here everything can be sent later.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
-"""Variables of the environment that MLflow reads when it is imported; those that are set already stay."""
+"""Environment variables that MLflow reads on import; they do not override existing ones."""
 UI_SETTINGS = SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""The same for MLflow's own pages, which need no workers for evaluations of language models."""
+"""The same for the server of MLflow's pages, which needs no workers for evaluations of language models."""
 _OF_TRACKING = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3", "json", "boto3", "botocore", "google", "azure",
 )  # fmt: skip
@@ -40,7 +40,7 @@ _PACKAGES = {
     "MySQLdb": "mysqlclient",
     "pymysql": "PyMySQL",
 }
-"""What provides a module, where that has another name."""
+"""Packages that are not named like their module."""
 _KEPT = "nothing is lost, all results are in the trial folders"
 _SERVERS, _DATABASES = ("http://", "https://"), ("postgresql", "mysql", "mssql")
 
@@ -56,11 +56,8 @@ def is_server(uri: str) -> bool:
 
 
 def client_of(uri: str) -> Any:
-    """An `MlflowClient` of few words that has reached what it is for, and gives up soon.
-
-    Raises:
-        Exception: whatever MLflow and its libraries raise where that is not there or not right; see `wrap_errors`.
-    """
+    """A connected `MlflowClient` with short timeouts and without log messages. Raises MLflow's errors, see
+    `wrap_errors`."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     _require_supported(uri)
@@ -69,7 +66,7 @@ def client_of(uri: str) -> Any:
     elif uri.startswith(_DATABASES):
         import sqlalchemy
 
-        # MLflow tries to connect for more than a minute before it says that it cannot.
+        # MLflow would try to connect for more than a minute before it raises an error.
         sqlalchemy.create_engine(uri).connect().close()
     client = _client(uri)
     client.search_experiments(max_results=1)
@@ -79,43 +76,36 @@ def client_of(uri: str) -> Any:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    # They log what they raise, with its traceback; here it becomes one line.
+    # They log the traceback of each error, which here becomes one line.
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(uri)
 
 
-def _make_schema(uri: str) -> None:
-    _client(uri).search_experiments(max_results=1)
-
-
 def _require_supported(uri: str) -> None:
-    """Refuse what MLflow refuses (with its way out in the middle of a paragraph), and what keeps nothing."""
+    """Refuse addresses that MLflow refuses, with a shorter message, and databases that are not stored."""
     if is_server(uri) or uri.startswith((*_DATABASES, "databricks", "uc:")) or database(uri):
         return
-    kept_nowhere = uri.startswith("sqlite")
+    is_in_memory = uri.startswith("sqlite")
     raise PipelineError(
         f"MLFLOW_TRACKING_URI={without_secrets(uri)}",
-        "a database in memory keeps nothing" if kept_nowhere else "is neither a database nor the address of a server",
-        f"{_KEPT}: set it to sqlite:///mlflow.db or http://HOST:PORT (a folder such as mlruns comes into a database by "
-        "mlflow migrate-filestore), then run the same command again",
+        "a database in memory keeps nothing" if is_in_memory else "is neither a database nor the address of a server",
+        f"{_KEPT}: set it to sqlite:///mlflow.db or http://HOST:PORT (a folder such as mlruns is imported "
+        "by mlflow migrate-filestore), then run the same command again",
     )
 
 
 @contextlib.contextmanager
 def connected(uri: str) -> Iterator[Any]:
-    """A client that may write: alone on a database file, which is made if it is new and set right if it was moved.
-
-    Raises:
-        PipelineError: as `wrap_errors`.
-    """
+    """A client with write access. A database file is locked, created if missing, and adapted if it was moved. Errors as
+    `wrap_errors`."""
     path = database(uri)
     with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
         if path:
             for name, value in SETTINGS.items():
                 os.environ.setdefault(name, value)
             if not exists(uri):
-                make_database(path, _make_schema)
+                create_database(path, lambda plain: _client(plain).search_experiments(max_results=1))
             client = client_of(uri)
             relocate_artifacts(path)
         else:
@@ -125,11 +115,7 @@ def connected(uri: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def wrap_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its libraries, the network and the disk raise into one line with the way out.
-
-    Raises:
-        PipelineError: MLflow cannot be reached, read or written.
-    """
+    """Turn errors of MLflow, its libraries, the network and the disk into a PipelineError with a remedy."""
     try:
         yield
     except PipelineError:
@@ -152,18 +138,18 @@ def _error(uri: str, error: Exception) -> PipelineError:
 def _remedy(uri: str, cause: BaseException, reason: str) -> str:
     path = database(uri)
     if isinstance(cause, ImportError):
-        way = f"pip install {_PACKAGES.get(cause.name or '', cause.name)}"
+        remedy = f"pip install {_PACKAGES.get(cause.name or '', cause.name)}"
     elif "disk is full" in reason or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        way = "free some space"
+        remedy = "free some space"
     elif path:
-        way = _remedy_of_file(uri, path, cause, reason)
+        remedy = _remedy_of_file(uri, path, cause, reason)
     elif "load plugin" in reason:
-        way = "name a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
+        remedy = "name a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
     elif "error code 401" in reason or "error code 403" in reason:
-        way = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:
-        way = "start it, or set MLFLOW_TRACKING_URI to where it is"
-    return f"{_KEPT}: {way}, then run the same command again"
+        remedy = "start it, or set MLFLOW_TRACKING_URI to where it is"
+    return f"{_KEPT}: {remedy}, then run the same command again"
 
 
 def _remedy_of_file(uri: str, path: Path, cause: BaseException, reason: str) -> str:

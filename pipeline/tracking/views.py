@@ -1,6 +1,6 @@
-"""What MLflow's pages show of a sweep when they are opened: names, columns, charts, a description. Needs no mlflow.
+"""What MLflow's pages show of a sweep: names, columns, charts, a description and their address. Does not need mlflow.
 
-A saved view is a tag of the experiment, in the form that MLflow's own pages write (3.17): people find it under *Views*.
+A saved view is a tag of the experiment, in the format of MLflow's own pages (3.17), which list it under *Views*.
 """
 
 import base64
@@ -8,82 +8,108 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, COLUMN, CURVE, WER, find, is_bound, shown
+from pipeline.common.redaction import without_secrets
+from pipeline.tracking.database import database, exists, stored_experiments
+from pipeline.tracking.server import client_of, connected, wrap_errors
 
 LONGEST_TAG = 8000
-"""What MLflow keeps of a run's tag."""
+"""MLflow's limit for a run's tag."""
 VIEW = "Comparison"
 VIEW_TAG = "mlflow.sharedViewState.comparison"
 CHARTS = "#/experiments/{experiment}/runs?viewStateShareKey=comparison&compareRunsMode=CHART"
 CHARTS += "&workflowType=machine_learning"
-"""Address of the view's charts below that of the server, whatever kind of work the pages are set to."""
+"""Address of the view's charts on a server, whatever workflow type its pages are set to."""
 LOCAL_SERVER = "http://127.0.0.1:{port}/"
-"""Where `make ui` shows a database."""
+"""The server of `make ui`."""
 PORT = 5000
 TASK, WEIGHT = "task", "decorrelation.weight"
-_OF_THE_TASK = ("model.modality", "model.rates.")
+_TASK_SETTINGS = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
 _COUNTS = (BY_ACTIVATION, BY_ATTENTION)
 _CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
-_TOGETHER, _AGAINST, _SINGLE = "Task, weight, error rates and sinks", "Error rates against sinks", "One by one"
+_PARALLEL, _SCATTERS, _SINGLE = "Task, weight, error rates and sinks", "Error rates against sinks", "One by one"
 """Sections of the charts."""
 _LONGEST_TITLE, _ENDS = 15, 6
-"""MLflow's parallel coordinates show of a longer name this many characters of its begin and of its end."""
+"""MLflow's parallel coordinates shorten a longer title to this many characters of its beginning and its end."""
 _MOST_SCATTERS = 3
 _PICTURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A run as the pages know it."""
+    """A run on MLflow's pages."""
 
     name: str
     params: Mapping[str, str]
     metrics: Iterable[str]
 
 
-def names_apart(runs: Mapping[str, Shown]) -> dict[str, str]:
-    """A name for each run: its own, and where several share it what they differ in.
+def charts_of(sweep: str, uri: str) -> str | None:
+    """Address of the charts of a sweep, or None if MLflow does not have it. A database is read without mlflow."""
+    if not exists(uri):
+        return None
+    if path := database(uri):
+        number = stored_experiments(path, VIEW_TAG).get(sweep)
+    else:
+        with wrap_errors(uri):
+            experiment = client_of(uri).get_experiment_by_name(sweep)
+            number = experiment and experiment.experiment_id
+    return charts_address(without_secrets(uri), number) if number else None
 
-    Args:
-        runs: by any key.
-    """
-    alike: dict[str, list[str]] = {}
+
+def all_charts(uri: str, port: int) -> dict[str, str]:
+    """Addresses of the charts of all sweeps; those of a database are on `port`. A missing database is created."""
+    with connected(uri) as client:
+        experiments = [experiment for experiment in client.search_experiments() if VIEW_TAG in experiment.tags]
+    return {e.name: charts_address(without_secrets(uri), e.experiment_id, port) for e in experiments}
+
+
+def charts_address(uri: str, experiment: str, port: int = PORT) -> str:
+    """Address of the charts of an experiment, on its server or on that of `make ui`."""
+    server = f"{uri.rstrip('/')}/" if uri.startswith("http") else LOCAL_SERVER.format(port=port)
+    return server + CHARTS.format(experiment=experiment)
+
+
+def distinct_names(runs: Mapping[str, Shown]) -> dict[str, str]:
+    """The name of each run, extended by the settings in which it differs from runs of the same name."""
+    keys_of: dict[str, list[str]] = {}
     for key, run in runs.items():
-        alike.setdefault(run.name, []).append(key)
-    found = {}
-    for name, keys in alike.items():
+        keys_of.setdefault(run.name, []).append(key)
+    names = {}
+    for name, keys in keys_of.items():
         differing = _differing([runs[key].params for key in keys])
         for key in keys:
-            others = (f"{setting.rpartition('.')[2]} {runs[key].params.get(setting, '-')}" for setting in differing)
-            found[key] = " ".join([name, *others])
-    return found
+            settings = (f"{setting.rpartition('.')[2]} {runs[key].params.get(setting, '-')}" for setting in differing)
+            names[key] = " ".join([name, *settings])
+    return names
 
 
 def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
-    """The tag's value: trials only, by name; columns of what differs and what matters; charts of the same.
+    """The value of the view's tag: trials by name, with columns and charts of differing settings and main metrics.
 
-    Args:
-        runs: the trials.
-        sweep: their tag.
-        created: when the experiment was, in milliseconds.
+    `sweep` is the trials' tag; `created` is the time of the experiment in milliseconds.
     """
     settings = [key for key in _differing([run.params for run in runs]) if key != WEIGHT]
-    everywhere = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
+    in_all = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
     metrics = sorted({name for run in runs for name in run.metrics})
     headlines = _headlines(metrics)
     columns = [f"params.`{key}`" for key in (TASK, WEIGHT, *settings)] + [f"metrics.`{name}`" for name in headlines]
     columns.append("attributes.`Dataset`")
     lines = [metric.name for metric in shown(CURVE) if metric.name in metrics]
-    charts = [_parallel([TASK, WEIGHT], _told_apart([name for name in headlines if name in everywhere]))]
+    axes = _distinct_titles([name for name in headlines if name in in_all])
+    charts = [
+        _chart("PARALLEL", _PARALLEL, "", 100, showAllRuns=True, selectedParams=[TASK, WEIGHT], selectedMetrics=axes)
+    ]
     rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
     counts = [name for name in _COUNTS if name in metrics]
     charts += [_scatter(count, rate) for rate in rates[:_MOST_SCATTERS] for count in counts]
-    charts += [_chart("BAR", name) for name in headlines] + [_chart("LINE", name) for name in lines]
-    # A metric that no chart names gets one of its own, and there are seventy.
-    charts += [_chart("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
+    charts += [_single("BAR", name) for name in headlines] + [_single("LINE", name) for name in lines]
+    # MLflow adds a chart for each metric that no chart names, and there are seventy.
+    charts += [_single("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
     state = {
         "searchFilter": f"tags.sweep = '{sweep}'",
         "orderByKey": "tags.`mlflow.runName`",
@@ -97,81 +123,56 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
         "columnWidths": {_RUN_NAME: 330},
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": charts,
-        "compareRunSections": [_section(_TOGETHER, 1), _section(_AGAINST, 2), _section(_SINGLE, 3)],
+        "compareRunSections": [_section(_PARALLEL, 1), _section(_SCATTERS, 2), _section(_SINGLE, 3)],
         "isAccordionReordered": True,
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     return json.dumps({"name": VIEW, "createdAt": created, "updatedAt": created, "state": f"deflate;{packed}"})
 
 
-def charts_address(uri: str, experiment: str, port: int = PORT) -> str:
-    """Where the charts of an experiment are seen: on its server, or on that of `make ui`."""
-    server = f"{uri.rstrip('/')}/" if uri.startswith("http") else LOCAL_SERVER.format(port=port)
-    return server + CHARTS.format(experiment=experiment)
-
-
 def is_description(note: str) -> bool:
-    """Whether a note begins like a description that we write."""
+    """Whether a note starts like one of our descriptions."""
     return note.startswith(_CHARTS_LINK)
 
 
 def description(table: str, experiment: str, run: str, files: Iterable[str]) -> str:
-    """Markdown for the page of the run above the trials: ways to the charts and the report, table, pictures.
+    """Markdown for the page of a sweep's parent run: links to charts and report, the table, pictures.
 
-    Args:
-        table: Markdown.
-        experiment: its id in MLflow.
-        run: the id of that run.
-        files: paths of its artifacts.
+    `experiment` and `run` are ids, `files` the paths of the run's artifacts.
     """
-    there = set(files)
-    ways = [f"{_CHARTS_LINK}({CHARTS.format(experiment=experiment)})"]
-    if "report.html" in there:
-        ways.append(f"[Report](#/experiments/{experiment}/runs/{run}/artifacts/report.html)")
-    pictures = [path for name in _PICTURES for path in sorted(there) if path.rpartition("/")[2] == name]
-    shown = [f"![{path}](get-artifact?path={path}&run_uuid={run})" for path in pictures]
-    whole = "\n\n".join([" · ".join(ways), table.strip(), *shown]) + "\n"
-    # Cut off by MLflow a table would have no end; it is among the files in any case.
-    return whole if len(whole) <= LONGEST_TAG else "\n\n".join([" · ".join(ways), *shown]) + "\n"
+    present = set(files)
+    links = [f"{_CHARTS_LINK}({CHARTS.format(experiment=experiment)})"]
+    if "report.html" in present:
+        links.append(f"[Report](#/experiments/{experiment}/runs/{run}/artifacts/report.html)")
+    paths = [path for name in _PICTURES for path in sorted(present) if path.rpartition("/")[2] == name]
+    pictures = [f"![{path}](get-artifact?path={path}&run_uuid={run})" for path in paths]
+    text = "\n\n".join([" · ".join(links), table.strip(), *pictures]) + "\n"
+    # MLflow would truncate the table, which is among the artifacts in any case.
+    return text if len(text) <= LONGEST_TAG else "\n\n".join([" · ".join(links), *pictures]) + "\n"
 
 
 def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
-    """Settings that have two values, or that some lack because another setting switches them off."""
-    keys = sorted({key for one in params for key in one if key.startswith(_SETTINGS)})
-    different = [key for key in keys if len({one[key] for one in params if key in one}) > 1]
-    return [key for key in different if not key.startswith(_OF_THE_TASK)]
+    """Settings with several values among the runs that have them, without those of the task."""
+    keys = sorted({key for run in params for key in run if key.startswith(_SETTINGS)})
+    different = [key for key in keys if len({run[key] for run in params if key in run}) > 1]
+    return [key for key in different if not key.startswith(_TASK_SETTINGS)]
 
 
 def _headlines(metrics: Sequence[str]) -> list[str]:
-    """The error rates of whole splits and both counts of sinks, then conditions and the other measures."""
+    """The error rates of clean splits and both counts of sinks, then noise conditions and the other metrics."""
     names = [name for name in metrics if not is_bound(name)]
     columns = [(name, metric) for name in names if (metric := find(name)) and COLUMN in metric.places]
-    # Of the error rates the validation split first, by which one chooses, then the test split under its conditions.
+    # Validation, by which models are selected, precedes test.
     rates = [name for name, metric in columns if metric.is_family]
     rates.sort(key=lambda name: "/validation" not in name)
-    whole = [name for name in rates if name.count("/") == 1]
+    clean = [name for name in rates if name.count("/") == 1]
     sinks = [metric.name for metric in shown(COLUMN) if metric.name in names]
     counts = [name for name in sinks if name in _COUNTS]
-    return [*whole, *counts, *(name for name in rates if name not in whole), *(s for s in sinks if s not in counts)]
+    return [*clean, *counts, *(name for name in rates if name not in clean), *(s for s in sinks if s not in counts)]
 
 
-def _chart(kind: str, metric: str, deleted: bool = False) -> dict:
-    return {
-        "uuid": f"{kind} {metric}", "type": kind, "metricKey": metric, "metricSectionId": _SINGLE, "deleted": deleted,
-        "isGenerated": False, "runsCountToCompare": 20, "displayName": metric,
-    }  # fmt: skip
-
-
-def _scatter(across: str, up: str) -> dict:
-    return {
-        "uuid": f"SCATTER {up} {across}", "type": "SCATTER", "metricSectionId": _AGAINST, "deleted": False,
-        "isGenerated": False, "runsCountToCompare": 100, "displayName": f"{up} against {across}",
-        "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
-    }  # fmt: skip
-
-
-def _told_apart(metrics: Sequence[str]) -> list[str]:
-    """Those whose titles on the parallel coordinates differ; the others have charts of their own."""
+def _distinct_titles(metrics: Sequence[str]) -> list[str]:
+    """The metrics whose titles on the parallel coordinates differ; the others have charts of their own."""
     titles: dict[str, str] = {}
     for name in metrics:
         short = name if len(name) <= _LONGEST_TITLE else f"{name[:_ENDS]}...{name[-_ENDS:]}"
@@ -179,15 +180,20 @@ def _told_apart(metrics: Sequence[str]) -> list[str]:
     return list(titles.values())
 
 
-def _section(name: str, columns: int) -> dict:
-    return {
-        "uuid": name, "name": name, "columns": columns, "display": True, "isReordered": True, "deleted": False,
-        "isGenerated": False,
-    }  # fmt: skip
+def _section(name: str, columns: int) -> dict[str, Any]:
+    flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+    return {"uuid": name, "name": name, "columns": columns} | flags
 
 
-def _parallel(params: list[str], metrics: list[str]) -> dict:
-    return {
-        "uuid": "PARALLEL", "type": "PARALLEL", "metricSectionId": _TOGETHER, "deleted": False, "isGenerated": False,
-        "runsCountToCompare": 100, "showAllRuns": True, "selectedParams": params, "selectedMetrics": metrics,
-    }  # fmt: skip
+def _chart(kind: str, section: str, name: str, runs: int, **settings: Any) -> dict[str, Any]:
+    chart = {"uuid": f"{kind} {name}".strip(), "type": kind, "metricSectionId": section, "runsCountToCompare": runs}
+    return chart | {"deleted": False, "isGenerated": False} | settings
+
+
+def _single(kind: str, metric: str, deleted: bool = False) -> dict[str, Any]:
+    return _chart(kind, _SINGLE, metric, 20, metricKey=metric, displayName=metric, deleted=deleted)
+
+
+def _scatter(x: str, y: str) -> dict[str, Any]:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return _chart("SCATTER", _SCATTERS, f"{y} {x}", 100, displayName=f"{y} against {x}", **axes)

@@ -1,108 +1,104 @@
-"""Trial folders into MLflow: one writer, in batches, from files.
+"""Write trial folders to MLflow: one writer, in batches, from files.
 
-A run belongs to one sweep and one identity and is found by these two tags. A third is the mark of what the run shows:
-where all marks are right nothing is done, and a database that is a file is then read without loading MLflow. What a
-killed writer left unfinished goes on, and the whole database can be deleted and made again. Workers never come here.
+A run is identified by two tags, its sweep and its trial's identity. A third tag is the fingerprint of its content: if
+all are up to date nothing is written, and a database file is then read without mlflow. An interrupted write resumes,
+and the database can be deleted and created again. The workers of a sweep do not write.
 """
 
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import digest
 from pipeline.common.progress import progress
-from pipeline.tracking.content import IDENTITY, SWEEP
-from pipeline.tracking.database import artifacts_root, database, exists
-from pipeline.tracking.marks import Marked, sweep_mark, synced_parent, synced_trials, take_marks
-from pipeline.tracking.parent import describe, end_parent, parent_run, present, quoted
-from pipeline.tracking.run import SYNCED, ingest_trial, log_files, only_run
+from pipeline.tracking.content import (
+    IDENTITY,
+    SWEEP,
+    code_fingerprint,
+    files_fingerprint,
+    present_artifacts,
+    trial_fingerprint,
+)
+from pipeline.tracking.database import artifacts_root, database, exists, stored_runs
+from pipeline.tracking.parent import PARENT_OF, describe, end_parent, parent_run, present, quoted
+from pipeline.tracking.run import SYNCED, has_artifacts, ingest_trial, log_files, merge_runs
 from pipeline.tracking.server import client_of, connected, wrap_errors
+from pipeline.trials.folder import Trial
 
 
 def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str) -> dict[str, str]:
-    """Bring trials into MLflow, as far as each has come. What is there already is found without loading MLflow.
+    """Write trials to MLflow with their current content, and return run ids by identity.
 
     Args:
         folders: of trials, in any state.
-        uri: of the tracking server, or `sqlite:///` and a path. Artifacts of a database lie in `mlartifacts` beside it.
-        experiment: its name in MLflow; made if it is new.
-        sweep: the name under which these trials belong together.
-
-    Returns:
-        Run id by identity.
+        uri: of the tracking server, or `sqlite:///` and a path; its artifacts are in `mlartifacts` in the same folder.
+        experiment: its name in MLflow; created if it is new.
+        sweep: the name of the group of these trials.
 
     Raises:
-        PipelineError: MLflow does not answer or refuses; or a file of a trial is damaged: then the others are brought.
+        PipelineError: MLflow does not answer or refuses; or a file of a trial is damaged, after the others are written.
     """
-    marked = take_marks(folders, sweep)
-    synced = synced_trials(uri, experiment, sweep, marked)
+    batch = _read_batch(folders, sweep)
+    synced = _synced_trials(uri, experiment, sweep, batch)
     if synced is not None:
         return synced
     with connected(uri) as client:
-        ingested = _ingest(client, uri, experiment, sweep, marked)
-    marked.require_whole()
+        ingested = _ingest(client, uri, experiment, sweep, batch)
+    batch.raise_first()
     return ingested
 
 
 def ingest_sweep(
     folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
 ) -> str:
-    """Bring a sweep into MLflow: its trials, in an experiment of its name, below one run that carries `files`.
+    """Write a sweep to MLflow: its trials in an experiment of its name, below a parent run, whose id is returned.
 
-    That run lasts from the begin of the first trial to the end of the last. The experiment gets a saved view that
-    compares the trials, see `mlflow_views`.
+    The parent run lasts from the start of the first trial to the end of the last. The experiment gets a saved view that
+    compares the trials. Errors as `ingest`.
 
     Args:
         folders: as `ingest`.
         uri: as `ingest`.
         sweep: its name.
-        files: and folders, beside one another in MLflow; a `table.md` among them or in them describes the run.
-        complete: whether the sweep wants no other trials, and nothing more of these.
-
-    Returns:
-        Id of that run.
-
-    Raises:
-        PipelineError: as `ingest`.
+        files: artifacts of the parent run; a `table.md` among them or in them becomes its description.
+        complete: whether all trials of the sweep have ended.
     """
-    marked = take_marks(folders, sweep)
-    mark = sweep_mark(marked, sweep, files, complete)
-    if parent := synced_parent(uri, sweep, marked, mark):
+    batch = _read_batch(folders, sweep)
+    fingerprint = _sweep_fingerprint(batch, sweep, files, complete)
+    if parent := _synced_parent(uri, sweep, batch, fingerprint):
         return parent
     with connected(uri) as client:
-        _ingest(client, uri, sweep, sweep, marked)
+        _ingest(client, uri, sweep, sweep, batch)
         experiment_id = _experiment_id(client, uri, sweep)
-        trials = [only_run(client, runs) for runs in _known_runs(client, experiment_id, sweep).values()]
+        trials = [merge_runs(client, runs) for runs in _known_runs(client, experiment_id, sweep).values()]
         run = parent_run(client, experiment_id, sweep, min((run.info.start_time for run in trials), default=None))
         parent = run.info.run_id
         log_files(client, parent, files)
         describe(client, experiment_id, run, files)
         present(client, experiment_id, parent, sweep, trials)
         end_parent(client, run, trials, complete)
-        marked.require_whole()
-        client.set_tag(parent, SYNCED, mark)
+        batch.raise_first()
+        client.set_tag(parent, SYNCED, fingerprint)
     return parent
 
 
 def is_sweep_synced(
     folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
 ) -> bool:
-    """Whether `ingest_sweep` with the same arguments would find everything there. MLflow is not loaded.
+    """Whether `ingest_sweep` with the same arguments would write nothing. Does not load mlflow.
 
-    A server is not asked: it may have lost its database, so for a server the answer is no.
+    Always false for a server, which is not asked: it may have lost its database.
     """
-    marked = take_marks(folders, sweep)
-    return synced_parent(uri, sweep, marked, sweep_mark(marked, sweep, files, complete)) is not None
+    batch = _read_batch(folders, sweep)
+    return _synced_parent(uri, sweep, batch, _sweep_fingerprint(batch, sweep, files, complete)) is not None
 
 
 def identity_of_run(run_id: str, uri: str) -> str | None:
-    """The identity of the trial that a run is of; None where MLflow has no such run, or it is of no trial.
-
-    Raises:
-        PipelineError: MLflow does not answer.
-    """
+    """The identity of a run's trial; None if MLflow has no such run, or the run has no trial."""
     if not exists(uri):
         return None
     with wrap_errors(uri):
@@ -117,58 +113,113 @@ def identity_of_run(run_id: str, uri: str) -> str | None:
             return None
 
 
-def tag_trial(identity: str, tags: dict[str, str], uri: str) -> int:
-    """Give tags to every run of a trial, in whatever sweeps it is.
-
-    Returns:
-        How many runs that are.
-
-    Raises:
-        PipelineError: MLflow does not answer or refuses.
-    """
+def tag_trial(identity: str, tags: dict[str, str], uri: str) -> None:
+    """Set tags of every run of a trial, in all sweeps."""
     if not exists(uri):
-        return 0
+        return
     with connected(uri) as client:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = client.search_runs(experiments, f"tags.{IDENTITY} = '{identity}'", max_results=1000)
-        for run in runs:
+        for run in client.search_runs(experiments, f"tags.{IDENTITY} = '{identity}'", max_results=1000):
             for name, value in tags.items():
                 client.set_tag(run.info.run_id, name, value)
-    return len(runs)
 
 
-def _ingest(client: Any, uri: str, experiment: str, sweep: str, marked: Marked) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Batch:
+    """Trials to write, with their fingerprints, by identity; and the errors of damaged trials."""
+
+    trials: dict[str, tuple[Trial, str]]
+    errors: list[PipelineError]
+
+    def raise_first(self) -> None:
+        """Raise the first error, after the other trials are written."""
+        if self.errors:
+            raise self.errors[0]
+
+
+def _read_batch(folders: Iterable[str | Path], sweep: str) -> _Batch:
+    """Fingerprints are taken before content is read, so that a change in between is noticed next time."""
+    batch = _Batch({}, [])
+    for trial in map(Trial, folders):
+        try:
+            batch.trials[trial.identity] = (trial, trial_fingerprint(trial, sweep))
+        except PipelineError as error:
+            batch.errors.append(error)
+    return batch
+
+
+def _sweep_fingerprint(batch: _Batch, sweep: str, files: Sequence[str | Path], complete: bool) -> str:
+    trials = sorted((identity, fingerprint) for identity, (_, fingerprint) in batch.trials.items())
+    return digest(["sweep", sweep, trials, files_fingerprint(files), complete, code_fingerprint()])
+
+
+def _synced_trials(uri: str, experiment: str, sweep: str, batch: _Batch) -> dict[str, str] | None:
+    """Run ids by identity if the database shows the current content of all trials; else, or if unknown, None."""
+    path = database(uri)
+    if path is None or not exists(uri) or batch.errors:
+        return None
+    ids: dict[str, str] = {}
+    for run in stored_runs(path, experiment, SWEEP, IDENTITY, SYNCED):
+        trial, fingerprint = batch.trials.get(run.tags.get(IDENTITY, ""), (None, None))
+        if not trial or run.tags[SWEEP] != sweep:
+            continue
+        if run.tags.get(SYNCED) != fingerprint or trial.identity in ids or not _is_here(run.artifacts, path):
+            return None
+        if not has_artifacts(run.artifacts, present_artifacts(trial)):
+            return None
+        ids[trial.identity] = run.run_id
+    return ids if ids.keys() == batch.trials.keys() else None
+
+
+def _synced_parent(uri: str, sweep: str, batch: _Batch, fingerprint: str) -> str | None:
+    """Id of the parent run if the database shows the current content of it and of all trials; else None."""
+    path = database(uri)
+    if path is None or not exists(uri) or _synced_trials(uri, sweep, sweep, batch) is None:
+        return None
+    parents = [run for run in stored_runs(path, sweep, PARENT_OF, SYNCED) if run.tags[PARENT_OF] == sweep]
+    is_synced = (
+        len(parents) == 1 and parents[0].tags.get(SYNCED) == fingerprint and _is_here(parents[0].artifacts, path)
+    )
+    return parents[0].run_id if is_synced else None
+
+
+def _is_here(address: str, path: Path) -> bool:
+    """Whether the artifacts are next to the database, which is false after it was moved."""
+    return address.startswith(f"{artifacts_root(path)}/")
+
+
+def _ingest(client: Any, uri: str, experiment: str, sweep: str, batch: _Batch) -> dict[str, str]:
     experiment_id = _experiment_id(client, uri, experiment)
     known = _known_runs(client, experiment_id, sweep)
     ingested: dict[str, str] = {}
-    with _frozen_heap(), progress(len(marked.trials), "to MLflow", "trial") as bar:
-        for identity, (trial, mark) in marked.trials.items():
+    with _frozen_heap(), progress(len(batch.trials), "to MLflow", "trial") as bar:
+        for identity, (trial, fingerprint) in batch.trials.items():
             try:
                 runs = known.get(identity, [])
-                ingested[identity] = ingest_trial(client, experiment_id, sweep, trial, mark, runs)
+                ingested[identity] = ingest_trial(client, experiment_id, sweep, trial, fingerprint, runs)
             except PipelineError as error:
-                marked.damaged.append(error)
+                batch.errors.append(error)
             bar.update()
     return ingested
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found and found.lifecycle_stage != "active":
-        client.restore_experiment(found.experiment_id)
-    if found:
-        return found.experiment_id
+    experiment = client.get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage != "active":
+        client.restore_experiment(experiment.experiment_id)
+    if experiment:
+        return experiment.experiment_id
     file = database(uri)
     return client.create_experiment(name, artifact_location=file and artifacts_root(file))
 
 
 def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, list[Any]]:
-    """The runs of a sweep by identity: one each, but for what a killed or a second writer left."""
+    """The runs of a sweep by identity: one each, except after a kill or with two writers."""
     known: dict[str, list[Any]] = {}
     page: str | None = None
-    wanted = f"tags.{SWEEP} = '{quoted(sweep)}'"
+    query = f"tags.{SWEEP} = '{quoted(sweep)}'"
     while True:
-        runs = client.search_runs([experiment_id], wanted, max_results=1000, page_token=page)
+        runs = client.search_runs([experiment_id], query, max_results=1000, page_token=page)
         for run in runs:
             if IDENTITY in run.data.tags:
                 known.setdefault(run.data.tags[IDENTITY], []).append(run)
@@ -179,10 +230,8 @@ def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, list[A
 
 @contextlib.contextmanager
 def _frozen_heap() -> Iterator[None]:
-    """What is loaded, MLflow with its libraries, is not searched for garbage while metrics become many new objects.
-
-    Logging takes two thirds of the time so.
-    """
+    """Exclude existing objects, such as the modules of MLflow, from garbage collection, which saves a third of the
+    time of logging."""
     gc.freeze()
     try:
         yield

@@ -1,1 +1,1 @@
-"""The training of one trial, and what its evaluation runs."""
+"""Training and evaluation of one trial."""

@@ -1,7 +1,7 @@
-"""Augmentation: what training does to media before they are encoded.
+"""Augmentation of media during training, before they are encoded.
 
-Drawn from `train.seed`, the step and the utterance alone, never from what was drawn before: a training that is killed
-and goes on sees what it would have seen.
+Random values depend on `train.seed`, the step and the utterance alone, so a resumed training sees the same media as an
+uninterrupted one.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pipeline.model.examples import MediaBatch
 from pipeline.training.inputs import Inputs
 
 SIDE = 88
-"""Pixels along a side of what AV-HuBERT sees. Its own code is not asked, since a trial knows that by its digest."""
+"""Width and height of the input of AV-HuBERT, in pixels. Not imported from its code, whose digest is in the data."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,12 @@ class Augmenter:
     settings: Augmentation
     seed: int
     noise: np.ndarray | None
-    """(samples,) at 16 kHz; None where none is added."""
+    """(samples,) at 16 kHz; None without noise augmentation."""
     noisy: frozenset[str]
-    """Ids of utterances that are noisy already."""
+    """Ids of utterances that already contain noise."""
 
     def __call__(self, media: MediaBatch, step: int) -> MediaBatch:
-        """The media, which are read already, as the training sees them at a step; each utterance's are drawn by the
-        step and its own id."""
+        """The augmented media of a batch at a step."""
         change: dict[str, Callable[[np.ndarray, str, np.random.Generator], np.ndarray]]
         change = {"audio": self._audio, "video": self._video}
         streams = {
@@ -54,7 +53,7 @@ class Augmenter:
     def _audio(self, samples: np.ndarray, utterance: str, random: np.random.Generator) -> np.ndarray:
         samples = time_masked(samples, SAMPLE_RATE, self.settings.time_mask, random)
         is_chosen = random.random() < self.settings.noise_share
-        # In silence there is nothing that a ratio could be of.
+        # Silence has no signal-to-noise ratio.
         if self.noise is None or not is_chosen or utterance in self.noisy or not samples.any():
             return samples
         return mix(samples, self.noise, float(random.choice(self.settings.noise_snrs)), random)
@@ -68,11 +67,7 @@ class Augmenter:
 
 
 def augmenter(params: Params, inputs: Inputs) -> Augmenter | None:
-    """What augments the training of these parameters; None where nothing does.
-
-    Raises:
-        PipelineError: noise is to be added, and there is none.
-    """
+    """The augmenter of these parameters, or None without augmentation. PipelineError if there is no noise to add."""
     settings = params.features.augmentation
     if settings == Augmentation():
         return None
@@ -82,31 +77,28 @@ def augmenter(params: Params, inputs: Inputs) -> Augmenter | None:
 
 
 def cropped(frames: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """A random window, the same in all frames; of frames that are smaller, all there is.
+    """A random square window, at the same position in all frames, at most as large as the frames.
 
     Args:
         frames: (frames, height, width).
-        side: of the window.
-        random: draws its place.
-
-    Returns:
-        (frames, side, side).
+        side: of the window, in pixels.
+        random: draws its position.
     """
     top, left = (int(random.integers(max(pixels - side, 0) + 1)) for pixels in frames.shape[1:])
     return frames[:, top : top + side, left : left + side]
 
 
 def time_masked(content: np.ndarray, rate: int, longest: float, random: np.random.Generator) -> np.ndarray:
-    """For each second begun, a stretch of random length anywhere is 0: silent, or black (Ma et al., ICASSP 2023).
+    """Set one stretch per second (or part of it) to 0: silent or black frames (Ma et al., ICASSP 2023).
 
     Args:
         content: (length, …).
-        rate: of the length, a second.
-        longest: seconds that a stretch has at most.
-        random: draws how long the stretches are and where they begin.
+        rate: samples or frames per second.
+        longest: maximal length of a stretch, in seconds.
+        random: draws the lengths and positions of the stretches.
 
     Returns:
-        (length, …), a copy if anything is masked.
+        (length, …), a copy if a stretch is masked.
     """
     most = min(round(longest * rate), len(content))
     if most == 0:

@@ -1,4 +1,4 @@
-"""Which utterances are trained on together, and in which order."""
+"""The batches of a training and their order."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ import torch
 from pipeline.config import Train
 
 SPREAD = 0.02
-"""Share by which a length is changed at random, either way, before utterances are sorted by it: enough for others to
-meet in each epoch."""
+"""Random relative change of a length, up or down, before utterances are sorted by it: enough to vary the batches
+between epochs."""
 
 
 class Batches:
-    """The batches of a whole training, as numbers of utterances. Equal parameters, equal batches, wherever it began.
+    """The batches of an entire training, as indices of utterances. They depend on the parameters alone.
 
-    An epoch has each utterance once. At random, its batches are cut from a random order; grouped by length, from the
-    order of lengths, and then follow one another at random.
+    Each epoch has every utterance once. Batches are cut from a random order or, grouped by length, from the order of
+    lengths, and then shuffled.
 
     Args:
-        frames: of each utterance, 25 a second.
+        frames: lengths of the utterances, at 25 frames per second.
         train: `seed`, `group_by_length`, `batch_size` or `batch_frames`, `accumulate`, and `steps` or `epochs` count.
     """
 
@@ -33,7 +33,7 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """Of the optimizer, each of `train.accumulate` batches; the last may have fewer."""
+        """Steps of the optimizer, each of `train.accumulate` batches; the last may have fewer."""
         return math.ceil(len(self) / self._train.accumulate)
 
     def __len__(self) -> int:
@@ -43,17 +43,17 @@ class Batches:
         return islice((batch for number in count() for batch in self.epoch(number)), len(self))
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The batches of one epoch, from 0 on."""
+        """The batches of one epoch, counted from 0."""
         random = torch.Generator().manual_seed(self._train.seed + number)
         order = torch.randperm(len(self._frames), generator=random)
         if not self._train.group_by_length:
             return self._cut(order.tolist())
         change = 1 + SPREAD * (2 * torch.rand(len(order), generator=random) - 1)
         batches = self._cut(order[(self._frames[order] * change).argsort(stable=True)].tolist())
-        return [batches[place] for place in torch.randperm(len(batches), generator=random).tolist()]
+        return [batches[index] for index in torch.randperm(len(batches), generator=random).tolist()]
 
     def _cut(self, order: list[int]) -> list[list[int]]:
-        """Consecutive batches, each as large as it may be; an utterance that is too long is one by itself."""
+        """Consecutive batches, each as large as possible; an utterance that is too long is a batch of its own."""
         budget, most = self._train.batch_frames, self._train.batch_size
         lengths = self._frames.tolist()
         batches: list[list[int]] = []

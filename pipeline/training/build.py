@@ -1,9 +1,12 @@
-"""The model of a trial, new or trained."""
+"""The model of a trial, new or trained, and the check that its LLM suits it."""
 
 import copy
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,13 +17,15 @@ from pipeline.common.hardware import resolve_device
 from pipeline.common.modality import streams
 from pipeline.common.precision import resolve_precision
 from pipeline.config import LLM, Params
+from pipeline.corpora.manifest import FRAME_RATE, Utterance
+from pipeline.corpora.reading import Media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer
+from pipeline.model.decoder import load_decoder, load_tokenizer, most_positions
+from pipeline.model.decorrelation import counted_layers
 from pipeline.model.encoding import OnlineEncoder
 from pipeline.pretrained.folder import verify_weights
 from pipeline.training.inputs import Inputs
-from pipeline.training.limits import require_fitting
 from pipeline.trials.folder import Trial
 from pipeline.trials.trained import require_adapter
 
@@ -28,16 +33,16 @@ from pipeline.trials.trained import require_adapter
 def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> AudioVisualLLM:
     """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
 
-    Frozen weights are kept in the precision of the matrix products. A process loads them once, for all its trials.
+    Frozen weights have the precision of the matrix products. A process loads them once, for all its trials.
 
     Args:
         params: all parameters.
         inputs: of the trial.
-        adapter: of a trained trial, in its folder.
+        adapter: the folder in a trained trial.
 
     Raises:
-        PipelineError: the weights of the LLM, of an encoder, or the adapter are damaged or cannot be loaded, or the
-            trial asks more of the LLM than it has.
+        PipelineError: the weights of the LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM
+            has too few layers or positions for the trial.
     """
     if adapter:
         require_adapter(Trial(adapter.parent))
@@ -50,41 +55,83 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
     decoder, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
     encoders = _encoders(params) if params.features.mode == "online" else {}
     dimensions = inputs.dimensions | {stream: online.encoder.dimension for stream, online in encoders.items()}
-    # After the loading, so that a trial begins with equal values whether or not its LLM was there already.
+    # After loading, so that a trial starts from equal values whether or not its LLM was loaded already.
     transformers.set_seed(params.train.seed)
-    model = AudioVisualLLM(_sharing(decoder), tokenizer, dimensions, params.model, precision, adapter, encoders)
-    require_fitting(model, params, inputs)
+    model = AudioVisualLLM(_with_own_layers(decoder), tokenizer, dimensions, params.model, precision, adapter, encoders)
+    _require_capacity(model, params, inputs)
     return model.to(device)
 
 
 def _encoders(params: Params) -> dict[str, OnlineEncoder]:
-    """The encoders of the streams that the modality uses, each a trial's own, since LoRA changes them."""
-    found: dict[str, OnlineEncoder] = {}
+    """An encoder for each stream that the modality uses; every trial has its own, since LoRA changes them."""
+    encoders: dict[str, OnlineEncoder] = {}
     for stream in streams(params.model.modality):
         settings = getattr(params.features, stream)
         encoder = encoder_kind(settings.encoder)(settings, params.train.device)
-        found[stream] = OnlineEncoder(encoder, settings.lora)
-    return found
+        encoders[stream] = OnlineEncoder(encoder, settings.lora)
+    return encoders
 
 
 @lru_cache(maxsize=1)
 def _loaded(
     settings: LLM, digest: str, precision: str, attention: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The LLM, kept for the next trial; `digest` makes sure that it is still what lies in its folder."""
+    """The LLM, kept for the next trial; `digest` makes sure that the files have not changed."""
     verify_weights(settings.weights)
     try:
         return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
     except PipelineError:
         raise
-    # A folder that `pipeline.weights` did not make has no record: what is damaged fails in any of three libraries.
+    # A folder that `pipeline.weights` did not write has no record: damage shows as an error of any of three libraries.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "name a whole folder, with config.json, weights and tokenizer"
+        remedy = "name a complete folder, with config.json, weights and tokenizer"
         raise PipelineError(settings.weights, f"no LLM can be loaded ({reason})", remedy) from error
 
 
-def _sharing(decoder: PreTrainedModel) -> PreTrainedModel:
-    """A decoder of its own layers, to which LoRA can be added, on the same frozen weights."""
+def _with_own_layers(decoder: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the decoder to which LoRA can be added; the frozen weights are shared."""
     shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
     return copy.deepcopy(decoder, shared)
+
+
+def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> None:
+    """Check that the LLM has the layers that the decorrelation loss counts, and positions for all utterances."""
+    config = model.decoder.config.get_text_config(decoder=True)
+    if params.decorrelation.weight > 0:
+        counted_layers(params.decorrelation, config.num_hidden_layers)
+    positions = most_positions(config)
+    if positions is None:
+        return
+    too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
+    if too_long:
+        tokens, name = too_long[0]
+        raise PipelineError(
+            params.model.llm.weights,
+            f"it takes {positions:,} tokens, and {len(too_long)} of {len(inputs.utterances)} utterances need more "
+            f"(the most, {tokens:,}: {name})",
+            "raise model.rates, lower evaluate.max_new_tokens, leave long utterances out of the corpus, or take an LLM "
+            "with more positions",
+        )
+
+
+def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, positions: int) -> Iterator[tuple[int, str]]:
+    """Tokens and id of each utterance that is too long, including its text or the longest hypothesis."""
+    for utterance in inputs.utterances:
+        hypothesis = params.evaluate.max_new_tokens if utterance.split in params.evaluate.splits else 0
+        frames: dict[str, int] = {stream: _frames(model, inputs, stream, utterance) for stream in model.streams}
+        # No text has more tokens than bytes, and counting bytes takes no time.
+        upper_bound = max(hypothesis, len(utterance.text.encode()) + 1)
+        if model.length(frames, upper_bound) > positions:
+            tokens = model.length(frames, max(hypothesis, len(model.respond(utterance.text))))
+            if tokens > positions:
+                yield tokens, utterance.id
+
+
+def _frames(model: AudioVisualLLM, inputs: Inputs, stream: str, utterance: Utterance) -> int:
+    source = inputs.streams[stream]
+    if not isinstance(source, Media):
+        return len(source[utterance.id])
+    encoding: Any = model.encoders[stream]
+    seconds = utterance.audio_seconds if stream == "audio" else (utterance.video_frames or 0) / FRAME_RATE
+    return math.ceil(seconds * encoding.encoder.frame_rate)

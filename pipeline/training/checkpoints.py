@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: each carries the hashes of its files, written last."""
+"""Checkpoints with the hashes of their files, by which a damaged one is recognised."""
 
 import shutil
 import sys
@@ -8,25 +8,23 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, read_sealed, seal_folder
 from pipeline.trials.folder import Trial
-from pipeline.trials.metrics_log import Spool
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole, by the SHA-256 of each of its files and of the metrics log up to its step."""
+    """Declare a checkpoint complete, with the SHA-256 of its files and of the metrics log up to its step."""
     seal_folder(checkpoint, log=_log_digest(checkpoint))
 
 
 def is_sealed(checkpoint: Path) -> bool:
-    """Whether a checkpoint was declared whole; `newest_whole` also looks whether it still is."""
+    """Whether a checkpoint was declared complete; its files are not read."""
     return (checkpoint / FOLDER_SEAL).exists()
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was sealed, and whose metrics log is. Later ones are named and removed."""
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint that is intact, with its metrics log. Damaged ones after it are reported and removed."""
     if not folder.exists():
         return None
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
-    for checkpoint in checkpoints:
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         reason = _damage(checkpoint)
         if reason is None:
             return checkpoint
@@ -36,28 +34,24 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was taken."""
+    """The step after which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _damage(checkpoint: Path) -> str | None:
     if not is_sealed(checkpoint):
         return "it was cut short while it was written"
-    if found := folder_fault(checkpoint):
-        return found
+    if fault := folder_fault(checkpoint):
+        return fault
     sealed, _ = read_sealed(checkpoint / FOLDER_SEAL, "")
-    # What the training measured cannot be made again from here on, only with the steps themselves.
+    # Lost metrics can only be measured again by repeating the steps.
     return None if sealed.get("log") == _log_digest(checkpoint) else "the metrics log has changed since it was written"
 
 
 def _log_digest(checkpoint: Path) -> str | None:
-    """Of the metrics log of the trial, as far as the checkpoint's step; None where it cannot be read."""
+    """Digest of the trial's metrics log up to the checkpoint's step; None if it cannot be read."""
     try:
-        records, _ = _log(checkpoint).read()
+        records, _ = Trial(checkpoint.parent.parent).metrics_log.read()
     except PipelineError:
         return None
     return digest([record for record in records if record["step"] <= step_of(checkpoint)])
-
-
-def _log(checkpoint: Path) -> Spool:
-    return Trial(checkpoint.parent.parent).spool

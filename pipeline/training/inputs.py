@@ -1,20 +1,22 @@
-"""What goes into a trial: utterances, their features or media, the LLM, and the digests by which a trial is known."""
+"""The inputs of a trial: utterances, their features or media, the LLM, and the digests and files of all of these."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.modality import is_noise_added, streams
+from pipeline.common.verified import sha256_of
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.noise.training import noise_digest
+from pipeline.corpora.noise.training import noise_digest, noise_sources
 from pipeline.corpora.prepared import require_prepared
-from pipeline.corpora.reading import Media, evaluation_utterances, training_utterances
-from pipeline.encoders.store import Features, Group, feature_groups
-from pipeline.pretrained.folder import weights_digest
+from pipeline.corpora.reading import Media, evaluation_utterances, media_path, training_utterances
+from pipeline.encoders.store import ARRAY, INDEX, Features, Group, feature_groups, read_index
+from pipeline.pretrained.folder import known_files, weights_digest
 
 if TYPE_CHECKING:
     from pipeline.model.examples import Examples
@@ -22,24 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Utterances with the streams that the modality uses, encoded already or not."""
+    """Utterances with the streams that the modality uses, as cached features or as media."""
 
     utterances: tuple[Utterance, ...]
     streams: Mapping[str, Features | Media]
-    """By stream, `audio` or `video`, and by the utterance's id: `Features`, or in mode online `Media`."""
+    """By stream, `audio` or `video`, and utterance id: `Features`, or in mode online `Media`."""
     digests: dict[str, str]
-    """What the utterances, the features, or the media and their encoders, and the LLM are, by content: equal digests,
-    equal inputs."""
+    """Digests of the utterances, of features or media and encoders, and of the LLM: equal digests, equal inputs."""
     groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
-    """By stream, what its features are, or would be made of."""
+    """By stream, the groups of utterances that are encoded together."""
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """Width of the features of each stream that is encoded already."""
-        return {stream: found.dimension for stream, found in self.streams.items() if not isinstance(found, Media)}
+        """Feature dimension of each stream that is cached."""
+        return {stream: source.dimension for stream, source in self.streams.items() if not isinstance(source, Media)}
 
     def chosen(self, split: str, condition: str = "clean") -> list[Utterance]:
-        """The utterances of a split under one condition; the training split mixes its conditions."""
+        """The utterances of a split in one condition; of the training split, in all conditions."""
         return [u for u in self.utterances if u.split == split and (split == "train" or u.condition == condition)]
 
     def conditions(self, split: str) -> list[str]:
@@ -48,18 +49,18 @@ class Inputs:
         return sorted(names, key=lambda name: (name != "clean", name))
 
     def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
-        """Utterances as a dataset; `respond` gives a transcript's token ids."""
+        """The utterances as a dataset; `respond` returns the token ids of a transcript."""
         from pipeline.model.examples import Examples, MediaExamples, Responses
 
-        online = any(isinstance(found, Media) for found in self.streams.values())
+        online = any(isinstance(source, Media) for source in self.streams.values())
         kind = MediaExamples if online else Examples
         return kind(self.streams, [u.id for u in utterances], Responses([u.text for u in utterances], respond))
 
 
 class TrialInputs:
-    """What a trial reads, made once for its training, its evaluation and its identity; read when it is first used.
+    """The inputs of a trial's training and evaluation, each read once, on first use.
 
-    What is used raises a PipelineError where something is missing or damaged, a split is empty, the corpus was prepared
+    Every member raises a PipelineError if an input is missing or damaged, a split is empty, the corpus was prepared
     with other parameters, or it lacks a stream that the modality needs.
     """
 
@@ -78,7 +79,7 @@ class TrialInputs:
 
     @cached_property
     def training(self) -> Inputs:
-        """Of stage `train`: the training split under all its conditions, and the clean validation split."""
+        """The training split in all its conditions, and the clean validation split."""
         inputs = self._of(training_utterances(self._manifest))
         if not is_noise_added(self.params):
             return inputs
@@ -87,26 +88,50 @@ class TrialInputs:
 
     @cached_property
     def evaluation(self) -> Inputs:
-        """Of stage `evaluate`: the splits that `evaluate.splits` names, under all their conditions; a model without
-        audio has one, see `evaluation_utterances`."""
+        """The splits of `evaluate.splits` in all their conditions; only one condition for a model without audio."""
         modality = self.params.model.modality
         return self._of(evaluation_utterances(self._manifest, self.params.evaluate.splits, streams(modality)))
 
+    def files(self, purpose: str) -> dict[Path, str]:
+        """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features or media, and weights.
+
+        Large files are not read; their SHA-256 is in their index, in `weights.json` or in the manifest. Media are
+        included in mode online only: otherwise features are read, and the manifest has the SHA-256 of their media.
+        """
+        params, inputs = self.params, self.training if purpose == "train" else self.evaluation
+        manifest = Path(params.corpus.out) / "manifest.jsonl"
+        files = {manifest: sha256_of(manifest)}
+        encoders = (getattr(params.features, stream).weights for stream in inputs.groups)
+        for folder in map(Path, filter(None, (params.model.llm.weights, *encoders))):
+            # Not weights.json itself, which also records where and when the weights were fetched.
+            files |= {folder / name: file["sha256"] for name, file in known_files(folder).items()}
+        for stream, groups in inputs.groups.items():
+            if params.features.mode == "online":
+                media = {u: u.audio_sha256 if stream == "audio" else u.video_sha256 for u in inputs.utterances}
+                files |= {media_path(params.corpus.out, stream, u): sha256 for u, sha256 in media.items() if sha256}
+                continue
+            for group in groups:
+                index = group.folder / INDEX
+                files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
+        if purpose == "train" and is_noise_added(params):
+            files |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
+        return files
+
     def _of(self, utterances: tuple[Utterance, ...]) -> Inputs:
         params = self.params
-        _check_streams(params, utterances)
+        _require_streams(params, utterances)
         digests = {"llm": self._llm}
         for split in sorted({u.split for u in utterances}):
             digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
-        # Of encoder, code and media: of the features, whether they are made already or not.
         used = streams(params.model.modality)
         groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
-        found: dict[str, Features | Media] = {}
-        for stream, some in groups.items():
+        sources: dict[str, Features | Media] = {}
+        for stream, members in groups.items():
             is_cached = params.features.mode == "cached"
-            found[stream] = Features(some) if is_cached else Media(params.corpus.out, stream, utterances)
-            digests |= {f"{stream}/{group.name}": group.digest for group in some}
-        return Inputs(utterances, found, digests, groups)
+            sources[stream] = Features(members) if is_cached else Media(params.corpus.out, stream, utterances)
+            # The digest of encoder, its code and media, which is that of the features.
+            digests |= {f"{stream}/{group.name}": group.digest for group in members}
+        return Inputs(utterances, sources, digests, groups)
 
 
 def training_inputs(params: Params) -> Inputs:
@@ -119,14 +144,14 @@ def evaluation_inputs(params: Params) -> Inputs:
     return TrialInputs(params).evaluation
 
 
-def _check_streams(params: Params, utterances: Sequence[Utterance]) -> None:
+def _require_streams(params: Params, utterances: Sequence[Utterance]) -> None:
     if "video" not in streams(params.model.modality):
         return
-    silent = [u.id for u in utterances if u.video is None]
-    if silent:
+    without = [u.id for u in utterances if u.video is None]
+    if without:
         raise PipelineError(
             "model.modality",
-            f"{params.model.modality} needs video, and {len(silent)} of {len(utterances)} utterances of "
-            f"{params.corpus.out} have none (the first: {silent[0]})",
+            f"{params.model.modality} needs video, and {len(without)} of {len(utterances)} utterances of "
+            f"{params.corpus.out} have none (the first: {without[0]})",
             "use model.modality=audio, or a corpus with video",
         )

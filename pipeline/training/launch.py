@@ -1,11 +1,12 @@
-"""The processes of a data-parallel training: started, watched and ended together, on one machine.
+"""The processes of a data-parallel training, on one machine: they start and end together.
 
-The process that starts them takes no part in the training, so that it can end them whatever they wait for. They tell
-one another that a stop is wanted, or what went wrong, by files in a temporary folder: no lock can be left behind.
+The process that starts them takes no part in the training, so it can end them at any time. Stop requests and errors are
+exchanged as files in a temporary folder, so a killed process leaves no lock behind.
 """
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -15,53 +16,53 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import written_whole
 from pipeline.common.hardware import resolve_device
 from pipeline.common.redaction import RedactedText, open_redacted
 from pipeline.training.ranks import Ranks
 
-LOOK_SECONDS = 0.5
-PATIENCE = timedelta(days=2)
-"""So long a rank waits for the others: one of them may validate or write a checkpoint. Who died is seen otherwise."""
-STOP, STORE, ERROR = "stop", "store", "error-{}.json"
+POLL_SECONDS = 0.5
+TIMEOUT = timedelta(days=2)
+"""Timeout of a rank that waits for the others, one of which may validate or save a checkpoint. A killed rank is noticed
+by the parent process."""
+STOP, STORE, ERROR = "stop", "store", "error-{}.pickle"
 Work = Callable[..., None]
 
 
 def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Callable[[], bool]) -> None:
     """Run `work(ranks, is_stopped, *arguments)` in `count` processes of one group, and wait until all have returned.
 
-    They never outlive this process. Where one fails or is killed, the others are killed.
+    They never outlive this process. If one fails or is killed, the others are killed.
 
     Args:
-        work: a function of a module; the arguments can be pickled.
-        arguments: of it, behind its `Ranks` and what says whether a stop is wanted.
-        count: of the processes. On GPUs each has one.
+        work: a function at the top level of a module.
+        arguments: can be pickled.
+        count: number of processes. On GPUs each has one.
         device: as `train.device`.
-        is_stopped: asked now and then; once it is true, ranks are told so. It may raise, which ends the processes.
+        is_stopped: called regularly; its result is passed on to the ranks. An exception ends the processes.
 
     Raises:
-        PipelineError: that of a rank; or a rank was killed, or there are too few GPUs.
-        RuntimeError: another error of a rank, its traceback as a note.
+        PipelineError: raised by a rank; or a rank was killed, or there are too few GPUs.
+        RuntimeError: another error of a rank, with its traceback as a note.
     """
     _require_gpus(count, device)
     log = str(sys.stderr.name) if isinstance(sys.stderr, RedactedText) else None
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
-        given = (work, arguments, count, device, name, log, os.getpid())
-        processes = start_processes(_run, given, count, join=False, start_method="spawn").processes
+        options = (work, arguments, count, device, name, log, os.getpid())
+        processes = start_processes(_run, options, count, join=False, start_method="spawn").processes
         try:
-            while (living := [one for one in processes if one.is_alive()]) and not any(p.exitcode for p in processes):
-                wait([process.sentinel for process in living], LOOK_SECONDS)
+            while (alive := [p for p in processes if p.is_alive()]) and not any(p.exitcode for p in processes):
+                wait([process.sentinel for process in alive], POLL_SECONDS)
                 if is_stopped():
                     (folder / STOP).touch()
-            # One that was killed takes the others along, which then have errors of their own.
+            # A killed rank makes the others fail, too.
             codes = [process.exitcode for process in processes]
         finally:
             _kill(processes)
@@ -70,12 +71,12 @@ def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Ca
 
 
 def _require_gpus(count: int, device: str) -> None:
-    there = torch.cuda.device_count()
-    if resolve_device(device).type == "cuda" and there < count:
+    available = torch.cuda.device_count()
+    if resolve_device(device).type == "cuda" and available < count:
         raise PipelineError(
             "train.ranks",
-            f"is {count}, and there are {there} GPUs for this trial",
-            f"set train.ranks to {there} at most, in a sweep by resources.gpus",
+            f"is {count}, and this trial has {available} GPUs",
+            f"set train.ranks to {available} at most, or in a sweep raise resources.gpus",
         )
 
 
@@ -86,7 +87,7 @@ def _kill(processes: list[BaseProcess]) -> None:
 
 
 def _failure(folder: Path, codes: list[int | None]) -> Exception:
-    """What ended a training: the rank that was killed, or else the first error."""
+    """The cause: a rank that was killed, or else the first error."""
     for number, code in enumerate(codes):
         if code is not None and code < 0:
             return PipelineError(
@@ -97,23 +98,18 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
     errors = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
     if not errors:
         return RuntimeError(f"a rank ended with exit codes {codes}")
-    error = read_json(errors[0], "")
-    if "where" in error:
-        return PipelineError(error["where"], error["found"], error["remedy"])
-    failed = RuntimeError(error["reason"])
-    failed.add_note(error["traceback"])
-    return failed
+    return pickle.loads(errors[0].read_bytes())
 
 
 def _run(
     number: int, work: Work, arguments: tuple, count: int, device: str, folder: str, log: str | None, parent: int
 ) -> None:
-    """In a rank's process."""
+    """The main function of a rank's process."""
     # Written in C: type checkers do not see it.
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     if os.getppid() != parent:
         os._exit(1)
-    # The terminal's Ctrl-C is for all processes; the one that started this one says what becomes of it.
+    # The terminal sends Ctrl-C to all processes; the parent process decides when the ranks stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.ExitStack() as opened:
@@ -125,34 +121,35 @@ def _run(
             _own_gpu_first(number)
             _join(number, count, device, Path(folder))
             work(Ranks(number, count), (Path(folder) / STOP).exists, *arguments)
-            # None leaves while another one still talks to it.
+            # No rank exits while another still communicates with it.
             dist.barrier()
             dist.destroy_process_group()
         except Exception as error:
-            write_json(Path(folder) / ERROR.format(number), _described(error))
-            # Until it is there, the others see nothing of it.
+            with written_whole(Path(folder) / ERROR.format(number)) as temporary:
+                temporary.write_bytes(pickle.dumps(error if isinstance(error, PipelineError) else _plain(error)))
+            # The others must not notice the failure before the file exists.
             os._exit(1)
 
 
-def _described(error: Exception) -> dict[str, Any]:
-    if isinstance(error, PipelineError):
-        return {"where": str(error.where), "found": error.found, "remedy": error.remedy}
-    reason = traceback.format_exception_only(error)[-1].strip()
-    return {"reason": reason, "traceback": traceback.format_exc()}
+def _plain(error: Exception) -> RuntimeError:
+    """An error that can be pickled, with the traceback as a note."""
+    plain = RuntimeError(traceback.format_exception_only(error)[-1].strip())
+    plain.add_note(traceback.format_exc())
+    return plain
 
 
 def _own_gpu_first(number: int) -> None:
-    """Let `cuda:0` be this rank's GPU. The others stay visible, so that data goes from GPU to GPU."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(there[number:] + there[:number])
+    """Make `cuda:0` this rank's GPU. The others stay visible, so that data is sent from GPU to GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number:] + gpus[:number])
 
 
 def _join(number: int, count: int, device: str, folder: Path) -> None:
-    # All ranks are on this machine, so that nobody else need be able to reach them.
+    # All ranks are on this machine; no other can reach them.
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
     on_gpu = resolve_device(device).type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(
-        backend, init_method=f"file://{folder / STORE}", rank=number, world_size=count, timeout=PATIENCE
+        backend, init_method=f"file://{folder / STORE}", rank=number, world_size=count, timeout=TIMEOUT
     )

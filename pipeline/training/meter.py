@@ -1,4 +1,4 @@
-"""Means of the losses between two lines of the log."""
+"""Mean losses between two lines of the metrics log."""
 
 import math
 import time
@@ -12,10 +12,10 @@ from pipeline.model.audiovisual import Losses
 
 
 class Meter:
-    """Sums the losses of batches. It is part of a checkpoint, so that a mean is of equal steps if training was cut.
+    """Sums of the losses of batches. It is saved in checkpoints, so that an interruption does not change a mean.
 
-    The losses of a batch are read one batch later. To read them is the one wait of the host in a step, and by then the
-    host has brought the next batch, while the device was at work on this one.
+    The losses of a batch are read one batch later. Reading them is the only point in a step where the host waits for
+    the device; by then it has loaded the next batch while the device was busy with this one.
     """
 
     def __init__(self) -> None:
@@ -28,25 +28,14 @@ class Meter:
         self._since = time.monotonic()
 
     def add(self, step: int, total: Tensor, losses: Losses, utterances: int) -> None:
-        """Take the losses of a batch, without reading them.
-
-        Args:
-            step: the steps that were done before it.
-            total: what is minimised; a scalar, as both losses are.
-            losses: its parts.
-            utterances: of the batch.
-        """
+        """Add the losses of a batch at a step, with their minimised total (all scalars), without reading them."""
         parts = {"loss/cross_entropy": losses.cross_entropy, "loss/decorrelation": losses.decorrelation}
-        there = {name: value for name, value in parts.items() if value is not None}
-        values = torch.stack([value.detach().float() for value in (total, *there.values())])
-        self._unread.append((step, values, list(there), utterances))
+        present = {name: value for name, value in parts.items() if value is not None}
+        values = torch.stack([value.detach().float() for value in (total, *present.values())])
+        self._unread.append((step, values, list(present), utterances))
 
     def settle(self) -> None:
-        """Read what was taken.
-
-        Raises:
-            PipelineError: a loss is no number.
-        """
+        """Read the losses that were added. PipelineError if one is not finite."""
         unread, self._unread = self._unread, []
         for step, values, names, utterances in unread:
             total, *parts = values.tolist()
@@ -58,11 +47,7 @@ class Meter:
             self._utterances += utterances
 
     def read(self) -> dict[str, float]:
-        """The means and the speed, and a new beginning.
-
-        Raises:
-            PipelineError: as `settle`.
-        """
+        """The mean losses and the speed since the last call. PipelineError as `settle`."""
         self.settle()
         means = {name: total / self._batches for name, total in self._sums.items()}
         speed = self._utterances / (time.monotonic() - self._since)
@@ -70,16 +55,12 @@ class Meter:
         return means | {"throughput/utterances_per_second": speed}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON has it.
-
-        Raises:
-            PipelineError: as `settle`.
-        """
+        """JSON values for a checkpoint. PipelineError as `settle`."""
         self.settle()
         seconds = time.monotonic() - self._since
         return {"sums": self._sums, "batches": self._batches, "utterances": self._utterances, "seconds": seconds}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint."""
+        """Continue from the `state` of a checkpoint."""
         self._sums, self._batches, self._utterances = state["sums"], state["batches"], state["utterances"]
         self._since = time.monotonic() - state["seconds"]

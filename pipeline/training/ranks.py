@@ -1,8 +1,7 @@
 """Data-parallel training: several processes, the ranks, train one trial, each on its share of every batch.
 
-What comes out is that of one process but for the order of sums: each loss is the mean over the tokens of the whole
-batch, and the gradients of all ranks are added up. Parameters are equal on all ranks, since they begin equal and take
-equal steps.
+The result is that of one process, up to the order of sums: each loss is the mean over the tokens of the entire batch,
+and gradients are summed over ranks. Parameters are equal on all ranks, since they start equal and get equal updates.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,17 +22,17 @@ COUNTS = "counts"
 
 
 class Counts(NamedTuple):
-    """Utterances of a batch."""
+    """Numbers of utterances of a batch."""
 
     own: int
-    """That this rank takes."""
-    whole: int
-    """That all ranks take."""
+    """On this rank."""
+    total: int
+    """On all ranks."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train a trial. Alone, it does not communicate."""
+    """One of the processes that train a trial. A single process does not communicate."""
 
     number: int = 0
     count: int = 1
@@ -44,48 +43,47 @@ class Ranks:
         return self.number == 0
 
     def share(self, batch: Sequence[int]) -> Sequence[int]:
-        """What this rank takes of a batch; nothing where there are more ranks than utterances."""
+        """The share of this rank of a batch; empty if there are more ranks than utterances."""
         return batch[self.number :: self.count]
 
     def is_any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. All ranks ask at the same time and get the same answer."""
+        """Whether the flag is set on any rank. All ranks call this together and get the same answer."""
         if self.count == 1:
             return flag
-        # On the CPU, so that no GPU is waited for.
+        # On the CPU, which does not wait for a GPU.
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags)
         return bool(flags)
 
-    def seed(self, *of: int) -> None:
-        """Begin random numbers anew, other ones on each rank, so that a checkpoint need not keep those of all."""
+    def seed(self, *numbers: int) -> None:
+        """Seed the random numbers, differently on each rank, so that a checkpoint need not keep the states of all."""
         if self.count > 1:
-            torch.manual_seed(int(digest(["rank", self.number, *of]), 16) % 2**63)
+            torch.manual_seed(int(digest(["rank", self.number, *numbers]), 16) % 2**63)
 
     def over_batch(self, losses: Losses, counts: Counts) -> tuple[Losses, Losses]:
-        """This rank's parts of the losses of the whole batch, which add up over ranks; and those losses, detached."""
+        """This rank's parts of the losses of the entire batch, and these losses, detached. The parts sum to them."""
         if self.count == 1:
             return losses, losses
         kinds = [(losses.cross_entropy, losses.tokens)]
         if losses.decorrelation is not None:
             assert losses.counted is not None
             kinds.append((losses.decorrelation, losses.counted))
-        # A rank without a share goes along with an utterance that counts nothing.
+        # A rank without a share computes an utterance that does not count.
         tokens = torch.stack([number for _, number in kinds]).float() * bool(counts.own)
         means = torch.stack([mean for mean, _ in kinds]).float()
-        sums, whole = (means.detach() * tokens, tokens)
-        both = torch.stack([sums, whole])
-        dist.all_reduce(both)
-        sums, whole = both[0], both[1].clamp(min=1)
-        return _losses(means * tokens / whole, losses), _losses(sums / whole, losses)
+        totals = torch.stack([means.detach() * tokens, tokens])
+        dist.all_reduce(totals)
+        sums, count = totals[0], totals[1].clamp(min=1)
+        return _losses(means * tokens / count, losses), _losses(sums / count, losses)
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all ranks: in one message, so that the order of sums is always one."""
+        """Replace each gradient by its sum over ranks, in one message, so that the order of sums is fixed."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         message = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(message)
-        for gradient, part in zip(gradients, message.split([one.numel() for one in gradients]), strict=True):
+        for gradient, part in zip(gradients, message.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -97,7 +95,7 @@ def _losses(values: Tensor, like: Losses) -> Losses:
 
 
 class Shared(Dataset):
-    """A dataset of which this rank reads its share of each batch."""
+    """A dataset that returns this rank's share of each batch."""
 
     def __init__(self, examples: Examples, ranks: Ranks) -> None:
         self._examples, self._ranks = examples, ranks
@@ -111,5 +109,5 @@ class Shared(Dataset):
 
 
 def with_counts(collate: Callable[[list[Example]], Batch]) -> Callable[[tuple[list[Example], Counts]], Batch]:
-    """What makes a batch of examples, for those of `Shared`: the batch has its `Counts`, too."""
+    """`collate` for the examples of `Shared`; the batch also has its `Counts`."""
     return lambda read: collate(read[0]) | {COUNTS: read[1]}

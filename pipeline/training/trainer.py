@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer around our losses, batches and log."""
+"""Hugging Face's Trainer with our losses, batches and metrics log."""
 
 import shutil
 from collections.abc import Callable
@@ -21,20 +21,20 @@ from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import is_sealed, seal
 from pipeline.training.meter import Meter
 from pipeline.training.ranks import ALONE, COUNTS, Ranks, Shared, with_counts
-from pipeline.trials.metrics_log import Spool
+from pipeline.trials.metrics_log import MetricsLog
 
 TRAINED_FILE, METER_FILE = "trained.safetensors", "meter.json"
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
-"""What we take from the Trainer's log, and our names for it."""
+"""Our names of the values in the Trainer's log."""
 Collate = Callable[[Any], Batch]
 STATES_A_PARAMETER = 3
-"""A checkpoint holds each trained parameter and its two moments, in float32."""
+"""A checkpoint has each trained parameter and its two moments, in float32."""
 
 
 class _OneDevice(TrainingArguments):
-    """Arguments of a training on one device, however many the machine has: of several, the Trainer would take as many
-    batches at once and copy the model to each."""
+    """Arguments of a training on one device. With several, the Trainer would copy the model to each and load as many
+    batches at once."""
 
     @property
     def n_gpu(self) -> int:
@@ -44,7 +44,7 @@ class _OneDevice(TrainingArguments):
 def arguments(
     train: Train, steps: int, checkpoints: Path, device: torch.device, validates: bool = True
 ) -> TrainingArguments:
-    """The Trainer's arguments for a training of so many steps on a device."""
+    """The Trainer's arguments for a training of `steps` steps on a device."""
     on_gpu = device.type == "cuda"
     return _OneDevice(
         output_dir=str(checkpoints),
@@ -77,15 +77,16 @@ def arguments(
 
 
 class LossTrainer(transformers.Trainer):
-    """The Trainer with our losses and log; its checkpoints hold what is trained, in safetensors.
+    """The Trainer with our losses and metrics log; its checkpoints contain the trained parameters, as safetensors.
 
-    To the Trainer itself each rank is alone: batches are shared out before it, and gradients are added up behind it.
+    The Trainer itself knows of no other ranks: it gets this rank's share of each batch, and gradients are summed over
+    ranks after its backward pass.
     """
 
     def __init__(
         self,
         decorrelation: Decorrelation,
-        spool: Spool,
+        metrics_log: MetricsLog,
         batches: Batches,
         augment: Augmenter | None,
         ranks: Ranks = ALONE,
@@ -94,21 +95,21 @@ class LossTrainer(transformers.Trainer):
         **arguments: Any,
     ) -> None:
         super().__init__(model=model, **arguments)
-        # As `self.model`, which may be any to the Trainer.
+        # `self.model` with its type.
         self.llm = model
-        self.decorrelation, self.spool, self.batches, self.augment = decorrelation, spool, batches, augment
-        self.ranks, self.meter = ranks, Meter()
+        self.decorrelation, self.metrics_log, self.batches = decorrelation, metrics_log, batches
+        self.augment, self.ranks, self.meter = augment, ranks, Meter()
         self._batch_of_step = 0
 
     def get_train_dataloader(self) -> DataLoader:
-        """All batches of the training as one epoch, so that resuming is to skip batches, and nothing else."""
+        """All batches of the training as one epoch, so that resuming only skips batches."""
         loader = DataLoader(
             Shared(cast(Examples, self.train_dataset), self.ranks),
             batch_sampler=self.batches,
             collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
         )
-        # Accelerate's loader asks for a batch before the one before it is used. It would move it with a wait.
+        # Accelerate's loader fetches each batch ahead; if it also moved it to the device, it would wait for that.
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -120,8 +121,8 @@ class LossTrainer(transformers.Trainer):
         if self.augment:
             inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), step)}
         counts = inputs[COUNTS]
-        own, whole = self.ranks.over_batch(model(inputs, self.decorrelation), counts)
-        self.meter.add(step, self._total(whole), whole, counts.whole)
+        own, total = self.ranks.over_batch(model(inputs, self.decorrelation), counts)
+        self.meter.add(step, self._total(total), total, counts.total)
         return self._total(own)
 
     def _total(self, losses: Losses) -> torch.Tensor:
@@ -147,23 +148,23 @@ class LossTrainer(transformers.Trainer):
         if "loss" in logs:
             line |= self.meter.read()
         if line and self.ranks.is_first:
-            self.spool.append(self.state.global_step, line)
+            self.metrics_log.append(self.state.global_step, line)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint that is whole and sealed, or none."""
+        """Save a complete, sealed checkpoint, or none."""
         if not self.ranks.is_first:
             return
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
         needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
         require_space(folder, needed, "a checkpoint")
-        # Before anything is written: no checkpoint is of a training that has diverged.
+        # First, since it raises if the training has diverged.
         meter = self.meter.state()
         try:
             super()._save_checkpoint(model, trial)
             write_json(folder / METER_FILE, meter)
             seal(folder)
         except (OSError, RuntimeError, SafetensorError):
-            # What the libraries say of a full disk is a riddle ("unexpected pos 219843 vs 219796").
+            # On a full disk the libraries raise puzzling errors ("unexpected pos 219843 vs 219796").
             require_space(folder, needed, "a checkpoint")
             raise
         finally:

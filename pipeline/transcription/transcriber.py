@@ -18,8 +18,8 @@ from pipeline.model.examples import Batch, Example, Examples, MediaExamples, mov
 from pipeline.pretrained.folder import weights_digest
 from pipeline.sinks.classification import Tokens, has_inner, measure
 from pipeline.training.build import build_model
+from pipeline.training.evaluation import teacher_forced
 from pipeline.training.inputs import Inputs
-from pipeline.training.measure import teacher_forced
 from pipeline.transcription.recording import checked_stream, read_streams
 from pipeline.trials.folder import Trial
 from pipeline.trials.trained import require_encoders, require_llm, trained_params

@@ -1,10 +1,11 @@
-"""What a trial is: its configuration, its data and its code, as one digest. Equal digests, equal results.
+"""The identity of a trial: one digest of its configuration, data and code. Equal identities give equal results.
 
-How and where a trial runs stands apart in provenance. A key that its modality or its losses do not use is dropped, so
-an audio trial at two video rates is one trial. Every other key counts, defaults too: a default that is edited later
-must not change what an old digest means.
+Where and how a trial runs is recorded in its provenance. Keys that its modality or losses do not use are dropped, so an
+audio trial at two video rates is one trial. All other keys count, defaults too: a default that is edited later must not
+change the meaning of an old digest.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.common.code import code_digest
@@ -16,86 +17,72 @@ from pipeline.config import Params
 from pipeline.config.kinds import DOWNSAMPLING
 
 LEFT_OUT = {
-    "model.llm.weights": "a path; the digest of what lies there is in the data",
+    "model.llm.weights": "a path; the digest of the weights is in the data",
     "train.runs": "a path",
-    "train.device": "where it runs; in provenance",
-    "train.threads": "where it runs; in provenance",
-    "train.activation_checkpointing": "how it fits into memory, not what comes out",
-    "train.checkpoint_every": "what is kept on the way, not what comes out",
-    "train.log_every": "what is written on the way, not what comes out",
-    "train.validate_every": "what is measured on the way, not what comes out",
-    "sinks.every": "what is measured on the way, not what comes out",
+    "train.device": "where the trial runs; in provenance",
+    "train.threads": "where the trial runs; in provenance",
+    "train.activation_checkpointing": "saves memory, changes no result",
+    "train.checkpoint_every": "when checkpoints are written, not the result",
+    "train.log_every": "when metrics are logged, not the result",
+    "train.validate_every": "when the loss is validated, not the result",
+    "sinks.every": "when sinks are measured, not the result",
 }
 """Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
 
 KNOWN_BY_DIGEST = ("pipeline.corpora.noise.training",)
-"""Code that is not followed, since the noise that it makes is in the data by a digest of its own."""
+"""Modules that are not followed, since the data contain a digest of the noise that they generate."""
 
-ONLY_LOOKING = ("pipeline.training.emergence",)
-"""Code that training calls and that changes nothing of what comes out."""
+ONLY_LOOKING = ("pipeline.training.evaluation",)
+"""Modules that training calls without an effect on the trained weights."""
 
 TRAINING_SECTIONS = ("model", "decorrelation", "train")
 EVALUATION_SECTIONS = ("evaluate", "sinks")
 AUGMENTED = {"crop": "video", "flip": "video", "noise_share": "audio", "noise_snrs": "audio"}
-"""The stream that an augmentation is of; what is not named is of both."""
+"""The stream of each augmentation; those not listed apply to both."""
 FOLDER_DIGITS = 16
-"""Digits of the identity that name its folder: 64 bits, so a million trials meet by chance once in 40 million labs."""
+"""Digits of the identity in the name of the folder: 64 bits, so collisions among a million trials are negligible."""
+PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
 
 
 def training_identity(params: Params, data: dict[str, str]) -> str:
-    """SHA-256 of all that decides the trained weights, 64 hexadecimal digits.
+    """SHA-256 of everything that determines the trained weights, 64 hexadecimal digits.
 
     Args:
-        params: all parameters. `train.precision: auto` counts as what it stands for on this machine.
-        data: digests of what the training reads, by name: utterances, features or what they would be made of, the
-            LLM's weights.
-
-    Raises:
-        ValueError: a digest is missing.
+        params: all parameters. `train.precision: auto` counts as the precision that this machine uses.
+        data: digests of the inputs of training by name: utterances, features or their sources, the LLM's weights.
     """
     return digest(identity_parts(params, data))
 
 
 def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
-    """What `training_identity` is the digest of: `configuration`, `data`, `code`. Two trials are compared by these.
-
-    Raises:
-        ValueError: as `training_identity`.
-    """
+    """`configuration`, `data` and `code`, of which `training_identity` is the digest."""
     code = code_digest("pipeline.train", *_kinds(params), without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
     return {"configuration": configuration(params), "data": _checked(data), "code": code}
 
 
 def evaluation_digest(params: Params, data: dict[str, str]) -> str:
-    """SHA-256 of all that decides the score of given weights, 64 hexadecimal digits.
+    """SHA-256 of everything that determines the score of given weights, 64 hexadecimal digits.
 
     Args:
         params: sections `evaluate` and `sinks` count.
-        data: digests of what the evaluation reads, by name: utterances and features of the evaluated splits.
-
-    Raises:
-        ValueError: a digest is missing.
+        data: digests of the inputs of evaluation by name: utterances and features of the evaluated splits.
     """
     settings = _without_left_out(params, EVALUATION_SECTIONS)
     if params.features.mode == "online":
-        # Their features are not rounded to float16.
+        # Online features are not rounded to float16.
         settings["features"] = {"mode": "online"}
     code = code_digest("pipeline.evaluate", *_kinds(params), without=KNOWN_BY_DIGEST)
     return digest({"configuration": settings, "data": _checked(data), "code": code})
 
 
 def _kinds(params: Params) -> list[str]:
-    """The modules of the kinds that the model is made of; another kind in the registry changes nothing. Features,
-    cached or online, are named in the data by their encoder's code."""
+    """The modules of the kinds that the model uses; other kinds in the registry do not count. The code of the encoders
+    is in the data, in cached and online mode."""
     return [module_of(DOWNSAMPLING[params.model.downsampling.kind])]
 
 
 def configuration(params: Params) -> dict[str, Any]:
-    """The training configuration in its one form: without what is left out, without what this trial does not use.
-
-    Returns:
-        Nested values as JSON knows them.
-    """
+    """The canonical training configuration: nested JSON values without keys that are left out or not used."""
     settings = _without_left_out(with_precision(params), TRAINING_SECTIONS)
     model, decorrelation = settings["model"], settings["decorrelation"]
     used = streams(params.model.modality)
@@ -116,28 +103,31 @@ def configuration(params: Params) -> dict[str, Any]:
 
 
 def _online(params: Params) -> dict[str, Any]:
-    """Section `features` as far as training uses it in mode online. Cached features are known by their digests alone,
-    and so are the encoders of both modes."""
+    """The keys of section `features` that training uses in mode online. The encoders are in the data."""
     used = streams(params.model.modality)
     augmentation = params.features.augmentation.model_dump(mode="json")
     if not params.features.augmentation.noise_share:
         del augmentation["noise_snrs"]
-    augmentation = {key: value for key, value in augmentation.items() if AUGMENTED.get(key, used[0]) in used}
-    lora = {stream: getattr(params.features, stream).lora for stream in used}
-    # Rank and scale, as one value: a trial without LoRA has the key, too, and can be told from one with it.
-    adapted: dict[str, Any] = {stream: {"lora": [one.rank, one.alpha] if one else None} for stream, one in lora.items()}
-    return {"mode": "online", "augmentation": augmentation, **adapted}
+    settings: dict[str, Any] = {
+        "mode": "online",
+        "augmentation": {key: value for key, value in augmentation.items() if AUGMENTED.get(key, used[0]) in used},
+    }
+    for stream in used:
+        lora = getattr(params.features, stream).lora
+        # Trials without LoRA have this key too, so that they can be compared with trials that use it.
+        settings[stream] = {"lora": [lora.rank, lora.alpha] if lora else None}
+    return settings
 
 
 def _without_left_out(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
     settings = params.model_dump(mode="json", include=set(sections))
     for key in LEFT_OUT:
-        section, *way, last = key.split(".")
+        section, *parents, last = key.split(".")
         if section in sections:
-            place = settings[section]
-            for step in way:
-                place = place[step]
-            del place[last]
+            values = settings[section]
+            for parent in parents:
+                values = values[parent]
+            del values[last]
     return settings
 
 
@@ -146,3 +136,20 @@ def _checked(data: dict[str, str]) -> dict[str, str]:
     if missing or not data:
         raise ValueError(f"no digest of {', '.join(missing) or 'any data'}")
     return data
+
+
+def trial_name(configuration: dict[str, Any]) -> str:
+    """Task, decorrelation weight and seed, such as `AVSR 16, 5 weight 0.1 seed 0`."""
+    weight, seed = configuration["decorrelation"]["weight"], configuration["train"]["seed"]
+    return f"{task_of(configuration)} weight {weight:g} seed {seed}"
+
+
+def task_of(configuration: dict[str, Any]) -> str:
+    """The task of a trial, see `task_name`."""
+    model = configuration["model"]
+    return task_name(model["modality"], model["rates"].values())
+
+
+def task_name(modality: str, rates: Iterable[int]) -> str:
+    """The paper's name of a modality with its downsampling rates, audio first: `ASR 16`, `VSR 5`, `AVSR 16, 5`."""
+    return f"{PAPER_NAMES[modality]} {', '.join(map(str, rates))}"

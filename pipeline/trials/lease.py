@@ -1,10 +1,12 @@
-"""The lease: who runs a trial. One holder at a time, on this machine or on any that shares the folder.
+"""The lease: at most one process runs a trial, on this machine or on any other that shares the folder.
 
-The lease is a small file that names its holder; the holder touches it every few seconds. It is stale, and may be taken
-over, when its process is gone (seen from the same machine; a process id that was given anew is told by its start time)
-or when it was not touched for a while (seen from another). Examining, taking and giving back happen under a lock of
-the file system, so of many that see a stale lease one takes it. A holder that was taken for dead finds another name in
-the file and stops.
+A lease is a small file that names its holder, which updates the file's modification time every few seconds. It is stale
+and may be taken over if the holder has exited (on the same machine; its start time detects a reused process id) or has
+not updated the file for a while (on another machine). A lock of the file system guards every change, so only one of
+several processes takes over a stale lease. A holder that has lost its lease finds another token in the file and stops.
+
+A lock held for the whole trial would be simpler, but on many shared file systems locks work within one machine only
+(NFS mounted with nolock, Lustre with localflock, BeeGFS by default), and two machines would run the same trial.
 """
 
 import contextlib
@@ -24,15 +26,15 @@ from pipeline.common.proc import start_of, this_process
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
-"""Twelve missed beats; shared file systems may show a change up to a minute late."""
+"""Twelve missed updates; shared file systems may show a change up to a minute late."""
 
 
 class LeaseTakenError(PipelineError):
-    """Somebody else runs this trial."""
+    """Another process runs this trial."""
 
 
 class LeaseLostError(PipelineError):
-    """Somebody else took this trial over while we held it."""
+    """Another process has taken over the trial that this process was running."""
 
 
 class Lease:
@@ -40,27 +42,22 @@ class Lease:
 
     Args:
         path: the lease's file, in the trial's folder.
-        beat: seconds between two signs of life.
-        stale: seconds without one after which others may take over.
+        beat: seconds between two updates of the file.
+        stale: seconds without an update after which another machine may take over.
     """
 
     def __init__(self, path: str | Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.path, self._beat, self._stale = Path(path), beat, stale
         self._token = ""
         self._ended = threading.Event()
-        self._beating: threading.Thread | None = None
-        self._seen = 0.0
+        self._updates: threading.Thread | None = None
+        self._last_update = 0.0
 
     def acquire(self) -> Self:
-        """Take the lease, if it is free or stale.
-
-        Raises:
-            LeaseTakenError: somebody holds it.
-        """
+        """Take the lease if it is free or stale, or raise a LeaseTakenError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            holder = _read(self.path)
-            if holder and not self._is_stale(holder):
+            if holder := self.holder():
                 raise LeaseTakenError(
                     self.path.parent,
                     f"is being run by process {holder['pid']} on {holder['host']}",
@@ -68,21 +65,21 @@ class Lease:
                 )
             self._token = secrets.token_hex(8)
             write_json(self.path, {"token": self._token, **this_process()})
-        self._seen = _now()
+        self._last_update = _now()
         self._ended = threading.Event()
-        self._beating = threading.Thread(target=self._beat_until, args=(self._ended,), name="lease", daemon=True)
-        self._beating.start()
+        self._updates = threading.Thread(target=self._update_until, args=(self._ended,), name="lease", daemon=True)
+        self._updates.start()
         return self
 
     def release(self) -> None:
-        """Give the lease back. If it was lost, whoever has it keeps it."""
+        """Give the lease back; a lease that was lost stays with its new holder."""
         if not self._token:
             return
         self._ended.set()
-        if self._beating:
-            self._beating.join()
+        if self._updates:
+            self._updates.join()
         with contextlib.suppress(FileNotFoundError), self._locked():
-            if self._is_ours():
+            if self._is_own():
                 self.path.unlink()
         self._token = ""
 
@@ -91,12 +88,8 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def is_taken(self) -> bool:
-        """Whether a living process runs this trial now; nothing is taken, and no lock is waited for."""
-        return self.holder() is not None
-
     def holder(self) -> dict[str, Any] | None:
-        """`host` and `pid` of the living process that runs this trial now, if one does; as `is_taken`."""
+        """`host` and `pid` of the process that runs this trial now, or None. Takes no lease and waits for no lock."""
         with contextlib.suppress(FileNotFoundError):
             holder = _read(self.path)
             return holder if holder and not self._is_stale(holder) else None
@@ -104,19 +97,15 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is still ours. Cheap: the file is looked at only if the last beat is too long ago."""
+        """Whether this process still holds the lease. Reads the file only if the last update is overdue."""
         if not self._token or self._ended.is_set():
             return False
-        if _now() - self._seen > 2 * self._beat:
-            self._look()
+        if _now() - self._last_update > 2 * self._beat:
+            self._update()
         return not self._ended.is_set()
 
     def require(self) -> None:
-        """Go on only as long as the lease is ours; call it before anything is written.
-
-        Raises:
-            LeaseLostError: it is not.
-        """
+        """Check that this process still holds the lease, before it writes; or raise a LeaseLostError."""
         if not self.held:
             raise LeaseLostError(
                 self.path.parent,
@@ -124,24 +113,24 @@ class Lease:
                 "leave it to that process; nothing is lost",
             )
 
-    def _beat_until(self, ended: threading.Event) -> None:
+    def _update_until(self, ended: threading.Event) -> None:
         while not ended.wait(self._beat):
-            self._look()
+            self._update()
 
-    def _look(self) -> None:
-        """Give a sign of life if the lease is ours; else, or if nothing was heard of the file for too long, end."""
+    def _update(self) -> None:
+        """Update the modification time. If the lease is lost, or the file unreachable for too long, end."""
         try:
-            if not self._is_ours():
+            if not self._is_own():
                 self._ended.set()
                 return
-            # A takeover between the look and the touch makes the new lease seem younger by one beat: no harm.
+            # After a takeover between these two lines the new lease only looks younger, by one update.
             os.utime(self.path)
-            self._seen = _now()
+            self._last_update = _now()
         except OSError:
-            if _now() - self._seen > self._stale:
+            if _now() - self._last_update > self._stale:
                 self._ended.set()
 
-    def _is_ours(self) -> bool:
+    def _is_own(self) -> bool:
         holder = _read(self.path)
         return holder is not None and holder["token"] == self._token
 
@@ -150,12 +139,12 @@ class Lease:
         if here["machine"] and holder["machine"] == here["machine"]:
             return start_of(holder["pid"]) != holder["started"]
         # Both times are the file system's: clocks of machines need not agree.
-        beside = self.path.with_name(f".{secrets.token_hex(8)}.{self.path.name}")
-        beside.touch()
+        probe = self.path.with_name(f".{secrets.token_hex(8)}.{self.path.name}")
+        probe.touch()
         try:
-            return beside.stat().st_mtime - self.path.stat().st_mtime > self._stale
+            return probe.stat().st_mtime - self.path.stat().st_mtime > self._stale
         finally:
-            beside.unlink()
+            probe.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -172,19 +161,20 @@ class Lease:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The holder; None where there is no lease.
+    """The holder; None without a lease.
 
-    A lease is renamed into place, so that one that names nobody was spoilt by a power cut, or by a failing disk. It
-    counts as none: a holder that lives all the same finds no token of its own in it at its next beat, and stops.
+    Leases are written atomically, so a file without a holder was damaged by a power cut or a failing disk, and is no
+    lease. A holder that is still alive does not find its token in it at the next update, and stops.
     """
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    kinds = {"token": str, "host": str, "machine": str, "pid": int, "started": int | None}
-    named = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in kinds.items())
-    return holder if named else None
+    types = {"token": str, "host": str, "machine": str, "pid": int, "started": int | None}
+    is_valid = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in types.items())
+    return holder if is_valid else None
 
 
 def _now() -> float:
+    """Seconds on a clock that also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

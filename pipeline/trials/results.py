@@ -1,7 +1,7 @@
-"""What an evaluation leaves in a trial's folder: `hypotheses.jsonl`, `sinks.npz` and, last of all, `metrics.json`.
+"""The results of a trial: `hypotheses.jsonl`, `sinks.npz` and, written last, `metrics.json`.
 
-`metrics.json` is sealed and has the SHA-256 of the other two, so that each is verified when it is read. Trials of
-earlier versions have no digests, and are read as they are.
+`metrics.json` is sealed and contains the SHA-256 of the other two, so each file is verified when it is read. Trials of
+earlier versions have no digests and are read without verification.
 """
 
 import json
@@ -12,43 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, parse_json, read_text, write_text, written_whole
-from pipeline.common.verified import read_sealed, remembered, require, write_sealed
+from pipeline.common.verified import read_sealed, remembered, require, sha256_of, write_sealed
+from pipeline.trials.metrics_log import LOG
 
 if TYPE_CHECKING:
     import numpy as np
 
 METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
 CUT = "cut_hypotheses"
-"""The metric that counts, by condition, the hypotheses that reached `evaluate.max_new_tokens`."""
+"""The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again"
 _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write `metrics.json`, after everything else.
-
-    Args:
-        folder: of the trial.
-        result: `identity`, `evaluation`, `metrics`, `details`.
-
-    Raises:
-        PipelineError: a metric is no finite number.
-    """
+    """Write `metrics.json` with `identity`, `evaluation`, `metrics`, `details`, after all other results."""
     _check(result, folder / METRICS)
     files = {name: file_sha256(folder / name) for name in (HYPOTHESES, SINKS) if (folder / name).exists()}
     write_sealed(folder / METRICS, result | {"files": files})
 
 
 def read_result(folder: Path, identity: str) -> dict[str, Any]:
-    """What `write_result` was given.
-
-    Args:
-        folder: of the trial.
-        identity: of the trial.
-
-    Raises:
-        PipelineError: `metrics.json` is missing, damaged, or of another trial.
-    """
+    """Read `metrics.json`. PipelineError if it is missing, damaged, or of a trial of another identity."""
     result, _ = _read(folder)
     if result["identity"] != identity:
         raise PipelineError(folder / METRICS, f"belongs to the trial {result['identity']}", AGAIN)
@@ -56,7 +41,7 @@ def read_result(folder: Path, identity: str) -> dict[str, Any]:
 
 
 def results_fault(folder: Path) -> PipelineError | None:
-    """What is wrong with `hypotheses.jsonl` or `sinks.npz` of a trial that has a result, or None."""
+    """What is wrong with the `hypotheses.jsonl` or `sinks.npz` of a trial that has a result, or None."""
     try:
         for name in _read(folder)[1]:
             _require(folder, name)
@@ -74,18 +59,14 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write `sinks.npz`."""
     import numpy as np
 
-    with written_whole(folder / SINKS) as beside:
+    with written_whole(folder / SINKS) as temporary:
         # Any: to type checkers, one of the names may be that of an option of `savez`.
         named: dict[str, Any] = {**arrays}
-        np.savez(beside, **named)
+        np.savez(temporary, **named)
 
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `hypotheses.jsonl`.
-
-    Raises:
-        PipelineError: it is missing, damaged or not what the evaluation wrote.
-    """
+    """The lines of `hypotheses.jsonl`. PipelineError if it is missing or damaged."""
     path = folder / HYPOTHESES
     _require(folder, HYPOTHESES)
     text = read_text(path, AGAIN)
@@ -97,22 +78,24 @@ def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
-    """The arrays of `sinks.npz`.
-
-    Raises:
-        PipelineError: it is missing, damaged or not what the evaluation wrote.
-    """
+    """The arrays of `sinks.npz`. PipelineError if it is missing or damaged."""
     import numpy as np
 
-    path = folder / SINKS
     _require(folder, SINKS)
     try:
-        with np.load(path) as arrays:
+        with np.load(folder / SINKS) as arrays:
             return dict(arrays)
-    # What is damaged fails in whatever reads a part of it: zipfile, zlib, the parser of a header.
+    # A damaged file fails anywhere: zipfile, zlib, the parser of a header.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(path, f"cannot be read ({reason})", AGAIN) from None
+        raise PipelineError(folder / SINKS, f"cannot be read ({reason})", AGAIN) from None
+
+
+def output_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each result in a trial's folder, by name: trained weights, metrics log, results of an evaluation."""
+    files = sorted(file for file in (folder / "adapter").rglob("*") if file.is_file())
+    files += [folder / name for name in (LOG, HYPOTHESES, SINKS, METRICS) if (folder / name).is_file()]
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
 def _require(folder: Path, name: str) -> None:
@@ -124,7 +107,7 @@ def _require(folder: Path, name: str) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The result, and the SHA-256 of the files beside it."""
+    """The result, and the SHA-256 of the other files."""
     try:
         return remembered(_read_metrics, folder / METRICS)
     except OSError as error:
@@ -140,10 +123,10 @@ def _read_metrics(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check(result: dict[str, Any], where: Path) -> None:
-    if not result.keys() >= _KEYS:
-        raise PipelineError(where, "lacks what a result has", AGAIN)
+    if missing := _KEYS - result.keys():
+        raise PipelineError(where, f"lacks {', '.join(sorted(missing))}", AGAIN)
     if not isinstance(result["metrics"], dict) or not result["metrics"]:
-        raise PipelineError(where, "holds no metric", AGAIN)
+        raise PipelineError(where, "holds no metrics", AGAIN)
     for name, value in result["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise PipelineError(where, f"{name} is {value!r}, no finite number", AGAIN)
+            raise PipelineError(where, f"{name} is {value!r}, not a finite number", AGAIN)

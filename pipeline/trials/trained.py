@@ -1,4 +1,4 @@
-"""A trained trial, used as it was trained: its own parameters, and the weights that it was trained on."""
+"""A trained trial: its parameters, weights and metrics log, each verified before use."""
 
 from pathlib import Path
 
@@ -7,52 +7,44 @@ from pipeline.common.modality import streams
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
 from pipeline.config import Params, load_params
 from pipeline.pretrained.folder import files_digest, weights_digest
+from pipeline.trials.environment import shown_path
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import configuration
 from pipeline.trials.metrics_log import LOG, Record
-from pipeline.trials.provenance import sessions, shown_path
+from pipeline.trials.provenance import sessions
 
 
 def trained_params(trial: Trial, overrides: list[str]) -> Params:
-    """The parameters of a trained trial, whatever params.yaml says today.
+    """The parameters of a trained trial, from its own `config.yaml`.
 
-    Args:
-        trial: its own `config.yaml` counts.
-        overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
-
-    Raises:
-        PipelineError: the trial is not trained, `config.yaml` is damaged, or an override would change what it was
-            trained with.
+    `overrides` are settings of the evaluation, or paths: `sinks.tau=300`, `corpus.out=elsewhere`. PipelineError if one
+    changes the training, the trial is not trained, or `config.yaml` is damaged.
     """
     trial.require_config()
     trained = load_params(trial.config)
     params = load_params(trial.config, overrides)
     if configuration(params) != configuration(trained):
         raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
-    if not trial.adapter.is_dir():
-        raise not_trained(trial)
+    require_trained(trial)
     return params
 
 
-def not_trained(trial: Trial) -> PipelineError:
-    """The error where a trial has no adapter."""
-    return PipelineError(
-        trial.folder, "this trial is not trained", f"train it with: python -m pipeline.train --params {trial.config}"
-    )
+def require_trained(trial: Trial) -> None:
+    """Check that a trial has an adapter, or raise a PipelineError."""
+    if not trial.adapter.is_dir():
+        remedy = f"train it with: python -m pipeline.train --params {trial.config}"
+        raise PipelineError(trial.folder, "this trial is not trained", remedy)
 
 
 def require_adapter(trial: Trial) -> None:
-    """Verify the trained weights; to be called before they are loaded.
+    """Verify the trained weights before they are loaded, or raise a PipelineError.
 
-    An adapter of an earlier version has no record of its own; it is compared with provenance, if that has one.
-
-    Raises:
-        PipelineError: a file is missing, was added, or is not what the training wrote.
+    An adapter of an earlier version has no digests of its own; it is compared with provenance, if that has one.
     """
-    remedy = _trained_again(trial)
+    remedy = _retrain(trial)
     if (trial.adapter / FOLDER_SEAL).exists():
-        if found := folder_fault(trial.adapter):
-            raise PipelineError(trial.adapter, found, remedy)
+        if fault := folder_fault(trial.adapter):
+            raise PipelineError(trial.adapter, fault, remedy)
         return
     for name, sha256 in _trained_outputs(trial).items():
         if name.startswith(f"{trial.adapter.name}/"):
@@ -60,34 +52,26 @@ def require_adapter(trial: Trial) -> None:
 
 
 def read_log(trial: Trial) -> list[Record]:
-    """The metrics log; that of a trained trial is verified, as far as provenance has it.
-
-    Raises:
-        PipelineError: it is not what the training wrote, or a line is no record.
-    """
+    """The records of the metrics log, verified if provenance has its digest. PipelineError if it is damaged."""
     if sha256 := _trained_outputs(trial).get(LOG):
-        require(trial.spool.path, sha256, _trained_again(trial))
-    return trial.spool.read()[0]
+        require(trial.metrics_log.path, sha256, _retrain(trial))
+    return trial.metrics_log.read()[0]
 
 
 def _trained_outputs(trial: Trial) -> dict[str, str]:
-    """SHA-256 of what the training left, by name; empty where it has not ended."""
+    """SHA-256 of the outputs of the training by name; empty if it has not ended."""
     outputs = [session.get("outputs", {}) for session in sessions(trial) if session.get("purpose") == "train"]
     # A session that paused has ended, too, without an adapter.
     ended = [names for names in outputs if any(name.startswith(f"{trial.adapter.name}/") for name in names)]
     return ended[-1] if ended else {}
 
 
-def _trained_again(trial: Trial) -> str:
+def _retrain(trial: Trial) -> str:
     return f"bring it back from a copy, or remove {trial.folder} and train it again"
 
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:
-    """Hold the digest of the LLM that lies there against that of the training.
-
-    Raises:
-        PipelineError: they differ.
-    """
+    """Check that the LLM on disk, of this digest, is the one used in training; or raise a PipelineError."""
     if digest != trial.identity_parts().get("data", {}).get("llm"):
         raise PipelineError(
             params.model.llm.weights, "is not the LLM that the trial was trained with", "put that one there"
@@ -95,15 +79,11 @@ def require_llm(trial: Trial, params: Params, digest: str) -> None:
 
 
 def require_encoders(trial: Trial, params: Params) -> None:
-    """Hold the encoders that the trial's streams take against those of the training, as far as provenance tells them.
-
-    Raises:
-        PipelineError: an encoder has other settings or other weights.
-    """
+    """Check that the encoders on disk are those recorded in training; or raise a PipelineError."""
     trained = load_params(trial.config)
-    read: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for session in sessions(trial):
-        read |= session.get("inputs", {}) if session.get("purpose") == "train" else {}
+        inputs |= session.get("inputs", {}) if session.get("purpose") == "train" else {}
     for stream in streams(params.model.modality):
         before, now = getattr(trained.features, stream), getattr(params.features, stream)
         paths = {"weights", "precision"}
@@ -113,7 +93,7 @@ def require_encoders(trial: Trial, params: Params) -> None:
             continue
         folder = f"{shown_path(Path(before.weights), Path.cwd())}/"
         files = {
-            name.removeprefix(folder): {"sha256": sha256} for name, sha256 in read.items() if name.startswith(folder)
+            name.removeprefix(folder): {"sha256": sha256} for name, sha256 in inputs.items() if name.startswith(folder)
         }
         if files and files_digest(files) != weights_digest(now.weights):
             raise PipelineError(

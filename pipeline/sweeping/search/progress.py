@@ -20,7 +20,7 @@ from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
 from pipeline.sweeping.settings import Settings
 from pipeline.sweeping.specification import Sweep
-from pipeline.trials.folder import State
+from pipeline.trials.folder import Status
 from pipeline.trials.lease import Lease, LeaseTakenError
 
 
@@ -147,7 +147,7 @@ class Search:
             self._searcher.tell_stopped(suggestion.number, first, fmean(last) if last else float("nan"))
         else:
             self._searcher.tell_failed(suggestion.number)
-            if any(planned.state is State.DONE for planned in suggestion.trials):
+            if any(planned.state is Status.DONE for planned in suggestion.trials):
                 self._require_measured(suggestion)
                 self._say(f"{suggestion.name}  lacks a metric of search.minimise; the search does without it")
 
@@ -158,7 +158,7 @@ class Search:
 
     def _require_measured(self, suggestion: Suggestion) -> None:
         """What no done trial has is a slip; what this one lacks may not exist there, such as a cosine without sinks."""
-        done = [planned for planned in self._suggestions.trials if planned.state is State.DONE]
+        done = [planned for planned in self._suggestions.trials if planned.state is Status.DONE]
         for metric in self._metrics:
             if not any(metric in metrics_of(planned, [metric]) for planned in done):
                 there = sorted({name for planned in done for name in planned.metrics})
@@ -170,7 +170,7 @@ class Search:
 
 def values_of(suggestion: Suggestion, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """By metric, the values of the seeds that are done; those metrics that one of them has."""
-    done = [metrics_of(planned, names) for planned in suggestion.trials if planned.state is State.DONE]
+    done = [metrics_of(planned, names) for planned in suggestion.trials if planned.state is Status.DONE]
     columns = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
     return {name: column for name, column in columns.items() if column}
 
@@ -179,7 +179,7 @@ def metrics_of(planned: Planned, names: Sequence[str]) -> dict[str, float]:
     """Those metrics of a done trial that it has; the validation loss is its last."""
     metrics = {name: value for name, value in planned.metrics.items() if name in names}
     if METRIC in names:
-        records, _ = planned.trial.spool.read()
+        records, _ = planned.trial.metrics_log.read()
         measured = [record[METRIC] for record in records if METRIC in record]
         metrics |= {METRIC: measured[-1]} if measured else {}
     return metrics

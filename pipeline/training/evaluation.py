@@ -1,0 +1,162 @@
+"""The evaluation of a model: hypotheses and their scores, and the metrics of the sink instrument."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline.common import metrics
+from pipeline.common.journal import Journal
+from pipeline.common.progress import progress
+from pipeline.config import Params, Sinks
+from pipeline.corpora.manifest import Utterance
+from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.decoding import Hypothesis, decode
+from pipeline.model.examples import Batch, moved
+from pipeline.scoring.errors import score
+from pipeline.sinks.capture import capture
+from pipeline.sinks.captured import Captured
+from pipeline.sinks.instrument import SinkStatistics, SinkSummary
+from pipeline.training.inputs import Inputs
+from pipeline.trials.results import CUT
+
+FOLLOWED_UTTERANCES = 32
+"""Utterances of the clean validation split on which sinks are measured during training, in a few seconds."""
+
+
+def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: Path) -> dict[str, Hypothesis]:
+    """The hypothesis of every utterance, by id.
+
+    Args:
+        model: trained.
+        params: section `evaluate` counts.
+        inputs: the utterances to decode.
+        journal: a file that gets each utterance when it is decoded; utterances in it are not decoded again.
+    """
+    with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
+        decoded = {name: Hypothesis(*values) for name, values in lines.values}
+        for utterances, batch in _batches(model, inputs, inputs.utterances, params.evaluate.batch_size):
+            # Complete batches, so that results do not depend on an interruption.
+            if not all(u.id in decoded for u in utterances):
+                results = decode(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
+                new = {utterance.id: hypothesis for utterance, hypothesis in zip(utterances, results, strict=True)}
+                lines.add(*new.items())
+                decoded |= new
+            bar.update(len(utterances))
+    return decoded
+
+
+def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) -> tuple[dict[str, float], list[dict]]:
+    """Metrics of each split and condition, and the lines of `hypotheses.jsonl`. Warns of cut hypotheses."""
+    values: dict[str, float] = {}
+    lines: list[dict] = []
+    for split in params.evaluate.splits:
+        for condition in inputs.conditions(split):
+            utterances = inputs.chosen(split, condition)
+            outputs = [decoded[utterance.id] for utterance in utterances]
+            name = split if condition == "clean" else f"{split}/{condition}"
+            result = score(
+                [utterance.text for utterance in utterances],
+                [hypothesis.text for hypothesis in outputs],
+                params.evaluate.bootstrap,
+                speakers=[utterance.speaker for utterance in utterances],
+            )
+            cut = sum(hypothesis.is_cut for hypothesis in outputs)
+            if cut:
+                print(
+                    f"warning: {cut} of {len(utterances)} hypotheses of {name} were cut at evaluate.max_new_tokens "
+                    f"{params.evaluate.max_new_tokens}; raise it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            values |= result.metrics(name) | {f"{CUT}/{name}": cut}
+            lines += [
+                {
+                    "split": split,
+                    "condition": condition,
+                    "id": utterance.id,
+                    "speaker": utterance.speaker,
+                    "reference": utterance.text,
+                    "hypothesis": hypothesis.text,
+                    "is_cut": hypothesis.is_cut,
+                    **scored.record(),
+                }
+                for utterance, hypothesis, scored in zip(utterances, outputs, result.utterances, strict=True)
+            ]
+    return values, lines
+
+
+def sinks(model: AudioVisualLLM, params: Params, inputs: Inputs) -> tuple[dict[str, float], SinkSummary]:
+    """The sink metrics of the clean utterances of `sinks.split` and, with `sinks.validation`, of the validation split;
+    and the summary of the former."""
+    summary = _summary(model, params, inputs, params.sinks.split)
+    if not params.sinks.validation:
+        return summary.metrics, summary
+    is_same = params.sinks.split == "validation"
+    validation = summary if is_same else _summary(model, params, inputs, "validation")
+    # The names contain the split, also those of the ends of an interval: `sinks/…/validation/low`.
+    renamed = {re.sub("(/low|/high|)$", r"/validation\1", name, count=1): v for name, v in validation.metrics.items()}
+    return renamed | summary.metrics, summary
+
+
+def _summary(model: AudioVisualLLM, params: Params, inputs: Inputs, split: str) -> SinkSummary:
+    chosen = inputs.chosen(split)[: params.sinks.utterances]
+    with progress(len(chosen), "sinks", "utterance") as bar:
+        statistics = sink_statistics(model, params.sinks, inputs, chosen, bar.update)
+    return statistics.summary(params.evaluate.bootstrap, speakers={u.id: u.speaker for u in chosen})
+
+
+def followed_metrics(model: AudioVisualLLM, params: Params, inputs: Inputs) -> dict[str, float]:
+    """The sink metrics that are followed during training, of the current model. Undefined ones are absent.
+
+    Weights, gradients and random numbers are not changed.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        chosen = inputs.chosen("validation")[:FOLLOWED_UTTERANCES]
+        values = sink_statistics(model, params.sinks, inputs, chosen).summary(0).metrics
+    finally:
+        model.train(was_training)
+    followed = [metric.name for metric in metrics.shown(metrics.FOLLOWED)]
+    return {name: values[name] for name in followed if name in values}
+
+
+@torch.no_grad()
+def sink_statistics(
+    model: AudioVisualLLM,
+    settings: Sinks,
+    inputs: Inputs,
+    utterances: Sequence[Utterance],
+    update: Callable[[int], object] = lambda count: None,
+) -> SinkStatistics:
+    """The statistics of the sink instrument on utterances, teacher-forced on the reference.
+
+    `model` is in evaluation mode; `update` is called after each batch with its number of utterances.
+    """
+    config = model.decoder.config.get_text_config(decoder=True)
+    statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
+    for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
+        # No variable, which would keep one batch in memory while the next is captured.
+        statistics.add(teacher_forced(model, batch), [utterance.id for utterance in chosen])
+        update(len(chosen))
+    return statistics
+
+
+def teacher_forced(model: AudioVisualLLM, batch: Batch) -> Captured:
+    """The internal states of the LLM on a batch with its responses."""
+    sequence = model.sequence(batch, response=True)
+    with model.autocast():
+        return capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
+
+
+def _batches(
+    model: AudioVisualLLM, inputs: Inputs, utterances: Sequence[Utterance], size: int
+) -> Iterator[tuple[list[Utterance], Batch]]:
+    """Batches of similar length, the longest first, so that a lack of memory shows at the beginning."""
+    ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
+    for start in range(0, len(ordered), size):
+        chosen = ordered[start : start + size]
+        yield chosen, moved(inputs.examples(chosen, model.respond).whole(), model.device)
