@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, write_json, write_text, written_whole
+from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.modality import prompt, streams
 from pipeline.config import Params
 from pipeline.pretrained.folder import RECORD, known_files, weights_digest
@@ -74,7 +74,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
         raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(DOWNSAMPLING)}")
     source = _source(Path(params.model.llm.weights))
     config = projector_config(trial, params)
-    with written_whole(out) as beside:
+    with atomic_write(out) as beside:
         _copy_adapter(trial.adapter, beside, source.get("repository") or config["base_model"]["name"])
         for about in config["streams"].values():
             if about["adapter"]:

@@ -50,9 +50,9 @@ def found(*trials: Trial) -> dict[tuple[float, str], Claim]:
 
 def test_what_the_paper_says_of_trials_without_the_loss(tmp_path: Path) -> None:
     told = {statement: claim for (_, statement), claim in found(measured(tmp_path, of(MANY))).items()}
-    words = {statement: (claim.verdict, claim.words) for statement, claim in told.items()}
+    words = {statement: (claim.verdict, claim.value) for statement, claim in told.items()}
     assert words["there are intermediate sinks, by activation"] == ("holds", "1.70 [1.40, 2.00] per utterance")
-    verdict, said = words["they sit at certain roles"]
+    verdict, said = words["they occur at certain roles"]
     # Ten of seventeen at the prompt, which has 60 of 200 tokens.
     assert verdict == "holds"
     assert said.startswith("prompt 59% [")
@@ -66,8 +66,8 @@ def test_what_the_paper_says_of_trials_without_the_loss(tmp_path: Path) -> None:
 def test_without_sinks_nothing_is_said_of_what_they_are_like(tmp_path: Path) -> None:
     told = found(measured(tmp_path, of(NONE)))
     assert told[0, "there are intermediate sinks, by activation"].verdict is Verdict.FAILS
-    for statement in ("they sit at certain roles", "the MLP writes them", "they align with BOS"):
-        assert (told[0, statement].verdict, told[0, statement].words) == (
+    for statement in ("they occur at certain roles", "the MLP writes them", "they align with BOS"):
+        assert (told[0, statement].verdict, told[0, statement].value) == (
             Verdict.OPEN,
             "there is no intermediate sink",
         )
@@ -93,30 +93,30 @@ def test_claims_that_do_not_hold_or_lie_on_their_bound(
 def test_a_loss_that_removes_the_sinks(tmp_path: Path) -> None:
     told = found(measured(tmp_path, of(MANY, [1] * 9 + [0])), measured(tmp_path, of(NONE), LOSS))
     removed = told[0.1, "the loss removes them, by activation"]
-    assert (removed.verdict, removed.words) == (
+    assert (removed.verdict, removed.value) == (
         Verdict.HOLDS,
         "0% remain: 1.70 [1.40, 2.00] → 0.00 [0.00, 0.00] per utterance",
     )
     stays = told[0.1, "no other token takes over from BOS, by attention"]
     assert stays.verdict is Verdict.HOLDS
-    assert stays.words.startswith("not BOS in 0% [0, 0] of the utterances, -90% [-100, -70] against weight 0")
+    assert stays.value.startswith("not BOS in 0% [0, 0] of the utterances, -90% [-100, -70] relative to weight 0")
 
 
 def test_a_loss_that_moves_the_sink_or_leaves_some(tmp_path: Path) -> None:
     some = [1, 1, 0, 1, 0, 1, 0, 1, 1, 1]
     told = found(measured(tmp_path, of(MANY)), measured(tmp_path, of(some, [1] * 8 + [0] * 2), LOSS))
     assert told[0.1, "the loss removes them, by activation"].verdict is Verdict.FAILS
-    assert "41% remain" in told[0.1, "the loss removes them, by activation"].words
+    assert "41% remain" in told[0.1, "the loss removes them, by activation"].value
     moved = told[0.1, "no other token takes over from BOS, by activation"]
     assert moved.verdict is Verdict.FAILS
-    assert "+80% [" in moved.words
+    assert "+80% [" in moved.value
 
 
 def test_where_there_was_nothing_to_remove_it_says_so(tmp_path: Path) -> None:
     told = found(measured(tmp_path, of(NONE)), measured(tmp_path, of(MANY), LOSS))
     removed = told[0.1, "the loss removes them, by activation"]
     assert removed.verdict is Verdict.OPEN
-    assert removed.words.startswith("too few sinks to test removal: 0.00 [0.00, 0.00] → 1.70")
+    assert removed.value.startswith("too few sinks to test removal: 0.00 [0.00, 0.00] → 1.70")
 
 
 def test_seeds_are_the_sample_and_paired(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_seeds_are_the_sample_and_paired(tmp_path: Path) -> None:
         for weight, seed in ((0, 0), (0, 1), (0.1, 1))
     ]
     told = found(*trials)
-    assert told[0, "there are intermediate sinks, by activation"].words == "1.70 [1.70, 1.70] (2) per utterance"
+    assert told[0, "there are intermediate sinks, by activation"].value == "1.70 [1.70, 1.70] (2) per utterance"
     assert told[0.1, "the loss removes them, by activation"].verdict is Verdict.HOLDS
 
 
@@ -135,16 +135,16 @@ def test_why_nothing_can_be_told(tmp_path: Path) -> None:
     write_sinks(older, 3000)
     told = found(plain, older)
     assert told[0.1, "every claim"].verdict is Verdict.OPEN
-    assert told[0.1, "every claim"].words.endswith("has no records of single utterances; evaluate the trial again")
+    assert told[0.1, "every claim"].value.endswith("has no records of single utterances; evaluate the trial again")
     older.sinks.unlink()
-    assert "cannot be read" in found(plain, older)[0.1, "every claim"].words
+    assert "cannot be read" in found(plain, older)[0.1, "every claim"].value
     shorter = {name: values[:9] for name, values in of(NONE).items()}
     write_sinks(older, 3000, **sink_records(shorter, ROLES))
-    assert "was measured on other utterances" in found(plain, older)[0.1, "every claim"].words
+    assert "was measured on other utterances" in found(plain, older)[0.1, "every claim"].value
     waiting = make_trial(tmp_path, AUDIO, "decorrelation.weight=1")
-    assert found(plain, waiting)[1, "every claim"].words == "not run"
+    assert found(plain, waiting)[1, "every claim"].value == "new"
     lone = measured(tmp_path / "lone", of(NONE), LOSS)
-    assert "has no trial of this task and seed that is done" in found(lone)[0.1, "every claim"].words
+    assert "has no done trial of this task and seed" in found(lone)[0.1, "every claim"].value
 
 
 def test_they_stand_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_they_stand_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     trials = [measured(tmp_path / "runs", of(MANY)), measured(tmp_path / "runs", of(NONE), LOSS)]
     comparison = compare(trials)
     told = claims(comparison)
-    assert summary(told) == ("Claims of the paper: without the loss 7 holds; with it 5 holds. One by one: claims.md\n")
+    assert summary(told) == ("Claims of the paper: without the loss 7 holds; with it 5 holds. Details: claims.md\n")
     row = "| ASR 16 | weight 0 | the MLP writes them | **holds** | 0.99 [0.99, 0.99] |"
     assert row in markdown(told).splitlines()
     assert tmp_path / "claims.md" in write_comparison(comparison, tmp_path)
@@ -170,7 +170,7 @@ def test_trials_that_scatter_leave_a_claim_open(tmp_path: Path) -> None:
     trials = [measured(tmp_path, of([count] * 10), f"train.seed={seed}") for seed, count in enumerate((0, 1, 4))]
     claim = found(*trials)[0, "there are intermediate sinks, by activation"]
     assert claim.verdict is Verdict.OPEN
-    assert claim.words == "1.67 [-3.50, 6.84] (3) per utterance"
+    assert claim.value == "1.67 [-3.50, 6.84] (3) per utterance"
 
 
 def rates(folder: Path, errors: dict[tuple[int, float], list[int]]) -> dict[tuple[int, float, str], Claim]:
@@ -195,7 +195,7 @@ def test_word_error_rate_falls_at_the_highest_rate_and_stays_at_the_lowest(tmp_p
     )
     assert told[16, 0.1, falls].verdict is Verdict.HOLDS
     assert told[4, 0.1, stays].verdict is Verdict.HOLDS
-    assert told[16, 0.1, falls].words.endswith("over 4 seeds")
+    assert told[16, 0.1, falls].value.endswith("over 4 seeds")
     assert not {(4, 0.1, falls), (16, 0.1, stays), (16, 0, falls)} & told.keys()
     told = rates(tmp_path / "worse", {(16, 0): [1, 2, 1], (16, 0.1): [5, 5, 6], (4, 0): [1, 2, 1], (4, 0.1): [5, 5, 6]})
     assert told[16, 0.1, falls].verdict is Verdict.FAILS

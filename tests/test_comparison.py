@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from trials import finish, make_trial, with_hypotheses, write_sinks
 
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, write_json
+from pipeline.common.statistics import ratio_interval
+from pipeline.common.text import rounded
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.trials.folder import Trial
@@ -142,7 +142,7 @@ def test_a_sweep_names_its_corpora_and_one_corpus_is_not_named_in_the_table(tmp_
 
 def test_a_loss_that_is_not_the_default_everywhere_is_a_note(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=1", "decorrelation.stop_gradient=true")]
-    assert compare(trials).notes == ("decorrelation.stop_gradient is True wherever the weight is above 0.",)
+    assert compare(trials).notes == ("decorrelation.stop_gradient is True for all weights above 0.",)
 
 
 def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_digest(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
     assert change.difference == pytest.approx((sum(FEW) - sum(MANY)) / 60)
     gaps = [few - many for few, many in zip(FEW, MANY, strict=True)]
-    assert change.interval == interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
+    assert change.interval == ratio_interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
     assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
     assert lines_of(rendering.text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
@@ -181,7 +181,7 @@ def test_other_utterances_give_no_change_but_a_note(tmp_path: Path) -> None:
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": MANY})
     comparison = compare([before, after])
     assert not any(cell.changes for cell in comparison.cells.values())
-    assert any("are not those of" in note for note in comparison.notes)
+    assert any("differ from those of" in note for note in comparison.notes)
 
 
 def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> None:
@@ -249,12 +249,12 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     ]
     comparison = compare(zero + one)
     cell = comparison.cell(comparison.tasks[0], comparison.variants[1])
-    assert cell.figures["wer/test"].seeds == 3
-    assert cell.figures["wer/test"].interval is None
+    assert cell.metrics["wer/test"].seeds == 3
+    assert cell.metrics["wer/test"].interval is None
     # Seed 2 has no counterpart at weight 0, so that it does not count in the change.
     assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
     assert cell.changes["test"].seeds == (0, 1)
-    assert any("is over seeds 0, 1" in note for note in comparison.notes)
+    assert any("is over the common seeds 0, 1" in note for note in comparison.notes)
     assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
     assert lines_of(rendering.text(comparison), "  by seed").split()[5:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
     assert "standard deviation over seeds" in rendering.text(comparison, 1000)
@@ -276,12 +276,12 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
     text = rendering.text(comparison, 200)
     row = next(line for line in text.splitlines() if "AVSR 16, 5" in line)
-    for state in ("not run", "unfinished", "not scored", "failed", "stopped"):
+    for state in ("new", "training", "trained", "failed", "stopped"):
         assert state in row
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
-    assert "unfinished: at step 120 of 480." in text
+    assert "training: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
-    assert "1 trial has not begun." in text
+    assert "1 trial has not started." in text
     lines = csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
     gaps = [line["gap"] for line in lines if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
@@ -371,9 +371,9 @@ def test_rounding(value: float, decimals: int | None, words: str) -> None:
 def test_nothing_to_compare_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no trial to compare"):
         compare([Trial(tmp_path / "absent")])
-    with pytest.raises(PipelineError, match="no trial in it is done"):
+    with pytest.raises(PipelineError, match="contains no done trial"):
         named_trials([], tmp_path)
-    with pytest.raises(PipelineError, match="holds no trial"):
+    with pytest.raises(PipelineError, match="contains no trial"):
         named_trials([str(tmp_path)], tmp_path)
     with pytest.raises(PipelineError, match="neither a folder nor an identity"):
         named_trials(["abc"], tmp_path)
@@ -386,7 +386,7 @@ def test_trials_are_named_by_folder_identity_or_its_beginning(tmp_path: Path) ->
     assert len(named_trials([str(tmp_path), one.identity], tmp_path)) == 2
     # Of seventeen, two begin with the same digit.
     digits = [make_trial(tmp_path, f"train.seed={seed}").identity[0] for seed in range(17)]
-    with pytest.raises(PipelineError, match=r"is the beginning of \d+ identities"):
+    with pytest.raises(PipelineError, match=r"matches \d+ identities"):
         named_trials([next(digit for digit in digits if digits.count(digit) > 1)], tmp_path)
 
 
@@ -422,7 +422,7 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         comparison = compare(trials, primary)
         changes = [comparison.cell(task, comparison.variants[1]).changes["test"] for task in comparison.tasks]
         assert [change.corrected_p / change.p for change in changes] == pytest.approx(factors)
-        assert ("ASR 16 on the clean test set is the primary" in rendering.text(comparison, 1000)) is (
+        assert ("ASR 16 on the clean test set is the planned, primary" in rendering.text(comparison, 1000)) is (
             primary is not None
         )
         count = 1 if primary else 2

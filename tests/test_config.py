@@ -15,8 +15,8 @@ PARAMS = "params.yaml"
 
 REFUSED = [
     ("model.rates.audio=0", "model.rates.audio is 0; it must be greater than or equal to 1"),
-    ("modle.modality=audio", "modle is no parameter; remove it, or use one of: weights, corpus, features, model"),
-    ("model.rate.audio=2", "model.rate is no parameter; remove it, or use one of: modality, rates"),
+    ("modle.modality=audio", "unknown parameter 'modle'; expected one of: weights, corpus, features, model"),
+    ("model.rate.audio=2", "unknown parameter 'model.rate'; expected one of: modality, rates"),
     ("model.modality=both", "model.modality is 'both'; it must be 'audio', 'video' or 'audiovisual'"),
     ("train.steps=many", "train.steps is 'many'; it must be a valid integer"),
     ("train.steps=1.5", "train.steps is 1.5; it must be a valid integer"),
@@ -33,12 +33,12 @@ REFUSED = [
     ("decorrelation.roles=[silence]", "decorrelation.roles[0] is 'silence'; it must be 'bos', 'audio_start'"),
     ("sinks.epsilon=1", "sinks.epsilon is 1"),
     ("evaluate.splits=[train]", "evaluate.splits[0] is 'train'; it must be 'validation' or 'test'"),
-    ("evaluate.splits=[validation]", "sinks.split is 'test', which evaluate.splits ['validation'] leaves out"),
+    ("evaluate.splits=[validation]", "sinks.split is 'test' and evaluate.splits is ['validation']; add it to"),
     ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
     ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
-    ("model.modality.audio=1", "leads through modality"),
+    ("model.modality.audio=1", "cannot set model.modality.audio: 'modality' is not a section"),
     ("features.mode=live", "features.mode is 'live'; it must be 'cached' or 'online'"),
     (
         "features.augmentation.flip=0.5",
@@ -51,7 +51,10 @@ REFUSED = [
     ("features.augmentation.time_mask=2", "features.augmentation.time_mask is 2; it must be less than or equal to 1"),
     ("features.augmentation.flip=-1", "features.augmentation.flip is -1; it must be greater than or equal to 0"),
     ("features.augmentation.noise_snrs=[.inf]", "features.augmentation.noise_snrs[0] is inf; it must be"),
-    ("features.augmentation.mirror=true", "no parameter; remove it, or use one of: crop, flip, time_mask, noise_share"),
+    (
+        "features.augmentation.mirror=true",
+        "augmentation.mirror'; expected one of: crop, flip, time_mask, noise_share",
+    ),
     ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
@@ -62,7 +65,7 @@ REFUSED = [
 
 REFUSED_ONLINE = [
     ("features.audio.lora={rank: 4, alpha: 8}", "features.audio.lora is set and features.audio.encoder is 'whisper'"),
-    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; take"),
+    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; use"),
     ("features.augmentation.crop=true", "features.augmentation.crop is True and features.video.encoder is 'dct'"),
     ("features.augmentation.flip=0.5", "features.augmentation.flip is 0.5 and features.video.encoder is 'dct'"),
     ("features.augmentation.noise_share=0.5", "features.augmentation.noise_share is 0.5 and noise_snrs is empty; name"),
@@ -83,15 +86,15 @@ def test_what_would_have_no_effect_online_is_said_in_one_line(overrides, said):
 
 WEIGHT = "decorrelation.weight=0.1"
 REFUSED_LOSS = [
-    (["decorrelation.layers=[]"], "decorrelation.layers is []; name one at least, or take all"),
-    (["decorrelation.roles=[]"], "decorrelation.roles is []; name one at least, or take all"),
+    (["decorrelation.layers=[]"], "decorrelation.layers is []; name at least one, or set it to all"),
+    (["decorrelation.roles=[]"], "decorrelation.roles is []; name at least one, or set it to all"),
     ([WEIGHT, "decorrelation.layers=[15]", "model.llm.blocks=16"], "name some of 0 to 14, or all"),
     ([WEIGHT, "decorrelation.layers=[0, 40]", "model.llm.blocks=16"], "decorrelation.layers is [0, 40] and"),
-    ([WEIGHT, "model.llm.blocks=1"], "model.llm.blocks is 1, of which all but the last count; keep two blocks"),
-    ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', so no token"),
+    ([WEIGHT, "model.llm.blocks=1"], "is 1; the loss uses all layers but the last; keep at least two"),
+    ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', which has none"),
     ([WEIGHT, "decorrelation.roles=[audio, audio_end]", "model.modality=video"], "some of: video_start, video, video_"),
-    ([WEIGHT, "decorrelation.roles=[bos, response]"], "so no token counts"),
-    ([WEIGHT, "decorrelation.roles=[prompt]", "model.prompt=''"], "so no token counts"),
+    ([WEIGHT, "decorrelation.roles=[bos, response]"], "which has none of them"),
+    ([WEIGHT, "decorrelation.roles=[prompt]", "model.prompt=''"], "which has none of them"),
 ]
 
 
@@ -166,14 +169,14 @@ REFUSED_YAML = [
     ("a: !!int x", "the tag tag:yaml.org,2002:int is not supported"),
     ("a: !!timestamp x", "is not supported"),
     ("a: !!python/object/apply:os.system [true]", "is not supported"),
-    ('a: "\\ud800"', "holds a character that no file can"),
-    ('a: "\\0"', "holds a character that no file can"),
+    ('a: "\\ud800"', "contains a character that no file can hold"),
+    ('a: "\\0"', "contains a character that no file can hold"),
     ('a: "\\U0011ffff"', "invalid YAML"),
     ("a: \0", "unacceptable character"),
     ("a: {<<: 1}", "invalid YAML"),
     ("a: *nope", "undefined alias"),
     ("a: 1\n---\nb: 2", "invalid YAML"),
-    ("a: " + "x" * (5 << 20), "holds 5242883 characters; name a YAML file of at most 4194304"),
+    ("a: " + "x" * (5 << 20), "has 5242883 characters; name a YAML file of at most 4194304"),
 ]
 
 
@@ -283,14 +286,14 @@ def test_parameters_go_to_another_process_as_they_are():
 KINDS = [
     (
         "features.video.coefs=2",
-        "features.video.coefs is no parameter; remove it, or use one of: encoder, weights, prec",
+        "unknown parameter 'features.video.coefs'; expected one of: encoder, weights, prec",
     ),
-    ("features.video.window=fitted", "features.video.window is no parameter"),
+    ("features.video.window=fitted", "unknown parameter 'features.video.window'"),
     ("features.audio.encoder=dct", "features.audio.encoder is 'dct'; it must be 'whisper', 'avhubert' or"),
     ("features.audio={encoder: self_supervised}", "features.audio.weights is missing; add it"),
-    ("corpus.grid.splt=2", "corpus.grid.splt is no parameter; remove it, or use one of: split, test_speakers"),
+    ("corpus.grid.splt=2", "unknown parameter 'corpus.grid.splt'; expected one of: split, test_speakers"),
     ("model.downsampling=avrage", "model.downsampling is 'avrage'; it must be 'average' or 'stack'"),
-    ("model.downsampling={kind: average, heads: 2}", "model.downsampling.heads is no parameter; remove it, or use one"),
+    ("model.downsampling={kind: average, heads: 2}", "unknown parameter 'model.downsampling.heads'; expected one"),
 ]
 
 

@@ -1,6 +1,6 @@
 """A temporary workspace of DVC has its project's features and trials, and leaves its trials there."""
 
-from pipeline.common.dvc_workspace import project_of, share_with_project
+from pipeline.common.command import project_of, share_with_project
 
 
 def test_a_workspace_shares_what_is_no_output(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, require_space, write_json, written_whole
+from pipeline.common.files import atomic_write, digest, read_json, require_space, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +18,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     file.write_text("before")
 
     def fail() -> None:
-        with written_whole(file) as beside:
+        with atomic_write(file) as beside:
             beside.write_text("half")
             raise RuntimeError
 
@@ -31,7 +31,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
 def test_a_folder_is_replaced_whole(tmp_path):
     folder = tmp_path / "folder"
     for content in ("one", "two"):
-        with written_whole(folder) as beside:
+        with atomic_write(folder) as beside:
             beside.mkdir()
             (beside / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["two"]
@@ -81,14 +81,14 @@ run_command(body)
         (
             "raise KeyboardInterrupt",
             130,
-            "interrupted: what was finished is kept; the same command goes on from there\n",
+            "interrupted: finished work is kept; the same command continues from there\n",
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "interrupted: "),
         ("import errno; raise OSError(errno.ENOSPC, 'full', 'data/x')", 1, "error: data/x: the disk is full; "),
-        ("open('/nowhere/x')", 1, "error: /nowhere/x: no such file or directory; mend that, then start"),
+        ("open('/nowhere/x')", 1, "error: /nowhere/x: no such file or directory; fix that, then run"),
         ("open('/' + 'x' * 300)", 1, "error: /xxx"),
         ("import pathlib; pathlib.Path('/proc/version/runs').mkdir()", 1, "error: /proc/version/runs: not a directory"),
-        ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; give yourself"),
+        ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; change its"),
         ("raise OSError(30, 'Read-only file system', 'runs')", 1, "error: runs: read-only file system; mount it writ"),
         ("pass", 0, ""),
     ],

@@ -7,9 +7,9 @@ import pytest
 from trials import finish, make_trial
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.comparison.answer import answers
-from pipeline.comparison.front import SearchResult, Tried, csv_text, markdown, text
+from pipeline.comparison.front import SearchPoint, SearchResult, csv_text, markdown, text
 from pipeline.comparison.front_figures import search_figures
+from pipeline.comparison.output import answers
 from pipeline.comparison.table import compare
 from pipeline.sweeping.search.importance import importance
 
@@ -18,7 +18,9 @@ WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validat
 
 def tried(number, weight, wer, sinks, state="done", **more):
     values = {WER: tuple(wer), SINKS: tuple(sinks), **more} if wer else {}
-    return Tried(number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state)
+    return SearchPoint(
+        number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state
+    )
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_the_answer_says_what_the_data_cannot(tmp_path):
     assert answers(compare(one))[0].endswith("whether WER differs is inconclusive, with one seed.")
     many = [finished(tmp_path / "many", 0.1, 0, 3, 1.3), finished(tmp_path / "many", 0.2, 0, 2, 0.5)]
     assert answers(compare(many)) == [
-        "ASR: none has fewer than 0.1 intermediate sinks per utterance, and the fewest has; weight 0.2 at rate 16: "
+        "ASR: every setting has 0.1 or more intermediate sinks per utterance; the fewest are at weight 0.2 at rate 16: "
         "WER 3.3, sinks per utterance 0.50 by activation, 0.25 by attention; "
         "there is no trial at weight 0 to compare it with."
     ]

@@ -175,9 +175,9 @@ def test_a_new_kind_changes_no_trial_of_another(prepared: Path, project: Path) -
     [
         ("features.audio.encoder=nrg", "it must be 'energy', 'whisper', 'avhubert' or 'self_supervised'"),
         ("corpus.kind=twisters", "it must be 'tongue_twisters', 'synthetic'"),
-        ("model.downsampling={kind: attention, head: 2}", "model.downsampling.head is no parameter; remove it, or use"),
+        ("model.downsampling={kind: attention, head: 2}", "unknown parameter 'model.downsampling.head'; expected"),
         ("model.downsampling={kind: attention, heads: two}", "model.downsampling.heads is 'two'; it must be a valid"),
-        ("corpus.tongue_twisters.idx=1", "corpus.tongue_twisters.idx is no parameter; remove it, or use one of: index"),
+        ("corpus.tongue_twisters.idx=1", "unknown parameter 'corpus.tongue_twisters.idx'; expected one of: index"),
     ],
 )
 def test_a_new_kind_is_checked_as_the_others_are(project: Path, setting: str, expected: str) -> None:

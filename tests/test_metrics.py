@@ -13,8 +13,8 @@ from trials import ROOT, finish, make_trial
 
 from pipeline.common import metrics
 from pipeline.common.metrics import MAIN, METRICS, RATIO, Metric
+from pipeline.common.text import rounded
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.quantities import rounded
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance

@@ -6,7 +6,7 @@ import pytest
 from browser import DESKTOP, PHONE, browser
 from trials import finish, make_trial
 
-from pipeline.comparison.front import SearchResult, Tried
+from pipeline.comparison.front import SearchPoint, SearchResult
 from pipeline.comparison.table import compare
 from pipeline.reporting.page import Subject, pages
 from pipeline.reporting.parallel import BELOW, parallel_coordinates
@@ -18,7 +18,7 @@ HOSTILE = '"><script>alert(1)</script>'
 @pytest.fixture
 def result() -> SearchResult:
     points = [
-        Tried(
+        SearchPoint(
             number,
             f"point {number} {HOSTILE if number == 1 else ''}",
             {"decorrelation.weight": (0, 0.01, 0.1, 1)[number], "model.prompt": HOSTILE if number == 1 else "a"}

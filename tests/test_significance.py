@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.common.bootstrap import interval
-from pipeline.common.significance import equivalence_p, holm, mean_interval, sign_flip_p, welch
+from pipeline.common.statistics import equivalence_p, holm, mean_interval, ratio_interval, sign_flip_p, welch
 
 
 def test_welch_equals_scipy() -> None:
@@ -50,7 +49,7 @@ def test_interval_covers_new_speakers(scatter: float) -> None:
     for _ in range(200):
         errors, words = random.binomial(6, rate(8)[who]), np.full(len(who), 6)
         for name, speakers in (("speakers", who.tolist()), ("utterances", None)):
-            low, high = interval(errors, words, 200, 0, speakers)
+            low, high = ratio_interval(errors, words, 200, 0, speakers)
             hits += name == "speakers" and low <= truth <= high
             blind += name == "utterances" and low <= truth <= high
     assert hits / 200 >= 0.86
@@ -59,10 +58,10 @@ def test_interval_covers_new_speakers(scatter: float) -> None:
 
 def test_interval_needs_ten_utterances_and_counts_eight_speakers() -> None:
     edits = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
-    assert interval(edits[:9], [6] * 9, 100, 0) is None
-    plain = interval(edits, [6] * 10, 1000, 0)
-    assert interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
-    assert interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
+    assert ratio_interval(edits[:9], [6] * 9, 100, 0) is None
+    plain = ratio_interval(edits, [6] * 10, 1000, 0)
+    assert ratio_interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
+    assert ratio_interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
 
 
 def test_sign_flip_is_exact_where_few_utterances_differ() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, write_text, written_whole
+from pipeline.common.files import atomic_write, file_sha256, write_text
 from pipeline.corpora.manifest import MANIFEST, Utterance, read_manifest, utterance_of, write_manifest
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 
@@ -218,7 +218,7 @@ def _record(clip: str, made: PreparedClip) -> dict[str, Any]:
 def write_skipped(folder: Path, skipped: list[SkippedClip]) -> None:
     """Write `skipped.csv`, if a clip was skipped."""
     if skipped:
-        with written_whole(folder / SKIPPED) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(folder / SKIPPED) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(asdict(entry) for entry in skipped)

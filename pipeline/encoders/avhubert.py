@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.filterbank import log_filterbanks
 from pipeline.encoders.pretrained import pretrained_identity
@@ -53,7 +53,6 @@ class AVHuBERT:
     takes = frozenset({"lora", "crop", "flip"})
 
     def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
-        from pipeline.common.hardware import resolve_device
 
         self.hears = isinstance(settings, AudioEncoder)
         self.device = resolve_device(device)
@@ -96,8 +95,6 @@ class AVHuBERT:
             PipelineError: as `encode`.
         """
         import torch
-
-        from pipeline.common.hardware import autocast
 
         prepare = stacked_filterbanks if self.hears else normalised_mouth
         prepared = [torch.from_numpy(prepare(one)) for one in inputs]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import resolve_precision
 from pipeline.pretrained.folder import weights_digest
 
 

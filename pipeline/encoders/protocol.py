@@ -1,10 +1,10 @@
 """What an encoder is. A new one is a file beside this and a line in `pipeline.config.kinds`."""
 
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from pipeline.common.kinds import resolve
 from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
 
 
@@ -40,4 +40,4 @@ class Encoder(Protocol):
 
 def encoder_kind(name: str) -> type[Encoder]:
     """The class of an encoder."""
-    return resolve((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])
+    return resolve_name((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder
 from pipeline.encoders.pretrained import pretrained_identity
 from pipeline.pretrained.folder import REMEDY, verify_weights
@@ -43,8 +43,6 @@ class SelfSupervised:
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import Wav2Vec2FeatureExtractor
 
-        from pipeline.common.hardware import resolve_device
-
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         model: Any = _load(Path(settings.weights))
@@ -76,8 +74,6 @@ class SelfSupervised:
 
     def _encode(self, samples: np.ndarray) -> np.ndarray:
         import torch
-
-        from pipeline.common.hardware import autocast
 
         samples = np.pad(samples, (0, max(0, self.minimum - len(samples))))
         values = self.normalise(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values

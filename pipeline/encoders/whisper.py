@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder
 from pipeline.encoders.pretrained import pretrained_identity
 from pipeline.pretrained.folder import REMEDY, verify_weights
@@ -62,8 +62,6 @@ class Whisper:
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import WhisperFeatureExtractor
 
-        from pipeline.common.hardware import resolve_device
-
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         encoder: Any = _load(Path(settings.weights))
@@ -104,8 +102,6 @@ class Whisper:
         """(windows, positions, dimension) of at most `self.windows` windows. The pass is filled up with silence, since
         on a GPU another size of batch is another kernel, and other last bits."""
         import torch
-
-        from pipeline.common.hardware import autocast
 
         silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
         longest = max(MINIMUM_FRAMES * FRAME, *map(len, windows))

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
@@ -133,7 +133,7 @@ def make_database(path: Path, make_schema: Callable[[str], None]) -> None:
         if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}(-\w+)?", file.name):
             file.unlink()
     # What makes the tables takes a percent sign in a path for its own, so they are made where there is none.
-    with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, written_whole(path) as temporary:
+    with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, atomic_write(path) as temporary:
         make_schema(f"sqlite:///{plain}/mlflow.db")
         shutil.copyfile(f"{plain}/mlflow.db", temporary)
 

@@ -10,9 +10,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import resolve_device
+from pipeline.common.hardware import resolve_device, resolve_precision
 from pipeline.common.modality import streams
-from pipeline.common.precision import resolve_precision
 from pipeline.config import LLM, Params
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM

@@ -80,7 +80,7 @@ class TrialInputs:
     def training(self) -> Inputs:
         """Of stage `train`: the training split under all its conditions, and the clean validation split."""
         inputs = self._of(trained_on(self._manifest))
-        if not is_noise_added(self.params):
+        if not is_noise_added(self.params.model.modality, self.params.features.augmentation.noise_share):
             return inputs
         noise = noise_digest(self.params.corpus, inputs.utterances)
         return replace(inputs, digests=inputs.digests | {"noise": noise})

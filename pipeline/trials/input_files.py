@@ -48,7 +48,7 @@ def input_files(
         for group in some:
             index = read_index(group)
             found |= {group.folder / INDEX: sha256_of(group.folder / INDEX), group.folder / ARRAY: index["sha256"]}
-    if purpose == "train" and is_noise_added(params):
+    if purpose == "train" and is_noise_added(params.model.modality, params.features.augmentation.noise_share):
         found |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
     return found
 

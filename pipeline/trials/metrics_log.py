@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 
 LOG = "metrics.jsonl"
 Record = dict[str, float]
@@ -89,7 +89,7 @@ class Spool:
         records, _ = self.read()
         kept = [record for record in records if record["step"] <= step]
         if self.path.exists() and len(kept) < len(records):
-            with written_whole(self.path) as beside:
+            with atomic_write(self.path) as beside:
                 beside.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
     def _parse(self, line: bytes, number: int) -> Record:

@@ -21,8 +21,8 @@ from typing import Any
 
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, written_whole
-from pipeline.common.proc import CPU, value_of
+from pipeline.common.files import atomic_write, file_sha256
+from pipeline.common.hardware import CPU, value_of
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import read_sealed, write_sealed
@@ -202,7 +202,7 @@ def _keep(folder: Path, name: str, content: bytes) -> dict[str, Any]:
         described["file"] = f"{stem}-{described['sha256'][:8]}{dot}{ending}"
         path = folder / described["file"]
     if not path.exists():
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_bytes(content)
     return described
 

@@ -10,7 +10,7 @@ import soundfile
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
 from pipeline.corpora.media.container import filled_in, is_wav, require_whole
 from pipeline.corpora.media.playback import shown_frames, shown_size
@@ -109,7 +109,7 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
 def _write(path: Path, content: io.BytesIO) -> None:
     """By Python's own write, which says that a disk is full; the libraries' say anything."""
     try:
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_bytes(content.getbuffer())
     except OSError as error:
         # A full disk is noticed by a file that is open, which does not say its name.

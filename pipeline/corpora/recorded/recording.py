@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, written_whole
+from pipeline.common.files import atomic_write, file_sha256
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
 from pipeline.corpora.media import files as media
 from pipeline.corpora.media.playback import REMEDY
@@ -168,7 +168,7 @@ def link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        with written_whole(target) as copy:
+        with atomic_write(target) as copy:
             shutil.copyfile(source, copy)
     finally:
         beside.unlink(missing_ok=True)
