@@ -1,4 +1,4 @@
-"""The report: what stands on the page, that it stands alone, reads on a phone and plays; what `--clean` removes."""
+"""The report: what stands on the page, that it stands alone, reads on a phone and plays; what `prune` removes."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.corpora.media.files import write_audio, write_video
-from pipeline.reporting import page as page_module
+from pipeline.prune import stored, unused
+from pipeline.reporting import media as media_module
 from pipeline.reporting.page import Missing, Subject, pages
-from pipeline.reporting.storage import stored, unused
 from pipeline.reporting.utterances import aligned, extremes
 from pipeline.trials.folder import Trial
 
@@ -195,13 +195,13 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
 
 
 def test_media_end_at_a_limit_and_can_be_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "MEDIA_LIMIT", 60_000)
+    monkeypatch.setattr(media_module, "MEDIA_LIMIT", 60_000)
     html = made(runs, tmp_path)["html"]
     assert 0 < html.count(" controls ") < 12
     assert "further utterances are silent" in html
     silent = made(runs, tmp_path, media=False)["html"]
     assert " controls " not in silent
-    assert "left out on request" in silent
+    assert "omitted on request" in silent
 
 
 def test_a_corpus_that_is_gone_or_changed_costs_the_media_only(corpus: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_corpus_that_is_gone_or_changed_costs_the_media_only(corpus: Path, tmp
     manifest = copied / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("bin blue", "bin green"))
     html = made(runs, tmp_path)["html"]
-    assert "is no longer that of these trials" in html
+    assert "is not the one of these trials" in html
     assert html.count(" controls ") == 6
     (copied / "test/1.wav").write_bytes(b"RIFF")
     assert "test/1.wav" in made(runs, tmp_path)["html"]
@@ -277,27 +277,27 @@ def test_the_command_reports_what_there_is_and_shows_it_in_mlflow(project: Path)
     assert re.search(r"written: results/report/small/report.html \(\d+\.\d MB\)", done.stdout)
     html = (project / "results/report/small/report.html").read_text()
     assert "2 of 3 trials done" in html
-    assert "not begun" in html
+    assert "<td>new</td>" in html
     assert "evaluated with other code or settings" in html
     artifacts = {file.relative_to(project).as_posix() for file in (project / "mlartifacts").rglob("*.*")}
     assert any(name.endswith("artifacts/report.html") for name in artifacts)
     assert any(name.endswith("artifacts/comparison/table.md") for name in artifacts)
 
 
-def test_clean_shows_first_and_removes_only_what_no_sweep_uses_and_nobody_runs(project: Path) -> None:
+def test_prune_lists_first_and_removes_only_what_no_sweep_uses_and_nobody_runs(project: Path) -> None:
     runs, features = project / "runs", project / "data" / "features"
     kept = {folder.name for folder in runs.iterdir()}
     old, running = (make_trial(runs, f"train.seed={seed}") for seed in (7, 8))
     other = shutil.copytree(next(features.iterdir()), features / ("0" * 16))
     with running.lease():
-        shown = command(project, "report", "--clean")
+        shown = command(project, "prune")
         assert shown.returncode == 0, shown.stderr
         assert re.search(r"^small +2 trial ", shown.stdout, re.M)
         assert re.search(r"^no sweep +2 trial ", shown.stdout, re.M)
         assert old.folder.exists()
-        done = command(project, "report", "--clean", "--yes", "--older", "1")
+        done = command(project, "prune", "--yes", "--older", "1")
         assert "removed" not in done.stdout
-        done = command(project, "report", "--clean", "--yes")
+        done = command(project, "prune", "--yes")
         assert done.returncode == 0, done.stderr
         assert f"removed: {old.folder.relative_to(project)}" in done.stdout
         assert "is being run by process" in done.stdout
