@@ -1,4 +1,4 @@
-"""params.yaml: what is refused, and in which words."""
+"""params.yaml: accepted and refused values, and the messages."""
 
 import pickle
 from math import inf
@@ -76,11 +76,11 @@ REFUSED_ONLINE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED_ONLINE)
-def test_what_would_have_no_effect_online_is_said_in_one_line(overrides, said):
+@pytest.mark.parametrize(("overrides", "message_part"), REFUSED_ONLINE)
+def test_settings_without_effect_online_are_refused_in_one_line(overrides, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, ["features.mode=online", *([overrides] if isinstance(overrides, str) else overrides)])
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -98,15 +98,15 @@ REFUSED_LOSS = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED_LOSS)
-def test_a_loss_that_counts_nothing_is_refused(overrides, said):
+@pytest.mark.parametrize(("overrides", "message_part"), REFUSED_LOSS)
+def test_a_loss_without_tokens_is_refused(overrides, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, overrides)
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_loss_that_counts_something_is_taken():
+def test_a_loss_with_some_tokens_is_accepted():
     load_params(PARAMS, [WEIGHT, "decorrelation.layers=[0, 14]", "model.llm.blocks=16"])
     load_params(PARAMS, [WEIGHT, "decorrelation.roles=[audio_start, video_start]", "model.modality=audio"])
     # Its settings have no effect at weight 0, such as in the baseline of a sweep.
@@ -118,12 +118,12 @@ def test_an_unused_modality_may_have_any_augmentation():
     assert load_params(PARAMS, settings).features.augmentation.crop
 
 
-@pytest.mark.parametrize(("override", "said"), REFUSED)
-def test_what_is_wrong_is_said_in_one_line(override, said):
+@pytest.mark.parametrize(("override", "message_part"), REFUSED)
+def test_wrong_values_are_refused_in_one_line(override, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, [override])
     message = str(refused.value)
-    assert said in message
+    assert message_part in message
     assert "\n" not in message
 
 
@@ -180,18 +180,18 @@ REFUSED_YAML = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED_YAML, ids=range(len(REFUSED_YAML)))
-def test_bad_yaml_is_one_short_line(text, said):
+@pytest.mark.parametrize(("text", "message_part"), REFUSED_YAML, ids=range(len(REFUSED_YAML)))
+def test_bad_yaml_is_one_short_line(text, message_part):
     with pytest.raises(PipelineError) as refused:
         parse_yaml(text, "file")
     message = str(refused.value)
-    assert said in message
+    assert message_part in message
     assert message.splitlines() == [message]
     assert len(message) < 2000
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", b"a: \xe9\n", b"\0"])
-def test_a_file_that_is_not_utf_8_is_one_line(tmp_path, content):
+def test_a_file_that_is_not_utf_8_gives_one_line(tmp_path, content):
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(PipelineError, match=r"params\.yaml: (is not UTF-8 text .*; save it as UTF-8|invalid YAML)"):
         load_params(tmp_path / "params.yaml")
@@ -208,7 +208,7 @@ def test_a_long_value_is_cut_in_the_error():
     assert len(str(refused.value)) < 2000
 
 
-def test_an_error_holds_no_character_that_a_terminal_obeys():
+def test_an_error_has_no_control_characters():
     message = str(PipelineError("a\x1b[2Jb", "two\nlines\u202e", "none"))
     assert message == "a\\x1b[2Jb: two lines\\u202e; none"
 
@@ -250,8 +250,7 @@ def test_the_default_corpus_keeps_encoder_passes_at_1600_or_fewer():
     assert passes <= 1600
 
 
-def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
-    """Whoever reads params.yaml sees all there is to change, but for what a default leaves out on purpose."""
+def test_the_file_has_exactly_the_parameters():
 
     def keys(values, prefix=""):
         for key, value in values.items():
@@ -265,7 +264,7 @@ def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
     assert known == written
 
 
-def test_streams_stand_in_the_order_of_the_sequence():
+def test_streams_are_in_the_order_of_the_sequence():
     assert streams("audiovisual") == ("audio", "video")
     assert streams("video") == ("video",)
 
@@ -276,7 +275,7 @@ def test_settings_of_an_encoder_that_is_not_chosen_are_dropped():
     assert load_params(PARAMS, ["features.video.coefficients=10"]).features.video.coefficients == 10
 
 
-def test_parameters_go_to_another_process_as_they_are():
+def test_parameters_are_pickled_unchanged():
     params = load_params(PARAMS, ["corpus.grid.split=overlapped", "model.downsampling={kind: stack}"])
     assert pickle.loads(pickle.dumps(params)) == params
     assert Params.model_validate_json(params.model_dump_json()) == params
@@ -297,9 +296,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("override", "said"), KINDS)
-def test_settings_of_a_kind_are_checked_by_its_file(override, said):
+@pytest.mark.parametrize(("override", "message_part"), KINDS)
+def test_settings_of_a_kind_are_checked_by_its_file(override, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, [override])
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)

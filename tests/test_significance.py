@@ -1,4 +1,4 @@
-"""Whether two systems differ: each test keeps its level, and each interval its coverage, where the truth is known."""
+"""Statistics: levels of tests and coverage of intervals on simulated data."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_welch_equals_scipy() -> None:
     assert found.interval == pytest.approx(tuple(known.confidence_interval()))
 
 
-def test_welch_without_scatter_or_without_runs() -> None:
+def test_welch_without_variance_or_with_too_few_runs() -> None:
     assert welch([1, 1], [1, 1]).p == 1
     assert welch([0, 0], [1, 1]).p == 0
     with pytest.raises(ValueError, match="at least two"):
@@ -64,7 +64,7 @@ def test_interval_needs_ten_utterances_and_counts_eight_speakers() -> None:
     assert ratio_interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
 
 
-def test_sign_flip_is_exact_where_few_utterances_differ() -> None:
+def test_sign_flip_is_exact_if_few_utterances_differ() -> None:
     same = [0] * 100
     assert sign_flip_p(same, same) == 1
     assert sign_flip_p([1, *same], [0, *same]) == 1
@@ -80,7 +80,7 @@ def test_sign_flip_keeps_the_level_and_finds_a_difference() -> None:
     assert sign_flip_p(edits, np.maximum(edits - 1, 0)) < 0.001
 
 
-def test_equivalence_needs_the_whole_interval_within_the_margin() -> None:
+def test_equivalence_requires_the_interval_within_the_margin() -> None:
     close = welch([1.00, 1.01, 0.99, 1.0], [1.0, 0.99, 1.01, 1.01])
     assert equivalence_p(close, -0.1, 0.1) < 0.01
     assert equivalence_p(close, -0.005, 0.005) > 0.05
@@ -94,7 +94,7 @@ def test_holm_orders_and_bounds() -> None:
     assert holm([]) == []
 
 
-def test_interval_of_a_mean_is_student_s() -> None:
+def test_interval_of_a_mean_is_students() -> None:
     values = [0.74, 0.96, 2.83]
     known = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert mean_interval(values) == pytest.approx(known)

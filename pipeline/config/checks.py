@@ -63,7 +63,7 @@ def _trial(params: "Params") -> Iterator[Contradiction]:
     if params.sinks.split not in splits:
         yield (
             f"sinks.split is {params.sinks.split!r} and evaluate.splits is {splits}",
-            "add the split to evaluate.splits",
+            "add it to evaluate.splits",
         )
     if params.sinks.validation and "validation" not in splits:
         yield (
