@@ -34,11 +34,7 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export the trial that the arguments name.
-
-    Raises:
-        PipelineError: as `export_trial`, or there is no such trial.
-    """
+    """Export the trial that the arguments name."""
     from pipeline.comparison.selection import named_trial
 
     # A folder is found without params.yaml.
@@ -89,11 +85,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
 
 
 def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
-    """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths.
-
-    Raises:
-        PipelineError: the LLM or an encoder is missing.
-    """
+    """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
     from pipeline.model.decoder import bos_token, cut_config, eos_token, load_tokenizer
 
     llm = params.model.llm

@@ -15,7 +15,7 @@ from pipeline.common.files import digest, write_json
 from pipeline.common.statistics import ratio_interval
 from pipeline.common.text import rounded
 from pipeline.comparison import rendering
-from pipeline.comparison.changes import RESAMPLINGS
+from pipeline.comparison.changes import RESAMPLINGS, Change
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
@@ -168,6 +168,18 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     assert lines_of(rendering.text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
     assert "of these two runs alone" in rendering.text(comparison, 1000)
     assert "p=" not in rendering.text(comparison)
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "text"),
+    [
+        (0.03, (-0.05, 3.0), "+3.0 (inconclusive: 2 seeds)"),
+        (0.5, (0.1, 3.0), "+50.0 [+10.0, >+100] (p=0.010)"),
+        (-0.02, (-0.03, -0.01), "-2.0 [-3.0, -1.0] (p=0.010)"),
+    ],
+)
+def test_an_interval_of_over_100_points_is_not_shown(difference: float, interval: tuple, text: str) -> None:
+    assert str(Change(difference, interval, (0, 1), 0.01)) == text
 
 
 def test_a_trial_with_another_lora_is_not_a_baseline(tmp_path: Path) -> None:

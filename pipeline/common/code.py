@@ -57,16 +57,12 @@ def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOU
 @functools.cache
 def _code_digest(modules: tuple[str, ...], without: tuple[str, ...], source: Path) -> str:
     reached = _reached(modules, source, (*LEFT_OUT, *without))
-    return digest({name: _file_digest(path) for name, path in reached.items()})
+    return digest({name: tree_digest(_tree(path)) for name, path in reached.items()})
 
 
 @functools.cache
 def reached_files(*modules: str, source: Path = SOURCE) -> tuple[Path, ...]:
-    """All files needed to run these modules, sorted, including those that `code_digest` leaves out.
-
-    Raises:
-        ModuleNotFoundError: there is no such module in `source`.
-    """
+    """All files needed to run these modules, sorted, including those that `code_digest` leaves out."""
     return tuple(sorted(_reached(modules, source, ()).values()))
 
 
@@ -126,10 +122,6 @@ def _imports(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
 
 
 @functools.cache
-def _file_digest(path: Path) -> str:
-    return tree_digest(_tree(path))
-
-
 def tree_digest(tree: ast.AST) -> str:
     """SHA-256 of a syntax tree, 64 hexadecimal digits, equal on Python 3.11 to 3.13."""
     written: list[str] = []

@@ -68,11 +68,7 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """Read JSON.
-
-    Raises:
-        PipelineError: the file is missing or invalid; `remedy` is part of the message.
-    """
+    """Read JSON; errors as of `read_text` and `parse_json`."""
     return parse_json(path, read_text(path, remedy), remedy)
 
 
@@ -80,7 +76,7 @@ def read_text(path: str | Path, remedy: str) -> str:
     """Read UTF-8 text.
 
     Raises:
-        PipelineError: the file is missing, unreadable or not UTF-8.
+        PipelineError: the file is missing, unreadable or not UTF-8; `remedy` is part of the message.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -93,11 +89,7 @@ def read_text(path: str | Path, remedy: str) -> str:
 
 
 def parse_json(path: str | Path, text: str, remedy: str) -> Any:
-    """Parse a JSON text that was read from `path`.
-
-    Raises:
-        PipelineError: it is invalid.
-    """
+    """Parse a JSON text that was read from `path`; a `PipelineError` if it is invalid."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -126,11 +118,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def require_space(folder: str | Path, needed: int, what: str) -> None:
-    """Check that `needed` bytes are free on the disk of `folder`, which need not exist yet.
-
-    Raises:
-        PipelineError: there is less free space.
-    """
+    """Check that `needed` bytes are free on the disk of `folder`, which need not exist yet."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

@@ -70,12 +70,7 @@ def with_precision(params: Params) -> Params:
 
 
 def with_native(params: Params, native: Mapping[str, Precision]) -> Params:
-    """The parameters with each `auto` resolved for another machine, encoders included.
-
-    Args:
-        params: all parameters.
-        native: the native precision there by device: `auto` and `cpu`.
-    """
+    """The parameters with each `auto` resolved for another machine, by its native precision on `auto` and `cpu`."""
 
     def resolve(precision: str, device: str) -> str:
         return native["cpu" if device == "cpu" else "auto"] if precision == "auto" else precision

@@ -39,11 +39,7 @@ class Journal:
         self._file.close()
 
     def add(self, *values: Any) -> None:
-        """Append values, all or none; they are in the file when this returns.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Append values, all or none; they are in the file when this returns."""
         lines = "".join(f"{_text([value, _checksum(value)])}\n" for value in values).encode()
         size = os.fstat(self._file.fileno()).st_size
         try:

@@ -7,13 +7,9 @@ LOG_INTERVAL_SECONDS = 20.0
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Any:
-    """A `tqdm` bar. Without a terminal it prints a line every 20 seconds, and none for shorter work.
+    """A `tqdm` bar; `initial` steps of an earlier process are excluded from the speed.
 
-    Args:
-        total: number of steps.
-        description: start of the line.
-        unit: name of a step.
-        initial: steps done by an earlier process, excluded from the speed.
+    Without a terminal it prints a line every 20 seconds, and none for shorter work.
     """
     from tqdm import tqdm
 

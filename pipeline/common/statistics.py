@@ -91,11 +91,7 @@ def _t_quantile(freedom: float) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean over runs, from Student's t.
-
-    Raises:
-        ValueError: there are fewer than two runs.
-    """
+    """95% interval of the mean over two runs or more, from Student's t."""
     if len(values) < 2:
         raise ValueError("an interval over runs needs at least two")
     mean = float(np.mean(values))
@@ -120,11 +116,7 @@ class Welch:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
-    """Compare the means of two groups of independent runs, of possibly unequal variance.
-
-    Raises:
-        ValueError: a group has fewer than two runs.
-    """
+    """Compare the means of two groups of two or more independent runs, of possibly unequal variance."""
     groups = [np.asarray(group, float) for group in (first, second)]
     if min(map(len, groups)) < 2:
         raise ValueError(f"groups of {len(first)} and {len(second)} runs; each needs at least two")

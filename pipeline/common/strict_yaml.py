@@ -12,6 +12,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_text
 
 MAX_CHARACTERS = 4 << 20
 MAX_DEPTH = 50
@@ -110,7 +111,7 @@ for _name, _pattern, _first, _construct in (
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
-    """Parse YAML text; `where` is named in the error.
+    """Parse YAML text; `where` is named in errors.
 
     Raises:
         PipelineError: the text is not YAML, has a duplicate key, or exceeds the bounds above.
@@ -126,26 +127,12 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
-    """Read a YAML file; `remedy` is part of the error if it is unreadable.
-
-    Raises:
-        PipelineError: the file is unreadable, or as `parse_yaml`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
-    except ValueError as error:
-        raise PipelineError(path, f"is not UTF-8 text ({error})", "save it as UTF-8") from None
-    return parse_yaml(text, path)
+    """Read a YAML file; errors as of `read_text` and `parse_yaml`."""
+    return parse_yaml(read_text(path, remedy), path)
 
 
 def read_mapping(path: str | Path, remedy: str, what: str) -> dict[str, Any]:
-    """Read a YAML file whose content is a mapping; `what` ends "it must be a mapping …" in the error.
-
-    Raises:
-        PipelineError: as `read_yaml`, or the content is not a mapping.
-    """
+    """Read a YAML file whose content must be a mapping; `what` ends "it must be a mapping …" in the error."""
     values = read_yaml(path, remedy)
     if not isinstance(values, dict):
         raise PipelineError(path, f"is a {type(values).__name__}", f"it must be a mapping {what}")

@@ -27,11 +27,7 @@ _known: dict[tuple[Callable, str], tuple[tuple[int, ...], Any]] = {}
 
 
 def remembered(read: Callable[[Path], Any], path: str | Path) -> Any:
-    """`read(path)`, cached as long as the file has the same device, inode, size and times.
-
-    Raises:
-        OSError: the file is missing.
-    """
+    """`read(path)`, cached as long as the file has the same device, inode, size and times."""
     status = os.stat(path)
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     known = _known.get((read, str(path)))
@@ -63,11 +59,7 @@ def fault(path: Path, sha256: str) -> str | None:
 
 
 def require(path: str | Path, sha256: str, remedy: str) -> None:
-    """Verify a file.
-
-    Raises:
-        PipelineError: it is missing, unreadable or changed.
-    """
+    """Verify a file; a `PipelineError` if it is missing, unreadable or changed."""
     if reason := fault(Path(path), sha256):
         raise PipelineError(path, reason, remedy)
 

@@ -48,12 +48,7 @@ class Code:
 
 
 def code_state(root: Path, files: tuple[Path, ...]) -> Code:
-    """Commit, branch, remote and uncommitted changes of the project at `root`.
-
-    Args:
-        root: the project's folder.
-        files: of the code; the SHA-256 of each that git does not track is recorded.
-    """
+    """The state of the project at `root`, with the SHA-256 of those `files` of the code that git does not track."""
     try:
         _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py")
         commit = _text(root, "rev-parse", "HEAD")

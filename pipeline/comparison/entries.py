@@ -114,11 +114,7 @@ class Entry:
 
     @functools.cached_property
     def edits(self) -> dict[str, Edits]:
-        """Word errors by condition (`test`, `test/snr_0`).
-
-        Raises:
-            PipelineError: `hypotheses.jsonl` is missing or damaged.
-        """
+        """Word errors by condition (`test`, `test/snr_0`); a `PipelineError` if `hypotheses.jsonl` is damaged."""
         edits: dict[str, Edits] = {}
         try:
             for record in self.trial.read_hypotheses():

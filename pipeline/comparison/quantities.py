@@ -7,7 +7,7 @@ from pipeline.common import metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, Unit
 from pipeline.common.text import ABSENT, rounded
 from pipeline.comparison.entries import condition_name
-from pipeline.comparison.table import Cell, Comparison, Value
+from pipeline.comparison.table import Cell, Comparison
 
 MAX_SEEDS = 5
 """Seeds whose values fit into a cell; for more it shows the range."""
@@ -76,19 +76,14 @@ def cell_text(cell: Cell, quantity: Quantity) -> str:
     value = cell.metrics.get(quantity.metric)
     if not value:
         return ABSENT
-    return _seeds_text(value) if quantity.by_seed else _value_text(value, quantity.unit)
 
-
-def _seeds_text(value: Value) -> str:
-    if value.seeds <= MAX_SEEDS:
-        return " ".join(f"{100 * seed:.1f}" for seed in value.by_seed)
-    return f"{100 * min(value.by_seed):.1f} to {100 * max(value.by_seed):.1f}"
-
-
-def _value_text(value: Value, unit: Unit) -> str:
     def number(fraction: float) -> str:
-        return rounded(unit.factor * fraction, unit.decimals)
+        return rounded(quantity.unit.factor * fraction, quantity.unit.decimals)
 
+    if quantity.by_seed and value.seeds <= MAX_SEEDS:
+        return " ".join(map(number, value.by_seed))
+    if quantity.by_seed:
+        return f"{number(min(value.by_seed))} to {number(max(value.by_seed))}"
     text = number(value.mean)
     if value.deviation is not None:
         return f"{text} ± {number(value.deviation)} ({value.seeds})"

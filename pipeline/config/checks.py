@@ -18,11 +18,7 @@ Contradiction = tuple[str, str]
 
 
 def check_across_sections(params: "Params", where: str | Path) -> None:
-    """Check that keys of different sections do not contradict each other; `where` is named in errors.
-
-    Raises:
-        PipelineError: for the first contradiction.
-    """
+    """Raise a `PipelineError` for the first contradiction between sections; `where` is named in it."""
     for check in (_corpus, _trial, _decorrelation, _online):
         for found, remedy in check(params):
             raise PipelineError(where, found, remedy)

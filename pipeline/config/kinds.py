@@ -41,11 +41,7 @@ class Kind(Section):
 
 
 def known(name: Any, kinds: Mapping[str, str], *key: str) -> str:
-    """The name, if it is one of the kinds.
-
-    Raises:
-        ValidationError: there is no such kind.
-    """
+    """The name, if it is one of the kinds; otherwise a `ValidationError`."""
     if isinstance(name, str) and name in kinds:
         return name
     *most, last = map(repr, kinds)
@@ -66,11 +62,7 @@ def unknown(keys: str, *key: str | int) -> ValidationError:
 
 
 def validated(section: type[Checked], values: Any) -> Checked:
-    """Validate nested values as a section; the error for an unknown key names the keys of this class.
-
-    Raises:
-        ValidationError: a value is wrong.
-    """
+    """Validate nested values as a section; the error for an unknown key names the keys of this class."""
     try:
         return section.model_validate_json(json.dumps(values))
     except ValidationError as wrong:

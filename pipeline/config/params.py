@@ -51,11 +51,7 @@ def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted `key` in nested `values`, creating missing sections.
-
-    Raises:
-        PipelineError: a part of the key before the last is not a section.
-    """
+    """Set a dotted `key` in nested `values`, creating missing sections."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -65,11 +61,7 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def validate(values: dict[str, Any], where: str | Path) -> Params:
-    """Validate nested values as `Params`; `where` is named in errors.
-
-    Raises:
-        PipelineError: for the first wrong value or contradiction.
-    """
+    """Validate nested values as `Params`; `where` is named in errors."""
     params = checked(Params, values, where)
     check_across_sections(params, where)
     return params

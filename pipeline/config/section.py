@@ -25,11 +25,7 @@ Checked = TypeVar("Checked", bound=Section)
 
 
 def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> Checked:
-    """Validate nested values as a section of this kind; `where` is named in errors.
-
-    Raises:
-        PipelineError: for the first wrong value.
-    """
+    """Validate nested values as a section of this kind; `where` is named in errors."""
     try:
         # Via JSON, in which a list is valid for a tuple.
         return kind.model_validate_json(json.dumps(values))

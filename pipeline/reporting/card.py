@@ -1,7 +1,6 @@
 """The model card of an exported trial: a Hugging Face README.md with the records of the trial's folder."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +27,31 @@ def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dic
         params: its parameters.
         config: of the projector, see `pipeline.export`.
         source: of the base model, as in `weights.json`; empty if it is not recorded.
-
-    Raises:
-        PipelineError: a file of the trial is damaged.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     (entry,), _ = read_entries([trial], {})
+    title = f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
+    conditions = _conditions(entry)
     encoders = {stream: (stream, about["encoder"], about.get("window")) for stream, about in config["streams"].items()}
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
     values = {
-        "front_matter": _front_matter(entry, params, source).strip(),
-        "title": _title(entry),
+        "front_matter": _front_matter(entry, title, params, source).strip(),
+        "title": title,
         "identity": entry.identity,
         "seed": entry.seed,
         "decorrelation": params.decorrelation,
         "config": config,
         "layer_norm": params.model.projector.layer_norm,
         "source": _source_text(source),
-        "error_rates": list(_error_rates(entry)),
-        "sinks": list(_sinks(entry)),
+        "error_rates": [
+            (condition_name(condition), *(_value(entry, f"{metric}/{condition}", PERCENT) for metric in ("wer", "cer")))
+            for condition in conditions
+        ],
+        "sinks": [(m.label, _value(entry, m.name, m.unit)) for m in shown(TABLE) if m.name in entry.metrics],
         "sink_split": params.sinks.split,
         "corpus": _yaml(_corpus(params)),
         "utterances": _utterances(trial),
@@ -74,11 +75,7 @@ def _corpus(params: Params) -> dict[str, Any]:
     return chosen | ({"synthetic": synthetic} if params.corpus.kind == "synthetic" else {})
 
 
-def _title(entry: Entry) -> str:
-    return f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
-
-
-def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
+def _front_matter(entry: Entry, title: str, params: Params, source: dict[str, str]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "automatic-speech-recognition"
@@ -103,7 +100,7 @@ def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
         # Only the name of a hub's repository is a valid link.
         base_model=source.get("repository"),
         tags=["lora", "speech-recognition", params.model.modality, "attention-sinks"],
-        model_name=_title(entry),
+        model_name=title,
         eval_results=results or None,
     )
     return data.to_yaml()
@@ -123,18 +120,6 @@ def _source_text(source: dict[str, str]) -> str:
 def _conditions(entry: Entry) -> list[str]:
     names = {name.removeprefix("wer/") for name in entry.metrics if name.startswith("wer/")}
     return sorted((name for name in names if not is_bound(name)), key=condition_order)
-
-
-def _error_rates(entry: Entry) -> Iterator[tuple[str, str, str]]:
-    for condition in _conditions(entry):
-        wer, cer = (_value(entry, f"{metric}/{condition}", PERCENT) for metric in ("wer", "cer"))
-        yield condition_name(condition), wer, cer
-
-
-def _sinks(entry: Entry) -> Iterator[tuple[str, str]]:
-    for metric in shown(TABLE):
-        if metric.name in entry.metrics:
-            yield metric.label, _value(entry, metric.name, metric.unit)
 
 
 def _value(entry: Entry, metric: str, unit: Unit) -> str:

@@ -97,7 +97,7 @@ def pages(
 
     Args:
         subject: the sweep.
-        comparison: of the trials that have started.
+        comparison: of its trials that have started.
         figures: PNG and SVG files in `folder`; of two with one name the smaller is embedded.
         folder: the folder of the page.
         media: whether utterances can be played; the licence of a corpus may forbid to distribute them.

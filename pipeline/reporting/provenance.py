@@ -26,16 +26,12 @@ class Origin:
 
 
 def origins(entries: Sequence[Entry]) -> list[Origin]:
-    """The provenance of each trial that has started.
-
-    Raises:
-        PipelineError: a `provenance.json` is damaged.
-    """
+    """The provenance of each trial that has started."""
     return [
         Origin(
             entry=entry,
             commit=_joined(map(_commit, recorded)),
-            started=_started(recorded[0]),
+            started=recorded[0].get("started", "unknown")[:16].replace("T", " "),
             duration=_duration(recorded),
             machine=_joined(map(_machine, recorded)),
         )
@@ -45,11 +41,7 @@ def origins(entries: Sequence[Entry]) -> list[Origin]:
 
 
 def shared_facts(entries: Sequence[Entry]) -> dict[str, str]:
-    """Versions, systems and digests of data, listed once; different values are joined by semicolons.
-
-    Raises:
-        PipelineError: a `provenance.json` is damaged.
-    """
+    """Versions, systems and digests of data, listed once; different values are joined by semicolons."""
     recorded = [session for entry in entries for session in sessions(entry.trial)]
     facts = {"Python": _joined(session.get("python", "") for session in recorded)}
     for name in PACKAGES:
@@ -59,10 +51,6 @@ def shared_facts(entries: Sequence[Entry]) -> dict[str, str]:
     for name in sorted({name for entry in entries for name in entry.data}):
         facts[f"data: {name}"] = _joined(entry.data[name][:16] for entry in entries if name in entry.data)
     return {name: value for name, value in facts.items() if value}
-
-
-def _started(session: dict[str, Any]) -> str:
-    return datetime.fromisoformat(session["started"]).strftime("%Y-%m-%d %H:%M") if "started" in session else "unknown"
 
 
 def _commit(session: dict[str, Any]) -> str:

@@ -70,9 +70,6 @@ def extremes(comparison: Comparison) -> Iterator[Extremes]:
 
     Utterances are sorted by word error rate over all trials of the task, equal ones by length, the longest first.
     Video trials have the clean condition only.
-
-    Raises:
-        PipelineError: `hypotheses.jsonl` of a trial is missing or damaged.
     """
     for task in comparison.tasks:
         entries = [entry for entry in comparison.entries if entry.task == task and not entry.gap]
