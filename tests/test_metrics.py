@@ -124,4 +124,7 @@ def test_lines_are_complete() -> None:
 
 
 def test_the_readme_lists_the_metrics_of_the_tables() -> None:
-    assert metrics.documentation() in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")
+    rows = [("metric", "unit", "meaning"), ("---", "---", "---")]
+    rows += [(f"`{metric.name}`", metric.unit.name, metric.definition) for metric in metrics.shown(metrics.TABLE)]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    assert table in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")

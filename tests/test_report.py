@@ -152,7 +152,7 @@ def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
         "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200).",
         "no &lt;memory&gt; &amp; no hope",
         "name: small  # &lt;b&gt;&amp;",
-        "sinks per utterance, by activation 6.20 → 0",
+        "sinks per utterance: 6.20 by activation → 0 by activation",
         "WER %, test, 0 dB",
         r"\begin{tabular}",
         "audio/flac",

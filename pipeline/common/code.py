@@ -9,7 +9,6 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.files import digest
@@ -100,25 +99,23 @@ def _tree(path: Path) -> ast.Module:
 
 
 @functools.cache
-def _imported(module: str, path: Path) -> tuple[str, ...]:
+def _imported(module: str, path: Path) -> list[str]:
     """Imported names, of modules or of their members; members have no file and are dropped later."""
-    return tuple(_imports(module, path.name == "__init__.py", _tree(path)))
-
-
-def _imports(module: str, is_package: bool, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    is_package = path.name == "__init__.py"
+    names: list[str] = []
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = module.split(".")
                 above = above[: len(above) - node.level + is_package]
                 base = ".".join([*above, base] if base else above)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _KIND.fullmatch(node.value):
-            yield node.value.partition(":")[0]
+            names.append(node.value.partition(":")[0])
+    return names
 
 
 @functools.cache

@@ -182,10 +182,3 @@ def find(name: str) -> Metric | None:
 @cache
 def _pattern(family: str) -> re.Pattern:
     return re.compile(re.sub(r"{\w+}", ".+", family) + "$")
-
-
-def documentation() -> str:
-    """The metrics of the tables as the Markdown table in pipeline/README.md."""
-    rows = [("metric", "unit", "meaning"), ("---", "---", "---")]
-    rows += [(f"`{metric.name}`", metric.unit.name, metric.definition) for metric in shown(TABLE)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

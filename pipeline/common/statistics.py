@@ -54,8 +54,9 @@ def ratio_interval(
         return None
     if speakers is not None and len(set(speakers)) >= MIN_SPEAKERS:
         return _over_speakers(tops, bottoms, speakers)
-    drawn = np.concatenate([_ratio(tops[i].sum(1), bottoms[i].sum(1)) for i in _draws(len(tops), resamplings, seed)])
-    low, high = np.percentile(drawn[np.isfinite(drawn)], (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    draws = [(tops[i].sum(1), bottoms[i].sum(1)) for i in _draws(len(tops), resamplings, seed)]
+    drawn = np.concatenate([top[bottom > 0] / bottom[bottom > 0] for top, bottom in draws])
+    low, high = np.percentile(drawn, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
     return float(low), float(high)
 
 
@@ -78,10 +79,6 @@ def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]
     rows = max(1, CHUNK // max(utterances, 1))
     for start in range(0, resamplings, rows):
         yield generator.integers(utterances, size=(min(rows, resamplings - start), utterances))
-
-
-def _ratio(tops: np.ndarray, bottoms: np.ndarray) -> np.ndarray:
-    return np.divide(tops, bottoms, out=np.full(len(tops), np.nan), where=bottoms > 0)
 
 
 def _t_quantile(freedom: float) -> float:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.common.text import code, fenced, plain, rounded
+from pipeline.common.text import code, fenced, plain
 from pipeline.comparison import front, rendering
 from pipeline.comparison.claims import NOTES, claims, markdown
 from pipeline.comparison.entries import Task
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import answers
-from pipeline.comparison.table import Cell, Comparison
+from pipeline.comparison.quantities import sink_counts
+from pipeline.comparison.table import Comparison
 from pipeline.reporting.media import Players, data_url
 from pipeline.reporting.parallel import parallel_coordinates
 from pipeline.reporting.provenance import origins, shared_facts
@@ -169,17 +169,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         for variant in comparison.variants:
             cell = comparison.cell(task, variant)
             if change := cell.changes.get("test"):
-                sinks = _from_to(comparison.cell(task, variant.without_loss()), cell)
+                before, after = sink_counts(comparison.cell(task, variant.without_loss())), sink_counts(cell)
+                sinks = f"; sinks per utterance: {before} → {after}" if before and after else ""
                 yield f"{task}, {variant}: change of WER on test in points: {change}{sinks}."
-
-
-def _from_to(before: Cell, after: Cell) -> str:
-    kinds = [
-        f"by {kind} {rounded(before.metrics[name].mean, None)} → {rounded(after.metrics[name].mean, None)}"
-        for kind, name in (("activation", BY_ACTIVATION), ("attention", BY_ATTENTION))
-        if name in before.metrics and name in after.metrics
-    ]
-    return f"; sinks per utterance, {', '.join(kinds)}" if kinds else ""
 
 
 def _row_groups(comparison: Comparison) -> list[dict[str, Any]]:
