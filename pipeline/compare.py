@@ -1,7 +1,7 @@
-"""Finished trials side by side: word error rates, sinks, and what the decorrelation weight changes.
+"""A comparison of trials: word error rates, sinks, and the changes due to the decorrelation weight.
 
-Prints which weight and rate give the lowest word error rate without intermediate sinks, then the table; with --out it
-also writes the table as Markdown, CSV and LaTeX, and draws the figures.
+Prints the weight and rate with the lowest word error rate without intermediate sinks, then the table; with --out it
+also writes the table as Markdown, CSV and LaTeX, the claims and the figures.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def main() -> None:
         "trials",
         nargs="*",
         metavar="TRIAL_OR_FOLDER",
-        help="identities, their beginnings, trial folders or folders of trials; none: all done trials of train.runs",
+        help="identities or their first digits, trial folders or folders of trials; default: all done trials",
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
     arguments = options.parse_args()

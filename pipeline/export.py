@@ -1,7 +1,7 @@
-"""A trained trial as a folder that plain `peft` and `transformers` load: adapter, projector and a model card.
+"""Export of a trained trial as a folder for plain `peft` and `transformers`: adapter, projector and model card.
 
-The base model is not copied; the card names it, its files by SHA-256 and the layers that are kept, and has the code
-that loads the folder without this project.
+The base model is not copied; the card names it, the SHA-256 of its files and the layers in use, and contains code that
+loads the folder without this project.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, write_json, write_text, written_whole
+from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.modality import prompt, streams
 from pipeline.config import Params
 from pipeline.pretrained.folder import RECORD, known_files, weights_digest
@@ -21,7 +21,7 @@ from pipeline.trials.folder import Trial
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft."""
 DOWNSAMPLING = ("average", "stack")
-"""What the card's code does."""
+"""Kinds that the card's code implements."""
 
 
 def main() -> None:
@@ -34,37 +34,33 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export the trial that the arguments name.
-
-    Raises:
-        PipelineError: as `export_trial`, or there is no such trial.
-    """
+    """Export the trial that the arguments name."""
     from pipeline.comparison.selection import named_trial
 
-    # A folder needs no params.yaml to be found.
+    # A folder is found without params.yaml.
     runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
     export_trial(named_trial(arguments.trial, runs), arguments.out, arguments.set)
-    print(f"exported: {arguments.out}; its README.md says how to load it")
+    print(f"exported: {arguments.out}; its README.md explains how to load it")
 
 
 def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
-    """Write the folder of an exported trial, whole or not at all.
+    """Write the folder of an exported trial atomically.
 
     Args:
-        trial: trained, with its LLM and its encoders where its config.yaml has them.
+        trial: trained, with its LLM and its encoders at the paths of its config.yaml.
         out: the folder, new or empty.
-        overrides: of what is evaluated and where things lie, such as `model.llm.weights=elsewhere`.
+        overrides: of paths and of the evaluation, such as `model.llm.weights=elsewhere`.
 
     Raises:
-        PipelineError: the trial is not trained, its adapter is damaged, `out` is taken, its LLM or an encoder is
-            missing or another than it was trained with, or its downsampling cannot be written as plain numbers.
+        PipelineError: the trial is not trained, its adapter is damaged, `out` is not empty, its LLM or an encoder is
+            missing or differs from the one in training, or its downsampling is not implemented by the card's code.
     """
     from pipeline.model.audiovisual import PROJECTOR_FILE
     from pipeline.reporting.card import model_card
     from pipeline.trials.trained import require_adapter, require_encoders, require_llm, trained_params
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PipelineError(out, "is there already", "name a new folder, or remove that one")
+        raise PipelineError(out, "already exists", "name a new folder, or remove this one")
     params = trained_params(trial, overrides)
     require_adapter(trial)
     require_llm(trial, params, weights_digest(params.model.llm.weights))
@@ -74,45 +70,42 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
         raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(DOWNSAMPLING)}")
     source = _source(Path(params.model.llm.weights))
     config = projector_config(trial, params)
-    with written_whole(out) as beside:
-        _copy_adapter(trial.adapter, beside, source.get("repository") or config["base_model"]["name"])
+    with atomic_write(out) as folder:
+        _copy_adapter(trial.adapter, folder, source.get("repository") or config["base_model"]["name"])
         for about in config["streams"].values():
             if about["adapter"]:
-                _copy_adapter(trial.adapter / Path(about["adapter"]).name, beside / about["adapter"], about["encoder"])
-        (beside / "projector").mkdir()
-        shutil.copy(trial.adapter / PROJECTOR_FILE, beside / "projector" / "model.safetensors")
-        write_json(beside / "projector" / "config.json", config)
+                _copy_adapter(trial.adapter / Path(about["adapter"]).name, folder / about["adapter"], about["encoder"])
+        (folder / "projector").mkdir()
+        shutil.copy(trial.adapter / PROJECTOR_FILE, folder / "projector" / "model.safetensors")
+        write_json(folder / "projector" / "config.json", config)
         for file in (trial.metrics, trial.provenance):
             if file.exists():
-                shutil.copy(file, beside)
-        write_text(beside / "README.md", model_card(trial, params, config, source))
+                shutil.copy(file, folder)
+        write_text(folder / "README.md", model_card(trial, params, config, source))
 
 
 def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
-    """What it takes to build the LLM's input and to decode, as JSON. Weights are known by name and digest, not by path.
-
-    Raises:
-        PipelineError: the LLM or an encoder is missing.
-    """
+    """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
     from pipeline.model.decoder import bos_token, cut_config, eos_token, load_tokenizer
 
     llm = params.model.llm
     cut, changed = cut_config(llm)
-    whole, _ = cut_config(llm.model_copy(update={"blocks": None}))
+    original, _ = cut_config(llm.model_copy(update={"blocks": None}))
+    text = prompt(params.model.prompt, params.model.modality)
     tokenizer = load_tokenizer(llm)
     return {
         "base_model": {
             "name": Path(llm.weights).resolve().name,
             "files": {name: file["sha256"] for name, file in known_files(llm.weights).items()},
             "layers": cut.get_text_config(decoder=True).num_hidden_layers,
-            "layers_before": whole.get_text_config(decoder=True).num_hidden_layers,
+            "layers_before": original.get_text_config(decoder=True).num_hidden_layers,
             "config": changed,
         },
         "precision": trial.identity_parts()["configuration"]["train"]["precision"],
         "bos_token_id": bos_token(tokenizer, cut),
         "eos_token_id": eos_token(tokenizer),
-        "prompt": prompt(params.model),
-        "prompt_token_ids": tokenizer(prompt(params.model), add_special_tokens=False)["input_ids"],
+        "prompt": text,
+        "prompt_token_ids": tokenizer(text, add_special_tokens=False)["input_ids"],
         "downsampling": params.model.downsampling.kind,
         "streams": {stream: _stream_config(trial, params, stream) for stream in streams(params.model.modality)},
         "generation": {
@@ -155,7 +148,7 @@ def _stream_config(trial: Trial, params: Params, stream: str) -> dict[str, Any]:
 
 
 def _source(folder: Path) -> dict[str, str]:
-    """Where converted weights were taken from; empty where that is a path, or nothing records it."""
+    """The source of converted weights; empty for a path, or if it is not recorded."""
     if not (folder / RECORD).exists():
         return {}
     source = read_json(folder / RECORD, "").get("made_of", {}).get("source", {})
@@ -163,7 +156,7 @@ def _source(folder: Path) -> dict[str, str]:
 
 
 def _copy_adapter(source: Path, target: Path, base: str) -> None:
-    """The files of peft, with the name of the base in place of the path that it had in training."""
+    """Copy the files of peft, with the name of the base model in place of its path in training."""
     target.mkdir(parents=True)
     settings, tensors = ADAPTER
     content = read_json(source / settings, "train the trial again") | {"base_model_name_or_path": base}

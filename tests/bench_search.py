@@ -103,7 +103,7 @@ def main() -> None:
         watch = Stopwatch()
         with watch, Search(made, Suggestions(made)).opened(lambda line: None):
             pass
-        print(f"{MANY} known points told at a restart: {watch.clock:.1f} s ({watch.work:.1f} of work); aim: 5 s")
+        print(f"{MANY} known points replayed at a restart: {watch.clock:.1f} s ({watch.work:.1f} of work); aim: 5 s")
 
 
 if __name__ == "__main__":

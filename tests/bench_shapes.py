@@ -1,9 +1,9 @@
-"""What one trial of `experiments/paper.yaml` takes on this machine, at its sizes, with random weights.
+"""Time and memory of a trial of `experiments/paper.yaml` on this machine, at full size, with random weights.
 
 Run by `make bench`. Llama-3.2-1B, the encoder of Whisper medium and AV-HuBERT large are written as folders of weights
-where that file expects them, and go the way of any weights; sizes are read from configurations and tensors. The
-tokenizer is SmolLM2's, so that the texts have other tokens than Llama's; its vocabulary is smaller, and nothing minds.
-Each part is a process of its own, since the peak of memory is a process's.
+to the paths in that file, and loaded like any weights; sizes are read from configurations and tensors. The tokenizer is
+SmolLM2's, whose vocabulary is smaller, so texts have other tokens than with Llama's. Each part is a separate process,
+since peak memory is measured per process.
 """
 
 import os
@@ -39,10 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "data/weights/smollm2-135m"
 CHOSEN = ("corpus.kind=lrs3", "modality=audiovisual", "rates.audio=16", "rates.video=5", "decorrelation.weight=10000")
 UTTERANCES, SECONDS = (int(os.environ.get(f"BENCH_{name}", 4)) for name in ("UTTERANCES", "SECONDS"))
-"""So many utterances of so many seconds: few for a CPU; a batch of the paper's on a GPU is 16 of 16."""
+"""Utterances and their length: few for a CPU; a batch of the paper is 16 utterances of 16 seconds."""
 TEXT = "and so we have to look at it from another point of view"
 NEW_TOKENS = 8
-"""Of each hypothesis; random weights do not come to an end by themselves."""
+"""Per hypothesis; random weights do not generate an end token."""
 LLAMA = LlamaConfig(
     vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
     num_key_value_heads=8, head_dim=64, tie_word_embeddings=True, rms_norm_eps=1e-5, max_position_embeddings=131_072,
@@ -60,12 +60,12 @@ AVHUBERT = Sizes(width=1024, layers=24, hidden=4096)
 def paper() -> Params:
     """The parameters of one trial of the paper's grid; its paths are relative to the working folder."""
     params = load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).points[0].params
-    # Each part is measured by itself: the LLM gets features.
+    # Each part is measured separately: the LLM gets cached features.
     return params.model_copy(update={"features": params.features.model_copy(update={"mode": "cached"})})
 
 
 def write_weights(params: Params) -> None:
-    """Random weights, where the trial expects them, in bfloat16."""
+    """Write random weights to the trial's paths, in bfloat16."""
     logging.disable_progress_bar()
     torch.manual_seed(0)
     llm = params.model.llm.weights
@@ -87,7 +87,7 @@ class Encoded(dict[str, np.ndarray]):
 
 
 def encode(params: Params, stream: str) -> None:
-    """Noise through an encoder; its features are kept for the parts that follow."""
+    """Encode noise, and save the features for the next parts."""
     random = np.random.default_rng(0)
     settings = getattr(params.features, stream)
     encoder = encoder_kind(settings.encoder)(settings)
@@ -100,7 +100,7 @@ def encode(params: Params, stream: str) -> None:
     features, seconds = timed(lambda: encoder.encode(media))
     np.savez(f"{stream}.npz", **{f"u{number}": row.astype(np.float16) for number, row in enumerate(features)})
     (network,) = (part for part in vars(encoder).values() if isinstance(part, nn.Module))
-    tell(f"{stream}: {settings.encoder}, {encoder.precision}, vectors {features[0].shape}", network, 0, seconds)
+    print_line(f"{stream}: {settings.encoder}, {encoder.precision}, vectors {features[0].shape}", network, 0, seconds)
 
 
 def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
@@ -129,26 +129,23 @@ def train(params: Params) -> None:
     _, seconds = timed(step)
     length = model.sequence(batch, response=True).mask.shape[1]
     count = sum(parameter.numel() for parameter in trained)
-    # Forward, and back to the activations: a frozen weight has no gradient of its own.
+    # Forward, and backward to the activations: a frozen weight has no gradient.
     operations = 4 * sum(parameter.numel() for parameter in model.llm.parameters()) * length * len(batch["response"])
     rate = f"{operations / seconds[0] / 1e12:.2f} TFLOP/s"
-    tell(f"training step: {model.precision}, {length} tokens an utterance, {rate}", model, count, seconds)
+    print_line(f"training step: {model.precision}, {length} tokens per utterance, {rate}", model, count, seconds)
 
 
 def decode(params: Params) -> None:
-    """Beam search, as an evaluation does it."""
+    """Beam search, as in an evaluation."""
     model, batch = built(params)
     beams = params.evaluate.beams
     transcribe(model.eval(), batch, beams, 1)
     _, seconds = timed(lambda: transcribe(model, batch, beams, NEW_TOKENS))
-    tell(f"decoding: {beams} beams, {NEW_TOKENS} new tokens", model, 0, seconds)
+    print_line(f"decoding: {beams} beams, {NEW_TOKENS} new tokens", model, 0, seconds)
 
 
 def timed(action: Callable[[], object]) -> tuple[object, np.ndarray]:
-    """What it gives, and its seconds by the clock and of the processor, which does not count other programs.
-
-    Do some of it before, so that kernels are chosen and memory is there.
-    """
+    """The result of an action, with its wall-clock and CPU seconds; warm up before, to select kernels and allocate."""
     began = _now()
     result = action()
     return result, _now() - began
@@ -160,8 +157,8 @@ def _now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def tell(what: str, network: nn.Module, trained: int, seconds: np.ndarray) -> None:
-    """A line of the table. The peak is the GPU's where there is one, else the process's."""
+def print_line(what: str, network: nn.Module, trained: int, seconds: np.ndarray) -> None:
+    """Print a line of the table, with the peak memory of the GPU or else of the process."""
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     total = sum(parameter.numel() for parameter in network.parameters())
@@ -179,12 +176,12 @@ PARTS: dict[str, Callable[[Params], None]] = {
 
 
 def main() -> None:
-    """Do one part in the working folder, or all of them in a temporary one."""
+    """Run one part in the working folder, or all of them in a temporary one."""
     if len(sys.argv) == 2:
         PARTS[sys.argv[1]](paper())
         return
     if not TOKENIZER.is_dir():
-        sys.exit(f"error: {TOKENIZER}: there is no tokenizer here; make it with: python -m pipeline.weights")
+        sys.exit(f"error: {TOKENIZER}: there is no tokenizer; create it: python -m pipeline.weights")
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {len(os.sched_getaffinity(0))} cores"
     print(f"a trial of experiments/paper.yaml, random weights, {UTTERANCES} utterances of {SECONDS} s, {where}")
     print(f"{'':52}{'parameters':>11}{'trained':>11}{'time':>12}{'processor':>12}{'memory':>11}", flush=True)

@@ -1,6 +1,6 @@
-"""What the sink instrument costs, on a random Llama: memory over utterances, and time beside other ways.
+"""Cost of the sink instrument on a random Llama: memory over utterances, and time compared with other ways.
 
-Run by `make bench`. Each measurement is a process of its own, since the peak of memory is a process's.
+Run by `make bench`. Each measurement is a separate process, since peak memory is measured per process.
 """
 
 import gc
@@ -19,16 +19,16 @@ from pipeline.model.roles import Role
 from pipeline.sinks.capture import capture, eager_attention
 from pipeline.sinks.instrument import SinkStatistics
 
-BLOCKS, HEADS, WIDTH, TOKENS, BATCH = 12, 8, 256, 64, 8
+LAYERS, HEADS, WIDTH, TOKENS, BATCH = 12, 8, 256, 64, 8
 UTTERANCES = 48
 BEAMS, NEW_TOKENS = 4, 32
 
 
 def llama() -> LlamaForCausalLM:
-    """Small beside its batches, so that what is kept of them shows."""
+    """Small relative to its batches, whose memory dominates."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=BLOCKS,
+        vocab_size=64, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=2, bos_token_id=0, eos_token_id=63, pad_token_id=63,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -44,14 +44,14 @@ def batches(count: int) -> Iterator[tuple[list[str], Tensor, Tensor]]:
 
 def streaming(count: int) -> None:
     """The instrument, with its intervals."""
-    model, statistics = llama(), SinkStatistics(Sinks(tau=5.0), BLOCKS, HEADS)
+    model, statistics = llama(), SinkStatistics(Sinks(tau=5.0), LAYERS, HEADS)
     for ids, embeddings, roles in batches(count):
         statistics.add(capture(model, embeddings, roles > 0, roles), ids)
     statistics.summary(bootstrap=1000)
 
 
 def storing(count: int) -> None:
-    """All maps and residuals kept until the end, and nothing computed of them."""
+    """All maps and residuals kept until the end, without computing metrics."""
     model, kept = llama(), []
     with torch.no_grad(), eager_attention(model):
         for _, embeddings, _ in batches(count):
@@ -60,7 +60,7 @@ def storing(count: int) -> None:
 
 
 def decoding(count: int) -> None:
-    """Beam search alone, as an evaluation without the instrument does it."""
+    """Beam search alone, as in an evaluation without the instrument."""
     model = llama()
     for _, embeddings, roles in batches(count):
         prompts = embeddings[:, :-6]
@@ -74,7 +74,7 @@ WAYS = {way.__name__: way for way in (streaming, storing, decoding)}
 
 
 def measured(way: str, count: int) -> tuple[float, float]:
-    """Seconds of processor time an utterance, and the peak of memory in MB, of a fresh process."""
+    """Seconds of CPU time per utterance, and peak memory in MB, of a fresh process."""
     ran = subprocess.run([sys.executable, __file__, way, str(count)], capture_output=True, text=True, check=True)
     seconds, peak = map(float, ran.stdout.split())
     return seconds / count, peak
@@ -91,10 +91,10 @@ def main() -> None:
         return
     few, many = measured("streaming", UTTERANCES), measured("streaming", 10 * UTTERANCES)
     stored, decoded = measured("storing", UTTERANCES), measured("decoding", UTTERANCES)
-    print(f"{TOKENS} tokens, {BLOCKS} blocks, {HEADS} heads, batches of {BATCH}, processor time")
+    print(f"{TOKENS} tokens, {LAYERS} layers, {HEADS} heads, batches of {BATCH}, processor time")
     print(f"peak memory, {UTTERANCES} and {10 * UTTERANCES} utterances: {few[1]:.0f} and {many[1]:.0f} MB,"
           f" {many[1] / few[1] - 1:+.1%}; aim: 10%; {UTTERANCES} with all maps stored: {stored[1]:.0f}")  # fmt: skip
-    print(f"an utterance: {1000 * many[0]:.1f} ms; maps and residuals stored only: {1000 * stored[0]:.1f} ms")
+    print(f"per utterance: {1000 * many[0]:.1f} ms; maps and residuals stored only: {1000 * stored[0]:.1f} ms")
     print(f"decoding with {BEAMS} beams: {1000 * decoded[0]:.1f} ms; with the instrument"
           f" {1 + many[0] / decoded[0]:.2f} times as long")  # fmt: skip
 

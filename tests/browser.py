@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its DevTools protocol over a pair of pipes: no driver, no package, no port."""
+"""A headless Chromium, controlled by its DevTools protocol over a pair of pipes, without a driver or a port."""
 
 import base64
 import json
@@ -34,9 +34,9 @@ class Page:
         self._number, self._received = 0, b""
         self._session: str | None = None
         self.requested: list[str] = []
-        """Addresses that were asked for, since the page was opened."""
+        """URLs requested since the page was opened."""
         self.complaints: list[str] = []
-        """Exceptions that no script caught."""
+        """Uncaught exceptions of scripts."""
         [target] = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
@@ -45,7 +45,7 @@ class Page:
         self.resize(DESKTOP)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol, and its answer."""
+        """Send a command of the protocol, and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -73,7 +73,7 @@ class Page:
             self.complaints.append(details.get("exception", {}).get("description", details["text"]))
 
     def resize(self, size: tuple[int, int], scale: float = 1) -> None:
-        """Show the page in a window of so many CSS pixels."""
+        """Resize the window, in CSS pixels."""
         width, height = size
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
@@ -81,15 +81,15 @@ class Page:
         )  # fmt: skip
 
     def open(self, address: str) -> None:
-        """Go to an address; what it loads may still be coming."""
+        """Navigate to a URL, without waiting for its resources."""
         self.call("Page.navigate", url="about:blank")
         self.requested.clear()
         self.complaints.clear()
         self.call("Page.navigate", url=address)
 
     def value(self, script: str) -> Any:
-        """What an expression of JavaScript gives; a promise is awaited."""
-        # As if a person had asked for it: without that nothing plays.
+        """The value of a JavaScript expression; a promise is awaited."""
+        # With a user gesture, without which nothing plays.
         options = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
         answer = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in answer, f"{script}: {answer['exceptionDetails']}"
@@ -99,20 +99,20 @@ class Page:
         """The value of an expression, once it is true."""
         end = time.monotonic() + seconds
         while not (value := self.value(script)):
-            assert time.monotonic() < end, f"never came: {script}\nthe page reads: {self.text()[:2000]}"
+            assert time.monotonic() < end, f"timed out: {script}\nthe page reads: {self.text()[:2000]}"
             time.sleep(0.1)
         return value
 
     def text(self) -> str:
-        """What can be read on the page."""
+        """The visible text of the page."""
         return self.value("document.body ? document.body.innerText : ''")
 
     def wait_for_text(self, words: str) -> None:
-        """Until these words can be read."""
+        """Wait until the visible text contains these words."""
         self.wait_for(f"document.body && document.body.innerText.includes({json.dumps(words)})")
 
     def click(self, script: str) -> None:
-        """Click in the middle of the element that an expression gives, once it is there."""
+        """Click in the middle of the element of an expression, once it exists."""
         self.wait_for(f"!!({script})")
         self.value(f"({script}).scrollIntoView({{block: 'center'}})")
         box = self.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])(({script}).getBoundingClientRect())")
@@ -127,7 +127,7 @@ class Page:
         self.click(f"{found}{json.dumps(words)}).pop()")
 
     def screenshot(self, file: Path, whole: bool = False) -> Path:
-        """Write what the window shows, or the whole page, as PNG."""
+        """Save the window, or the whole page, as PNG."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(answer["data"]))
@@ -140,7 +140,7 @@ class Page:
         return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
 
     def pdf(self, file: Path) -> Path:
-        """Print the page."""
+        """Save the page as PDF."""
         answer = self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(answer["data"]))
@@ -149,14 +149,14 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Start Chromium with an empty profile in a folder, and end it. Skips where there is none."""
+    """Chromium with an empty profile in a folder; skips the test if it is not installed."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"none of {', '.join(PROGRAMS)} is installed: install the Debian package {PROGRAMS[0]}")
     take, commands = os.pipe()
     answers, give = os.pipe()
     words = [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-    # The shell puts the pipes where Chromium looks for them.
+    # The shell moves the pipes to the descriptors of Chromium.
     line = f'exec "$@" {_READ}<&{take} {_WRITE}>&{give}'
     process = subprocess.Popen(
         ["bash", "-c", line, "browser", *words], pass_fds=(take, give), stdout=subprocess.DEVNULL,

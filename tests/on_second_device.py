@@ -1,6 +1,6 @@
-"""What a trial does, on the CPU and on the second device: `python tests/on_second_device.py FOLDER` prints one JSON.
+"""The parts of a trial on the CPU and on the second device: `python tests/on_second_device.py FOLDER` writes JSON.
 
-For each part the largest relative difference of its results between the devices, and how often the host waited.
+For each part, the largest relative difference of its results between the devices, and the number of synchronisations.
 """
 
 import sys

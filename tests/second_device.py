@@ -1,9 +1,9 @@
-"""A second device, emulated on the CPU, to see on a machine without a GPU what would go wrong on one.
+"""A second device, emulated on the CPU, to find errors of GPU code on a machine without a GPU.
 
-Its tensors say that they are on `elsewhere:0`, and keep their values in a plain tensor. An operator that gets tensors
-of both devices fails, as on a GPU. Each time that the host would wait for a GPU is counted, with the line that asked: a
-value that is read, a copy to or from the CPU that blocks, a result whose shape depends on values. Only in a process of
-its own: the device's name and a setting of PyTorch stay for good.
+Its tensors report the device `elsewhere:0`, and keep their values in a plain tensor. An operator with tensors of both
+devices fails, as on a GPU. Each synchronisation of the host is counted with its line of code: a value that is read, a
+blocking copy to or from the CPU, a result whose shape depends on values. Use it in a separate process only, since it
+registers a device name and changes a setting of PyTorch.
 """
 
 import collections
@@ -59,7 +59,7 @@ class Elsewhere(torch.Tensor):
 
 
 class _Operators(TorchDispatchMode):
-    """Also those that get no tensor of the second device, and make one."""
+    """Covers operators that create a tensor of the second device from none."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(operator, args, kwargs or {})

@@ -1,4 +1,4 @@
-"""The measurements of `make bench`, on networks so small that their times mean nothing: they run, and tell it all."""
+"""The scripts of `make bench` run with tiny networks, and print all their lines."""
 
 from pathlib import Path
 
@@ -42,10 +42,10 @@ def test_a_trial_of_the_paper_is_encoded_trained_and_decoded(
 
 
 @pytest.mark.parametrize("way", bench_sinks.WAYS)
-def test_each_way_of_looking_tells_its_seconds_and_megabytes(
+def test_each_way_of_measuring_prints_seconds_and_megabytes(
     way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(bench_sinks, "BLOCKS", 4)
+    monkeypatch.setattr(bench_sinks, "LAYERS", 4)
     monkeypatch.setattr(bench_sinks, "NEW_TOKENS", 3)
     monkeypatch.setattr("sys.argv", ["bench_sinks", way, str(bench_sinks.BATCH)])
     bench_sinks.main()
@@ -54,7 +54,7 @@ def test_each_way_of_looking_tells_its_seconds_and_megabytes(
     assert peak > 0
 
 
-def test_both_ways_of_decoding_find_equal_tokens(
+def test_both_ways_of_decoding_give_equal_tokens(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name, value in {"LAYERS": 2, "WIDTH": 32, "HEADS": 4, "PROMPT": 9, "NEW_TOKENS": 3, "PAIRS": 1}.items():
@@ -73,4 +73,4 @@ def test_a_search_is_measured(monkeypatch, capsys):
     assert first.startswith("a trial of a grid, beside its own work: ")
     assert tpe.startswith("a point suggested by tpe: ")
     assert drawn.startswith("a point suggested by random: ")
-    assert known.startswith("5 known points told at a restart: ")
+    assert known.startswith("5 known points replayed at a restart: ")

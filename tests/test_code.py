@@ -1,4 +1,4 @@
-"""The digest of code: what changes it, what does not, and that every Python agrees."""
+"""The digest of code: changes with and without effect, and equality on all versions of Python."""
 
 import ast
 import shutil
@@ -82,7 +82,7 @@ FILES = {
         ("x = f'ab{c}'", "x = 'a' f'b{c}' ''"),
     ],
 )
-def test_what_changes_no_result_changes_no_digest(before: str, after: str) -> None:
+def test_changes_without_effect_keep_the_digest(before: str, after: str) -> None:
     assert tree_digest(ast.parse(before)) == tree_digest(ast.parse(after))
 
 
@@ -106,18 +106,18 @@ def test_what_changes_no_result_changes_no_digest(before: str, after: str) -> No
         ("def f(a, *, b): g()", "def f(a, b): g()"),
     ],
 )
-def test_what_may_change_a_result_changes_the_digest(before: str, after: str) -> None:
+def test_changes_with_a_possible_effect_change_the_digest(before: str, after: str) -> None:
     assert tree_digest(ast.parse(before)) != tree_digest(ast.parse(after))
 
 
 @pytest.mark.parametrize("changed", sorted(set(FILES) - {"p/apart.py"}))
-def test_reaches_through_every_form_of_import(tmp_path: Path, changed: str) -> None:
+def test_every_form_of_import_is_followed(tmp_path: Path, changed: str) -> None:
     before = code_digest("p.main", source=package(tmp_path / "a", FILES))
     after = code_digest("p.main", source=package(tmp_path / "b", FILES | {changed: FILES[changed] + "CHANGED = 1\n"}))
     assert before != after
 
 
-def test_what_is_not_reached_does_not_count(tmp_path: Path) -> None:
+def test_modules_that_are_not_imported_do_not_count(tmp_path: Path) -> None:
     before = code_digest("p.main", source=package(tmp_path / "a", FILES))
     apart = FILES | {"p/apart.py": "CHANGED = 1\n"}
     assert code_digest("p.main", source=package(tmp_path / "b", apart)) == before
@@ -132,7 +132,7 @@ def test_a_moved_module_changes_the_digest(tmp_path: Path) -> None:
     assert code_digest("p.main", source=package(tmp_path / "b", moved)) != before
 
 
-def test_left_out_modules_count_for_nothing_but_are_files_to_keep(tmp_path: Path) -> None:
+def test_left_out_modules_do_not_count_but_are_archived(tmp_path: Path) -> None:
     files = {
         "pipeline/__init__.py": "",
         "pipeline/train.py": "from pipeline.common.files import digest\nfrom pipeline.config import Params\n",
@@ -155,12 +155,12 @@ def test_a_missing_module_is_an_error(tmp_path: Path) -> None:
         code_digest("p.nothing", source=package(tmp_path, FILES))
 
 
-def test_every_construct_has_the_digest_it_had_on_every_python() -> None:
+def test_every_construct_has_the_digest_of_all_python_versions() -> None:
     assert tree_digest(ast.parse(CONSTRUCTS)) == CONSTRUCTS_DIGEST
 
 
 def other_pythons() -> list[str]:
-    """Interpreters of other versions on this machine that really start (a shim may stand for one that does not)."""
+    """Interpreters of other versions on this machine that start (a shim may not)."""
     names = [f"python3.{minor}" for minor in (11, 12, 13) if minor != sys.version_info.minor]
     return [
         name
@@ -169,8 +169,8 @@ def other_pythons() -> list[str]:
     ]
 
 
-def test_other_pythons_here_agree_on_our_own_code(tmp_path: Path) -> None:
-    """Where this machine has no other Python, the digest above, which all of them gave, holds the line alone."""
+def test_other_pythons_agree_on_this_package(tmp_path: Path) -> None:
+    """Without another Python on this machine, only the digest above is checked, which all of them gave."""
     shutil.copytree(code.SOURCE / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.py") if path.name != "__init__.py"]
     modules = sorted(".".join(path.with_suffix("").parts) for path in files)
@@ -184,7 +184,7 @@ def test_other_pythons_here_agree_on_our_own_code(tmp_path: Path) -> None:
         assert ran.stdout.splitlines() == [f"{name} {code_digest(name, source=tmp_path)}" for name in modules], python
 
 
-def test_is_fast_and_imports_nothing() -> None:
+def test_the_digest_is_fast_and_imports_nothing() -> None:
     program = (
         "import sys, time; from pipeline.common.code import code_digest; began = time.process_time()\n"
         "code_digest('pipeline.corpora.manifest', 'pipeline.model.roles'); first = time.process_time() - began\n"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from trials import finish, make_trial, with_hypotheses, write_sinks
 
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, write_json
+from pipeline.common.statistics import ratio_interval
+from pipeline.common.text import rounded
 from pipeline.comparison import rendering
-from pipeline.comparison.changes import RESAMPLINGS
+from pipeline.comparison.changes import RESAMPLINGS, Change
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.quantities import rounded
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.trials.folder import Trial
@@ -32,7 +32,7 @@ def lines_of(text: str, label: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(label))
 
 
-def test_rows_are_tasks_as_the_paper_writes_them_and_columns_are_weights(tmp_path: Path) -> None:
+def test_rows_are_tasks_named_as_in_the_paper_and_columns_are_weights(tmp_path: Path) -> None:
     tasks = [["audiovisual"], ["video"], ["audio", "model.rates.audio=4"], ["audio"]]
     trials = [
         make_trial(tmp_path, f"decorrelation.weight={weight}", f"model.modality={modality}", *rates)
@@ -45,7 +45,7 @@ def test_rows_are_tasks_as_the_paper_writes_them_and_columns_are_weights(tmp_pat
     assert comparison.notes == ()
 
 
-def test_trials_that_encode_online_stand_apart(tmp_path: Path) -> None:
+def test_online_trials_are_separate_variants(tmp_path: Path) -> None:
     lips = ["model.modality=video", "features.mode=online"]
     adapted = "features.video={encoder: avhubert, weights: some, lora: {rank: 4, alpha: 8}}"
     ways = [lips[:1], lips, [*lips, "features.augmentation.time_mask=0.4"], [*lips, adapted]]
@@ -58,7 +58,7 @@ def test_trials_that_encode_online_stand_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_columns_are_named_by_what_differs(tmp_path: Path) -> None:
+def test_columns_are_named_by_differing_settings(tmp_path: Path) -> None:
     trials = [
         make_trial(tmp_path, *settings)
         for settings in (
@@ -78,14 +78,14 @@ def test_columns_are_named_by_what_differs(tmp_path: Path) -> None:
     ]
 
 
-def test_what_differs_between_tasks_only_is_a_note(tmp_path: Path) -> None:
+def test_settings_that_differ_between_tasks_only_are_a_note(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path, AUDIO), make_trial(tmp_path, "model.modality=video", "train.learning_rate=0.0005")]
     comparison = compare(trials)
     assert list(map(str, comparison.variants)) == ["weight 0"]
     assert comparison.notes == ("train.learning_rate is 0.001 for ASR 16, 0.0005 for VSR 5.",)
 
 
-def test_hypotheses_that_are_cut_are_a_note_and_a_count(tmp_path: Path) -> None:
+def test_cut_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
     counts = {"cut_hypotheses/test": 3, "cut_hypotheses/test/snr_0": 5, "cut_hypotheses/validation": 0}
     trials = [make_trial(tmp_path, "model.modality=video"), make_trial(tmp_path, AUDIO)]
     finish(trials[0], {"test": FEW, "test/snr_0": MANY}, **counts)
@@ -112,7 +112,7 @@ def two_corpora(folder: Path) -> list[Trial]:
     return found
 
 
-def test_two_corpora_are_rows_of_their_own_and_never_averaged(tmp_path: Path) -> None:
+def test_two_corpora_have_separate_rows_and_are_never_averaged(tmp_path: Path) -> None:
     trials = two_corpora(tmp_path)
     comparison = compare(trials)
     assert list(map(str, comparison.tasks)) == ["LRS2 ASR 16", "LRS3 ASR 16"]
@@ -131,7 +131,7 @@ def test_two_corpora_are_rows_of_their_own_and_never_averaged(tmp_path: Path) ->
         assert "/some" not in table
 
 
-def test_a_sweep_names_its_corpora_and_one_corpus_is_not_named_in_the_table(tmp_path: Path) -> None:
+def test_corpora_have_the_names_of_the_sweep_and_a_single_one_is_not_named(tmp_path: Path) -> None:
     trials = two_corpora(tmp_path)
     names = {trial.identity: "mine" for trial in trials[:2]}
     assert list(map(str, compare(trials, datasets=names).tasks)) == ["LRS3 ASR 16", "mine ASR 16"]
@@ -140,9 +140,9 @@ def test_a_sweep_names_its_corpora_and_one_corpus_is_not_named_in_the_table(tmp_
     assert {line["dataset"] for line in csv.DictReader(io.StringIO(rendering.csv_table(alone)))} == {"LRS2"}
 
 
-def test_a_loss_that_is_not_the_default_everywhere_is_a_note(tmp_path: Path) -> None:
+def test_a_setting_of_the_loss_that_is_not_the_default_is_a_note(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=1", "decorrelation.stop_gradient=true")]
-    assert compare(trials).notes == ("decorrelation.stop_gradient is True wherever the weight is above 0.",)
+    assert compare(trials).notes == ("decorrelation.stop_gradient is True for all weights above 0.",)
 
 
 def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_digest(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
     assert change.difference == pytest.approx((sum(FEW) - sum(MANY)) / 60)
     gaps = [few - many for few, many in zip(FEW, MANY, strict=True)]
-    assert change.interval == interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
+    assert change.interval == ratio_interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
     assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
     assert lines_of(rendering.text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
@@ -170,21 +170,33 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     assert "p=" not in rendering.text(comparison)
 
 
-def test_another_lora_is_no_baseline(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("difference", "interval", "text"),
+    [
+        (0.03, (-0.05, 3.0), "+3.0 (inconclusive: 2 seeds)"),
+        (0.5, (0.1, 3.0), "+50.0 [+10.0, >+100] (p=0.010)"),
+        (-0.02, (-0.03, -0.01), "-2.0 [-3.0, -1.0] (p=0.010)"),
+    ],
+)
+def test_an_interval_of_over_100_points_is_not_shown(difference: float, interval: tuple, text: str) -> None:
+    assert str(Change(difference, interval, (0, 1), 0.01)) == text
+
+
+def test_a_trial_with_another_lora_is_not_a_baseline(tmp_path: Path) -> None:
     before = finish(make_trial(tmp_path, "model.lora.rank=8"), {"test": MANY})
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     assert not any(cell.changes for cell in compare([before, after]).cells.values())
 
 
-def test_other_utterances_give_no_change_but_a_note(tmp_path: Path) -> None:
+def test_different_utterances_give_a_note_in_place_of_a_change(tmp_path: Path) -> None:
     before = finish(make_trial(tmp_path), {"test": MANY[:-1]})
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": MANY})
     comparison = compare([before, after])
     assert not any(cell.changes for cell in comparison.cells.values())
-    assert any("are not those of" in note for note in comparison.notes)
+    assert any("differ from those of" in note for note in comparison.notes)
 
 
-def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> None:
+def test_damaged_hypotheses_remove_only_the_change(tmp_path: Path) -> None:
     before = finish(make_trial(tmp_path), {"test": MANY})
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     after.hypotheses.write_text("no record\n")
@@ -193,8 +205,10 @@ def test_a_damaged_file_of_hypotheses_costs_the_change_only(tmp_path: Path) -> N
     assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
 
 
-@pytest.mark.parametrize("damage", ["byte", "cut", "empty", "gone"])
-def test_damaged_sinks_are_a_note_and_no_figure(tmp_path: Path, capfd: pytest.CaptureFixture, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["byte", "cut", "empty", "missing"])
+def test_damaged_sinks_give_a_note_in_place_of_a_figure(
+    tmp_path: Path, capfd: pytest.CaptureFixture, damage: str
+) -> None:
     from pipeline.comparison.figures import comparison_figures
 
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
@@ -204,7 +218,7 @@ def test_damaged_sinks_are_a_note_and_no_figure(tmp_path: Path, capfd: pytest.Ca
     sinks = trials[1].sinks
     whole = sinks.read_bytes()
     sinks.write_bytes({"byte": whole[:90] + bytes([whole[90] ^ 8]) + whole[91:], "cut": whole[:-9]}.get(damage, b""))
-    if damage == "gone":
+    if damage == "missing":
         sinks.unlink()
     comparison = compare(trials)
     assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  16.7 [13.3, 20.0]")
@@ -213,7 +227,7 @@ def test_damaged_sinks_are_a_note_and_no_figure(tmp_path: Path, capfd: pytest.Ca
     assert "overview" not in comparison_figures(comparison)
 
 
-def test_a_trial_that_lost_its_identity_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_trial_without_its_identity_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     kept, lost = (finish(make_trial(tmp_path, f"train.seed={seed}"), {"test": MANY}) for seed in (0, 1))
     (lost.folder / "identity.json").unlink()
     assert [trial.folder for trial in named_trials([], tmp_path)] == [kept.folder]
@@ -222,13 +236,13 @@ def test_a_trial_that_lost_its_identity_is_named(tmp_path: Path, capfd: pytest.C
 
 @pytest.mark.parametrize("name", ["failed.json", "stopped.json"])
 @pytest.mark.parametrize("content", ["", "\0\0", "null", '{"rule": 1}'])
-def test_a_damaged_mark_is_a_note(tmp_path: Path, name: str, content: str) -> None:
+def test_a_damaged_mark_gives_a_note(tmp_path: Path, name: str, content: str) -> None:
     trial = make_trial(tmp_path)
     (trial.folder / name).write_text(content)
     assert any(f"{name} is damaged" in note for note in compare([trial]).notes)
 
 
-def test_figures_that_were_damaged_are_drawn_again(tmp_path: Path) -> None:
+def test_damaged_figures_are_drawn_again(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path / "runs"), make_trial(tmp_path / "runs", "decorrelation.weight=0.1")]
     comparison = compare([finish(trial, {"test": MANY}) for trial in trials])
     files = [file for file in write_comparison(comparison, tmp_path) if file.suffix == ".png"]
@@ -249,18 +263,18 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     ]
     comparison = compare(zero + one)
     cell = comparison.cell(comparison.tasks[0], comparison.variants[1])
-    assert cell.figures["wer/test"].seeds == 3
-    assert cell.figures["wer/test"].interval is None
+    assert cell.metrics["wer/test"].seeds == 3
+    assert cell.metrics["wer/test"].interval is None
     # Seed 2 has no counterpart at weight 0, so that it does not count in the change.
     assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
     assert cell.changes["test"].seeds == (0, 1)
-    assert any("is over seeds 0, 1" in note for note in comparison.notes)
+    assert any("is over the common seeds 0, 1" in note for note in comparison.notes)
     assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
     assert lines_of(rendering.text(comparison), "  by seed").split()[5:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
     assert "standard deviation over seeds" in rendering.text(comparison, 1000)
 
 
-def test_gaps_say_why(tmp_path: Path) -> None:
+def test_gaps_have_reasons(tmp_path: Path) -> None:
     done = finish(make_trial(tmp_path, "train.steps=480"), {"test": MANY})
     new, training, trained, failed, stopped = (
         make_trial(tmp_path, f"decorrelation.weight={weight}", "train.steps=480") for weight in range(1, 6)
@@ -276,23 +290,23 @@ def test_gaps_say_why(tmp_path: Path) -> None:
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
     text = rendering.text(comparison, 200)
     row = next(line for line in text.splitlines() if "AVSR 16, 5" in line)
-    for state in ("not run", "unfinished", "not scored", "failed", "stopped"):
+    for state in ("new", "training", "trained", "failed", "stopped"):
         assert state in row
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
-    assert "unfinished: at step 120 of 480." in text
+    assert "training: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
-    assert "1 trial has not begun." in text
+    assert "1 trial has not started." in text
     lines = csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
     gaps = [line["gap"] for line in lines if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
 
 
-def test_a_sweep_in_which_nothing_is_done_yet_still_has_its_text(tmp_path: Path) -> None:
+def test_a_comparison_without_done_trials_has_a_text(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
     assert "Sinks: tokens other than BOS" in " ".join(rendering.text(compare(trials)).split())
 
 
-def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
+def test_a_failed_seed_next_to_a_done_one_is_a_note(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     bad = make_trial(tmp_path, "train.seed=1")
     (bad.folder / "failed.json").write_text('{"reason": "diverged"}')
@@ -301,7 +315,7 @@ def test_a_failed_seed_beside_a_good_one_is_a_note(tmp_path: Path) -> None:
     assert any("seed 1" in note and "diverged" in note for note in comparison.notes)
 
 
-def test_conditions_are_apart_and_validation_stays_out_of_the_table(tmp_path: Path) -> None:
+def test_conditions_are_separate_rows_and_validation_is_not_in_the_table(tmp_path: Path) -> None:
     errors = {"validation": FEW, "test": FEW, "test/snr_0": MANY, "test/snr_-5": MANY, "test/snr_10": MANY}
     comparison = compare([finish(make_trial(tmp_path), errors)])
     assert comparison.conditions == ("test", "test/snr_10", "test/snr_0", "test/snr_-5", "validation")
@@ -311,11 +325,11 @@ def test_conditions_are_apart_and_validation_stays_out_of_the_table(tmp_path: Pa
     assert "wer/validation" in rendering.csv_table(comparison)
 
 
-def test_only_validation_is_shown_rather_than_nothing(tmp_path: Path) -> None:
+def test_validation_is_shown_if_there_is_nothing_else(tmp_path: Path) -> None:
     assert "WER %, validation" in rendering.text(compare([finish(make_trial(tmp_path), {"validation": FEW})]))
 
 
-def test_what_does_not_exist_is_a_dash(tmp_path: Path) -> None:
+def test_a_missing_value_is_a_dash(tmp_path: Path) -> None:
     with_sinks = finish(make_trial(tmp_path), {"test": FEW}, **{"sinks/bos_cosine/sink": 0.991})
     without = finish(make_trial(tmp_path, "decorrelation.weight=1"), {"test": FEW})
     text = rendering.text(compare([with_sinks, without]))
@@ -333,7 +347,7 @@ def test_text_fits_into_its_width(tmp_path: Path) -> None:
     assert "12,300" in text
 
 
-def test_other_forms_hold_the_same(tmp_path: Path) -> None:
+def test_other_formats_have_the_same_content(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     comparison = compare(named_trials([], tmp_path))
@@ -348,7 +362,7 @@ def test_other_forms_hold_the_same(tmp_path: Path) -> None:
     assert len({line["identity"] for line in long}) == 2
 
 
-def test_latex_takes_any_setting(tmp_path: Path) -> None:
+def test_latex_escapes_any_setting(tmp_path: Path) -> None:
     for prompt in ("50% of {x_1} & $2 ~ ^", "a\\b"):
         finish(make_trial(tmp_path, f"model.prompt={json.dumps(prompt)}"), {"test": FEW})
     latex = rendering.latex(compare(named_trials([], tmp_path)))
@@ -371,22 +385,22 @@ def test_rounding(value: float, decimals: int | None, words: str) -> None:
 def test_nothing_to_compare_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="there is no trial to compare"):
         compare([Trial(tmp_path / "absent")])
-    with pytest.raises(PipelineError, match="no trial in it is done"):
+    with pytest.raises(PipelineError, match="contains no done trial"):
         named_trials([], tmp_path)
-    with pytest.raises(PipelineError, match="holds no trial"):
+    with pytest.raises(PipelineError, match="contains no trial"):
         named_trials([str(tmp_path)], tmp_path)
     with pytest.raises(PipelineError, match="neither a folder nor an identity"):
         named_trials(["abc"], tmp_path)
 
 
-def test_trials_are_named_by_folder_identity_or_its_beginning(tmp_path: Path) -> None:
+def test_trials_are_selected_by_folder_identity_or_its_first_digits(tmp_path: Path) -> None:
     one, _ = make_trial(tmp_path), make_trial(tmp_path, AUDIO)
     for name in (str(one.folder), one.identity, one.identity[:20], one.identity[:6]):
         assert [trial.folder for trial in named_trials([name], tmp_path)] == [one.folder]
     assert len(named_trials([str(tmp_path), one.identity], tmp_path)) == 2
     # Of seventeen, two begin with the same digit.
     digits = [make_trial(tmp_path, f"train.seed={seed}").identity[0] for seed in range(17)]
-    with pytest.raises(PipelineError, match=r"is the beginning of \d+ identities"):
+    with pytest.raises(PipelineError, match=r"matches \d+ identities"):
         named_trials([next(digit for digit in digits if digits.count(digit) > 1)], tmp_path)
 
 
@@ -422,14 +436,14 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         comparison = compare(trials, primary)
         changes = [comparison.cell(task, comparison.variants[1]).changes["test"] for task in comparison.tasks]
         assert [change.corrected_p / change.p for change in changes] == pytest.approx(factors)
-        assert ("ASR 16 on the clean test set is the primary" in rendering.text(comparison, 1000)) is (
+        assert ("ASR 16 on the clean test set is the planned, primary" in rendering.text(comparison, 1000)) is (
             primary is not None
         )
         count = 1 if primary else 2
         assert f"corrected for {count} comparisons" in rendering.text(comparison, 1000)
 
 
-def test_speakers_are_those_of_the_split_that_is_shown(tmp_path: Path) -> None:
+def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
     trial = finish(make_trial(tmp_path), {"validation": FEW, "test": FEW})
     lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]
     for number, line in enumerate(lines):

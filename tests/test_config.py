@@ -1,4 +1,4 @@
-"""params.yaml: what is refused, and in which words."""
+"""params.yaml: accepted and refused values, and the messages."""
 
 import pickle
 from math import inf
@@ -15,8 +15,8 @@ PARAMS = "params.yaml"
 
 REFUSED = [
     ("model.rates.audio=0", "model.rates.audio is 0; it must be greater than or equal to 1"),
-    ("modle.modality=audio", "modle is no parameter; remove it, or use one of: weights, corpus, features, model"),
-    ("model.rate.audio=2", "model.rate is no parameter; remove it, or use one of: modality, rates"),
+    ("modle.modality=audio", "unknown parameter 'modle'; expected one of: weights, corpus, features, model"),
+    ("model.rate.audio=2", "unknown parameter 'model.rate'; expected one of: modality, rates"),
     ("model.modality=both", "model.modality is 'both'; it must be 'audio', 'video' or 'audiovisual'"),
     ("train.steps=many", "train.steps is 'many'; it must be a valid integer"),
     ("train.steps=1.5", "train.steps is 1.5; it must be a valid integer"),
@@ -33,12 +33,12 @@ REFUSED = [
     ("decorrelation.roles=[silence]", "decorrelation.roles[0] is 'silence'; it must be 'bos', 'audio_start'"),
     ("sinks.epsilon=1", "sinks.epsilon is 1"),
     ("evaluate.splits=[train]", "evaluate.splits[0] is 'train'; it must be 'validation' or 'test'"),
-    ("evaluate.splits=[validation]", "sinks.split is 'test', which evaluate.splits ['validation'] leaves out"),
+    ("evaluate.splits=[validation]", "sinks.split is 'test' and evaluate.splits is ['validation']; add it to"),
     ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
     ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
-    ("model.modality.audio=1", "leads through modality"),
+    ("model.modality.audio=1", "cannot set model.modality.audio: 'modality' is not a section"),
     ("features.mode=live", "features.mode is 'live'; it must be 'cached' or 'online'"),
     (
         "features.augmentation.flip=0.5",
@@ -51,7 +51,10 @@ REFUSED = [
     ("features.augmentation.time_mask=2", "features.augmentation.time_mask is 2; it must be less than or equal to 1"),
     ("features.augmentation.flip=-1", "features.augmentation.flip is -1; it must be greater than or equal to 0"),
     ("features.augmentation.noise_snrs=[.inf]", "features.augmentation.noise_snrs[0] is inf; it must be"),
-    ("features.augmentation.mirror=true", "no parameter; remove it, or use one of: crop, flip, time_mask, noise_share"),
+    (
+        "features.augmentation.mirror=true",
+        "augmentation.mirror'; expected one of: crop, flip, time_mask, noise_share",
+    ),
     ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
@@ -62,7 +65,7 @@ REFUSED = [
 
 REFUSED_ONLINE = [
     ("features.audio.lora={rank: 4, alpha: 8}", "features.audio.lora is set and features.audio.encoder is 'whisper'"),
-    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; take"),
+    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; use"),
     ("features.augmentation.crop=true", "features.augmentation.crop is True and features.video.encoder is 'dct'"),
     ("features.augmentation.flip=0.5", "features.augmentation.flip is 0.5 and features.video.encoder is 'dct'"),
     ("features.augmentation.noise_share=0.5", "features.augmentation.noise_share is 0.5 and noise_snrs is empty; name"),
@@ -73,37 +76,37 @@ REFUSED_ONLINE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED_ONLINE)
-def test_what_would_have_no_effect_online_is_said_in_one_line(overrides, said):
+@pytest.mark.parametrize(("overrides", "message_part"), REFUSED_ONLINE)
+def test_settings_without_effect_online_are_refused_in_one_line(overrides, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, ["features.mode=online", *([overrides] if isinstance(overrides, str) else overrides)])
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 WEIGHT = "decorrelation.weight=0.1"
 REFUSED_LOSS = [
-    (["decorrelation.layers=[]"], "decorrelation.layers is []; name one at least, or take all"),
-    (["decorrelation.roles=[]"], "decorrelation.roles is []; name one at least, or take all"),
+    (["decorrelation.layers=[]"], "decorrelation.layers is []; name at least one, or set it to all"),
+    (["decorrelation.roles=[]"], "decorrelation.roles is []; name at least one, or set it to all"),
     ([WEIGHT, "decorrelation.layers=[15]", "model.llm.blocks=16"], "name some of 0 to 14, or all"),
     ([WEIGHT, "decorrelation.layers=[0, 40]", "model.llm.blocks=16"], "decorrelation.layers is [0, 40] and"),
-    ([WEIGHT, "model.llm.blocks=1"], "model.llm.blocks is 1, of which all but the last count; keep two blocks"),
-    ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', so no token"),
+    ([WEIGHT, "model.llm.blocks=1"], "is 1; the loss uses all layers but the last; keep at least two"),
+    ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', which has none"),
     ([WEIGHT, "decorrelation.roles=[audio, audio_end]", "model.modality=video"], "some of: video_start, video, video_"),
-    ([WEIGHT, "decorrelation.roles=[bos, response]"], "so no token counts"),
-    ([WEIGHT, "decorrelation.roles=[prompt]", "model.prompt=''"], "so no token counts"),
+    ([WEIGHT, "decorrelation.roles=[bos, response]"], "which has none of them"),
+    ([WEIGHT, "decorrelation.roles=[prompt]", "model.prompt=''"], "which has none of them"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED_LOSS)
-def test_a_loss_that_counts_nothing_is_refused(overrides, said):
+@pytest.mark.parametrize(("overrides", "message_part"), REFUSED_LOSS)
+def test_a_loss_without_tokens_is_refused(overrides, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, overrides)
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_loss_that_counts_something_is_taken():
+def test_a_loss_with_some_tokens_is_accepted():
     load_params(PARAMS, [WEIGHT, "decorrelation.layers=[0, 14]", "model.llm.blocks=16"])
     load_params(PARAMS, [WEIGHT, "decorrelation.roles=[audio_start, video_start]", "model.modality=audio"])
     # Its settings have no effect at weight 0, such as in the baseline of a sweep.
@@ -115,12 +118,12 @@ def test_an_unused_modality_may_have_any_augmentation():
     assert load_params(PARAMS, settings).features.augmentation.crop
 
 
-@pytest.mark.parametrize(("override", "said"), REFUSED)
-def test_what_is_wrong_is_said_in_one_line(override, said):
+@pytest.mark.parametrize(("override", "message_part"), REFUSED)
+def test_wrong_values_are_refused_in_one_line(override, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, [override])
     message = str(refused.value)
-    assert said in message
+    assert message_part in message
     assert "\n" not in message
 
 
@@ -139,7 +142,7 @@ def test_values_are_frozen():
 
 
 def test_a_missing_file_names_the_option(tmp_path):
-    with pytest.raises(PipelineError, match=r"none\.yaml: cannot be read .*; name the file with --params"):
+    with pytest.raises(PipelineError, match=r"none\.yaml: the file is missing; name the file with --params"):
         load_params(tmp_path / "none.yaml")
 
 
@@ -166,31 +169,31 @@ REFUSED_YAML = [
     ("a: !!int x", "the tag tag:yaml.org,2002:int is not supported"),
     ("a: !!timestamp x", "is not supported"),
     ("a: !!python/object/apply:os.system [true]", "is not supported"),
-    ('a: "\\ud800"', "holds a character that no file can"),
-    ('a: "\\0"', "holds a character that no file can"),
+    ('a: "\\ud800"', "contains a character that no file can hold"),
+    ('a: "\\0"', "contains a character that no file can hold"),
     ('a: "\\U0011ffff"', "invalid YAML"),
     ("a: \0", "unacceptable character"),
     ("a: {<<: 1}", "invalid YAML"),
     ("a: *nope", "undefined alias"),
     ("a: 1\n---\nb: 2", "invalid YAML"),
-    ("a: " + "x" * (5 << 20), "holds 5242883 characters; name a YAML file of at most 4194304"),
+    ("a: " + "x" * (5 << 20), "has 5242883 characters; name a YAML file of at most 4194304"),
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED_YAML, ids=range(len(REFUSED_YAML)))
-def test_bad_yaml_is_one_short_line(text, said):
+@pytest.mark.parametrize(("text", "message_part"), REFUSED_YAML, ids=range(len(REFUSED_YAML)))
+def test_bad_yaml_is_one_short_line(text, message_part):
     with pytest.raises(PipelineError) as refused:
         parse_yaml(text, "file")
     message = str(refused.value)
-    assert said in message
+    assert message_part in message
     assert message.splitlines() == [message]
     assert len(message) < 2000
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", b"a: \xe9\n", b"\0"])
-def test_a_file_that_is_not_utf_8_is_one_line(tmp_path, content):
+def test_a_file_that_is_not_utf_8_gives_one_line(tmp_path, content):
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(PipelineError, match=r"params\.yaml: (is not UTF-8 text .*; save it as UTF-8|invalid YAML)"):
+    with pytest.raises(PipelineError, match=r"params\.yaml: (invalid UTF-8 .*; name the file|invalid YAML)"):
         load_params(tmp_path / "params.yaml")
 
 
@@ -205,7 +208,7 @@ def test_a_long_value_is_cut_in_the_error():
     assert len(str(refused.value)) < 2000
 
 
-def test_an_error_holds_no_character_that_a_terminal_obeys():
+def test_an_error_has_no_control_characters():
     message = str(PipelineError("a\x1b[2Jb", "two\nlines\u202e", "none"))
     assert message == "a\\x1b[2Jb: two lines\\u202e; none"
 
@@ -247,8 +250,7 @@ def test_the_default_corpus_keeps_encoder_passes_at_1600_or_fewer():
     assert passes <= 1600
 
 
-def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
-    """Whoever reads params.yaml sees all there is to change, but for what a default leaves out on purpose."""
+def test_the_file_has_exactly_the_parameters():
 
     def keys(values, prefix=""):
         for key, value in values.items():
@@ -262,7 +264,7 @@ def test_every_key_of_the_file_is_a_parameter_and_no_parameter_is_hidden():
     assert known == written
 
 
-def test_streams_stand_in_the_order_of_the_sequence():
+def test_streams_are_in_the_order_of_the_sequence():
     assert streams("audiovisual") == ("audio", "video")
     assert streams("video") == ("video",)
 
@@ -273,7 +275,7 @@ def test_settings_of_an_encoder_that_is_not_chosen_are_dropped():
     assert load_params(PARAMS, ["features.video.coefficients=10"]).features.video.coefficients == 10
 
 
-def test_parameters_go_to_another_process_as_they_are():
+def test_parameters_are_pickled_unchanged():
     params = load_params(PARAMS, ["corpus.grid.split=overlapped", "model.downsampling={kind: stack}"])
     assert pickle.loads(pickle.dumps(params)) == params
     assert Params.model_validate_json(params.model_dump_json()) == params
@@ -283,20 +285,20 @@ def test_parameters_go_to_another_process_as_they_are():
 KINDS = [
     (
         "features.video.coefs=2",
-        "features.video.coefs is no parameter; remove it, or use one of: encoder, weights, prec",
+        "unknown parameter 'features.video.coefs'; expected one of: encoder, weights, prec",
     ),
-    ("features.video.window=fitted", "features.video.window is no parameter"),
+    ("features.video.window=fitted", "unknown parameter 'features.video.window'"),
     ("features.audio.encoder=dct", "features.audio.encoder is 'dct'; it must be 'whisper', 'avhubert' or"),
     ("features.audio={encoder: self_supervised}", "features.audio.weights is missing; add it"),
-    ("corpus.grid.splt=2", "corpus.grid.splt is no parameter; remove it, or use one of: split, test_speakers"),
+    ("corpus.grid.splt=2", "unknown parameter 'corpus.grid.splt'; expected one of: split, test_speakers"),
     ("model.downsampling=avrage", "model.downsampling is 'avrage'; it must be 'average' or 'stack'"),
-    ("model.downsampling={kind: average, heads: 2}", "model.downsampling.heads is no parameter; remove it, or use one"),
+    ("model.downsampling={kind: average, heads: 2}", "unknown parameter 'model.downsampling.heads'; expected one"),
 ]
 
 
-@pytest.mark.parametrize(("override", "said"), KINDS)
-def test_settings_of_a_kind_are_checked_by_its_file(override, said):
+@pytest.mark.parametrize(("override", "message_part"), KINDS)
+def test_settings_of_a_kind_are_checked_by_its_file(override, message_part):
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, [override])
-    assert said in str(refused.value)
+    assert message_part in str(refused.value)
     assert "\n" not in str(refused.value)

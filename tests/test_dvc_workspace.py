@@ -1,9 +1,9 @@
-"""A temporary workspace of DVC has its project's features and trials, and leaves its trials there."""
+"""A temporary workspace of DVC shares features and trials with its project."""
 
-from pipeline.common.dvc_workspace import project_of, share_with_project
+from pipeline.common.command import project_of, share_with_project
 
 
-def test_a_workspace_shares_what_is_no_output(tmp_path):
+def test_a_workspace_shares_folders_that_are_not_outputs(tmp_path):
     project = tmp_path / "a project"
     here = project / ".dvc/tmp/exps/standalone/tmpx"
     (project / "data/features/abc").mkdir(parents=True)
@@ -26,7 +26,7 @@ def test_a_folder_of_pointers_keeps_them(tmp_path):
     assert (here / "runs/abc.dvc").read_text() == "outs: []"
 
 
-def test_elsewhere_nothing_is_linked(tmp_path):
+def test_other_folders_are_not_linked(tmp_path):
     assert project_of(tmp_path) is None
     share_with_project(["runs"], tmp_path)
     assert not list(tmp_path.iterdir())

@@ -9,11 +9,10 @@ import pytest
 from planted import llama, replace_tau, streamed, utterances
 from trials import finish, make_trial, write_sinks
 
-from pipeline.comparison.figures import comparison_figures, overview
+from pipeline.comparison.figures import against_weight, comparison_figures, overview, wer_against_rate
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
-from pipeline.comparison.trend_figures import against_weight, wer_against_rate
 from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations, save
 from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
 from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name
@@ -195,7 +194,7 @@ def test_the_overview_also_shows_the_weight_that_moves_the_sink(tmp_path: Path) 
         write_sinks(trial, 300.0)
     titles = [axes.get_title() for axes in overview(compared(tmp_path)).axes[:3]]
     assert [title.splitlines()[0] for title in titles] == ["weight 0", "weight 0.5", "weight 2"]
-    assert titles[2].endswith("strongest sink is not BOS: 90% of utterances")
+    assert titles[2].endswith("dominant sink is not BOS: 90% of utterances")
 
 
 def test_each_line_has_its_own_look_and_passes_over_gaps(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and people see one line."""
+"""Atomic writing, JSON, and errors of commands in one line."""
 
 import os
 import subprocess
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, require_space, write_json, written_whole
+from pipeline.common.files import atomic_write, digest, read_json, require_space, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("before")
 
     def fail() -> None:
-        with written_whole(file) as beside:
-            beside.write_text("half")
+        with atomic_write(file) as temporary:
+            temporary.write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -28,17 +28,17 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
+def test_a_folder_is_replaced_completely(tmp_path):
     folder = tmp_path / "folder"
     for content in ("one", "two"):
-        with written_whole(folder) as beside:
-            beside.mkdir()
-            (beside / content).write_text(content)
+        with atomic_write(folder) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_json_is_read_or_explained(tmp_path):
+def test_invalid_json_is_explained(tmp_path):
     file = tmp_path / "file.json"
     with pytest.raises(PipelineError, match="the file is missing; make it"):
         read_json(file, "make it")
@@ -59,7 +59,7 @@ def test_equal_values_have_equal_digests():
     assert digest({"a": 1}) != digest({"a": 2})
 
 
-def test_room_is_asked_for_before_work_begins(tmp_path):
+def test_too_little_free_space_is_an_error(tmp_path):
     require_space(tmp_path / "not" / "there" / "yet", 1, "a trifle")
     with pytest.raises(PipelineError, match="a monster needs 1000000000\\.00 GB"):
         require_space(tmp_path, 10**18, "a monster")
@@ -75,31 +75,31 @@ run_command(body)
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         ("raise PipelineError('here', 'this is 0', 'make it 1')", 1, "error: here: this is 0; make it 1\n"),
         (
             "raise KeyboardInterrupt",
             130,
-            "interrupted: what was finished is kept; the same command goes on from there\n",
+            "interrupted: finished work is kept; the same command continues from there\n",
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "interrupted: "),
         ("import errno; raise OSError(errno.ENOSPC, 'full', 'data/x')", 1, "error: data/x: the disk is full; "),
-        ("open('/nowhere/x')", 1, "error: /nowhere/x: no such file or directory; mend that, then start"),
+        ("open('/nowhere/x')", 1, "error: /nowhere/x: no such file or directory; fix that, then run"),
         ("open('/' + 'x' * 300)", 1, "error: /xxx"),
         ("import pathlib; pathlib.Path('/proc/version/runs').mkdir()", 1, "error: /proc/version/runs: not a directory"),
-        ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; give yourself"),
+        ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; change its"),
         ("raise OSError(30, 'Read-only file system', 'runs')", 1, "error: runs: read-only file system; mount it writ"),
         ("pass", 0, ""),
     ],
 )
-def test_a_command_ends_in_one_line(body, code, said):
+def test_a_command_ends_in_one_line(body, code, message):
     ended = subprocess.run(
         [sys.executable, "-c", COMMAND.format(body=body)], capture_output=True, text=True, check=False, env=os.environ
     )
     assert ended.returncode == code
-    assert ended.stderr.startswith(said)
-    assert ended.stderr.count("\n") == bool(said)
+    assert ended.stderr.startswith(message)
+    assert ended.stderr.count("\n") == bool(message)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_read_only_folder_is_named(mounted):
     assert done.stderr.startswith("error: runs/b.json: read-only file system; mount it writable")
 
 
-def test_the_disk_that_is_full_is_named_even_by_an_error_that_names_no_file(mounted):
+def test_a_full_disk_is_named_even_if_the_error_names_no_file(mounted):
     folder = mounted("runs", "size=400k")
     done = in_command(folder.parent, "open('runs/x', 'wb', buffering=0).write(bytes(390_000))")
     assert done.stderr == ""
@@ -142,7 +142,7 @@ def test_the_disk_that_is_full_is_named_even_by_an_error_that_names_no_file(moun
     assert done.stderr.startswith("error: runs/z: the disk is full; free some space"), done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     body = "print('x' * 1_000_000)"
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

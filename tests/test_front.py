@@ -1,4 +1,4 @@
-"""What a search came to: the front, importance, the answer in the first line, and figures."""
+"""The outcome of a search: the front, importance, the answer in the first line, and figures."""
 
 import csv
 import io
@@ -7,9 +7,9 @@ import pytest
 from trials import finish, make_trial
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.comparison.answer import answers
-from pipeline.comparison.front import SearchResult, Tried, csv_text, markdown, text
+from pipeline.comparison.front import SearchPoint, SearchResult, csv_text, markdown, text
 from pipeline.comparison.front_figures import search_figures
+from pipeline.comparison.output import answers
 from pipeline.comparison.table import compare
 from pipeline.sweeping.search.importance import importance
 
@@ -18,7 +18,9 @@ WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validat
 
 def tried(number, weight, wer, sinks, state="done", **more):
     values = {WER: tuple(wer), SINKS: tuple(sinks), **more} if wer else {}
-    return Tried(number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state)
+    return SearchPoint(
+        number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state
+    )
 
 
 @pytest.fixture
@@ -33,13 +35,13 @@ def result():
     return SearchResult("tpe", 24, (WER, SINKS), points, {})
 
 
-def test_the_front_is_what_no_other_point_beats(result):
+def test_the_front_is_the_points_that_no_other_dominates(result):
     # Of 0 and 3, equal in both metrics, none beats the other.
     assert [point.number for point in result.front] == [0, 3, 1]
     assert result.keys == ["decorrelation.weight", "rate"]
 
 
-def test_the_table_names_the_front_the_best_and_what_failed(result):
+def test_the_table_names_the_front_the_best_and_failed_points(result):
     printed = text(result)
     head, best, fewest, _, columns, _, first, *rest = printed.splitlines()
     assert head == "search by tpe: 4 of 24 points done"
@@ -65,7 +67,7 @@ def test_its_figures_show_each_metric_against_each_key(result):
     assert set(search_figures(one)) == {"against_keys"}
 
 
-def test_importance_finds_the_key_that_matters_and_says_how_surely():
+def test_importance_ranks_keys_and_has_intervals():
     points = [
         ({"weight": weight, "rate": rate, **({"video": rate} if rate == 4 else {})}, weight + 0.001 * rate)
         for weight in (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -87,7 +89,7 @@ def finished(runs, weight, seed, wrong, sinks, rate=16):
     return finish(trial, {"test": errors, "validation": errors}, **metrics)
 
 
-def test_the_answer_names_weight_and_rate_beside_weight_0(tmp_path):
+def test_the_answer_names_weight_and_rate_and_the_baseline(tmp_path):
     trials = [
         *[finished(tmp_path, 0, seed, 3 + seed, 1.3) for seed in range(3)],
         *[finished(tmp_path, 0.07, seed, 3 + seed, 0.02) for seed in range(3)],
@@ -102,12 +104,12 @@ def test_the_answer_names_weight_and_rate_beside_weight_0(tmp_path):
     )
 
 
-def test_the_answer_says_what_the_data_cannot(tmp_path):
+def test_the_answer_names_inconclusive_comparisons(tmp_path):
     one = [finished(tmp_path / "one", 0, 0, 3, 1.3), finished(tmp_path / "one", 0.1, 0, 2, 0.0)]
     assert answers(compare(one))[0].endswith("whether WER differs is inconclusive, with one seed.")
     many = [finished(tmp_path / "many", 0.1, 0, 3, 1.3), finished(tmp_path / "many", 0.2, 0, 2, 0.5)]
     assert answers(compare(many)) == [
-        "ASR: none has fewer than 0.1 intermediate sinks per utterance, and the fewest has; weight 0.2 at rate 16: "
+        "ASR: every setting has 0.1 or more intermediate sinks per utterance; the fewest are at weight 0.2 at rate 16: "
         "WER 3.3, sinks per utterance 0.50 by activation, 0.25 by attention; "
         "there is no trial at weight 0 to compare it with."
     ]

@@ -1,4 +1,4 @@
-"""A new corpus, encoder or downsampling is a file, settings included, and a line: all three in one project."""
+"""A new corpus, encoder or downsampling is one file, with its settings, and a line in a registry."""
 
 import json
 import shutil
@@ -143,7 +143,7 @@ def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_file_and_a_line_are_a_kind_of_each_sort(project: Path) -> None:
+def test_a_file_and_a_line_add_a_kind_of_each_registry(project: Path) -> None:
     settings = [word for key, value in CHOSEN.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     for stage in ("prepare", "features", "train", "evaluate"):
         done = command(project, stage, *settings)
@@ -161,7 +161,7 @@ def test_a_file_and_a_line_are_a_kind_of_each_sort(project: Path) -> None:
     assert "wer/test" in json.loads((trial / "metrics.json").read_text())["metrics"]
 
 
-def test_a_new_kind_changes_no_trial_of_another(prepared: Path, project: Path) -> None:
+def test_a_new_kind_changes_no_other_trial(prepared: Path, project: Path) -> None:
     assert code_of(project, "average") == code_of(prepared, "average")
     assert code_of(project, "attention") != code_of(project, "average")
 
@@ -171,12 +171,12 @@ def test_a_new_kind_changes_no_trial_of_another(prepared: Path, project: Path) -
     [
         ("features.audio.encoder=nrg", "it must be 'energy', 'whisper', 'avhubert' or 'self_supervised'"),
         ("corpus.kind=twisters", "it must be 'tongue_twisters', 'synthetic'"),
-        ("model.downsampling={kind: attention, head: 2}", "model.downsampling.head is no parameter; remove it, or use"),
+        ("model.downsampling={kind: attention, head: 2}", "unknown parameter 'model.downsampling.head'; expected"),
         ("model.downsampling={kind: attention, heads: two}", "model.downsampling.heads is 'two'; it must be a valid"),
-        ("corpus.tongue_twisters.idx=1", "corpus.tongue_twisters.idx is no parameter; remove it, or use one of: index"),
+        ("corpus.tongue_twisters.idx=1", "unknown parameter 'corpus.tongue_twisters.idx'; expected one of: index"),
     ],
 )
-def test_a_new_kind_is_checked_as_the_others_are(project: Path, setting: str, expected: str) -> None:
+def test_a_new_kind_is_validated(project: Path, setting: str, expected: str) -> None:
     done = command(project, "prepare", "--set", setting)
     assert done.returncode == 1
     assert expected in done.stderr

@@ -43,7 +43,6 @@ LIBRARIES = {
     "comparison": {"scoring", "sinks.figures", "sinks.gallery", "tracking", "trials"},
     "differences": {"comparison.entries", "trials"},
     "analysis": {
-        "comparison.quantities",
         "model",
         "pretrained.folder",
         "scoring.errors",
@@ -52,7 +51,6 @@ LIBRARIES = {
         "trials",
     },
     "transcription": {
-        "comparison.quantities",
         "corpora",
         "encoders",
         "analysis.labels",
@@ -63,7 +61,7 @@ LIBRARIES = {
         "trials",
     },
     "reproduction": {"differences.sessions", "encoders.store", "training.inputs", "trials"},
-    "reporting": {"comparison", "corpora", "encoders.store", "scoring", "sweeping", "trials"},
+    "reporting": {"comparison", "corpora", "scoring", "trials"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""
 MAY_RUN_STAGES = {"sweep", "reproduce"}

@@ -1,4 +1,4 @@
-"""What a trial's identity leaves out decides no result: that code is changed, and what training takes in stays."""
+"""Code outside a trial's identity affects no result: it is mutated, and the inputs of training stay equal."""
 
 import ast
 import builtins
@@ -38,11 +38,11 @@ LEFT_OUT = modules(*code.LEFT_OUT, *ONLY_LOOKING)
 """`KNOWN_BY_DIGEST` is not among them: that code has a digest of its own, in the data."""
 MLFLOW = [name for name in LEFT_OUT if name.startswith("pipeline.tracking.")]
 SEEN = ("pipeline.common.modality", "pipeline.training.batches", "pipeline.corpora.reading")
-"""Some that the digest sees: the same changes must show, or the test could not fail."""
+"""Some modules of the digest: the same mutations must have an effect, or the test could not fail."""
 
 
 class _Reverse(ast.NodeTransformer):
-    """Whatever a function returns or yields goes through `__reversed_order__`."""
+    """Passes every returned value through `__reversed_order__`."""
 
     def visit_Return(self, node: ast.Return) -> ast.Return:
         self.generic_visit(node)
@@ -81,7 +81,7 @@ def _functions(module: types.ModuleType) -> Iterator[types.FunctionType]:
 
 
 def _caches() -> None:
-    """Forget what was worked out before a change."""
+    """Clear all caches."""
     for module in [one for name, one in sys.modules.items() if name.startswith("pipeline.")]:
         for value in vars(module).values():
             if isinstance(value, functools._lru_cache_wrapper):
@@ -90,9 +90,9 @@ def _caches() -> None:
 
 @contextmanager
 def changed(name: str, one: str | None = None) -> Iterator[list[str]]:
-    """A module whose functions return sequences and mappings the other way round, and the opposite of what is true.
+    """A module whose functions return sequences and mappings in reverse order, and booleans negated.
 
-    Functions change in place, so whoever imported one by its name has the changed one.
+    Functions are mutated in place, so that importers by name have the mutated ones.
 
     Args:
         name: of the module.
@@ -121,7 +121,7 @@ def changed(name: str, one: str | None = None) -> Iterator[list[str]]:
 
 
 def outcome() -> list[Any]:
-    """What the training of a small project begins with: utterances, the order of its batches, roles, the losses."""
+    """The start of a small project's training: utterances, order of the batches, roles and losses."""
     from pipeline.model.examples import moved
     from pipeline.training.batches import Batches
     from pipeline.training.build import build_model
@@ -154,7 +154,7 @@ def calm(prepared: Path) -> list[Any]:
 
 
 def _after(name: str, one: str | None = None) -> Any:
-    """What comes out after a change; None where nothing does, as after a check that says the opposite."""
+    """The outcome after a mutation; None if it fails, as after a negated check."""
     with changed(name, one):
         try:
             return outcome()
@@ -163,13 +163,13 @@ def _after(name: str, one: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in LEFT_OUT if name not in MLFLOW])
-def test_what_identity_leaves_out_decides_nothing(
+def test_code_outside_the_identity_affects_no_result(
     name: str, calm: list[Any], prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(prepared)
     after = _after(name)
     if after is None:
-        # One of its functions is needed to run at all; each is tried without the others.
+        # One of its functions is required; each is mutated by itself.
         with changed(name) as functions:
             pass
         assert {one for one in functions if _after(name, one) not in (None, calm)} == set()
@@ -178,7 +178,7 @@ def test_what_identity_leaves_out_decides_nothing(
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_the_same_change_shows_in_what_identity_sees(
+def test_the_same_change_affects_results_in_code_of_the_identity(
     name: str, calm: list[Any], prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(prepared)
@@ -193,8 +193,8 @@ def _in_the_digest() -> list[Path]:
     return list(code._reached(("pipeline.train", "pipeline.evaluate"), PACKAGE.parent, left_out).values())
 
 
-def test_config_holds_values_and_checks_alone() -> None:
-    """No section has a method, and what a trial runs takes nothing from config but sections."""
+def test_config_has_values_and_checks_only() -> None:
+    """No section has a method, and the code of the identity imports only sections from config."""
     for name in modules("pipeline.config"):
         module = importlib.import_module(name)
         for section in vars(module).values():

@@ -1,4 +1,4 @@
-"""The registry of metrics: one line makes a metric appear everywhere, and nothing is measured or named beside it."""
+"""The registry of metrics: one line shows a metric everywhere, and every metric is registered."""
 
 import base64
 import csv
@@ -13,8 +13,8 @@ from trials import ROOT, finish, make_trial
 
 from pipeline.common import metrics
 from pipeline.common.metrics import MAIN, METRICS, RATIO, Metric
+from pipeline.common.text import rounded
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.quantities import rounded
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance
@@ -81,7 +81,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
     assert NAME in [chart.get("metricKey") for chart in view["compareRunCharts"] if not chart["deleted"]]
 
 
-def test_what_the_instrument_measures_is_registered_and_nothing_else_is() -> None:
+def test_exactly_the_measured_metrics_are_registered() -> None:
     measured = set(columns.MEASURES)
     assert {name for name in measured if not metrics.find(name)} == set()
     largest = {"sinks/max_ratio/bos/max", "sinks/max_ratio/intermediate/max"}
@@ -89,7 +89,7 @@ def test_what_the_instrument_measures_is_registered_and_nothing_else_is() -> Non
     assert registered == (measured | largest) - {name for name in measured if metrics.find(name).is_family}
 
 
-def test_every_metric_that_the_code_names_is_registered() -> None:
+def test_every_metric_named_in_the_code_is_registered() -> None:
     named = re.compile(r'"((?:sinks|wer|cer|loss|throughput)/[a-z_0-9/]+)"')
     for file in (ROOT / "pipeline").rglob("*.py"):
         for name in named.findall(file.read_text()):
@@ -113,15 +113,18 @@ def test_a_name_finds_its_line(name: str, expected: str) -> None:
     assert found.name == expected
 
 
-def test_a_name_that_nothing_has_finds_none() -> None:
+def test_an_unknown_name_finds_none() -> None:
     assert metrics.find("wre/test") is None
 
 
-def test_lines_are_whole() -> None:
+def test_lines_are_complete() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     assert all(metric.definition.endswith(".") and metric.label for metric in METRICS)
     assert {metric.better for metric in METRICS} == {"lower", "higher", ""}
 
 
-def test_the_readme_lists_what_the_tables_show() -> None:
-    assert metrics.documentation() in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")
+def test_the_readme_lists_the_metrics_of_the_tables() -> None:
+    rows = [("metric", "unit", "meaning"), ("---", "---", "---")]
+    rows += [(f"`{metric.name}`", metric.unit.name, metric.definition) for metric in metrics.shown(metrics.TABLE)]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    assert table in (ROOT / "pipeline/README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Parallel coordinates on the page of a search: drawn, brushed, and safe whatever the settings hold."""
+"""Parallel coordinates on the page of a search: drawing, brushing, and escaping."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from browser import DESKTOP, PHONE, browser
 from trials import finish, make_trial
 
-from pipeline.comparison.front import SearchResult, Tried
+from pipeline.comparison.front import SearchPoint, SearchResult
 from pipeline.comparison.table import compare
 from pipeline.reporting.page import Subject, pages
 from pipeline.reporting.parallel import BELOW, parallel_coordinates
@@ -18,7 +18,7 @@ HOSTILE = '"><script>alert(1)</script>'
 @pytest.fixture
 def result() -> SearchResult:
     points = [
-        Tried(
+        SearchPoint(
             number,
             f"point {number} {HOSTILE if number == 1 else ''}",
             {"decorrelation.weight": (0, 0.01, 0.1, 1)[number], "model.prompt": HOSTILE if number == 1 else "a"}
@@ -42,7 +42,7 @@ def test_each_point_has_its_place_on_each_axis(result):
     assert parallel_coordinates(SearchResult("tpe", 4, (WER,), result.points[:1], {})) is None
 
 
-def test_the_page_is_brushed_and_runs_no_other_script(result, tmp_path: Path):
+def test_axes_can_be_brushed_and_no_other_script_runs(result, tmp_path: Path):
     trial = finish(make_trial(tmp_path / "runs", "model.modality=audio"), {"test": [1, 0]})
     subject = Subject("s", "s.yaml", "name: s", WER, {trial.identity: "audio"}, (), (), result)
     made = pages(subject, compare([trial]), [], tmp_path, False)

@@ -1,4 +1,4 @@
-"""The report: what stands on the page, that it stands alone, reads on a phone and plays; what `--clean` removes."""
+"""The report: content of the page, self-contained, readable on a phone, with players; and the command prune."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.corpora.media.files import write_audio, write_video
-from pipeline.reporting import page as page_module
+from pipeline.prune import stored, unused
+from pipeline.reporting import media as media_module
 from pipeline.reporting.page import Missing, Subject, pages
-from pipeline.reporting.storage import stored, unused
 from pipeline.reporting.utterances import aligned, extremes
 from pipeline.trials.folder import Trial
 
@@ -54,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def understood(trial: Trial, corpus: Path, wrong: int, **more: float) -> Trial:
+def recognised(trial: Trial, corpus: Path, wrong: int, **more: float) -> Trial:
     """A finished trial that has `wrong` first words wrong in its worst utterance, and one less in each after it."""
     errors = {name: [max(0, wrong - number) for number in range(len(TEXTS))] for name in ("test", "test/snr_0")}
     finish(trial, errors, **{"wer/validation": 0.1 * wrong}, **more)
@@ -80,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     for modality in ("audio", "audiovisual"):
         for weight, wrong, sinks in ((0, 3, 6.2), (0.1, 2, 0.0)):
             settings = [f"model.modality={modality}", f"decorrelation.weight={weight}", f"corpus.out={corpus}"]
-            trial = understood(make_trial(folder, *settings), corpus, wrong, **{SINKS: sinks})
+            trial = recognised(make_trial(folder, *settings), corpus, wrong, **{SINKS: sinks})
             write_sinks(trial, 3000 if sinks else 300, sinks=bool(sinks))
     failed = make_trial(folder, "model.modality=video", f"corpus.out={corpus}")
     (failed.folder / "failed.json").write_text(json.dumps({"reason": "no <memory> & no hope"}))
@@ -112,11 +112,11 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 HOSTILE = "<script>alert(1)</script>|x](javascript:alert(1))`\n\n# y"
 
 
-def test_no_text_of_a_stranger_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus: Path) -> None:
+def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus: Path) -> None:
     trial = make_trial(tmp_path / "runs", "model.modality=audio", f"model.prompt={json.dumps(HOSTILE)}")
     other = make_trial(tmp_path / "runs", "model.modality=audio", "model.prompt=plain")
     for one in (trial, other):
-        understood(one, corpus, 2)
+        recognised(one, corpus, 2)
     lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]
     for line in lines:
         line |= {"hypothesis": HOSTILE, "reference": f"bin {HOSTILE}", "id": f"{HOSTILE}{line['id']}"}
@@ -146,13 +146,13 @@ def test_no_text_of_a_stranger_becomes_html_a_link_or_a_cell(tmp_path: Path, cor
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 
 
-def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> None:
+def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
     html = (written / "report.html").read_text()
     for words in (
         "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200).",
         "no &lt;memory&gt; &amp; no hope",
         "name: small  # &lt;b&gt;&amp;",
-        "sinks per utterance, by activation 6.20 → 0",
+        "sinks per utterance: 6.20 by activation → 0 by activation",
         "WER %, test, 0 dB",
         r"\begin{tabular}",
         "audio/flac",
@@ -168,9 +168,9 @@ def test_the_page_says_everything_and_escapes_what_it_quotes(written: Path) -> N
         assert (written / link).is_file()
 
 
-def test_words_are_set_beside_those_that_were_said() -> None:
-    said = [(word.kind, word.reference, word.hypothesis) for word in aligned("a b c d", "a x c d e")]
-    assert said == [
+def test_hypotheses_are_aligned_with_references() -> None:
+    alignment = [(word.kind, word.reference, word.hypothesis) for word in aligned("a b c d", "a x c d e")]
+    assert alignment == [
         ("hit", "a", "a"), ("substitution", "b", "x"), ("hit", "c", "c"), ("hit", "d", "d"), ("insertion", None, "e")
     ]  # fmt: skip
     assert [word.kind for word in aligned("a b", "")] == ["deletion", "deletion"]
@@ -178,7 +178,7 @@ def test_words_are_set_beside_those_that_were_said() -> None:
 
 def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, corpus: Path, tmp_path: Path) -> None:
     trials = named_trials([str(runs)], runs)
-    video = understood(
+    video = recognised(
         make_trial(tmp_path, "model.modality=video", "decorrelation.weight=0.1", f"corpus.out={corpus}"), corpus, 3
     )
     found = {(str(e.task), e.condition): e for e in extremes(compare([*trials, video]))}
@@ -194,24 +194,24 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
     assert [attempt.names for attempt in group.best[0].attempts] == [("all",)]
 
 
-def test_media_end_at_a_limit_and_can_be_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "MEDIA_LIMIT", 60_000)
+def test_media_are_limited_in_size_and_optional(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "MEDIA_LIMIT", 60_000)
     html = made(runs, tmp_path)["html"]
     assert 0 < html.count(" controls ") < 12
     assert "further utterances are silent" in html
     silent = made(runs, tmp_path, media=False)["html"]
     assert " controls " not in silent
-    assert "left out on request" in silent
+    assert "omitted on request" in silent
 
 
-def test_a_corpus_that_is_gone_or_changed_costs_the_media_only(corpus: Path, tmp_path: Path) -> None:
+def test_a_missing_or_changed_corpus_removes_only_the_media(corpus: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(corpus, tmp_path / "corpus")
     runs = tmp_path / "runs"
-    understood(make_trial(runs, "model.modality=audio", f"corpus.out={copied}"), copied, 2)
+    recognised(make_trial(runs, "model.modality=audio", f"corpus.out={copied}"), copied, 2)
     manifest = copied / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("bin blue", "bin green"))
     html = made(runs, tmp_path)["html"]
-    assert "is no longer that of these trials" in html
+    assert "is not the one of these trials" in html
     assert html.count(" controls ") == 6
     (copied / "test/1.wav").write_bytes(b"RIFF")
     assert "test/1.wav" in made(runs, tmp_path)["html"]
@@ -221,7 +221,7 @@ def test_a_corpus_that_is_gone_or_changed_costs_the_media_only(corpus: Path, tmp
     assert " controls " not in html
 
 
-def test_the_page_stands_alone_reads_on_a_phone_and_plays(written: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained_fits_a_phone_and_plays(written: Path, tmp_path: Path) -> None:
     alone = shutil.copy(written / "report.html", tmp_path / "alone.html")
     with browser(tmp_path / "profile") as page:
         for size in (PHONE, DESKTOP):
@@ -271,33 +271,33 @@ def project(prepared: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_reports_what_there_is_and_shows_it_in_mlflow(project: Path) -> None:
+def test_the_command_reports_an_unfinished_sweep_and_shows_it_in_mlflow(project: Path) -> None:
     done = command(project, "report", "experiments/small.yaml")
     assert done.returncode == 0, done.stderr
     assert re.search(r"written: results/report/small/report.html \(\d+\.\d MB\)", done.stdout)
     html = (project / "results/report/small/report.html").read_text()
     assert "2 of 3 trials done" in html
-    assert "not begun" in html
+    assert "<td>new</td>" in html
     assert "evaluated with other code or settings" in html
     artifacts = {file.relative_to(project).as_posix() for file in (project / "mlartifacts").rglob("*.*")}
     assert any(name.endswith("artifacts/report.html") for name in artifacts)
     assert any(name.endswith("artifacts/comparison/table.md") for name in artifacts)
 
 
-def test_clean_shows_first_and_removes_only_what_no_sweep_uses_and_nobody_runs(project: Path) -> None:
+def test_prune_lists_first_and_keeps_used_and_running_trials(project: Path) -> None:
     runs, features = project / "runs", project / "data" / "features"
     kept = {folder.name for folder in runs.iterdir()}
     old, running = (make_trial(runs, f"train.seed={seed}") for seed in (7, 8))
     other = shutil.copytree(next(features.iterdir()), features / ("0" * 16))
     with running.lease():
-        shown = command(project, "report", "--clean")
+        shown = command(project, "prune")
         assert shown.returncode == 0, shown.stderr
         assert re.search(r"^small +2 trial ", shown.stdout, re.M)
         assert re.search(r"^no sweep +2 trial ", shown.stdout, re.M)
         assert old.folder.exists()
-        done = command(project, "report", "--clean", "--yes", "--older", "1")
+        done = command(project, "prune", "--yes", "--older", "1")
         assert "removed" not in done.stdout
-        done = command(project, "report", "--clean", "--yes")
+        done = command(project, "prune", "--yes")
         assert done.returncode == 0, done.stderr
         assert f"removed: {old.folder.relative_to(project)}" in done.stdout
         assert "is being run by process" in done.stdout
@@ -306,7 +306,7 @@ def test_clean_shows_first_and_removes_only_what_no_sweep_uses_and_nobody_runs(p
     assert any(features.iterdir())
 
 
-def test_a_sweep_without_inputs_keeps_what_it_might_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_without_inputs_keeps_all_it_might_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.config import load_params
     from pipeline.sweeping.specification import load_sweep
 

@@ -4,8 +4,8 @@ import jiwer
 import numpy as np
 import pytest
 
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.common.statistics import ratio_interval
 from pipeline.scoring.errors import Edits, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
 
@@ -192,34 +192,34 @@ def test_interval_is_that_of_a_plain_loop() -> None:
     edits = random.integers(0, 4, size=40)
     draws = np.random.default_rng(7).integers(40, size=(500, 40))
     rates = [sum(edits[i] for i in draw) / sum(words[i] for i in draw) for draw in draws]
-    assert interval(edits, words, 500, seed=7) == pytest.approx(tuple(np.percentile(rates, [2.5, 97.5])))
+    assert ratio_interval(edits, words, 500, seed=7) == pytest.approx(tuple(np.percentile(rates, [2.5, 97.5])))
 
 
 def test_interval_covers_the_truth_at_its_level() -> None:
     random = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        low, high = interval(random.normal(5, 2, size=80), np.ones(80), 300, seed)
+        low, high = ratio_interval(random.normal(5, 2, size=80), np.ones(80), 300, seed)
         covered += low <= 5 <= high
     assert 180 <= covered <= 198
 
 
 def test_interval_in_parts_equals_interval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(10.0)
-    whole = interval(values, np.ones(10), 100, seed=3)
-    monkeypatch.setattr("pipeline.common.bootstrap.CHUNK", 70)
-    assert interval(values, np.ones(10), 100, seed=3) == whole
+    whole = ratio_interval(values, np.ones(10), 100, seed=3)
+    monkeypatch.setattr("pipeline.common.statistics.CHUNK", 70)
+    assert ratio_interval(values, np.ones(10), 100, seed=3) == whole
 
 
 def test_interval_that_does_not_exist() -> None:
-    assert interval([1, 2], [3, 4], 0, seed=0) is None
-    assert interval([0, 0], [0, 0], 100, seed=0) is None
-    assert interval([], [], 100, seed=0) is None
+    assert ratio_interval([1, 2], [3, 4], 0, seed=0) is None
+    assert ratio_interval([0, 0], [0, 0], 100, seed=0) is None
+    assert ratio_interval([], [], 100, seed=0) is None
     # Where most utterances have nothing to divide by, draws of those alone are left out.
-    assert interval([0] * 30 + [2] * 10, [0] * 30 + [4] * 10, 200, seed=0) == (0.5, 0.5)
-    assert interval([0] * 30 + [2] * 9, [0] * 30 + [4] * 9, 200, seed=0) is None
+    assert ratio_interval([0] * 30 + [2] * 10, [0] * 30 + [4] * 10, 200, seed=0) == (0.5, 0.5)
+    assert ratio_interval([0] * 30 + [2] * 9, [0] * 30 + [4] * 9, 200, seed=0) is None
     with pytest.raises(ValueError, match="equally long"):
-        interval([1, 2], [3], 10, seed=0)
+        ratio_interval([1, 2], [3], 10, seed=0)
 
 
 def test_score_is_the_same_for_the_same_seed() -> None:

@@ -1,4 +1,4 @@
-"""What a trial does on a GPU, seen without one: where its tensors are, and how often the host waits for the device."""
+"""A trial on an emulated GPU: devices of its tensors, and how often the host synchronises with the device."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDING = 1e-4
-"""Relative to the largest value: the attention of the devices is not the same kernel."""
+"""Relative to the largest value: the devices have different attention kernels."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, Any]:
-    """What `on_second_device.py` found. It fails where tensors of two devices meet."""
+def results(tmp_path_factory) -> dict[str, Any]:
+    """The results of `on_second_device.py`, which fails if tensors of two devices are mixed."""
     folder = tmp_path_factory.mktemp("second")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     words = [sys.executable, "-W", "ignore", str(ROOT / "tests/on_second_device.py"), str(folder)]
@@ -26,27 +26,27 @@ def found(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", ["step", "checkpointed_step", "lips"])
-def test_losses_and_gradients_need_no_wait(found, part):
-    assert found[part]["lines"] == {}
-    assert found[part]["difference"] < ROUNDING
+def test_losses_and_gradients_do_not_synchronise(results, part):
+    assert results[part]["lines"] == {}
+    assert results[part]["difference"] < ROUNDING
 
 
-def test_a_training_step_waits_once_for_the_loss(found):
-    assert found["trained"]["steps"]["there"] == [1, 1, 1, 1]
-    assert found["trained"]["difference"] < ROUNDING
+def test_a_training_step_synchronises_once_for_the_loss(results):
+    assert results["trained"]["steps"]["there"] == [1, 1, 1, 1]
+    assert results["trained"]["difference"] < ROUNDING
 
 
-def test_a_resumed_training_waits_no_more_and_ends_with_equal_bits(found):
-    assert found["trained"]["steps"]["again"] == [1, 1]
-    assert found["trained"]["resumed"] == 0
+def test_a_resumed_training_synchronises_as_often_and_ends_with_equal_bits(results):
+    assert results["trained"]["steps"]["again"] == [1, 1]
+    assert results["trained"]["resumed"] == 0
 
 
-def test_beam_search_waits_once_for_its_tokens_and_else_in_the_library_alone(found):
-    assert found["decoding"]["ours"] == 1
-    assert found["decoding"]["difference"] == 0
+def test_beam_search_synchronises_once_outside_the_library(results):
+    assert results["decoding"]["ours"] == 1
+    assert results["decoding"]["difference"] == 0
 
 
-def test_the_capture_comes_to_the_same_metrics(found):
-    assert found["capture"]["difference"] < ROUNDING
+def test_the_capture_gives_equal_metrics(results):
+    assert results["capture"]["difference"] < ROUNDING
     # Five for the batch, one for each of the four maps, and one to see that the first is causal.
-    assert found["capture"]["during"] == 5 + 4 + 1
+    assert results["capture"]["during"] == 5 + 4 + 1

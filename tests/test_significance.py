@@ -1,11 +1,10 @@
-"""Whether two systems differ: each test keeps its level, and each interval its coverage, where the truth is known."""
+"""Statistics: levels of tests and coverage of intervals on simulated data."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.common.bootstrap import interval
-from pipeline.common.significance import equivalence_p, holm, mean_interval, sign_flip_p, welch
+from pipeline.common.statistics import equivalence_p, holm, mean_interval, ratio_interval, sign_flip_p, welch
 
 
 def test_welch_equals_scipy() -> None:
@@ -16,7 +15,7 @@ def test_welch_equals_scipy() -> None:
     assert found.interval == pytest.approx(tuple(known.confidence_interval()))
 
 
-def test_welch_without_scatter_or_without_runs() -> None:
+def test_welch_without_variance_or_with_too_few_runs() -> None:
     assert welch([1, 1], [1, 1]).p == 1
     assert welch([0, 0], [1, 1]).p == 0
     with pytest.raises(ValueError, match="at least two"):
@@ -50,7 +49,7 @@ def test_interval_covers_new_speakers(scatter: float) -> None:
     for _ in range(200):
         errors, words = random.binomial(6, rate(8)[who]), np.full(len(who), 6)
         for name, speakers in (("speakers", who.tolist()), ("utterances", None)):
-            low, high = interval(errors, words, 200, 0, speakers)
+            low, high = ratio_interval(errors, words, 200, 0, speakers)
             hits += name == "speakers" and low <= truth <= high
             blind += name == "utterances" and low <= truth <= high
     assert hits / 200 >= 0.86
@@ -59,13 +58,13 @@ def test_interval_covers_new_speakers(scatter: float) -> None:
 
 def test_interval_needs_ten_utterances_and_counts_eight_speakers() -> None:
     edits = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
-    assert interval(edits[:9], [6] * 9, 100, 0) is None
-    plain = interval(edits, [6] * 10, 1000, 0)
-    assert interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
-    assert interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
+    assert ratio_interval(edits[:9], [6] * 9, 100, 0) is None
+    plain = ratio_interval(edits, [6] * 10, 1000, 0)
+    assert ratio_interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
+    assert ratio_interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
 
 
-def test_sign_flip_is_exact_where_few_utterances_differ() -> None:
+def test_sign_flip_is_exact_if_few_utterances_differ() -> None:
     same = [0] * 100
     assert sign_flip_p(same, same) == 1
     assert sign_flip_p([1, *same], [0, *same]) == 1
@@ -81,7 +80,7 @@ def test_sign_flip_keeps_the_level_and_finds_a_difference() -> None:
     assert sign_flip_p(edits, np.maximum(edits - 1, 0)) < 0.001
 
 
-def test_equivalence_needs_the_whole_interval_within_the_margin() -> None:
+def test_equivalence_requires_the_interval_within_the_margin() -> None:
     close = welch([1.00, 1.01, 0.99, 1.0], [1.0, 0.99, 1.01, 1.01])
     assert equivalence_p(close, -0.1, 0.1) < 0.01
     assert equivalence_p(close, -0.005, 0.005) > 0.05
@@ -95,7 +94,7 @@ def test_holm_orders_and_bounds() -> None:
     assert holm([]) == []
 
 
-def test_interval_of_a_mean_is_student_s() -> None:
+def test_interval_of_a_mean_is_students() -> None:
     values = [0.74, 0.96, 2.83]
     known = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert mean_interval(values) == pytest.approx(known)

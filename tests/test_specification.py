@@ -184,7 +184,7 @@ def test_specifications_of_the_repository_are_valid(file):
     ("specification", "said"),
     [
         ({"name": "a b"}, "name is 'a b'"),
-        ({"nmae": "x"}, "nmae is no parameter; remove it, or use one of: name, set, axes"),
+        ({"nmae": "x"}, "unknown parameter 'nmae'; expected one of: name, set, axes"),
         ({"set": {"train.stpes": 3}}, "set: train.stpes is no parameter; known here: seed, steps"),
         ({"set": {"train.steps": 0}}, "train.steps is 0; it must be greater than or equal to 1"),
         ({"set": {"train.steps.more": 0}}, "train.steps.more is no parameter; known here: nothing below it"),
@@ -222,7 +222,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"seeds": [0.5]}, "seeds[0] is 0.5"),
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
-        ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
+        ({"resources": {"tpus": 1}}, "unknown parameter 'resources.tpus'; expected one of: cpus, gpus"),
         ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or a number of whole"),
         (
             {"resources": {"gpus": 0.5}, "set": {"train.ranks": 2}},

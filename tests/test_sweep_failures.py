@@ -30,7 +30,7 @@ from sweeps import (
     worker,
 )
 
-from pipeline.common.precision import native_precision
+from pipeline.common.hardware import native_precision
 from pipeline.sweeping.plan_file import read_plan
 
 
@@ -249,7 +249,7 @@ def test_sigterm_waits_for_no_worker_that_does_not_end(project):
     printed, errors = driver.communicate(timeout=120)
     assert driver.returncode == 130, printed + errors
     assert "stopping: each trial ends after a checkpoint" in printed
-    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
+    assert errors.splitlines() == ["interrupted: finished work is kept; the same command continues from there"]
     wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 30)
     assert not (project / "mlflow.db").exists()
     assert checkpoint_of(project, 10)
@@ -262,7 +262,7 @@ def test_sigterm_while_ray_starts_is_one_line(project):
     driver.send_signal(signal.SIGTERM)
     printed, errors = driver.communicate(timeout=120)
     assert driver.returncode == 130, printed + errors
-    assert errors.splitlines() == ["interrupted: what was finished is kept; the same command goes on from there"]
+    assert errors.splitlines() == ["interrupted: finished work is kept; the same command continues from there"]
     assert not left.exists()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import is_bfloat16_faster, native_precision, with_precision
+from pipeline.common.hardware import is_bfloat16_faster, native_precision, with_precision
 from pipeline.config import Params, load_params
 from pipeline.trials import identity
 from pipeline.trials.folder import Status, Trial

@@ -1,4 +1,4 @@
-"""Files are verified before they are used: seals, folders, journals, and that each file is read once."""
+"""Verification of files: seals, folders, journals, and caching."""
 
 import errno
 import json
@@ -31,11 +31,11 @@ def flipped(content: bytes, bit: int) -> bytes:
     return content[: bit // 8] + bytes([content[bit // 8] ^ (1 << bit % 8)]) + content[bit // 8 + 1 :]
 
 
-def test_a_sealed_file_is_what_was_written(tmp_path: Path) -> None:
+def test_a_sealed_file_is_read_as_written(tmp_path: Path) -> None:
     write_sealed(tmp_path / "a.json", VALUE)
-    assert read_sealed(tmp_path / "a.json", "make it") == (VALUE, True)
+    assert read_sealed(tmp_path / "a.json", "create it") == (VALUE, True)
     (tmp_path / "old.json").write_text(json.dumps(VALUE))
-    assert read_sealed(tmp_path / "old.json", "make it") == (VALUE, False)
+    assert read_sealed(tmp_path / "old.json", "create it") == (VALUE, False)
 
 
 def test_each_bit_of_a_sealed_file_counts(tmp_path: Path) -> None:
@@ -46,22 +46,22 @@ def test_each_bit_of_a_sealed_file_counts(tmp_path: Path) -> None:
     for bit in range(8 * len(whole)):
         path.write_bytes(flipped(whole, bit))
         try:
-            value, sealed = read_sealed(path, "make it")
+            value, sealed = read_sealed(path, "create it")
         except PipelineError as error:
-            errors.add(str(error).partition(": ")[0] + str(error)[-len("; make it") :])
+            errors.add(str(error).partition(": ")[0] + str(error)[-len("; create it") :])
         else:
             assert not sealed, "a changed file that says it is sealed"
             unsealed.append(value)
-    assert errors == {f"{path}; make it"}
-    # The key itself was hit: whoever needs a seal refuses these, and whoever knows the keys does, too.
+    assert errors == {f"{path}; create it"}
+    # The key `seal` itself was changed: a reader that requires a seal, or knows the keys, refuses the file.
     assert all(value.keys() - VALUE.keys() for value in unsealed)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 200, b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_what_a_power_cut_leaves_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_truncated_file_gives_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(PipelineError, match=r"a\.json: .*; make it"):
-        read_sealed(tmp_path / "a.json", "make it")
+    with pytest.raises(PipelineError, match=r"a\.json: .*; create it"):
+        read_sealed(tmp_path / "a.json", "create it")
 
 
 def test_each_bit_below_a_seal_line_counts() -> None:
@@ -73,7 +73,7 @@ def test_each_bit_below_a_seal_line_counts() -> None:
     assert is_seal_line_wrong(text[:-1])
 
 
-def test_a_sealed_folder_is_what_was_written(tmp_path: Path) -> None:
+def test_changes_to_a_sealed_folder_are_detected(tmp_path: Path) -> None:
     (tmp_path / "video").mkdir()
     for name in ("a.bin", "video/b.bin"):
         (tmp_path / name).write_bytes(b"weights")
@@ -110,15 +110,15 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     assert remembered(read, file) == b"two", "size and time of writing are as before; the time of change is not"
 
 
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+def test_faults_of_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert fault(tmp_path / "none", "0" * 64) == "is missing"
     assert fault(tmp_path / "folder", "0" * 64) == "is not a file"
     (tmp_path / "a").touch()
     with pytest.raises(
-        PipelineError, match=r"a: has changed: its SHA-256 was 000000000000 and is e3b0c44298fc; make it"
+        PipelineError, match=r"a: has changed: its SHA-256 was 000000000000 and is e3b0c44298fc; create it"
     ):
-        require(tmp_path / "a", "0" * 64, "make it")
+        require(tmp_path / "a", "0" * 64, "create it")
 
 
 # Journal.
@@ -129,7 +129,7 @@ def values_of(path: Path) -> list:
         return journal.values
 
 
-def test_a_journal_goes_on_after_any_number_of_kills(tmp_path: Path) -> None:
+def test_a_journal_resumes_after_any_number_of_kills(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     for number in range(3):
         with Journal(path) as journal:
@@ -141,7 +141,7 @@ def test_a_journal_goes_on_after_any_number_of_kills(tmp_path: Path) -> None:
     assert path.read_bytes().endswith(b"\n")
 
 
-def test_a_line_of_a_journal_whose_bits_changed_counts_as_never_written(tmp_path: Path) -> None:
+def test_a_corrupt_line_of_a_journal_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
         journal.add(["a", "yes"], ["b", "no"], ["c", "perhaps"])
@@ -155,7 +155,7 @@ def test_a_line_of_a_journal_whose_bits_changed_counts_as_never_written(tmp_path
         assert values_of(path) == []
 
 
-def test_a_full_disk_leaves_whole_lines_in_a_journal(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_complete_lines_in_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with Journal(path) as journal:

@@ -16,11 +16,10 @@ from torch import nn
 
 from pipeline.analysis.survey import Survey, observe
 from pipeline.analysis.target import Portion, Subject
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
-from pipeline.common.significance import sign_flip_p
+from pipeline.common.statistics import ratio_interval, sign_flip_p
 from pipeline.config import Sinks
 from pipeline.sinks.classification import measure
 from pipeline.sinks.intervention_targets import CausalTest, Situation, causal_tests
@@ -191,7 +190,7 @@ def effects(
             return math.exp(rate) if subject.score == "perplexity" else 100 * rate
 
         def bounds(values: np.ndarray) -> tuple[float, float] | None:
-            found = interval(values, bottoms, RESAMPLINGS, seed)
+            found = ratio_interval(values, bottoms, RESAMPLINGS, seed)
             return found and (score(found[0]), score(found[1]))
 
         return Effect(

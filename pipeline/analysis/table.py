@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline.analysis.effects import Effect
-from pipeline.comparison.quantities import ABSENT, rounded
+from pipeline.common.text import ABSENT, rounded
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 BETWEEN = "  "

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from pipeline.analysis.target import Portion
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.common.hardware import autocast, resolve_device
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import LLM, Params
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer, most_positions, require_embedded

@@ -5,7 +5,7 @@ from collections import Counter
 from pipeline.analysis.survey import NamedSink, Survey
 from pipeline.analysis.target import Subject
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.comparison.quantities import rounded
+from pipeline.common.text import rounded
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
 

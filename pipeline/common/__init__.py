@@ -1,1 +1,1 @@
-"""What every module may use: errors, files, commands, progress, the digest of code."""
+"""Shared by all libraries: errors, files, commands, metrics, statistics, hardware, the digest of code."""

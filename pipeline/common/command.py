@@ -1,36 +1,35 @@
-"""What all commands share: `--params`, `--set`, `--require-clean`, errors as one line, `Ctrl-C` as a pause."""
+"""Options and error handling of all commands, and the folders that a temporary workspace of DVC shares."""
 
 import argparse
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.dvc_workspace import share_with_project
-from pipeline.common.errors import PipelineError
-from pipeline.common.os_errors import explained
+from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
 
 INTERRUPTED = 130
+_WORKSPACES = (".dvc", "tmp", "exps")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the options that every command has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--params", default="params.yaml", metavar="FILE", help="parameters of the run")
-    made.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one parameter (may be repeated)"
+    """An argument parser with the options of every command."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--params", default="params.yaml", metavar="FILE", help="parameter file")
+    options.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override a parameter (may be repeated)"
     )
-    made.add_argument("--require-clean", action=_RequireClean, help="refuse to run code that is not committed")
-    return made
+    options.add_argument("--require-clean", action=_RequireClean, help="refuse to run code that is not committed")
+    return options
 
 
 class _RequireClean(argparse.Action):
-    """Looks as soon as the option is read, so that no command has to think of it."""
+    """Checks as soon as the option is parsed, so that commands need no code for it."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(nargs=0, default=False, **settings)
@@ -39,22 +38,22 @@ class _RequireClean(argparse.Action):
         try:
             require_clean()
         except PipelineError as error:
-            _leave(f"error: {error}", 1)
+            _exit(f"error: {error}", 1)
         setattr(namespace, self.dest, True)
 
 
 def params_of(arguments: argparse.Namespace) -> Params:
-    """The parameters that the arguments name. A temporary workspace of DVC gets its project's features and trials."""
+    """Load the parameters; a temporary workspace of DVC is linked to its project's features and trials."""
     params = load_params(arguments.params, arguments.set)
     share_with_project((params.features.out, params.train.runs), Path.cwd())
     return params
 
 
 def run_command(body: Callable[[], None]) -> None:
-    """Run a command's body and leave with its exit code.
+    """Run a command's body and exit with its code.
 
-    A `PipelineError` is one line and 1, as is an `OSError` that names its file or a full disk; `Ctrl-C` and SIGTERM are
-    one line and 130. Anything else is a bug of ours, and a traceback.
+    A `PipelineError` is one line and code 1, as is an `OSError` that names its file or a full disk; `Ctrl-C` and
+    SIGTERM are one line and 130. Anything else is a bug, and a traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -63,23 +62,22 @@ def run_command(body: Callable[[], None]) -> None:
     try:
         body()
     except PipelineError as error:
-        _leave(f"error: {error}", 1)
+        _exit(f"error: {error}", 1)
     except KeyboardInterrupt:
-        _leave("interrupted: what was finished is kept; the same command goes on from there", INTERRUPTED)
+        _exit("interrupted: finished work is kept; the same command continues from there", INTERRUPTED)
     except BrokenPipeError:
-        # Who reads our output has read enough (`| head`). Python's own last flush must not fail again.
+        # The reader of the output has closed it (`| head`); Python's own last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        told = explained(error)
-        if told is None:
+        known = from_os_error(error)
+        if known is None:
             raise
-        _leave(f"error: {told}", 1)
+        _exit(f"error: {known}", 1)
 
 
 def quieten_libraries() -> None:
-    """No bars of Hugging Face's beside our own, and none of the advice that libraries give their developers, such as
-    that of transformers on a name by which peft calls it. What is wrong is still said."""
+    """Hide Hugging Face's progress bars, and warnings that libraries address to developers."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -89,6 +87,43 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _leave(line: str, code: int) -> None:
+def _exit(line: str, code: int) -> None:
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def share_with_project(folders: Iterable[str], here: Path) -> None:
+    """In a temporary workspace of DVC (`dvc exp run --temp`), link folders to those of the project.
+
+    Features and trials are named by their content and are not outputs of a stage, so DVC copies none of them into the
+    workspace; and trials that are trained there must outlive it. A folder that already exists, with the pointers that
+    git tracks, gets links to the entries that it lacks.
+
+    Args:
+        folders: relative to the project; absolute ones are the same everywhere.
+        here: the working folder.
+    """
+    project = project_of(here)
+    if project is None:
+        return
+    for name in folders:
+        theirs, ours = project / name, here / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or ours.is_symlink():
+            continue
+        theirs.mkdir(parents=True, exist_ok=True)
+        if not ours.exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            ours.symlink_to(theirs)
+            continue
+        for entry in theirs.iterdir():
+            if not (ours / entry.name).exists():
+                (ours / entry.name).symlink_to(entry)
+
+
+def project_of(folder: Path) -> Path | None:
+    """The project of a temporary workspace of DVC; None for any other folder."""
+    parts = folder.parts
+    for start in range(len(parts) - len(_WORKSPACES)):
+        if parts[start : start + len(_WORKSPACES)] == _WORKSPACES:
+            return Path(*parts[:start])
+    return None

@@ -1,25 +1,38 @@
-"""The one error that people see.
+"""`PipelineError`, the one error for users.
 
-Everything that a user can cause (a wrong key, a cut file, a full disk) ends as a `PipelineError`: one line that names
-the place, what was found there, and the way out. Commands print that line and exit with 1; a traceback means a bug.
+Everything that a user can cause (a wrong key, a truncated file, a full disk) ends as a `PipelineError`: one line that
+names the place, what was found there, and the remedy. Commands print that line and exit with 1; a traceback is a bug.
 """
 
+import contextlib
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 from pipeline.common.redaction import without_secrets
 
-LONGEST = 600
+MAX_LENGTH = 600
 """Characters of a part of an error; a longer part is cut in its middle."""
-
-_EDGES = 20_000
+_MAX_SCANNED = 20_000
+_MIN_FREE = 1 << 16
+"""Bytes; a disk with less free space is full."""
+_REMEDIES = {
+    errno.EACCES: "change its permissions; `ls -ld` shows its owner",
+    errno.EPERM: "change its permissions; `ls -ld` and `lsattr -d` show its protection",
+    errno.EROFS: "mount it writable, or name another folder in params.yaml",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "allow more open files, such as `ulimit -n 4096`",
+    errno.EIO: "check the disk; it fails",
+}
 
 
 class PipelineError(Exception):
-    """A problem that the person at the keyboard can solve.
+    """A problem that the user can solve.
 
     Args:
         where: the file, key or folder concerned.
-        found: what is there, with the value.
+        found: what was found there, with the value.
         remedy: what is expected, or the command that helps.
     """
 
@@ -32,11 +45,38 @@ class PipelineError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Text of any origin as one line of bounded length, without secrets and characters that a terminal obeys."""
-    if len(text) > _EDGES:
+    """Text of any origin as one line of bounded length, without secrets and control characters."""
+    if len(text) > _MAX_SCANNED:
         # Far more than is shown, so that a secret at the cut is still recognised.
-        text = f"{text[: _EDGES // 2]} … {text[-_EDGES // 2 :]}"
+        text = f"{text[: _MAX_SCANNED // 2]} … {text[-_MAX_SCANNED // 2 :]}"
     line = without_secrets(" ".join(part for line in text.splitlines() if (part := line.strip())))
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    if len(line) > MAX_LENGTH:
+        line = f"{line[: MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2 :]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def from_os_error(error: OSError) -> PipelineError | None:
+    """An error of the operating system as a `PipelineError`; None if it names no file, so that a traceback is shown."""
+    place = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
+    name = os.fsdecode(place) if place else None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space, then run the same command again; finished work is kept"
+        return PipelineError(name or _full_folders(), "the disk is full", remedy)
+    if name is None:
+        return None
+    remedy = _REMEDIES.get(error.errno or 0, "fix that, then run the same command again")
+    reason = error.strerror or type(error).__name__
+    return PipelineError(name, f"{reason[:1].lower()}{reason[1:]}", remedy)
+
+
+def _full_folders() -> str:
+    """The folders without free space among those that a command writes to; all candidates if none is found."""
+    here, temporary = Path.cwd(), Path(tempfile.gettempdir())
+    full: dict[int, Path] = {}
+    for folder in (here, temporary, *sorted(here.glob("*/")), *sorted(here.glob("*/*/"))):
+        # Another process may remove a folder meanwhile.
+        with contextlib.suppress(OSError):
+            status = os.statvfs(folder)
+            if status.f_bavail * status.f_frsize < _MIN_FREE and not status.f_flag & os.ST_RDONLY:
+                full.setdefault(folder.stat().st_dev, folder)
+    return ", ".join(map(str, full.values())) or f"{here} or {temporary}"

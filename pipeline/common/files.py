@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written beside its name, then renamed."""
+"""Atomic file writing, JSON, and digests of values and files."""
 
 import contextlib
 import hashlib
@@ -15,50 +15,50 @@ CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well, and is removed otherwise.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path` that is renamed to it after the `with` block, or removed on an error.
 
-    Works for a file or a folder. A folder that is already there is replaced. The temporary name ends like the real
-    one, since encoders of media choose their format by it.
+    Works for a file or a folder; an existing folder is replaced. The temporary name keeps the suffix, since media
+    encoders choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{os.getpid()}.{path.name}"
+    temporary = path.parent / f".{os.getpid()}.{path.name}"
     try:
-        yield beside
-        _flush(beside)
-        if beside.is_dir() and path.is_dir():
+        yield temporary
+        _flush(temporary)
+        if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError as error:
-        # Neither a write's error, which names no file, nor the temporary name says which file it is about.
-        if error.filename is None or str(error.filename).startswith(str(beside)):
+        # An error of write() names no file, and the temporary name would not help a user.
+        if error.filename is None or str(error.filename).startswith(str(temporary)):
             error.filename = str(path)
         raise
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         else:
-            # On a read-only disk even this fails; what is raised already says more.
+            # This fails on a read-only disk, where the error above explains more.
             with contextlib.suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
 
 
 def _flush(path: Path) -> None:
-    """Bring the content to disk before the rename does, so that a power cut leaves no empty file under a good name."""
+    """Sync the content to disk before the rename, so that a power cut leaves no empty file under the final name."""
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    with written_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Write UTF-8 text atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON with sorted keys. NaN is refused, since JSON has none."""
+    """Write indented JSON with sorted keys; NaN is an error."""
     write_text(path, json_text(value))
 
 
@@ -68,11 +68,7 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """Read JSON.
-
-    Raises:
-        PipelineError: the file is missing or no JSON; `remedy` is the way out that the message names.
-    """
+    """Read JSON; errors as of `read_text` and `parse_json`."""
     return parse_json(path, read_text(path, remedy), remedy)
 
 
@@ -80,7 +76,7 @@ def read_text(path: str | Path, remedy: str) -> str:
     """Read UTF-8 text.
 
     Raises:
-        PipelineError: the file is missing, cannot be read or is no UTF-8.
+        PipelineError: the file is missing, unreadable or not UTF-8; `remedy` is part of the message.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -93,11 +89,7 @@ def read_text(path: str | Path, remedy: str) -> str:
 
 
 def parse_json(path: str | Path, text: str, remedy: str) -> Any:
-    """The value of a JSON text that was read from `path`.
-
-    Raises:
-        PipelineError: it is no JSON.
-    """
+    """Parse a JSON text that was read from `path`; a `PipelineError` if it is invalid."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -107,7 +99,7 @@ def parse_json(path: str | Path, text: str, remedy: str) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """JSON in which equal values are equal text: sorted keys, no white space. What digests are taken of."""
+    """Canonical JSON, the input of digests: sorted keys, no white space."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
@@ -126,11 +118,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def require_space(folder: str | Path, needed: int, what: str) -> None:
-    """Refuse to begin what cannot end: `needed` bytes must be free where `folder` lies (or will lie).
-
-    Raises:
-        PipelineError: there is less room.
-    """
+    """Check that `needed` bytes are free on the disk of `folder`, which need not exist yet."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -139,5 +127,5 @@ def require_space(folder: str | Path, needed: int, what: str) -> None:
         raise PipelineError(
             folder,
             f"{what} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            "free some space; what is finished stays and the same command goes on",
+            "free some space, then run the same command again; finished work is kept",
         )

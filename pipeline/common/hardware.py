@@ -1,18 +1,38 @@
-"""The device that is computed on, and the precision of its matrix products. Imports torch."""
+"""Devices, floating-point precision and processes of this machine.
+
+PyTorch is imported only inside functions that need it, so that a command with nothing to do ends at once.
+"""
 
 import ctypes
-
-import torch
+import functools
+import importlib.metadata
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.common.errors import PipelineError
+from pipeline.config import AudioEncoder, Params, Train, VideoEncoder
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "bfloat16"]
+CPU = Path("/proc/cpuinfo")
+_COMPUTE_CAPABILITY_MAJOR = 75
+"""CUdevice_attribute of the CUDA driver."""
+_AMPERE = 8
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device that `auto` or a name such as `cpu` or `cuda:1` stands for.
+def resolve_device(device: str) -> "torch.device":
+    """The device for `auto` or a name such as `cpu` or `cuda:1`.
 
     Raises:
         PipelineError: the name is unknown, or there is no such device.
     """
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,17 +44,127 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which matrix products take `precision` while sums and norms stay in float32."""
+def autocast(precision: str, device: "torch.device") -> "torch.autocast":
+    """A context in which matrix products use `precision`, and sums and norms float32."""
+    import torch
+
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def release_freed_memory() -> None:
-    """Give freed memory back to the system; a no-op where the C library is not glibc.
+    """Return freed memory to the system; a no-op where the C library is not glibc.
 
-    Between a few small objects that live on, glibc keeps what large ones left: over ten times the batches of a loop
-    that holds little, the process grew by 16%.
+    Without it, fragmentation of the heap grew a process by 16% over a loop that itself keeps little.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+
+
+def with_precision(params: Params) -> Params:
+    """The parameters with `train.precision` resolved for `train.device` of this machine.
+
+    In mode online, where a trial runs the encoders, theirs too; cached features record the precision themselves.
+    """
+    return _with_precision(params, resolve_precision, encoders=params.features.mode == "online")
+
+
+def with_native(params: Params, native: Mapping[str, Precision]) -> Params:
+    """The parameters with each `auto` resolved for another machine, by its native precision on `auto` and `cpu`."""
+
+    def resolve(precision: str, device: str) -> str:
+        return native["cpu" if device == "cpu" else "auto"] if precision == "auto" else precision
+
+    return _with_precision(params, resolve, encoders=True)
+
+
+def _with_precision(params: Params, resolve: Callable[[str, str], str], encoders: bool) -> Params:
+    def resolved(section: Train | AudioEncoder | VideoEncoder, device: str = "auto") -> Any:
+        return section.model_copy(update={"precision": resolve(section.precision, device)})
+
+    changed = {"train": resolved(params.train, params.train.device)}
+    if encoders:
+        both = {"audio": resolved(params.features.audio), "video": resolved(params.features.video)}
+        changed["features"] = params.features.model_copy(update=both)
+    return params.model_copy(update=changed)
+
+
+def resolve_precision(precision: str, device: str = "auto") -> Precision:
+    """`float32` or `bfloat16`: a parameter `precision` resolved for a device of this machine."""
+    if precision == "auto":
+        return native_precision(device)
+    return "bfloat16" if precision == "bfloat16" else "float32"
+
+
+@functools.cache
+def native_precision(device: str) -> Precision:
+    """What `auto` stands for: bfloat16 on GPUs from Ampere on, on CPUs with AMX, and on AMD's with AVX512-BF16.
+
+    On an EPYC 9004 a training step takes 1.2 s in bfloat16 and 2.3 s in float32. AVX512-BF16 alone is not sufficient:
+    on other cores with it and without AMX, 2.2 s and 1.7 s were measured.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+    """
+    capability = None if device == "cpu" else _capability(int(device.partition(":")[2] or 0))
+    if capability is not None:
+        return "bfloat16" if capability >= _AMPERE else "float32"
+    return "bfloat16" if is_bfloat16_faster() else "float32"
+
+
+def is_bfloat16_faster(cpuinfo: Path = CPU) -> bool:
+    """Whether the CPU described by this file multiplies matrices faster in bfloat16 than in float32."""
+    flags = (value_of(cpuinfo, "flags") or "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and value_of(cpuinfo, "vendor_id") == "AuthenticAMD")
+
+
+def _capability(index: int) -> int | None:
+    """Major compute capability of a GPU that PyTorch can use; None without one."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return None
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major = ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), index)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
+    )
+    return None if failed else major.value
+
+
+def value_of(path: Path, key: str) -> str | None:
+    """The value of the first line `key : value` of a file; None without such a line or file."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
+
+
+def this_process() -> dict[str, Any]:
+    """Identifies this process to others: `host`, `machine`, `pid`, and `started`, which exposes a reused process id."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": start_of(pid)}
+
+
+def _machine() -> str:
+    """The booted system and pid namespace: the scope in which a process id is unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def start_of(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None if it has exited or is a zombie."""
+    try:
+        # The command name, up to the last parenthesis, may contain anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,7 +1,7 @@
-"""A journal: what a long piece of work has done so far, a line for each result, so that a killed run goes on.
+"""An append-only journal of results, one per line, from which a killed process resumes.
 
-A line is the JSON of `[value, check]`; the check is the beginning of the value's SHA-256. A line that a kill or a power
-cut tore, or whose bits changed since, counts as never written.
+A line is the JSON of `[value, checksum]`, the checksum the first digits of the value's SHA-256. A line that was
+truncated by a kill or a power cut, or is corrupt, is ignored.
 """
 
 import errno
@@ -16,10 +16,10 @@ _DIGITS = 16
 
 
 class Journal:
-    """A journal that is open for more; a context manager. One process at a time writes it.
+    """A journal that is open for appending; a context manager, for one writing process at a time.
 
     Args:
-        path: made if it is new. A torn last line is cut off, so that the next one begins a line.
+        path: created if it is new. A truncated last line is removed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -31,42 +31,38 @@ class Journal:
         content = self._file.read()
         if not content.endswith(b"\n"):
             os.ftruncate(self._file.fileno(), content.rfind(b"\n") + 1)
-        self.values = list(_whole(content))
-        """What earlier runs left, the oldest first."""
+        self.values = list(_intact(content))
+        """Values of earlier processes, the oldest first."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def add(self, *values: Any) -> None:
-        """Append values; they are in the file when this returns.
-
-        Raises:
-            OSError: the disk is full; nothing of them is in the file then.
-        """
-        lines = "".join(f"{_text([value, _check(value)])}\n" for value in values).encode()
-        whole = os.fstat(self._file.fileno()).st_size
+        """Append values, all or none; they are in the file when this returns."""
+        lines = "".join(f"{_text([value, _checksum(value)])}\n" for value in values).encode()
+        size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         except OSError:
-            os.ftruncate(self._file.fileno(), whole)
+            os.ftruncate(self._file.fileno(), size)
             raise
 
 
 def read_journal(path: str | Path) -> list[Any]:
-    """What a journal holds, the oldest first; nothing where there is none."""
+    """The values of a journal, the oldest first; none if the file does not exist."""
     path = Path(path)
-    return list(_whole(path.read_bytes())) if path.exists() else []
+    return list(_intact(path.read_bytes())) if path.exists() else []
 
 
-def _whole(content: bytes) -> Iterator[Any]:
+def _intact(content: bytes) -> Iterator[Any]:
     for line in content.split(b"\n")[:-1]:
         try:
-            value, check = json.loads(line)
+            value, checksum = json.loads(line)
         except (ValueError, TypeError):
             continue
-        if _check(value) == check:
+        if _checksum(value) == checksum:
             yield value
 
 
@@ -74,5 +70,5 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check(value: Any) -> str:
+def _checksum(value: Any) -> str:
     return hashlib.sha256(_text(value).encode()).hexdigest()[:_DIGITS]

@@ -1,11 +1,10 @@
-"""The registry of metrics: what each is called, what it measures, and where it is shown.
+"""The registry of metrics: name, label, unit, definition, and where each is shown.
 
-A new metric is a function where it is computed (for sinks, in `pipeline.sinks.per_utterance`) and a line here.
-Tables, figures, MLflow, what is followed while a trial trains, and the list in pipeline/README.md go by these lines.
+A new metric is a function that computes it (for sinks, in `pipeline.sinks.per_utterance`) and a line here. Tables,
+figures, MLflow, metrics during training and the list in pipeline/README.md follow from these lines.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cache
@@ -13,7 +12,7 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Unit:
-    """How a value is written."""
+    """Unit and format of a value."""
 
     name: str
     factor: int = 1
@@ -30,12 +29,12 @@ NUMBER = Unit("")
 
 
 class Place(Flag):
-    """Where a metric is shown, beside `metrics.csv`, which has all."""
+    """Where a metric is shown, in addition to `metrics.csv`, which has all."""
 
     NOWHERE = 0
     TABLE = auto()
     FIGURE = auto()
-    """A panel of the figures that compare trials."""
+    """Has a panel in the figures that compare trials."""
     COLUMN = auto()
     """A column and a bar chart in MLflow."""
     CURVE = auto()
@@ -51,36 +50,35 @@ MAIN = TABLE | FIGURE | COLUMN | FOLLOWED
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, or one of each condition or role where the name has a part in braces."""
+    """A metric, or a family of metrics, one per condition or role, whose name has a placeholder in braces."""
 
     name: str
     label: str
-    """Of its rows and panels; with the same part in braces as the name."""
+    """Title of its rows and panels, with the same placeholder as the name."""
     unit: Unit
     better: str
-    """`lower`, `higher`, or empty where neither is."""
+    """`lower`, `higher`, or empty where neither is better."""
     places: Place
     definition: str
     """One sentence."""
 
     @property
     def is_family(self) -> bool:
-        """Whether it stands for one metric of each condition or role."""
         return "{" in self.name
 
     def member(self, part: str) -> str:
-        """The name of one of a family, such as `wer/test/snr_0`."""
+        """The name of a member of the family, such as `wer/test/snr_0`."""
         return re.sub(r"{\w+}", lambda _: part, self.name)
 
     def labelled(self, part: str) -> str:
-        """The label of one of a family."""
+        """The label of a member of the family."""
         return re.sub(r"{\w+}", lambda _: part, self.label)
 
 
 WER, CER = "wer/{condition}", "cer/{condition}"
 BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
 BY_ATTENTION = f"{BY_ACTIVATION}/attention"
-"""The two counts of intermediate sinks; these need not be the same tokens."""
+"""The two counts of intermediate sinks, not necessarily of the same tokens."""
 RELOCATED, RELOCATED_BY_RATIO = "sinks/relocated_share", "sinks/relocated_share/ratio"
 
 # fmt: off
@@ -88,31 +86,31 @@ METRICS: list[Metric] = [
     Metric(WER, "WER %, {condition}", PERCENT, "lower", TABLE | FIGURE | COLUMN,
            "Word errors (substitutions, deletions, insertions) over the words of the references."),
     Metric(CER, "CER %, {condition}", PERCENT, "lower", TABLE,
-           "The same of characters."),
+           "Character errors over the characters of the references."),
     Metric("wer_normalised/{condition}", "WER %, numbers normalised, {condition}", PERCENT, "lower", NOWHERE,
            "Word error rate where digits and number words agree."),
     Metric(BY_ACTIVATION, "sinks / utterance, by activation", TOKENS, "lower", MAIN,
            "Tokens other than BOS with a massive activation: above `sinks.tau` times their layer's median, in a layer "
-           "that is neither the first nor the last."),
+           "other than the first and the last."),
     Metric(BY_ATTENTION, "sinks / utterance, by attention", TOKENS, "lower", MAIN,
            "Tokens other than BOS to which some layer's heads, on average, attend more than `sinks.epsilon`."),
     Metric(f"{BY_ACTIVATION}/tau_300", "ratio > 300, tokens / utterance", TOKENS, "lower", TABLE | FIGURE,
-           "By activation above 300 times the median, whatever `sinks.tau` is."),
+           "The count by activation with a threshold of 300 times the median, independent of `sinks.tau`."),
     Metric("sinks/max_ratio/bos", "largest ratio, BOS", RATIO, "", TABLE | FIGURE | FOLLOWED,
            "The largest activation of BOS over its layer's median."),
     Metric("sinks/max_ratio/intermediate", "largest ratio, intermediate", RATIO, "lower", MAIN,
-           "The same of the strongest other token."),
+           "The largest activation of any other token over its layer's median."),
     Metric("sinks/bos_cosine/sink", "cosine to BOS, sinks", COSINE, "", TABLE | FIGURE | FOLLOWED,
            "Cosine to BOS of intermediate sinks, each in its strongest layer."),
     Metric("sinks/bos_cosine/other", "cosine to BOS, others", COSINE, "lower", MAIN,
-           "Cosine to BOS of the tokens that are no sinks, in the same layers."),
+           "Cosine to BOS of the other tokens, in the same layers."),
     Metric("sinks/bos_sink_rate", "BOS sink rate %", PERCENT, "", TABLE | FIGURE | FOLLOWED,
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
     Metric(RELOCATED, "relocated by importance %", PERCENT, "lower", MAIN,
-           "Utterances in which a token other than BOS gets most of the response's attention: a loss that only moves "
-           "the sink shows here."),
+           "Share of the utterances in which a token other than BOS gets most of the response's attention: a loss that "
+           "only moves the sink raises it."),
     Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
-           "Utterances in which a token other than BOS has the largest ratio."),
+           "Share of the utterances in which a token other than BOS has the largest ratio."),
     Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", NOWHERE,
            "Tokens other than BOS above 100 times the median."),
     Metric(f"{BY_ACTIVATION}/tau_1000", "ratio > 1,000, tokens / utterance", TOKENS, "lower", NOWHERE,
@@ -124,27 +122,27 @@ METRICS: list[Metric] = [
     Metric(f"{BY_ACTIVATION}/secondary", "secondary sinks / utterance", TOKENS, "lower", NOWHERE,
            "Tokens whose cosine to BOS exceeds `sinks.alignment` in some layer (Secondary-Attention-Sinks)."),
     Metric(BY_ACTIVATION + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", NOWHERE,
-           "Intermediate sinks of one role, of the utterances that have it."),
+           "Intermediate sinks of one role, over the utterances with this role."),
     Metric("sinks/max_ratio/bos/max", "largest ratio of all, BOS", RATIO, "", NOWHERE,
            "The largest ratio of BOS over all utterances."),
     Metric("sinks/max_ratio/intermediate/max", "largest ratio of all, intermediate", RATIO, "lower", NOWHERE,
            "The largest ratio of any other token over all utterances."),
     Metric("sinks/mlp_share", "written by the MLP %", PERCENT, "", NOWHERE,
-           "How much of a massive activation the MLP wrote, attention the rest, in the layer that wrote most."),
+           "Share of a massive activation written by the MLP (the rest by attention), in the layer that wrote most."),
     Metric("sinks/mlp_share/bos", "written by the MLP %, BOS", PERCENT, "", NOWHERE,
-           "The same of BOS."),
+           "Share of the massive activations of BOS written by the MLP."),
     Metric("sinks/mlp_share/intermediate", "written by the MLP %, intermediate", PERCENT, "", NOWHERE,
-           "The same of intermediate sinks."),
+           "Share of the massive activations of intermediate sinks written by the MLP."),
     Metric("sinks/unit_share", "written by one unit %", PERCENT, "", NOWHERE,
-           "How much of it one unit inside the MLP wrote."),
+           "Share of a massive activation written by one unit of the MLP."),
     Metric("sinks/feature_jaccard", "dimensions shared with BOS", NUMBER, "", NOWHERE,
            "Jaccard index of the massive dimensions of intermediate sinks and of BOS."),
     Metric("sinks/definition_jaccard", "agreement of definitions", NUMBER, "", NOWHERE,
            "Jaccard index of the sinks by activation and by attention."),
     Metric("sinks/secondary_lifetime", "lifetime of secondary sinks", Unit("layers"), "", NOWHERE,
-           "Layers for which a secondary sink stays one."),
+           "Number of layers in which a secondary sink persists."),
     Metric("sinks/decorrelation", "decorrelation loss", NUMBER, "lower", NOWHERE,
-           "The decorrelation loss that training at any weight would see."),
+           "The decorrelation loss on the evaluated utterances, whatever its weight in training."),
     Metric("sinks/tokens_per_utterance", "tokens / utterance", TOKENS, "", NOWHERE,
            "Tokens of the whole sequence."),
     Metric("loss/cross_entropy", "cross-entropy", NATS, "lower", CURVE,
@@ -154,9 +152,9 @@ METRICS: list[Metric] = [
     Metric("loss/decorrelation", "decorrelation loss", NUMBER, "lower", NOWHERE,
            "Decorrelation loss in training, before its weight."),
     Metric("learning_rate", "learning rate", NUMBER, "", NOWHERE,
-           "Of the step."),
+           "Learning rate of the step."),
     Metric("gradient_norm", "gradient norm", NUMBER, "", NOWHERE,
-           "L2 norm before clipping."),
+           "L2 norm of the gradient before clipping."),
     Metric("throughput/utterances_per_second", "utterances / s", NUMBER, "higher", NOWHERE,
            "Utterances trained on per second."),
 ]
@@ -164,33 +162,23 @@ METRICS: list[Metric] = [
 
 
 def shown(place: Place) -> list[Metric]:
-    """The metrics that are shown in a place, in their order there."""
+    """The metrics shown in a place, in order."""
     return [metric for metric in METRICS if place in metric.places]
 
 
 def is_bound(name: str) -> bool:
-    """Whether this is an end of a metric's interval, `…/low` or `…/high`."""
+    """Whether the name is a bound of a metric's interval, `…/low` or `…/high`."""
     return name.endswith(("/low", "/high"))
 
 
 def find(name: str) -> Metric | None:
-    """The metric that a name, or one of its bounds, is of; None where the registry has none."""
+    """The metric of a name, or of a bound's name; None if it is not registered."""
     name = name.removesuffix("/low").removesuffix("/high")
     exact = (metric for metric in METRICS if metric.name == name)
-    return next(exact, None) or next((one for one in METRICS if one.is_family and _pattern(one.name).match(name)), None)
+    families = (metric for metric in METRICS if metric.is_family and _pattern(metric.name).match(name))
+    return next(exact, None) or next(families, None)
 
 
 @cache
 def _pattern(family: str) -> re.Pattern:
     return re.compile(re.sub(r"{\w+}", ".+", family) + "$")
-
-
-def documentation() -> str:
-    """The metrics of the tables in Markdown, each with its definition, as pipeline/README.md has them."""
-    rows = [("metric", "unit", "meaning"), ("---", "---", "---"), *_rows()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _rows() -> Iterator[tuple[str, str, str]]:
-    for metric in shown(TABLE):
-        yield f"`{metric.name}`", metric.unit.name, metric.definition

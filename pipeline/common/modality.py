@@ -1,21 +1,22 @@
-"""What a modality takes in: which streams, under which prompt, with noise or without."""
+"""Modalities: the input streams of each, its prompt, and whether training adds noise to it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Literal
 
-if TYPE_CHECKING:
-    from pipeline.config import Modality, Model, Params, Stream
+Modality = Literal["audio", "video", "audiovisual"]
+Stream = Literal["audio", "video"]
 
 
-def streams(modality: "Modality") -> "tuple[Stream, ...]":
+def streams(modality: Modality) -> tuple[Stream, ...]:
     """The input streams of a modality, in the order of the sequence."""
     return ("audio", "video") if modality == "audiovisual" else (modality,)
 
 
-def prompt(model: "Model") -> str:
-    """What the LLM is asked under the model's modality."""
-    return model.prompt if isinstance(model.prompt, str) else model.prompt[model.modality]
+def prompt(prompts: str | Mapping[Modality, str], modality: Modality) -> str:
+    """The prompt of the LLM: one for all modalities, or one for each."""
+    return prompts if isinstance(prompts, str) else prompts[modality]
 
 
-def is_noise_added(params: "Params") -> bool:
+def is_noise_added(modality: Modality, noise_share: float) -> bool:
     """Whether training adds noise to the audio."""
-    return "audio" in streams(params.model.modality) and params.features.augmentation.noise_share > 0
+    return "audio" in streams(modality) and noise_share > 0

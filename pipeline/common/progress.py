@@ -1,4 +1,4 @@
-"""Progress bars with an ETA, in a terminal and in a plain log."""
+"""Progress bars with an ETA, for a terminal and for a log file."""
 
 import sys
 from typing import Any
@@ -7,14 +7,9 @@ LOG_INTERVAL_SECONDS = 20.0
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Any:
-    """A `tqdm` bar. Where there is no terminal it prints a line now and then instead of redrawing one, and of what is
-    done sooner none at all.
+    """A `tqdm` bar; `initial` steps of an earlier process are excluded from the speed.
 
-    Args:
-        total: how many steps there are in all.
-        description: what is being done, first on the line.
-        unit: what one step is.
-        initial: how many were done before (a resumed run), left out of the speed.
+    Without a terminal it prints a line every 20 seconds, and none for shorter work.
     """
     from tqdm import tqdm
 
@@ -34,7 +29,7 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
 
 
 class _Lines:
-    """A stream that turns tqdm's carriage returns into lines, so that a log file stays readable."""
+    """A stream that turns tqdm's carriage returns into lines, for log files."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")

@@ -1,6 +1,6 @@
-"""Secrets in text of any kind: users and passwords in URLs, signatures of URLs, values named a secret, known tokens.
+"""Redaction of secrets: users and passwords in URLs, URL signatures, values with secret names, known token formats.
 
-Provenance, patches, archives, logs and tags are passed on; what they hold of a secret is `***`.
+Provenance, patches, archives, logs and tags are passed on; secrets in them become `***`.
 """
 
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-# Whole words at the end of a name: `max_new_tokens`, `tokenizer`, `pad_token` and `keys` name no secret.
+# Complete words at the end of a name: `max_new_tokens`, `tokenizer`, `pad_token` and `keys` are not secrets.
 _PASSWORD = r"(?:password|passwd|passphrase|pwd|pass|secret)"
 _WORD = (
     rf"(?:{_PASSWORD}|token|credentials?|auth|authorization|cookie|signature|sig|sas|connection[_-]?string|"
@@ -49,7 +49,7 @@ _SHAPES = re.compile(
     r")"
 )
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)", re.DOTALL)
-# In code `token = "word"` is hardly a secret. A password's literal is, as is one that looks random, or of a constant.
+# In code `token = "word"` is rarely a secret; a password's literal is, and one that looks random or is a constant's.
 _LITERAL = re.compile(
     rf"""((?<![\w.])['"]?(?:(?i:{_BEFORE}{_PASSWORD}['"]?\]?\s*[=:]\s*)(?=['"]\S{{4}})|"""
     rf"""(?=[A-Z][A-Z0-9_]+\b)(?i:{_NAME})['"]?\]?\s*[=:]\s*(?=['"][^'"\s]{{6}})|"""
@@ -60,7 +60,7 @@ _USER_OPTION = re.compile(r"-u|-U|--user|--proxy-user")
 
 
 def without_secrets(text: str) -> str:
-    """Text of a log, a URL, a setting or a message, in which each secret is `***`; users in URLs are left out."""
+    """Text of a log, URL, setting or message with each secret as `***`, and URLs without their user."""
     text = _in_urls_and_shapes(text)
     text = _NETRC.sub(rf"\1{HIDDEN}", _HEADER.sub(rf"\1{HIDDEN}", text))
     return _NAMED.sub(_hide_value, _NAMED_LINE.sub(rf"\1{HIDDEN}", text))
@@ -73,14 +73,14 @@ def _in_urls_and_shapes(text: str) -> str:
     return _SHAPES.sub(HIDDEN, _PRIVATE_KEY.sub(HIDDEN, text))
 
 
-def _hide_value(found: re.Match[str]) -> str:
-    value = found["value"]
+def _hide_value(match: re.Match[str]) -> str:
+    value = match["value"]
     quote = value[0] if value[0] in "'\"" else ""
-    return f"{found['name']}{quote}{HIDDEN}{quote}"
+    return f"{match['name']}{quote}{HIDDEN}{quote}"
 
 
 def command_without_secrets(words: list[str]) -> list[str]:
-    """The words of a command line: also without the word after an option such as `--token`, and with its blanks."""
+    """The words of a command line without secrets, including the word after an option such as `--token`."""
     clean = []
     for before, word in zip(["", *words], words, strict=False):
         if _OPTION.fullmatch(before) and not word.startswith("-"):
@@ -89,7 +89,7 @@ def command_without_secrets(words: list[str]) -> list[str]:
         elif _USER_OPTION.fullmatch(before) and ":" in word:
             clean.append(HIDDEN)
         elif named := re.match(rf"(-*{_NAME}\s*[=:]\s*)\S", word, re.IGNORECASE):
-            # A word of a command line has its own bounds: its blanks are part of the value.
+            # A word of a command line ends at its end: blanks are part of the value.
             clean.append(f"{named[1]}{HIDDEN}")
         else:
             clean.append(without_secrets(word))
@@ -97,10 +97,12 @@ def command_without_secrets(words: list[str]) -> list[str]:
 
 
 def values_without_secrets(value: Any) -> Any:
-    """`without_secrets` of all texts in nested lists and mappings, and nothing of what a secret's name stands for."""
+    """Nested lists and mappings with `without_secrets` applied to all texts; values of secret names become `***`."""
     if isinstance(value, dict):
         return {
-            key: HIDDEN if isinstance(inner, str) and inner and _is_secret_name(key) else values_without_secrets(inner)
+            key: HIDDEN
+            if isinstance(inner, str) and inner and re.fullmatch(_NAME, str(key), re.IGNORECASE)
+            else values_without_secrets(inner)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
@@ -108,38 +110,34 @@ def values_without_secrets(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
-def _is_secret_name(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(_NAME, name, re.IGNORECASE) is not None
-
-
 def file_without_secrets(name: str, content: bytes) -> bytes:
-    """A file's content in which each secret is `***`; equal to `content` where it holds none.
+    """A file's content with each secret as `***`; equal to `content` if it has none.
 
-    Python names much a key or a token that is no secret: there, a name counts only before a literal that looks random.
+    In Python code, where keys and tokens are rarely secrets, a name counts only before a literal that looks random.
 
     Args:
-        name: of the file; its ending says whether it is Python.
+        name: of the file; `.py` marks Python.
         content: the bytes.
     """
     text = content.decode(errors="surrogateescape")
     if Path(name).suffix == ".py":
         clean = _LITERAL.sub(rf"\1\2{HIDDEN}\2", _in_urls_and_shapes(text))
     else:
-        # Line by line, since an address without a scheme is known by standing first.
+        # Line by line, since an address without a scheme is recognised at the start of a line only.
         clean = "".join(map(without_secrets, text.splitlines(keepends=True)))
         clean = _PRIVATE_KEY.sub(HIDDEN, clean)
     return clean.encode(errors="surrogateescape")
 
 
 class RedactedText(io.TextIOWrapper):
-    """A text file for what others print: each secret becomes `***` on its way."""
+    """A text file that redacts everything written to it."""
 
     def write(self, text: str) -> int:
-        """Write the text without its secrets; returns the length that was asked for."""
+        """Write the text without its secrets; returns the length of the original."""
         super().write(without_secrets(text))
         return len(text)
 
 
 def open_redacted(path: Path) -> RedactedText:
-    """Open a log to add lines to, without secrets."""
+    """Open a log for appending, with secrets redacted."""
     return RedactedText(open(path, "ab"), encoding="utf-8", line_buffering=True)

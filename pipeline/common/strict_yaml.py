@@ -1,7 +1,7 @@
-"""YAML 1.2 as people mean it, with errors that name the line, and bounded: no file hangs us or fills the memory.
+"""A strict reader of YAML 1.2 with bounded size, whose errors name the line.
 
-Only text, numbers, booleans, null, lists and mappings with text as keys. Python's `yaml` resolves YAML 1.1, where
-`1e-3` is text, `1:30` is 90, `no` is false, and `2020-13-45` ends in a traceback; DVC reads params.yaml as 1.2.
+Only text, numbers, booleans, null, lists, and mappings with text keys. PyYAML resolves YAML 1.1, where `1e-3` is text,
+`1:30` is 90, `no` is false and `2020-13-45` is a traceback; DVC reads params.yaml as 1.2.
 """
 
 import re
@@ -12,25 +12,23 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_text
 
-LONGEST = 4 << 20
-"""Characters of a file."""
-DEEPEST = 50
-"""Lists and mappings inside one another."""
-MOST_VALUES = 100_000
-"""Values of a file, each as often as aliases (`*name`) repeat it."""
-MOST_DIGITS = 18
-"""Of a whole number: what fits 64 bits."""
+MAX_CHARACTERS = 4 << 20
+MAX_DEPTH = 50
+"""Nested lists and mappings."""
+MAX_VALUES = 100_000
+"""Values of a file with its aliases (`*name`) expanded."""
+MAX_DIGITS = 18
+"""Of an integer: those that fit 64 bits."""
 _TAG = "tag:yaml.org,2002:"
-
-
 _TRUE = ("true", "True", "TRUE")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """The core schema of YAML 1.2. A key given twice is an error, not a silent override."""
+    """The core schema of YAML 1.2. A duplicate key is an error, not a silent override."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as the base has it
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as in the base
     yaml_constructors: ClassVar[dict] = {}
 
     def __init__(self, text: str) -> None:
@@ -43,8 +41,8 @@ class _StrictLoader(yaml.SafeLoader):
         if getattr(event, "tag", None):
             raise ConstructorError(None, None, f"the tag {event.tag} is not supported", event.start_mark)
         self._depth += 1
-        if self._depth > DEEPEST:
-            raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", event.start_mark)
+        if self._depth > MAX_DEPTH:
+            raise ConstructorError(None, None, f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is not None:
@@ -52,7 +50,7 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def _measure(self, node: yaml.Node, event: Any) -> None:
-        """Count the values and levels below a node with its aliases expanded, each node once."""
+        """Count the values and levels below a node with its aliases expanded, visiting each node once."""
         mark = event.start_mark
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._measures:
@@ -62,9 +60,9 @@ class _StrictLoader(yaml.SafeLoader):
         parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
         values = 1 + sum(self._measures[id(part)][0] for part in parts)
         levels = 1 + max((self._measures[id(part)][1] for part in parts), default=0)
-        if values > MOST_VALUES or levels > DEEPEST:
-            found = f"{values} values, more than {MOST_VALUES}" if values > MOST_VALUES else f"{levels} levels"
-            raise ConstructorError(None, None, f"too large with its aliases expanded ({found})", mark)
+        if values > MAX_VALUES or levels > MAX_DEPTH:
+            size = f"{values} values, more than {MAX_VALUES}" if values > MAX_VALUES else f"{levels} levels"
+            raise ConstructorError(None, None, f"too large with its aliases expanded ({size})", mark)
         self._measures[id(node)] = values, levels
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -82,13 +80,13 @@ class _StrictLoader(yaml.SafeLoader):
 
     def text(self, node: yaml.ScalarNode) -> str:
         if "\0" in node.value or any("\ud800" <= character <= "\udfff" for character in node.value):
-            raise ConstructorError(None, None, "holds a character that no file can", node.start_mark)
+            raise ConstructorError(None, None, "contains a character that no file can hold", node.start_mark)
         return node.value
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
         base = {"0x": 16, "0o": 8}.get(node.value[:2], 10)
-        if len(node.value) > MOST_DIGITS:
-            raise ConstructorError(None, None, f"a number of more than {MOST_DIGITS} digits", node.start_mark)
+        if len(node.value) > MAX_DIGITS:
+            raise ConstructorError(None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark)
         return int(node.value, base)
 
 
@@ -113,48 +111,29 @@ for _name, _pattern, _first, _construct in (
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
-    """Parse YAML text; `where` is named in the error.
+    """Parse YAML text; `where` is named in errors.
 
     Raises:
-        PipelineError: the text is not YAML, gives a key twice, or is beyond the bounds above.
+        PipelineError: the text is not YAML, has a duplicate key, or exceeds the bounds above.
     """
-    if len(text) > LONGEST:
-        raise PipelineError(where, f"holds {len(text)} characters", f"name a YAML file of at most {LONGEST}")
+    if len(text) > MAX_CHARACTERS:
+        raise PipelineError(where, f"has {len(text)} characters", f"name a YAML file of at most {MAX_CHARACTERS}")
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else str(where)
-        raise PipelineError(place, f"invalid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
+        raise PipelineError(place, f"invalid YAML: {getattr(error, 'problem', error)}", "fix that line") from None
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
-    """Read a YAML file; `remedy` is what to do if it cannot be read.
-
-    Raises:
-        PipelineError: the file cannot be read, or as `parse_yaml`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
-    except ValueError as error:
-        raise PipelineError(path, f"is not UTF-8 text ({error})", "save it as UTF-8") from None
-    return parse_yaml(text, path)
+    """Read a YAML file; errors as of `read_text` and `parse_yaml`."""
+    return parse_yaml(read_text(path, remedy), path)
 
 
 def read_mapping(path: str | Path, remedy: str, what: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: the file.
-        remedy: what to do if it cannot be read.
-        what: the end of "it must be a mapping …", such as `of sections`.
-
-    Raises:
-        PipelineError: the file cannot be read, is not YAML, or holds something else.
-    """
+    """Read a YAML file whose content must be a mapping; `what` ends "it must be a mapping …" in the error."""
     values = read_yaml(path, remedy)
     if not isinstance(values, dict):
-        raise PipelineError(path, f"holds a {type(values).__name__}", f"it must be a mapping {what}")
+        raise PipelineError(path, f"is a {type(values).__name__}", f"it must be a mapping {what}")
     return values

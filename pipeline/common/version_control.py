@@ -1,7 +1,7 @@
-"""What git knows of the code: commit, branch, and what was not committed. Works without git, and says so.
+"""The state of the code in git: commit, branch and uncommitted changes; the absence of git is recorded too.
 
-What DVC writes (`dvc.lock`, `*.dvc`) is about data: it makes no tree dirty, and has its own place in provenance. Its
-settings, which may hold the secrets of a remote, are not code.
+Files of DVC (`dvc.lock`, `*.dvc`) are about data: they do not make a tree dirty, and have their own place in
+provenance. DVC's settings, which may contain the secrets of a remote, are not code.
 """
 
 import os
@@ -18,21 +18,21 @@ from pipeline.common.files import file_sha256
 from pipeline.common.redaction import file_without_secrets, without_secrets
 
 SECONDS = 60
-NAMED = 5
-"""So many files are named in an error."""
+MAX_NAMED = 5
+"""Files named in an error."""
 SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
-"""Files beside the package that the code uses."""
+"""Files outside the package that the code uses."""
 PATCH_LIMIT = 16 << 20
-"""Bytes; a longer patch was not written by a person and is not kept."""
+"""Bytes; a longer patch is not written by hand and not scanned for secrets."""
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-WITHHELD = "# Not complete: changes that hold what looks like a secret are left out"
+WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
 LOCK = "dvc.lock"
 _OF_DATA = (LOCK, "*.dvc", ".dvc/**")
 PLAIN = (
     "--binary", "--relative", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
     "--dst-prefix=b/",
 )  # fmt: skip
-"""Whatever a user's settings of git say, the patch can be applied."""
+"""Options that make the patch applicable whatever the user's git settings are."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,15 @@ class Code:
     """The state of a working tree."""
 
     record: dict[str, Any]
-    """`version_control`, and under git `commit`, `branch`, `remote`, `dirty`, `changed`, `untracked`; `withheld` are
-    the changed files that the patch leaves out, since their changes hold what looks like a secret."""
+    """`version_control`, and with git `commit`, `branch`, `remote`, `dirty`, `changed`, `untracked`; `withheld` lists
+    the files whose changes seem to contain a secret and are not in the patch."""
     patch: bytes
-    """`git apply` on the commit gives the tracked files as they were, but for those withheld, which its first line
-    names; empty where all are as committed."""
+    """`git apply` on the commit restores the tracked files, except those withheld, which its first line names; empty
+    without changes."""
 
 
 def code_state(root: Path, files: tuple[Path, ...]) -> Code:
-    """Commit, branch, remote and uncommitted changes of the project at `root`.
-
-    Args:
-        root: the project's folder.
-        files: those that the code uses; the SHA-256 of each that git does not track is recorded.
-    """
+    """The state of the project at `root`, with the SHA-256 of those `files` of the code that git does not track."""
     try:
         _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py")
         commit = _text(root, "rev-parse", "HEAD")
@@ -84,19 +79,19 @@ def code_state(root: Path, files: tuple[Path, ...]) -> Code:
     )
 
 
-def _reason(said: str, root: Path) -> str:
-    if "dubious ownership" in said:
-        return "git does not read another user's folder; git config --global --add safe.directory PATH lets it"
-    return said.strip().partition("\n")[0].replace(str(root), ".")
+def _reason(message: str, root: Path) -> str:
+    if "dubious ownership" in message:
+        return "git does not read another user's folder; allow it: git config --global --add safe.directory PATH"
+    return message.strip().partition("\n")[0].replace(str(root), ".")
 
 
 def let_dvc_do_without_git(root: Path = SOURCE) -> None:
-    """Tell DVC, in its settings of this machine, that there is no git repository, where there is none.
+    """Set `core.no_scm` in DVC's settings of this machine if there is no git repository.
 
-    A downloaded archive has the settings of DVC, and DVC then asks for the repository that it was taken from.
+    A downloaded archive includes DVC's settings, with which DVC would require the repository.
 
     Raises:
-        PipelineError: DVC cannot be told.
+        PipelineError: the setting cannot be changed.
     """
     if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
         return
@@ -107,10 +102,10 @@ def let_dvc_do_without_git(root: Path = SOURCE) -> None:
 
 
 def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:
-    """A patch without the files whose changes hold a secret, and the names of these."""
+    """A patch without the files whose changes contain a secret, and the names of these files."""
     kept, withheld = [], []
     for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE):
-        # `diff --git a/NAME b/NAME`: without renames, both names are one.
+        # `diff --git a/NAME b/NAME`: without renames, both names are equal.
         both = part.partition(b"\n")[0].removeprefix(b"diff --git ").decode(errors="replace")
         name = both[: len(both) // 2].strip('"').removeprefix("a/")
         is_text = b"\nGIT binary patch\n" not in part
@@ -124,32 +119,29 @@ def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:
 
 
 def require_clean(root: Path = SOURCE) -> None:
-    """Refuse to go on unless what runs is what git has.
-
-    Args:
-        root: the project's folder.
+    """Check that the code of the project at `root` is committed.
 
     Raises:
-        PipelineError: there is no commit, or a file was changed or added since; ignored and untracked files count where
-            they are Python below `pipeline/` or one of `SETTINGS`.
+        PipelineError: there is no commit, or a file was changed or added since; of ignored and untracked files, Python
+            below `pipeline/` and `SETTINGS` count.
     """
     files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS)]
     record = code_state(root, tuple(file for file in files if file.is_file())).record
     if "commit" not in record:
         raise PipelineError("--require-clean", f"version control: {record['version_control']}", "commit the code first")
-    odd = [*record["changed"], *(f"{name} (untracked)" for name in record["untracked"])]
-    if odd:
-        more = f" and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
+    uncommitted = [*record["changed"], *(f"{name} (untracked)" for name in record["untracked"])]
+    if uncommitted:
+        more = f" and {len(uncommitted) - MAX_NAMED} more" if len(uncommitted) > MAX_NAMED else ""
         raise PipelineError(
             "--require-clean",
-            f"these files are not as in commit {record['commit'][:12]}: {', '.join(odd[:NAMED])}{more}",
-            "commit them, or leave the option out: provenance keeps what was not committed",
+            f"these files are not as in commit {record['commit'][:12]}: {', '.join(uncommitted[:MAX_NAMED])}{more}",
+            "commit them, or omit the option: provenance records uncommitted changes",
         )
 
 
 def _git(root: Path, *words: str) -> bytes:
-    # Without optional locks: looking must never get into the way of a git that somebody uses meanwhile.
-    # Inside a hook of git, variables name the repository of that git.
+    # No optional locks: reading must not interfere with another git process.
+    # Inside a git hook, variables name the repository of that hook.
     own = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
     settings = own | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a word is, in any script: the one rule for the texts of a corpus and for those that are scored."""
+"""Text normalisation into words, in any script: one rule for the texts of corpora and for scoring."""
 
 import re
 import unicodedata
@@ -7,11 +7,11 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ`´′׳", "'"))
 _JOINERS = re.compile("[\u200c\u200d]+")
 ZERO_WIDTH_NON_JOINER = "\u200c"
 VIRAMA = 9
-"""The combining class of the sign that takes the vowel from a letter of an Indic script."""
+"""The combining class of the sign that removes the vowel of an Indic letter."""
 
 
 class _Characters(dict):
-    """By code point, for `str.translate`: what belongs to words stays, what is invisible goes, the rest parts words."""
+    """A table for `str.translate`: characters of words stay, invisible ones are dropped, others become a space."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
@@ -24,7 +24,7 @@ class _Characters(dict):
 
 
 def _is_variation(code: int) -> bool:
-    """Whether a mark only chooses between two shapes of the character before it."""
+    """Whether a mark only selects a variant shape of the character before it."""
     return code in (0x034F, 0x180B, 0x180C, 0x180D, 0x180F) or 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
 
 
@@ -32,23 +32,23 @@ _CHARACTERS = _Characters({ord(character): character for character in "'\u200c\u
 
 
 def folded(text: str) -> str:
-    """Compatible characters as one (NFKC), one apostrophe, lower case; nothing is removed."""
-    # First of all: NFKC makes a space and a mark of an accent that stands alone as an apostrophe.
+    """Compatible characters unified (NFKC), one apostrophe, lower case; nothing is removed."""
+    # Apostrophes first: NFKC turns a spacing accent used as an apostrophe into a space and a mark.
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES).lower()
-    # NFKC takes the vowel am of Thai and Lao apart; the dot of a Turkish capital I is that of the small one.
-    for apart, whole in (("\u0e4d\u0e32", "\u0e33"), ("\u0ecd\u0eb2", "\u0eb3"), ("i\u0307", "i")):
-        text = text.replace(apart, whole)
+    # NFKC decomposes the vowel am of Thai and Lao; the dot of a Turkish capital I is that of the small one.
+    for decomposed, composed in (("\u0e4d\u0e32", "\u0e33"), ("\u0ecd\u0eb2", "\u0eb3"), ("i\u0307", "i")):
+        text = text.replace(decomposed, composed)
     return unicodedata.normalize("NFC", text)
 
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, single spaces.
 
-    A word is made of letters, digits, and the marks on them (vowel signs, tones, accents). Punctuation and symbols
-    become a space (`twenty-one` is two words); an apostrophe stays inside a word (`don't`) and goes at its edges, where
-    it cannot be distinguished from a quotation mark. Invisible characters, such as a soft hyphen, a zero-width space or
-    a mark of direction, part no word and are dropped, but for the two joiners where they are part of the spelling
-    (Unicode Standard Annex 31, section 2.3.1): after a virama, and the non-joiner between Arabic letters.
+    A word consists of letters, digits, and the marks on them (vowel signs, tones, accents). Punctuation and symbols
+    become a space (`twenty-one` is two words); an apostrophe is kept inside a word (`don't`) and removed at its edges,
+    where it may be a quotation mark. Invisible characters, such as a soft hyphen, a zero-width space or a direction
+    mark, do not separate words and are dropped, except the two joiners where they are part of the spelling (Unicode
+    Standard Annex 31, section 2.3.1): after a virama, and the non-joiner between Arabic letters.
     """
     words = _JOINERS.sub(_spelt_joiner, folded(text).translate(_CHARACTERS)).replace("''", " ").split()
     return " ".join(bare for word in words if (bare := _bare(word)))
@@ -64,11 +64,11 @@ def _spelt_joiner(match: re.Match) -> str:
 
 
 def _is_arabic(character: str) -> bool:
-    """Whether it is a letter of Arabic, or a mark, as on one."""
+    """Whether it is an Arabic letter or a mark."""
     return bool(character) and unicodedata.bidirectional(character) in ("AL", "NSM")
 
 
 def _bare(word: str) -> str:
-    """Without apostrophes at its edges, and marks that stand on nothing."""
+    """A word without apostrophes at its edges, and without marks before its first letter."""
     start = next((number for number, character in enumerate(word) if character.isalnum()), len(word))
     return word[start:].rstrip("'")

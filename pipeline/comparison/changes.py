@@ -1,6 +1,6 @@
-"""What the decorrelation loss changes of a word error rate: runs are the sample.
+"""Changes of the word error rate by the decorrelation loss, with training runs as the sample.
 
-With two seeds or more on each side the change is tested over seeds; with one, it has an interval over the utterances of
+With two seeds or more on each side a change is tested over seeds; with one, it has an interval over the utterances of
 these two runs, and no p-value.
 """
 
@@ -9,100 +9,124 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
-from pipeline.common.significance import equivalence_p, holm, welch
+from pipeline.common.statistics import equivalence_p, holm, ratio_interval, welch
+from pipeline.common.text import p_text
 from pipeline.comparison.entries import Entry
 
 RESAMPLINGS = 1000
-"""Of the utterances, for intervals."""
-ADDED = 0.5
-"""Errors and words added to each count before its logarithm, so that a run without an error has one."""
+"""Bootstrap samples of the utterances."""
+SMOOTHING = 0.5
+"""Added to errors and words before the logarithm, so that a run without errors has one."""
 MARGIN_POINTS, MARGIN_SHARE = 0.05, 0.25
-"""A word error rate stays where it moves by less than five points and less than a quarter of itself."""
+"""A word error rate counts as unchanged if it changes by less than five points and less than a quarter."""
+MAX_WIDTH = 1.0
+"""Bound of an interval, a fraction, from which on it has no meaning."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """The difference of a word error rate to the same task without the loss."""
+    """The difference of a word error rate to the baseline, the same task without the loss."""
 
     difference: float
-    """Of the means, a fraction: above 0 where the loss costs words."""
+    """Of the means, a fraction; positive if the loss increases errors."""
     interval: tuple[float, float] | None
-    """95%, a fraction: over seeds where there are two or more, otherwise over the utterances of these two runs."""
+    """95%, a fraction: over seeds if there are several, otherwise over the utterances of these two runs."""
     seeds: tuple[int, ...]
-    """Those that both sides have; only they count."""
+    """Seeds that both sides have; no others count."""
     p: float | None
-    """Welch's t-test of the logarithm of each run's word error rate; None for single runs."""
+    """Welch's t-test on the logarithm of each run's word error rate; None for single runs."""
     corrected_p: float | None = None
-    """Holm's, over all changes of the table."""
+    """Holm's correction over all changes of the table."""
     equivalence_p: float | None = None
-    """Two one-sided tests that the rate stays within `margin`; None for single runs."""
+    """Two one-sided tests that the change is within `margin`; None for single runs."""
     margin: float = 0.0
-    """How far the rate may move and still stay, a fraction."""
+    """Largest change, a fraction, that counts as none."""
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether the interval includes 0 and changes of over 100 points, as two seeds often give."""
+        return self.interval is not None and self.interval[0] <= 0 and self.interval[1] > MAX_WIDTH
+
+    def __str__(self) -> str:
+        """Percentage points with the interval and, over seeds, the p-value."""
+        text = _points(self.difference)
+        if self.is_too_wide:
+            return f"{text} (inconclusive: {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'})"
+        if self.interval:
+            low, high = self.interval
+            text += f" [{_points(low)}, {'>+100' if high > MAX_WIDTH else _points(high)}]"
+        p = self.p if self.corrected_p is None else self.corrected_p
+        return text if p is None else f"{text} ({p_text(p)})"
+
+
+def _points(fraction: float) -> str:
+    # The sum turns -0.0 into 0.0.
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
 def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Change]:
-    """The change of each condition (such as `test/snr_0`) that both sides have.
+    """The change in each condition (such as `test/snr_0`) that both sides have.
 
     Args:
-        pairs: for each seed that both have, the trial with the loss and the one without.
+        pairs: for each common seed, the trial with the loss and its baseline.
 
     Raises:
         PipelineError: hypotheses are missing or damaged, or the utterances of the two sides differ.
     """
-    found = {}
+    changes = {}
     for condition in pairs[0][0].edits.keys() & pairs[0][1].edits.keys():
         _require_equal_utterances(pairs, condition)
-        ours, theirs = ([_total(entry, condition) for entry in side] for side in zip(*pairs, strict=True))
-        if not all(words for _, words in (*ours, *theirs)):
+        after, before = ([_totals(entry, condition) for entry in side] for side in zip(*pairs, strict=True))
+        if not all(words for _, words in (*after, *before)):
             continue
-        seeds = tuple(entry.seed for entry, _ in pairs)
-        single = len(pairs) == 1
-        found[condition] = _over_utterances(*pairs[0], condition) if single else _over_seeds(ours, theirs, seeds)
-    return found
+        if len(pairs) == 1:
+            changes[condition] = _over_utterances(*pairs[0], condition)
+        else:
+            changes[condition] = _over_seeds(after, before, tuple(entry.seed for entry, _ in pairs))
+    return changes
 
 
-def _total(entry: Entry, condition: str) -> tuple[int, int]:
+def _totals(entry: Entry, condition: str) -> tuple[int, int]:
     """Errors and words of a trial."""
     counts = entry.edits[condition].values()
     return sum(count.errors for count in counts), sum(count.words for count in counts)
 
 
 def _require_equal_utterances(pairs: Sequence[tuple[Entry, Entry]], condition: str) -> None:
-    wanted = {id: count.words for id, count in pairs[0][0].edits[condition].items()}
+    expected = {id: count.words for id, count in pairs[0][0].edits[condition].items()}
     for entry, baseline in pairs:
         for side in (entry, baseline):
-            if {id: count.words for id, count in side.edits.get(condition, {}).items()} != wanted:
+            if {id: count.words for id, count in side.edits.get(condition, {}).items()} != expected:
                 raise PipelineError(
                     entry.trial.hypotheses,
-                    f"its utterances of {condition} are not those of {baseline.trial.folder}",
+                    f"its utterances of {condition} differ from those of {baseline.trial.folder}",
                     "evaluate both on the same corpus",
                 )
 
 
-def _over_seeds(ours: list[tuple[int, int]], theirs: list[tuple[int, int]], seeds: tuple[int, ...]) -> Change:
+def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> Change:
     def logarithms(side: list[tuple[int, int]]) -> list[float]:
-        return [math.log((errors + ADDED) / (words + ADDED)) for errors, words in side]
+        return [math.log((errors + SMOOTHING) / (words + SMOOTHING)) for errors, words in side]
 
-    before, after = (statistics.fmean(errors / words for errors, words in side) for side in (theirs, ours))
-    result = welch(logarithms(ours), logarithms(theirs))
-    low, high = (before * math.expm1(bound) for bound in result.interval)
-    share = min(MARGIN_POINTS / before, MARGIN_SHARE) if before else 0.0
-    stays = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None
-    return Change(after - before, (low, high), seeds, result.p, equivalence_p=stays, margin=share * before)
+    baseline, rate = (statistics.fmean(errors / words for errors, words in side) for side in (before, after))
+    result = welch(logarithms(after), logarithms(before))
+    low, high = (baseline * math.expm1(bound) for bound in result.interval)
+    share = min(MARGIN_POINTS / baseline, MARGIN_SHARE) if baseline else 0.0
+    equivalence = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None
+    return Change(rate - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
 
 
-def _over_utterances(ours: Entry, theirs: Entry, condition: str) -> Change:
-    one, other = ours.edits[condition], theirs.edits[condition]
-    ids = sorted(one)
-    gaps, words = [one[id].errors - other[id].errors for id in ids], [one[id].words for id in ids]
-    speakers = [one[id].speaker for id in ids]
-    bounds = interval(gaps, words, RESAMPLINGS, 0, None if None in speakers else speakers)
-    return Change(sum(gaps) / sum(words), bounds, (ours.seed,), None)
+def _over_utterances(after: Entry, before: Entry, condition: str) -> Change:
+    ours, theirs = after.edits[condition], before.edits[condition]
+    ids = sorted(ours)
+    differences, words = [ours[id].errors - theirs[id].errors for id in ids], [ours[id].words for id in ids]
+    speakers = [ours[id].speaker for id in ids]
+    bounds = ratio_interval(differences, words, RESAMPLINGS, 0, None if None in speakers else speakers)
+    return Change(sum(differences) / sum(words), bounds, (after.seed,), None)
 
 
 def with_corrected_p(changes: Sequence[Change]) -> list[Change]:
-    """The changes of one table, each with its p-value corrected for their number."""
+    """The changes of one table, their p-values corrected for multiple testing."""
     corrected = iter(holm([change.p for change in changes if change.p is not None]))
     return [change if change.p is None else replace(change, corrected_p=next(corrected)) for change in changes]

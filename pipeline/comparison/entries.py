@@ -1,4 +1,4 @@
-"""What a comparison knows of one trial: its task, its settings, its figures, or why it has none."""
+"""Trials as entries of a comparison: task, settings, metrics, or the reason why there are none."""
 
 import functools
 import json
@@ -9,28 +9,26 @@ from typing import Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
-from pipeline.common.modality import streams
+from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.config import Modality
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import PAPER_NAMES, task_name
 from pipeline.trials.results import AGAIN
 
 MARK = "identity.json"
-"""What makes a folder a trial's."""
+"""The file that identifies a folder as a trial's."""
 WEIGHT = "decorrelation.weight"
-MODE = "features.mode"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
 _DATA_SECTIONS = ("corpus", "features")
-_PLACES = ("corpus.out", "features.out", "features.batch_size")
-"""Parameters of those sections that change where something lies or how fast it is made, not what it is."""
-_SHORT = 8
-"""Digits by which a digest is named."""
+_NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
+"""Parameters of these sections that do not change the data."""
+_DIGITS = 8
+"""Digits that name a digest."""
 
 
 class Count(NamedTuple):
-    """Errors of an utterance in words, the words of its reference, and who speaks (None in older trials)."""
+    """Word errors of an utterance, the words of its reference, and its speaker (None in older trials)."""
 
     errors: int
     words: int
@@ -43,123 +41,154 @@ Edits = dict[str, Count]
 
 @dataclass(frozen=True)
 class Task:
-    """A modality at its rates, on one corpus: a row of the tables."""
+    """A modality and its downsampling rates, on one corpus: a row of the tables."""
 
     modality: Modality
     rates: tuple[int, ...]
-    """Encoder frames that become one token, in the order of the sequence: audio, video."""
+    """Encoder frames per token, in the order of the sequence: audio, video."""
     dataset: str = ""
-    """What the corpus is called, where there are several: results on two are never compared."""
+    """Name of the corpus if there are several: results on two corpora are never compared."""
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.name}".lstrip()
 
     @property
     def name(self) -> str:
-        """As the paper writes it: `AVSR 16, 5`."""
+        """As in the paper: `AVSR 16, 5`."""
         return task_name(self.modality, self.rates)
 
     @property
+    def group(self) -> str:
+        """Corpus and modality, whose rates are compared: `LRS3 ASR`."""
+        return f"{self.dataset} {PAPER_NAMES[self.modality]}".lstrip()
+
+    @property
     def file_name(self) -> str:
-        """As it ends the names of figures: `avsr_16_5`."""
+        """The end of the names of its figures: `avsr_16_5`."""
         return str(self).lower().replace(",", "").replace(" ", "_")
 
     @property
     def order(self) -> tuple:
-        """Sorts as the paper does: by corpus, then ASR, VSR, AVSR, and low rates first."""
+        """Sort key as in the paper: by corpus, then ASR, VSR, AVSR, and low rates first."""
         return self.dataset, list(PAPER_NAMES).index(self.modality), self.rates
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Why a trial has no figures."""
+    """Why a trial has no metrics."""
 
     state: str
-    """One or two words, for a cell of a table."""
-    reason: str
-    """A line, for a note; empty where the state says it all."""
+    """Status of the trial, for a cell of a table."""
+    reason: str = ""
+    """A line, for a note."""
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.reason}".removesuffix(": ")
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One trial that is compared."""
+    """A compared trial."""
 
     trial: Trial
     identity: str
     task: Task
     settings: dict[str, Any]
-    """Every other key of its training configuration, dotted, without the seed."""
+    """Its training configuration by dotted key, without task and seed."""
     seed: int
     code: str
     data: dict[str, str]
     metrics: dict[str, float]
-    """Empty where there is a gap."""
+    """Empty if there is a gap."""
     evaluation: str | None
     gap: Gap | None
     fault: str | None = None
-    """What is wrong with its hypotheses or its sinks, in a line."""
+    """Why its hypotheses or sinks fail verification, in a line."""
     dataset: str = ""
-    """What its corpus is called."""
+    """Name of its corpus."""
 
     @property
     def weight(self) -> float:
+        """The decorrelation weight."""
         return self.settings[WEIGHT]
 
     @functools.cached_property
     def edits(self) -> dict[str, Edits]:
-        """By condition (`test`, `test/snr_0`), counted in words.
-
-        Raises:
-            PipelineError: `hypotheses.jsonl` is missing or damaged.
-        """
-        return _read_edits(self.trial)
+        """Word errors by condition (`test`, `test/snr_0`); a `PipelineError` if `hypotheses.jsonl` is damaged."""
+        edits: dict[str, Edits] = {}
+        try:
+            for record in self.trial.read_hypotheses():
+                name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
+                errors = record["substitutions"] + record["deletions"] + record["insertions"]
+                edits.setdefault(name, {})[record["id"]] = Count(errors, record["words"], record.get("speaker"))
+        except (KeyError, TypeError) as error:
+            raise PipelineError(self.trial.hypotheses, f"contains no hypotheses ({error!r})", AGAIN) from None
+        return edits
 
 
 def dataset_of(kind: str, root: str | None) -> str:
-    """What a corpus is called that nobody named: by its kind, or by its folder where kinds are of the user's making."""
+    """The default name of a corpus: its kind, or its folder for kinds of the user's own recordings."""
     if kind in ("folder", "auto_avsr") and root:
         return Path(root).stem
     return kind if kind == "synthetic" else kind.upper()
 
 
+def condition_order(condition: str) -> tuple:
+    """Sort key of conditions such as `test` and `test/snr_0`: test before validation, clean first, loud noise last."""
+    split, level, noise = _condition_parts(condition)
+    return split, bool(noise), 0 if level is None else -level, noise
+
+
+def condition_name(condition: str) -> str:
+    """A condition in words: `test, 0 dB` for `test/snr_0`."""
+    split, level, noise = _condition_parts(condition)
+    return ", ".join(part for part in (split, noise if level is None else f"{level:g} dB") if part)
+
+
+def _condition_parts(condition: str) -> tuple[str, float | None, str]:
+    """Split, signal-to-noise ratio and name of the noise."""
+    split, _, noise = condition.partition("/")
+    try:
+        return split, float(noise.removeprefix("snr_")), noise
+    except ValueError:
+        return split, None, noise
+
+
 def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[list[Entry], int]:
-    """The trials that have begun, each once, and how many have not: nothing is known of these.
+    """The trials that have started, each once, and the number of those that have not.
 
     Args:
         trials: folders of trials.
-        datasets: what their corpora are called, by identity, as far as somebody named them.
+        datasets: names of their corpora by identity, where the user named them.
 
     Raises:
         PipelineError: an `identity.json` is damaged.
     """
-    found: dict[str, Entry] = {}
-    absent = 0
-    for trial in trials:
-        if not (trial.folder / MARK).exists():
-            absent += 1
-            continue
+    started = [trial for trial in trials if (trial.folder / MARK).exists()]
+    entries: dict[str, Entry] = {}
+    for trial in started:
         entry = _read_entry(trial)
-        found.setdefault(entry.identity, entry)
-    return _told_apart(_with_datasets(list(found.values()), datasets)), absent
+        entries.setdefault(entry.identity, entry)
+    return _distinguished(_with_datasets(list(entries.values()), datasets)), len(trials) - len(started)
 
 
 def _with_datasets(entries: list[Entry], named: Mapping[str, str]) -> list[Entry]:
-    """The entries with the names of their corpora, in their tasks too where there are several.
+    """The entries with the names of their corpora, in their tasks too if there are several.
 
-    Trials with equal utterances are of one corpus, whose name is looked up once.
+    Trials with equal utterances share a corpus, whose name is looked up once.
     """
     names: dict[str, str] = {}
-    found = []
+    result = []
     for entry in entries:
         key = json.dumps({name: value for name, value in entry.data.items() if name.startswith("utterances")})
         if entry.identity in named:
             names[key] = named[entry.identity]
         elif key not in names:
             names[key] = _dataset(entry.trial)
-        found.append(replace(entry, dataset=names[key]))
+        result.append(replace(entry, dataset=names[key]))
     if len(set(names.values())) < 2:
-        return found
-    return [replace(entry, task=replace(entry.task, dataset=entry.dataset)) for entry in found]
+        return result
+    return [replace(entry, task=replace(entry.task, dataset=entry.dataset)) for entry in result]
 
 
 def _dataset(trial: Trial) -> str:
@@ -172,8 +201,8 @@ def _dataset(trial: Trial) -> str:
 
 def _read_entry(trial: Trial) -> Entry:
     parts = trial.identity_parts()
-    # Only trials that encode online say so; beside these, the others are told apart by it.
-    configuration = {MODE: "cached"} | flattened(parts["configuration"])
+    # Only online trials record the mode; the default makes it a setting that differs.
+    configuration = {"features.mode": "cached"} | flattened(parts["configuration"])
     modality = configuration["model.modality"]
     result = trial.result()
     return Entry(
@@ -186,60 +215,46 @@ def _read_entry(trial: Trial) -> Entry:
         data=parts["data"],
         metrics=result["metrics"] if result else {},
         evaluation=result["evaluation"] if result else None,
-        gap=None if result else _gap(trial, _length(configuration)),
+        gap=None if result else _gap(trial, configuration),
         fault=trial.results_fault() if result else None,
     )
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key; a list is a value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _length(configuration: dict[str, Any]) -> str:
-    steps = configuration["train.steps"]
-    return f"{configuration['train.epochs']} epochs" if steps is None else str(steps)
-
-
-def _gap(trial: Trial, length: str) -> Gap:
+def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
     if mark := marks.gap(trial.folder):
         return Gap(*mark)
-    match trial.status():
-        case Status.NEW:
-            return Gap("not run", "")
-        case Status.TRAINED:
-            return Gap("not scored", "it is trained, and waits for its evaluation")
-        case _:
-            records, _ = trial.metrics_log.read()
-            return Gap("unfinished", f"at step {int(records[-1]['step']) if records else 0} of {length}")
+    status = trial.status()
+    if status is Status.TRAINED:
+        return Gap(status, "not evaluated yet")
+    if status is Status.NEW:
+        return Gap(status)
+    records, _ = trial.metrics_log.read()
+    steps = configuration["train.steps"]
+    length = f"{configuration['train.epochs']} epochs" if steps is None else str(steps)
+    return Gap(status, f"at step {int(records[-1]['step']) if records else 0} of {length}")
 
 
-def _read_edits(trial: Trial) -> dict[str, Edits]:
-    found: dict[str, Edits] = {}
-    try:
-        for record in trial.read_hypotheses():
-            name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
-            errors = record["substitutions"] + record["deletions"] + record["insertions"]
-            found.setdefault(name, {})[record["id"]] = Count(errors, record["words"], record.get("speaker"))
-    except (KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
-    return found
-
-
-def _told_apart(entries: list[Entry]) -> list[Entry]:
-    """Settings that are not in the training configuration join it where trials differ by nothing else."""
+def _distinguished(entries: list[Entry]) -> list[Entry]:
+    """Add data and code to the settings of trials that differ in nothing else."""
     for task in {entry.task for entry in entries}:
-        alike = [entry for entry in entries if entry.task == task]
-        if len({json.dumps(entry.data, sort_keys=True) for entry in alike}) > 1:
-            for entry in alike:
+        of_task = [entry for entry in entries if entry.task == task]
+        if len({json.dumps(entry.data, sort_keys=True) for entry in of_task}) > 1:
+            for entry in of_task:
                 entry.settings.update(_data_settings(entry.trial))
     for name in ("code", "data"):
-        if _collide(entries):
+        keys = {json.dumps([str(entry.task), entry.seed, entry.settings], sort_keys=True) for entry in entries}
+        if len(keys) < len(entries):
             for entry in entries:
-                entry.settings[name] = _digest_named(getattr(entry, name))
+                digests = getattr(entry, name)
+                entry.settings[name] = (digests if isinstance(digests, str) else digest(digests))[:_DIGITS]
     return entries
 
 
@@ -248,13 +263,4 @@ def _data_settings(trial: Trial) -> dict[str, Any]:
     values = read_yaml(trial.config, "restore it; the trial cannot be read without it")
     chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
     chosen["model.llm.weights"] = values["model"]["llm"]["weights"]
-    return {key: value for key, value in chosen.items() if key not in _PLACES}
-
-
-def _collide(entries: Sequence[Entry]) -> bool:
-    keys = [json.dumps([str(entry.task), entry.seed, entry.settings], sort_keys=True) for entry in entries]
-    return len(set(keys)) < len(keys)
-
-
-def _digest_named(digests: str | dict[str, str]) -> str:
-    return (digests if isinstance(digests, str) else digest(digests))[:_SHORT]
+    return {key: value for key, value in chosen.items() if key not in _NOT_DATA}

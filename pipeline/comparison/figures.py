@@ -1,69 +1,70 @@
-"""Figures of a comparison. Importing this loads matplotlib; whoever only prints tables never does.
+"""Figures of a comparison. Importing this module loads matplotlib.
 
 for name, figure in comparison_figures(comparison).items():
     save(figure, folder / name)
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.common import metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, PERCENT
-from pipeline.comparison.claims import MOVED, RELOCATED
+from pipeline.comparison.claims import RELOCATED, RELOCATION
 from pipeline.comparison.entries import Task
-from pipeline.comparison.quantities import Quantity, cell_text, change_text, sink_counts
-from pipeline.comparison.table import Cell, Comparison
-from pipeline.comparison.trend_figures import against_weight, wer_against_rate
-from pipeline.comparison.variants import Variant
+from pipeline.comparison.quantities import Quantity, cell_text, quantities, sink_counts
+from pipeline.comparison.table import Cell, Comparison, Value, Variant
 from pipeline.sinks import figures as sinks
 from pipeline.sinks.gallery import gallery
 
 TITLE_WIDTH, HEADLINE_WIDTH = 36, 44
-"""Characters that a panel's title holds in a line."""
+"""Characters per line of a panel's title."""
+WIDTH, HEIGHT = sinks.PANEL
+COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)
+MARKERS = "osD^vP"
+LINES = ("-", "--", ":", "-.")
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
-    """Every figure that the trials allow, by the name of its file.
+    """Every figure that the trials allow, by file name.
 
-    For each task those of `sinks.gallery`; `wer_against_rate` where a modality has several rates, `against_weight`
-    where a task has several weights, and `overview`: weight 0 beside one that removes sinks and one that moves them.
+    For each task those of `sinks.gallery`; `wer_against_rate` if a modality has several rates, `against_weight` if a
+    task has several weights, and `overview`: weight 0, a weight that removes sinks and one that relocates them.
     """
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for task in comparison.tasks:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
         for name, figure in gallery(panels).items():
-            found[f"{name}_{task.file_name}"] = _titled(figure, task)
-    for name, drawn in (
-        ("wer_against_rate", wer_against_rate(comparison)),
-        ("against_weight", against_weight(comparison)),
-        ("overview", overview(comparison)),
-    ):
-        if drawn:
-            found[name] = drawn
-    return found
+            figures[f"{name}_{task.file_name}"] = _titled(figure, task)
+    for draw in (wer_against_rate, against_weight, overview):
+        if drawn := draw(comparison):
+            figures[draw.__name__] = drawn
+    return figures
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
-    """The panel of a cell: its first seed that is done, and whose arrays are whole."""
+    """The panel of a cell: its first done seed with intact arrays."""
     cell = comparison.cell(task, variant)
     for entry in cell.entries:
         if not entry.gap and not entry.fault and entry.trial.sinks.exists():
-            title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_words(cell)]
+            title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_text(cell)]
             yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
             return
 
 
-def _wer_words(cell: Cell) -> list[str]:
-    """The error rate of the clean test set, in a line if it is known."""
+def _wer_text(cell: Cell) -> list[str]:
+    """The error rate of the clean test set, in one line if it is known."""
     quantity = Quantity("", "wer/test", PERCENT)
-    return [f"WER % {cell_text(cell, quantity)}"] if quantity.metric in cell.figures else []
+    return [f"WER % {cell_text(cell, quantity)}"] if quantity.metric in cell.metrics else []
 
 
-def _titled(figure: Figure, task: Task | str) -> Figure:
-    figure.suptitle(str(task), fontsize=11, fontweight="bold")
+def _titled(figure: Figure, title: Task | str) -> Figure:
+    figure.suptitle(str(title), fontsize=11, fontweight="bold")
     return figure
 
 
@@ -71,20 +72,20 @@ def _titled(figure: Figure, task: Task | str) -> Figure:
 def overview(comparison: Comparison) -> Figure | None:
     """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
-    The task is the one that has most intermediate sinks at weight 0, by activation or by attention, of equals the one
-    with more streams. The columns are weight 0, of the weights that leave the strongest sink at BOS the one with the
-    lowest error rate on validation, and the one that moves the sink to another token most often.
-    None where no task has a done trial at weight 0 and at another.
+    The task is the one with most intermediate sinks at weight 0, by activation or by attention; of equals the one with
+    more streams. The columns are weight 0; of the weights that keep the dominant sink at BOS, the one with the lowest
+    error rate on validation; and the one that most often relocates the sink.
+    None if no task has a done trial at weight 0 and at another.
     """
-    columns = {task: found for task in comparison.tasks if (found := _before_and_after(comparison, task))}
+    columns = {task: chosen for task in comparison.tasks if (chosen := _before_and_after(comparison, task))}
     if not columns:
         return None
 
     def sinks_without_loss(task: Task) -> float:
-        figures = comparison.cell(task, columns[task][0]).figures
-        return max((figures[name].value for name in (BY_ACTIVATION, BY_ATTENTION) if name in figures), default=0.0)
+        return _largest(comparison.cell(task, columns[task][0]), (BY_ACTIVATION, BY_ATTENTION))
 
-    task, chosen = max(columns.items(), key=lambda found: (sinks_without_loss(found[0]), found[0].order))
+    task = max(columns, key=lambda task: (sinks_without_loss(task), task.order))
+    chosen = columns[task]
     panels = [panel for variant in chosen for panel in _panel(comparison, task, variant)]
     if len(panels) < len(chosen):
         return None
@@ -104,32 +105,156 @@ def overview(comparison: Comparison) -> Figure | None:
     return _titled(figure, f"{task} without and with the decorrelation loss")
 
 
+def _largest(cell: Cell, names: Sequence[str]) -> float:
+    return max((cell.metrics[name].mean for name in names if name in cell.metrics), default=0.0)
+
+
 def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
-    """Weight 0, the best that removes, the one that moves most; those that there are, none without a weight 0."""
+    """Weight 0, the best that removes and the one that most often relocates, as available; none without weight 0."""
     done = [variant for variant in comparison.variants if not comparison.cell(task, variant).gap]
     after = [variant for variant in done if comparison.cell(task, variant).changes]
 
     def validation(variant: Variant) -> float:
-        figure = comparison.cell(task, variant).figures.get("wer/validation")
-        return figure.value if figure else np.inf
+        value = comparison.cell(task, variant).metrics.get("wer/validation")
+        return value.mean if value else np.inf
 
-    def moved(variant: Variant) -> float:
-        figures = comparison.cell(task, variant).figures
-        return max((figures[name].value for name in RELOCATED.values() if name in figures), default=0.0)
+    def relocated(variant: Variant) -> float:
+        return _largest(comparison.cell(task, variant), tuple(RELOCATED.values()))
 
-    moving = [variant for variant in after if moved(variant) > max(MOVED, moved(variant.without_loss()))]
-    staying = [variant for variant in after if variant not in moving]
-    shown = [*([min(staying, key=validation)] if staying else []), *([max(moving, key=moved)] if moving else [])]
+    relocating = [
+        variant for variant in after if relocated(variant) > max(RELOCATION, relocated(variant.without_loss()))
+    ]
+    removing = [variant for variant in after if variant not in relocating]
+    shown = [min(removing, key=validation)] if removing else []
+    shown += [max(relocating, key=relocated)] if relocating else []
     return [shown[0].without_loss(), *shown] if shown else []
 
 
 def _headline(cell: Cell, variant: Variant) -> str:
     lines = textwrap.wrap(str(variant), TITLE_WIDTH)
     change = cell.changes.get("test")
-    lines += [f"{words}, change {change_text(change)}" if change else words for words in _wer_words(cell)]
+    lines += [f"{text}, change {change}" if change else text for text in _wer_text(cell)]
     if counts := sink_counts(cell):
         lines += textwrap.wrap(f"sinks per utterance: {counts}", HEADLINE_WIDTH)
-    shares = [cell.figures[name].value for name in RELOCATED.values() if name in cell.figures]
-    if shares:
-        lines.append(f"strongest sink is not BOS: {max(shares):.0%} of utterances")
+    if any(name in cell.metrics for name in RELOCATED.values()):
+        share = _largest(cell, tuple(RELOCATED.values()))
+        lines.append(f"dominant sink is not BOS: {share:.0%} of utterances")
     return "\n".join(lines)
+
+
+@matplotlib.rc_context(sinks.STYLE)
+def wer_against_rate(comparison: Comparison) -> Figure | None:
+    """Word error rate at each rate of a modality, a line for each variant and a panel for each corpus.
+
+    None if no modality has two rates.
+    """
+    groups: dict[str, list[Task]] = {}
+    for task in comparison.tasks:
+        groups.setdefault(task.group, []).append(task)
+    groups = {name: tasks for name, tasks in groups.items() if len(tasks) > 1}
+    drawn = [quantity for quantity in _drawn(comparison) if quantity.metric.startswith("wer/")]
+    if not groups or not drawn:
+        return None
+    size = max(WIDTH * len(groups), 4.6) + 0.3, HEIGHT * len(drawn) + 0.7
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(drawn), len(groups), squeeze=False)
+    for row, quantity in zip(axes, drawn, strict=True):
+        row[0].set_ylabel(quantity.label)
+        for panel, (name, tasks) in zip(row, groups.items(), strict=True):
+            lines = {
+                str(variant): [comparison.cell(task, variant) for task in tasks] for variant in comparison.variants
+            }
+            _draw_lines(panel, lines, quantity)
+            _finish(panel, [", ".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
+            panel.set_title(name if quantity is drawn[0] else "")
+    sinks.shared_legend(figure, *axes.flat)
+    return figure
+
+
+@matplotlib.rc_context(sinks.STYLE)
+def against_weight(comparison: Comparison) -> Figure | None:
+    """Error rates and sink metrics at each weight, a line for each task; None if no task has two weights."""
+    weights = sorted({variant.weight for variant in comparison.variants})
+    lines = _lines(comparison, weights)
+    drawn = _drawn(comparison)
+    if not lines or not drawn:
+        return None
+    columns = min(4, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(max(2.9 * columns, 4.6), 2.4 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, quantity in zip(axes, drawn, strict=False):
+        _draw_lines(panel, lines, quantity)
+        _finish(panel, [f"{weight:g}" for weight in weights], "decorrelation weight")
+        panel.set_title(quantity.label)
+        if quantity.unit is metrics.RATIO:
+            sinks.plain_logarithmic(panel)
+    _share_scale([panel for panel, quantity in zip(axes, drawn, strict=False) if quantity.unit is metrics.RATIO])
+    for unused in axes[len(drawn) :]:
+        unused.remove()
+    sinks.shared_legend(figure, axes[0])
+    return figure
+
+
+def _lines(comparison: Comparison, weights: Sequence[float]) -> dict[str, list[Cell]]:
+    """The cells at each weight, by task and other settings, if two or more are done."""
+    lines = {}
+    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.weight > 0)
+    for task in comparison.tasks:
+        for other in others:
+            variants = [Variant(weight, other) for weight in weights]
+            cells = [comparison.cell(task, v if v.weight > 0 else v.without_loss()) for v in variants]
+            if sum(not cell.gap for cell in cells) > 1:
+                lines[", ".join([str(task), *Variant(0, other).parts[1:]])] = cells
+    return lines
+
+
+def _drawn(comparison: Comparison) -> list[Quantity]:
+    drawn = [q for q in quantities(comparison) if q.is_value]
+    return [q for q in drawn if (metric := metrics.find(q.metric)) and metrics.FIGURE in metric.places]
+
+
+def _draw_lines(axes: Axes, lines: dict[str, list[Cell]], quantity: Quantity) -> None:
+    """A metric over the cells of each line, with its interval or deviation over seeds; gaps are left out."""
+    factor = quantity.unit.factor
+    for number, (label, cells) in enumerate(lines.items()):
+        values = [(place, v) for place, cell in enumerate(cells) if (v := cell.metrics.get(quantity.metric))]
+        # Lines are shifted sideways, so that overlapping intervals are readable.
+        places = np.array([place for place, _ in values]) + 0.3 * ((number + 0.5) / len(lines) - 0.5)
+        heights = np.array([value.mean for _, value in values]) * factor
+        errors = np.array([_error(value) for _, value in values]).reshape(-1, 2).T * factor
+        axes.errorbar(places, heights, errors, capsize=2.5, elinewidth=1, label=label, **_look(number))
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour, marker and stroke of a line; repeated colours have other markers and strokes."""
+    again, colour = divmod(number, len(COLOURS))
+    return {
+        "color": COLOURS[colour],
+        "marker": MARKERS[(colour + again) % len(MARKERS)],
+        "linestyle": LINES[again % len(LINES)],
+    }
+
+
+def _error(value: Value) -> tuple[float, float]:
+    """Lengths of the error bar below and above the mean."""
+    if value.interval:
+        low, high = value.interval
+        return max(value.mean - low, 0.0), max(high - value.mean, 0.0)
+    return value.deviation or 0.0, value.deviation or 0.0
+
+
+def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    low, high = min(axes.dataLim.ymin, 0), max(axes.dataLim.ymax, 0)
+    margin = 0.05 * (high - low) or 0.05
+    axes.set_ylim(low - margin, high + margin if high > low else 1)
+    axes.set_xlabel(label)
+
+
+def _share_scale(axes: Sequence[Axes]) -> None:
+    if axes:
+        lowest, highest = min(a.dataLim.ymin for a in axes), max(a.dataLim.ymax for a in axes)
+        for panel in axes:
+            panel.set_ylim(lowest / 2, highest * 2)

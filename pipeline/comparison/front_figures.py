@@ -1,30 +1,28 @@
-"""Figures of a search. Importing this loads matplotlib."""
+"""Figures of a search. Importing this module loads matplotlib."""
 
 from collections.abc import Sequence
-from statistics import stdev
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.comparison.front import SearchResult, Tried, label, unit
+from pipeline.comparison.front import SearchPoint, SearchResult, label, unit
 from pipeline.sinks import figures as sinks
 
 LOGARITHMIC = 20
-"""How many times the lowest value the highest is from which on an axis is logarithmic."""
-
-FEW = 4
-"""So many different values are all named on an axis."""
+"""Ratio of the highest to the lowest value from which on an axis is logarithmic."""
+MAX_TICKS = 4
+"""Up to so many different values, each has a tick."""
 
 
 def search_figures(result: SearchResult) -> dict[str, Figure]:
-    """By the name of the file: `pareto_front` where there are several metrics, and `against_keys`."""
-    found = {}
+    """By file name: `pareto_front`, if there are several metrics, and `against_keys`."""
+    figures = {}
     if len(result.metrics) > 1 and result.done:
-        found["pareto_front"] = pareto_front(result)
+        figures["pareto_front"] = pareto_front(result)
     if result.keys:
-        found["against_keys"] = against_keys(result)
-    return found
+        figures["against_keys"] = against_keys(result)
+    return figures
 
 
 @matplotlib.rc_context(sinks.STYLE)
@@ -36,12 +34,12 @@ def pareto_front(result: SearchResult) -> Figure:
     front = result.front
     _points(axes, [point for point in result.done if point not in front], x, y, sinks.GREY, "dominated")
     _points(axes, front, x, y, sinks.BLUE, "Pareto front")
-    steps = sorted((point.mean(x) * _factor(x), point.mean(y) * _factor(y)) for point in front)
+    steps = sorted((_height(point, x), _height(point, y)) for point in front)
     axes.step(*zip(*steps, strict=True), where="post", color=sinks.BLUE, linewidth=1)
     for point in result.done:
-        place = point.mean(x) * _factor(x), point.mean(y) * _factor(y)
         words = point.name if point in front else str(point.number)
         size, colour = (7, "black") if point in front else (6, sinks.GREY)
+        place = _height(point, x), _height(point, y)
         axes.annotate(words, place, xytext=(4, 3), textcoords="offset points", fontsize=size, color=colour)
     axes.set_xlabel(label(x))
     axes.set_ylabel(label(y))
@@ -51,7 +49,7 @@ def pareto_front(result: SearchResult) -> Figure:
 
 @matplotlib.rc_context(sinks.STYLE)
 def against_keys(result: SearchResult) -> Figure:
-    """Each metric against each searched key, a panel each; points of the front stand out."""
+    """Each metric against each searched key, with the front in another colour."""
     keys, front = result.keys, result.front
     size = 2.7 * len(keys) + 0.6, 2.3 * len(result.metrics) + 0.5
     figure = Figure(figsize=(max(size[0], 4.6), size[1]), layout="constrained")
@@ -65,44 +63,40 @@ def against_keys(result: SearchResult) -> Figure:
     return figure
 
 
-def _against(axes: Axes, points: Sequence[Tried], front: Sequence[Tried], key: str, metric: str) -> None:
+def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPoint], key: str, metric: str) -> None:
     values = [point.settings[key] for point in points]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     names = sorted(set(map(str, values)))
-    for chosen, colour in ((False, sinks.GREY), (True, sinks.BLUE)):
-        those = [(p, v) for p, v in zip(points, values, strict=True) if (p in front) is chosen]
-        places = [value if numeric else names.index(str(value)) for _, value in those]
-        heights = [point.mean(metric) * _factor(metric) for point, _ in those]
-        errors = [_deviation(point, metric) for point, _ in those]
+    for in_front, colour in ((False, sinks.GREY), (True, sinks.BLUE)):
+        chosen = [point for point in points if (point in front) is in_front]
+        places = [point.settings[key] if numeric else names.index(str(point.settings[key])) for point in chosen]
+        heights = [_height(point, metric) for point in chosen]
+        errors = [_error(point, metric) for point in chosen]
         axes.errorbar(places, heights, errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2)
     if not numeric:
         axes.set_xticks(range(len(names)), names)
         return
-    if len(set(values)) <= FEW:
+    if len(set(values)) <= MAX_TICKS:
         axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         return
-    least = min((value for value in values if value > 0), default=0)
-    if min(values) >= 0 and max(values) > LOGARITHMIC * least > 0:
-        # 0 has its place beside the others.
-        axes.set_xscale("symlog", linthresh=least)
+    lowest = min((value for value in values if value > 0), default=0)
+    if min(values) >= 0 and max(values) > LOGARITHMIC * lowest > 0:
+        # Symmetric, so that 0 has a place.
+        axes.set_xscale("symlog", linthresh=lowest)
 
 
-def _points(axes: Axes, points: Sequence[Tried], x: str, y: str, colour: str, words: str) -> None:
-    if not points:
-        return
-    axes.errorbar(
-        [point.mean(x) * _factor(x) for point in points],
-        [point.mean(y) * _factor(y) for point in points],
-        [_deviation(point, y) for point in points],
-        [_deviation(point, x) for point in points],
-        fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2, label=words,
-    )  # fmt: skip
+def _points(axes: Axes, points: Sequence[SearchPoint], x: str, y: str, colour: str, words: str) -> None:
+    if points:
+        places, heights = [_height(point, x) for point in points], [_height(point, y) for point in points]
+        errors = [_error(point, y) for point in points], [_error(point, x) for point in points]
+        axes.errorbar(
+            places, heights, *errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2, label=words
+        )
 
 
-def _factor(metric: str) -> float:
-    return unit(metric).factor
+def _height(point: SearchPoint, metric: str) -> float:
+    return unit(metric).factor * point.mean(metric)
 
 
-def _deviation(point: Tried, metric: str) -> float:
-    values = point.values[metric]
-    return _factor(metric) * stdev(values) if len(values) > 1 else 0.0
+def _error(point: SearchPoint, metric: str) -> float:
+    return unit(metric).factor * point.deviation(metric)

@@ -1,49 +1,60 @@
-"""A comparison as files: the table in every form, and the figures, drawn again only where something has changed."""
+"""A comparison as files: the answer, the table in every format, and the figures, redrawn only when something changed.
 
+The answer is a line for each modality: which decorrelation weight and rate give the lowest word error rate without
+intermediate sinks? It is the best trial by validation among those with fewer than `MIN_SINKS` intermediate sinks per
+utterance, with the best at weight 0 as the baseline. Several seeds of a setting count as one trial.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, write_json, write_text, written_whole
+from pipeline.common.files import atomic_write, digest, read_json, write_json, write_text
+from pipeline.common.metrics import BY_ACTIVATION
+from pipeline.common.statistics import LEVEL, mean_interval, welch
+from pipeline.common.text import p_text
 from pipeline.common.verified import fault, sha256_of
 from pipeline.comparison import front, rendering
-from pipeline.comparison.answer import answers
-from pipeline.comparison.claims import claims, markdown, summary
+from pipeline.comparison.claims import MIN_SINKS, claims, markdown, summary
+from pipeline.comparison.entries import Task
 from pipeline.comparison.front import SearchResult
-from pipeline.comparison.table import Comparison
+from pipeline.comparison.quantities import sink_counts
+from pipeline.comparison.table import Cell, Comparison, Variant
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+CHOSEN_BY = "wer/validation"
+SMOOTHING = 1e-4
+"""Added to a word error rate before its logarithm, which 0 does not have."""
 DRAWN = "figures.json"
-"""Names the figures and what they were drawn from."""
+"""Lists the figures and the digest of their sources."""
 
 
 def write_comparison(comparison: Comparison, folder: Path, search: SearchResult | None = None) -> list[Path]:
-    """Write tables and figures into `folder`; those of an earlier comparison there are replaced.
+    """Write tables and figures into `folder`, replacing those of an earlier comparison.
 
     `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
-    trial and metric), `claims.md` (what the paper says of sinks, held against the trials), and each figure as PNG, PDF
+    trial and metric), `claims.md` (the claims of the paper, checked against the trials), and each figure as PNG, PDF
     and SVG. Loads matplotlib only if there is something to draw.
 
     Args:
         comparison: the table.
-        folder: made if it is new.
-        search: what a search tried; then `comparison` has the trials of its front. Adds `search.md` and `search.csv`
-            (a line for each point), its figures, and its table above that of `table.txt`.
+        folder: created if it is new.
+        search: the outcome of a search; then `comparison` has the trials of its front. Adds `search.md`, `search.csv`
+            (a line for each point) and figures, and its table above that of `table.txt`.
 
     Returns:
         All files of the comparison.
     """
-    found = claims(comparison)
+    checked = claims(comparison)
     tables = {
-        "table.txt": f"{headline(comparison, search)}{rendering.text(comparison)}\n{summary(found)}",
+        "table.txt": f"{headline(comparison, search)}{rendering.text(comparison)}\n{summary(checked)}",
         "table.md": rendering.markdown(comparison),
         "table.tex": rendering.latex(comparison),
         "table.csv": rendering.csv_table(comparison),
         "metrics.csv": rendering.long_csv(comparison),
-        "claims.md": markdown(found),
+        "claims.md": markdown(checked),
     }
     if search:
         tables |= {"search.md": front.markdown(search), "search.csv": front.csv_text(search)}
@@ -53,56 +64,120 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
 
 
 def headline(comparison: Comparison, search: SearchResult | None = None) -> str:
-    """What stands above the table: the answer, and what a search tried."""
-    blocks = ["".join(f"{line}\n" for line in answers(comparison)), front.text(search) if search else ""]
-    return "".join(f"{block}\n" for block in blocks if block)
+    """The text above the table: the answer, and the outcome of a search."""
+    parts = ["".join(f"{line}\n" for line in answers(comparison)), front.text(search) if search else ""]
+    return "".join(f"{part}\n" for part in parts if part)
 
 
 def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) -> list[Path]:
     source = _source(comparison, search)
-    known = _known(folder)
-    files = [folder / name for name in known["files"]]
-    if known["source"] == source and not any(fault(folder / name, sha) for name, sha in known["files"].items()):
-        return files
+    try:
+        known = read_json(folder / DRAWN, "")
+        files, known_source = dict(known["files"]), known["source"]
+    except (PipelineError, KeyError, TypeError, ValueError):
+        # Missing, damaged, or of an earlier version.
+        files, known_source = {}, None
+    if known_source == source and not any(fault(folder / name, sha256) for name, sha256 in files.items()):
+        return [folder / name for name in files]
+    import matplotlib
+
     from pipeline.comparison.figures import comparison_figures
     from pipeline.sinks.figures import save
 
-    drawn = []
     figures = comparison_figures(comparison)
     if search:
         from pipeline.comparison.front_figures import search_figures
 
         figures |= search_figures(search)
+    drawn = []
     for name, figure in figures.items():
-        drawn += [*save(figure, folder / name), _save_svg(figure, folder / f"{name}.svg")]
-    for file in set(files) - set(drawn):
+        drawn += save(figure, folder / name)
+        # SVG for HTML pages; the fixed salt and date give equal files for equal figures.
+        svg = folder / f"{name}.svg"
+        with matplotlib.rc_context({"svg.hashsalt": name}), atomic_write(svg) as temporary:
+            figure.savefig(temporary, metadata={"Date": None})
+        drawn.append(svg)
+    for file in {folder / name for name in files} - set(drawn):
         file.unlink(missing_ok=True)
     write_json(folder / DRAWN, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
     return drawn
 
 
-def _save_svg(figure: "Figure", file: Path) -> Path:
-    """For a page: letters as shapes, so that it looks alike everywhere. Equal figures give equal files."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": file.stem}), written_whole(file) as beside:
-        figure.savefig(beside, metadata={"Date": None})
-    return file
-
-
-def _known(folder: Path) -> dict:
-    try:
-        known = read_json(folder / DRAWN, "")
-        return {"source": known["source"], "files": dict(known["files"])}
-    except (PipelineError, KeyError, TypeError, ValueError):
-        # Missing, spoilt, or of an earlier version.
-        return {"source": None, "files": {}}
-
-
 def _source(comparison: Comparison, search: SearchResult | None) -> str:
-    """Digest of all that the figures show: the table, the arrays, the code that draws."""
+    """Digest of everything that the figures show: the table, the arrays and the drawing code."""
     arrays = {e.identity: sha256_of(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
-    drawn = [rendering.csv_table(comparison), arrays, code_digest("pipeline.comparison.figures")]
+    parts = [rendering.csv_table(comparison), arrays, code_digest("pipeline.comparison.figures")]
     if search:
-        drawn += [front.csv_text(search), code_digest("pipeline.comparison.front_figures")]
-    return digest(drawn)
+        parts += [front.csv_text(search), code_digest("pipeline.comparison.front_figures")]
+    return digest(parts)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    task: Task
+    variant: Variant
+    cell: Cell
+    reported: str
+    """The metric shown as its word error rate."""
+
+    @property
+    def chosen_by(self) -> float:
+        return self.cell.metrics[CHOSEN_BY if CHOSEN_BY in self.cell.metrics else self.reported].mean
+
+    @property
+    def sinks(self) -> float:
+        """On validation if measured there, since test is reported, not used for selection."""
+        name = f"{BY_ACTIVATION}/validation"
+        return self.cell.metrics[name if name in self.cell.metrics else BY_ACTIVATION].mean
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The word error rate of each seed."""
+        return self.cell.metrics[self.reported].by_seed
+
+    def __str__(self) -> str:
+        wer = f"{100 * self.cell.metrics[self.reported].mean:.1f}"
+        if len(self.rates) > 1:
+            low, high = (100 * max(bound, 0.0) for bound in mean_interval(self.rates))
+            wer += f" [{low:.1f}, {high:.1f}]"
+        name = f"{self.variant} at rate {', '.join(map(str, self.task.rates))}"
+        return f"{name}: WER {wer}, sinks per utterance {sink_counts(self.cell)}"
+
+
+def answers(comparison: Comparison) -> list[str]:
+    """A line for each corpus and modality with at least two settings to choose from."""
+    reported = next((f"wer/{c}" for c in comparison.conditions if not c.startswith("validation")), CHOSEN_BY)
+    groups: dict[str, list[_Candidate]] = {}
+    for task in comparison.tasks:
+        for variant in comparison.variants:
+            cell = comparison.cell(task, variant)
+            if not cell.gap and {reported, BY_ACTIVATION} <= cell.metrics.keys():
+                groups.setdefault(task.group, []).append(_Candidate(task, variant, cell, reported))
+    return [f"{name}: {'; '.join(_parts(candidates))}." for name, candidates in groups.items() if len(candidates) > 1]
+
+
+def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
+    without_sinks = [candidate for candidate in candidates if candidate.sinks < MIN_SINKS]
+    if without_sinks:
+        best = min(without_sinks, key=lambda candidate: candidate.chosen_by)
+        yield str(best)
+    else:
+        best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.chosen_by))
+        yield f"every setting has {MIN_SINKS:g} or more intermediate sinks per utterance"
+        yield f"the fewest are at {best}"
+    rest = [other for other in candidates if (other.variant.weight == 0) != (best.variant.weight == 0)]
+    if not rest:
+        yield f"there is no trial {'above' if best.variant.weight == 0 else 'at'} weight 0 to compare it with"
+        return
+    other = min(rest, key=lambda candidate: candidate.chosen_by)
+    yield str(other)
+    yield _difference(best.rates, other.rates)
+
+
+def _difference(rates: Sequence[float], other_rates: Sequence[float]) -> str:
+    """The significance of the difference of two word error rates over seeds."""
+    if min(len(rates), len(other_rates)) < 2:
+        return "whether WER differs is inconclusive, with one seed"
+    p = welch(*([log(rate + SMOOTHING) for rate in side] for side in (rates, other_rates))).p
+    result = "WER differs" if p < LEVEL else "whether WER differs is inconclusive"
+    return f"{result} ({p_text(p)}, {len(rates)} and {len(other_rates)} seeds)"

@@ -1,4 +1,4 @@
-"""Trials as people name them: a folder, a folder of trials, an identity or the beginning of one."""
+"""Selection of trials on a command line: by folder, folder of trials, identity or its first digits."""
 
 import re
 from collections.abc import Sequence
@@ -14,57 +14,56 @@ from pipeline.trials.results import METRICS
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
-    """The trials that `names` mean, each once; without names, all done trials of `runs`.
+    """The named trials, each once; without names, all done trials of `runs`.
 
     Args:
-        names: a trial's folder; a folder of such folders, which means all of them, done or not; or the beginning of an
-            identity under `runs`.
-        runs: where trial folders lie.
+        names: a trial's folder; a folder of such folders, which selects all of them, done or not; or the first digits
+            of an identity in `runs`.
+        runs: the folder of the trials' folders.
 
     Raises:
-        PipelineError: a name means no trial, or the beginning of an identity means several.
+        PipelineError: a name matches no trial, or the first digits of an identity match several.
     """
     if not names:
-        done = [trial for trial in _inside(Path(runs)) if trial.result()]
+        done = [trial for trial in _trials_in(Path(runs)) if trial.result()]
         if not done:
-            raise PipelineError(runs, "no trial in it is done", "run some: python -m pipeline.sweep")
+            raise PipelineError(runs, "contains no done trial", "run some: python -m pipeline.sweep")
         return done
-    found = {trial.folder.resolve(): trial for name in names for trial in _meant(name, Path(runs))}
-    return list(found.values())
+    return list({trial.folder.resolve(): trial for name in names for trial in _matching(name, Path(runs))}.values())
 
 
 def named_trial(name: str, runs: str | Path) -> Trial:
-    """The one trial that is meant: its folder, the beginning of its identity, or the id of its run in MLflow.
+    """The trial with this folder, first digits of its identity, or run id in MLflow.
 
     Raises:
-        PipelineError: none or several are meant; or MLflow, which has to be asked, cannot be.
+        PipelineError: none or several match; or MLflow is needed and fails.
     """
     if re.fullmatch("[0-9a-f]{32}", name):
         name = identity_of_run(name, tracking_uri()) or name
-    found = _meant(name, Path(runs))
-    if len(found) != 1:
-        raise PipelineError(name, f"holds {len(found)} trials", "name one of them")
-    return found[0]
+    trials = _matching(name, Path(runs))
+    if len(trials) != 1:
+        raise PipelineError(name, f"contains {len(trials)} trials", "name one of them")
+    return trials[0]
 
 
-def _meant(name: str, runs: Path) -> list[Trial]:
+def _matching(name: str, runs: Path) -> list[Trial]:
     folder = Path(name)
     if (folder / MARK).exists():
         return [Trial(folder)]
     if folder.is_dir():
-        inside = _inside(folder)
-        if not inside:
-            raise PipelineError(folder, "holds no trial", "name a trial's folder, or the folder of several")
-        return inside
-    alike = [trial for trial in _inside(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
-    alike = [trial for trial in alike if trial.identity.startswith(name)]
-    if len(alike) != 1:
-        found = f"is the beginning of {len(alike)} identities" if alike else "is neither a folder nor an identity"
+        trials = _trials_in(folder)
+        if not trials:
+            raise PipelineError(folder, "contains no trial", "name a trial's folder, or a folder of several")
+        return trials
+    trials = [trial for trial in _trials_in(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
+    trials = [trial for trial in trials if trial.identity.startswith(name)]
+    if len(trials) != 1:
+        found = f"matches {len(trials)} identities" if trials else "is neither a folder nor an identity"
         raise PipelineError(name, f"{found} in {runs}", "name one of the folders there")
-    return alike
+    return trials
 
 
-def _inside(folder: Path) -> list[Trial]:
-    # A folder with results and without an identity is a damaged trial, and is named.
+def _trials_in(folder: Path) -> list[Trial]:
+    # A folder with results but no identity is a damaged trial, which must be reported.
     folders = {file.parent for name in (MARK, METRICS) for file in folder.glob(f"*/{name}")}
     return [Trial(folder) for folder in sorted(folders)]

@@ -1,54 +1,104 @@
-"""Trials side by side: rows are tasks, columns are what differs, the decorrelation weight first.
+"""The comparison table: rows are tasks, columns are variants, which differ in settings.
 
 comparison = compare([Trial(folder) for folder in folders])
 print(text(comparison))  # of pipeline.comparison.rendering
 """
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
 from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
-from pipeline.comparison.conditions import condition_order
-from pipeline.comparison.entries import Entry, Gap, Task, read_entries
-from pipeline.comparison.variants import Variant, baseline_key, differing_keys, shared_settings, variant_of
+from pipeline.comparison.entries import WEIGHT, Entry, Gap, Task, condition_order, read_entries
+from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
 from pipeline.trials.results import CUT
 
+LOSS = "decorrelation."
+
 
 @dataclass(frozen=True)
-class Figure:
-    """A metric of a cell, as a fraction where the metric is one."""
+class Variant:
+    """The settings in which trials of a task differ, the decorrelation weight first: a column of the tables."""
 
-    value: float
-    """Mean over seeds."""
+    weight: float
+    others: tuple[tuple[str, str], ...] = ()
+    """Dotted key and value as JSON. A trial at weight 0 has no other key of the decorrelation loss."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`others` as values by dotted key."""
+        return {key: json.loads(value) for key, value in self.others}
+
+    def without_loss(self) -> "Variant":
+        """Its baseline: the same at weight 0."""
+        return Variant(0.0, tuple(pair for pair in self.others if not pair[0].startswith(LOSS)))
+
+    @property
+    def parts(self) -> list[str]:
+        """Its name, a part for each setting: `weight 0.1`, `stop_gradient`."""
+        return [f"weight {self.weight:g}", *(named(key, value) for key, value in self.settings.items())]
+
+    def __str__(self) -> str:
+        return ", ".join(self.parts)
+
+    @property
+    def order(self) -> tuple:
+        """Sort key: by weight, then numbers before texts."""
+        settings = []
+        for key, value in self.settings.items():
+            numeric = isinstance(value, int | float)
+            settings.append((key, not numeric, value if numeric else 0, str(value)))
+        return self.weight, settings
+
+
+def named(key: str, value: Any) -> str:
+    """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2 3`, `no lora`."""
+    name = key.rpartition(".")[2]
+    if value is None or value is False:
+        return f"no {name}"
+    if value is True:
+        return name
+    if isinstance(value, list):
+        return f"{name} {' '.join(map(str, value))}"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of a cell."""
+
+    mean: float
+    """Over seeds."""
     interval: tuple[float, float] | None
-    """95% over utterances or speakers; of a single seed only."""
+    """95% over utterances or speakers, of a single seed only."""
     deviation: float | None
-    """Standard deviation over seeds, where there are several."""
+    """Standard deviation over seeds, if there are several."""
     by_seed: tuple[float, ...]
     """The value of each seed that has one, in the order of the seeds."""
 
     @property
     def seeds(self) -> int:
-        """How many seeds have a value."""
+        """Number of seeds with a value."""
         return len(self.by_seed)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The trials of one task and variant: its seeds."""
+    """The trials of one task and variant, one for each seed."""
 
     entries: tuple[Entry, ...]
-    figures: dict[str, Figure]
-    """By the name of the metric; what does not exist is absent."""
+    metrics: dict[str, Value]
+    """By name."""
     changes: dict[str, Change]
     """By condition, such as `test/snr_0`."""
     gap: Gap | None
-    """Why there are no figures at all."""
+    """Why there are no metrics at all."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +109,19 @@ class Comparison:
     variants: tuple[Variant, ...]
     cells: dict[tuple[Task, Variant], Cell]
     primary: str | None
-    """The task of the one comparison that was planned."""
+    """The task of the planned, primary comparison."""
     notes: tuple[str, ...]
-    """Sentences on what the cells cannot say: reasons of gaps, settings that all columns share."""
+    """Sentences on gaps, and on settings that the columns do not show."""
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
-        """Splits with their noise, as in the names of metrics: `test`, `test/snr_0`, `validation`; clean ones first."""
-        names = {
-            name[len("wer/") :] for cell in self.cells.values() for name in cell.figures if name.startswith("wer/")
-        }
-        return tuple(sorted(names, key=condition_order))
+        """Splits with their noise, as in metric names: `test`, `test/snr_0`, `validation`; clean ones first."""
+        names = {name for cell in self.cells.values() for name in cell.metrics if name.startswith("wer/")}
+        return tuple(sorted((name.removeprefix("wer/") for name in names), key=condition_order))
 
     def cell(self, task: Task, variant: Variant) -> Cell:
-        """The cell; one without trials has a gap that says so."""
-        return self.cells.get((task, variant)) or Cell((), {}, {}, Gap("not run", ""))
+        """The cell; one without trials has a gap."""
+        return self.cells.get((task, variant)) or Cell((), {}, {}, Gap("not run"))
 
     @property
     def entries(self) -> list[Entry]:
@@ -88,49 +136,70 @@ def compare(
 
     Args:
         trials: folders of trials.
-        primary: the task (`VSR 5`, of several corpora `LRS3 VSR 5`) whose change on the clean test set was planned as
-            the one comparison.
-        datasets: what the corpora of trials are called, by identity; others are named by themselves.
+        primary: the task (`VSR 5`, or with several corpora `LRS3 VSR 5`) whose change on the clean test set is the
+            planned, primary comparison.
+        datasets: names of the trials' corpora by identity; others get a default name.
 
     Raises:
-        PipelineError: there is none that has begun, or an `identity.json` is damaged. What else is damaged in a trial
-            makes a gap or a note.
+        PipelineError: no trial has started, or an `identity.json` is damaged. Other damage to a trial is a gap or a
+            note.
     """
     entries, absent = read_entries(trials, datasets or {})
     if not entries:
         raise PipelineError("comparison", "there is no trial to compare", "run some: python -m pipeline.sweep")
-    keys = differing_keys(entries)
+    keys = _differing_keys(entries)
     grouped: dict[tuple[Task, Variant], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.seed):
-        grouped.setdefault((entry.task, variant_of(entry, keys)), []).append(entry)
-    baselines = {baseline_key(entry): entry for entry in entries if entry.weight == 0 and not entry.gap}
-    notes: list[str] = shared_settings(entries, keys)
+        others = tuple((key, json.dumps(entry.settings[key])) for key in keys if key in entry.settings)
+        grouped.setdefault((entry.task, Variant(float(entry.weight), others)), []).append(entry)
+    baselines = {_baseline_key(entry): entry for entry in entries if entry.weight == 0 and not entry.gap}
+    notes = _setting_notes(entries, keys)
     cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()}, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
-    notes += _notes(entries, tasks, absent)
+    notes += _trial_notes(entries, tasks, absent)
     return Comparison(tuple(tasks), tuple(variants), cells, primary, tuple(notes))
+
+
+def _differing_keys(entries: Sequence[Entry]) -> list[str]:
+    """Keys with two values or more among the trials of one task."""
+    tasks = {entry.task for entry in entries}
+    keys = {key for task in tasks for key in differing_settings([entry for entry in entries if entry.task == task])}
+    return sorted(keys - {WEIGHT})
+
+
+def differing_settings(entries: Sequence[Entry]) -> list[str]:
+    """Keys with two values or more among these trials; the absence of a key is not a value."""
+    values: dict[str, set[str]] = {}
+    for entry in entries:
+        for key, value in entry.settings.items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    return sorted(key for key, different in values.items() if len(different) > 1)
+
+
+def _baseline_key(entry: Entry) -> str:
+    """Equal for trials that differ in the decorrelation loss only."""
+    rest = {key: value for key, value in entry.settings.items() if not key.startswith(LOSS)}
+    return json.dumps([str(entry.task), entry.seed, rest], sort_keys=True)
 
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str]) -> Cell:
     done = [entry for entry in entries if not entry.gap]
     changes: dict[str, Change] = {}
-    pairs = [(entry, baselines[baseline_key(entry)]) for entry in done if baseline_key(entry) in baselines]
+    pairs = [(entry, baselines[_baseline_key(entry)]) for entry in done if _baseline_key(entry) in baselines]
     if pairs and done[0].weight > 0:
+        name = f"{done[0].task} at weight {done[0].weight:g}"
         try:
             changes = wer_changes(pairs)
         except PipelineError as error:
-            notes.append(f"No change is given for {done[0].task} at weight {done[0].weight:g}: {error}.")
-    if changes and len(pairs) < len(done):
-        seeds = ", ".join(str(entry.seed) for entry, _ in pairs)
-        notes.append(
-            f"The change of {done[0].task} at weight {done[0].weight:g} is over seeds {seeds}: both have them."
-        )
-    return Cell(tuple(entries), _figures(done), changes, None if done else entries[0].gap)
+            notes.append(f"No change is given for {name}: {error}.")
+        if changes and len(pairs) < len(done):
+            notes.append(f"The change of {name} is over the common seeds {', '.join(str(e.seed) for e, _ in pairs)}.")
+    return Cell(tuple(entries), _metrics(done), changes, None if done else entries[0].gap)
 
 
 def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> dict[tuple[Task, Variant], Cell]:
-    """The cells with p-values that count how many changes the table shows: those of the test set, the primary apart."""
+    """The cells with p-values corrected for the number of changes of the test set, the primary one apart."""
     places = [
         (key, condition)
         for key, cell in cells.items()
@@ -145,48 +214,66 @@ def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> 
     return cells
 
 
-def _figures(entries: Sequence[Entry]) -> dict[str, Figure]:
-    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
-    found = {}
-    for name in names:
-        if is_bound(name):
-            continue
+def _metrics(entries: Sequence[Entry]) -> dict[str, Value]:
+    metrics = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry.metrics if not is_bound(name)):
         values = [entry.metrics[name] for entry in entries if name in entry.metrics]
         low, high = (entries[0].metrics.get(f"{name}/{end}") for end in ("low", "high"))
-        found[name] = Figure(
-            value=statistics.fmean(values),
+        metrics[name] = Value(
+            mean=statistics.fmean(values),
             interval=(low, high) if len(entries) == 1 and low is not None and high is not None else None,
             deviation=statistics.stdev(values) if len(values) > 1 else None,
             by_seed=tuple(values),
         )
-    return found
+    return metrics
 
 
-def _place(entry: Entry) -> str:
-    return f"{entry.task}, weight {entry.weight:g}, seed {entry.seed}"
+def _setting_notes(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
+    """Notes on settings that differ between tasks only, and on those of the loss that are not the default."""
+    notes = []
+    by_key: dict[str, dict[str, set[Task]]] = {}
+    for entry in entries:
+        for key, value in entry.settings.items():
+            if key not in keys and key not in (WEIGHT, "code", "data"):
+                by_key.setdefault(key, {}).setdefault(json.dumps(value), set()).add(entry.task)
+    for key, values in sorted(by_key.items()):
+        if len(values) > 1:
+            each = (
+                f"{json.loads(value)} for {' and '.join(map(str, sorted(tasks, key=lambda task: task.order)))}"
+                for value, tasks in values.items()
+            )
+            notes.append(f"{key} is {', '.join(each)}.")
+        elif key.startswith(LOSS):
+            value = json.loads(next(iter(values)))
+            if value != getattr(Decorrelation(), key.removeprefix(LOSS)):
+                notes.append(f"{key} is {value} for all weights above 0.")
+    return notes
 
 
-def _cut(entry: Entry) -> str:
-    """How many hypotheses of which condition are cut; empty where none is."""
-    found = {name.partition("/")[2]: value for name, value in entry.metrics.items() if name.startswith(f"{CUT}/")}
-    return ", ".join(f"{value:.0f} of {condition}" for condition, value in sorted(found.items()) if value)
+def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list[str]:
+    def name(entry: Entry) -> str:
+        return f"{entry.task}, weight {entry.weight:g}, seed {entry.seed}"
 
-
-def _notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list[str]:
     notes = []
     for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.weight, entry.seed)):
         if entry.gap and entry.gap.reason:
-            notes.append(f"{_place(entry)} ({entry.trial.folder.name}) {entry.gap.state}: {entry.gap.reason}.")
+            notes.append(f"{name(entry)} ({entry.trial.folder.name}) {entry.gap}.")
         if entry.fault:
             notes.append(f"{entry.fault}.")
     for task in tasks:
-        alike = [entry for entry in entries if entry.task == task]
-        if len({entry.code for entry in alike}) > 1:
-            notes.append(f"The trials of {task} were trained by different code.")
-        if len({entry.evaluation for entry in alike if entry.evaluation}) > 1:
+        of_task = [entry for entry in entries if entry.task == task]
+        if len({entry.code for entry in of_task}) > 1:
+            notes.append(f"The trials of {task} were trained with different code.")
+        if len({entry.evaluation for entry in of_task if entry.evaluation}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
-    if cut := [f"{_place(entry)}: {_cut(entry)}" for entry in entries if _cut(entry)]:
+    if cut := [f"{name(entry)}: {_cut(entry)}" for entry in entries if _cut(entry)]:
         notes.append(f"Hypotheses that were cut at evaluate.max_new_tokens: {'; '.join(cut)}. Raise it.")
     if absent:
-        notes.append(f"{absent} {'trial has' if absent == 1 else 'trials have'} not begun.")
+        notes.append(f"{absent} {'trial has' if absent == 1 else 'trials have'} not started.")
     return notes
+
+
+def _cut(entry: Entry) -> str:
+    """Number of cut hypotheses by condition; empty without any."""
+    counts = {name.partition("/")[2]: value for name, value in entry.metrics.items() if name.startswith(f"{CUT}/")}
+    return ", ".join(f"{value:.0f} of {condition}" for condition, value in sorted(counts.items()) if value)

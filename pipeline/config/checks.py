@@ -1,10 +1,11 @@
-"""What no section can check by itself."""
+"""Checks across sections: keys that contradict each other."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.kinds import resolve
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
 from pipeline.config.kinds import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
@@ -12,138 +13,129 @@ from pipeline.config.kinds import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
 if TYPE_CHECKING:
     from pipeline.config.params import Params
 
+Contradiction = tuple[str, str]
+"""What was found, and the remedy."""
+
 
 def check_across_sections(params: "Params", where: str | Path) -> None:
-    """Refuse keys of different sections that contradict each other; `where` is named in errors.
+    """Raise a `PipelineError` for the first contradiction between sections; `where` is named in it."""
+    for check in (_corpus, _trial, _decorrelation, _online):
+        for found, remedy in check(params):
+            raise PipelineError(where, found, remedy)
 
-    Raises:
-        PipelineError: for the first thing that is wrong.
-    """
-    noise = params.corpus.noise
+
+def _corpus(params: "Params") -> Iterator[Contradiction]:
+    corpus, noise = params.corpus, params.corpus.noise
     if noise.train_share > 0 and not noise.train_snrs:
-        raise PipelineError(
-            where,
+        yield (
             f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
             "name at least one ratio in dB, or set the share to 0",
         )
-    if (params.corpus.root is None) == getattr(resolve(CORPORA[params.corpus.kind]), "has_root", True):
-        raise PipelineError(
-            where,
-            f"corpus.root is {params.corpus.root!r} and corpus.kind is {params.corpus.kind!r}",
-            "name the folder of a recorded corpus as corpus.root; the synthetic one has none",
+    if (corpus.root is None) == getattr(resolve_name(CORPORA[corpus.kind]), "has_root", True):
+        yield (
+            f"corpus.root is {corpus.root!r} and corpus.kind is {corpus.kind!r}",
+            "set corpus.root to the folder of a recorded corpus, and to null for the synthetic one",
         )
     names = [source.name for source in params.weights.sources]
     for name in names:
         if names.count(name) > 1:
-            raise PipelineError(where, f"weights.sources names {name!r} twice", "give each its own name")
-    if not isinstance(params.model.prompt, str) and params.model.modality not in params.model.prompt:
-        raise PipelineError(
-            where, f"model.prompt has no {params.model.modality}, which is model.modality", "add it, or give one text"
-        )
-    train = params.train
+            yield f"weights.sources has the name {name!r} twice", "give each source its own name"
+
+
+def _trial(params: "Params") -> Iterator[Contradiction]:
+    train, modality, splits = params.train, params.model.modality, list(params.evaluate.splits)
+    if not isinstance(params.model.prompt, str) and modality not in params.model.prompt:
+        yield f"model.prompt has no {modality}, which is model.modality", "add it, or give one prompt for all"
     if (train.steps is None) == (train.epochs is None):
-        raise PipelineError(
-            where,
+        yield (
             f"train.steps is {train.steps} and train.epochs is {train.epochs}",
             "set one, and the other to null",
         )
     if train.ranks > 1 and ":" in train.device:
-        raise PipelineError(
-            where,
-            f"train.ranks is {train.ranks} and train.device is {train.device!r}, which is one device",
+        yield (
+            f"train.ranks is {train.ranks} and train.device is {train.device!r}, which is a single device",
             "set train.device to auto, cuda or cpu",
         )
-    if params.sinks.split not in params.evaluate.splits:
-        raise PipelineError(
-            where,
-            f"sinks.split is {params.sinks.split!r}, which evaluate.splits {list(params.evaluate.splits)} leaves out",
-            "sinks are measured on a split that is evaluated",
+    if params.sinks.split not in splits:
+        yield (
+            f"sinks.split is {params.sinks.split!r} and evaluate.splits is {splits}",
+            "add it to evaluate.splits",
         )
-    if params.sinks.validation and "validation" not in params.evaluate.splits:
-        raise PipelineError(
-            where,
-            f"sinks.validation is true, and evaluate.splits {list(params.evaluate.splits)} leaves validation out",
-            "evaluate it, or set sinks.validation to false",
+    if params.sinks.validation and "validation" not in splits:
+        yield (
+            f"sinks.validation is true and evaluate.splits is {splits}",
+            "add validation to evaluate.splits, or set sinks.validation to false",
         )
-    _check_decorrelation(params, where)
-    _check_online(params, where)
 
 
-def _check_decorrelation(params: "Params", where: str | Path) -> None:
-    """Layers and tokens that the loss can count, as far as the parameters tell."""
+def _decorrelation(params: "Params") -> Iterator[Contradiction]:
+    """Layers and roles of the loss that select no token, as far as the parameters show."""
     loss, modality = params.decorrelation, params.model.modality
     for key in ("layers", "roles"):
         if not getattr(loss, key):
-            raise PipelineError(where, f"decorrelation.{key} is []", "name one at least, or take all")
+            yield f"decorrelation.{key} is []", "name at least one, or set it to all"
     if loss.weight == 0:
         return
-    there = [f"{stream}{part}" for stream in streams(modality) for part in ("_start", "", "_end")]
-    there += ["prompt"] * bool(params.model.prompt)
-    if loss.roles != "all" and not set(loss.roles) & set(there):
-        raise PipelineError(
-            where,
-            f"decorrelation.roles is {list(loss.roles)} and model.modality is {modality!r}, so no token counts",
-            f"take all, or some of: {', '.join(there)}",
+    present = [f"{stream}{part}" for stream in streams(modality) for part in ("_start", "", "_end")]
+    present += ["prompt"] * bool(params.model.prompt)
+    if loss.roles != "all" and not set(loss.roles) & set(present):
+        yield (
+            f"decorrelation.roles is {list(loss.roles)} and model.modality is {modality!r}, which has none of them",
+            f"set it to all, or to some of: {', '.join(present)}",
         )
-    blocks = params.model.llm.blocks
-    if blocks is None:
+    count = params.model.llm.blocks
+    if count is None:
         return
-    counted = range(blocks - 1)
-    if not counted or (loss.layers != "all" and not set(loss.layers) <= set(counted)):
-        asked = "all" if loss.layers == "all" else list(loss.layers)
-        raise PipelineError(
-            where,
-            f"decorrelation.layers is {asked} and model.llm.blocks is {blocks}, of which all but the last count",
-            f"name some of 0 to {blocks - 2}, or all" if counted else "keep two blocks at least",
+    layers = range(count - 1)
+    if not layers or (loss.layers != "all" and not set(loss.layers) <= set(layers)):
+        yield (
+            f"decorrelation.layers is {'all' if loss.layers == 'all' else list(loss.layers)} and model.llm.blocks is "
+            f"{count}; the loss uses all layers but the last",
+            f"name some of 0 to {count - 2}, or all" if layers else "keep at least two layers",
         )
 
 
-def _taken(params: "Params", stream: str) -> frozenset[str]:
-    """What the encoder of a stream takes beside its input, see `Encoder.takes`."""
-    kinds = AUDIO_ENCODERS if stream == "audio" else VIDEO_ENCODERS
-    return resolve(kinds[getattr(params.features, stream).encoder]).takes
-
-
-def _check_online(params: "Params", where: str | Path) -> None:
-    """Augmentation and LoRA inside an encoder: each where it has an effect, and only there."""
+def _online(params: "Params") -> Iterator[Contradiction]:
+    """Augmentation, and LoRA inside an encoder, that would have no effect."""
     features, used = params.features, streams(params.model.modality)
     augmentation, lora = features.augmentation, {"audio": features.audio.lora, "video": features.video.lora}
     off = Augmentation().model_dump(mode="json")
     chosen = augmentation.model_dump(mode="json")
     wanted = {f"augmentation.{key}": value for key, value in chosen.items() if value != off[key]}
-    wanted |= {f"{stream}.lora": f"rank {one.rank}" for stream, one in lora.items() if one}
+    wanted |= {f"{stream}.lora": f"rank {adapter.rank}" for stream, adapter in lora.items() if adapter}
     if wanted and features.mode == "cached":
         key, value = next(iter(wanted.items()))
-        raise PipelineError(
-            where,
+        yield (
             f"features.{key} is {value!r} and features.mode is 'cached'",
-            "set features.mode to online: what is cached can be neither augmented nor trained",
+            "set features.mode to online: cached features can be neither augmented nor trained",
         )
-    for stream in (stream for stream, one in lora.items() if one):
-        if "lora" not in _taken(params, stream):
+    for stream in (stream for stream, adapter in lora.items() if adapter):
+        if "lora" not in _supported(params, stream):
             encoder = getattr(features, stream).encoder
-            raise PipelineError(
-                where,
+            yield (
                 f"features.{stream}.lora is set and features.{stream}.encoder is {encoder!r}",
-                "take the encoder avhubert, or set lora to null",
+                "use the encoder avhubert, or set lora to null",
             )
     for key in ("crop", "flip"):
-        if "video" in used and f"augmentation.{key}" in wanted and key not in _taken(params, "video"):
-            raise PipelineError(
-                where,
+        if "video" in used and f"augmentation.{key}" in wanted and key not in _supported(params, "video"):
+            yield (
                 f"features.augmentation.{key} is {getattr(augmentation, key)!r} and features.video.encoder is "
-                f"{features.video.encoder!r}, which would not see it",
-                f"take the encoder avhubert, or leave {key} out",
+                f"{features.video.encoder!r}, where it has no effect",
+                f"use the encoder avhubert, or remove {key}",
             )
     if augmentation.noise_share > 0 and not augmentation.noise_snrs:
-        raise PipelineError(
-            where,
+        yield (
             f"features.augmentation.noise_share is {augmentation.noise_share} and noise_snrs is empty",
             "name at least one ratio in dB, or set the share to 0",
         )
-    if is_noise_added(params) and params.corpus.noise.train_share == 1:
-        raise PipelineError(
-            where,
+    if is_noise_added(params.model.modality, augmentation.noise_share) and params.corpus.noise.train_share == 1:
+        yield (
             f"features.augmentation.noise_share is {augmentation.noise_share} and corpus.noise.train_share is 1.0",
-            "noise is added to clean utterances alone: set one of the two shares to 0",
+            "noise is added to clean utterances only: set one of the two shares to 0",
         )
+
+
+def _supported(params: "Params", stream: str) -> frozenset[str]:
+    """What the encoder of a stream supports, see `Encoder.takes`."""
+    kinds = AUDIO_ENCODERS if stream == "audio" else VIDEO_ENCODERS
+    return resolve_name(kinds[getattr(params.features, stream).encoder]).takes

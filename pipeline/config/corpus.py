@@ -1,80 +1,82 @@
-"""Section `corpus`: utterances, splits, noise."""
+"""Section `corpus`: utterances, splits and noise."""
 
 from collections.abc import Callable
 from functools import cache
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, create_model
 
-from pipeline.common.kinds import resolve
 from pipeline.config.kinds import CORPORA, known, validated
-from pipeline.config.section import Section
+from pipeline.config.section import Count, Section, Share
 
 
 class Noise(Section):
-    """Babble of training speakers, or a folder of noise, mixed at a signal-to-noise ratio over the whole utterance."""
+    """Babble of training speakers, or a folder of noise, mixed at a signal-to-noise ratio per utterance."""
 
     folder: str | None = None
-    """A folder of audio files to take the noise from, each split its own part; null speaks babble."""
-    talkers: Annotated[int, Field(ge=1)] = 6
-    """How many voices speak at once."""
-    train_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the training utterances that are noisy; each has one ratio, drawn from `train_snrs`."""
+    """Folder of audio files with noise, of which each split uses its own part; null uses babble."""
+    talkers: Count = 6
+    """Simultaneous voices of the babble."""
+    train_share: Share = 0.0
+    """Share of the training utterances with noise, each at a ratio drawn from `train_snrs`."""
     train_snrs: tuple[float, ...] = ()
-    """In dB."""
+    """Signal-to-noise ratios of training in dB."""
     validation_snrs: tuple[float, ...] = ()
-    """In dB; each adds a noisy copy of the whole split. 0 is a real value."""
+    """Ratios in dB; each adds a noisy copy of the validation split. 0 dB is a ratio like any other."""
     test_snrs: tuple[float, ...] = ()
-    """In dB; each adds a noisy copy of the whole split."""
+    """Ratios in dB; each adds a noisy copy of the test split."""
 
 
 class HeldOut(Section):
-    """What is taken out of training where a corpus has no such split of its own."""
+    """Splits held out from training, for a corpus that does not define them."""
 
-    validation: Annotated[int, Field(ge=1)] = 1200
-    """Utterances, at least; whole speakers are taken until there are so many."""
-    test: Annotated[int, Field(ge=1)] = 1200
-    """Utterances, at least. LRS2, LRS3 and auto_avsr trees have a test split, and GRID has keys of its own."""
+    validation: Count = 1200
+    """Minimum number of utterances; speakers are added until it is reached."""
+    test: Count = 1200
+    """Minimum number of utterances. LRS2, LRS3 and auto_avsr trees define a test split; GRID has its own keys."""
     by: Literal["speaker", "text"] = "speaker"
-    """speaker: no speaker is in two splits. text: no text is, for a folder of few speakers."""
+    """speaker: no speaker is in two splits. text: no text is in two splits, for a folder of few speakers."""
 
 
 class Corpus(Section):
     """Stage `prepare`."""
 
     kind: str
-    """Each kind may have a section of settings beside these; see the `Settings` in its file."""
+    """Kind of corpus; its own settings, if any, are a section below, documented at `Settings` in its file."""
     root: str | None = None
-    """Where the corpus lies: a folder, or, for kind `folder`, a CSV file; null for the synthetic one."""
+    """Folder of the recordings or, for kind `folder`, a CSV file; null for the synthetic corpus."""
     out: str = "data/corpus"
+    """Folder of the prepared corpus."""
     seed: int = 0
+    """Seed of the splits and the noise."""
     video: bool = True
-    """Whether videos are taken; false makes a corpus of audio alone, without looking for mouths."""
+    """Whether videos are prepared; false prepares audio only, without detecting mouths."""
     face_detector: str = "data/weights/face-detector"
-    """The folder of its weights (a source with format tflite); used where a video is not a mouth region already."""
+    """Folder of its weights (a source with format tflite), used for videos of faces, not for mouth regions."""
     longest_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Recorded utterances that last longer are left out."""
+    """Recorded utterances that are longer are skipped."""
     held_out: HeldOut = HeldOut()
     noise: Noise = Noise()
 
     if TYPE_CHECKING:
 
         def __getattr__(self, section: str) -> Any:
-            """The section of a kind."""
+            """The settings of a kind."""
 
     def __reduce__(self) -> tuple[Callable[[Any], "Corpus"], tuple[Any]]:
-        """For a process of its own: its class, which has the sections of all kinds, is made there again."""
+        """Pickles as plain values: the class with the sections of all kinds is created anew in the other process."""
         return _read, (self.model_dump(mode="json"),)
 
 
 @cache
 def corpus_section() -> type[Corpus]:
-    """Section `corpus` with the sections of all kinds in it."""
+    """The class of section `corpus` with the settings of all kinds."""
     sections: dict[str, Any] = {}
     for kind, place in CORPORA.items():
-        form = resolve(place)
-        if settings := getattr(form, "Settings", None):
-            sections[getattr(form, "section", kind)] = (settings, settings())
+        reader = resolve_name(place)
+        if settings := getattr(reader, "Settings", None):
+            sections[getattr(reader, "section", kind)] = (settings, settings())
     return create_model("Corpus", __base__=Corpus, **sections)
 
 

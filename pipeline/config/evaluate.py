@@ -4,39 +4,45 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import Section
+from pipeline.config.section import Count, Section
 
 
 class Evaluate(Section):
-    """Stage `evaluate`: decoding and its score."""
+    """Stage `evaluate`: decoding and scoring."""
 
     splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    beams: Annotated[int, Field(ge=1)] = 4
-    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    """Splits that are decoded and scored, with their noisy copies."""
+    batch_size: Count = 32
+    """Utterances per batch of decoding."""
+    beams: Count = 4
+    """Width of the beam search; 1 is greedy."""
+    max_new_tokens: Count = 32
+    """Maximum length of a hypothesis in tokens."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
-    """Resamplings of the utterances for the 95% intervals."""
+    """Bootstrap samples for the 95% intervals; 0 computes none."""
 
 
 class Sinks(Section):
     """Stage `evaluate`: the sink instrument."""
 
     split: Literal["validation", "test"] = "test"
+    """Split that sinks are measured on."""
     validation: bool = False
-    """Whether validation is measured, too, as `sinks/…/validation`: what is chosen by, where tables report the test
-    split. A search that minimises such a metric sets it."""
-    utterances: Annotated[int, Field(ge=1)] | None = None
-    """How many utterances are measured, from the first on; null measures all."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Whether sinks are measured on validation too, as `sinks/…/validation`, so that they can be used for selection.
+    A search that minimises such a metric sets it."""
+    utterances: Count | None = None
+    """Number of utterances measured, from the first; null measures all."""
+    batch_size: Count = 8
+    """Utterances per batch of the instrument."""
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Importance above which a key is an attention sink (Gu et al., ICLR 2025)."""
+    """Mean attention above which a key is an attention sink (Gu et al., ICLR 2025)."""
     tau: Annotated[float, Field(gt=1)] = 1000.0
     """Ratio to the layer's median above which an activation is massive (Sun et al., COLM 2024)."""
     outlier: Annotated[float, Field(gt=1)] = 20.0
     """Ratio of a token's largest |h| to the utterance's median of these above which it is an outlier (PrefixQuant)."""
     alignment: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """|cosine to BOS| above which a token is a secondary sink (Secondary-Attention-Sinks)."""
-    minimum_queries: Annotated[int, Field(ge=1)] = 4
-    """Keys that fewer queries see are dropped: their importance is trivially high."""
-    every: Annotated[int, Field(ge=1)] | None = None
-    """Training steps between two looks at 32 validation utterances, to see when sinks appear; null: never."""
+    """|Cosine to BOS| above which a token is a secondary sink (Secondary-Attention-Sinks)."""
+    minimum_queries: Count = 4
+    """Keys with fewer queries are ignored: their mean attention is trivially high."""
+    every: Count | None = None
+    """Training steps between two measurements on 32 validation utterances, which show when sinks appear; null: none."""

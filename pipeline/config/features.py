@@ -1,34 +1,36 @@
-"""Section `features`: frozen encoders, and what is done to media before them."""
+"""Section `features`: encoders and augmentation."""
 
 from functools import partial
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny
 
-from pipeline.common.kinds import resolve
 from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS, error, known, unknown, validated
-from pipeline.config.section import Section
+from pipeline.config.section import Count, Precision, Section, Share
 
 
 class EncoderLoRA(Section):
     """Low-rank adapters on the query and value projections of an encoder."""
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Count
+    """Rank of the update."""
     alpha: Annotated[float, Field(gt=0)]
     """The update is scaled by alpha / rank."""
 
 
 class Encoder(Section):
-    """An encoder, frozen but for its LoRA. One with settings of its own has a subclass as its `Settings`, in its own
-    file; what another encoder has for settings may stand beside them, and is dropped."""
+    """An encoder, frozen except for LoRA. One with more settings has a subclass, `Settings`, in its file; settings of
+    encoders that are not chosen are ignored."""
 
     encoder: str
+    """Name of the encoder."""
     weights: str | None = None
-    """The folder of an encoder that has weights."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where that is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
+    """Folder of its pretrained weights; null for an encoder without weights."""
+    precision: Precision = "auto"
+    """auto: bfloat16 where it is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None
-    """Trained with the trial, in mode online, where the encoder takes it; null leaves the encoder frozen."""
+    """LoRA trained with the trial, in mode online, if the encoder supports it; null keeps the encoder frozen."""
 
 
 class AudioEncoder(Encoder):
@@ -44,14 +46,14 @@ class VideoEncoder(Encoder):
 
 
 def encoder_section(base: type[Encoder]) -> type[Encoder]:
-    """Section `audio` or `video` with the settings of all its encoders."""
+    """The class of section `audio` or `video` with the settings of all its encoders."""
     kinds = AUDIO_ENCODERS if base is AudioEncoder else VIDEO_ENCODERS
-    own = dict.fromkeys(_settings(place, base) for place in kinds.values())
-    return type(base.__name__, (*(one for one in own if one is not base), base), {})
+    settings = dict.fromkeys(_settings(place, base) for place in kinds.values())
+    return type(base.__name__, (*(kind for kind in settings if kind is not base), base), {})
 
 
 def _settings(place: str, base: type[Encoder]) -> type[Encoder]:
-    return getattr(resolve(place), "Settings", base)
+    return getattr(resolve_name(place), "Settings", base)
 
 
 def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
@@ -72,29 +74,31 @@ Video = Annotated[SerializeAsAny[VideoEncoder], PlainValidator(partial(_read, VI
 
 
 class Augmentation(Section):
-    """What training does to an utterance before it is encoded, anew at each step. Nothing else is ever augmented."""
+    """Random changes to the training utterances before they are encoded, drawn anew at each step."""
 
     crop: bool = False
-    """Whether the encoder sees a random 88x88 of the mouth region in place of its centre."""
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the utterances whose video is mirrored; not for dct, which does not tell left from right."""
-    time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Seconds: for each second begun, one stretch of audio and one of video, of up to so long, is silent and black."""
-    noise_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the utterances that are mixed with noise, at a ratio drawn from `noise_snrs`. The noise is that of
-    `corpus.noise.folder`, or babble of training speakers; what is noisy already gets no more."""
+    """Whether the encoder gets a random 88x88 crop of the mouth region instead of the central one."""
+    flip: Share = 0.0
+    """Share of the utterances whose video is mirrored; not for dct, which does not distinguish left from right."""
+    time_mask: Share = 0.0
+    """Maximum seconds per second of media that are masked: one span of silence and one of black frames."""
+    noise_share: Share = 0.0
+    """Share of the utterances that are mixed with noise of `corpus.noise.folder`, or babble of training speakers, at a
+    ratio drawn from `noise_snrs`; utterances that are noisy in the corpus are not."""
     noise_snrs: tuple[float, ...] = ()
-    """In dB; 0 is a real value."""
+    """Signal-to-noise ratios in dB; 0 dB is a ratio like any other."""
 
 
 class Features(Section):
     """Stage `features`."""
 
     mode: Literal["cached", "online"] = "cached"
-    """cached: encoders run once for all trials. online: inside each trial, at every step; for augmentation, and for
-    LoRA inside an encoder."""
+    """cached: encoders run once for all trials. online: encoders run in each trial, at every step, as augmentation and
+    LoRA inside an encoder require."""
     out: str = "data/features"
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Folder of cached features."""
+    batch_size: Count = 8
+    """Utterances per batch of the encoders."""
     audio: Audio = Field(default={}, validate_default=True)
     video: Video = Field(default={}, validate_default=True)
     augmentation: Augmentation = Augmentation()

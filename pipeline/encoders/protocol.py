@@ -1,12 +1,12 @@
 """The interface of an encoder. A new one is a file in this folder and a line in `pipeline.config.kinds`."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from pipeline.common.kinds import resolve
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import resolve_precision
 from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
 from pipeline.pretrained.folder import weights_digest
 
@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 def encoder_kind(name: str) -> type[Encoder]:
     """The class of an encoder."""
-    return resolve((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])
+    return resolve_name((AUDIO_ENCODERS | VIDEO_ENCODERS)[name])
 
 
 def pretrained_identity(encoder: str, precision: str, weights: str | Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -35,8 +35,6 @@ class SelfSupervised:
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import Wav2Vec2FeatureExtractor
 
-        from pipeline.common.hardware import resolve_device
-
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         model: Any = _load(Path(settings.weights))
@@ -64,8 +62,6 @@ class SelfSupervised:
 
     def _encode(self, samples: np.ndarray) -> np.ndarray:
         import torch
-
-        from pipeline.common.hardware import autocast
 
         samples = np.pad(samples, (0, max(0, self.minimum - len(samples))))
         values = self.normalise(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.common.precision import resolve_precision
+from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoder
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -54,8 +54,6 @@ class Whisper:
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         from transformers import WhisperFeatureExtractor
 
-        from pipeline.common.hardware import resolve_device
-
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         encoder: Any = _load(Path(settings.weights))
@@ -92,8 +90,6 @@ class Whisper:
         """(windows, positions, dimension) of at most `self.windows` windows. The batch is padded with silence to a
         fixed size, since on a GPU the last bits depend on the batch size."""
         import torch
-
-        from pipeline.common.hardware import autocast
 
         silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
         longest = max(MINIMUM_FRAMES * FRAME, *map(len, windows))

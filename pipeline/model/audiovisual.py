@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.common.hardware import autocast
 from pipeline.common.modality import prompt, streams
 from pipeline.common.verified import seal_folder
@@ -76,7 +76,7 @@ class AudioVisualLLM(nn.Module):
         self._is_checkpointing = False
         self.eos = eos_token(tokenizer)
         require_vocabulary(tokenizer, decoder)
-        self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
+        self.prompt = tokenizer(prompt(settings.prompt, settings.modality), add_special_tokens=False)["input_ids"]
         embedding = embedding_of(decoder)
         width = embedding.shape[1]
         self.downsampling = nn.ModuleDict(
@@ -254,7 +254,7 @@ class AudioVisualLLM(nn.Module):
             for name, p in self.named_parameters()
             if not name.startswith(("llm.", "encoders."))
         }
-        with written_whole(folder) as beside:
+        with atomic_write(folder) as beside:
             self.llm.save_pretrained(str(beside))
             save_file(own, beside / PROJECTOR_FILE)
             for stream, one in self.encoders.items():

@@ -1,16 +1,14 @@
-"""The model card of an exported trial: a Hugging Face README.md, filled from what the trial's folder records."""
+"""The model card of an exported trial: a Hugging Face README.md with the records of the trial's folder."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.common.metrics import PERCENT, TABLE, Unit, is_bound, shown
-from pipeline.comparison.conditions import condition_name, condition_order
-from pipeline.comparison.entries import Entry, read_entries
-from pipeline.comparison.quantities import rounded
+from pipeline.common.text import rounded
+from pipeline.comparison.entries import Entry, condition_name, condition_order, read_entries
 from pipeline.config import Params
 from pipeline.reporting.provenance import origins, shared_facts
 from pipeline.trials.folder import Trial
@@ -18,40 +16,42 @@ from pipeline.trials.provenance import sessions
 
 TEMPLATES = Path(__file__).with_name("model_card")
 WITH_CODE = {("audio", "whisper", "padded"), ("video", "dct", None)}
-"""Stream, encoder and window of what plain libraries encode as we do; each has a template of its code."""
+"""Stream, encoder and window of encoders that plain libraries reproduce; each has a template with the code."""
 
 
 def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dict[str, str]) -> str:
     """The card as Markdown with front matter.
 
     Args:
-        trial: trained; a part on results is there as far as it is evaluated.
-        params: its own.
+        trial: trained; results are included if it is evaluated.
+        params: its parameters.
         config: of the projector, see `pipeline.export`.
-        source: where the base model was taken from, as `weights.json` has it; empty where it has none.
-
-    Raises:
-        PipelineError: a file of the trial is damaged.
+        source: of the base model, as in `weights.json`; empty if it is not recorded.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     (entry,), _ = read_entries([trial], {})
+    title = f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
+    conditions = _conditions(entry)
     encoders = {stream: (stream, about["encoder"], about.get("window")) for stream, about in config["streams"].items()}
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
     values = {
-        "front_matter": _front_matter(entry, params, source).strip(),
-        "title": _title(entry),
+        "front_matter": _front_matter(entry, title, params, source).strip(),
+        "title": title,
         "identity": entry.identity,
         "seed": entry.seed,
         "decorrelation": params.decorrelation,
         "config": config,
         "layer_norm": params.model.projector.layer_norm,
         "source": _source_text(source),
-        "error_rates": list(_error_rates(entry)),
-        "sinks": list(_sinks(entry)),
+        "error_rates": [
+            (condition_name(condition), *(_value(entry, f"{metric}/{condition}", PERCENT) for metric in ("wer", "cer")))
+            for condition in conditions
+        ],
+        "sinks": [(m.label, _value(entry, m.name, m.unit)) for m in shown(TABLE) if m.name in entry.metrics],
         "sink_split": params.sinks.split,
         "corpus": _yaml(_corpus(params)),
         "utterances": _utterances(trial),
@@ -70,16 +70,12 @@ def _yaml(values: dict[str, Any]) -> str:
 def _corpus(params: Params) -> dict[str, Any]:
     """The settings of the corpus, without paths."""
     noise = params.corpus.noise.model_dump(mode="json", exclude={"folder"})
-    made = params.corpus.synthetic.model_dump(mode="json", exclude={"sentences"})
+    synthetic = params.corpus.synthetic.model_dump(mode="json", exclude={"sentences"})
     chosen = {"kind": params.corpus.kind, "seed": params.corpus.seed, "noise": noise}
-    return chosen | ({"synthetic": made} if params.corpus.kind == "synthetic" else {})
+    return chosen | ({"synthetic": synthetic} if params.corpus.kind == "synthetic" else {})
 
 
-def _title(entry: Entry) -> str:
-    return f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
-
-
-def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
+def _front_matter(entry: Entry, title: str, params: Params, source: dict[str, str]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "automatic-speech-recognition"
@@ -88,7 +84,7 @@ def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
             task_type=task,
             dataset_type=params.corpus.kind,
             dataset_name=f"{params.corpus.kind}, {condition_name(condition)}",
-            # Without it, the conditions of a split are one data set.
+            # Without it, the conditions of a split count as one data set.
             dataset_config=condition.partition("/")[2] or "clean",
             dataset_split=condition.partition("/")[0],
             metric_type=metric,
@@ -101,10 +97,10 @@ def _front_matter(entry: Entry, params: Params, source: dict[str, str]) -> str:
     data = ModelCardData(
         library_name="peft",
         pipeline_tag=task,
-        # A hub's own name alone is one that a hub can follow.
+        # Only the name of a hub's repository is a valid link.
         base_model=source.get("repository"),
         tags=["lora", "speech-recognition", params.model.modality, "attention-sinks"],
-        model_name=_title(entry),
+        model_name=title,
         eval_results=results or None,
     )
     return data.to_yaml()
@@ -126,18 +122,6 @@ def _conditions(entry: Entry) -> list[str]:
     return sorted((name for name in names if not is_bound(name)), key=condition_order)
 
 
-def _error_rates(entry: Entry) -> Iterator[tuple[str, str, str]]:
-    for condition in _conditions(entry):
-        wer, cer = (_value(entry, f"{metric}/{condition}", PERCENT) for metric in ("wer", "cer"))
-        yield condition_name(condition), wer, cer
-
-
-def _sinks(entry: Entry) -> Iterator[tuple[str, str]]:
-    for metric in shown(TABLE):
-        if metric.name in entry.metrics:
-            yield metric.label, _value(entry, metric.name, metric.unit)
-
-
 def _value(entry: Entry, metric: str, unit: Unit) -> str:
     names = (metric, f"{metric}/low", f"{metric}/high")
     value, *bounds = [rounded(unit.factor * entry.metrics[n], unit.decimals) for n in names if n in entry.metrics]
@@ -145,7 +129,7 @@ def _value(entry: Entry, metric: str, unit: Unit) -> str:
 
 
 def _utterances(trial: Trial) -> str:
-    """How many were scored, by split and condition."""
+    """Number of scored utterances by split and condition."""
     if not trial.result():
         return ""
     counts = Counter(
@@ -158,7 +142,7 @@ def _utterances(trial: Trial) -> str:
 def _facts(entry: Entry) -> dict[str, str]:
     facts: dict[str, str] = {}
     for origin in origins([entry]):
-        facts |= {"began": f"{origin.began} UTC", "took": origin.took, "machine": origin.machine}
+        facts |= {"started": f"{origin.started} UTC", "duration": origin.duration, "machine": origin.machine}
     commits = dict.fromkeys(
         f"`{code['commit']}`" + " with uncommitted changes" * bool(code.get("dirty"))
         for session in sessions(entry.trial)

@@ -1,54 +1,87 @@
-"""An utterance as a file that every browser plays, small enough to stand in a page."""
+"""Audio and video of utterances, embedded in an HTML page."""
 
+import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.modality import streams
+from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.config import Modality
+from pipeline.comparison.entries import Entry
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
 from pipeline.trials.folder import Trial
 
-SOUND_BITS_PER_SECOND = 64_000
+AUDIO_BITS_PER_SECOND = 64_000
+MEDIA_LIMIT = 8_000_000
+"""Bytes of audio and video in a page."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Something to play."""
+class Player:
+    """An audio or video element of the page."""
 
     kind: str
-    """`audio` or `video`: the element that plays it."""
-    media_type: str
-    content: bytes
+    """`audio` or `video`: the name of the element."""
+    address: str
+    """A `data:` URL with the content."""
 
 
-def corpus_of(trial: Trial) -> tuple[Path, dict[str, Utterance]]:
-    """Where the corpus of a trial lies, and its utterances by id.
+class Players:
+    """Players of utterances, up to the size limit of a page."""
 
-    Raises:
-        PipelineError: `config.yaml` or the manifest is missing or damaged.
-    """
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        """Why utterances are not embedded, in a line each."""
+        self._remaining = MEDIA_LIMIT
+        self._corpora: dict[str, tuple[Path, dict[str, Utterance]]] = {}
+
+    def of(self, entry: Entry, id: str, reference: str) -> Player | None:
+        """The player of an utterance of the trial's corpus; None, with a note, if it has changed or does not fit."""
+        player = self._player(entry, id, reference)
+        if isinstance(player, Player):
+            return player
+        if player not in self.notes:
+            self.notes.append(player)
+        return None
+
+    def _player(self, entry: Entry, id: str, reference: str) -> Player | str:
+        """A player, or the reason why there is none."""
+        try:
+            name = entry.trial.folder.name
+            if name not in self._corpora:
+                self._corpora[name] = _corpus_of(entry.trial)
+            folder, utterances = self._corpora[name]
+            utterance = utterances.get(id)
+            if utterance is None or utterance.text != reference:
+                return f"The corpus in {folder} is not the one of these trials: some utterances are silent."
+            media_type, content = _clip(folder, utterance, entry.task.modality)
+        except PipelineError as error:
+            return f"Some utterances are silent: {error}."
+        if len(content) > self._remaining:
+            return f"Audio and video end after {MEDIA_LIMIT / 1e6:g} MB; further utterances are silent."
+        self._remaining -= len(content)
+        return Player(media_type.partition("/")[0], data_url(media_type, content))
+
+
+def data_url(media_type: str, content: bytes) -> str:
+    """Content as a `data:` URL."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _corpus_of(trial: Trial) -> tuple[Path, dict[str, Utterance]]:
+    """The folder of a trial's corpus, and its utterances by id."""
     try:
         folder = Path(read_yaml(trial.config, "restore it")["corpus"]["out"])
     except (KeyError, TypeError) as error:
-        raise PipelineError(trial.config, f"names no corpus ({error!r})", "name the trial's parameters there") from None
+        raise PipelineError(trial.config, f"has no corpus.out ({error!r})", "restore it") from None
     return folder, {utterance.id: utterance for utterance in read_manifest(folder)}
 
 
-def clip(corpus: Path, utterance: Utterance, modality: Modality) -> Clip:
-    """What a model of this modality was given: the sound as FLAC, bit for bit, or the video, with the sound as AAC.
+def _clip(corpus: Path, utterance: Utterance, modality: Modality) -> tuple[str, bytes]:
+    """Media type and content of a model's input: lossless audio (FLAC), or the video, with the audio (AAC).
 
-    The video is copied as it is, not encoded again. A model of video alone does not hear the sound; people do.
-
-    Args:
-        corpus: the manifest's folder.
-        utterance: a line of the manifest.
-        modality: of the trial.
-
-    Raises:
-        PipelineError: a file is missing or cannot be read.
+    The video is copied without re-encoding. It has audio for a video model too, for the listener.
     """
     import av
     import soundfile
@@ -59,20 +92,20 @@ def clip(corpus: Path, utterance: Utterance, modality: Modality) -> Clip:
     content = io.BytesIO()
     if "video" not in streams(modality) or utterance.video is None:
         soundfile.write(content, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-        return Clip("audio", "audio/flac", content.getvalue())
+        return "audio/flac", content.getvalue()
     path = corpus / utterance.video
     try:
         with av.open(str(path)) as source, av.open(content, "w", format="mp4") as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            voice = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            voice.bit_rate = SOUND_BITS_PER_SECOND
+            video = target.add_stream_from_template(source.streams.video[0])
+            audio = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            audio.bit_rate = AUDIO_BITS_PER_SECOND
             for packet in source.demux(source.streams.video[0]):
                 if packet.dts is not None:
-                    packet.stream = stream
+                    packet.stream = video
                     target.mux(packet)
-            spoken = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-            spoken.sample_rate = SAMPLE_RATE
-            target.mux([*voice.encode(spoken), *voice.encode(None)])
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate = SAMPLE_RATE
+            target.mux([*audio.encode(frame), *audio.encode(None)])
     except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise PipelineError(path, f"cannot be put into a page ({error})", "check the file") from None
-    return Clip("video", "video/mp4", content.getvalue())
+        raise PipelineError(path, f"cannot be embedded in a page ({error})", "check the file") from None
+    return "video/mp4", content.getvalue()

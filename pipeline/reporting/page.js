@@ -1,4 +1,4 @@
-// Brushes on the axes of the parallel coordinates: lines outside of one fade. Drag along an axis; click to let go.
+// Brushes on the axes of the parallel coordinates: lines outside a brush fade. Drag along an axis; click to reset.
 (() => {
   const svg = document.getElementById("parallel"), kept = document.getElementById("kept");
   const lines = [...svg.querySelectorAll("polyline")];

@@ -1,23 +1,22 @@
-"""The utterances that the trials of a task understood worst and best, and what each trial made of them."""
+"""The worst and the best utterances of each task, with the hypotheses of its trials."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.common.modality import streams
-from pipeline.comparison.conditions import condition_name, condition_order
-from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.entries import Entry, Task, condition_name, condition_order
 from pipeline.comparison.table import Comparison
 from pipeline.scoring.errors import score
 
 COUNT = 2
-"""How many of the worst, and of the best, are shown for a task and condition."""
-ATTEMPTS = 8
-"""How many trials are quoted for an utterance; a sweep may have thousands."""
+"""Worst, and best, utterances shown for a task and condition."""
+MAX_TRIALS = 8
+"""Trials quoted for an utterance; a sweep may have thousands."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """One place of an alignment. None stands where there is no word."""
+    """A position of an alignment; None marks a missing word."""
 
     reference: str | None
     hypothesis: str | None
@@ -34,46 +33,43 @@ class Word:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one or more trials understood."""
+    """The hypothesis of one or more trials."""
 
     names: tuple[str, ...]
-    """`all`, if all trials of the task are quoted and understood the same."""
+    """`all` if all trials of the task are quoted and agree."""
     words: tuple[Word, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """An utterance, and what the trials of its task understood."""
+    """An utterance with the hypotheses of the trials."""
 
     id: str
     text: str
     """The reference."""
     rate: float
-    """Word error rate, over all trials of the task."""
+    """Word error rate over all trials of the task."""
     attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Of one task and condition."""
+    """The worst and best utterances of one task and condition."""
 
     task: Task
     condition: str
     """In words: `test, 0 dB`."""
     worst: tuple[Example, ...]
     best: tuple[Example, ...]
-    left_out: int
-    """Trials that are not quoted."""
+    not_quoted: int
+    """Number of trials that are not quoted."""
 
 
 def extremes(comparison: Comparison) -> Iterator[Extremes]:
-    """For each task that has a done trial, the worst and the best utterances, clean and in the loudest noise.
+    """For each task with a done trial, the worst and the best utterances, clean and in the loudest noise.
 
-    Utterances are ordered by their word error rate over all trials of the task; of equally good ones the longest come
-    first. A video trial does not hear the noise, so that it has the clean condition only.
-
-    Raises:
-        PipelineError: `hypotheses.jsonl` of a trial is missing or damaged.
+    Utterances are sorted by word error rate over all trials of the task, equal ones by length, the longest first.
+    Video trials have the clean condition only.
     """
     for task in comparison.tasks:
         entries = [entry for entry in comparison.entries if entry.task == task and not entry.gap]
@@ -93,21 +89,21 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
     rates = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
     worst = sorted(shared, key=lambda id: (-rates[id], id))[:COUNT]
     best = sorted(shared - set(worst), key=lambda id: (rates[id], -sums[id][1], id))[:COUNT]
-    quoted = entries[:ATTEMPTS]
-    said = [_hypotheses(entry, {*worst, *best}) for entry in quoted]
-    names = [_name(comparison, entry) for entry in quoted]
+    quoted = entries[:MAX_TRIALS]
+    texts = {_name(comparison, entry): _texts(entry, {*worst, *best}) for entry in quoted}
 
     def example(id: str) -> Example:
-        alike: dict[str, list[str]] = {}
-        for name, texts in zip(names, said, strict=True):
-            alike.setdefault(texts[id][1], []).append(name)
-        text = said[0][id][0]
-        unanimous = len(alike) == 1 and len(entries) == len(quoted) > 1
+        names: dict[str, list[str]] = {}
+        reference = ""
+        for name, by_id in texts.items():
+            reference, hypothesis = by_id[id]
+            names.setdefault(hypothesis, []).append(name)
+        unanimous = len(names) == 1 and len(entries) == len(quoted) > 1
         attempts = (
-            Attempt(("all",) if unanimous else tuple(who), aligned(text, hypothesis))
-            for hypothesis, who in alike.items()
+            Attempt(("all",) if unanimous else tuple(trials), aligned(reference, hypothesis))
+            for hypothesis, trials in names.items()
         )
-        return Example(id, text, rates[id], tuple(attempts))
+        return Example(id, reference, rates[id], tuple(attempts))
 
     return Extremes(
         task, condition_name(condition), tuple(map(example, worst)), tuple(map(example, best)),
@@ -116,26 +112,26 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
 
 
 def _name(comparison: Comparison, entry: Entry) -> str:
-    """What tells a trial from the others of its task."""
+    """The name of a trial among those of its task."""
     [variant] = (v for v in comparison.variants if entry in comparison.cell(entry.task, v).entries)
     several = len(comparison.cell(entry.task, variant).entries) > 1
     return f"{variant}, seed {entry.seed}" if several else str(variant)
 
 
-def _hypotheses(entry: Entry, wanted: set[str]) -> dict[str, tuple[str, str]]:
+def _texts(entry: Entry, ids: set[str]) -> dict[str, tuple[str, str]]:
     """Reference and hypothesis by id."""
-    lines = [line for line in entry.trial.read_hypotheses() if line["id"] in wanted]
+    lines = [line for line in entry.trial.read_hypotheses() if line["id"] in ids]
     return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines}
 
 
 def aligned(reference: str, hypothesis: str) -> tuple[Word, ...]:
-    """Both texts, normalised as they are scored, word beside word."""
+    """Both texts, normalised as for scoring, aligned word by word."""
     [scored] = score([reference], [hypothesis], bootstrap=0).utterances
     words = scored.reference.split()
-    found: list[Word] = []
+    alignment: list[Word] = []
     done = 0
     for change in scored.changes:
-        found += [Word(word, word) for word in words[done : change.position]]
-        found.append(Word(change.reference, change.hypothesis))
+        alignment += [Word(word, word) for word in words[done : change.position]]
+        alignment.append(Word(change.reference, change.hypothesis))
         done = change.position + (change.reference is not None)
-    return (*found, *(Word(word, word) for word in words[done:]))
+    return (*alignment, *(Word(word, word) for word in words[done:]))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.common.bootstrap import interval
 from pipeline.common.errors import PipelineError
+from pipeline.common.statistics import ratio_interval
 from pipeline.scoring.normalisation import normalise, normalise_numbers
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Rate:
 
     value: float
     interval: tuple[float, float] | None
-    """95%, over speakers or utterances (`pipeline.common.bootstrap`); None where there is none."""
+    """95%, over speakers or utterances (`pipeline.common.statistics`); None where there is none."""
     edits: Edits
 
     def metrics(self, name: str) -> dict[str, float]:
@@ -178,5 +178,5 @@ def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[Change
 def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> Rate:
     edits = [_edits(chunks) for chunks in alignments]
     total = Edits(*(sum(getattr(one, field.name) for one in edits) for field in fields(Edits)))
-    bounds = interval([one.errors for one in edits], [one.length for one in edits], bootstrap, seed, speakers)
+    bounds = ratio_interval([one.errors for one in edits], [one.length for one in edits], bootstrap, seed, speakers)
     return Rate(total.errors / total.length, bounds, total)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#6B6B6B"
 """Told apart by people with any colour vision (Okabe and Ito)."""
@@ -243,7 +243,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, metadata in FORMATS.items():
             file = path.with_name(f"{path.name}.{name}")
-            with written_whole(file) as beside:
+            with atomic_write(file) as beside:
                 figure.savefig(beside, metadata=metadata)
             written.append(file)
     return written

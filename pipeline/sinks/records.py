@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from pipeline.common.bootstrap import interval
+from pipeline.common.statistics import ratio_interval
 
 Column = tuple[Tensor, Tensor]
 """Numerators and denominators (B,) of a figure that is sum / sum over utterances; a denominator of 0 says that the
@@ -65,7 +65,7 @@ class Records:
         """95% interval of a value over utterances or, where these are given and enough, speakers by id."""
         who = [speakers[id] for id in sorted(self._ids)] if speakers else None
         tops, bottoms = self.column(name)
-        return interval(tops, bottoms, resamplings, seed, who)
+        return ratio_interval(tops, bottoms, resamplings, seed, who)
 
 
 def _counted(pair: Column) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
+from pipeline.common.hardware import with_precision
 from pipeline.common.modality import streams
-from pipeline.common.precision import with_precision
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
 from pipeline.sweeping.early import stopped_at

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
+from pipeline.common.hardware import start_of, this_process
 from pipeline.common.journal import Journal, read_journal
-from pipeline.common.proc import start_of, this_process
 from pipeline.config import Params
 from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.sections import Scheduler, Specification

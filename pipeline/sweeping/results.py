@@ -89,22 +89,22 @@ def compare_planned(sweep: Sweep, trials: Sequence[Planned]) -> "Comparison":
 
 def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     """What the points of a search came to."""
-    from pipeline.comparison.front import FEW_POINTS, SearchResult, Tried, of_test
+    from pipeline.comparison.front import MIN_POINTS, SearchPoint, SearchResult, of_test
 
     search = sweep.search
     names = [*search.minimise, *map(of_test, search.minimise)]
-    points: list[Tried] = []
+    points: list[SearchPoint] = []
     first: dict[tuple[str, ...], Suggestion] = {}
     for suggestion in suggestions.all:
         first.setdefault(tuple(planned.identity for planned in suggestion.trials), suggestion)
     for suggestion in first.values():
         values = values_of(suggestion, names)
-        points.append(Tried(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
+        points.append(SearchPoint(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
     result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
     numbers = {point.number for point in result.done}
     known = [first[tuple(p.identity for p in one.trials)].number in numbers for one in suggestions.all]
     result = replace(result, repeated=sum(known) - len(numbers))
-    if len(result.done) < FEW_POINTS or not result.keys:
+    if len(result.done) < MIN_POINTS or not result.keys:
         return result
     from pipeline.sweeping.search.importance import importance
 

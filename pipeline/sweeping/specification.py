@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import Precision, with_native
+from pipeline.common.hardware import Precision, with_native
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, distinct

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
@@ -125,7 +125,7 @@ def create_database(path: Path, create_schema: Callable[[str], None]) -> None:
         if re.fullmatch(rf"\.\d+\.{re.escape(path.name)}(-\w+)?", file.name):
             file.unlink()
     # The library that creates the tables misreads percent signs in a path, so they are created in a plain one.
-    with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, written_whole(path) as temporary:
+    with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, atomic_write(path) as temporary:
         create_schema(f"sqlite:///{plain}/mlflow.db")
         shutil.copyfile(f"{plain}/mlflow.db", temporary)
 

@@ -71,7 +71,8 @@ def augmenter(params: Params, inputs: Inputs) -> Augmenter | None:
     settings = params.features.augmentation
     if settings == Augmentation():
         return None
-    noise = training_noise(params.corpus, inputs.utterances) if is_noise_added(params) else None
+    is_noisy = is_noise_added(params.model.modality, settings.noise_share)
+    noise = training_noise(params.corpus, inputs.utterances) if is_noisy else None
     noisy = frozenset(utterance.id for utterance in inputs.utterances if utterance.snr is not None)
     return Augmenter(settings, params.train.seed, noise, noisy)
 

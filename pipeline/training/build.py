@@ -13,9 +13,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import resolve_device
+from pipeline.common.hardware import resolve_device, resolve_precision
 from pipeline.common.modality import streams
-from pipeline.common.precision import resolve_precision
 from pipeline.config import LLM, Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.reading import Media

@@ -81,7 +81,7 @@ class TrialInputs:
     def training(self) -> Inputs:
         """The training split in all its conditions, and the clean validation split."""
         inputs = self._of(training_utterances(self._manifest))
-        if not is_noise_added(self.params):
+        if not self._has_noise:
             return inputs
         noise = noise_digest(self.params.corpus, inputs.utterances)
         return replace(inputs, digests=inputs.digests | {"noise": noise})
@@ -113,9 +113,13 @@ class TrialInputs:
             for group in groups:
                 index = group.folder / INDEX
                 files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
-        if purpose == "train" and is_noise_added(params):
+        if purpose == "train" and self._has_noise:
             files |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
         return files
+
+    @property
+    def _has_noise(self) -> bool:
+        return is_noise_added(self.params.model.modality, self.params.features.augmentation.noise_share)
 
     def _of(self, utterances: tuple[Utterance, ...]) -> Inputs:
         params = self.params

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.common.hardware import resolve_device
 from pipeline.common.redaction import RedactedText, open_redacted
 from pipeline.training.ranks import Ranks
@@ -125,7 +125,7 @@ def _run(
             dist.barrier()
             dist.destroy_process_group()
         except Exception as error:
-            with written_whole(Path(folder) / ERROR.format(number)) as temporary:
+            with atomic_write(Path(folder) / ERROR.format(number)) as temporary:
                 temporary.write_bytes(pickle.dumps(error if isinstance(error, PipelineError) else _plain(error)))
             # The others must not notice the failure before the file exists.
             os._exit(1)

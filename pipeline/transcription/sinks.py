@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pipeline.comparison.quantities import rounded
+from pipeline.common.text import rounded
 from pipeline.sinks.classification import Tokens
 
 NAMED = 6

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.files import file_sha256
-from pipeline.common.proc import CPU, value_of
+from pipeline.common.hardware import CPU, value_of
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import LOCK, SETTINGS, code_state

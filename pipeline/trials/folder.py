@@ -29,7 +29,7 @@ import yaml
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, read_json, read_text, write_json, write_text
-from pipeline.common.precision import with_precision
+from pipeline.common.hardware import with_precision
 from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line
 from pipeline.config import Params
 from pipeline.trials import results

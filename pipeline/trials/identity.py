@@ -10,9 +10,8 @@ from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest
-from pipeline.common.kinds import module_of
+from pipeline.common.hardware import with_precision
 from pipeline.common.modality import prompt, streams
-from pipeline.common.precision import with_precision
 from pipeline.config import Params
 from pipeline.config.kinds import DOWNSAMPLING
 
@@ -78,7 +77,7 @@ def evaluation_digest(params: Params, data: dict[str, str]) -> str:
 def _kinds(params: Params) -> list[str]:
     """The modules of the kinds that the model uses; other kinds in the registry do not count. The code of the encoders
     is in the data, in cached and online mode."""
-    return [module_of(DOWNSAMPLING[params.model.downsampling.kind])]
+    return [DOWNSAMPLING[params.model.downsampling.kind].partition(":")[0]]
 
 
 def configuration(params: Params) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def configuration(params: Params) -> dict[str, Any]:
     used = streams(params.model.modality)
     model["rates"] = {stream: rate for stream, rate in model["rates"].items() if stream in used}
     model["lora"]["targets"] = sorted(set(model["lora"]["targets"]))
-    model["prompt"] = prompt(params.model)
+    model["prompt"] = prompt(params.model.prompt, params.model.modality)
     if params.train.batch_frames:
         del settings["train"]["batch_size"]
     if params.decorrelation.weight == 0:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 
 LOG = "metrics.jsonl"
 Record = dict[str, float]
@@ -77,7 +77,7 @@ class MetricsLog:
         records, _ = self.read()
         kept = [record for record in records if record["step"] <= step]
         if len(kept) < len(records):
-            with written_whole(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
     def _parse(self, line: bytes, number: int) -> Record:

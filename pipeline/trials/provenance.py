@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, written_whole
+from pipeline.common.files import atomic_write, file_sha256
 from pipeline.common.verified import read_sealed, write_sealed
 from pipeline.common.version_control import PATCH_LIMIT
 from pipeline.trials.environment import (
@@ -120,7 +120,7 @@ def _keep(folder: Path, name: str, content: bytes) -> dict[str, Any]:
         description["file"] = f"{stem}-{description['sha256'][:8]}{dot}{suffix}"
         path = folder / description["file"]
     if not path.exists():
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     return description
 

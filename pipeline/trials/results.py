@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, parse_json, read_text, write_text, written_whole
+from pipeline.common.files import atomic_write, file_sha256, parse_json, read_text, write_text
 from pipeline.common.verified import read_sealed, remembered, require, sha256_of, write_sealed
 from pipeline.trials.metrics_log import LOG
 
@@ -59,7 +59,7 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write `sinks.npz`."""
     import numpy as np
 
-    with written_whole(folder / SINKS) as temporary:
+    with atomic_write(folder / SINKS) as temporary:
         # Any: to type checkers, one of the names may be that of an option of `savez`.
         named: dict[str, Any] = {**arrays}
         np.savez(temporary, **named)

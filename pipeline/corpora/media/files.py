@@ -10,7 +10,7 @@ import soundfile
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import written_whole
+from pipeline.common.files import atomic_write
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
 from pipeline.corpora.media.container import is_wav, repaired_wav, require_complete
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
@@ -99,7 +99,7 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
 def _write(path: Path, content: io.BytesIO) -> None:
     """Write by Python, whose error of a full disk is clear; those of the libraries are not."""
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content.getbuffer())
     except OSError as error:
         # The error of a full disk has no file name.

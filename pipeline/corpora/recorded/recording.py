@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, written_whole
+from pipeline.common.files import atomic_write, file_sha256
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.media.playback import REMEDY
@@ -165,7 +165,7 @@ def link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        with written_whole(target) as copy:
+        with atomic_write(target) as copy:
             shutil.copyfile(source, copy)
     finally:
         temporary.unlink(missing_ok=True)

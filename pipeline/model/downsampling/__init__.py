@@ -4,12 +4,12 @@ A new kind is a file beside this, with a class like `Average`, and a line in `pi
 parameters that are trained, and settings of its own: a subclass of `Kind` as its `Settings`.
 """
 
+from pkgutil import resolve_name
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.common.kinds import resolve
 from pipeline.config.kinds import DOWNSAMPLING, Kind
 
 
@@ -42,7 +42,7 @@ class Downsampling(Protocol):
 
 def downsampling(settings: Kind, dimension: int, rate: int) -> Downsampling:
     """The module of a kind, new."""
-    kind = resolve(DOWNSAMPLING[settings.kind])
+    kind = resolve_name(DOWNSAMPLING[settings.kind])
     own = getattr(kind, "Settings", Kind)
     return kind(dimension, rate, settings if isinstance(settings, own) else own(kind=settings.kind))
 

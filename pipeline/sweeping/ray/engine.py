@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import Precision
+from pipeline.common.hardware import Precision
 from pipeline.sweeping.ray.environment import OUTPUT, RAY, set_environment
 from pipeline.sweeping.ray.temporary import temporary_folder
 from pipeline.sweeping.sections import Specification

@@ -26,7 +26,7 @@ from ray.tune.experiment import Trial as Placed
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.precision import Precision, native_precision
+from pipeline.common.hardware import Precision, native_precision
 from pipeline.sweeping.ray.engine import Start, kill_session
 from pipeline.sweeping.ray.start import dead_process, nodes, require_answer, room, start_ray, taken
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.precision import Precision, with_native
+from pipeline.common.hardware import Precision, with_native
 from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.results import results_folder
 from pipeline.sweeping.specification import Specification, Sweep

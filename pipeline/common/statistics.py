@@ -1,0 +1,184 @@
+"""Confidence intervals and significance tests, over utterances, speakers or training runs.
+
+A training run is what a reader wants to generalise to: another seed gives another word error rate. Utterances show
+how precisely two given runs are measured, and nothing about the next run. So several runs are compared over runs
+(`welch`), and single runs get an interval over utterances (`ratio_interval`), without a claim about other runs.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.05
+"""Significance level; intervals are of 1 - LEVEL."""
+PERMUTATIONS = 9999
+"""Draws of the sign-flip test if the patterns are too many; its smallest p-value is 1 / (PERMUTATIONS + 1)."""
+MIN_UTTERANCES = 10
+"""Fewer utterances get no interval: resampling so few understates the uncertainty."""
+MIN_SPEAKERS = 8
+"""With fewer speakers their variance is unknown, and the interval is over the utterances of these speakers."""
+CHUNK = 1 << 22
+"""Drawn indices in memory at once, so that memory does not grow with utterances x resamplings."""
+
+Values = Sequence[float] | np.ndarray
+
+
+def ratio_interval(
+    numerators: Values,
+    denominators: Values,
+    resamplings: int,
+    seed: int,
+    speakers: Sequence[Hashable] | None = None,
+) -> tuple[float, float] | None:
+    """95% interval of `sum(numerators) / sum(denominators)` (Bisani and Ney, 2004; Cochran, 1977).
+
+    A word error rate is edits over words; a mean is values over ones. With eight speakers or more the interval holds
+    for new speakers: linearised ratio of the speakers' sums, Student's t. Otherwise it is the percentile interval over
+    resampled utterances, and holds for these speakers.
+
+    Args:
+        numerators: (utterances,) such as edits.
+        denominators: (utterances,) such as reference words, at least 0.
+        resamplings: number of bootstrap draws; 0 gives no interval.
+        seed: of the draws; equal seeds give equal draws, so the intervals of one test set are comparable.
+        speakers: (utterances,) speaker of each utterance; None if unknown.
+
+    Returns:
+        Low and high; None without resamplings, or with fewer than ten utterances with a positive denominator.
+    """
+    tops, bottoms = np.asarray(numerators, float), np.asarray(denominators, float)
+    if tops.shape != bottoms.shape or tops.ndim != 1:
+        raise ValueError(f"values of shape {tops.shape} and {bottoms.shape} must be equally long vectors")
+    if resamplings == 0 or (bottoms > 0).sum() < MIN_UTTERANCES:
+        return None
+    if speakers is not None and len(set(speakers)) >= MIN_SPEAKERS:
+        return _over_speakers(tops, bottoms, speakers)
+    draws = [(tops[i].sum(1), bottoms[i].sum(1)) for i in _draws(len(tops), resamplings, seed)]
+    drawn = np.concatenate([top[bottom > 0] / bottom[bottom > 0] for top, bottom in draws])
+    low, high = np.percentile(drawn, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    return float(low), float(high)
+
+
+def _over_speakers(tops: np.ndarray, bottoms: np.ndarray, speakers: Sequence[Hashable]) -> tuple[float, float]:
+    numbers = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers))}
+    number_of = np.array([numbers[speaker] for speaker in speakers])
+    top, bottom = (np.bincount(number_of, values, len(numbers)) for values in (tops, bottoms))
+    ratio, count = top.sum() / bottom.sum(), len(numbers)
+    residuals = top - ratio * bottom
+    error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / bottom.sum()
+    half_width = _t_quantile(count - 1) * error
+    # A ratio that cannot be negative gets no interval below zero.
+    low = max(ratio - half_width, 0.0) if (tops >= 0).all() else ratio - half_width
+    return float(low), float(ratio + half_width)
+
+
+def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices (resamplings of this chunk, utterances)."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // max(utterances, 1))
+    for start in range(0, resamplings, rows):
+        yield generator.integers(utterances, size=(min(rows, resamplings - start), utterances))
+
+
+def _t_quantile(freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(1 - LEVEL / 2, freedom))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean over two runs or more, from Student's t."""
+    if len(values) < 2:
+        raise ValueError("an interval over runs needs at least two")
+    mean = float(np.mean(values))
+    half_width = float(_t_quantile(len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean - half_width, mean + half_width
+
+
+@dataclass(frozen=True)
+class Welch:
+    """Result of Welch's t-test on two groups of runs."""
+
+    difference: float
+    """Of the means, the first minus the second."""
+    interval: tuple[float, float]
+    """95%."""
+    p: float
+    """Two-sided."""
+    error: float
+    """Standard error of the difference."""
+    freedom: float
+    """Degrees of freedom."""
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
+    """Compare the means of two groups of two or more independent runs, of possibly unequal variance."""
+    groups = [np.asarray(group, float) for group in (first, second)]
+    if min(map(len, groups)) < 2:
+        raise ValueError(f"groups of {len(first)} and {len(second)} runs; each needs at least two")
+    difference = float(groups[0].mean() - groups[1].mean())
+    parts = [group.var(ddof=1) / len(group) for group in groups]
+    error = float(np.sqrt(sum(parts)))
+    if error == 0:
+        # Without variance, equal means are no difference, and unequal ones differ with certainty.
+        return Welch(difference, (difference, difference), 1.0 if difference == 0 else 0.0, 0.0, np.inf)
+    from scipy.stats import t
+
+    squares = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+    freedom = float(sum(parts) ** 2 / squares)
+    half_width = _t_quantile(freedom) * error
+    p = float(2 * t.sf(abs(difference) / error, freedom))
+    return Welch(difference, (difference - half_width, difference + half_width), p, error, freedom)
+
+
+def equivalence_p(result: Welch, low: float, high: float) -> float:
+    """p-value of two one-sided tests (Schuirmann, 1987): small where the difference lies between `low` and `high`."""
+    if result.error == 0:
+        return 0.0 if low < result.difference < high else 1.0
+    from scipy.stats import t
+
+    distances = (result.difference - low, high - result.difference)
+    return float(max(t.sf(distance / result.error, result.freedom) for distance in distances))
+
+
+def sign_flip_p(ours: Values, theirs: Values, seed: int = 0) -> float:
+    """Two-sided p-value of the difference between two given systems on the same utterances.
+
+    Under the null hypothesis the systems are exchangeable on each utterance, so every sign of every difference is
+    equally likely. All sign patterns are enumerated where they are few.
+
+    Args:
+        ours: (utterances,) errors of one system.
+        theirs: (utterances,) errors of the other.
+        seed: of the draws, where there are too many patterns to enumerate.
+
+    Raises:
+        ValueError: the vectors are not equally long.
+    """
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    # The sign of a zero is irrelevant: without zeros the test is exact for more utterances.
+    differences = differences[differences != 0]
+    if len(differences) < 2:
+        return 1.0
+    from scipy.stats import permutation_test
+
+    result = permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda x, y, axis: np.sum(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=256,
+        rng=np.random.default_rng(seed),
+    )
+    return float(min(1.0, result.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for multiple testing (Holm, 1979), in the order given."""
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected

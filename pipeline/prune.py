@@ -1,0 +1,184 @@
+"""Disk usage of trials and features by sweep, and removal of those that no sweep of `experiments/` uses.
+
+Without --yes it only lists them. A trial that is running is kept.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import canonical
+from pipeline.common.modality import streams
+from pipeline.config import Params
+from pipeline.corpora.manifest import read_manifest
+from pipeline.encoders.store import INDEX, feature_groups
+from pipeline.sweeping.needs import distinct_inputs
+from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
+from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.specification import Point, Sweep, load_sweep
+from pipeline.trials.folder import Trial
+from pipeline.trials.identity import configuration, trial_name
+from pipeline.trials.lease import LeaseTakenError
+
+EXPERIMENTS = Path("experiments")
+TRIAL, FEATURES = "trial", "features"
+UNUSED = "no sweep"
+_LEASE = "lease.json"
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A folder of a trial or of features."""
+
+    kind: str
+    """`trial` or `features`."""
+    folder: Path
+    name: str
+    """Name of the trial; empty for features."""
+    size: int
+    """Bytes."""
+    days: float
+    """Since the last write to it."""
+    users: tuple[str, ...]
+    """Names of sweeps, and `params.yaml`."""
+
+
+def stored(params: Params, sweeps: Sequence[Sweep]) -> list[Stored]:
+    """All trials of `train.runs` and all features of `features.out`, with their users.
+
+    A sweep without its inputs is taken to use every trial of its configurations, and all features, since their
+    identities are unknown without the inputs.
+    """
+    default = Sweep(Specification(name="params.yaml"), params, (Point({}, params),))
+    usages = [_Usage(sweep) for sweep in (default, *sweeps)]
+    result = []
+    for mark in sorted(Path(params.train.runs).glob("*/identity.json")):
+        trial = Trial(mark.parent)
+        settings = trial.identity_parts()["configuration"]
+        users = tuple(usage.name for usage in usages if usage.has_trial(trial, settings))
+        result.append(Stored(TRIAL, trial.folder, trial_name(settings), *_size_and_age(trial.folder), users))
+    for index in sorted(Path(params.features.out).glob(f"*/{INDEX}")):
+        users = tuple(usage.name for usage in usages if usage.has_features(index.parent.name))
+        result.append(Stored(FEATURES, index.parent, "", *_size_and_age(index.parent), users))
+    return result
+
+
+class _Usage:
+    """Trials and features that a sweep uses."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.name = sweep.specification.name
+        all_params = suggested_params(sweep) if sweep.space else (point.params for point in sweep.points)
+        self._configurations = {canonical(configuration(params)) for params in all_params}
+        self._identities: set[str] | None = None
+        self._features: set[str] | None = None
+        try:
+            self._identities = {planned.identity for planned in planned_trials(sweep)[0]}
+            self._features = {
+                group.folder.name
+                for params in distinct_inputs(sweep)
+                if params.features.mode == "cached"
+                for stream in streams(params.model.modality)
+                for group in feature_groups(params, stream, read_manifest(params.corpus.out))
+            }
+        except PipelineError:
+            return
+
+    def has_trial(self, trial: Trial, settings: dict) -> bool:
+        if self._identities is None:
+            return canonical(settings) in self._configurations
+        return trial.identity in self._identities
+
+    def has_features(self, folder: str) -> bool:
+        return self._features is None or folder in self._features
+
+
+def _size_and_age(folder: Path) -> tuple[int, float]:
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file() and not file.name.startswith(_LEASE)]
+    newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+    return sum(stat.st_size for stat in stats), (time.time() - newest) / _DAY
+
+
+def unused(folders: Sequence[Stored], older: float = 0) -> list[Stored]:
+    """Folders that no sweep uses, unchanged for `older` days."""
+    return [folder for folder in folders if not folder.users and folder.days >= older]
+
+
+def listing(folders: Sequence[Stored], chosen: Sequence[Stored]) -> list[str]:
+    """A line for each user and kind, and one for each of the chosen folders."""
+    users = {user for folder in folders for user in folder.users or (UNUSED,)}
+    lines = []
+    for user in sorted(users, key=lambda user: (user == UNUSED, user)):
+        for kind in (TRIAL, FEATURES):
+            used = [folder for folder in folders if folder.kind == kind and user in (folder.users or (UNUSED,))]
+            if used:
+                days = [folder.days for folder in used]
+                ages = _age(days[0]) if len(used) == 1 else f"{_age(min(days))} to {_age(max(days))}"
+                lines.append(f"{user:20} {len(used):4} {kind:8} {_megabytes(used):>10}  {ages} old")
+    lines.append(f"{'in all':20} {len(folders):4} {'':8} {_megabytes(folders):>10}")
+    if chosen:
+        lines += ["", "used by no sweep:"]
+        lines += [f"  {f.folder}  {f.name or f.kind:40} {_megabytes([f]):>10}  {_age(f.days)} old" for f in chosen]
+    return lines
+
+
+def _megabytes(folders: Sequence[Stored]) -> str:
+    return f"{sum(folder.size for folder in folders) / 1e6:,.1f} MB"
+
+
+def _age(days: float) -> str:
+    return f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} hours"
+
+
+def remove(chosen: Sequence[Stored]) -> Iterator[str]:
+    """Remove folders, each completely or not at all; a running trial is kept. One line each."""
+    for stored in chosen:
+        try:
+            if stored.kind == FEATURES:
+                _remove(stored.folder)
+            else:
+                with Trial(stored.folder).lease():
+                    _remove(stored.folder)
+            yield f"removed: {stored.folder}"
+        except LeaseTakenError as error:
+            yield f"kept: {error}"
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first, so that other processes, or the next one after a crash, never see a part of it.
+    renamed = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
+    os.replace(folder, renamed)
+    shutil.rmtree(renamed)
+
+
+def main() -> None:
+    """The command."""
+    options = parser(__doc__)
+    options.add_argument("--yes", action="store_true", help="remove the trials and features that no sweep uses")
+    options.add_argument("--older", type=float, default=0, metavar="DAYS", help="only those unchanged for so many days")
+    arguments = options.parse_args()
+
+    def body() -> None:
+        params = params_of(arguments)
+        files = sorted(EXPERIMENTS.glob("*.yaml"))
+        folders = stored(params, [decided(load_sweep(file, arguments.params, arguments.set)) for file in files])
+        chosen = unused(folders, arguments.older)
+        print("\n".join(listing(folders, chosen)))
+        if arguments.yes:
+            for line in remove(chosen):
+                print(line)
+        elif chosen:
+            print("remove them: python -m pipeline.prune --yes")
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()
