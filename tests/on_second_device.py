@@ -143,7 +143,7 @@ def lips(llm: Path, folder: Path) -> dict[str, Any]:
             torch.manual_seed(0)
             model = built(llm, device, encoders, modality="video", rates=Rates(video=2))
             examples = MediaExamples({"video": clips}, list(clips), [model.respond(text) for text in TEXTS[:3]])
-            batch = moved(examples.whole(), device)
+            batch = moved(examples.as_batch(), device)
             waits.clear()
             result, _ = step(model, batch)
             results.append(result)

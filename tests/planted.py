@@ -6,8 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture
-from pipeline.sinks.captured import Captured
+from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 
 WIDTH, HEADS, BLOCKS = 48, 4, 6

@@ -10,17 +10,17 @@ import tiny
 from tokenizers import Tokenizer
 from trials import ROOT, make_trial
 
-from pipeline.analysis.effects import UNTOUCHED, applicable_tests, effects, outcomes
-from pipeline.analysis.speech import Speech
+from pipeline.analysis.effects import BASELINE, applicable_tests, effects, outcomes
+from pipeline.analysis.speech import SpeechTarget
+from pipeline.analysis.summary import summary_text
 from pipeline.analysis.survey import Survey, survey
-from pipeline.analysis.text import Text
-from pipeline.analysis.words import words
+from pipeline.analysis.text import TextTarget
 from pipeline.analyze import main
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance
+from pipeline.sinks.causal_tests import SetMassive
 from pipeline.sinks.gallery import FIGURES
-from pipeline.sinks.intervention_targets import SetMassive
 from pipeline.training.build import build_model
 from pipeline.training.inputs import Inputs
 from pipeline.trials.folder import Trial
@@ -76,16 +76,16 @@ def test_a_language_model_on_a_text(analyze, llm: Path, text: Path, tmp_path: Pa
     said = analyze("--model", llm, "--text", text, "--tokens", 20, "--utterances", 5, "--set", LOW, "--interventions")
     folder = tmp_path / "results" / "analysis" / "tiny_words"
     assert {file.name for file in folder.iterdir() if file.suffix != ".journal"} == FILES | TABLES
-    assert "tiny on words.txt, each sequence begun with '<bos>': 5 sequences of 20 tokens, 4 blocks." in said
+    assert "tiny on words.txt, each sequence starting with '<bos>': 5 sequences of 20 tokens, 4 layers." in said
     found = json.loads((folder / "sinks.json").read_text())
     assert found["metrics"]["sinks/tokens_per_utterance"] == 20
-    assert f"{found['description']['intermediate']['sink_tokens']} in all" in said
+    assert f"{found['description']['intermediate']['sink_tokens']} in total" in said
     # Sinks are named by what they are in the text.
     assert any(f"  {letter!r}: " in said for letter in set(text.read_text()))
     table = json.loads((folder / "interventions.json").read_text())
     assert table["score"] == "perplexity"
     untouched, *others = [one["test"] for one in table["effects"]]
-    assert untouched["name"] == UNTOUCHED
+    assert untouched["name"] == BASELINE
     assert untouched["change"] == 1
     for one in others:
         assert one["change"] == pytest.approx(one["score"] / untouched["score"])
@@ -93,16 +93,16 @@ def test_a_language_model_on_a_text(analyze, llm: Path, text: Path, tmp_path: Pa
         assert one["change_interval"] is None
         assert one["label"] in said
     masked = next(one for one in others if one["name"] == "mask/bos")
-    assert masked["touched"] == 1
+    assert masked["tokens_affected"] == 1
     assert masked["change"] != 1
 
 
 def test_without_sinks_it_says_so(llm: Path, text: Path) -> None:
     params = parameters("sinks.tau=1e6")
-    subject = Text(llm, text, 20, params, 2)
+    subject = TextTarget(llm, text, 20, params, 2)
     found = survey(subject, params.sinks, 10)
-    said = words(subject, found, params.sinks)
-    assert "BOS is no sink by its activation" in said
+    said = summary_text(subject, found, params.sinks)
+    assert "BOS is not a sink by activation" in said
     assert "No other token is a sink" in said
     with pytest.raises(PipelineError, match=r"no token is a sink; lower the threshold"):
         applicable_tests(found, subject.title)
@@ -110,7 +110,7 @@ def test_without_sinks_it_says_so(llm: Path, text: Path) -> None:
 
 def test_an_interrupted_run_goes_on_where_it_was(llm: Path, text: Path, tmp_path: Path) -> None:
     params = parameters(LOW)
-    subject = Text(llm, text, 20, params, 6)
+    subject = TextTarget(llm, text, 20, params, 6)
     tests = applicable_tests(survey(subject, params.sinks, 10), subject.title)
     whole = outcomes(subject, tests, params.sinks, tmp_path / "whole.journal")
     journal = tmp_path / "cut.journal"
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_where_it_was(llm: Path, text: Path, tmp_path
 class Interrupted:
     """A subject whose user presses Ctrl-C after so many batches."""
 
-    def __init__(self, subject: Text, after: int) -> None:
+    def __init__(self, subject: TextTarget, after: int) -> None:
         self.subject, self.after, self.asked = subject, after, 0
 
     def __getattr__(self, name: str) -> object:
@@ -139,17 +139,17 @@ class Interrupted:
     def __len__(self) -> int:
         return len(self.subject)
 
-    def outcome(self, portion: object) -> list:
+    def run(self, batch: object) -> list:
         if self.asked == self.after:
             raise KeyboardInterrupt
         self.asked += 1
-        return self.subject.outcome(portion)
+        return self.subject.run(batch)
 
 
 def test_perplexity_is_that_of_the_model_itself(llm: Path, text: Path) -> None:
-    subject = Text(llm, text, 20, parameters(), 3)
-    for portion in subject.whole():
-        for (nats, tokens), window in zip(subject.outcome(portion), portion.content, strict=True):
+    subject = TextTarget(llm, text, 20, parameters(), 3)
+    for portion in subject.batches():
+        for (nats, tokens), window in zip(subject.run(portion), portion.content, strict=True):
             loss = subject.decoder(input_ids=window[None], labels=window[None]).loss
             assert tokens == 19
             assert nats / tokens == pytest.approx(float(loss), rel=1e-4)
@@ -157,7 +157,7 @@ def test_perplexity_is_that_of_the_model_itself(llm: Path, text: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("", "holds no text"), (" \n", "holds no text"), (b"\xff\xfe\xff", "is no UTF-8 text"), (None, "cannot be read")],
+    [("", "is empty"), (" \n", "is empty"), (b"\xff\xfe\xff", "is not valid UTF-8"), (None, "cannot be read")],
 )
 def test_a_text_that_is_none(analyze, llm: Path, tmp_path: Path, content: str | bytes | None, expected: str) -> None:
     file = tmp_path / "some.txt"
@@ -176,7 +176,9 @@ def test_a_model_that_is_none(analyze, llm: Path, text: Path, tmp_path: Path) ->
         analyze("--model", cut, "--text", text)
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1, "BOS and nothing else"), (513, "more than .* at most 512")])
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(1, "leaves no token after BOS"), (513, "exceeds the maximum length of .* at most 512")]
+)
 def test_sequences_of_a_length_that_cannot_be(analyze, llm: Path, text: Path, tokens: int, expected: str) -> None:
     with pytest.raises(PipelineError, match=expected):
         analyze("--model", llm, "--text", text, "--tokens", tokens)
@@ -185,7 +187,7 @@ def test_sequences_of_a_length_that_cannot_be(analyze, llm: Path, text: Path, to
 def test_a_text_shorter_than_a_sequence_is_one_shorter_sequence(llm: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("Hi!")
-    assert [list(p.sequence.roles.shape) for p in Text(llm, file, 64, parameters(), None).whole()] == [[1, 4]]
+    assert [list(p.sequence.roles.shape) for p in TextTarget(llm, file, 64, parameters(), None).batches()] == [[1, 4]]
     assert Tokenizer.from_file(str(llm / "tokenizer.json")).encode("Hi!").tokens == ["H", "i", "!"]
 
 
@@ -257,14 +259,14 @@ def test_a_trained_trial(analyze, trained: Trial, tmp_path: Path) -> None:
 
 
 def test_decoding_in_portions_is_decoding(trained: Trial) -> None:
-    speech = Speech(trained, [], None)
+    speech = SpeechTarget(trained, [], None)
     found = {}
-    for portion in speech.intervened():
+    for portion in speech.intervention_batches():
         assert [len(labels) for labels in portion.labels] == portion.sequence.mask.sum(1).tolist()
-        found |= zip(portion.ids, speech.outcome(portion), strict=True)
+        found |= zip(portion.ids, speech.run(portion), strict=True)
     assert found.keys() == {"u0", "u1", "u2"}
-    assert {id: words for id, (_, words) in speech.counts(found).items()} == dict.fromkeys(found, 6)
-    (whole,) = speech.whole()
+    assert {id: words for id, (_, words) in speech.score_counts(found).items()} == dict.fromkeys(found, 6)
+    (whole,) = speech.batches()
     assert whole.labels[0][0] == "bos"
     assert whole.labels[0][1] == "audio_start"
     assert next(label for label in whole.labels[0] if label.startswith("response")) == "response ' '"
@@ -274,17 +276,17 @@ def test_another_llm_than_the_trial_s_is_refused(trained: Trial, monkeypatch: py
     other = Inputs((), {}, {"llm": "2" * 64})
     monkeypatch.setattr("pipeline.analysis.speech.evaluation_inputs", lambda params: other)
     with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
-        Speech(trained, [], None)
+        SpeechTarget(trained, [], None)
 
 
 # The known figures of a real model.
 
 
 @pytest.fixture(scope="module")
-def smollm2(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Text, Survey, dict]:
+def smollm2(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextTarget, Survey, dict]:
     """SmolLM2 on the repository's licence, its massive activations set to zero, to their mean, and others at random."""
     params = parameters("train.precision=auto", "sinks.batch_size=4")
-    subject = Text(real_weights / "smollm2-135m", ROOT / "LICENSE", 64, params, 4)
+    subject = TextTarget(real_weights / "smollm2-135m", ROOT / "LICENSE", 64, params, 4)
     found = survey(subject, params.sinks, bootstrap=100)
     tests = [test for test in applicable_tests(found, subject.title) if isinstance(test, SetMassive)]
     journal = tmp_path_factory.mktemp("smollm2") / "journal"
@@ -292,13 +294,13 @@ def smollm2(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return subject, found, {effect.name: (effect, control) for effect, control in rows}
 
 
-def test_zeroing_is_fatal_and_the_mean_is_harmless(smollm2: tuple[Text, Survey, dict]) -> None:
+def test_zeroing_is_fatal_and_the_mean_is_harmless(smollm2: tuple[TextTarget, Survey, dict]) -> None:
     _, _, found = smollm2
     for name, (effect, control) in found.items():
         print(f"{name}: perplexity {effect.score:,.1f}" + (f", at random {control.score:,.1f}" if control else ""))
-    untouched = found[UNTOUCHED][0].score
-    (zero, zero_random), (mean, mean_random) = found["zero/block_11"], found["mean/block_11"]
-    assert zero.touched == zero_random.touched == 1
+    untouched = found[BASELINE][0].score
+    (zero, zero_random), (mean, mean_random) = found["zero/layer_11"], found["mean/layer_11"]
+    assert zero.tokens_affected == zero_random.tokens_affected == 1
     assert zero.score > 10_000 * untouched
     assert math.isclose(mean.score, untouched, rel_tol=0.05)
     for control in (zero_random, mean_random):

@@ -109,9 +109,9 @@ def test_a_model_keeps_its_type_mode_and_attention(llm: Path, dtype: torch.dtype
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ([], "texts: there is none; give at least one text"),
-        (["a", ""], "texts: text 1 has no token"),
-        (["a" * 512], "texts: one has 513 tokens, and the model takes 512; cut it into pieces"),
+        ([], "texts: the list is empty; give at least one text"),
+        (["a", ""], "texts: text 1 has no tokens"),
+        (["a" * 512], "texts: one has 513 tokens, and the model has room for 512; cut it into pieces"),
     ],
 )
 def test_texts_that_cannot_be_captured(loaded: tuple, texts: list[str], said: str) -> None:
@@ -121,7 +121,7 @@ def test_texts_that_cannot_be_captured(loaded: tuple, texts: list[str], said: st
 
 def test_what_cannot_be_measured(loaded: tuple) -> None:
     model, tokenizer = loaded
-    with pytest.raises(PipelineError, match=r"^batches: there is none; "):
+    with pytest.raises(PipelineError, match=r"^batches: there are none; "):
         measure_sinks([])
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(torch.inf)
@@ -181,7 +181,7 @@ def test_audio_and_video_frames_become_the_hypothesis(audiovisual: Transcriber, 
         # Of no more than sixteen bits, as a corpus keeps it.
         audio = audio.astype(np.float64) + 1e-6
         video = read_video_gray(project / f"data/corpus/{name}.mp4")
-        assert audiovisual.hear_arrays(audio=audio, video=video).text == hypothesis
+        assert audiovisual.transcribe_arrays(audio=audio, video=video).text == hypothesis
 
 
 SECOND = np.full(16_000, 0.1, np.float32)
@@ -205,14 +205,17 @@ MOUTH = np.zeros((25, 96, 96), np.uint8)
         ),
         ({"audio": SECOND[:639], "video": MOUTH}, r"audio: has shape \(639,\)"),
         ({"audio": (SECOND * 32768).astype("i2"), "video": MOUTH}, r"audio: has shape \(16000,\) and type int16"),
-        ({"audio": 30 * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is 3; scale it"),
+        ({"audio": 30 * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is 3; scale the samples"),
         ({"audio": np.nan * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is nan"),
-        ({"audio": np.tile(SECOND, 200), "video": MOUTH}, r"the recording: needs 6\d\d tokens, .* takes 512; cut"),
+        (
+            {"audio": np.tile(SECOND, 200), "video": MOUTH},
+            r"the recording: needs 6\d\d tokens, .* has room for 512; cut",
+        ),
     ],
 )
 def test_arrays_that_cannot_be_heard(audiovisual: Transcriber, given: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(PipelineError, match=f"^{said}"):
-        audiovisual.hear_arrays(**given)
+        audiovisual.transcribe_arrays(**given)
 
 
 def test_a_trial_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +276,7 @@ def test_the_card_s_lines_give_our_logits_and_our_text(
     np.savez(tmp_path / "media.npz", **media)
     ran = run_card(exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz")
     assert ran.returncode == 0, ran.stderr
-    heard = trial.hear_arrays(**media)
+    heard = trial.transcribe_arrays(**media)
     assert ran.stdout == f"{heard.text}\n"
     found = np.load(tmp_path / "found.npz")
     for stream, features in heard.streams.items():

@@ -5,9 +5,8 @@ import torch
 from planted import BLOCKS, SETTINGS, captured_batch, llama, streamed, utterances
 
 from pipeline.model.roles import Role
-from pipeline.sinks.classification import measure
-from pipeline.sinks.definitions import DEFINITIONS, by_definition, lifetimes
-from pipeline.sinks.thresholds import EPSILONS, TAUS, Above
+from pipeline.sinks.classification import classify_tokens
+from pipeline.sinks.definitions import DEFINITIONS, EPSILONS, TAUS, ThresholdHistogram, by_definition, lifetimes
 
 COUNT = "sinks/intermediate_tokens_per_utterance"
 
@@ -21,7 +20,7 @@ def test_a_secondary_sink_lives_from_its_creation_to_its_first_gap() -> None:
 
 def test_definitions_are_counted_by_role_and_compared() -> None:
     arrays = streamed(llama(), [utterances()[:4], utterances()[4:]]).arrays
-    tokens = measure(captured_batch(llama(), utterances())[1], SETTINGS)
+    tokens = classify_tokens(captured_batch(llama(), utterances())[1], SETTINGS)
     roles = captured_batch(llama(), utterances())[1].roles
     found = by_definition(tokens)
     for number, name in enumerate(DEFINITIONS):
@@ -51,9 +50,9 @@ def test_curves_over_thresholds_agree_with_the_counts_there() -> None:
 
 
 def test_a_value_at_a_threshold_is_not_above_it() -> None:
-    above = Above((0.1, 0.3, 0.5), 1)
-    above.add(torch.tensor([0.05, 0.3, 0.31, 2.0]), 0)
-    assert above.counts()[:, 0].tolist() == [3, 2, 1]
+    histogram = ThresholdHistogram((0.1, 0.3, 0.5), 1)
+    histogram.add(torch.tensor([0.05, 0.3, 0.31, 2.0]), 0)
+    assert histogram.above()[:, 0].tolist() == [3, 2, 1]
 
 
 def test_the_exemplar_is_the_first_utterance_by_id_in_any_order() -> None:
@@ -65,5 +64,5 @@ def test_the_exemplar_is_the_first_utterance_by_id_in_any_order() -> None:
     np.testing.assert_allclose(found.arrays["exemplar_map"].sum(2), np.ones((BLOCKS, length)), atol=2e-3)
     largest = captured.residuals[3][0].abs().amax(1)
     np.testing.assert_allclose(found.arrays["exemplar_size"][2].max(1), largest, rtol=1e-4)
-    tokens = measure(captured, SETTINGS)
-    assert found.arrays["exemplar_sink"].tolist() == tokens.sink[0].tolist()
+    tokens = classify_tokens(captured, SETTINGS)
+    assert found.arrays["exemplar_sink"].tolist() == tokens.is_sink[0].tolist()

@@ -16,8 +16,7 @@ from pipeline.config import LLM
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import load_decoder
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture
-from pipeline.sinks.captured import Captured
+from pipeline.sinks.capture import Captured, capture
 
 
 def names(text: str) -> frozenset[str]:
@@ -50,12 +49,12 @@ OFFSET = names("camembert data2vec-text roberta roberta-prelayernorm xlm-roberta
 REFUSED = {
     **dict.fromkeys(NO_MAP, "returned no attention map"),
     **dict.fromkeys(PADDED, "counts padding as positions"),
-    **dict.fromkeys(OFFSET, "does not count positions from 0 on"),
+    **dict.fromkeys(OFFSET, "does not count positions from 0"),
     "hy_v4": "use a decoder with one residual of",
-    "xlm": "lets tokens see later ones",
+    "xlm": "lets tokens attend to later ones",
     "xmod": "cannot be run on embeddings",
     "deepseek_v4": "cannot be run on embeddings",
-    "hrm_text": "no list of 24 blocks",
+    "hrm_text": "no list of 24 layers",
     "longcat_flash": "returned no attention map",
 }
 """What is said of a family that cannot be used."""
@@ -139,5 +138,5 @@ def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_a_model_that_reads_both_ways_is_refused(family: str, tmp_path: Path) -> None:
     small_model(family, is_decoder=False).save_pretrained(tmp_path)
-    with pytest.raises(PipelineError, match="lets tokens see later ones: it is no causal decoder"):
+    with pytest.raises(PipelineError, match="lets tokens attend to later ones, so it is not a causal decoder"):
         load_decoder(LLM(weights=str(tmp_path)), torch.float32)

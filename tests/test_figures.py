@@ -75,8 +75,8 @@ def test_maps_share_their_colours(panels: list[Panel]) -> None:
 
 def test_the_writing_block_is_named(panels: list[Panel]) -> None:
     before, after = largest_activations(panels).axes
-    assert [text.get_text() for text in before.texts] == ["block 2\nwrites BOS and sinks"]
-    assert [text.get_text() for text in after.texts] == ["block 2\nwrites BOS"]
+    assert [text.get_text() for text in before.texts] == ["layer 2\nwrites BOS and sinks"]
+    assert [text.get_text() for text in after.texts] == ["layer 2\nwrites BOS"]
 
 
 def test_without_known_origins_no_block_is_named(panels: list[Panel]) -> None:
@@ -99,7 +99,7 @@ def test_maps_and_bars_share_their_scale_and_name_what_they_show(measured: list[
     before, after = activation_bars(measured).axes
     assert before.get_zlim() == after.get_zlim()
     assert "BOS" in {text.get_text() for text in before.texts}
-    assert before.get_title().startswith("before\n|h| after block ")
+    assert before.get_title().startswith("before\n|h| after layer ")
 
 
 def test_a_token_is_named_by_its_role_and_its_number_there() -> None:

@@ -18,20 +18,20 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import decoder_layers
 from pipeline.model.decoding import prompt_read_once
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture, decoder_blocks
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.classification import measure
-from pipeline.sinks.intervention_targets import (
+from pipeline.sinks.capture import Captured, capture
+from pipeline.sinks.causal_tests import (
+    BaselinePass,
     CausalTest,
-    Means,
+    GroupMeans,
+    RotateNonSinks,
+    RotateSinks,
     SetMassive,
-    Situation,
-    TurnOthers,
-    TurnSinks,
     causal_tests,
 )
+from pipeline.sinks.classification import classify_tokens
 from pipeline.sinks.interventions import mask_keys, rotate, set_activations
 
 BLOCK = 2
@@ -153,7 +153,7 @@ def test_masked_keys_are_seen_by_nobody_but_themselves(model: nn.Module) -> None
 def queries_that_see(model: nn.Module, run: Callable, intervention: AbstractContextManager) -> Tensor:
     """(L, B, T): how many real queries give a key any attention, under eager attention."""
     maps, hooks = [], []
-    for block in decoder_blocks(model):
+    for block in decoder_layers(model):
         attention = next(part for name, part in block.named_children() if "attn" in name)
         hooks.append(attention.register_forward_hook(lambda module, args, output: maps.append(output[1])))
     with intervention:
@@ -225,7 +225,10 @@ def test_an_attention_without_such_a_mask_is_refused() -> None:
         layer.self_attn.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"attention_mask": mask.long()}), with_kwargs=True
         )
-    with pytest.raises(PipelineError, match="where queries and keys are"), mask_keys(model, some_tokens(mask)):
+    with (
+        pytest.raises(PipelineError, match=r"its attention mask has shape .* queries and keys"),
+        mask_keys(model, some_tokens(mask)),
+    ):
         logits(model, embeddings, mask)
 
 
@@ -296,41 +299,41 @@ def test_with_lora_and_bfloat16(kind: str) -> None:
 # Which tokens, and as many at random.
 
 
-def situation(model: nn.Module, tau: float = 300.0) -> Situation:
+def situation(model: nn.Module, tau: float = 300.0) -> BaselinePass:
     ids, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings, roles != Role.PADDING, roles)
-    return Situation(captured, measure(captured, replace_tau(tau)), ids)
+    return BaselinePass(captured, classify_tokens(captured, replace_tau(tau)), ids)
 
 
-def means_of(one: Situation) -> Means:
-    means = Means()
+def means_of(one: BaselinePass) -> GroupMeans:
+    means = GroupMeans()
     half = torch.arange(len(one.ids)) < 3
     for rows in (half, ~half):
-        captured = one.captured.rows(rows)
-        means.add(captured, measure(captured, replace_tau(300.0)))
+        captured = one.captured.select(rows)
+        means.add(captured, classify_tokens(captured, replace_tau(300.0)))
     return means
 
 
-def all_tests(one: Situation) -> list[CausalTest]:
+def all_tests(one: BaselinePass) -> list[CausalTest]:
     return causal_tests(WRITER, SECOND_WRITER, means_of(one))
 
 
 def test_controls_touch_as_many_tokens_and_no_sink() -> None:
     one = situation(llama())
-    assert one.tokens.intermediate.any()
+    assert one.tokens.is_intermediate.any()
     for test in all_tests(one):
-        touched, control = test.touched(one, False), test.touched(one, True)
+        touched, control = test.tokens_affected(one, False), test.tokens_affected(one, True)
         assert touched.any(), test.name
-        assert not (control & ~one.others).any(), test.name
-        room = one.others.sum(1)
+        assert not (control & ~one.non_sinks).any(), test.name
+        room = one.non_sinks.sum(1)
         assert torch.equal(control.sum(1), torch.minimum(touched.sum(1), room)), test.name
 
 
 def test_controls_of_activations_set_as_many_features() -> None:
     one = situation(llama())
     for test in all_tests(one)[:2]:
-        own, control = test._where(one, False), test._where(one, True)
-        assert own.sum() == control.sum() == one.tokens.activations.massive[one.tokens.sink].sum()
+        own, control = test.activations_affected(one, False), test.activations_affected(one, True)
+        assert own.sum() == control.sum() == one.tokens.activations.massive[one.tokens.is_sink].sum()
         massive = own.any(1, keepdim=True)
         assert not (control & massive).any()
 
@@ -341,18 +344,18 @@ def test_a_draw_is_the_utterance_s_own() -> None:
     for row, one in enumerate(utterances()):
         ids, embeddings, roles = batch([one], extra=4, side="right")
         captured = capture(model, embeddings, roles != Role.PADDING, roles)
-        alone = Situation(captured, measure(captured, replace_tau(300.0)), ids)
+        alone = BaselinePass(captured, classify_tokens(captured, replace_tau(300.0)), ids)
         for test in tests:
             mask = captured.mask[0]
-            expected = test.touched(together, True)[row][together.captured.mask[row]]
-            assert torch.equal(test.touched(alone, True)[0][mask], expected), test.name
+            expected = test.tokens_affected(together, True)[row][together.captured.mask[row]]
+            assert torch.equal(test.tokens_affected(alone, True)[0][mask], expected), test.name
 
 
 def test_means_are_over_all_tokens_of_a_group() -> None:
     one = situation(llama())
     found = means_of(one).after(WRITER)
     residual = one.captured.residuals[WRITER + 1]
-    for group, who in enumerate((one.tokens.is_bos, one.tokens.intermediate, one.others)):
+    for group, who in enumerate((one.tokens.is_bos, one.tokens.is_intermediate, one.non_sinks)):
         torch.testing.assert_close(found[group], residual[who].double().mean(0))
 
 
@@ -360,12 +363,12 @@ def test_massive_activations_go_to_zero_and_to_their_mean() -> None:
     model, one = llama(), situation(llama())
     means = means_of(one)
     _, embeddings, roles = batch(utterances())
-    massive = one.tokens.activations.massive & one.tokens.sink[..., None]
+    massive = one.tokens.activations.massive & one.tokens.is_sink[..., None]
     for value in ("zero", "mean"):
-        with SetMassive(value, SECOND_WRITER, means).applied(model, one, False):
+        with SetMassive(value, SECOND_WRITER, means).intervention(model, one, False):
             after = capture(model, embeddings, one.captured.mask, roles).residuals[SECOND_WRITER + 1]
         expected = means.after(SECOND_WRITER)[1].float() if value == "mean" else torch.zeros(WIDTH)
-        sinks = one.tokens.intermediate
+        sinks = one.tokens.is_intermediate
         wanted = expected.expand(int(sinks.sum()), WIDTH)[massive[sinks]]
         torch.testing.assert_close(after[sinks][massive[sinks]], wanted)
         assert torch.equal(after[~massive], one.captured.residuals[SECOND_WRITER + 1][~massive])
@@ -378,30 +381,30 @@ def test_sinks_turn_to_their_nearest_and_others_to_bos() -> None:
     before = nn.functional.normalize(one.captured.residuals[block + 1], dim=-1)
 
     def cosines(test: CausalTest) -> Tensor:
-        with test.applied(model, one, False):
+        with test.intervention(model, one, False):
             after = capture(model, embeddings, one.captured.mask, roles).residuals[block + 1]
         return nn.functional.normalize(after, dim=-1) @ before.transpose(1, 2)
 
     plain = before @ before.transpose(1, 2)
-    turned = cosines(TurnSinks(block, 30.0))
-    for row, token in one.tokens.intermediate.nonzero().tolist():
-        nearest = plain[row, token].masked_fill(~one.others[row], -1).argmax()
+    turned = cosines(RotateSinks(block, 30.0))
+    for row, token in one.tokens.is_intermediate.nonzero().tolist():
+        nearest = plain[row, token].masked_fill(~one.non_sinks[row], -1).argmax()
         assert turned[row, token, nearest] > plain[row, token, nearest]
-    turned = cosines(TurnOthers(block, 30.0))
-    for row, token in TurnOthers(block, 30.0).touched(one, False).nonzero().tolist():
+    turned = cosines(RotateNonSinks(block, 30.0))
+    for row, token in RotateNonSinks(block, 30.0).tokens_affected(one, False).nonzero().tolist():
         start = one.tokens.bos[row]
         assert turned[row, token, start] > plain[row, token, start]
 
 
 def test_without_sinks_nothing_but_bos_and_others_is_touched() -> None:
     one = situation(llama(), tau=1e9)
-    touched = {test.name: int(test.touched(one, False).sum()) for test in all_tests(one)}
+    touched = {test.name: int(test.tokens_affected(one, False).sum()) for test in all_tests(one)}
     assert {name for name, count in touched.items() if count} == {
-        "mask/bos", *(f"turn_others/block_{SECOND_WRITER - 1}/{angle}" for angle in (30, 60, 90))
+        "mask/bos", *(f"rotate_non_sinks/layer_{SECOND_WRITER - 1}/{angle}" for angle in (30, 60, 90))
     }  # fmt: skip
     assert touched["mask/bos"] == len(one.ids)
 
 
 def test_where_the_first_block_writes_there_is_no_turning_before_it() -> None:
-    names = [test.name for test in causal_tests(0, 0, Means())]
-    assert names == ["zero/block_0", "mean/block_0", "mask/intermediate", "mask/bos"]
+    names = [test.name for test in causal_tests(0, 0, GroupMeans())]
+    assert names == ["zero/layer_0", "mean/layer_0", "mask/intermediate", "mask/bos"]

@@ -55,7 +55,6 @@ LIBRARIES = {
         "comparison.quantities",
         "corpora",
         "encoders",
-        "analysis.labels",
         "model",
         "pretrained.folder",
         "sinks",

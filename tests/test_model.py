@@ -320,13 +320,13 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(own):
     assert build(own).bos == 0
     tokenizer.add_tokens(["bin blue"])
     tokenizer.save_pretrained(own)
-    with pytest.raises(PipelineError, match="gives text the token 259, and its embedding has 258 rows"):
+    with pytest.raises(PipelineError, match="maps text to token 259, and its embedding has 258 rows"):
         build(own)
 
 
 def test_quantised_weights_are_refused(own):
     change(own / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(PipelineError, match=r"its weights are quantised \(gptq\); take the checkpoint that is not"):
+    with pytest.raises(PipelineError, match=r"its weights are quantised \(gptq\); use the checkpoint that is not"):
         build(own)
 
 
@@ -366,7 +366,7 @@ def test_layer_norms_take_bfloat16(family, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"layers": (3,)}, "has 3, and the LLM has 4 layers, of which all but the last count; name some of 0 to 2"),
+        ({"layers": (3,)}, "has 3, and the LLM has 4 layers, of which all but the last count; use some of 0 to 2"),
         ({"layers": (0, 7)}, "has 7, and the LLM has 4 layers"),
     ],
 )

@@ -29,9 +29,9 @@ from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import capture
 from pipeline.sinks.classification import inner
+from pipeline.sinks.cosine_to_bos import QUANTILES, CosineHistogram
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
-from pipeline.sinks.per_utterance import response_ranking
-from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
+from pipeline.sinks.moments import Moments
 
 
 def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
@@ -400,7 +400,7 @@ def test_sequences_of_one_and_two_tokens() -> None:
 def test_only_keys_that_the_whole_response_sees_compare() -> None:
     for side in ("left", "right"):
         _, captured = captured_batch(llama(), utterances(), side=side)
-        ranking, exists = response_ranking(captured)
+        ranking, exists = captured.response_ranking()
         assert exists.all()
         for row, (_, _, roles) in enumerate(utterances()):
             compared = ranking[row][captured.mask[row]] >= 0
@@ -493,7 +493,7 @@ def test_moments_equal_those_of_all_values_at_once() -> None:
         torch.testing.assert_close(moments.means()[:, group], of_group.mean(1))
         torch.testing.assert_close(moments.deviations()[:, group], of_group.std(1, correction=0), rtol=1e-6, atol=0)
     assert moments.means()[:, 4].isnan().all()
-    torch.testing.assert_close(moments.joined([0, 1, 2, 3]).deviations()[:, 0], values.std(1, correction=0))
+    torch.testing.assert_close(moments.pooled([0, 1, 2, 3]).deviations()[:, 0], values.std(1, correction=0))
 
 
 def test_histogram_takes_both_ends() -> None:

@@ -60,7 +60,7 @@ def transcribe(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         main()
         said = capsys.readouterr()
         # Random weights know no end.
-        assert "tokens it may have; allow more: --set evaluate.max_new_tokens=" in said.err
+        assert "tokens; raise it with --set evaluate.max_new_tokens=" in said.err
         return said.out.split("\n")[:-1]
 
     monkeypatch.chdir(project)
@@ -136,14 +136,16 @@ def test_sinks_are_those_that_the_instrument_counts(
     model = build_model(params, inputs, trial.adapter).eval()
     found = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (
-        r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median after block \d, at feature \d+; "
-        r"cosine .*"
+        r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median "
+        r"after layer \d, at dimension \d+; cosine .*"
     )
     told = [match for line in lines if (match := re.fullmatch(pattern, line))]
     assert len(told) == found["intermediate"]["sink_tokens"] > 0
     assert [float(match[3]) for match in told] == sorted((float(match[3]) for match in told), reverse=True)
     assert all(float(match[3]) >= 5 for match in told)
-    assert lines[0].startswith("  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is no sink by activation (")
+    assert lines[0].startswith(
+        "  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is not a sink by activation ("
+    )
     both = re.fullmatch(r"  sinks by massive activation: (\d+)(?: \(.*\))?; by attention: (\d+)(?: \(.*\))?", counts)
     assert int(both[1]) == len(told) + found["bos"]["sink_tokens"]
     statistics = observe(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0)
@@ -157,7 +159,7 @@ def test_without_sinks_the_strongest_token_is_named(transcribe, trials: dict[str
     text, counts, bos, other = transcribe(wav, *words, "--sinks")
     assert len(text) <= 2
     assert counts.startswith("  sinks by massive activation: 0; by attention: ")
-    assert bos.startswith("  BOS is no sink by activation (above 1,000 times the median): ")
+    assert bos.startswith("  BOS is not a sink by activation (above 1,000 times the median): ")
     assert other.startswith(
         "  no other token is a sink by activation (above 1,000 times the median); the strongest is "
     )
@@ -196,7 +198,7 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
         ("audio", "silent.mp4", "unreadable sound .there is no sound in it"),
         ("audio", "half.mp4", "unreadable sound"),
         ("video", "half.mp4", "unreadable video"),
-        ("video", "speech.wav", "there is no picture in it, and this trial reads lips"),
+        ("video", "speech.wav", "it has no picture, and this trial needs video"),
     ],
 )
 def test_a_file_that_is_no_recording(spoilt: Path, stream: str, name: str, said: str) -> None:
@@ -209,7 +211,7 @@ def test_a_file_that_is_no_recording(spoilt: Path, stream: str, name: str, said:
     [
         (
             "evaluate.max_new_tokens=500",
-            r"speech\.wav: needs 5\d\d tokens, its text included, and the LLM takes 512; cut",
+            r"speech\.wav: needs 5\d\d tokens, including its text, and the LLM has room for 512; cut",
         ),
         ("model.rates.audio=4", "--set: changes what the trial was trained with"),
         ("features.audio.encoder=self_supervised", "--set: changes the audio encoder of the trial"),

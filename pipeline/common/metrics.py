@@ -1,6 +1,6 @@
 """The registry of metrics: what each is called, what it measures, and where it is shown.
 
-A new metric is a function where it is computed (for sinks, in `pipeline.sinks.per_utterance`) and a line here.
+A new metric is a function where it is computed (for sinks, in `pipeline.sinks.metrics`) and a line here.
 Tables, figures, MLflow, what is followed while a trial trains, and the list in pipeline/README.md go by these lines.
 """
 

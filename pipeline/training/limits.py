@@ -9,7 +9,7 @@ from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.reading import Media
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import most_positions
+from pipeline.model.decoder import max_positions
 from pipeline.model.decorrelation import counted_layers
 from pipeline.training.inputs import Inputs
 
@@ -24,7 +24,7 @@ def require_fitting(model: AudioVisualLLM, params: Params, inputs: Inputs) -> No
     config = model.decoder.config.get_text_config(decoder=True)
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
-    longest = most_positions(config)
+    longest = max_positions(config)
     if longest is None:
         return
     too_long = sorted(_too_long(model, params, inputs, longest), reverse=True)

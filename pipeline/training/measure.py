@@ -12,8 +12,7 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import Hypothesis, decode
 from pipeline.model.examples import Batch, moved
-from pipeline.sinks.capture import capture
-from pipeline.sinks.captured import Captured
+from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.training.inputs import Inputs
 
@@ -88,4 +87,4 @@ def _batches(
     ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
     for start in range(0, len(ordered), size):
         chosen = ordered[start : start + size]
-        yield chosen, moved(inputs.examples(chosen, model.respond).whole(), model.device)
+        yield chosen, moved(inputs.examples(chosen, model.respond).as_batch(), model.device)
