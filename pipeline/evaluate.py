@@ -167,10 +167,10 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["block", "sink", "other"])
-    # Where a block has no sink there is no cosine, and the cell stays empty.
+    # A layer without sinks has no cosine, so its cell stays empty.
     writer.writerows(
-        [block, *("" if np.isnan(value) else float(value) for value in pair)]
-        for block, pair in enumerate(zip(sink, other, strict=True))
+        [layer, *("" if np.isnan(value) else float(value) for value in pair)]
+        for layer, pair in enumerate(zip(sink, other, strict=True))
     )
     write_text(folder / "cosine_to_bos.csv", text.getvalue())
 

@@ -1,4 +1,4 @@
-"""What the capture sees, of any decoder, and what it does to the model: nothing."""
+"""Capture records any decoder correctly, and does not change the model."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ from pipeline.sinks.mlp import trace_mlp, writing_units
 from pipeline.sinks.origin import origins
 
 
-def test_the_model_comes_back_as_it_was() -> None:
+def test_capture_restores_the_model() -> None:
     model = llama().train()
     model.model.layers[2].eval()
     modes = [module.training for module in model.modules()]
@@ -46,7 +46,7 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert no_hooks(model)
 
 
-def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
+def test_an_error_during_the_pass_restores_the_model() -> None:
     model = llama().train()
 
     def fail(module: nn.Module, args: tuple) -> None:
@@ -61,7 +61,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
     assert no_hooks(model)
 
 
-def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_attention_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
     with pytest.raises(PipelineError, match="no attention map"):
@@ -69,7 +69,7 @@ def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert no_hooks(model)
 
 
-def test_a_model_without_blocks_is_refused() -> None:
+def test_a_model_without_layers_is_refused() -> None:
     model = llama()
     model.config.num_hidden_layers = 99
     with pytest.raises(PipelineError, match="no list of 99 layers"):
@@ -90,7 +90,7 @@ FAMILIES = {
 
 
 ADAPTED = {"gpt2": ["c_attn", "c_fc", "c_proj"]}
-"""Where LoRA goes in decoders that name their projections otherwise."""
+"""LoRA targets of decoders with other names for their projections."""
 
 
 def family_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -99,7 +99,7 @@ def family_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
-    """An adapter that changes what the model computes, in training mode with dropout."""
+    """An adapter that changes the output of the model, in training mode with dropout."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
@@ -109,7 +109,7 @@ def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
 @pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hooks_change_no_bit(family: str, dtype: torch.dtype, adapted: bool) -> None:
+def test_hooks_leave_the_output_bit_identical(family: str, dtype: torch.dtype, adapted: bool) -> None:
     model = base = family_of(family, dtype)
     if adapted:
         model = with_lora(base, ADAPTED.get(family, ["q_proj", "down_proj"])).eval()
@@ -128,7 +128,7 @@ def test_hooks_change_no_bit(family: str, dtype: torch.dtype, adapted: bool) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_those_of_the_cache(family: str) -> None:
+def test_norms_equal_those_of_the_cache(family: str) -> None:
     model = family_of(family)
     _, embeddings, roles = batch(utterances())
     mask = roles != Role.PADDING
@@ -144,7 +144,7 @@ def test_norms_are_those_of_the_cache(family: str) -> None:
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) -> None:
+def test_product_and_down_rows_give_the_addition(family: str, adapted: bool) -> None:
     model = base = family_of(family)
     if adapted:
         model = with_lora(
@@ -214,7 +214,7 @@ def require_units(captured: Captured, mlps: list[nn.Module]) -> None:
         torch.testing.assert_close(units.share[number], parts[toward.argmax()].abs() / parts.abs().sum())
 
 
-def test_an_mlp_that_returns_more_beside_its_output_is_not_looked_into_where_it_has_experts() -> None:
+def test_an_mlp_with_experts_and_several_outputs_is_not_traced() -> None:
     config = Llama4TextConfig(
         **SIZES, num_hidden_layers=3, head_dim=12, num_local_experts=2, intermediate_size_mlp=64, pad_token_id=0
     )
@@ -223,7 +223,7 @@ def test_an_mlp_that_returns_more_beside_its_output_is_not_looked_into_where_it_
     assert [trace_mlp(call) for call in captured.mlps] == [None] * 3
 
 
-def test_where_the_block_itself_holds_the_projections_only_the_product_is_known() -> None:
+def test_only_the_product_is_known_if_the_layer_holds_the_projections() -> None:
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
                        word_embed_proj_dim=WIDTH)  # fmt: skip
@@ -232,7 +232,7 @@ def test_where_the_block_itself_holds_the_projections_only_the_product_is_known(
     assert (mlp.gate, mlp.up, mlp.product.shape[-1]) == (None, None, 64)
 
 
-def test_a_mixture_of_experts_is_not_looked_into() -> None:
+def test_a_mixture_of_experts_is_not_traced() -> None:
     torch.manual_seed(0)
     config = MixtralConfig(**SIZES, num_hidden_layers=4, num_local_experts=2, num_experts_per_tok=1)
     found = streamed(MixtralForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
@@ -269,7 +269,7 @@ def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
     assert "sinks/mlp_share" in metrics
 
 
-def test_a_decoder_that_does_not_simply_add_has_no_origin() -> None:
+def test_a_decoder_that_is_not_additive_has_no_origin() -> None:
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
                        word_embed_proj_dim=WIDTH, do_layer_norm_before=False)  # fmt: skip

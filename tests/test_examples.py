@@ -1,4 +1,4 @@
-"""Batches of media: when they are read, and what becomes of a clip that cannot be."""
+"""Batches of media: reading in the background, and damaged clips."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 60
 
 
 class Held(dict[str, np.ndarray]):
-    """Media of which some are not given out before `gate` is open, and some never."""
+    """Media of which some wait until `gate` is open, and some are damaged."""
 
     def __init__(self, late: set[str], damaged: set[str]) -> None:
         super().__init__({name: np.full(3, number, np.float32) for number, name in enumerate(IDS)})
@@ -37,7 +37,7 @@ class Held(dict[str, np.ndarray]):
 
 
 def batches(media: Held) -> Iterator[dict]:
-    """Two of two, by the loader that the Trainer has."""
+    """Two batches of two, by the Trainer's data loader."""
     examples = MediaExamples({"audio": media}, IDS, [[1], [1, 2], [1], [1]])
     return iter(DataLoaderShard(examples, batch_size=2, collate_fn=examples.collate))
 
@@ -62,7 +62,7 @@ def test_a_damaged_clip_is_an_error_of_its_own_batch() -> None:
         second[MEDIA].read()
 
 
-def test_transcripts_are_tokenized_when_they_are_asked_for():
+def test_transcripts_are_tokenized_on_access():
     asked = []
 
     def respond(text: str) -> list[int]:
@@ -89,7 +89,7 @@ def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_reco
             manifest.Utterance(text, "train", "s", text, "a.wav", None, 1.0, None, None, "0", None) for text in texts
         ]
         manifest.write_manifest(tmp_path, lines)
-        # A file that is older than a moment is known by its times.
+        # The times of a file identify it only if it is not brand new.
         os.utime(tmp_path / "manifest.jsonl", (1, len(texts)))
         if is_recorded:
             write_json(tmp_path / "prepare.json", {"manifest": file_sha256(tmp_path / "manifest.jsonl")})
@@ -98,7 +98,7 @@ def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_reco
     monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     write("a", "b")
     first = manifest.read_manifest(tmp_path)
-    # What a caller does to its list is its own.
+    # Callers may change their list.
     first.clear()
     assert [line.text for line in manifest.read_manifest(tmp_path)] == ["a", "b"]
     assert len(reads) == 1

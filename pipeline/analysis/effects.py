@@ -116,11 +116,7 @@ def outcomes(
 ) -> dict[str, dict[str, Outcome]]:
     """Run every item in the baseline, under every test, and under every test's control.
 
-    Args:
-        target: the decoder and its data.
-        tests: see `applicable_tests`.
-        settings: thresholds.
-        journal: file to which outcomes are appended; batches that are complete there are not run again.
+    Outcomes are appended to the file `journal`; batches that are complete there are not run again.
 
     Returns:
         Outcomes by condition (`baseline`, `mask/bos`, `mask/bos/random`) and id.

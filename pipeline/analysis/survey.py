@@ -42,13 +42,7 @@ class Survey:
 
 @torch.no_grad()
 def survey(target: AnalysisTarget, settings: Sinks, bootstrap: int) -> Survey:
-    """Run the instrument over all items of a target.
-
-    Args:
-        target: the decoder and its data.
-        settings: thresholds.
-        bootstrap: resamplings of the items for the 95% intervals.
-    """
+    """Run the instrument over all items, with 95% intervals from `bootstrap` resamplings of the items."""
     statistics: SinkStatistics | None = None
     means, sinks, lengths = GroupMeans(), dict[str, LabelledSinks](), Counter[int]()
     with progress(len(target), "sinks", target.item) as bar:

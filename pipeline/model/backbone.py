@@ -48,15 +48,9 @@ def decoder_layers(decoder: Any) -> nn.ModuleList:
 
 
 def run_backbone(decoder: Any, **arguments: Any) -> Any:
-    """One forward pass without the head.
+    """One forward pass without the head; the output has `last_hidden_state` (B, T, D).
 
-    Args:
-        decoder: a causal language model of transformers.
-        arguments: passed to the backbone. `position_ids` are dropped where an architecture derives positions from the
-            attention mask.
-
-    Returns:
-        The backbone's output, with `last_hidden_state` (B, T, D).
+    `position_ids` are dropped if the architecture derives positions from the attention mask.
     """
     backbone = backbone_of(decoder)
     # Some families scale the embeddings in place, and the caller still needs them.

@@ -164,13 +164,8 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedMo
 def require_embedded(tokens: list[int], decoder: PreTrainedModel, source: str) -> None:
     """Check that the decoder has an embedding for token ids; if not, the tokenizer belongs to another model.
 
-    Args:
-        tokens: any ids.
-        decoder: the model with the embedding.
-        source: of the tokens, for the message.
-
     Raises:
-        PipelineError: an id has no embedding.
+        PipelineError: an id has no embedding; the message names the `source` of the tokens.
     """
     rows = embedding_of(decoder).shape[0]
     if tokens and max(tokens) >= rows:

@@ -47,11 +47,7 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
 
 
 def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
-    """The layers whose output enters the loss.
-
-    Args:
-        settings: section `decorrelation`.
-        depth: number of layers of the LLM. The last never counts, since its output is only known after the final norm.
+    """The layers of an LLM of `depth` layers that enter the loss: never the last, known only after the final norm.
 
     Raises:
         PipelineError: no layer counts, or a layer in the settings does not.

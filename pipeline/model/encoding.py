@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +18,12 @@ CACHE_SIZE = 64
 """Media whose features are cached; the noisy copies of an utterance follow one another."""
 
 
-class FrozenEncoder(Protocol):
-    """Interface of a frozen encoder; see `pipeline.encoders.protocol`."""
-
-    dimension: int
-
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Features (frames, dimension) of each utterance."""
-
-
-class AdaptableEncoder(FrozenEncoder, Protocol):
-    """Interface of an encoder that supports LoRA."""
-
-    network: nn.Module
-
-    def vectors(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
-        """As `encode`, through `network`, with gradients."""
-
-
 @dataclass(frozen=True)
 class OnlineEncoder:
     """An encoder to run inside the model, and its LoRA settings."""
 
-    encoder: FrozenEncoder
+    encoder: Any
+    """See `pipeline.encoders.protocol`; with LoRA it also has a `network`, and `vectors`: `encode` with gradients."""
     lora: EncoderLoRA | None
 
 
@@ -72,7 +55,7 @@ class Encoding(nn.Module):
 class FrozenEncoding(Encoding):
     """A frozen encoder. It adds no parameters to the model and is not saved with it."""
 
-    def __init__(self, encoder: FrozenEncoder) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -82,15 +65,9 @@ class FrozenEncoding(Encoding):
 
 
 class AdaptedEncoding(Encoding):
-    """An encoder with LoRA in its network.
+    """An encoder with LoRA in its network, which is changed in place: the trained `adapter`, or a new one."""
 
-    Args:
-        encoder: its network is changed in place.
-        lora: rank and scale of a new adapter.
-        adapter: folder of a trained adapter; None for a new one.
-    """
-
-    def __init__(self, encoder: AdaptableEncoder, lora: EncoderLoRA, adapter: Path | None) -> None:
+    def __init__(self, encoder: Any, lora: EncoderLoRA, adapter: Path | None) -> None:
         super().__init__()
         self.encoder = encoder
         encoder.network.requires_grad_(False)
@@ -114,5 +91,4 @@ class AdaptedEncoding(Encoding):
 
 def encoding(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoding | AdaptedEncoding:
     """The encoder as a module of the model; `adapter` is the folder of its trained adapter, None for a new one."""
-    encoder: Any = online.encoder
-    return AdaptedEncoding(encoder, online.lora, adapter) if online.lora else FrozenEncoding(encoder)
+    return AdaptedEncoding(online.encoder, online.lora, adapter) if online.lora else FrozenEncoding(online.encoder)

@@ -97,12 +97,7 @@ def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Lengths]:
 
 
 class Responses:
-    """Token ids of transcripts, tokenized on access: a large corpus takes half a minute.
-
-    Args:
-        texts: the transcripts.
-        respond: tokenizes one transcript.
-    """
+    """Token ids of transcripts, tokenized by `respond` on access, since a large corpus takes half a minute."""
 
     def __init__(self, texts: Sequence[str], respond: Callable[[str], list[int]]) -> None:
         self._texts, self._respond = texts, respond
@@ -115,13 +110,7 @@ class Responses:
 
 
 class Examples(Dataset):
-    """Utterances by number, read from memory-mapped features on access.
-
-    Args:
-        features: for each stream, features by utterance id.
-        ids: the utterances.
-        responses: token ids of each utterance's transcript.
-    """
+    """Utterances by number, read on access from `features` by stream and id (memory-mapped)."""
 
     collate = staticmethod(collate)
 

@@ -4,14 +4,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Linear, ReLU, Linear, and optionally LayerNorm.
-
-    Args:
-        dimension: width of the input.
-        hidden: width between the two layers.
-        width: the LLM's width.
-        layer_norm: whether the output is normalised.
-    """
+    """Linear (dimension to hidden), ReLU, Linear (hidden to width), and optionally LayerNorm."""
 
     def __init__(self, dimension: int, hidden: int, width: int, layer_norm: bool) -> None:
         super().__init__()

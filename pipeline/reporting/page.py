@@ -34,17 +34,17 @@ CAPTIONS = {
     "pareto_front": "Pareto front of the search: points that no other beats in one metric without losing in another; "
     "bars are the standard deviation over seeds.",
     "against_keys": "Each metric against each searched key; points of the Pareto front in blue.",
-    "overview": "Without and with the decorrelation loss: the largest activations after each block, and the cosine of "
+    "overview": "Without and with the decorrelation loss: the largest activations after each layer, and the cosine of "
     "each token's hidden state to that of BOS.",
     "wer_against_rate": "Word error rate against the rate of compression, with 95% intervals over utterances (or the "
     "standard deviation over seeds).",
     "against_weight": "Error rates and sink metrics against the weight of the decorrelation loss.",
-    "largest_activations": "{task}: the three largest |h| and the median after each block, mean over utterances.",
-    "cosine_to_bos": "{task}: cosine to BOS after each block, of intermediate sinks and of the other tokens.",
-    "importance": "{task}: mean attention to BOS, and to the strongest other token, by block and head.",
-    "attention_map": "{task}: attention of one utterance, mean over the heads of a block.",
-    "activations": "{task}: |h| of one utterance by token and feature.",
-    "additions": "{task}: what attention and the MLP of each block add to the massive feature.",
+    "largest_activations": "{task}: the three largest |h| and the median after each layer, mean over utterances.",
+    "cosine_to_bos": "{task}: cosine to BOS after each layer, of intermediate sinks and of the other tokens.",
+    "importance": "{task}: mean attention to BOS, and to the strongest other token, by layer and head.",
+    "attention_map": "{task}: attention of one utterance, mean over the heads of a layer.",
+    "activations": "{task}: |h| of one utterance by token and dimension.",
+    "additions": "{task}: what attention and the MLP of each layer add to the massive dimension.",
     "inside_mlp": "{task}: inside the MLP that writes the massive activation.",
     "sinks_at_thresholds": "{task}: how many sinks there are at each threshold.",
     "": "{task}",

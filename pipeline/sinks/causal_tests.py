@@ -1,17 +1,17 @@
 """Causal tests: interventions on the sinks of a batch, and the same on as many random tokens.
 
 for test in causal_tests(first, main, means):
-    with test.intervention(decoder, baseline, at_random=False):
+    with test.intervention(decoder, baseline, False):
         ...
 
 Every test has a control of equal size: the same operation on as many tokens (and dimensions) that are neither BOS nor
 sinks. They are drawn from the id of the utterance, so the draw does not depend on the rest of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from pipeline.sinks.classification import Tokens
 from pipeline.sinks.curves import token_groups
 from pipeline.sinks.interventions import mask_keys, rotate, set_activations
 
+VALUES: tuple[Literal["zero", "mean"], ...] = ("zero", "mean")
 ANGLES = (30.0, 60.0, 90.0)
 """Rotation angles in degrees."""
 
@@ -50,22 +51,18 @@ class BaselinePass:
         return chosen
 
 
-class CausalTest(Protocol):
-    """One intervention and its control."""
+@dataclass(frozen=True)
+class CausalTest:
+    """One intervention and its control (`at_random`)."""
 
-    @property
-    def name(self) -> str:
-        """In files."""
-
-    @property
-    def label(self) -> str:
-        """In tables."""
-
-    def tokens_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
-        """(B, T) of bool: the tokens that the intervention, or its control, changes or hides."""
-
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
-        """The intervention, or its control, for passes over this batch."""
+    name: str
+    """In files."""
+    label: str
+    """In tables."""
+    tokens_affected: Callable[[BaselinePass, bool], Tensor]
+    """Of `(baseline, at_random)`, (B, T) of bool: the tokens that the intervention changes or hides."""
+    intervention: Callable[[nn.Module, BaselinePass, bool], AbstractContextManager]
+    """Of `(decoder, baseline, at_random)`: the context of passes over this batch under the intervention."""
 
 
 class GroupMeans:
@@ -92,102 +89,74 @@ class GroupMeans:
         return self._sums[layer] / self._counts.clamp(min=1)[:, None]
 
 
-@dataclass(frozen=True)
-class SetMassive:
+def set_massive(value: Literal["zero", "mean"], layer: int, means: GroupMeans) -> CausalTest:
     """Set the massive activations of all sinks, BOS included, to zero or to their mean over utterances."""
 
-    value: Literal["zero", "mean"]
-    layer: int
-    means: GroupMeans
-
-    @property
-    def name(self) -> str:
-        return f"{self.value}/layer_{self.layer}"
-
-    @property
-    def label(self) -> str:
-        return f"massive activations to {'0' if self.value == 'zero' else 'their mean'}, layer {self.layer}"
-
-    def tokens_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
-        return self.activations_affected(baseline, at_random).any(-1)
-
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
-        where = self.activations_affected(baseline, at_random)
+    def intervention(decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
+        where = massive_activations(baseline, layer, at_random)
         values = torch.zeros(where.shape, device=where.device)
-        if self.value == "mean":
-            values = self.means.after(self.layer).to(where.device)[token_groups(baseline.tokens)].float()
-        return set_activations(decoder, self.layer, where, values)
+        if value == "mean":
+            values = means.after(layer).to(where.device)[token_groups(baseline.tokens)].float()
+        return set_activations(decoder, layer, where, values)
 
-    def activations_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
-        """(B, T, D) of bool. At random, each drawn token gets as many dimensions as a sink has massive ones."""
-        is_sink = baseline.tokens.is_sink
-        massive = baseline.tokens.activations.massive & is_sink[..., None]
-        if not at_random:
-            return massive
-        # Setting to zero and to the mean at one layer share the drawn tokens.
-        tokens = baseline.draw(is_sink.sum(1), f"features {self.layer}")
-        where = torch.zeros_like(massive)
-        for row, id in enumerate(baseline.ids):
-            free = (~massive[row].any(0)).nonzero()[:, 0]
-            generator = _generator(id, f"features {self.layer} themselves")
-            counts = massive[row].sum(1)[is_sink[row]].tolist()
-            for token, count in zip(tokens[row].nonzero()[:, 0].tolist(), counts, strict=False):
-                order = torch.randperm(len(free), generator=generator)[:count]
-                where[row, token, free[order.to(free.device)]] = True
-        return where
+    return CausalTest(
+        f"{value}/layer_{layer}",
+        f"massive activations to {'0' if value == 'zero' else 'their mean'}, layer {layer}",
+        lambda baseline, at_random: massive_activations(baseline, layer, at_random).any(-1),
+        intervention,
+    )
 
 
-@dataclass(frozen=True)
-class RotateSinks:
+def massive_activations(baseline: BaselinePass, layer: int, at_random: bool) -> Tensor:
+    """(B, T, D) of bool: the massive activations of sinks. At random, as many dimensions of as many drawn tokens; the
+    draw does not depend on the new value."""
+    is_sink = baseline.tokens.is_sink
+    massive = baseline.tokens.activations.massive & is_sink[..., None]
+    if not at_random:
+        return massive
+    tokens = baseline.draw(is_sink.sum(1), f"features {layer}")
+    where = torch.zeros_like(massive)
+    for row, id in enumerate(baseline.ids):
+        free = (~massive[row].any(0)).nonzero()[:, 0]
+        generator = _generator(id, f"features {layer} themselves")
+        counts = massive[row].sum(1)[is_sink[row]].tolist()
+        for token, count in zip(tokens[row].nonzero()[:, 0].tolist(), counts, strict=False):
+            order = torch.randperm(len(free), generator=generator)[:count]
+            where[row, token, free[order.to(free.device)]] = True
+    return where
+
+
+def rotate_sinks(layer: int, degrees: float) -> CausalTest:
     """Rotate intermediate sinks toward their nearest non-sink by cosine; at random, non-sinks toward theirs."""
 
-    layer: int
-    degrees: float
-
-    @property
-    def name(self) -> str:
-        return f"rotate_sinks/layer_{self.layer}/{self.degrees:g}"
-
-    @property
-    def label(self) -> str:
-        return f"sinks rotated {self.degrees:g}° to nearest, layer {self.layer}"
-
-    def tokens_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
+    def tokens_affected(baseline: BaselinePass, at_random: bool) -> Tensor:
         sinks = baseline.tokens.is_intermediate
         return baseline.draw(sinks.sum(1), "turned sinks") if at_random else sinks
 
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
-        hidden = baseline.captured.residuals[self.layer + 1].float()
+    def intervention(decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
+        hidden = baseline.captured.residuals[layer + 1].float()
         directions = normalize(hidden, dim=-1)
         with torch.autocast(hidden.device.type, enabled=False):
             cosine = directions @ directions.transpose(1, 2)
         itself = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
         cosine = cosine.masked_fill(~baseline.non_sinks[:, None] | itself, -torch.inf)
-        toward = torch.where(cosine.isfinite().any(-1), cosine.argmax(-1), torch.arange(len(itself)).to(cosine.device))
-        return rotate(decoder, self.layer, self.tokens_affected(baseline, at_random), toward, self.degrees)
+        positions = torch.arange(len(itself), device=cosine.device)
+        toward = torch.where(cosine.isfinite().any(-1), cosine.argmax(-1), positions)
+        return rotate(decoder, layer, tokens_affected(baseline, at_random), toward, degrees)
+
+    name, label = f"rotate_sinks/layer_{layer}/{degrees:g}", f"sinks rotated {degrees:g}° to nearest, layer {layer}"
+    return CausalTest(name, label, tokens_affected, intervention)
 
 
-@dataclass(frozen=True)
-class RotateNonSinks:
+def rotate_non_sinks(layer: int, degrees: float) -> CausalTest:
     """Rotate as many non-sinks as there are intermediate sinks (at least one) toward BOS; at random, toward another
     non-sink."""
 
-    layer: int
-    degrees: float
-
-    @property
-    def name(self) -> str:
-        return f"rotate_non_sinks/layer_{self.layer}/{self.degrees:g}"
-
-    @property
-    def label(self) -> str:
-        return f"non-sinks rotated {self.degrees:g}° to BOS, layer {self.layer}"
-
-    def tokens_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
+    def tokens_affected(baseline: BaselinePass, at_random: bool) -> Tensor:
         return baseline.draw(baseline.tokens.is_intermediate.sum(1).clamp(min=1), "turned others")
 
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
-        where = self.tokens_affected(baseline, at_random)
+    def intervention(decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
+        where = tokens_affected(baseline, at_random)
         toward = baseline.tokens.bos[:, None].expand(where.shape)
         if at_random:
             toward = torch.arange(where.shape[1], device=where.device).repeat(len(where), 1)
@@ -196,30 +165,26 @@ class RotateNonSinks:
                 if len(positions):
                     drawn = torch.randint(len(positions), where.shape[1:], generator=_generator(id, "toward"))
                     toward[row] = positions[drawn].to(where.device)
-        return rotate(decoder, self.layer, where, toward, self.degrees)
+        return rotate(decoder, layer, where, toward, degrees)
+
+    name, label = f"rotate_non_sinks/layer_{layer}/{degrees:g}", f"non-sinks rotated {degrees:g}° to BOS, layer {layer}"
+    return CausalTest(name, label, tokens_affected, intervention)
 
 
-@dataclass(frozen=True)
-class MaskKeys:
+def mask_sinks(sinks: Literal["bos", "intermediate"]) -> CausalTest:
     """Hide BOS, or the intermediate sinks, from the attention of all other tokens."""
+    name = f"mask/{sinks}"
 
-    sinks: Literal["bos", "intermediate"]
+    def tokens_affected(baseline: BaselinePass, at_random: bool) -> Tensor:
+        chosen = baseline.tokens.is_bos if sinks == "bos" else baseline.tokens.is_intermediate
+        return baseline.draw(chosen.sum(1), name) if at_random else chosen
 
-    @property
-    def name(self) -> str:
-        return f"mask/{self.sinks}"
-
-    @property
-    def label(self) -> str:
-        return f"keys of {'BOS' if self.sinks == 'bos' else 'sinks'} masked"
-
-    def tokens_affected(self, baseline: BaselinePass, at_random: bool) -> Tensor:
-        tokens = baseline.tokens
-        chosen = tokens.is_bos if self.sinks == "bos" else tokens.is_intermediate
-        return baseline.draw(chosen.sum(1), self.name) if at_random else chosen
-
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass, at_random: bool) -> AbstractContextManager:
-        return mask_keys(decoder, self.tokens_affected(baseline, at_random))
+    return CausalTest(
+        name,
+        f"keys of {'BOS' if sinks == 'bos' else 'sinks'} masked",
+        tokens_affected,
+        lambda decoder, baseline, at_random: mask_keys(decoder, tokens_affected(baseline, at_random)),
+    )
 
 
 def causal_tests(first: int, main: int, means: GroupMeans) -> list[CausalTest]:
@@ -232,11 +197,11 @@ def causal_tests(first: int, main: int, means: GroupMeans) -> list[CausalTest]:
         means: of the same model and data.
     """
     layers = dict.fromkeys((first, main))
-    tests: list[CausalTest] = [SetMassive(value, layer, means) for layer in layers for value in ("zero", "mean")]
+    tests = [set_massive(value, layer, means) for layer in layers for value in VALUES]
     if main > 0:
-        tests += [RotateSinks(main - 1, angle) for angle in ANGLES]
-        tests += [RotateNonSinks(main - 1, angle) for angle in ANGLES]
-    return [*tests, MaskKeys("intermediate"), MaskKeys("bos")]
+        tests += [rotate_sinks(main - 1, angle) for angle in ANGLES]
+        tests += [rotate_non_sinks(main - 1, angle) for angle in ANGLES]
+    return [*tests, mask_sinks("intermediate"), mask_sinks("bos")]
 
 
 def _generator(utterance: str, purpose: str) -> torch.Generator:

@@ -78,11 +78,8 @@ class Definitions:
 
 
 def lifetimes(aligned: Tensor) -> tuple[Tensor, Tensor]:
-    """The layer that creates each secondary sink, and for how many consecutive layers it then stays aligned.
-
-    Args:
-        aligned: (L, …) of bool, true at least once along the first axis.
-    """
+    """The layer that creates each secondary sink, and for how many consecutive layers it then stays aligned, from
+    `aligned` (L, …) of bool with at least one true layer."""
     created = aligned.int().argmax(0)
     layers = torch.arange(len(aligned), device=aligned.device).view(-1, *[1] * created.dim())
     ended = ~aligned & (layers > created)
@@ -97,12 +94,7 @@ def _count_by_role(chosen: Tensor, roles: Tensor) -> Tensor:
 
 
 class ThresholdHistogram:
-    """Counts of values by the highest threshold that they exceed.
-
-    Args:
-        thresholds: in rising order.
-        groups: kinds of thing measured.
-    """
+    """Counts of values in several groups by the highest of the rising `thresholds` that they exceed."""
 
     def __init__(self, thresholds: tuple[float, ...], groups: int) -> None:
         self.thresholds = torch.tensor(thresholds)

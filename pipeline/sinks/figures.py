@@ -71,20 +71,9 @@ def panels_figure(
     share_y: bool = True,
     projection: str | None = None,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure of `count` panels, wrapped after `PANELS_IN_A_ROW`.
+    """An empty figure of `count` panels, wrapped after `PANELS_IN_A_ROW`, and the axes of each panel.
 
-    Args:
-        count: number of panels.
-        rows: axes of each panel, one above the other.
-        height: of each axes, in inches.
-        width: of each axes, in inches.
-        margin: height for titles and legends, in inches.
-        layout: of the figure.
-        share_y: whether all axes share their y axis.
-        projection: `3d`, or None for flat axes.
-
-    Returns:
-        The figure, and the axes of each panel.
+    A panel has `rows` axes, one above the other, of `height` and `width` inches; `margin` is for titles and legends.
     """
     columns = min(count, PANELS_IN_A_ROW)
     lines = -(-count // columns)

@@ -45,13 +45,8 @@ class SinkSummary:
 
 
 class SinkStatistics:
-    """Running statistics over captured batches, in any order and with any padding.
-
-    Args:
-        settings: section `sinks`.
-        layers: L, the number of decoder layers.
-        heads: H, the number of attention heads.
-    """
+    """Running statistics over captured batches, in any order and with any padding, of a decoder with so many layers and
+    attention heads."""
 
     def __init__(self, settings: Sinks, layers: int, heads: int) -> None:
         self.settings = settings
@@ -97,13 +92,8 @@ class SinkStatistics:
         release_freed_memory()
 
     def summary(self, bootstrap: int, seed: int = 0, speakers: Mapping[str, str] | None = None) -> SinkSummary:
-        """Results so far.
-
-        Args:
-            bootstrap: resamplings of the utterances for the 95% intervals; 0 for none.
-            seed: of the resamplings.
-            speakers: speaker of each utterance, by its id; None if unknown.
-        """
+        """Results so far, with 95% intervals from `bootstrap` resamplings (0: none) of utterances, or of
+        `speakers` by id if these are known."""
         if not len(self._records):
             return SinkSummary({}, {}, {"utterances": 0, "left_out": self._not_finite})
         metrics = self._records.metrics()

@@ -5,12 +5,8 @@ from torch import Tensor
 
 
 class Moments:
-    """Mean and variance of several rows of values, separately per group (parallel update of Chan et al., 1979).
-
-    Args:
-        rows: kinds of value, such as layers.
-        groups: kinds of thing measured, such as roles.
-    """
+    """Mean and variance of rows of values (such as layers), separately for groups of columns (such as roles), by the
+    parallel update of Chan et al. (1979)."""
 
     def __init__(self, rows: int, groups: int) -> None:
         self.count = torch.zeros(groups, dtype=torch.float64)
