@@ -43,7 +43,7 @@ def build(llm, precision="float32", seed=0, **changes):
 
 def batch_of(model, numbers=(0, 1, 2, 3)):
     features = {stream: values for stream, values in tiny.features(SECONDS).items() if stream in model.streams}
-    examples = Examples(features, [f"u{n}" for n in range(4)], [model.respond(text) for text in TEXTS])
+    examples = Examples(features, [f"u{n}" for n in range(4)], [model.tokenize_response(text) for text in TEXTS])
     return collate([examples[number] for number in numbers])
 
 
@@ -51,7 +51,7 @@ def with_random_lora(model):
     """Give LoRA, which is initialised to zero, random weights."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.trained().items():
+        for name, parameter in model.trainable().items():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     return model.eval()
@@ -123,7 +123,7 @@ def test_cross_entropy_equals_that_of_the_complete_model(llm):
     batch = batch_of(model, [1])
     sequence = model.sequence(batch, response=True)
     logits = model.llm(inputs_embeds=sequence.embeddings).logits[0]
-    response = model.respond(TEXTS[1])
+    response = model.tokenize_response(TEXTS[1])
     predictions = logits[-len(response) - 1 :]
     expected = torch.nn.functional.cross_entropy(predictions, torch.tensor([*response, model.eos]))
     torch.testing.assert_close(model(batch, NO_DECORRELATION).cross_entropy, expected)
@@ -177,10 +177,10 @@ def test_stop_gradient_excludes_bos():
 def test_only_adapters_projectors_and_delimiters_are_trained(llm):
     model = build(llm)
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert names == set(model.trained())
+    assert names == set(model.trainable())
     assert all("lora_" in n or n.startswith(("projectors.", "delimiters.")) for n in names)
     assert any("lora_A" in n for n in names)
-    assert {p.dtype for p in model.trained().values()} == {torch.float32}
+    assert {p.dtype for p in model.trainable().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -359,7 +359,7 @@ def test_layer_norms_work_in_bfloat16(family, tmp_path):
     model = AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, "bfloat16")
     losses = model(batch_of(model), Decorrelation(weight=1))
     (losses.cross_entropy + losses.decorrelation).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.trained().values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.trainable().values())
     assert len(transcribe(model.eval(), batch_of(model), 2, 3)) == 4
 
 
@@ -389,7 +389,7 @@ def test_a_saved_model_is_restored(llm, tmp_path, layer_norm):
     back = AudioVisualLLM(
         decoder, model.tokenizer, tiny.DIMENSIONS, model.settings, "float32", adapter=tmp_path / "adapter"
     ).eval()
-    assert not back.trained() or all(not n.startswith("llm.") for n in back.trained())
+    assert not back.trainable() or all(not n.startswith("llm.") for n in back.trainable())
     with torch.no_grad():
         a, b = (m(batch_of(m), NO_DECORRELATION).cross_entropy for m in (model, back))
     assert torch.equal(a, b)
@@ -446,7 +446,7 @@ def test_activation_checkpointing_is_bit_identical_and_stores_less(llm, attentio
         kept.append(sum(sizes.values()))
         total = losses.cross_entropy + (losses.decorrelation if weight else 0)
         total.backward()
-        results.append([total.detach(), *(parameter.grad for parameter in model.trained().values())])
+        results.append([total.detach(), *(parameter.grad for parameter in model.trainable().values())])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
     assert kept[1] < kept[0] / 2
 

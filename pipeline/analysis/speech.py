@@ -8,7 +8,7 @@ import torch
 
 from pipeline.analysis.target import Batch
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import moved
+from pipeline.model.examples import batch_to
 from pipeline.scoring.errors import score
 from pipeline.training.build import build_model
 from pipeline.training.inputs import evaluation_inputs
@@ -74,10 +74,10 @@ class SpeechTarget:
     def _batches(self, size: int, response: bool) -> Iterator[Batch]:
         for start in range(0, len(self), size):
             chosen = self._utterances[start : start + size]
-            examples = self._inputs.examples(chosen, self.model.respond)
+            examples = self._inputs.examples(chosen, self.model.tokenize_response)
             with torch.no_grad():
                 # Media are encoded here, once for all conditions.
-                content = self.model.encoded(moved(examples.as_batch(), self.model.device))
+                content = self.model.encoded(batch_to(examples.as_batch(), self.model.device))
                 sequence = self.model.sequence(content, response=response)
             labels = [
                 self.model.token_labels(roles[real].tolist(), [*examples.responses[row]])

@@ -22,7 +22,7 @@ from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_v
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import Downsampling, downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
-from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
+from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
@@ -139,7 +139,7 @@ class AudioVisualLLM(nn.Module):
         decoder.disable_input_require_grads()
         self._is_checkpointing = True
 
-    def respond(self, text: str) -> list[int]:
+    def tokenize_response(self, text: str) -> list[int]:
         """Token ids of a transcript, without the end token."""
         return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
@@ -174,14 +174,14 @@ class AudioVisualLLM(nn.Module):
             encode = encoder.encode_cached if is_shared else encoder
             features, lengths = padded(encode(media.streams[stream]))
             encoded |= {stream: features, f"{stream}_lengths": lengths}
-        return moved(encoded, self.device)
+        return batch_to(encoded, self.device)
 
     def sequence(self, batch: Batch, response: bool) -> InputBatch:
         """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
         batch = self.encoded(batch)
         count = len(batch["response_lengths"])
         embed = self.decoder.get_input_embeddings()
-        fixed = uploaded(torch.tensor([self.bos, *self.prompt]), self.device)
+        fixed = to_device(torch.tensor([self.bos, *self.prompt]), self.device)
         bos, prompt = embed(fixed).float().tensor_split([1])
         parts = [_repeated(Role.BOS, bos, count)]
         for stream in self.streams:
@@ -199,7 +199,7 @@ class AudioVisualLLM(nn.Module):
         return pad_left(parts)
 
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
-        lengths = uploaded(torch.tensor(batch[f"{stream}_lengths"]), self.device)
+        lengths = to_device(torch.tensor(batch[f"{stream}_lengths"]), self.device)
         with self.autocast():
             return self.projectors[stream](self.downsampling[stream](batch[stream], lengths)).float()
 
@@ -256,7 +256,7 @@ class AudioVisualLLM(nn.Module):
         ends = tokens.new_full((len(tokens), 1), self.eos)
         return torch.cat([tokens.masked_fill(~real, IGNORED), ends], dim=1)
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 

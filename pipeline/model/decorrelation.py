@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Decorrelation
-from pipeline.model.examples import uploaded
+from pipeline.model.examples import to_device
 from pipeline.model.roles import REAL_ROLES, Role
 
 EXEMPT = (Role.BOS, Role.RESPONSE)
@@ -72,4 +72,4 @@ def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:
     """(batch, length) of bool: the tokens that enter the loss."""
     chosen = REAL_ROLES if settings.roles == "all" else [Role.of(name) for name in settings.roles]
     counted = torch.tensor([role for role in chosen if role not in EXEMPT], dtype=roles.dtype)
-    return torch.isin(roles, uploaded(counted, roles.device))
+    return torch.isin(roles, to_device(counted, roles.device))

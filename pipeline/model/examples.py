@@ -78,12 +78,12 @@ def _responses(examples: Sequence[Example]) -> Batch:
     return {"response": tokens, "response_lengths": lengths}
 
 
-def moved(batch: Batch, device: torch.device) -> Batch:
+def batch_to(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
-    return {name: uploaded(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device. Copies from the CPU to a GPU use pinned memory and are asynchronous."""
     from_cpu = tensor.device.type == "cpu"
     if from_cpu and device.type == "cuda":
@@ -97,16 +97,16 @@ def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Lengths]:
 
 
 class Responses:
-    """Token ids of transcripts, tokenized by `respond` on access, since a large corpus takes half a minute."""
+    """Token ids of transcripts, tokenized on access, since a large corpus takes half a minute."""
 
-    def __init__(self, texts: Sequence[str], respond: Callable[[str], list[int]]) -> None:
-        self._texts, self._respond = texts, respond
+    def __init__(self, texts: Sequence[str], tokenize: Callable[[str], list[int]]) -> None:
+        self._texts, self._tokenize = texts, tokenize
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __getitem__(self, number: int) -> list[int]:
-        return self._respond(self._texts[number])
+        return self._tokenize(self._texts[number])
 
 
 class Examples(Dataset):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.model.examples import Lengths, uploaded
+from pipeline.model.examples import Lengths, to_device
 from pipeline.model.roles import Role
 
 
@@ -62,7 +62,7 @@ def pad_left(parts: list[Part]) -> InputBatch:
     indices = is_real.byte().argsort(dim=1, stable=True)[:, -length:]
     roles = part_roles[indices].where(is_real.gather(1, indices), int(Role.PADDING))
     offsets = torch.arange(len(indices))[:, None] * is_real.shape[1]
-    indices, roles = uploaded(torch.stack([indices + offsets, roles]), joined.device)
+    indices, roles = to_device(torch.stack([indices + offsets, roles]), joined.device)
     embeddings = joined.flatten(0, 1).index_select(0, indices.flatten()).view(*indices.shape, -1)
     return InputBatch(embeddings.masked_fill((roles == Role.PADDING)[..., None], 0), roles)
 

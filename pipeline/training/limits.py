@@ -47,7 +47,7 @@ def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, longest: in
         # No text has more tokens than bytes, and counting bytes takes no time.
         most = max(hypothesis, len(utterance.text.encode()) + 1)
         if model.length(frames, most) > longest:
-            tokens = model.length(frames, max(hypothesis, len(model.respond(utterance.text))))
+            tokens = model.length(frames, max(hypothesis, len(model.tokenize_response(utterance.text))))
             if tokens > longest:
                 yield tokens, utterance.id
 

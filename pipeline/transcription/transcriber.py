@@ -16,7 +16,7 @@ from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import TYPE, Features
 from pipeline.model.decoder import max_positions
 from pipeline.model.decoding import decode
-from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
+from pipeline.model.examples import Batch, Example, Examples, MediaExamples, batch_to
 from pipeline.pretrained.folder import weights_digest
 from pipeline.sinks.classification import Tokens, classify_tokens
 from pipeline.training.build import build_model
@@ -109,7 +109,7 @@ class Transcriber:
             )
         if not captured.has_inner_layers:
             raise PipelineError("model.llm.blocks", "is less than three", "massive activations need an inner layer")
-        labels = self.model.token_labels(captured.roles[0].tolist(), self.model.respond(transcription.text))
+        labels = self.model.token_labels(captured.roles[0].tolist(), self.model.tokenize_response(transcription.text))
         return sink_lines(labels, classify_tokens(captured, self.params.sinks), self.params.sinks.tau)
 
     def _transcribe(self, name: str, media: dict[str, np.ndarray]) -> Transcription:
@@ -145,8 +145,8 @@ class Transcriber:
     def _batch(self, inputs: dict[str, np.ndarray], text: str) -> Batch:
         """An encoded batch of one. The response of an empty text has no tokens."""
         kind = Examples if self._encoders else MediaExamples
-        batch = kind.collate([Example("", inputs, self.model.respond(text) if text else [])])
-        return self.model.encoded(moved(batch, self.model.device))
+        batch = kind.collate([Example("", inputs, self.model.tokenize_response(text) if text else [])])
+        return self.model.encoded(batch_to(batch, self.model.device))
 
 
 def sink_lines(labels: Sequence[str], tokens: Tokens, tau: float) -> list[str]:
