@@ -113,26 +113,26 @@ def test_an_interrupted_analysis_resumes(llm: Path, text: Path, tmp_path: Path) 
     params = parameters(LOW)
     target = TextTarget(llm, text, 20, params, 6)
     tests = applicable_tests(survey(target, params.sinks, 10), target.title)
-    whole = outcomes(target, tests, params.sinks, tmp_path / "whole.journal")
+    complete = outcomes(target, tests, params.sinks, tmp_path / "complete.journal")
     journal = tmp_path / "cut.journal"
-    asked = Interrupted(target, after=9)
+    interrupted = Interrupted(target, after=9)
     with pytest.raises(KeyboardInterrupt):
-        outcomes(asked, tests, params.sinks, journal)
+        outcomes(interrupted, tests, params.sinks, journal)
     with open(journal, "a", encoding="utf-8") as lines:
         lines.write('["mask/bos", "0000')
     again = Interrupted(target, after=1000)
-    assert outcomes(again, tests, params.sinks, journal) == whole
+    assert outcomes(again, tests, params.sinks, journal) == complete
     everything = Interrupted(target, after=1000)
     outcomes(everything, tests, params.sinks, tmp_path / "third.journal")
-    assert again.asked == everything.asked - 9
-    assert effects(target, tests, whole)[0][0].score == effects(again, tests, whole)[0][0].score
+    assert again.calls == everything.calls - 9
+    assert effects(target, tests, complete)[0][0].score == effects(again, tests, complete)[0][0].score
 
 
 class Interrupted:
     """A target whose user presses Ctrl-C after some batches."""
 
     def __init__(self, target: TextTarget, after: int) -> None:
-        self.target, self.after, self.asked = target, after, 0
+        self.target, self.after, self.calls = target, after, 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.target, name)
@@ -141,9 +141,9 @@ class Interrupted:
         return len(self.target)
 
     def run(self, batch: object) -> list:
-        if self.asked == self.after:
+        if self.calls == self.after:
             raise KeyboardInterrupt
-        self.asked += 1
+        self.calls += 1
         return self.target.run(batch)
 
 
@@ -245,7 +245,7 @@ def trained(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial
 
 
 def test_a_trained_trial(analyze, trained: Trial, tmp_path: Path) -> None:
-    # What params.yaml says today is not what the trial is: it is found by its name and known by its own config.yaml.
+    # The trial is used with its own config.yaml, which differs from params.yaml.
     printed = analyze("--trial", trained.identity[:6], "--interventions")
     name = trained.folder.name
     folder = tmp_path / "results" / "analysis" / name
@@ -267,10 +267,10 @@ def test_batches_of_a_trial_decode(trained: Trial) -> None:
         found |= zip(batch.ids, speech.run(batch), strict=True)
     assert found.keys() == {"u0", "u1", "u2"}
     assert {id: words for id, (_, words) in speech.score_counts(found).items()} == dict.fromkeys(found, 6)
-    (whole,) = speech.batches()
-    assert whole.labels[0][0] == "bos"
-    assert whole.labels[0][1] == "audio_start"
-    assert next(label for label in whole.labels[0] if label.startswith("response")) == "response ' '"
+    (batch,) = speech.batches()
+    assert batch.labels[0][0] == "bos"
+    assert batch.labels[0][1] == "audio_start"
+    assert next(label for label in batch.labels[0] if label.startswith("response")) == "response ' '"
 
 
 def test_an_llm_not_used_in_training_is_refused(trained: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

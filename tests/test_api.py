@@ -274,10 +274,12 @@ def test_card_code_gives_equal_logits_and_text(
     }
     media = {stream: media[stream] for stream in trial.model.streams}
     np.savez(tmp_path / "media.npz", **media)
-    ran = run_card(exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz")
-    assert ran.returncode == 0, ran.stderr
+    result = run_card(
+        exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz"
+    )
+    assert result.returncode == 0, result.stderr
     transcription = trial.transcribe_arrays(**media)
-    assert ran.stdout == f"{transcription.text}\n"
+    assert result.stdout == f"{transcription.text}\n"
     found = np.load(tmp_path / "found.npz")
     for stream, features in transcription.streams.items():
         np.testing.assert_allclose(found[stream], features, rtol=2e-3, atol=2e-3)
@@ -288,9 +290,9 @@ def test_card_code_gives_equal_logits_and_text(
 
 
 def test_card_code_without_the_base_model_fails_with_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
-    ran = run_card(exported["audio"], tmp_path, "")
-    assert ran.returncode == 1
-    assert ran.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
+    result = run_card(exported["audio"], tmp_path, "")
+    assert result.returncode == 1
+    assert result.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
 
 
 def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: Path) -> None:

@@ -25,11 +25,11 @@ class Held(dict[str, np.ndarray]):
     def __init__(self, late: set[str], damaged: set[str]) -> None:
         super().__init__({name: np.full(3, number, np.float32) for number, name in enumerate(IDS)})
         self.late, self.damaged = late, damaged
-        self.asked, self.gate = threading.Event(), threading.Event()
+        self.requested, self.gate = threading.Event(), threading.Event()
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.late:
-            self.asked.set()
+            self.requested.set()
             assert self.gate.wait(PATIENCE_SECONDS)
         if name in self.damaged:
             raise PipelineError(f"{name}.wav", "is cut", "make it again")
@@ -48,7 +48,7 @@ def test_the_next_batch_is_read_while_one_is_used() -> None:
     first = next(loader)[MEDIA].read()
     assert first.ids == ("u0", "u1")
     assert [content.tolist() for content in first.streams["audio"]] == [[0] * 3, [1] * 3]
-    assert media.asked.wait(PATIENCE_SECONDS)
+    assert media.requested.wait(PATIENCE_SECONDS)
     media.gate.set()
     second = next(loader)[MEDIA].read()
     assert [content.tolist() for content in second.streams["audio"]] == [[2] * 3, [3] * 3]
@@ -63,16 +63,16 @@ def test_a_damaged_clip_is_an_error_of_its_own_batch() -> None:
 
 
 def test_transcripts_are_tokenized_on_access():
-    asked = []
+    requested = []
 
     def respond(text: str) -> list[int]:
-        asked.append(text)
+        requested.append(text)
         return [len(text)]
 
     responses = Responses(["a", "bb", "ccc"], respond)
-    assert (len(responses), asked) == (3, [])
+    assert (len(responses), requested) == (3, [])
     assert responses[1] == [2]
-    assert asked == ["bb"]
+    assert requested == ["bb"]
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])

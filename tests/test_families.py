@@ -85,7 +85,7 @@ def test_capture_equals_the_output_of_the_model(family: str, tmp_path: Path) -> 
     assert decoder.config._attn_implementation == implementation
     assert no_hooks(decoder)
     require_equal(decoder, captured)
-    # Norms in float32 beside matrices in bfloat16.
+    # Norms in float32 with matrices in bfloat16.
     rough = load_decoder(LLM(weights=str(tmp_path)), torch.bfloat16)
     assert bool(captured_inputs(rough, "bfloat16").finite().all())
 
@@ -117,12 +117,12 @@ def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
             decoder, inputs_embeds=embeddings, attention_mask=mask.long(), use_cache=False,
             position_ids=(mask.long().cumsum(1) - 1).clamp(min=0), output_hidden_states=True, output_attentions=True,
         )  # fmt: skip
-        whole = decoder(inputs_embeds=embeddings[:1].clone(), attention_mask=mask[:1].long(), use_cache=False).logits
+        complete = decoder(inputs_embeds=embeddings[:1].clone(), attention_mask=mask[:1].long(), use_cache=False).logits
         logits = vocabulary_logits(decoder, output.last_hidden_state[:1])
     close = {"rtol": 1e-3, "atol": 1e-4}
-    torch.testing.assert_close(logits, whole, **close)
+    torch.testing.assert_close(logits, complete, **close)
     assert len(captured.residuals) == len(output.hidden_states) == LAYERS + 1
-    # The last hidden state has gone through the final norm.
+    # The last hidden state is after the final norm.
     for ours, theirs in zip(captured.residuals[:-1], output.hidden_states[:-1], strict=True):
         torch.testing.assert_close(ours[mask], theirs[mask], **close)
     for layer, attention in enumerate(output.attentions):

@@ -261,10 +261,10 @@ def test_a_second_comparison_loads_no_matplotlib(tmp_path: Path) -> None:
     trial_of(tmp_path / "runs", 0)
     program = "import sys, pipeline.compare as c; c.main(); print('matplotlib' in sys.modules)"
     words = [sys.executable, "-c", program, str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    ran = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
-    assert [one.stdout.splitlines()[-2:] for one in ran] == [
+    results = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
+    assert [result.stdout.splitlines()[-2:] for result in results] == [
         [f"written: {tmp_path / 'out'}", loaded] for loaded in ("True", "False")
-    ], ran[0].stderr
+    ], results[0].stderr
 
 
 def test_several_seeds_are_drawn_as_their_mean(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_losses_of_a_batch_equal_those_of_its_utterances(llm, modality):
     """Padding does not count: the token-weighted mean over utterances is the loss of the batch."""
     model = with_random_lora(build(llm, modality=modality))
     settings = Decorrelation(weight=1.0)
-    whole = model(batch_of(model), settings)
+    complete = model(batch_of(model), settings)
     entropies, cosines, response_tokens, counted_tokens = [], [], [], []
     for number, text in enumerate(TEXTS):
         batch = batch_of(model, [number])
@@ -110,8 +110,8 @@ def test_losses_of_a_batch_equal_those_of_its_utterances(llm, modality):
         response_tokens.append(len(" " + text) + 1)
         counted_tokens.append(int(((roles != Role.BOS) & (roles != Role.RESPONSE)).sum()))
     for total, parts, weights in (
-        (whole.cross_entropy, entropies, response_tokens),
-        (whole.decorrelation, cosines, counted_tokens),
+        (complete.cross_entropy, entropies, response_tokens),
+        (complete.decorrelation, cosines, counted_tokens),
     ):
         weights = torch.tensor(weights, dtype=torch.float32)
         torch.testing.assert_close(total, (torch.stack(parts) * weights).sum() / weights.sum())
@@ -195,8 +195,8 @@ def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
 
 def test_a_hypothesis_without_an_end_token_is_cut(llm, monkeypatch):
     model = build(llm)
-    made = torch.tensor([[40, 41, model.eos, model.eos], [40, 41, 42, 43], [40, 41, 42, model.eos]])
-    monkeypatch.setattr(model.decoder, "generate", lambda **_: made, raising=False)
+    generated = torch.tensor([[40, 41, model.eos, model.eos], [40, 41, 42, 43], [40, 41, 42, model.eos]])
+    monkeypatch.setattr(model.decoder, "generate", lambda **_: generated, raising=False)
     assert [hypothesis.is_cut for hypothesis in decode(model, batch_of(model, [0, 1, 2]), 1, 4)] == [False, True, False]
 
 
@@ -396,10 +396,10 @@ def test_a_saved_model_is_restored(llm, tmp_path, layer_norm):
 
 
 def test_the_first_layers_are_kept(llm):
-    whole, cut = (load_decoder(LLM(weights=str(llm), blocks=blocks), torch.float32) for blocks in (None, 2))
-    assert (whole.config.num_hidden_layers, cut.config.num_hidden_layers) == (4, 2)
+    complete, cut = (load_decoder(LLM(weights=str(llm), blocks=blocks), torch.float32) for blocks in (None, 2))
+    assert (complete.config.num_hidden_layers, cut.config.num_hidden_layers) == (4, 2)
     ids = torch.tensor([[0, 40, 50]])
-    states = whole(ids, output_hidden_states=True).hidden_states
+    states = complete(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(cut(ids, output_hidden_states=True).hidden_states[1], states[1])
     with pytest.raises(PipelineError, match="4"):
         load_decoder(LLM(weights=str(llm), blocks=5), torch.float32)

@@ -207,9 +207,9 @@ def test_interval_covers_the_truth_at_its_level() -> None:
 
 def test_interval_in_chunks_equals_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(10.0)
-    whole = interval(values, np.ones(10), 100, seed=3)
+    expected = interval(values, np.ones(10), 100, seed=3)
     monkeypatch.setattr("pipeline.common.bootstrap.CHUNK", 70)
-    assert interval(values, np.ones(10), 100, seed=3) == whole
+    assert interval(values, np.ones(10), 100, seed=3) == expected
 
 
 def test_undefined_intervals() -> None:

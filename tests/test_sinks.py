@@ -451,12 +451,12 @@ def test_memory_is_one_small_record_per_utterance() -> None:
     model = llama()
     ids, captured = captured_batch(model, utterances())
     statistics = SinkStatistics(SETTINGS, LAYERS, HEADS)
-    held = []
+    sizes = []
     for round_ in range(3):
         statistics.add(captured, [f"{round_}/{id}" for id in ids])
-        held.append(_numbers_held(statistics))
-    per_utterance = (held[2] - held[1]) / len(ids)
-    assert per_utterance == (held[1] - held[0]) / len(ids)
+        sizes.append(_numbers_held(statistics))
+    per_utterance = (sizes[2] - sizes[1]) / len(ids)
+    assert per_utterance == (sizes[1] - sizes[0]) / len(ids)
     assert per_utterance < 100
 
 

@@ -98,29 +98,29 @@ def test_any_format_is_read(project: Path, tmp_path: Path) -> None:
 
 def test_a_wav_replaces_the_sound_of_a_video(project: Path, tmp_path: Path) -> None:
     mp4 = next((project / "data/corpus/test").rglob("*.mp4"))
-    beside = read_streams(mp4, ["audio", "video"], tmp_path)
-    assert np.array_equal(beside["audio"], read_audio(mp4.with_suffix(".wav")))
-    assert np.array_equal(beside["video"], read_video_gray(mp4))
+    with_wav = read_streams(mp4, ["audio", "video"], tmp_path)
+    assert np.array_equal(with_wav["audio"], read_audio(mp4.with_suffix(".wav")))
+    assert np.array_equal(with_wav["video"], read_video_gray(mp4))
     alone = Path(shutil.copy(mp4, tmp_path))
     own = read_streams(alone, ["audio"], tmp_path)
     assert own.keys() == {"audio"}
-    assert abs(len(own["audio"]) - len(beside["audio"])) < 0.15 * 16_000
-    assert not np.array_equal(own["audio"][:8000], beside["audio"][:8000])
+    assert abs(len(own["audio"]) - len(with_wav["audio"])) < 0.15 * 16_000
+    assert not np.array_equal(own["audio"][:8000], with_wav["audio"][:8000])
 
 
 def test_a_face_is_cropped_to_its_mouth(monkeypatch: pytest.MonkeyPatch, project: Path, tmp_path: Path) -> None:
     mouth = next((project / "data/corpus/test").rglob("*.mp4"))
     face, detector = tmp_path / "face.mp4", tmp_path / "detector"
     write_video(face, np.full((30, 144, 176, 3), 100, np.uint8))
-    asked = []
+    calls = []
 
     def crop(source: Path, target: Path, weights: Path) -> None:
-        asked.append((source, weights))
+        calls.append((source, weights))
         shutil.copy(mouth, target)
 
     monkeypatch.setattr(mouth_region, "crop_mouth", crop)
     assert np.array_equal(read_streams(face, ["video"], detector)["video"], read_video_gray(mouth))
-    assert asked == [(face, detector)]
+    assert calls == [(face, detector)]
 
 
 def test_sinks_equal_those_of_the_instrument(
@@ -179,8 +179,8 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
     write_audio(tmp_path / "silence.wav", np.zeros(16_000))
     write_audio(tmp_path / "click.wav", np.ones(100) / 2)
     write_video(tmp_path / "silent.mp4", np.full((25, 96, 96, 3), 90, np.uint8))
-    whole = (tmp_path / "silent.mp4").read_bytes()
-    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "silent.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
     shutil.copy(wav, tmp_path / "speech.wav")
     return tmp_path
 

@@ -20,7 +20,7 @@ from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
-from pipeline.model.downsampling import Downsampling, downsampled_length, downsampling
+from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
 from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
@@ -79,11 +79,14 @@ class AudioVisualLLM(nn.Module):
         self.prompt = tokenizer(prompt(settings), add_special_tokens=False)["input_ids"]
         embedding = embedding_of(decoder)
         width = embedding.shape[1]
-        self.downsampling = nn.ModuleDict(
-            {stream: self._downsampling(stream, dimensions[stream]) for stream in self.streams}
-        )
-        self.projectors = nn.ModuleDict({stream: self._projector(stream, width) for stream in self.streams})
-        self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
+        self.downsampling, self.projectors = nn.ModuleDict(), nn.ModuleDict()
+        self.delimiters = nn.ParameterDict()
+        for stream in self.streams:
+            module = downsampling(settings.downsampling, dimensions[stream], getattr(settings.rates, stream))
+            self.downsampling[stream] = cast(nn.Module, module)
+            hidden = settings.projector.hidden or width
+            self.projectors[stream] = Projector(module.dimension, hidden, width, settings.projector.layer_norm)
+            self.delimiters[stream] = self._delimiters(embedding, stream)
         self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
         # Last, so that the other modules are initialised equally with and without encoders.
         self.encoders = nn.ModuleDict(
@@ -91,15 +94,6 @@ class AudioVisualLLM(nn.Module):
         )
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
-
-    def _downsampling(self, stream: str, dimension: int) -> nn.Module:
-        module = downsampling(self.settings.downsampling, dimension, getattr(self.settings.rates, stream))
-        return cast(nn.Module, module)
-
-    def _projector(self, stream: str, width: int) -> Projector:
-        hidden = self.settings.projector.hidden or width
-        dimension = cast(Downsampling, self.downsampling[stream]).dimension
-        return Projector(dimension, hidden, width, self.settings.projector.layer_norm)
 
     def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
         """(2, width): start and end, initialised with the mean embedding of the words `<audio>` and `</audio>`."""
@@ -268,13 +262,13 @@ class AudioVisualLLM(nn.Module):
             for name, p in self.named_parameters()
             if not name.startswith(("llm.", "encoders."))
         }
-        with written_whole(folder) as beside:
-            self.llm.save_pretrained(str(beside))
-            save_file(own, beside / PROJECTOR_FILE)
+        with written_whole(folder) as temporary:
+            self.llm.save_pretrained(str(temporary))
+            save_file(own, temporary / PROJECTOR_FILE)
             for stream, encoder in self.encoders.items():
                 if isinstance(encoder, AdaptedEncoding):
-                    encoder.save(beside / stream)
-            seal_folder(beside)
+                    encoder.save(temporary / stream)
+            seal_folder(temporary)
 
 
 def _repeated(role: Role, embeddings: Tensor, count: int) -> Part:

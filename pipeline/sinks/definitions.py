@@ -48,11 +48,8 @@ class Definitions:
         compared = is_sink[:, tokens.eligible & ~tokens.is_bos]
         self._intersections += (compared[:, None] & compared[None]).sum(2).cpu()
         self._unions += (compared[:, None] | compared[None]).sum(2).cpu()
-        self._add_secondary(tokens.aligned_at[:, tokens.is_secondary], captured.roles[tokens.is_secondary].cpu())
-
-    def _add_secondary(self, aligned: Tensor, roles: Tensor) -> None:
-        """`aligned` (L, N) of bool: the layers after which each of N secondary sinks is aligned."""
-        created, lifetime = (values.cpu() for values in lifetimes(aligned))
+        roles = captured.roles[tokens.is_secondary].cpu()
+        created, lifetime = (values.cpu() for values in lifetimes(tokens.aligned_at[:, tokens.is_secondary]))
         self._created.index_put_((created, roles), torch.ones_like(roles), accumulate=True)
         self._lifetimes.index_put_((lifetime, roles), torch.ones_like(roles), accumulate=True)
 

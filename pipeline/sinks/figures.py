@@ -247,7 +247,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, metadata in FORMATS.items():
             file = path.with_name(f"{path.name}.{name}")
-            with written_whole(file) as beside:
-                figure.savefig(beside, metadata=metadata)
+            with written_whole(file) as temporary:
+                figure.savefig(temporary, metadata=metadata)
             written.append(file)
     return written

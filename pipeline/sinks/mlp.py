@@ -65,7 +65,7 @@ class ModuleCall:
         return next(self.module.parameters(), None) is not None
 
     def is_down_projection(self, mlp_output: Tensor, shape: torch.Size) -> bool:
-        """Whether this call computed the whole `mlp_output` for tokens of `shape` (B, T, D) by a matrix product, which
+        """Whether this call computed all of `mlp_output` for tokens of `shape` (B, T, D) by a matrix product, which
         a norm or one of several experts does not."""
         has_matrix = any(parameter.dim() == 2 for parameter in self.module.parameters())
         is_whole = self.output._version == self.version and torch.equal(self.output, mlp_output)

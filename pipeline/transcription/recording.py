@@ -57,14 +57,14 @@ def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
         PipelineError: the shape or type differs, a sample is outside [-1, 1], or it is shorter than one video frame.
     """
     array = np.asarray(array)
-    found = f"has shape {array.shape} and type {array.dtype}"
+    actual = f"has shape {array.shape} and type {array.dtype}"
     if stream == "video":
         if array.dtype != np.uint8 or array.shape[1:] != (CROP, CROP) or not len(array):
-            raise PipelineError("video", found, f"give (frames, {CROP}, {CROP}) of uint8, at least one frame")
+            raise PipelineError("video", actual, f"give (frames, {CROP}, {CROP}) of uint8, at least one frame")
         return array
     if array.ndim != 1 or array.dtype.kind != "f" or len(array) < SAMPLES_PER_FRAME:
         raise PipelineError(
-            "audio", found, f"give (samples,) of float at 16 kHz, one channel, at least {SAMPLES_PER_FRAME} samples"
+            "audio", actual, f"give (samples,) of float at 16 kHz, one channel, at least {SAMPLES_PER_FRAME} samples"
         )
     if not (loudest := np.abs(array).max()) <= 1:
         raise PipelineError("audio", f"its largest |sample| is {loudest:g}", "scale the samples to [-1, 1]")
