@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pipeline.analysis.target import Batch
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256
+from pipeline.common.files import file_sha256, read_text
 from pipeline.common.hardware import autocast, resolve_device
 from pipeline.common.precision import resolve_precision
 from pipeline.config import LLM, Params
@@ -42,7 +42,9 @@ class TextTarget:
     score: Literal["perplexity"] = "perplexity"
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
-        text = _read(file)
+        text = read_text(file, "name a text file with --text")
+        if not text.strip():
+            raise PipelineError(file, "is empty", "name a text file with some words in it")
         if tokens < 2:
             raise PipelineError("--tokens", f"{tokens} leaves no token after BOS", "use at least 2, or better 64")
         device = resolve_device(params.train.device)
@@ -118,18 +120,6 @@ class TextTarget:
 
     def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
         return {id: tuple(pair) for id, pair in results.items()}
-
-
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(file, f"cannot be read ({error.strerror})", "name a text file with --text") from None
-    except UnicodeDecodeError:
-        raise PipelineError(file, "is not valid UTF-8", "name a text file with --text") from None
-    if not text.strip():
-        raise PipelineError(file, "is empty", "name a text file with some words in it")
-    return text
 
 
 def _windows(tokens: list[int], bos: int, length: int) -> Tensor:

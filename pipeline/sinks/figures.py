@@ -3,7 +3,7 @@
 Also the style, the panels and the legends of all other figures. Importing this loads matplotlib.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,27 +90,31 @@ def panels_figure(
 @matplotlib.rc_context(STYLE)
 def largest_activations(panels: Sequence[Panel]) -> Figure:
     """The three largest |h| and the median after each layer, mean over utterances, on a logarithmic axis."""
-    figure, axes = panels_figure(len(panels))
-    for (ax,), panel in zip(axes, panels, strict=True):
-        draw_largest(ax, panel.arrays)
-        ax.set_title(panel.title)
-        _label(ax, LARGEST_LABEL)
-    leave_room_above(axes[0][0], panels)
-    shared_legend(figure, axes[0][0])
+    figure, axes = _drawn_panels(panels, draw_largest, LARGEST_LABEL)
+    leave_room_above(axes[0], panels)
+    shared_legend(figure, axes[0])
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def cosine_to_bos(panels: Sequence[Panel]) -> Figure:
     """Cosine to BOS after each layer, of intermediate sinks and of the other tokens, as medians and quantiles."""
-    figure, axes = panels_figure(len(panels))
-    for (ax,), panel in zip(axes, panels, strict=True):
-        draw_cosine(ax, panel.arrays)
-        ax.set_title(panel.title)
-        _label(ax, COSINE_LABEL)
-    show_all_cosines(axes[0][0], panels)
-    shared_legend(figure, *(ax for (ax,) in axes))
+    figure, axes = _drawn_panels(panels, draw_cosine, COSINE_LABEL)
+    show_all_cosines(axes[0], panels)
+    shared_legend(figure, *axes)
     return figure
+
+
+def _drawn_panels(
+    panels: Sequence[Panel], draw: Callable[[Axes, Mapping[str, np.ndarray]], None], label: str
+) -> tuple[Figure, list[Axes]]:
+    figure, columns = panels_figure(len(panels))
+    axes = [ax for (ax,) in columns]
+    for ax, panel in zip(axes, panels, strict=True):
+        draw(ax, panel.arrays)
+        ax.set_title(panel.title)
+        _label(ax, label)
+    return figure, axes
 
 
 @matplotlib.rc_context(STYLE)
