@@ -209,7 +209,7 @@ MOUTH = np.zeros((25, 96, 96), np.uint8)
         ({"audio": np.nan * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is nan"),
         (
             {"audio": np.tile(SECOND, 200), "video": MOUTH},
-            r"the recording: needs 6\d\d tokens, .* has room for 512; cut",
+            r"the recording: needs 6\d\d tokens .* has room for 512; cut",
         ),
     ],
 )

@@ -211,7 +211,7 @@ def test_invalid_files(spoilt: Path, stream: str, name: str, expected: str) -> N
     [
         (
             "evaluate.max_new_tokens=500",
-            r"speech\.wav: needs 5\d\d tokens, including its text, and the LLM has room for 512; cut",
+            r"speech\.wav: needs 5\d\d tokens including its text, and the LLM has room for 512; cut",
         ),
         ("model.rates.audio=4", "--set: changes what the trial was trained with"),
         ("features.audio.encoder=self_supervised", "--set: changes the audio encoder of the trial"),
