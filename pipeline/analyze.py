@@ -1,8 +1,8 @@
-"""The sink instrument on a finished trial, or on any causal language model and a text.
+"""Analyse the sinks of a trained trial, or of any causal language model on a text.
 
-`--trial ID` takes a trial, `--model PATH --text FILE` a language model. Prints which tokens are sinks, in which
+`--trial ID` selects a trial, `--model FOLDER --text FILE` a language model. Prints which tokens are sinks, in which
 dimensions, which layer writes them and how strong they are; draws the figures. With --interventions it also removes
-sinks, and prints what that costs in word errors or perplexity.
+sinks, and prints the change of the word error rate or the perplexity.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pipeline.pretrained.folder import RECORD, verify_weights
 
 if TYPE_CHECKING:
     from pipeline.analysis.survey import Survey
-    from pipeline.analysis.target import Subject
+    from pipeline.analysis.target import AnalysisTarget
 
 RESULTS = Path("results/analysis")
 
@@ -25,96 +25,101 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument("--trial", metavar="ID", help="a trial: its identity, the beginning of it, or its folder")
-    options.add_argument("--model", type=Path, metavar="FOLDER", help="a language model as model hubs have it")
-    options.add_argument("--text", type=Path, metavar="FILE", help="what the language model reads, in UTF-8")
-    options.add_argument("--tokens", type=int, default=64, help="length of a sequence of the text, BOS included")
-    options.add_argument("--utterances", type=int, metavar="N", help="take the first N utterances (or sequences) only")
-    options.add_argument("--interventions", action="store_true", help="intervene on the sinks, and score it")
-    options.add_argument("--out", type=Path, metavar="FOLDER", help=f"write here; by default {RESULTS}/<what it is>")
+    options.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="a language model: config.json, weights, tokenizer"
+    )
+    options.add_argument("--text", type=Path, metavar="FILE", help="text for the language model, in UTF-8")
+    options.add_argument("--tokens", type=int, default=64, help="length of each sequence of the text, BOS included")
+    options.add_argument("--utterances", type=int, metavar="N", help="use only the first N utterances (or sequences)")
+    options.add_argument("--interventions", action="store_true", help="score interventions on the sinks")
+    options.add_argument("--out", type=Path, metavar="FOLDER", help=f"output folder; by default {RESULTS}/NAME")
     arguments = options.parse_args()
     if bool(arguments.trial) == bool(arguments.model):
         options.error("name a trial with --trial, or a language model with --model and --text")
     if bool(arguments.model) != bool(arguments.text):
         options.error("--model and --text go together")
     if arguments.utterances is not None and arguments.utterances < 1:
-        options.error("--utterances is at least 1")
+        options.error("--utterances must be at least 1")
     run_command(lambda: analyze(arguments))
 
 
 def analyze(arguments: argparse.Namespace) -> None:
-    """Analyse what the arguments name.
+    """Analyse the selected trial or language model.
 
     Raises:
-        PipelineError: there is no such trial or model, an input is missing, or nothing can be measured.
+        PipelineError: the trial or model does not exist, an input is missing, or nothing can be measured.
     """
     from pipeline.analysis.figures import draw_sinks
+    from pipeline.analysis.summary import summary_text
     from pipeline.analysis.survey import survey
-    from pipeline.analysis.words import words
     from pipeline.common.files import write_json, write_text
 
-    subject, sinks, evaluate = _subject(arguments)
-    folder = arguments.out or RESULTS / subject.name
-    found = survey(subject, sinks, evaluate.bootstrap)
-    if not found.summary.metrics:
-        raise PipelineError(subject.title, "its activations are not finite", "take a model that has not diverged")
-    summary = words(subject, found, sinks)
-    print(summary)
-    write_text(folder / "summary.txt", summary)
-    write_json(folder / "sinks.json", {"metrics": found.summary.metrics, "description": found.summary.description})
-    draw_sinks(found.summary, folder, subject.name)
+    target, sinks, evaluate = _target(arguments)
+    folder = arguments.out or RESULTS / target.name
+    surveyed = survey(target, sinks, evaluate.bootstrap)
+    summary = surveyed.summary
+    if not summary.metrics:
+        raise PipelineError(target.title, "its activations are not finite", "use a model that has not diverged")
+    text = summary_text(target, surveyed, sinks)
+    print(text)
+    write_text(folder / "summary.txt", text)
+    write_json(folder / "sinks.json", {"metrics": summary.metrics, "description": summary.description})
+    draw_sinks(summary, folder, target.name)
     if arguments.interventions:
-        print(_interventions(subject, found, sinks, folder))
+        print(_interventions(target, surveyed, sinks, folder))
     print(f"written: {folder}")
 
 
-def _subject(arguments: argparse.Namespace) -> tuple["Subject", Sinks, Evaluate]:
+def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Evaluate]:
     if arguments.model:
-        from pipeline.analysis.text import Text
+        from pipeline.analysis.text import TextTarget
 
         params = params_of(arguments)
         if (Path(arguments.model) / RECORD).exists():
             verify_weights(arguments.model)
-        subject = Text(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
-        return subject, params.sinks, params.evaluate
-    from pipeline.analysis.speech import Speech
+        text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
+        return text, params.sinks, params.evaluate
+    from pipeline.analysis.speech import SpeechTarget
     from pipeline.comparison.selection import named_trials
 
-    # A folder needs no params.yaml to be found.
+    # A folder does not need params.yaml.
     runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
     trials = named_trials([arguments.trial], runs)
     if len(trials) != 1:
-        raise PipelineError(arguments.trial, f"holds {len(trials)} trials", "name one of them")
-    speech = Speech(trials[0], arguments.set, arguments.utterances)
+        raise PipelineError(arguments.trial, f"has {len(trials)} trials", "name one of them")
+    speech = SpeechTarget(trials[0], arguments.set, arguments.utterances)
     return speech, speech.params.sinks, speech.params.evaluate
 
 
-def _interventions(subject: "Subject", found: "Survey", sinks: Sinks, folder: Path) -> str:
-    """Score the interventions, or go on with it; write the table in every form, and give it as text."""
+def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, folder: Path) -> str:
+    """Score the interventions, resuming an interrupted run; write the table in all formats and return it as text."""
+    from dataclasses import asdict
+
     from pipeline.analysis import table
     from pipeline.analysis.effects import applicable_tests, effects, outcomes
     from pipeline.analysis.figures import draw_effects
     from pipeline.common.code import code_digest
     from pipeline.common.files import digest, write_json, write_text
 
-    tests = applicable_tests(found, subject.title)
+    tests = applicable_tests(surveyed, target.title)
     source = {
-        "subject": subject.identity,
+        "subject": target.identity,
         "sinks": sinks.model_dump(mode="json"),
         "tests": [test.name for test in tests],
         "code": code_digest("pipeline.analyze"),
     }
-    # Named by all that decides the outcomes, so that those of another model or beam are not taken for these.
+    # The name has the digest of everything that determines the outcomes, so that those of other settings are not used.
     journal = folder / f"interventions.{digest(source)[:16]}.journal"
-    for other in set(folder.glob("interventions.*.journal")) - {journal}:
-        other.unlink()
-    rows = effects(subject, tests, outcomes(subject, tests, sinks, journal))
-    text = table.text(rows, subject.score, subject.item)
+    for outdated in set(folder.glob("interventions.*.journal")) - {journal}:
+        outdated.unlink()
+    rows = effects(target, tests, outcomes(target, tests, sinks, journal))
+    text = table.text(rows, target.score, target.item)
     write_text(folder / "interventions.txt", text)
-    write_text(folder / "interventions.md", table.markdown(rows, subject.score, subject.item))
+    write_text(folder / "interventions.md", table.markdown(rows, target.score, target.item))
     write_text(folder / "interventions.csv", table.csv_table(rows))
-    records = [{"test": effect.record(), "control": control and control.record()} for effect, control in rows]
-    write_json(folder / "interventions.json", {"source": source, "score": subject.score, "effects": records})
-    draw_effects(rows, subject.score, folder)
+    records = [{"test": asdict(effect), "control": control and asdict(control)} for effect, control in rows]
+    write_json(folder / "interventions.json", {"source": source, "score": target.score, "effects": records})
+    draw_effects(rows, target.score, folder)
     return text
 
 

@@ -99,7 +99,7 @@ def publish(trial: Trial, folder: Path = RESULTS) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["block", "sink", "other"])
-    # In a layer without a sink there is no cosine, and the cell is empty.
+    # A layer without sinks has no cosine, so its cell stays empty.
     writer.writerows(
         [layer, *("" if np.isnan(value) else float(value) for value in pair)]
         for layer, pair in enumerate(zip(sink, other, strict=True))

@@ -1,8 +1,8 @@
-"""One's own recordings through a trained adapter: a line of text for each file.
+"""Transcribe your own recordings with a trained trial: one line of text per file.
 
-Encoders, rates, LLM and adapter are those of the trial, as its own config.yaml has them. A trial that hears takes any
-audio, or a video with sound; one that reads lips takes a video of a face, or of a mouth. A .wav of the same name beside
-a video is its sound.
+Encoders, rates, LLM and adapter are those of the trial's own config.yaml. An audio trial takes any audio, or a video
+with sound; a trial with video takes a video of a face or of a mouth. A .wav with the name of a video replaces its
+sound.
 """
 
 import argparse
@@ -22,49 +22,43 @@ def main() -> None:
         metavar="ID",
         help="a trained trial: its folder, the beginning of its identity, or the id of its run in MLflow",
     )
-    options.add_argument("--beams", type=int, metavar="N", help="of the search; by default as the trial's evaluation")
-    options.add_argument(
-        "--sinks", action="store_true", help="say which tokens are sinks while the model reads its own text"
-    )
+    options.add_argument("--beams", type=int, metavar="N", help="beam size; by default that of the trial's evaluation")
+    options.add_argument("--sinks", action="store_true", help="also list the sinks while the model reads its own text")
     arguments = options.parse_args()
     run_command(lambda: transcribe(arguments))
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
-    """Print the text of each file, in their order, and below it, indented, its sinks if they are asked for.
+    """Print the text of each file in order, followed by indented lines on its sinks if requested.
 
     Raises:
-        PipelineError: there is no such trial, it is not trained, or a file cannot be read. What was printed before it
-            is right.
+        PipelineError: the trial does not exist or is not trained, or a file cannot be read. Text printed before the
+            error is valid.
     """
     from pipeline.comparison.selection import named_trial
     from pipeline.transcription.recording import require_file
 
-    # Before the seconds that it takes to load a model.
+    # Before the seconds of loading a model.
     for file in arguments.files:
         require_file(file)
-    # A folder needs no params.yaml to be found.
+    # A folder does not need params.yaml.
     runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
     trial = named_trial(arguments.trial, runs)
 
-    from pipeline.transcription.sinks import sink_words
     from pipeline.transcription.transcriber import Transcriber
 
     beams = [] if arguments.beams is None else [f"evaluate.beams={arguments.beams}"]
     transcriber = Transcriber(trial, [*arguments.set, *beams])
+    limit = transcriber.params.evaluate.max_new_tokens
     for file in arguments.files:
-        heard = transcriber.hear(file)
-        print(heard.text, flush=True)
-        if heard.is_cut:
-            limit = transcriber.params.evaluate.max_new_tokens
-            more = f"allow more: --set evaluate.max_new_tokens={2 * limit}"
-            print(
-                f"warning: {file}: its text has all the {limit} tokens it may have; {more}", file=sys.stderr, flush=True
-            )
+        transcription = transcriber.transcribe(file)
+        print(transcription.text, flush=True)
+        if transcription.is_cut:
+            warning = f"its text reached the limit of {limit} tokens"
+            remedy = f"raise it with --set evaluate.max_new_tokens={2 * limit}"
+            print(f"warning: {file}: {warning}; {remedy}", file=sys.stderr, flush=True)
         if arguments.sinks:
-            labels, tokens = transcriber.tokens(heard)
-            lines = sink_words(labels, tokens, transcriber.params.sinks.tau)
-            print(*(f"  {line}" for line in lines), sep="\n", flush=True)
+            print(*(f"  {line}" for line in transcriber.sinks(transcription)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

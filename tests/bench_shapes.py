@@ -29,7 +29,7 @@ from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import Batch, Example, collate, moved
+from pipeline.model.examples import Batch, Example, batch_to, collate
 from pipeline.pretrained.folder import weights_digest
 from pipeline.sweeping.specification import load_sweep
 from pipeline.training.build import build_model
@@ -107,14 +107,16 @@ def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
     """The model as a trial builds it, and a batch of the encoded utterances."""
     features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
     model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
-    examples = [Example(u, {s: f[u] for s, f in features.items()}, model.respond(TEXT)) for u in features["audio"]]
-    return model, moved(collate(examples), model.device)
+    examples = [
+        Example(u, {s: f[u] for s, f in features.items()}, model.tokenize_response(TEXT)) for u in features["audio"]
+    ]
+    return model, batch_to(collate(examples), model.device)
 
 
 def train(params: Params) -> None:
     """Forward, backward and the optimizer's step, the decorrelation loss included."""
     model, batch = built(params)
-    trained = list(model.train().trained().values())
+    trained = list(model.train().trainable().values())
     settings = params.train
     optimizer = torch.optim.AdamW(trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
 

@@ -1,4 +1,4 @@
-"""Every family of causal language models that transformers knows, in small and at random."""
+"""Small random models of every causal language model family in transformers."""
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -23,7 +23,7 @@ SMALL = {
     "mamba_d_head": 16, "mamba_expand": 2, "dropout": 0.0, "is_decoder": True,
     "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
 }  # fmt: skip
-"""What the families call their sizes; each takes those that it has."""
+"""Sizes under the names of all families; each family uses those that it has."""
 LATENT = {"num_key_value_heads": 4}
 """Latent attention has a key for each head."""
 OWN = {
@@ -45,12 +45,12 @@ OWN = {
         LATENT,
     ),
 }
-"""What a family needs beside `SMALL`; None leaves a size out."""
+"""Additional or changed sizes of a family; None removes one."""
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def small_config(name: str, **changes: object) -> PreTrainedConfig:
-    """The configuration of a family in small."""
+    """A small configuration of a family."""
     kind = CONFIG_MAPPING[name]
     default = kind()
     sizes = {key: value for key, value in SMALL.items() if hasattr(default, key)} | OWN.get(name, {}) | changes
@@ -58,7 +58,7 @@ def small_config(name: str, **changes: object) -> PreTrainedConfig:
 
 
 def small_model(name: str, **changes: object) -> PreTrainedModel:
-    """A model of a family in small, in evaluation mode."""
+    """A small random model of a family, in evaluation mode."""
     config = small_config(name, **changes)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()

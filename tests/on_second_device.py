@@ -25,7 +25,7 @@ from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode
 from pipeline.model.encoding import OnlineEncoder
-from pipeline.model.examples import Batch, Examples, MediaExamples, collate, moved
+from pipeline.model.examples import Batch, Examples, MediaExamples, batch_to, collate
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.training.batches import Batches
 from pipeline.training.evaluation import teacher_forced
@@ -47,7 +47,7 @@ def built(llm: Path, device: torch.device, encoders: Any = None, **changes: Any)
     tokenizer = load_tokenizer(settings.llm)
     model = AudioVisualLLM(decoder, tokenizer, dimensions, settings, "float32", encoders=encoders)
     with torch.no_grad():
-        for name, parameter in model.trained().items():
+        for name, parameter in model.trainable().items():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     return model.to(device)
@@ -55,7 +55,7 @@ def built(llm: Path, device: torch.device, encoders: Any = None, **changes: Any)
 
 def examples_of(model: AudioVisualLLM) -> Examples:
     ids = [f"u{number}" for number in range(len(TEXTS))]
-    return Examples(tiny.features(SECONDS), ids, [model.respond(text) for text in TEXTS])
+    return Examples(tiny.features(SECONDS), ids, [model.tokenize_response(text) for text in TEXTS])
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def on_both(llm: Path, part: Callable[[AudioVisualLLM, Batch], tuple[Any, dict[s
     for device in (CPU, DEVICE):
         with second_device.second_device():
             model = built(llm, device)
-            batch = moved(collate(examples_of(model).__getitems__(range(len(TEXTS)))), device)
+            batch = batch_to(collate(examples_of(model).__getitems__(range(len(TEXTS)))), device)
             waits.clear()
             result, counts = part(model, batch)
             counts |= {"all": sum(waits.values()), "ours": by_file("pipeline/"), "lines": dict(waits)}
@@ -92,7 +92,7 @@ def difference(here: Any, there: Any) -> float:
 def step(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
     losses = model.train()(batch, DECORRELATION)
     (losses.cross_entropy + losses.decorrelation).backward()
-    gradients = [parameter.grad for parameter in model.trained().values()]
+    gradients = [parameter.grad for parameter in model.trainable().values()]
     return [losses.cross_entropy.detach(), losses.decorrelation.detach(), *gradients], {}
 
 
@@ -142,8 +142,10 @@ def lips(llm: Path, folder: Path) -> dict[str, Any]:
             encoders = {"video": OnlineEncoder(encoder, lora)}
             torch.manual_seed(0)
             model = built(llm, device, encoders, modality="video", rates=Rates(video=2))
-            examples = MediaExamples({"video": clips}, list(clips), [model.respond(text) for text in TEXTS[:3]])
-            batch = moved(examples.whole(), device)
+            examples = MediaExamples(
+                {"video": clips}, list(clips), [model.tokenize_response(text) for text in TEXTS[:3]]
+            )
+            batch = batch_to(examples.as_batch(), device)
             waits.clear()
             result, _ = step(model, batch)
             results.append(result)
@@ -182,7 +184,7 @@ def trained(llm: Path, folder: Path) -> dict[str, Any]:
         resumed = folder / "there/checkpoints/checkpoint-3" if name == "again" else None
         with second_device.second_device():
             model, steps[name] = training(llm, folder / name, device, resumed)
-            weights[name] = [parameter.detach() for parameter in model.trained().values()]
+            weights[name] = [parameter.detach() for parameter in model.trainable().values()]
     return {
         "difference": difference(weights["here"], weights["there"]),
         "resumed": difference(weights["there"], weights["again"]),

@@ -1,4 +1,4 @@
-"""A small Llama with planted massive activations, and utterances that set them off."""
+"""A small Llama with planted massive activations, and utterances that trigger them."""
 
 import torch
 from torch import Tensor, nn
@@ -6,31 +6,30 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture
-from pipeline.sinks.captured import Captured
+from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 
-WIDTH, HEADS, BLOCKS = 48, 4, 6
+WIDTH, HEADS, LAYERS = 48, 4, 6
 SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": HEADS,
          "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 PLANTED, WRITER, SECOND_WRITER = 7, 1, 3
-LAST_WRITER = BLOCKS - 1
-"""Writes more than all before it, but lies outside the inner blocks."""
+LAST_WRITER = LAYERS - 1
+"""Writes more than all earlier layers, but is not an inner layer."""
 SETTINGS = Sinks(tau=300.0, epsilon=0.15, minimum_queries=3, outlier=3.0)
 
 
-def llama(blocks: int = BLOCKS, implementation: str = "sdpa") -> LlamaForCausalLM:
+def llama(layers: int = LAYERS, implementation: str = "sdpa") -> LlamaForCausalLM:
     """A random Llama in which tokens along `planted_direction` get a massive activation from three MLPs."""
     torch.manual_seed(4)
-    config = LlamaConfig(**SIZES, num_hidden_layers=blocks, initializer_range=0.15, attn_implementation=implementation)
+    config = LlamaConfig(**SIZES, num_hidden_layers=layers, initializer_range=0.15, attn_implementation=implementation)
     model = LlamaForCausalLM(config).eval()
-    feature = nn.functional.one_hot(torch.tensor(PLANTED), WIDTH).float()
+    dimension = nn.functional.one_hot(torch.tensor(PLANTED), WIDTH).float()
     with torch.no_grad():
-        for block, direction, size in (
-            (WRITER, planted_direction(), 0.6), (SECOND_WRITER, feature, -3.0), (LAST_WRITER, -feature, -12.0)
+        for layer, direction, size in (
+            (WRITER, planted_direction(), 0.6), (SECOND_WRITER, dimension, -3.0), (LAST_WRITER, -dimension, -12.0)
         ):  # fmt: skip
-            if block < blocks:
-                mlp = model.model.layers[block].mlp
+            if layer < layers:
+                mlp = model.model.layers[layer].mlp
                 mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = direction * 3
                 mlp.down_proj.weight[:, 0] = 0
                 mlp.down_proj.weight[PLANTED, 0] = size
@@ -66,7 +65,7 @@ def utterances(number: int = 7) -> list[tuple[str, Tensor, Tensor]]:
 def batch(
     some: list[tuple[str, Tensor, Tensor]], extra: int = 0, side: str = "left"
 ) -> tuple[list[str], Tensor, Tensor]:
-    """Pad utterances to one batch; padding holds numbers that would show."""
+    """Pad utterances to one batch; padding has values that would change results."""
     length = max(len(roles) for _, _, roles in some) + extra
     embeddings = torch.full((len(some), length, WIDTH), 3.0)
     roles = torch.zeros(len(some), length, dtype=torch.long)

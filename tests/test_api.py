@@ -1,5 +1,5 @@
-"""The library from Python: the README's own lines, run as they stand, and what cannot be captured or heard; an exported
-trial, loaded by the lines of its card without our package."""
+"""The Python API: the README's code as it is, and invalid inputs; an exported trial, loaded without this package by the
+code of its model card."""
 
 import contextlib
 import hashlib
@@ -73,7 +73,7 @@ def test_the_readme_measures_a_language_model(
     assert {file.name for file in (tmp_path / "figures").iterdir()} == expected
 
 
-def test_texts_of_a_batch_are_captured_as_alone(loaded: tuple) -> None:
+def test_texts_are_captured_equally_alone_and_in_a_batch(loaded: tuple) -> None:
     model, tokenizer = loaded
     together = capture_texts(model, tokenizer, TEXTS)
     for row, text in enumerate(TEXTS):
@@ -107,21 +107,21 @@ def test_a_model_keeps_its_type_mode_and_attention(llm: Path, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(
-    ("texts", "said"),
+    ("texts", "expected"),
     [
-        ([], "texts: there is none; give at least one text"),
-        (["a", ""], "texts: text 1 has no token"),
-        (["a" * 512], "texts: one has 513 tokens, and the model takes 512; cut it into pieces"),
+        ([], "texts: the list is empty; give at least one text"),
+        (["a", ""], "texts: text 1 has no tokens"),
+        (["a" * 512], "texts: one has 513 tokens, and the model has room for 512; cut it into pieces"),
     ],
 )
-def test_texts_that_cannot_be_captured(loaded: tuple, texts: list[str], said: str) -> None:
-    with pytest.raises(PipelineError, match=f"^{said}"):
+def test_invalid_texts(loaded: tuple, texts: list[str], expected: str) -> None:
+    with pytest.raises(PipelineError, match=f"^{expected}"):
         capture_texts(*loaded, texts)
 
 
-def test_what_cannot_be_measured(loaded: tuple) -> None:
+def test_invalid_batches(loaded: tuple) -> None:
     model, tokenizer = loaded
-    with pytest.raises(PipelineError, match=r"^batches: there is none; "):
+    with pytest.raises(PipelineError, match=r"^batches: there are none; "):
         measure_sinks([])
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(torch.inf)
@@ -140,7 +140,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project with a trial that hears and reads lips, and one that hears."""
+    """A small project with an audio-visual and an audio trial."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("api") / "project", symlinks=True)
     with contextlib.chdir(folder):
         for modality, more in SETTINGS.items():
@@ -175,13 +175,13 @@ def test_the_readme_transcribes_an_array(
         assert capsys.readouterr().out == f"{hypothesis}\n"
 
 
-def test_audio_and_video_frames_become_the_hypothesis(audiovisual: Transcriber, project: Path) -> None:
+def test_arrays_give_the_hypothesis(audiovisual: Transcriber, project: Path) -> None:
     for name, hypothesis in clean_hypotheses(project / "audiovisual").items():
         audio = read_audio(project / f"data/corpus/{name}.wav")
         # Of no more than sixteen bits, as a corpus keeps it.
         audio = audio.astype(np.float64) + 1e-6
         video = read_video_gray(project / f"data/corpus/{name}.mp4")
-        assert audiovisual.hear_arrays(audio=audio, video=video).text == hypothesis
+        assert audiovisual.transcribe_arrays(audio=audio, video=video).text == hypothesis
 
 
 SECOND = np.full(16_000, 0.1, np.float32)
@@ -189,7 +189,7 @@ MOUTH = np.zeros((25, 96, 96), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ({}, "the recording: has no stream; give audio and video"),
         ({"audio": SECOND}, "the recording: has audio; give audio and video"),
@@ -205,17 +205,20 @@ MOUTH = np.zeros((25, 96, 96), np.uint8)
         ),
         ({"audio": SECOND[:639], "video": MOUTH}, r"audio: has shape \(639,\)"),
         ({"audio": (SECOND * 32768).astype("i2"), "video": MOUTH}, r"audio: has shape \(16000,\) and type int16"),
-        ({"audio": 30 * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is 3; scale it"),
+        ({"audio": 30 * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is 3; scale the samples"),
         ({"audio": np.nan * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is nan"),
-        ({"audio": np.tile(SECOND, 200), "video": MOUTH}, r"the recording: needs 6\d\d tokens, .* takes 512; cut"),
+        (
+            {"audio": np.tile(SECOND, 200), "video": MOUTH},
+            r"the recording: needs 6\d\d tokens .* has room for 512; cut",
+        ),
     ],
 )
-def test_arrays_that_cannot_be_heard(audiovisual: Transcriber, given: dict[str, np.ndarray], said: str) -> None:
-    with pytest.raises(PipelineError, match=f"^{said}"):
-        audiovisual.hear_arrays(**given)
+def test_invalid_arrays(audiovisual: Transcriber, given: dict[str, np.ndarray], expected: str) -> None:
+    with pytest.raises(PipelineError, match=f"^{expected}"):
+        audiovisual.transcribe_arrays(**given)
 
 
-def test_a_trial_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PipelineError, match=r"^nowhere: is neither a folder nor an identity in runs"):
         load_trial("nowhere")
@@ -239,7 +242,7 @@ assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
 
 @pytest.fixture(scope="module")
 def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both trials, exported and then moved."""
+    """Both trials, exported and then batch_to."""
     folder = tmp_path_factory.mktemp("exported")
     with contextlib.chdir(project):
         for name in SETTINGS:
@@ -259,7 +262,7 @@ def run_card(folder: Path, weights: Path, afterwards: str, *words: Path) -> subp
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_card_s_lines_give_our_logits_and_our_text(
+def test_card_code_gives_equal_logits_and_text(
     exported: dict[str, Path], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(project)
@@ -271,23 +274,25 @@ def test_the_card_s_lines_give_our_logits_and_our_text(
     }
     media = {stream: media[stream] for stream in trial.model.streams}
     np.savez(tmp_path / "media.npz", **media)
-    ran = run_card(exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz")
-    assert ran.returncode == 0, ran.stderr
-    heard = trial.hear_arrays(**media)
-    assert ran.stdout == f"{heard.text}\n"
+    result = run_card(
+        exported[name], project / "data/weights", AFTERWARDS, tmp_path / "media.npz", tmp_path / "found.npz"
+    )
+    assert result.returncode == 0, result.stderr
+    transcription = trial.transcribe_arrays(**media)
+    assert result.stdout == f"{transcription.text}\n"
     found = np.load(tmp_path / "found.npz")
-    for stream, features in heard.streams.items():
+    for stream, features in transcription.streams.items():
         np.testing.assert_allclose(found[stream], features, rtol=2e-3, atol=2e-3)
     with torch.no_grad():
-        embeddings = trial.model.sequence(collate([Example("", heard.streams, [])]), response=False).embeddings
+        embeddings = trial.model.sequence(collate([Example("", transcription.streams, [])]), response=False).embeddings
         expected = trial.model.llm(inputs_embeds=embeddings).logits
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_without_the_base_model_the_card_s_lines_say_so_in_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
-    ran = run_card(exported["audio"], tmp_path, "")
-    assert ran.returncode == 1
-    assert ran.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
+def test_card_code_without_the_base_model_fails_with_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
+    result = run_card(exported["audio"], tmp_path, "")
+    assert result.returncode == 1
+    assert result.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
 
 
 def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: Path) -> None:
@@ -302,7 +307,7 @@ def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: P
     }
     assert json.loads((folder / "metrics.json").read_text())["metrics"] == metrics
     weights = hashlib.sha256((project / "data/weights/llm/model.safetensors").read_bytes()).hexdigest()
-    for said in (
+    for expected in (
         "cut to its first 3 of 4 layers",
         f"{weights}  model.safetensors",
         trial.identity,
@@ -313,7 +318,7 @@ def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: P
         "test: 2, test, 0 dB: 2, validation: 2",
         "| largest ratio, BOS | ",
     ):
-        assert said in card.text, said
+        assert expected in card.text, expected
 
 
 def test_an_export_names_no_path(exported: dict[str, Path], project: Path) -> None:
@@ -325,7 +330,7 @@ def test_an_export_names_no_path(exported: dict[str, Path], project: Path) -> No
             assert "data/weights" not in text
 
 
-def test_what_cannot_be_exported(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_exports(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()

@@ -1,4 +1,4 @@
-"""What the capture sees, of any decoder, and what it does to the model: nothing."""
+"""Capture records any decoder correctly, and does not change the model."""
 
 import numpy as np
 import pytest
@@ -26,17 +26,17 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import decoder_layers
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture, decoder_blocks, eager_attention, recorded
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.classification import measure
+from pipeline.sinks.capture import Captured, capture, eager_attention
+from pipeline.sinks.classification import classify_tokens
+from pipeline.sinks.hooks import recorded
 from pipeline.sinks.instrument import SinkStatistics
-from pipeline.sinks.mlp import inside
-from pipeline.sinks.mlp_units import writing_units
+from pipeline.sinks.mlp import trace_mlp, writing_units
 from pipeline.sinks.origin import origins
 
 
-def test_the_model_comes_back_as_it_was() -> None:
+def test_capture_restores_the_model() -> None:
     model = llama().train()
     model.model.layers[2].eval()
     modes = [module.training for module in model.modules()]
@@ -46,7 +46,7 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert no_hooks(model)
 
 
-def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
+def test_an_error_during_the_pass_restores_the_model() -> None:
     model = llama().train()
 
     def fail(module: nn.Module, args: tuple) -> None:
@@ -61,7 +61,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind() -> None:
     assert no_hooks(model)
 
 
-def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_attention_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
     with pytest.raises(PipelineError, match="no attention map"):
@@ -69,11 +69,11 @@ def test_a_model_without_maps_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert no_hooks(model)
 
 
-def test_a_model_without_blocks_is_refused() -> None:
+def test_a_model_without_layers_is_refused() -> None:
     model = llama()
     model.config.num_hidden_layers = 99
-    with pytest.raises(PipelineError, match="no list of 99 blocks"):
-        decoder_blocks(model)
+    with pytest.raises(PipelineError, match="no list of 99 layers"):
+        decoder_layers(model)
 
 
 # Any decoder.
@@ -90,7 +90,7 @@ FAMILIES = {
 
 
 ADAPTED = {"gpt2": ["c_attn", "c_fc", "c_proj"]}
-"""Where LoRA goes in decoders that name their projections otherwise."""
+"""LoRA targets of decoders with other names for their projections."""
 
 
 def family_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -99,7 +99,7 @@ def family_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
-    """An adapter that changes what the model computes, in training mode with dropout."""
+    """An adapter that changes the output of the model, in training mode with dropout."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
@@ -109,7 +109,7 @@ def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
 @pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hooks_change_no_bit(family: str, dtype: torch.dtype, adapted: bool) -> None:
+def test_hooks_leave_the_output_bit_identical(family: str, dtype: torch.dtype, adapted: bool) -> None:
     model = base = family_of(family, dtype)
     if adapted:
         model = with_lora(base, ADAPTED.get(family, ["q_proj", "down_proj"])).eval()
@@ -128,7 +128,7 @@ def test_hooks_change_no_bit(family: str, dtype: torch.dtype, adapted: bool) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_those_of_the_cache(family: str) -> None:
+def test_norms_equal_those_of_the_cache(family: str) -> None:
     model = family_of(family)
     _, embeddings, roles = batch(utterances())
     mask = roles != Role.PADDING
@@ -144,7 +144,7 @@ def test_norms_are_those_of_the_cache(family: str) -> None:
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["alone", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) -> None:
+def test_product_and_down_rows_give_the_addition(family: str, adapted: bool) -> None:
     model = base = family_of(family)
     if adapted:
         model = with_lora(
@@ -152,18 +152,18 @@ def test_inside_an_mlp_the_row_makes_the_addition(family: str, adapted: bool) ->
         )
     _, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings, roles != Role.PADDING, roles)
-    features = torch.tensor([5, 0, 5])
-    for call, (_, mlp) in zip(captured.mlps, captured.additions, strict=True):
-        look = inside(call)
-        rows = look.rows(features)
-        assert rows.shape == (3, look.product.shape[-1])
-        bias = look.down(torch.zeros_like(look.product[:1, :1])).detach()[..., features]
-        torch.testing.assert_close(look.product @ rows.T + bias, mlp[..., features], rtol=1e-3, atol=1e-4)
+    dimensions = torch.tensor([5, 0, 5])
+    for call, (_, added) in zip(captured.mlps, captured.additions, strict=True):
+        mlp = trace_mlp(call)
+        rows = mlp.down_rows(dimensions)
+        assert rows.shape == (3, mlp.product.shape[-1])
+        bias = mlp.down(torch.zeros_like(mlp.product[:1, :1])).detach()[..., dimensions]
+        torch.testing.assert_close(mlp.product @ rows.T + bias, added[..., dimensions], rtol=1e-3, atol=1e-4)
         if family == "gpt2":
-            assert look.gate is None
-            torch.testing.assert_close(nn.functional.gelu(look.up, approximate="tanh"), look.product)
+            assert mlp.gate is None
+            torch.testing.assert_close(nn.functional.gelu(mlp.up, approximate="tanh"), mlp.product)
         else:
-            torch.testing.assert_close(nn.functional.silu(look.gate) * look.up, look.product)
+            torch.testing.assert_close(nn.functional.silu(mlp.gate) * mlp.up, mlp.product)
     assert not adapted or all(module.training for module in model.modules())
     assert no_hooks(base)
 
@@ -179,60 +179,60 @@ def test_a_norm_after_the_mlp_is_not_its_down_projection(family: str) -> None:
     width = model.config.hidden_size
     _, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings[..., :width], roles != Role.PADDING, roles)
-    mlps = [layer.mlp for layer in decoder_blocks(model)]
+    mlps = [layer.mlp for layer in decoder_layers(model)]
     assert [call.module for call in captured.mlps] == mlps
     for call, mlp, (_, added) in zip(captured.mlps, mlps, captured.additions, strict=True):
-        look = inside(call)
-        assert look.down is mlp.down_proj
-        assert look.product.shape[-1] == mlp.down_proj.in_features
-        torch.testing.assert_close(look.product @ mlp.down_proj.weight.T, look.returned)
-        # What the block adds has gone through the norm, and is another thing.
-        assert not torch.allclose(look.returned, added)
+        traced = trace_mlp(call)
+        assert traced.down is mlp.down_proj
+        assert traced.product.shape[-1] == mlp.down_proj.in_features
+        torch.testing.assert_close(traced.product @ mlp.down_proj.weight.T, traced.output)
+        # The layer adds the output of the norm instead.
+        assert not torch.allclose(traced.output, added)
     require_units(captured, mlps)
 
 
 def require_units(captured: Captured, mlps: list[nn.Module]) -> None:
-    """The unit that writes most of each sink's feature, in the sign that the norm leaves it, by brute force."""
+    """Brute force: the unit that writes most of each sink's massive dimension, in the sign after the norm."""
     settings = replace_tau(2.0)
-    tokens = measure(captured, settings)
+    tokens = classify_tokens(captured, settings)
     origin = origins(captured, tokens, settings.tau)
     units = writing_units(captured, tokens, origin)
     assert len(units.unit) > 0
     for number in range(len(units.unit)):
-        at = [i for i in range(len(origin.main)) if origin.main[i] == units.block[number]]
-        same = [n for n in range(number + 1) if units.block[n] == units.block[number]]
+        at = [i for i in range(len(origin.main)) if origin.main[i] == units.layer[number]]
+        same = [n for n in range(number + 1) if units.layer[n] == units.layer[number]]
         sink = at[len(same) - 1]
-        row, token, feature = (int(values[sink]) for values in (origin.utterance, origin.token, origin.feature))
-        mlp, call = mlps[int(units.block[number])], captured.mlps[int(units.block[number])]
+        row, token, dimension = (int(values[sink]) for values in (origin.utterance, origin.token, origin.dimension))
+        mlp, call = mlps[int(units.layer[number])], captured.mlps[int(units.layer[number])]
         with torch.no_grad():
-            product = inside(call).product[row, token]
-            parts = product * mlp.down_proj.weight[feature]
-            added = captured.additions[int(units.block[number])][1][row, token, feature]
-            # The norm keeps or turns the sign of all parts alike.
+            product = trace_mlp(call).product[row, token]
+            parts = product * mlp.down_proj.weight[dimension]
+            added = captured.additions[int(units.layer[number])][1][row, token, dimension]
+            # The norm keeps or flips the sign of all parts.
             toward = parts * torch.sign(added) * torch.sign(parts.sum()) * origin.sign[sink]
         assert int(units.unit[number]) == int(toward.argmax())
         torch.testing.assert_close(units.share[number], parts[toward.argmax()].abs() / parts.abs().sum())
 
 
-def test_an_mlp_that_returns_more_beside_its_output_is_not_looked_into_where_it_has_experts() -> None:
+def test_an_mlp_with_experts_and_several_outputs_is_not_traced() -> None:
     config = Llama4TextConfig(
         **SIZES, num_hidden_layers=3, head_dim=12, num_local_experts=2, intermediate_size_mlp=64, pad_token_id=0
     )
     torch.manual_seed(0)
     _, captured = captured_batch(Llama4ForCausalLM(config).eval(), utterances())
-    assert [inside(call) for call in captured.mlps] == [None] * 3
+    assert [trace_mlp(call) for call in captured.mlps] == [None] * 3
 
 
-def test_where_the_block_itself_holds_the_projections_only_the_product_is_known() -> None:
+def test_only_the_product_is_known_if_the_layer_holds_the_projections() -> None:
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
                        word_embed_proj_dim=WIDTH)  # fmt: skip
     _, captured = captured_batch(OPTForCausalLM(config).eval(), utterances())
-    look = inside(captured.mlps[1])
-    assert (look.gate, look.up, look.product.shape[-1]) == (None, None, 64)
+    mlp = trace_mlp(captured.mlps[1])
+    assert (mlp.gate, mlp.up, mlp.product.shape[-1]) == (None, None, 64)
 
 
-def test_a_mixture_of_experts_is_not_looked_into() -> None:
+def test_a_mixture_of_experts_is_not_traced() -> None:
     torch.manual_seed(0)
     config = MixtralConfig(**SIZES, num_hidden_layers=4, num_local_experts=2, num_experts_per_tok=1)
     found = streamed(MixtralForCausalLM(config).eval(), [utterances()], replace_tau(5.0))
@@ -269,7 +269,7 @@ def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
     assert "sinks/mlp_share" in metrics
 
 
-def test_a_decoder_that_does_not_simply_add_has_no_origin() -> None:
+def test_a_decoder_that_is_not_additive_has_no_origin() -> None:
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=40, hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=4, num_attention_heads=HEADS,
                        word_embed_proj_dim=WIDTH, do_layer_norm_before=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Batches of media: when they are read, and what becomes of a clip that cannot be."""
+"""Batches of media: reading in the background, and damaged clips."""
 
 import os
 import threading
@@ -20,16 +20,16 @@ PATIENCE_SECONDS = 60
 
 
 class Held(dict[str, np.ndarray]):
-    """Media of which some are not given out before `gate` is open, and some never."""
+    """Media of which some wait until `gate` is open, and some are damaged."""
 
     def __init__(self, late: set[str], damaged: set[str]) -> None:
         super().__init__({name: np.full(3, number, np.float32) for number, name in enumerate(IDS)})
         self.late, self.damaged = late, damaged
-        self.asked, self.gate = threading.Event(), threading.Event()
+        self.requested, self.gate = threading.Event(), threading.Event()
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.late:
-            self.asked.set()
+            self.requested.set()
             assert self.gate.wait(PATIENCE_SECONDS)
         if name in self.damaged:
             raise PipelineError(f"{name}.wav", "is cut", "make it again")
@@ -37,7 +37,7 @@ class Held(dict[str, np.ndarray]):
 
 
 def batches(media: Held) -> Iterator[dict]:
-    """Two of two, by the loader that the Trainer has."""
+    """Two batches of two, by the Trainer's data loader."""
     examples = MediaExamples({"audio": media}, IDS, [[1], [1, 2], [1], [1]])
     return iter(DataLoaderShard(examples, batch_size=2, collate_fn=examples.collate))
 
@@ -48,7 +48,7 @@ def test_the_next_batch_is_read_while_one_is_used() -> None:
     first = next(loader)[MEDIA].read()
     assert first.ids == ("u0", "u1")
     assert [content.tolist() for content in first.streams["audio"]] == [[0] * 3, [1] * 3]
-    assert media.asked.wait(PATIENCE_SECONDS)
+    assert media.requested.wait(PATIENCE_SECONDS)
     media.gate.set()
     second = next(loader)[MEDIA].read()
     assert [content.tolist() for content in second.streams["audio"]] == [[2] * 3, [3] * 3]
@@ -62,17 +62,17 @@ def test_a_damaged_clip_is_an_error_of_its_own_batch() -> None:
         second[MEDIA].read()
 
 
-def test_transcripts_are_tokenized_when_they_are_asked_for():
-    asked = []
+def test_transcripts_are_tokenized_on_access():
+    requested = []
 
     def respond(text: str) -> list[int]:
-        asked.append(text)
+        requested.append(text)
         return [len(text)]
 
     responses = Responses(["a", "bb", "ccc"], respond)
-    assert (len(responses), asked) == (3, [])
+    assert (len(responses), requested) == (3, [])
     assert responses[1] == [2]
-    assert asked == ["bb"]
+    assert requested == ["bb"]
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
@@ -89,7 +89,7 @@ def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_reco
             manifest.Utterance(text, "train", "s", text, "a.wav", None, 1.0, None, None, "0", None) for text in texts
         ]
         manifest.write_manifest(tmp_path, lines)
-        # A file that is older than a moment is known by its times.
+        # The times of a file identify it only if it is not brand new.
         os.utime(tmp_path / "manifest.jsonl", (1, len(texts)))
         if is_recorded:
             write_json(tmp_path / "prepare.json", {"manifest": file_sha256(tmp_path / "manifest.jsonl")})
@@ -98,7 +98,7 @@ def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_reco
     monkeypatch.setattr(verified, "SETTLED_SECONDS", -1.0)
     write("a", "b")
     first = manifest.read_manifest(tmp_path)
-    # What a caller does to its list is its own.
+    # Callers may change their list.
     first.clear()
     assert [line.text for line in manifest.read_manifest(tmp_path)] == ["a", "b"]
     assert len(reads) == 1

@@ -217,7 +217,7 @@ def test_online_encoding_encodes_a_video_once_for_all_noisy_copies():
     encoding = FrozenEncoding(encoder)
     first, second, third = (np.full((3 + n, 4, 4), n, np.uint8) for n in range(3))
     batches = [[first, second], [second.copy(), third], [third.copy()]]
-    found = [encoding.once(batch) for batch in batches]
+    found = [encoding.encode_cached(batch) for batch in batches]
     assert encoder.given == [1, 1, 1]
     assert torch.equal(found[0][1], found[1][0])
     assert torch.equal(found[1][1], found[2][0])

@@ -1,4 +1,4 @@
-"""Figures: one scale for before and after, what is drawn when, and that equal numbers give equal files."""
+"""Figures: shared scales, conditions for each figure, and reproducible files."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def panels(tmp_path: Path) -> list[Panel]:
 
 @pytest.fixture(scope="module")
 def measured() -> list[Panel]:
-    """What the instrument itself stores: of a model with sinks, and of the same where nothing counts as one."""
+    """Measured arrays of a model with sinks, and of the same model with a threshold above all of them."""
     return [
         Panel(name, streamed(llama(), [utterances()], settings).arrays)
         for name, settings in (("before", replace_tau(300.0)), ("after", replace_tau(1e9)))
@@ -72,25 +72,25 @@ def test_maps_share_their_colours(panels: list[Panel]) -> None:
     assert {image.get_clim() for image in images} == {(0, highest)}
 
 
-def test_the_writing_block_is_named(panels: list[Panel]) -> None:
+def test_the_writing_layer_is_annotated(panels: list[Panel]) -> None:
     before, after = largest_activations(panels).axes
-    assert [text.get_text() for text in before.texts] == ["block 2\nwrites BOS and sinks"]
-    assert [text.get_text() for text in after.texts] == ["block 2\nwrites BOS"]
+    assert [text.get_text() for text in before.texts] == ["layer 2\nwrites BOS and sinks"]
+    assert [text.get_text() for text in after.texts] == ["layer 2\nwrites BOS"]
 
 
-def test_without_known_origins_no_block_is_named(panels: list[Panel]) -> None:
+def test_without_known_origins_no_layer_is_annotated(panels: list[Panel]) -> None:
     arrays = {name: value for name, value in panels[0].arrays.items() if not name.startswith("origin")}
     assert not largest_activations([Panel("", arrays)]).axes[0].texts
 
 
-def test_no_sinks_is_said(panels: list[Panel]) -> None:
+def test_missing_sinks_are_annotated(panels: list[Panel]) -> None:
     before, after = cosine_to_bos(panels).axes
     assert not before.texts
     assert [text.get_text() for text in after.texts] == ["no intermediate sinks"]
     assert [len(axes.lines) for axes in (before, after)] == [2, 1]
 
 
-def test_maps_and_bars_share_their_scale_and_name_what_they_show(measured: list[Panel]) -> None:
+def test_maps_and_bars_share_their_scale_and_are_labelled(measured: list[Panel]) -> None:
     maps = [axes for axes in attention_maps(measured).axes if axes.images]
     assert {axes.images[0].get_clim() for axes in maps} == {(1e-3, 1)}
     names = [tick.get_text() for tick in maps[0].get_xticklabels()]
@@ -98,10 +98,10 @@ def test_maps_and_bars_share_their_scale_and_name_what_they_show(measured: list[
     before, after = activation_bars(measured).axes
     assert before.get_zlim() == after.get_zlim()
     assert "BOS" in {text.get_text() for text in before.texts}
-    assert before.get_title().startswith("before\n|h| after block ")
+    assert before.get_title().startswith("before\n|h| after layer ")
 
 
-def test_a_token_is_named_by_its_role_and_its_number_there() -> None:
+def test_tokens_are_named_by_role_and_number() -> None:
     roles = np.array([1, 2, 3, 3, 4, 8, 8, 9])
     assert [token_name(roles, token) for token in (0, 1, 3, 6)] == ["BOS", "<audio>", "audio 2", "prompt 2"]
 
@@ -122,11 +122,11 @@ def test_the_threshold_in_use_is_marked(measured: list[Panel]) -> None:
 
 
 @pytest.mark.parametrize("draw", OF_SEQUENCES)
-def test_what_the_instrument_stores_can_be_saved(measured: list[Panel], tmp_path: Path, draw) -> None:
+def test_figures_of_measured_arrays_are_saved(measured: list[Panel], tmp_path: Path, draw) -> None:
     assert all(file.stat().st_size > 5000 for file in save(draw(measured[:1]), tmp_path / "figure"))
 
 
-def test_trials_that_keep_an_utterance_have_its_figures(tmp_path: Path, measured: list[Panel]) -> None:
+def test_trials_with_an_exemplar_have_its_figures(tmp_path: Path, measured: list[Panel]) -> None:
     trial = finish(make_trial(tmp_path), {"test": MANY})
     np.savez(trial.sinks, **measured[0].arrays)
     names = {name.removesuffix("_avsr_16_5") for name in comparison_figures(compared(tmp_path))}
@@ -155,13 +155,13 @@ def test_names_of_all_figures(tmp_path: Path) -> None:
     assert set(comparison_figures(compared(tmp_path))) == names | {"wer_against_rate", "against_weight", "overview"}
 
 
-def test_one_trial_alone_has_no_figure_that_compares(tmp_path: Path) -> None:
+def test_a_single_trial_has_no_comparing_figure(tmp_path: Path) -> None:
     trial_of(tmp_path, 0)
     comparison = compared(tmp_path)
     assert (wer_against_rate(comparison), against_weight(comparison), overview(comparison)) == (None, None, None)
 
 
-def test_trials_without_arrays_or_with_gaps_are_passed_over(tmp_path: Path) -> None:
+def test_trials_without_arrays_or_metrics_are_skipped(tmp_path: Path) -> None:
     trial_of(tmp_path, 0, drawn=False)
     trial_of(tmp_path, 1, drawn=False)
     make_trial(tmp_path, "decorrelation.weight=2")
@@ -197,7 +197,7 @@ def test_the_overview_also_shows_the_weight_that_moves_the_sink(tmp_path: Path) 
     assert titles[2].endswith("dominant sink is not BOS: 90% of utterances")
 
 
-def test_each_line_has_its_own_look_and_passes_over_gaps(tmp_path: Path) -> None:
+def test_each_line_has_its_own_style_and_skips_gaps(tmp_path: Path) -> None:
     trial_of(tmp_path, 0)
     for weight in (0.1, 1):
         trial_of(tmp_path, weight, "decorrelation.stop_gradient=true")
@@ -237,7 +237,7 @@ def test_error_rates_are_drawn_in_percent_with_their_interval(tmp_path: Path) ->
     assert axes.get_ylabel() == "WER %, test"
 
 
-def test_files_are_drawn_again_only_where_something_changed(tmp_path: Path) -> None:
+def test_figures_are_redrawn_only_after_changes(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     trial_of(runs, 0)
     trial_of(runs, 1)
@@ -250,20 +250,20 @@ def test_files_are_drawn_again_only_where_something_changed(tmp_path: Path) -> N
     (out / "overview.png").unlink()
     write_comparison(compared(runs), out)
     assert (out / "overview.png").exists()
-    # What no longer compares does not stay behind.
+    # Figures that no longer apply are removed.
     write_comparison(compare(named_trials([], runs)[:1]), out)
     assert not (out / "overview.png").exists()
     assert not (out / "overview.pdf").exists()
 
 
-def test_the_command_writes_and_the_second_time_loads_no_matplotlib(tmp_path: Path) -> None:
+def test_a_second_comparison_loads_no_matplotlib(tmp_path: Path) -> None:
     trial_of(tmp_path / "runs", 0)
     program = "import sys, pipeline.compare as c; c.main(); print('matplotlib' in sys.modules)"
     words = [sys.executable, "-c", program, str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    ran = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
-    assert [one.stdout.splitlines()[-2:] for one in ran] == [
+    results = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
+    assert [result.stdout.splitlines()[-2:] for result in results] == [
         [f"written: {tmp_path / 'out'}", loaded] for loaded in ("True", "False")
-    ], ran[0].stderr
+    ], results[0].stderr
 
 
 def test_several_seeds_are_drawn_as_their_mean(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Interventions: they change what they name and nothing else, in teacher-forced passes and in generation."""
+"""Interventions change only the selected tokens, in teacher-forced passes and in generation."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +6,7 @@ from math import radians
 
 import pytest
 import torch
-from planted import BLOCKS, HEADS, SECOND_WRITER, SIZES, WIDTH, WRITER, batch, llama, no_hooks, replace_tau, utterances
+from planted import HEADS, LAYERS, SECOND_WRITER, SIZES, WIDTH, WRITER, batch, llama, no_hooks, replace_tau, utterances
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -18,29 +18,30 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import decoder_layers
 from pipeline.model.decoding import prompt_read_once
 from pipeline.model.roles import Role
-from pipeline.sinks.capture import capture, decoder_blocks
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.classification import measure
-from pipeline.sinks.intervention_targets import (
+from pipeline.sinks.capture import Captured, capture
+from pipeline.sinks.causal_tests import (
+    BaselinePass,
     CausalTest,
-    Means,
-    SetMassive,
-    Situation,
-    TurnOthers,
-    TurnSinks,
+    GroupMeans,
     causal_tests,
+    massive_activations,
+    rotate_non_sinks,
+    rotate_sinks,
+    set_massive,
 )
+from pipeline.sinks.classification import classify_tokens
 from pipeline.sinks.interventions import mask_keys, rotate, set_activations
 
-BLOCK = 2
+LAYER = 2
 FAMILIES = {
     "llama": llama,
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=BLOCKS)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=BLOCKS, head_dim=16)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_hidden_layers=LAYERS)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_hidden_layers=LAYERS, head_dim=16)),
     "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, bos_token_id=0, eos_token_id=1)
+        GPT2Config(vocab_size=40, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, bos_token_id=0, eos_token_id=1)
     ),
 }
 
@@ -58,7 +59,7 @@ def prompts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def some_tokens(mask: Tensor) -> Tensor:
-    """(B, T) of bool: BOS and one more token of each utterance but the second, of which none."""
+    """(B, T) of bool: BOS and one more token of each utterance, but none of the second."""
     first = mask.int().argmax(1)
     where = torch.zeros_like(mask)
     for row, start in enumerate(first.tolist()):
@@ -72,8 +73,8 @@ def interventions(model: nn.Module, mask: Tensor, where: Tensor) -> dict[str, Ab
     features[..., 5:8] = where[..., None]
     last = torch.full(mask.shape, mask.shape[1] - 1)
     return {
-        "set": set_activations(model, BLOCK, features, torch.full(features.shape, 0.25)),
-        "rotate": rotate(model, BLOCK, where, last, 40.0),
+        "set": set_activations(model, LAYER, features, torch.full(features.shape, 0.25)),
+        "rotate": rotate(model, LAYER, where, last, 40.0),
         "mask": mask_keys(model, where),
     }
 
@@ -87,39 +88,39 @@ def logits(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
         return model(inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions).logits
 
 
-def observed(model: nn.Module) -> Captured:
+def captured_prompts(model: nn.Module) -> Captured:
     embeddings, mask, roles = prompts()
     return capture(model, embeddings, mask, roles)
 
 
-# What changes, and what does not.
+# Effects.
 
 
-def test_only_named_features_of_named_tokens_are_set(model: nn.Module) -> None:
+def test_only_selected_dimensions_of_selected_tokens_are_set(model: nn.Module) -> None:
     _, mask, _ = prompts()
     where = some_tokens(mask)
-    before = observed(model)
+    before = captured_prompts(model)
     with interventions(model, mask, where)["set"]:
-        after = observed(model)
+        after = captured_prompts(model)
     assert no_hooks(model)
-    old, new = before.residuals[BLOCK + 1], after.residuals[BLOCK + 1]
+    old, new = before.residuals[LAYER + 1], after.residuals[LAYER + 1]
     assert (new[where][:, 5:8] == 0.25).all()
     assert torch.equal(new[where][:, :5], old[where][:, :5])
     assert torch.equal(new[where][:, 8:], old[where][:, 8:])
     assert torch.equal(new[~where], old[~where])
-    for block in range(BLOCK + 1):
-        assert torch.equal(after.residuals[block], before.residuals[block])
-    # The second utterance has no token that is named; the others feel it later on.
+    for layer in range(LAYER + 1):
+        assert torch.equal(after.residuals[layer], before.residuals[layer])
+    # The second utterance has no selected token; in the others later layers change.
     assert torch.equal(after.residuals[-1][1][mask[1]], before.residuals[-1][1][mask[1]])
     assert not torch.equal(after.residuals[-1][0], before.residuals[-1][0])
 
 
-def test_a_rotation_keeps_the_norm_and_turns_by_the_angle(model: nn.Module) -> None:
+def test_a_rotation_keeps_the_norm_and_has_the_angle(model: nn.Module) -> None:
     _, mask, _ = prompts()
     where = some_tokens(mask)
-    before = observed(model).residuals[BLOCK + 1]
+    before = captured_prompts(model).residuals[LAYER + 1]
     with interventions(model, mask, where)["rotate"]:
-        after = observed(model).residuals[BLOCK + 1]
+        after = captured_prompts(model).residuals[LAYER + 1]
     assert torch.equal(after[~where], before[~where])
     old, new = before[where], after[where]
     torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1))
@@ -131,16 +132,16 @@ def test_a_rotation_keeps_the_norm_and_turns_by_the_angle(model: nn.Module) -> N
     torch.testing.assert_close(apart[1], expected, rtol=1e-3, atol=2e-3)
 
 
-def test_a_token_is_not_turned_toward_itself() -> None:
+def test_a_token_is_not_rotated_toward_itself() -> None:
     model, (_, mask, _) = llama(), prompts()
     own = torch.arange(mask.shape[1]).expand(mask.shape)
-    before = observed(model).residuals[BLOCK + 1]
-    with rotate(model, BLOCK, mask, own, 90.0):
-        after = observed(model).residuals[BLOCK + 1]
+    before = captured_prompts(model).residuals[LAYER + 1]
+    with rotate(model, LAYER, mask, own, 90.0):
+        after = captured_prompts(model).residuals[LAYER + 1]
     torch.testing.assert_close(after, before)
 
 
-def test_masked_keys_are_seen_by_nobody_but_themselves(model: nn.Module) -> None:
+def test_masked_keys_are_seen_only_by_themselves(model: nn.Module) -> None:
     embeddings, mask, roles = prompts()
     where = some_tokens(mask)
     seen = queries_that_see(model, lambda: capture(model, embeddings, mask, roles), mask_keys(model, where))
@@ -153,8 +154,8 @@ def test_masked_keys_are_seen_by_nobody_but_themselves(model: nn.Module) -> None
 def queries_that_see(model: nn.Module, run: Callable, intervention: AbstractContextManager) -> Tensor:
     """(L, B, T): how many real queries give a key any attention, under eager attention."""
     maps, hooks = [], []
-    for block in decoder_blocks(model):
-        attention = next(part for name, part in block.named_children() if "attn" in name)
+    for layer in decoder_layers(model):
+        attention = next(part for name, part in layer.named_children() if "attn" in name)
         hooks.append(attention.register_forward_hook(lambda module, args, output: maps.append(output[1])))
     with intervention:
         run()
@@ -184,7 +185,7 @@ def test_sdpa_and_eager_agree_with_and_without_padding(model: nn.Module, kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_nothing_named_every_bit_stays(model: nn.Module, kind: str) -> None:
+def test_an_empty_selection_leaves_the_output_bit_identical(model: nn.Module, kind: str) -> None:
     embeddings, mask, _ = prompts()
     plain = logits(model, embeddings, mask)
     with interventions(model, mask, torch.zeros_like(mask))[kind]:
@@ -193,14 +194,14 @@ def test_with_nothing_named_every_bit_stays(model: nn.Module, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hooks_come_off_when_a_pass_fails(kind: str) -> None:
+def test_hooks_are_removed_when_a_pass_fails(kind: str) -> None:
     model, (embeddings, mask, _) = llama(), prompts()
     plain = logits(model, embeddings, mask)
 
     def fail(module: nn.Module, args: tuple) -> None:
         raise RuntimeError("in the middle")
 
-    handle = model.model.layers[BLOCK + 1].mlp.register_forward_pre_hook(fail)
+    handle = model.model.layers[LAYER + 1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="in the middle"), interventions(model, mask, some_tokens(mask))[kind]:
         logits(model, embeddings, mask)
     handle.remove()
@@ -208,7 +209,7 @@ def test_hooks_come_off_when_a_pass_fails(kind: str) -> None:
     assert torch.equal(logits(model, embeddings, mask), plain)
 
 
-def test_other_positions_than_named_are_refused() -> None:
+def test_a_pass_over_other_positions_is_refused() -> None:
     model, (embeddings, mask, _) = llama(), prompts()
     with (
         pytest.raises(ValueError, match="an intervention on"),
@@ -218,18 +219,21 @@ def test_other_positions_than_named_are_refused() -> None:
     assert no_hooks(model)
 
 
-def test_an_attention_without_such_a_mask_is_refused() -> None:
+def test_attention_with_another_mask_is_refused() -> None:
     model, (embeddings, mask, _) = llama(), prompts()
     model.set_attn_implementation("eager")
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"attention_mask": mask.long()}), with_kwargs=True
         )
-    with pytest.raises(PipelineError, match="where queries and keys are"), mask_keys(model, some_tokens(mask)):
+    with (
+        pytest.raises(PipelineError, match=r"its attention mask has shape .* queries and keys"),
+        mask_keys(model, some_tokens(mask)),
+    ):
         logits(model, embeddings, mask)
 
 
-# Generation: the cache keeps what the intervention did.
+# Generation: the intervention stays in the cache.
 
 
 @pytest.mark.parametrize(("beams", "prompt"), [(1, nullcontext), (3, nullcontext), (3, prompt_read_once)])
@@ -250,7 +254,7 @@ def test_generation_decodes_under_the_intervention(
     scores = model.compute_transition_scores(
         found.sequences, found.scores, getattr(found, "beam_indices", None), normalize_logits=beams == 1
     )
-    # Prompt and hypothesis in one pass; of the latter nothing is named.
+    # Prompt and hypothesis in one pass; no token of the hypothesis is selected.
     longer = torch.cat([embeddings, model.get_input_embeddings()(found.sequences)], 1)
     real = torch.cat([mask, torch.ones_like(found.sequences, dtype=torch.bool)], 1)
 
@@ -261,16 +265,18 @@ def test_generation_decodes_under_the_intervention(
             given[..., 1] = -torch.inf
         return given.log_softmax(-1).gather(-1, found.sequences[..., None])[..., 0].sum(1)
 
-    with whole(model, kind, where, mask, longer.shape[1]):
+    with longer_intervention(model, kind, where, mask, longer.shape[1]):
         torch.testing.assert_close(scores.sum(1), score(), rtol=1e-4, atol=1e-4)
     assert (scores.sum(1) - score()).abs().max() > 1e-3
 
 
-def whole(model: nn.Module, kind: str, where: Tensor, mask: Tensor, length: int) -> AbstractContextManager:
+def longer_intervention(
+    model: nn.Module, kind: str, where: Tensor, mask: Tensor, length: int
+) -> AbstractContextManager:
     """The same intervention on longer sequences."""
     longer = nn.functional.pad(where, (0, length - where.shape[1]))
     if kind == "rotate":
-        return rotate(model, BLOCK, longer, torch.full(longer.shape, mask.shape[1] - 1), 40.0)
+        return rotate(model, LAYER, longer, torch.full(longer.shape, mask.shape[1] - 1), 40.0)
     return interventions(model, longer, longer)[kind]
 
 
@@ -293,115 +299,115 @@ def test_with_lora_and_bfloat16(kind: str) -> None:
         assert logits(low, embeddings.to(torch.bfloat16), mask).isfinite().all()
 
 
-# Which tokens, and as many at random.
+# Causal tests and their controls.
 
 
-def situation(model: nn.Module, tau: float = 300.0) -> Situation:
+def baseline_pass(model: nn.Module, tau: float = 300.0) -> BaselinePass:
     ids, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings, roles != Role.PADDING, roles)
-    return Situation(captured, measure(captured, replace_tau(tau)), ids)
+    return BaselinePass(captured, classify_tokens(captured, replace_tau(tau)), ids)
 
 
-def means_of(one: Situation) -> Means:
-    means = Means()
-    half = torch.arange(len(one.ids)) < 3
+def means_of(baseline: BaselinePass) -> GroupMeans:
+    means = GroupMeans()
+    half = torch.arange(len(baseline.ids)) < 3
     for rows in (half, ~half):
-        captured = one.captured.rows(rows)
-        means.add(captured, measure(captured, replace_tau(300.0)))
+        captured = baseline.captured.select(rows)
+        means.add(captured, classify_tokens(captured, replace_tau(300.0)))
     return means
 
 
-def all_tests(one: Situation) -> list[CausalTest]:
-    return causal_tests(WRITER, SECOND_WRITER, means_of(one))
+def all_tests(baseline: BaselinePass) -> list[CausalTest]:
+    return causal_tests(WRITER, SECOND_WRITER, means_of(baseline))
 
 
-def test_controls_touch_as_many_tokens_and_no_sink() -> None:
-    one = situation(llama())
-    assert one.tokens.intermediate.any()
-    for test in all_tests(one):
-        touched, control = test.touched(one, False), test.touched(one, True)
-        assert touched.any(), test.name
-        assert not (control & ~one.others).any(), test.name
-        room = one.others.sum(1)
-        assert torch.equal(control.sum(1), torch.minimum(touched.sum(1), room)), test.name
+def test_controls_affect_as_many_tokens_and_no_sink() -> None:
+    baseline = baseline_pass(llama())
+    assert baseline.tokens.is_intermediate.any()
+    for test in all_tests(baseline):
+        affected, control = test.tokens_affected(baseline, False), test.tokens_affected(baseline, True)
+        assert affected.any(), test.name
+        assert not (control & ~baseline.non_sinks).any(), test.name
+        room = baseline.non_sinks.sum(1)
+        assert torch.equal(control.sum(1), torch.minimum(affected.sum(1), room)), test.name
 
 
-def test_controls_of_activations_set_as_many_features() -> None:
-    one = situation(llama())
-    for test in all_tests(one)[:2]:
-        own, control = test._where(one, False), test._where(one, True)
-        assert own.sum() == control.sum() == one.tokens.activations.massive[one.tokens.sink].sum()
+def test_controls_of_activations_set_as_many_dimensions() -> None:
+    baseline = baseline_pass(llama())
+    for layer in (WRITER, SECOND_WRITER):
+        own, control = massive_activations(baseline, layer, False), massive_activations(baseline, layer, True)
+        assert own.sum() == control.sum() == baseline.tokens.activations.massive[baseline.tokens.is_sink].sum()
         massive = own.any(1, keepdim=True)
         assert not (control & massive).any()
 
 
-def test_a_draw_is_the_utterance_s_own() -> None:
-    model, together = llama(), situation(llama())
+def test_a_draw_does_not_depend_on_the_batch() -> None:
+    model, together = llama(), baseline_pass(llama())
     tests = all_tests(together)
     for row, one in enumerate(utterances()):
         ids, embeddings, roles = batch([one], extra=4, side="right")
         captured = capture(model, embeddings, roles != Role.PADDING, roles)
-        alone = Situation(captured, measure(captured, replace_tau(300.0)), ids)
+        alone = BaselinePass(captured, classify_tokens(captured, replace_tau(300.0)), ids)
         for test in tests:
             mask = captured.mask[0]
-            expected = test.touched(together, True)[row][together.captured.mask[row]]
-            assert torch.equal(test.touched(alone, True)[0][mask], expected), test.name
+            expected = test.tokens_affected(together, True)[row][together.captured.mask[row]]
+            assert torch.equal(test.tokens_affected(alone, True)[0][mask], expected), test.name
 
 
 def test_means_are_over_all_tokens_of_a_group() -> None:
-    one = situation(llama())
-    found = means_of(one).after(WRITER)
-    residual = one.captured.residuals[WRITER + 1]
-    for group, who in enumerate((one.tokens.is_bos, one.tokens.intermediate, one.others)):
+    baseline = baseline_pass(llama())
+    found = means_of(baseline).after(WRITER)
+    residual = baseline.captured.residuals[WRITER + 1]
+    for group, who in enumerate((baseline.tokens.is_bos, baseline.tokens.is_intermediate, baseline.non_sinks)):
         torch.testing.assert_close(found[group], residual[who].double().mean(0))
 
 
-def test_massive_activations_go_to_zero_and_to_their_mean() -> None:
-    model, one = llama(), situation(llama())
-    means = means_of(one)
+def test_massive_activations_are_set_to_zero_and_to_their_mean() -> None:
+    model, baseline = llama(), baseline_pass(llama())
+    means = means_of(baseline)
     _, embeddings, roles = batch(utterances())
-    massive = one.tokens.activations.massive & one.tokens.sink[..., None]
+    massive = baseline.tokens.activations.massive & baseline.tokens.is_sink[..., None]
     for value in ("zero", "mean"):
-        with SetMassive(value, SECOND_WRITER, means).applied(model, one, False):
-            after = capture(model, embeddings, one.captured.mask, roles).residuals[SECOND_WRITER + 1]
+        with set_massive(value, SECOND_WRITER, means).intervention(model, baseline, False):
+            after = capture(model, embeddings, baseline.captured.mask, roles).residuals[SECOND_WRITER + 1]
         expected = means.after(SECOND_WRITER)[1].float() if value == "mean" else torch.zeros(WIDTH)
-        sinks = one.tokens.intermediate
+        sinks = baseline.tokens.is_intermediate
         wanted = expected.expand(int(sinks.sum()), WIDTH)[massive[sinks]]
         torch.testing.assert_close(after[sinks][massive[sinks]], wanted)
-        assert torch.equal(after[~massive], one.captured.residuals[SECOND_WRITER + 1][~massive])
+        assert torch.equal(after[~massive], baseline.captured.residuals[SECOND_WRITER + 1][~massive])
 
 
-def test_sinks_turn_to_their_nearest_and_others_to_bos() -> None:
-    model, one = llama(), situation(llama())
+def test_sinks_rotate_to_their_nearest_and_non_sinks_to_bos() -> None:
+    model, baseline = llama(), baseline_pass(llama())
     _, embeddings, roles = batch(utterances())
-    block = SECOND_WRITER - 1
-    before = nn.functional.normalize(one.captured.residuals[block + 1], dim=-1)
+    layer = SECOND_WRITER - 1
+    before = nn.functional.normalize(baseline.captured.residuals[layer + 1], dim=-1)
 
     def cosines(test: CausalTest) -> Tensor:
-        with test.applied(model, one, False):
-            after = capture(model, embeddings, one.captured.mask, roles).residuals[block + 1]
+        with test.intervention(model, baseline, False):
+            after = capture(model, embeddings, baseline.captured.mask, roles).residuals[layer + 1]
         return nn.functional.normalize(after, dim=-1) @ before.transpose(1, 2)
 
     plain = before @ before.transpose(1, 2)
-    turned = cosines(TurnSinks(block, 30.0))
-    for row, token in one.tokens.intermediate.nonzero().tolist():
-        nearest = plain[row, token].masked_fill(~one.others[row], -1).argmax()
+    turned = cosines(rotate_sinks(layer, 30.0))
+    for row, token in baseline.tokens.is_intermediate.nonzero().tolist():
+        nearest = plain[row, token].masked_fill(~baseline.non_sinks[row], -1).argmax()
         assert turned[row, token, nearest] > plain[row, token, nearest]
-    turned = cosines(TurnOthers(block, 30.0))
-    for row, token in TurnOthers(block, 30.0).touched(one, False).nonzero().tolist():
-        start = one.tokens.bos[row]
+    turned = cosines(rotate_non_sinks(layer, 30.0))
+    for row, token in rotate_non_sinks(layer, 30.0).tokens_affected(baseline, False).nonzero().tolist():
+        start = baseline.tokens.bos[row]
         assert turned[row, token, start] > plain[row, token, start]
 
 
-def test_without_sinks_nothing_but_bos_and_others_is_touched() -> None:
-    one = situation(llama(), tau=1e9)
-    touched = {test.name: int(test.touched(one, False).sum()) for test in all_tests(one)}
-    assert {name for name, count in touched.items() if count} == {
-        "mask/bos", *(f"turn_others/block_{SECOND_WRITER - 1}/{angle}" for angle in (30, 60, 90))
+def test_without_sinks_only_bos_and_non_sinks_are_affected() -> None:
+    baseline = baseline_pass(llama(), tau=1e9)
+    affected = {test.name: int(test.tokens_affected(baseline, False).sum()) for test in all_tests(baseline)}
+    assert {name for name, count in affected.items() if count} == {
+        "mask/bos", *(f"rotate_non_sinks/layer_{SECOND_WRITER - 1}/{angle}" for angle in (30, 60, 90))
     }  # fmt: skip
-    assert touched["mask/bos"] == len(one.ids)
+    assert affected["mask/bos"] == len(baseline.ids)
 
 
-def test_where_the_first_block_writes_there_is_no_turning_before_it() -> None:
-    names = [test.name for test in causal_tests(0, 0, Means())]
-    assert names == ["zero/block_0", "mean/block_0", "mask/intermediate", "mask/bos"]
+def test_no_rotation_precedes_the_first_layer() -> None:
+    names = [test.name for test in causal_tests(0, 0, GroupMeans())]
+    assert names == ["zero/layer_0", "mean/layer_0", "mask/intermediate", "mask/bos"]

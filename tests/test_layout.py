@@ -53,7 +53,6 @@ LIBRARIES = {
     "transcription": {
         "corpora",
         "encoders",
-        "analysis.labels",
         "model",
         "pretrained.folder",
         "sinks",

@@ -121,8 +121,8 @@ def changed(name: str, one: str | None = None) -> Iterator[list[str]]:
 
 
 def outcome() -> list[Any]:
-    """The start of a small project's training: utterances, order of the batches, roles and losses."""
-    from pipeline.model.examples import moved
+    """What the training of a small project begins with: utterances, the order of its batches, roles, the losses."""
+    from pipeline.model.examples import batch_to
     from pipeline.training.batches import Batches
     from pipeline.training.build import build_model
     from pipeline.training.inputs import training_inputs
@@ -131,9 +131,9 @@ def outcome() -> list[Any]:
     inputs = training_inputs(params)
     model = build_model(params, inputs)
     chosen = inputs.chosen("train")
-    examples = inputs.examples(chosen, model.respond)
+    examples = inputs.examples(chosen, model.tokenize_response)
     batches = list(Batches([round(25 * u.audio_seconds) for u in chosen], params.train))
-    batch = moved(examples.collate([examples[number] for number in batches[0]]), model.device)
+    batch = batch_to(examples.collate([examples[number] for number in batches[0]]), model.device)
     with torch.no_grad():
         losses = model(batch, params.decorrelation)
     roles = model.sequence(batch, response=True).roles

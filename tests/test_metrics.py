@@ -19,7 +19,7 @@ from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.sinks import per_utterance as columns
+from pipeline.sinks import metrics as sink_metrics
 from pipeline.tracking.content import trial_content
 from pipeline.tracking.views import Shown, saved_view
 from pipeline.training.build import build_model
@@ -52,10 +52,10 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
 ) -> None:
     line = Metric(NAME, "length of BOS", RATIO, "lower", MAIN, "The largest length of BOS.")
     monkeypatch.setattr(metrics, "METRICS", [*METRICS, line])
-    monkeypatch.setattr(columns, "MEASURES", dict(columns.MEASURES))
+    monkeypatch.setattr(sink_metrics, "METRICS", dict(sink_metrics.METRICS))
 
-    @columns.measures(NAME)
-    def _bos_norm(m: columns.Measured) -> columns.Column:
+    @sink_metrics.metric(NAME)
+    def _bos_norm(m: sink_metrics.MeasuredBatch) -> sink_metrics.Ratio:
         return (m.tokens.activations.norm * m.tokens.is_bos).amax((0, 2)), m.ones
 
     params = load_params(ROOT / "params.yaml")
@@ -81,8 +81,8 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
     assert NAME in [chart.get("metricKey") for chart in view["compareRunCharts"] if not chart["deleted"]]
 
 
-def test_exactly_the_measured_metrics_are_registered() -> None:
-    measured = set(columns.MEASURES)
+def test_what_the_instrument_measures_is_registered_and_nothing_else_is() -> None:
+    measured = set(sink_metrics.METRICS)
     assert {name for name in measured if not metrics.find(name)} == set()
     largest = {"sinks/max_ratio/bos/max", "sinks/max_ratio/intermediate/max"}
     registered = {metric.name for metric in METRICS if metric.name.startswith("sinks/") and not metric.is_family}

@@ -127,11 +127,11 @@ def test_encoder_lora_is_trained_saved_and_used(undisturbed):
     assert {path.suffix for path in (trial / "adapter").rglob("*.*")} == {".safetensors", ".json", ".md"}
     code = """
 import torch
-from pipeline.analysis.speech import Speech
+from pipeline.analysis.speech import SpeechTarget
 from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
-subject = Speech(Trial(folder), [], None)
-encoding, media = subject.model.encoders["video"], subject._inputs.streams["video"]
+target = SpeechTarget(Trial(folder), [], None)
+encoding, media = target.model.encoders["video"], target._inputs.streams["video"]
 clip = next(iter(media.values()))
 with torch.no_grad():
     adapted = encoding([clip])[0]
@@ -139,10 +139,10 @@ with torch.no_grad():
         bare = encoding([clip])[0]
         alone = torch.from_numpy(encoding.encoder.encode([clip])[0])
 print(float((adapted - bare).abs().max()), float((alone - bare).abs().max()))
-print(json.dumps({one: text for p in subject.intervened() for one, text in zip(p.ids, subject.outcome(p))}))
+print(json.dumps({one: text for p in target.intervention_batches() for one, text in zip(p.ids, target.run(p))}))
 """
-    moved, outcomes = in_process(undisturbed, code)
-    by_lora, by_rounding = map(float, moved.split())
+    batch_to, outcomes = in_process(undisturbed, code)
+    by_lora, by_rounding = map(float, batch_to.split())
     assert by_lora > 1e-4 > by_rounding
     lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
     clean = [line for line in lines if (line["split"], line["condition"]) == ("test", "clean")]
@@ -192,25 +192,25 @@ def test_a_model_without_audio_has_one_condition_and_decodes_each_video_once(und
 def test_adapted_features_do_not_depend_on_the_batch(undisturbed):
     code = """
 import torch
-from pipeline.analysis.speech import Speech
+from pipeline.analysis.speech import SpeechTarget
 from pipeline.model.examples import MEDIA, MediaBatch
 from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
-subject = Speech(Trial(folder), [], None)
-clips = list(subject._inputs.streams["video"].values())[:4]
-encoder, given = subject.model.encoders["video"].encoder, []
+target = SpeechTarget(Trial(folder), [], None)
+clips = list(target._inputs.streams["video"].values())[:4]
+encoder, given = target.model.encoders["video"].encoder, []
 vectors = encoder.vectors
 encoder.vectors = lambda inputs: given.append(len(inputs)) or vectors(inputs)
 def encoded(*chosen):
     batch = {MEDIA: MediaBatch(("",) * len(chosen), {"video": tuple(clips[n] for n in chosen)})}
-    found = subject.model.encoded(batch)
+    found = target.model.encoded(batch)
     return [row[:length] for row, length in zip(found["video"], found["video_lengths"])]
 with torch.no_grad():
     first, among = encoded(0), encoded(2, 0, 1)
     again = encoded(1, 3)
     print(torch.equal(first[0], among[1]), torch.equal(among[2], again[0]), given)
-    # A training step may change the encoder.
-    subject.model.train()
+    # A step of training may change what the encoder makes of them.
+    target.model.train()
     encoded(0)
     print(given)
 """

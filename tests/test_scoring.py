@@ -97,7 +97,7 @@ def test_normalise_numbers(text: str, expected: str) -> None:
     assert normalise_numbers(expected) == expected
 
 
-def test_every_number_is_read_as_itself() -> None:
+def test_numbers_and_their_words_are_unique() -> None:
     words = [cardinal(number) for number in range(10_000)]
     assert len(set(words)) == len(words)
     assert [normalise_numbers(f"{number}") for number in range(10_000)] == words
@@ -105,8 +105,8 @@ def test_every_number_is_read_as_itself() -> None:
         cardinal(-1)
 
 
-def test_a_corpus_and_its_scores_have_one_rule_of_words() -> None:
-    """Words that differ in their vowel signs alone differ, and no word is taken apart."""
+def test_corpus_and_scoring_use_the_same_words() -> None:
+    """Words that differ only in vowel signs differ, and no word is split."""
     found = score(["हिन्दी में नमस्ते"], ["हिन्दा मे नमस्ता"], bootstrap=0)
     assert (found.wer.value, found.wer.edits) == (1, Edits(substitutions=3, deletions=0, insertions=0, hits=0))
     for text in ("हिन्दी", "ที่นี่", "مَرْحَبًا", "می\u200cروم", "İçin"):
@@ -115,13 +115,13 @@ def test_a_corpus_and_its_scores_have_one_rule_of_words() -> None:
         assert score([text], [normalise(text)], bootstrap=0).wer.value == 0
 
 
-@pytest.mark.parametrize("block", range(0, 0x20000, 0x1000))
-def test_normalised_text_stays_as_it_is(block: int) -> None:
-    once = normalise(" ".join(f"a{one}b {one}x' ക്{one}" for one in map(chr, range(block, block + 0x1000))))
+@pytest.mark.parametrize("start", range(0, 0x20000, 0x1000))
+def test_normalisation_is_idempotent(start: int) -> None:
+    once = normalise(" ".join(f"a{one}b {one}x' ക്{one}" for one in map(chr, range(start, start + 0x1000))))
     assert normalise(once) == once
 
 
-def test_a_number_of_any_length_is_read() -> None:
+def test_a_number_of_any_length_is_spelt() -> None:
     assert normalise_numbers("9" * 5000).split() == ["nine"] * 5000
 
 
@@ -145,7 +145,7 @@ def test_rates_equal_those_of_jiwer_over_the_corpus() -> None:
     }  # fmt: skip
 
 
-def test_edits_of_each_utterance_add_up_and_can_be_read() -> None:
+def test_edits_of_utterances_add_up() -> None:
     found = score(REFERENCES, HYPOTHESES, bootstrap=0)
     assert [one.edits.errors for one in found.utterances] == [1, 2, 6, 1]
     assert sum(one.edits.errors for one in found.utterances) == found.wer.edits.errors
@@ -177,16 +177,16 @@ def test_a_corpus_without_a_reference_word_has_no_rate() -> None:
         score([], [], bootstrap=0)
 
 
-def test_references_and_hypotheses_must_go_together() -> None:
+def test_references_and_hypotheses_must_have_equal_length() -> None:
     with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
         score(["a", "b"], ["a"], bootstrap=0)
 
 
-def test_case_and_punctuation_are_no_errors() -> None:
+def test_case_and_punctuation_are_ignored() -> None:
     assert score(["Don't stop, now!"], ["don’t STOP now"], bootstrap=0).cer.value == 0
 
 
-def test_interval_is_that_of_a_plain_loop() -> None:
+def test_interval_equals_a_plain_loop() -> None:
     random = np.random.default_rng(1)
     words = random.integers(3, 9, size=40)
     edits = random.integers(0, 4, size=40)
@@ -204,14 +204,14 @@ def test_interval_covers_the_truth_at_its_level() -> None:
     assert 180 <= covered <= 198
 
 
-def test_interval_in_parts_equals_interval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_in_chunks_equals_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(10.0)
-    whole = ratio_interval(values, np.ones(10), 100, seed=3)
+    expected = ratio_interval(values, np.ones(10), 100, seed=3)
     monkeypatch.setattr("pipeline.common.statistics.CHUNK", 70)
-    assert ratio_interval(values, np.ones(10), 100, seed=3) == whole
+    assert ratio_interval(values, np.ones(10), 100, seed=3) == expected
 
 
-def test_interval_that_does_not_exist() -> None:
+def test_undefined_intervals() -> None:
     assert ratio_interval([1, 2], [3, 4], 0, seed=0) is None
     assert ratio_interval([0, 0], [0, 0], 100, seed=0) is None
     assert ratio_interval([], [], 100, seed=0) is None

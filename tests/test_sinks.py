@@ -1,4 +1,4 @@
-"""The sink instrument: streaming against storing everything, on a small Llama with planted massive activations."""
+"""The sink instrument: streaming statistics equal brute force, on a small Llama with planted massive activations."""
 
 from array import array
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from planted import (
-    BLOCKS,
     HEADS,
+    LAYERS,
     PLANTED,
     SECOND_WRITER,
     SETTINGS,
@@ -29,28 +29,28 @@ from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import capture
 from pipeline.sinks.classification import inner
+from pipeline.sinks.cosine_to_bos import QUANTILES, CosineHistogram
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
-from pipeline.sinks.per_utterance import response_ranking
-from pipeline.sinks.running import QUANTILES, CosineHistogram, Moments
+from pipeline.sinks.moments import Moments
 
 
-def assert_equal_summaries(one: SinkSummary, other: SinkSummary) -> None:
-    assert one.metrics == pytest.approx(other.metrics, rel=1e-4, abs=1e-6)
-    assert one.arrays.keys() == other.arrays.keys()
-    for name, values in one.arrays.items():
+def assert_equal_summaries(actual: SinkSummary, expected: SinkSummary) -> None:
+    assert actual.metrics == pytest.approx(expected.metrics, rel=1e-4, abs=1e-6)
+    assert actual.arrays.keys() == expected.arrays.keys()
+    for name, values in actual.arrays.items():
         if values.dtype.kind == "U":
-            assert values.tolist() == other.arrays[name].tolist()
+            assert values.tolist() == expected.arrays[name].tolist()
             continue
         # A cosine at the edge of a bin may fall to either side.
         tolerance = 1.01e-3 if "quantiles" in name else 1e-3 if name == "exemplar_map" else 1e-5
-        np.testing.assert_allclose(values, other.arrays[name], rtol=1e-3, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(values, expected.arrays[name], rtol=1e-3, atol=tolerance, err_msg=name)
 
 
 # Brute force: one utterance at a time, without padding, everything stored, loops over tokens.
 
 
 def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list]]:
-    """Values behind each metric, and behind some of the arrays, of all utterances."""
+    """Values of each metric, and of some arrays, for all utterances."""
     model = llama(implementation="eager")
     metrics: dict[str, list[float]] = {}
     curves: dict[str, list] = {
@@ -64,7 +64,7 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
         "by_role": [],
     }
 
-    def note(name: str, value: float) -> None:
+    def add(name: str, value: float) -> None:
         metrics.setdefault(f"sinks/{name}", []).append(float(value))
 
     for row, (_, embeddings, roles) in enumerate(utterances()):
@@ -73,43 +73,43 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
         size = np.abs(hidden)
         median = np.array([float(torch.from_numpy(layer).median()) for layer in size])
         ratio = size / median[:, None, None]
-        inner = range(1, BLOCKS - 1)
+        inner = range(1, LAYERS - 1)
         typical = [float(torch.from_numpy(layer.max(1)).median()) for layer in size]
         alpha = np.stack([maps[:, :, k:, k].sum(2) / (length - k) for k in range(length)], axis=-1)
         strength = [max((ratio[b, t].max(), -b) for b in inner) for t in range(length)]
         sinks = [t for t in range(length) if strength[t][0] > settings.tau]
-        block_of = {t: -strength[t][1] for t in range(length)}
+        layer_of = {t: -strength[t][1] for t in range(length)}
         massive = {t: {j for b in inner for j in range(WIDTH) if ratio[b, t, j] > settings.tau} for t in range(length)}
         cosine = np.array([[h @ layer[0] / np.linalg.norm(h) / np.linalg.norm(layer[0]) for h in layer]
                            for layer in hidden])  # fmt: skip
 
-        note("tokens_per_utterance", length)
-        note("bos_sink_rate", (alpha[:, :, 0] > settings.epsilon).mean())
-        note("intermediate_tokens_per_utterance", sum(t > 0 for t in sinks))
+        add("tokens_per_utterance", length)
+        add("bos_sink_rate", (alpha[:, :, 0] > settings.epsilon).mean())
+        add("intermediate_tokens_per_utterance", sum(t > 0 for t in sinks))
         for threshold in (100, 300, 1000):
             over = sum(strength[t][0] > threshold for t in range(1, length))
-            note(f"intermediate_tokens_per_utterance/tau_{threshold}", over)
+            add(f"intermediate_tokens_per_utterance/tau_{threshold}", over)
         absolute = [t for t in range(1, length)
                     if any(((ratio[b, t] > settings.tau) & (size[b, t] > 100)).any() for b in inner)]  # fmt: skip
-        note("intermediate_tokens_per_utterance/absolute", len(absolute))
+        add("intermediate_tokens_per_utterance/absolute", len(absolute))
         for role in REAL_ROLES[1:]:
             if (roles == role).any():
                 count = sum(t > 0 and int(roles[t]) == role for t in sinks)
-                note(f"intermediate_tokens_per_utterance/{role.label}", count)
+                add(f"intermediate_tokens_per_utterance/{role.label}", count)
         judged = range(length - settings.minimum_queries + 1)
         attended = {t for t in judged if (alpha.mean(1)[:, t] > settings.epsilon).any()}
-        note("intermediate_tokens_per_utterance/attention", len(attended - {0}))
+        add("intermediate_tokens_per_utterance/attention", len(attended - {0}))
         either = attended | (set(sinks) & set(judged))
         if either:
-            note("definition_jaccard", len(attended & set(sinks)) / len(either))
-        note("max_ratio/bos", strength[0][0])
-        note("max_ratio/intermediate", max(strength[t][0] for t in range(1, length)))
-        note("relocated_share/ratio", max(strength[1:])[0] > strength[0][0])
+            add("definition_jaccard", len(attended & set(sinks)) / len(either))
+        add("max_ratio/bos", strength[0][0])
+        add("max_ratio/intermediate", max(strength[t][0] for t in range(1, length)))
+        add("relocated_share/ratio", max(strength[1:])[0] > strength[0][0])
 
         answers = [t for t in range(length) if roles[t] == Role.RESPONSE]
         given = maps[:, :, answers].mean((0, 1, 2))
         comparable = given[: answers[0] + 1]
-        note("relocated_share", int(np.argmax(comparable)) != 0)
+        add("relocated_share", int(np.argmax(comparable)) != 0)
         curves["intermediate_map"].append(alpha[:, :, 1 + int(np.argmax(comparable[1:]))])
         curves["role_mass"].append({int(r): maps[:, :, answers][..., roles.numpy() == int(r)].sum(-1).mean((1, 2))
                                     for r in roles.unique()})  # fmt: skip
@@ -117,50 +117,50 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
         others = [t for t in range(1, length) if t not in sinks]
         own = [t for t in sinks if t > 0]
         for t in own:
-            note("bos_cosine/sink", cosine[block_of[t], t])
+            add("bos_cosine/sink", cosine[layer_of[t], t])
         for t in own or sinks:
             for other in others:
-                note("bos_cosine/other", cosine[block_of[t], other])
+                add("bos_cosine/other", cosine[layer_of[t], other])
         for t in own:
             if massive[0]:
-                note("feature_jaccard", len(massive[t] & massive[0]) / len(massive[t] | massive[0]))
+                add("feature_jaccard", len(massive[t] & massive[0]) / len(massive[t] | massive[0]))
         for t in sinks:
-            feature = int(ratio[block_of[t], t].argmax())
-            sign = np.sign(hidden[block_of[t], t, feature])
-            added = sign * (found["attention"] + found["mlp"])[: block_of[t] + 1, t, feature]
+            dimension = int(ratio[layer_of[t], t].argmax())
+            sign = np.sign(hidden[layer_of[t], t, dimension])
+            added = sign * (found["attention"] + found["mlp"])[: layer_of[t] + 1, t, dimension]
             main = int(added.argmax())
-            attention, mlp = (abs(found[part][main, t, feature]) for part in ("attention", "mlp"))
-            note("mlp_share", mlp / (mlp + attention))
-            note(f"mlp_share/{'intermediate' if t > 0 else 'bos'}", mlp / (mlp + attention))
-            first = min(b for b in range(BLOCKS) if ratio[b, t, feature] > settings.tau)
+            attention, mlp = (abs(found[part][main, t, dimension]) for part in ("attention", "mlp"))
+            add("mlp_share", mlp / (mlp + attention))
+            add(f"mlp_share/{'intermediate' if t > 0 else 'bos'}", mlp / (mlp + attention))
+            first = min(b for b in range(LAYERS) if ratio[b, t, dimension] > settings.tau)
             curves.setdefault("main", []).append((main, t > 0))
             curves.setdefault("first", []).append((first, t > 0))
-            added_apart = [sign * found[part][:, t, feature] for part in ("attention", "mlp")]
+            added_apart = [sign * found[part][:, t, dimension] for part in ("attention", "mlp")]
             curves.setdefault("added", []).append((t > 0, added_apart))
-            weight = model.model.layers[main].mlp.down_proj.weight[feature].detach().numpy()
+            weight = model.model.layers[main].mlp.down_proj.weight[dimension].detach().numpy()
             written = sign * found["product"][main, t] * weight
             unit = int(written.argmax())
-            note("unit_share", abs(written[unit]) / np.abs(written).sum())
-            curves.setdefault("inside", []).append((
+            add("unit_share", abs(written[unit]) / np.abs(written).sum())
+            curves.setdefault("units", []).append((
                 main, t > 0, unit, abs(weight[unit]), np.sqrt((weight**2).mean()),
                 [abs(found[kind][main, t, unit]) for kind in ("gate", "up", "product")],
                 [np.mean([abs(found[kind][main, one, unit]) for one in range(length) if one not in sinks])
                  for kind in ("gate", "up", "product")],
             ))  # fmt: skip
-            before = np.concatenate([embeddings.numpy()[None], hidden])[:-1, t, feature] * sign
+            before = np.concatenate([embeddings.numpy()[None], hidden])[:-1, t, dimension] * sign
             curves.setdefault("before", []).append((t > 0, before))
 
         outliers = {t for t in range(1, length) if any(size[b, t].max() > 3 * typical[b] for b in inner)}
-        note("intermediate_tokens_per_utterance/outlier", len(outliers))
+        add("intermediate_tokens_per_utterance/outlier", len(outliers))
         aligned = np.abs(cosine) > 0.9
         secondary = [t for t in range(1, length) if aligned[:, t].any()]
-        note("intermediate_tokens_per_utterance/secondary", len(secondary))
+        add("intermediate_tokens_per_utterance/secondary", len(secondary))
         for t in secondary:
             rest = aligned[int(aligned[:, t].argmax()) :, t]
-            note("secondary_lifetime", len(rest) if rest.all() else int(rest.argmin()))
+            add("secondary_lifetime", len(rest) if rest.all() else int(rest.argmin()))
         for t in range(1, length):
             if roles[t] != Role.RESPONSE:
-                note("decorrelation", (cosine[:-1, t] ** 2).mean())
+                add("decorrelation", (cosine[:-1, t] ** 2).mean())
 
         curves["by_role"] += [
             (int(roles[t]), row, t in judged, ratio[:, t].max(1), alpha[:, :, t] > settings.epsilon,
@@ -173,7 +173,7 @@ def brute_force(settings: Sinks) -> tuple[dict[str, list[float]], dict[str, list
                              [np.linalg.norm(hidden[:, t], axis=1),
                               *(np.linalg.norm(found[part][:, :, t], axis=2).mean(1) for part in ("keys", "values"))])
                             for t in range(length)]  # fmt: skip
-        curves["top"].append(np.sort(size.reshape(BLOCKS, -1), axis=1)[:, :-4:-1])
+        curves["top"].append(np.sort(size.reshape(LAYERS, -1), axis=1)[:, :-4:-1])
         curves["median"].append(median)
         curves["bos_map"].append(alpha[:, :, 0])
     return metrics, curves
@@ -190,7 +190,7 @@ def summary() -> SinkSummary:
     return streamed(llama(), [all_of_them[:3], all_of_them[3:4], all_of_them[4:]])
 
 
-def test_the_planted_model_has_what_the_tests_are_about(brute: tuple) -> None:
+def test_planted_model_has_all_cases(brute: tuple) -> None:
     metrics, _ = brute
     counts = metrics["sinks/intermediate_tokens_per_utterance"]
     assert 0 in counts
@@ -201,7 +201,7 @@ def test_the_planted_model_has_what_the_tests_are_about(brute: tuple) -> None:
     assert len(set(metrics["sinks/feature_jaccard"])) > 1
 
 
-def test_streaming_metrics_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+def test_streaming_metrics_equal_brute_force(brute: tuple, summary: SinkSummary) -> None:
     expected = {name: np.mean(values) for name, values in brute[0].items()}
     for who in ("bos", "intermediate"):
         expected[f"sinks/max_ratio/{who}/max"] = max(brute[0][f"sinks/max_ratio/{who}"])
@@ -209,7 +209,7 @@ def test_streaming_metrics_equal_storing_everything(brute: tuple, summary: SinkS
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+def test_streaming_curves_equal_brute_force(brute: tuple, summary: SinkSummary) -> None:
     curves, arrays = brute[1], summary.arrays
     for role in REAL_ROLES:
         for sink in (0, 1):
@@ -241,14 +241,14 @@ def test_streaming_curves_equal_storing_everything(brute: tuple, summary: SinkSu
     for role in REAL_ROLES:
         given = [mass[int(role)] for mass in curves["role_mass"] if int(role) in mass]
         np.testing.assert_allclose(arrays["role_share"][:, role], np.mean(given, axis=0), rtol=1e-4, atol=1e-6)
-    for block in range(BLOCKS):
+    for layer in range(LAYERS):
         for intermediate in (0, 1):
             for name in ("main", "first"):
-                expected = sum(one == (block, bool(intermediate)) for one in curves[name])
-                assert arrays[f"origin_{name}"][block, intermediate] == expected
+                expected = sum(one == (layer, bool(intermediate)) for one in curves[name])
+                assert arrays[f"origin_{name}"][layer, intermediate] == expected
 
 
-def test_what_is_told_of_each_role_and_block_equals_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+def test_values_by_role_and_layer_equal_brute_force(brute: tuple, summary: SinkSummary) -> None:
     arrays = summary.arrays
     for role in REAL_ROLES:
         mine = [one[1:] for one in brute[1]["by_role"] if one[0] == role]
@@ -266,7 +266,7 @@ def test_what_is_told_of_each_role_and_block_equals_storing_everything(brute: tu
             assert arrays[f"{name}_tokens"][:, role].tolist() == expected.tolist()
 
 
-def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkSummary) -> None:
+def test_streaming_origins_equal_brute_force(brute: tuple, summary: SinkSummary) -> None:
     curves, arrays = brute[1], summary.arrays
     for intermediate in (0, 1):
         before = np.mean([values for group, values in curves["before"] if group == intermediate], axis=0)
@@ -274,9 +274,9 @@ def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkS
         added = np.mean([values for group, values in curves["added"] if group == intermediate], axis=0)
         for part, values in zip(("attention", "mlp"), added, strict=True):
             np.testing.assert_allclose(arrays[f"origin_{part}"][:, intermediate], values, rtol=1e-3, atol=1e-5)
-        for block in range(BLOCKS):
-            of_group = [one[2:] for one in curves["inside"] if one[:2] == (block, bool(intermediate))]
-            assert (len(of_group) == 0) == np.isnan(arrays["unit_weight"][block, intermediate])
+        for layer in range(LAYERS):
+            of_group = [one[2:] for one in curves["units"] if one[:2] == (layer, bool(intermediate))]
+            assert (len(of_group) == 0) == np.isnan(arrays["unit_weight"][layer, intermediate])
             if of_group:
                 _, weight, row, at_sink, at_others = (np.mean(part, axis=0) for part in zip(*of_group, strict=True))
                 expected = {
@@ -286,11 +286,11 @@ def test_streaming_origins_equal_storing_everything(brute: tuple, summary: SinkS
                     "at_others": at_others,
                 }
                 for name, value in expected.items():
-                    found = arrays[f"unit_{name}"][..., block, intermediate]
+                    found = arrays[f"unit_{name}"][..., layer, intermediate]
                     np.testing.assert_allclose(found, value, rtol=1e-3, err_msg=name)
 
 
-def test_planted_features_and_writers_are_discovered(summary: SinkSummary) -> None:
+def test_planted_dimensions_and_layers_are_discovered(summary: SinkSummary) -> None:
     for who in ("bos", "intermediate"):
         found = summary.description[who]
         assert {one["feature"] for one in found["features"]} == {PLANTED, PLANTED + 1}
@@ -322,7 +322,7 @@ def test_the_order_of_batches_changes_nothing(summary: SinkSummary) -> None:
     assert_equal_summaries(streamed(llama(), [[one] for one in shuffled]), summary)
 
 
-def test_intervals_hold_their_value() -> None:
+def test_intervals_contain_their_value() -> None:
     summary = streamed(llama(), [utterances(12)])
     intervals = [name.removesuffix("/low") for name in summary.metrics if name.endswith("/low")]
     assert "sinks/max_ratio/bos" in intervals
@@ -331,7 +331,7 @@ def test_intervals_hold_their_value() -> None:
     assert summary.metrics["sinks/max_ratio/bos/low"] < summary.metrics["sinks/max_ratio/bos/high"]
 
 
-def test_what_does_not_exist_is_absent() -> None:
+def test_undefined_metrics_are_absent() -> None:
     found = streamed(llama(), [utterances()], replace_tau(1e9))
     assert found.metrics["sinks/intermediate_tokens_per_utterance"] == 0
     for name in ("bos_cosine/sink", "bos_cosine/other", "feature_jaccard", "mlp_share"):
@@ -339,7 +339,7 @@ def test_what_does_not_exist_is_absent() -> None:
     assert np.isfinite(list(found.metrics.values())).all()
 
 
-def test_batches_without_a_sink_between_others_change_nothing(summary: SinkSummary) -> None:
+def test_batches_without_sinks_change_nothing(summary: SinkSummary) -> None:
     strongest = [max(streamed(llama(), [[one]]).metrics[f"sinks/max_ratio/{who}"] for who in ("bos", "intermediate"))
                  for one in utterances()]  # fmt: skip
     settings = replace_tau(float(np.median(strongest)))
@@ -348,7 +348,7 @@ def test_batches_without_a_sink_between_others_change_nothing(summary: SinkSumma
     assert 0 < alone.metrics["sinks/unit_share"] <= 1
 
 
-def test_records_are_those_behind_the_figures(summary: SinkSummary) -> None:
+def test_records_add_up_to_the_metrics(summary: SinkSummary) -> None:
     arrays = summary.arrays
     assert arrays["record_ids"].tolist() == [id for id, *_ in utterances()]
     for name, (tops, bottoms) in zip(arrays["record_names"], arrays["records"], strict=True):
@@ -362,7 +362,7 @@ def test_roles_that_no_utterance_has_are_absent() -> None:
     assert "sinks/intermediate_tokens_per_utterance/video" not in found
 
 
-def test_without_a_response_nothing_is_said_of_relocation_by_importance() -> None:
+def test_relocation_by_importance_needs_a_response() -> None:
     text = [
         (id, values, torch.where(roles == Role.RESPONSE, int(Role.PROMPT), roles)) for id, values, roles in utterances()
     ]
@@ -373,15 +373,15 @@ def test_without_a_response_nothing_is_said_of_relocation_by_importance() -> Non
     assert np.isfinite(found.arrays["importance_intermediate"]).all()
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_few_blocks(blocks: int) -> None:
-    found = streamed(llama(blocks), [utterances()])
-    assert ("sinks/max_ratio/bos" in found.metrics) == (blocks == 3)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_few_layers(layers: int) -> None:
+    found = streamed(llama(layers), [utterances()])
+    assert ("sinks/max_ratio/bos" in found.metrics) == (layers == 3)
     assert "sinks/bos_sink_rate" in found.metrics
-    assert found.arrays["cosine_mean"].shape[0] == blocks
+    assert found.arrays["cosine_mean"].shape[0] == layers
 
 
-def test_the_first_and_the_last_block_are_not_inner() -> None:
+def test_first_and_last_layer_are_not_inner() -> None:
     assert inner(torch.ones(5, 1)).flatten().tolist() == [0, 1, 1, 1, 0]
     assert inner(torch.ones(1, 1)).flatten().tolist() == [0]
 
@@ -392,15 +392,15 @@ def test_sequences_of_one_and_two_tokens() -> None:
     assert found.metrics["sinks/tokens_per_utterance"] == 1.5
     assert "sinks/bos_sink_rate" not in found.metrics
     assert np.isfinite(list(found.metrics.values())).all()
-    # Too short to have a sink rate, they do not touch that of others.
+    # Too short to have a sink rate, they do not change that of other sequences.
     mixed = streamed(llama(), [[*short, *utterances(2)]])
     assert mixed.metrics["sinks/bos_sink_rate"] == streamed(llama(), [utterances(2)]).metrics["sinks/bos_sink_rate"]
 
 
-def test_only_keys_that_the_whole_response_sees_compare() -> None:
+def test_only_keys_seen_by_the_complete_response_are_ranked() -> None:
     for side in ("left", "right"):
         _, captured = captured_batch(llama(), utterances(), side=side)
-        ranking, exists = response_ranking(captured)
+        ranking, exists = captured.response_ranking()
         assert exists.all()
         for row, (_, _, roles) in enumerate(utterances()):
             compared = ranking[row][captured.mask[row]] >= 0
@@ -409,7 +409,7 @@ def test_only_keys_that_the_whole_response_sees_compare() -> None:
         assert (ranking[~captured.mask] == -1).all()
 
 
-def test_an_utterance_that_is_not_finite_is_left_out_and_named(summary: SinkSummary) -> None:
+def test_an_utterance_that_is_not_finite_is_skipped_and_named(summary: SinkSummary) -> None:
     broken = utterances(1)[0][1].clone()
     broken[3] = torch.nan
     with_it = [*utterances(), ("broken", broken, utterances(1)[0][2])]
@@ -421,7 +421,7 @@ def test_an_utterance_that_is_not_finite_is_left_out_and_named(summary: SinkSumm
     assert alone.description["left_out"] == ["broken"]
 
 
-def test_two_beginnings_are_refused() -> None:
+def test_two_bos_tokens_are_refused() -> None:
     id, embeddings, roles = utterances(1)[0]
     with pytest.raises(ValueError, match="one BOS"):
         streamed(llama(), [[(id, embeddings, roles.clone().index_fill_(0, torch.tensor([2]), int(Role.BOS)))]])
@@ -437,7 +437,7 @@ def test_with_lora_on_and_bfloat16_autocast(summary: SinkSummary) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             captured = capture(model, embeddings, roles != Role.PADDING, roles)
             assert captured.importance.dtype == captured.residuals[-1].dtype == torch.float32
-            statistics = SinkStatistics(SETTINGS, BLOCKS, HEADS)
+            statistics = SinkStatistics(SETTINGS, LAYERS, HEADS)
             statistics.add(captured, ids)
         found[enabled] = statistics.summary(bootstrap=200, seed=5)
     # A fresh adapter adds zero.
@@ -447,41 +447,39 @@ def test_with_lora_on_and_bfloat16_autocast(summary: SinkSummary) -> None:
     assert no_hooks(model.get_base_model())
 
 
-def test_memory_is_one_small_record_an_utterance() -> None:
+def test_memory_is_one_small_record_per_utterance() -> None:
     model = llama()
     ids, captured = captured_batch(model, utterances())
-    statistics = SinkStatistics(SETTINGS, BLOCKS, HEADS)
-    held = []
+    statistics = SinkStatistics(SETTINGS, LAYERS, HEADS)
+    sizes = []
     for round_ in range(3):
         statistics.add(captured, [f"{round_}/{id}" for id in ids])
-        held.append(_numbers_held(statistics))
-    per_utterance = (held[2] - held[1]) / len(ids)
-    assert per_utterance == (held[1] - held[0]) / len(ids)
+        sizes.append(_numbers_held(statistics))
+    per_utterance = (sizes[2] - sizes[1]) / len(ids)
+    assert per_utterance == (sizes[1] - sizes[0]) / len(ids)
     assert per_utterance < 100
 
 
-def _numbers_held(thing: object, seen: set | None = None) -> int:
+def _numbers_held(value: object, seen: set | None = None) -> int:
     seen = set() if seen is None else seen
-    if id(thing) in seen:
+    if id(value) in seen:
         return 0
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        return thing.numel()
-    if isinstance(thing, np.ndarray):
-        return thing.size
-    if isinstance(thing, array):
-        return len(thing)
-    if isinstance(thing, dict):
-        return sum(_numbers_held(value, seen) for value in thing.values())
-    if isinstance(thing, (list, tuple)):
-        return sum(_numbers_held(value, seen) for value in thing)
-    return _numbers_held(vars(thing), seen) if hasattr(thing, "__dict__") else 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, (np.ndarray, array)):
+        return int(np.size(value))
+    if isinstance(value, dict):
+        return sum(_numbers_held(item, seen) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_numbers_held(item, seen) for item in value)
+    return _numbers_held(vars(value), seen) if hasattr(value, "__dict__") else 0
 
 
 # Running statistics.
 
 
-def test_moments_equal_those_of_all_values_at_once() -> None:
+def test_running_moments_equal_those_of_all_values() -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(3, 500, generator=random, dtype=torch.float64) * 0.01 + 1000
     groups = torch.randint(4, (500,), generator=random)
@@ -493,22 +491,22 @@ def test_moments_equal_those_of_all_values_at_once() -> None:
         torch.testing.assert_close(moments.means()[:, group], of_group.mean(1))
         torch.testing.assert_close(moments.deviations()[:, group], of_group.std(1, correction=0), rtol=1e-6, atol=0)
     assert moments.means()[:, 4].isnan().all()
-    torch.testing.assert_close(moments.joined([0, 1, 2, 3]).deviations()[:, 0], values.std(1, correction=0))
+    torch.testing.assert_close(moments.pooled([0, 1, 2, 3]).deviations()[:, 0], values.std(1, correction=0))
 
 
-def test_histogram_takes_both_ends() -> None:
+def test_histogram_includes_both_ends() -> None:
     histogram = CosineHistogram(1, 1)
     histogram.add(torch.tensor([[-1.0, -1.0000001, 1.0, 1.0000001]]), torch.zeros(4, dtype=torch.long))
     assert histogram.counts[0, 0, 0] == 2
     assert histogram.counts[0, 0, -1] == 2
 
 
-# The known figures of a real model.
+# Known values of a real model.
 
 
 @pytest.fixture(scope="module")
 def smollm2(real_weights: Path) -> SinkSummary:
-    """SmolLM2 on the repository's licence: its first 16 windows of 64 tokens, each begun with BOS."""
+    """SmolLM2 on the repository's licence: its first 16 windows of 64 tokens, each starting with BOS."""
     folder = real_weights / "smollm2-135m"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -527,7 +525,7 @@ def smollm2(real_weights: Path) -> SinkSummary:
     return statistics.summary(bootstrap=1000)
 
 
-def test_known_figures_of_smollm2(smollm2: SinkSummary) -> None:
+def test_known_values_of_smollm2(smollm2: SinkSummary) -> None:
     metrics, arrays, description = smollm2.metrics, smollm2.arrays, smollm2.description
     assert metrics["sinks/tokens_per_utterance"] == 64
     assert metrics["sinks/bos_sink_rate"] == pytest.approx(0.645, abs=0.03)
@@ -535,7 +533,7 @@ def test_known_figures_of_smollm2(smollm2: SinkSummary) -> None:
     assert description["bos"]["main_origin"] == [{"block": 11, "sink_tokens": description["utterances"]}]
     assert metrics["sinks/max_ratio/bos"] > 10_000
     assert metrics["sinks/mlp_share"] > 0.99
-    # The MLP of block 2 begins, that of block 11 writes the large one, that of block 28 begins to cancel it.
+    # The MLP of layer 2 writes first, that of layer 11 most, and that of layer 28 begins to cancel it.
     written = arrays["origin_mlp"][:, 0]
     assert written[:10].argmax() == 2
     assert 600 < arrays["largest"][2, 0] < 1000

@@ -154,7 +154,7 @@ def test_the_code_of_a_model_is_not_run(own_code, tmp_path):
     settings = LLM(weights=str(own_code))
     for load in (lambda: load_decoder(settings, torch.float32), lambda: load_tokenizer(settings)):
         with pytest.raises(
-            PipelineError, match="needs Python code of its own folder, which is never run; take"
+            PipelineError, match="needs Python code from its own folder, which is never run; use"
         ) as raised:
             load()
         assert len(str(raised.value).splitlines()) == 1

@@ -38,7 +38,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
     decoder = load_decoder(model_settings.llm, torch.float32)
     model = AudioVisualLLM(decoder, load_tokenizer(model_settings.llm), tiny.DIMENSIONS, model_settings, "float32")
     ids = [f"u{number}" for number in range(len(TEXTS))]
-    examples = Examples(tiny.features(SECONDS), ids, [model.respond(text) for text in TEXTS])
+    examples = Examples(tiny.features(SECONDS), ids, [model.tokenize_response(text) for text in TEXTS])
     batches = Batches([round(25 * seconds) for seconds in SECONDS], train)
     return LossTrainer(
         DECORRELATION,
@@ -54,7 +54,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
 
 
 def weights_of(trainer: LossTrainer) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in trainer.model.trained().values()]
+    return [parameter.detach().clone() for parameter in trainer.model.trainable().values()]
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -109,7 +109,7 @@ def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):
         (loss.cross_entropy + DECORRELATION.weight * loss.decorrelation).backward()
         losses.append(loss.cross_entropy.item())
     assert len(losses) == 3
-    gradients = [parameter.grad.flatten() / 3 for parameter in model.trained().values()]
+    gradients = [parameter.grad.flatten() / 3 for parameter in model.trainable().values()]
     model.zero_grad()
     trainer.train()
     (line,) = (line for line in log_of(tmp_path) if "loss/cross_entropy" in line)

@@ -1,4 +1,4 @@
-"""`pipeline.transcribe`: a file becomes what its trial's evaluation made of it, and what is no recording one line."""
+"""`pipeline.transcribe`: a file gives the hypothesis of its trial's evaluation; invalid files give one-line errors."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from pipeline.trials.folder import Trial
 
 AUDIO, LIPS = "model.modality=audio", "model.modality=audiovisual"
 LOW = "sinks.tau=5"
-"""So low that random weights have sinks."""
+"""Low enough for sinks with random weights."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trials(project: Path) -> dict[str, Trial]:
-    """Two evaluated trials, by their setting: one hears, one reads lips as well."""
+    """Two evaluated trials, by their setting: audio, and audio-visual."""
     found = {}
     with contextlib.chdir(project):
         for setting in (AUDIO, LIPS):
@@ -52,16 +52,16 @@ def trials(project: Path) -> dict[str, Trial]:
 
 @pytest.fixture
 def transcribe(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> object:
-    """Runs the command in this process, with errors as they are; gives the lines that it printed."""
+    """Runs the command in this process without handling errors; returns the printed lines."""
 
     def run(*words: object) -> list[str]:
         monkeypatch.setattr("sys.argv", ["transcribe", *map(str, words)])
         capsys.readouterr()
         main()
-        said = capsys.readouterr()
-        # Random weights know no end.
-        assert "tokens it may have; allow more: --set evaluate.max_new_tokens=" in said.err
-        return said.out.split("\n")[:-1]
+        output = capsys.readouterr()
+        # Random weights produce no end token.
+        assert "tokens; raise it with --set evaluate.max_new_tokens=" in output.err
+        return output.out.split("\n")[:-1]
 
     monkeypatch.chdir(project)
     monkeypatch.setattr("pipeline.transcribe.run_command", lambda body: body())
@@ -69,7 +69,7 @@ def transcribe(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("setting", "kind", "count"), [(AUDIO, "wav", 4), (LIPS, "mp4", 2)])
-def test_an_utterance_of_the_corpus_becomes_its_hypothesis(
+def test_an_utterance_of_the_corpus_gives_its_hypothesis(
     transcribe, trials: dict[str, Trial], project: Path, setting: str, kind: str, count: int
 ) -> None:
     lines = [json.loads(line) for line in trials[setting].hypotheses.read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_an_utterance_of_the_corpus_becomes_its_hypothesis(
     assert transcribe(*files, "--trial", trials[setting].identity[:10]) == list(files.values())
 
 
-def test_any_format_is_heard(project: Path, tmp_path: Path) -> None:
+def test_any_format_is_read(project: Path, tmp_path: Path) -> None:
     wav = next((project / "data/corpus/test").rglob("*0.wav"))
     samples = read_audio(wav)
     soundfile.write(tmp_path / "stereo.flac", np.stack([samples, samples], 1), 16_000, subtype="PCM_16")
@@ -96,34 +96,34 @@ def test_any_format_is_heard(project: Path, tmp_path: Path) -> None:
     assert len(read_streams(tmp_path / "slow.wav", ["audio"], tmp_path)["audio"]) == 2 * len(samples)
 
 
-def test_the_sound_of_a_video_is_the_wav_beside_it_or_its_own(project: Path, tmp_path: Path) -> None:
+def test_a_wav_replaces_the_sound_of_a_video(project: Path, tmp_path: Path) -> None:
     mp4 = next((project / "data/corpus/test").rglob("*.mp4"))
-    beside = read_streams(mp4, ["audio", "video"], tmp_path)
-    assert np.array_equal(beside["audio"], read_audio(mp4.with_suffix(".wav")))
-    assert np.array_equal(beside["video"], read_video_gray(mp4))
+    with_wav = read_streams(mp4, ["audio", "video"], tmp_path)
+    assert np.array_equal(with_wav["audio"], read_audio(mp4.with_suffix(".wav")))
+    assert np.array_equal(with_wav["video"], read_video_gray(mp4))
     alone = Path(shutil.copy(mp4, tmp_path))
     own = read_streams(alone, ["audio"], tmp_path)
     assert own.keys() == {"audio"}
-    assert abs(len(own["audio"]) - len(beside["audio"])) < 0.15 * 16_000
-    assert not np.array_equal(own["audio"][:8000], beside["audio"][:8000])
+    assert abs(len(own["audio"]) - len(with_wav["audio"])) < 0.15 * 16_000
+    assert not np.array_equal(own["audio"][:8000], with_wav["audio"][:8000])
 
 
-def test_a_face_is_cut_to_its_mouth(monkeypatch: pytest.MonkeyPatch, project: Path, tmp_path: Path) -> None:
+def test_a_face_is_cropped_to_its_mouth(monkeypatch: pytest.MonkeyPatch, project: Path, tmp_path: Path) -> None:
     mouth = next((project / "data/corpus/test").rglob("*.mp4"))
     face, detector = tmp_path / "face.mp4", tmp_path / "detector"
     write_video(face, np.full((30, 144, 176, 3), 100, np.uint8))
-    asked = []
+    calls = []
 
     def crop(source: Path, target: Path, weights: Path) -> None:
-        asked.append((source, weights))
+        calls.append((source, weights))
         shutil.copy(mouth, target)
 
     monkeypatch.setattr(mouth_region, "crop_mouth", crop)
     assert np.array_equal(read_streams(face, ["video"], detector)["video"], read_video_gray(mouth))
-    assert asked == [(face, detector)]
+    assert calls == [(face, detector)]
 
 
-def test_sinks_are_those_that_the_instrument_counts(
+def test_sinks_equal_those_of_the_instrument(
     transcribe, trials: dict[str, Trial], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = trials[LIPS]
@@ -136,19 +136,21 @@ def test_sinks_are_those_that_the_instrument_counts(
     model = build_model(params, inputs, trial.adapter).eval()
     found = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (
-        r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median after block \d, at feature \d+; "
-        r"cosine .*"
+        r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median "
+        r"after layer \d, at dimension \d+; cosine .*"
     )
-    told = [match for line in lines if (match := re.fullmatch(pattern, line))]
-    assert len(told) == found["intermediate"]["sink_tokens"] > 0
-    assert [float(match[3]) for match in told] == sorted((float(match[3]) for match in told), reverse=True)
-    assert all(float(match[3]) >= 5 for match in told)
-    assert lines[0].startswith("  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is no sink by activation (")
+    listed = [match for line in lines if (match := re.fullmatch(pattern, line))]
+    assert len(listed) == found["intermediate"]["sink_tokens"] > 0
+    assert [float(match[3]) for match in listed] == sorted((float(match[3]) for match in listed), reverse=True)
+    assert all(float(match[3]) >= 5 for match in listed)
+    assert lines[0].startswith(
+        "  BOS is a sink" if found["bos"]["sink_tokens"] else "  BOS is not a sink by activation ("
+    )
     both = re.fullmatch(r"  sinks by massive activation: (\d+)(?: \(.*\))?; by attention: (\d+)(?: \(.*\))?", counts)
-    assert int(both[1]) == len(told) + found["bos"]["sink_tokens"]
+    assert int(both[1]) == len(listed) + found["bos"]["sink_tokens"]
     statistics = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0)
     assert int(both[2]) == statistics.arrays["definition_tokens"][list(DEFINITIONS).index("attention")].sum()
-    assert len(lines) == 1 + len(told)
+    assert len(lines) == 1 + len(listed)
 
 
 def test_without_sinks_the_strongest_token_is_named(transcribe, trials: dict[str, Trial], project: Path) -> None:
@@ -157,18 +159,18 @@ def test_without_sinks_the_strongest_token_is_named(transcribe, trials: dict[str
     text, counts, bos, other = transcribe(wav, *words, "--sinks")
     assert len(text) <= 2
     assert counts.startswith("  sinks by massive activation: 0; by attention: ")
-    assert bos.startswith("  BOS is no sink by activation (above 1,000 times the median): ")
+    assert bos.startswith("  BOS is not a sink by activation (above 1,000 times the median): ")
     assert other.startswith(
         "  no other token is a sink by activation (above 1,000 times the median); the strongest is "
     )
 
 
-# What cannot be transcribed.
+# Errors.
 
 
 @pytest.fixture
 def spoilt(project: Path, tmp_path: Path) -> Path:
-    """A folder of files that are no recordings of speech."""
+    """A folder of files without usable speech."""
     wav = next((project / "data/corpus/test").rglob("*0.wav"))
     content = wav.read_bytes()
     (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
@@ -177,14 +179,14 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
     write_audio(tmp_path / "silence.wav", np.zeros(16_000))
     write_audio(tmp_path / "click.wav", np.ones(100) / 2)
     write_video(tmp_path / "silent.mp4", np.full((25, 96, 96, 3), 90, np.uint8))
-    whole = (tmp_path / "silent.mp4").read_bytes()
-    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "silent.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
     shutil.copy(wav, tmp_path / "speech.wav")
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("stream", "name", "said"),
+    ("stream", "name", "expected"),
     [
         ("audio", "missing.wav", "the file is missing"),
         ("audio", "", "is a folder"),
@@ -196,20 +198,20 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
         ("audio", "silent.mp4", "unreadable sound .has no sound"),
         ("audio", "half.mp4", "unreadable sound"),
         ("video", "half.mp4", "unreadable video"),
-        ("video", "speech.wav", "there is no picture in it, and this trial reads lips"),
+        ("video", "speech.wav", "it has no picture, and this trial needs video"),
     ],
 )
-def test_a_file_that_is_no_recording(spoilt: Path, stream: str, name: str, said: str) -> None:
-    with pytest.raises(PipelineError, match=rf"^{spoilt / name}: {said}.*; name a"):
+def test_invalid_files(spoilt: Path, stream: str, name: str, expected: str) -> None:
+    with pytest.raises(PipelineError, match=rf"^{spoilt / name}: {expected}.*; name a"):
         read_streams(spoilt / name, [stream], spoilt)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (
             "evaluate.max_new_tokens=500",
-            r"speech\.wav: needs 5\d\d tokens, its text included, and the LLM takes 512; cut",
+            r"speech\.wav: needs 5\d\d tokens including its text, and the LLM has room for 512; cut",
         ),
         ("model.rates.audio=4", "--set: changes what the trial was trained with"),
         ("features.audio.encoder=self_supervised", "--set: changes the audio encoder of the trial"),
@@ -219,14 +221,14 @@ def test_a_file_that_is_no_recording(spoilt: Path, stream: str, name: str, said:
         ("evaluate.beams=0", "evaluate.beams is 0; it must be"),
     ],
 )
-def test_what_is_not_as_it_was_trained(
-    transcribe, trials: dict[str, Trial], spoilt: Path, change: str, said: str
+def test_settings_that_differ_from_training(
+    transcribe, trials: dict[str, Trial], spoilt: Path, change: str, expected: str
 ) -> None:
-    with pytest.raises(PipelineError, match=said):
+    with pytest.raises(PipelineError, match=expected):
         transcribe(spoilt / "speech.wav", "--trial", trials[AUDIO].folder, "--set", change)
 
 
-def test_a_trial_that_is_none_or_not_trained(transcribe, spoilt: Path, tmp_path: Path) -> None:
+def test_an_unknown_or_untrained_trial(transcribe, spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="fedcba: is neither a folder nor an identity in runs"):
         transcribe(spoilt / "speech.wav", "--trial", "fedcba")
     trial = make_trial(tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""A real language model in small: a random Llama with a byte-level tokenizer, and features to train it on."""
+"""A small random Llama with a byte-level tokenizer, and features to train on."""
 
 from pathlib import Path
 

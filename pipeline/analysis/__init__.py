@@ -1,1 +1,1 @@
-"""The sink instrument on a trial or on any causal language model: in words, in figures, and by intervention."""
+"""The sink instrument on a trial or on any causal language model: summaries, figures and interventions."""

@@ -1,6 +1,6 @@
-"""Causal tests of a subject: outcomes under each intervention and its control, and what they cost.
+"""Effects of interventions: results under each causal test and its control, and the change of the score.
 
-Outcomes go to a journal as they come, so that an interrupted run goes on where it was.
+Results are appended to a journal, so that an interrupted analysis resumes.
 """
 
 import math
@@ -14,98 +14,95 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.analysis.survey import Survey, observe
-from pipeline.analysis.target import Portion, Subject
+from pipeline.analysis.survey import Survey
+from pipeline.analysis.target import AnalysisTarget, Batch, capture_batch
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
 from pipeline.common.statistics import ratio_interval, sign_flip_p
 from pipeline.config import Sinks
-from pipeline.sinks.classification import measure
-from pipeline.sinks.intervention_targets import CausalTest, Situation, causal_tests
+from pipeline.sinks.causal_tests import BaselinePass, CausalTest, causal_tests
+from pipeline.sinks.classification import classify_tokens
 
-UNTOUCHED = "untouched"
+BASELINE = "baseline"
 RESAMPLINGS = 1000
 """Of the items, for intervals."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A test, its control, or (without a test) nothing at all."""
+class Condition:
+    """A causal test, its control, or (without a test) the baseline."""
 
     test: CausalTest | None = None
     at_random: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.test.name}{'/random' * self.at_random}" if self.test else UNTOUCHED
+        return f"{self.test.name}{'/random' * self.at_random}" if self.test else BASELINE
 
     @property
     def label(self) -> str:
-        return f"{self.test.label}{', at random' * self.at_random}" if self.test else UNTOUCHED
+        return f"{self.test.label}{', at random' * self.at_random}" if self.test else BASELINE
 
-    def touched(self, situation: Situation) -> list[int]:
-        """Tokens of each item that it is about."""
-        return self.test.touched(situation, self.at_random).sum(1).tolist() if self.test else [0] * len(situation.ids)
+    def tokens_affected(self, baseline: BaselinePass) -> list[int]:
+        """Number of tokens affected in each item."""
+        if self.test is None:
+            return [0] * len(baseline.ids)
+        return self.test.tokens_affected(baseline, self.at_random).sum(1).tolist()
 
-    def applied(self, decoder: nn.Module, situation: Situation) -> AbstractContextManager:
-        """The context of the passes under it."""
-        return self.test.applied(decoder, situation, self.at_random) if self.test else nullcontext()
+    def intervention(self, decoder: nn.Module, baseline: BaselinePass) -> AbstractContextManager:
+        """The context of passes in this condition."""
+        return self.test.intervention(decoder, baseline, self.at_random) if self.test else nullcontext()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One item under one intervention."""
+    """One item in one condition."""
 
     result: Any
-    """What came out: a hypothesis, or nats and tokens."""
-    touched: int
-    """Tokens that were intervened on."""
+    """A hypothesis, or nats and tokens."""
+    tokens_affected: int
     sinks: int
-    """Intermediate sinks that are there under the intervention."""
+    """Intermediate sinks under the intervention."""
     ratio: float | None
-    """The largest activation of BOS over the median; None where it is not finite."""
+    """Largest activation of BOS divided by the median; None if not finite."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one intervention, or its control, does to the score, over all items."""
+    """The score of one condition over all items, and its change from the baseline."""
 
     name: str
     label: str
-    touched: float
-    """Tokens in each item."""
+    tokens_affected: float
+    """Per item."""
     score: float
     score_interval: tuple[float, float] | None
-    """95%, over items; None where there are fewer than ten."""
+    """95%, over items; None with fewer than ten."""
     change: float
-    """From the untouched: a difference of word error rates in percentage points, or a factor of the perplexity."""
+    """A difference of word error rates in percentage points, or a factor of the perplexity."""
     change_interval: tuple[float, float] | None
-    """95%, over items, paired; None where there are fewer than ten."""
+    """95%, over items, paired; None with fewer than ten."""
     p: float
-    """Two-sided, that there is no change."""
+    """Two-sided, for no change."""
     sinks: float
-    """Intermediate sinks in each item, under the intervention."""
+    """Intermediate sinks per item, under the intervention."""
     ratio: float | None
-    """Mean over items of BOS's largest activation over the median, under the intervention."""
-
-    def record(self) -> dict[str, Any]:
-        """Fit for JSON."""
-        return asdict(self)
+    """Mean over items of BOS's largest activation divided by the median, under the intervention."""
 
 
 def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
-    """The causal tests that a survey gives reason for.
+    """The causal tests for the sinks of a survey.
 
     Raises:
-        PipelineError: there is no sink, or it is not known which block writes them.
+        PipelineError: there is no sink, or the layer that writes the sinks is unknown.
     """
     arrays = survey.summary.arrays
     if "origin_main" not in arrays:
         raise PipelineError(
             title,
-            "its blocks do not simply add what attention and the MLP give, so no block can be named as the origin",
-            "interventions need a decoder whose blocks do, such as Llama, Qwen or GPT-2",
+            "its layers do more than add the outputs of attention and the MLP, so the origin of sinks is unknown",
+            "use a decoder with plain residual layers, such as Llama, Qwen or GPT-2",
         )
     main, first = (arrays[name].sum(1) for name in ("origin_main", "origin_first"))
     if not main.sum():
@@ -114,102 +111,95 @@ def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
 
 
 def outcomes(
-    subject: Subject, tests: list[CausalTest], settings: Sinks, journal: Path
+    target: AnalysisTarget, tests: list[CausalTest], settings: Sinks, journal: Path
 ) -> dict[str, dict[str, Outcome]]:
-    """Every item untouched, under every test, and under every test's control.
+    """Run every item in the baseline, under every test, and under every test's control.
 
-    Args:
-        subject: the decoder and its data.
-        tests: see `applicable_tests`.
-        settings: thresholds.
-        journal: takes each outcome; what is whole there already is not done again.
+    Outcomes are appended to the file `journal`; batches that are complete there are not run again.
 
     Returns:
-        By name (`untouched`, `mask/bos`, `mask/bos/random`) and id.
+        Outcomes by condition (`baseline`, `mask/bos`, `mask/bos/random`) and id.
     """
-    found: dict[str, dict[str, Outcome]] = {}
-    arms = [Arm(), *(Arm(test, at_random) for test in tests for at_random in (False, True))]
+    by_condition: dict[str, dict[str, Outcome]] = {}
+    conditions = [Condition(), *(Condition(test, at_random) for test in tests for at_random in (False, True))]
     with (
         torch.no_grad(),
-        progress(len(subject) * len(arms), "interventions", subject.item) as bar,
+        progress(len(target) * len(conditions), "interventions", target.item) as bar,
         Journal(journal) as lines,
     ):
         for name, id, outcome in lines.values:
-            found.setdefault(name, {})[id] = Outcome(**outcome)
-        for portion in subject.intervened():
-            situation = None
-            for arm in arms:
-                known = found.setdefault(arm.name, {})
-                # Whole batches, so that each is what it is in an undisturbed run.
-                if not all(id in known for id in portion.ids):
-                    situation = situation or _situation(subject, portion, settings)
-                    if arm.test and not any(arm.touched(situation)):
-                        known |= {id: found[UNTOUCHED][id] for id in portion.ids}
+            by_condition.setdefault(name, {})[id] = Outcome(**outcome)
+        for batch in target.intervention_batches():
+            baseline = None
+            for condition in conditions:
+                known = by_condition.setdefault(condition.name, {})
+                # Complete batches, so that rounding is the same as without an interruption.
+                if not all(id in known for id in batch.ids):
+                    baseline = baseline or _baseline_pass(target, batch, settings)
+                    if condition.test and not any(condition.tokens_affected(baseline)):
+                        known |= {id: by_condition[BASELINE][id] for id in batch.ids}
                     else:
-                        known |= zip(portion.ids, _under(arm, subject, portion, situation, settings), strict=True)
-                    lines.add(*([arm.name, id, asdict(known[id])] for id in portion.ids))
-                bar.update(len(portion.ids))
-    return found
+                        known |= zip(batch.ids, _run(condition, target, batch, baseline, settings), strict=True)
+                    lines.add(*([condition.name, id, asdict(known[id])] for id in batch.ids))
+                bar.update(len(batch.ids))
+    return by_condition
 
 
-def _situation(subject: Subject, portion: Portion, settings: Sinks) -> Situation:
-    captured = observe(subject, portion)
-    return Situation(captured, measure(captured, settings), portion.ids)
+def _baseline_pass(target: AnalysisTarget, batch: Batch, settings: Sinks) -> BaselinePass:
+    captured = capture_batch(target, batch)
+    return BaselinePass(captured, classify_tokens(captured, settings), batch.ids)
 
 
-def _under(arm: Arm, subject: Subject, portion: Portion, situation: Situation, settings: Sinks) -> Iterator[Outcome]:
-    """The items of a batch."""
-    with arm.applied(subject.decoder, situation):
-        results = subject.outcome(portion)
-        sinks, ratios = _sinks_left(subject, portion, settings)
-    for result, touched, count, ratio in zip(results, arm.touched(situation), sinks, ratios, strict=True):
-        yield Outcome(result, touched, count, ratio if math.isfinite(ratio) else None)
-
-
-def _sinks_left(subject: Subject, portion: Portion, settings: Sinks) -> tuple[list[int], list[float]]:
-    """Of each item the intermediate sinks, and the ratio of BOS."""
-    captured = observe(subject, portion)
-    tokens = measure(captured, settings)
-    return tokens.intermediate.sum(1).tolist(), tokens.ratio.gather(1, tokens.bos[:, None])[:, 0].tolist()
+def _run(
+    condition: Condition, target: AnalysisTarget, batch: Batch, baseline: BaselinePass, settings: Sinks
+) -> Iterator[Outcome]:
+    with condition.intervention(target.decoder, baseline):
+        results = target.run(batch)
+        tokens = classify_tokens(capture_batch(target, batch), settings)
+    sinks, ratios = tokens.is_intermediate.sum(1).tolist(), tokens.of_bos(tokens.max_ratio).tolist()
+    for result, affected, count, ratio in zip(results, condition.tokens_affected(baseline), sinks, ratios, strict=True):
+        yield Outcome(result, affected, count, ratio if math.isfinite(ratio) else None)
 
 
 def effects(
-    subject: Subject, tests: list[CausalTest], found: dict[str, dict[str, Outcome]], seed: int = 0
+    target: AnalysisTarget, tests: list[CausalTest], by_condition: dict[str, dict[str, Outcome]], seed: int = 0
 ) -> list[tuple[Effect, Effect | None]]:
-    """Each test with its control, the untouched (which has none) first."""
-    ids = sorted(found[UNTOUCHED])
-    plain = _counts(subject, found[UNTOUCHED], ids)
+    """The effect of each test and of its control; the baseline, which has no control, is first."""
+    ids = sorted(by_condition[BASELINE])
 
-    def effect(arm: Arm) -> Effect:
-        mine = [found[arm.name][id] for id in ids]
-        tops, bottoms = _counts(subject, found[arm.name], ids)
-        ratios = [one.ratio for one in mine if one.ratio is not None]
-        gap = tops - plain[0]
+    def counts(condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+        of_condition = by_condition[condition.name]
+        pairs = target.score_counts({id: of_condition[id].result for id in ids})
+        numerators, denominators = np.array([pairs[id] for id in ids], float).T
+        return numerators, denominators
+
+    baseline, _ = counts(Condition())
+
+    def effect(condition: Condition) -> Effect:
+        items = [by_condition[condition.name][id] for id in ids]
+        numerators, denominators = counts(condition)
+        ratios = [item.ratio for item in items if item.ratio is not None]
+        difference = numerators - baseline
 
         def score(rate: float) -> float:
-            return math.exp(rate) if subject.score == "perplexity" else 100 * rate
+            return math.exp(rate) if target.score == "perplexity" else 100 * rate
 
-        def bounds(values: np.ndarray) -> tuple[float, float] | None:
-            found = ratio_interval(values, bottoms, RESAMPLINGS, seed)
-            return found and (score(found[0]), score(found[1]))
+        def score_interval(values: np.ndarray) -> tuple[float, float] | None:
+            bounds = ratio_interval(values, denominators, RESAMPLINGS, seed)
+            return bounds and (score(bounds[0]), score(bounds[1]))
 
         return Effect(
-            name=arm.name,
-            label=arm.label,
-            touched=float(np.mean([one.touched for one in mine])),
-            score=score(tops.sum() / bottoms.sum()),
-            score_interval=bounds(tops),
-            change=score(gap.sum() / bottoms.sum()),
-            change_interval=bounds(gap),
-            p=sign_flip_p(tops, plain[0], seed),
-            sinks=float(np.mean([one.sinks for one in mine])),
+            name=condition.name,
+            label=condition.label,
+            tokens_affected=float(np.mean([item.tokens_affected for item in items])),
+            score=score(numerators.sum() / denominators.sum()),
+            score_interval=score_interval(numerators),
+            change=score(difference.sum() / denominators.sum()),
+            change_interval=score_interval(difference),
+            p=sign_flip_p(numerators, baseline, seed),
+            sinks=float(np.mean([item.sinks for item in items])),
             ratio=float(np.mean(ratios)) if ratios else None,
         )
 
-    return [(effect(Arm()), None), *((effect(Arm(test)), effect(Arm(test, at_random=True))) for test in tests)]
-
-
-def _counts(subject: Subject, found: dict[str, Outcome], ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    counts = subject.counts({id: found[id].result for id in ids})
-    tops, bottoms = zip(*(counts[id] for id in ids), strict=True)
-    return np.array(tops, float), np.array(bottoms, float)
+    tested = [(effect(Condition(test)), effect(Condition(test, at_random=True))) for test in tests]
+    return [(effect(Condition()), None), *tested]

@@ -1,4 +1,4 @@
-"""A trained trial as the subject: utterances of its test set, scored in word errors."""
+"""A trained trial as the analysis target: utterances of its test set, scored by word error rate."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.analysis.labels import token_labels
-from pipeline.analysis.target import Portion
+from pipeline.analysis.target import Batch
 from pipeline.model.decoding import transcribe
-from pipeline.model.examples import moved
+from pipeline.model.examples import batch_to
 from pipeline.scoring.errors import score
 from pipeline.training.build import build_model
 from pipeline.training.inputs import evaluation_inputs
@@ -18,17 +17,17 @@ from pipeline.trials.identity import configuration, task_of
 from pipeline.trials.trained import require_encoders, require_llm, trained_params
 
 
-class Speech:
+class SpeechTarget:
     """The clean utterances of `sinks.split`.
 
     Args:
-        trial: trained; its own `config.yaml` counts, whatever params.yaml says today.
-        overrides: of what is evaluated and where things lie: `sinks.tau=300`, `corpus.out=elsewhere`.
-        utterances: how many are taken, from the first on; None takes `sinks.utterances`.
+        trial: a trained trial; its own `config.yaml` is used, not params.yaml.
+        overrides: of evaluation settings and paths: `sinks.tau=300`, `corpus.out=elsewhere`.
+        utterances: take the first so many; None for `sinks.utterances`.
 
     Raises:
-        PipelineError: the trial is not trained, an override would change what it was trained with, the LLM or an
-            encoder inside its model is another than it was trained with, or an input is missing or damaged.
+        PipelineError: the trial is not trained, an override would change a training setting, the LLM or an encoder
+            inside its model is not the one used in training, or an input is missing or damaged.
     """
 
     item: Literal["utterance"] = "utterance"
@@ -39,7 +38,7 @@ class Speech:
         self._inputs = evaluation_inputs(self.params)
         require_llm(trial, self.params, self._inputs.digests["llm"])
         if self.params.features.mode == "online":
-            # Cached features stand without their encoder, whose weights need not be here.
+            # Cached features do not need the weights of their encoder.
             require_encoders(trial, self.params)
         limit = utterances or self.params.sinks.utterances
         chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
@@ -65,31 +64,31 @@ class Speech:
     def autocast(self) -> AbstractContextManager:
         return self.model.autocast()
 
-    def whole(self) -> Iterator[Portion]:
-        return self._portions(self.params.sinks.batch_size, response=True)
+    def batches(self) -> Iterator[Batch]:
+        return self._batches(self.params.sinks.batch_size, response=True)
 
-    def intervened(self) -> Iterator[Portion]:
-        return self._portions(self.params.evaluate.batch_size, response=False)
+    def intervention_batches(self) -> Iterator[Batch]:
+        return self._batches(self.params.evaluate.batch_size, response=False)
 
-    def _portions(self, size: int, response: bool) -> Iterator[Portion]:
+    def _batches(self, size: int, response: bool) -> Iterator[Batch]:
         for start in range(0, len(self), size):
             chosen = self._utterances[start : start + size]
-            examples = self._inputs.examples(chosen, self.model.respond)
+            examples = self._inputs.examples(chosen, self.model.tokenize_response)
             with torch.no_grad():
-                # Encoded here, if it is not yet: once, for all that is done to it.
-                batch = self.model.encoded(moved(examples.whole(), self.model.device))
-                sequence = self.model.sequence(batch, response=response)
+                # Media are encoded here, once for all conditions.
+                content = self.model.encoded(batch_to(examples.as_batch(), self.model.device))
+                sequence = self.model.sequence(content, response=response)
             labels = [
-                token_labels(self.model, roles[real].tolist(), examples.responses[row])
+                self.model.token_labels(roles[real].tolist(), [*examples.responses[row]])
                 for row, (roles, real) in enumerate(zip(sequence.roles, sequence.mask, strict=True))
             ]
-            yield Portion([u.id for u in chosen], sequence, labels, batch)
+            yield Batch([u.id for u in chosen], sequence, labels, content)
 
-    def outcome(self, portion: Portion) -> list[str]:
+    def run(self, batch: Batch) -> list[str]:
         settings = self.params.evaluate
-        return transcribe(self.model, portion.content, settings.beams, settings.max_new_tokens)
+        return transcribe(self.model, batch.content, settings.beams, settings.max_new_tokens)
 
-    def counts(self, outcomes: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        chosen = [utterance for utterance in self._utterances if utterance.id in outcomes]
-        scored = score([u.text for u in chosen], [outcomes[u.id] for u in chosen], bootstrap=0).utterances
+    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        chosen = [utterance for utterance in self._utterances if utterance.id in results]
+        scored = score([u.text for u in chosen], [results[u.id] for u in chosen], bootstrap=0).utterances
         return {u.id: (s.edits.errors, s.edits.length) for u, s in zip(chosen, scored, strict=True)}

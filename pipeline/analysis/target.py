@@ -1,4 +1,4 @@
-"""What can be inspected: a decoder with sequences to run it on, and a score that interventions may spoil."""
+"""Interface of an analysis target: a decoder, sequences to run it on, and a score that interventions may change."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -7,36 +7,36 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from pipeline.model.sequence import Sequence
+from pipeline.model.sequence import InputBatch
+from pipeline.sinks.capture import Captured, capture
 
 
 @dataclass(frozen=True)
-class Portion:
-    """A batch."""
+class Batch:
+    """Some items of an analysis target."""
 
     ids: list[str]
-    sequence: Sequence
+    sequence: InputBatch
     labels: list[list[str]]
-    """For each real token of each sequence what it is, as people say it."""
+    """For each real token of each sequence its role or its text."""
     content: Any
-    """What `Subject.outcome` needs beside the sequence."""
+    """Input of `AnalysisTarget.run` in addition to the sequence."""
 
 
-class Subject(Protocol):
+class AnalysisTarget(Protocol):
     """A decoder and its data."""
 
     name: str
-    """Fit for a folder."""
+    """Usable as a folder name."""
     title: str
-    """What it is, in a few words."""
 
     @property
     def item(self) -> Literal["utterance", "sequence"]:
-        """What its items are."""
+        """Kind of the items."""
 
     @property
     def score(self) -> Literal["WER %", "perplexity"]:
-        """What they are scored by."""
+        """The score."""
 
     @property
     def decoder(self) -> nn.Module:
@@ -44,22 +44,29 @@ class Subject(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides its outcomes: equal identities, equal outcomes."""
+        """Everything that determines the results of `run`."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Number of items."""
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which the decoder is run."""
+        """The context in which the decoder runs."""
 
-    def whole(self) -> Iterator[Portion]:
-        """All items, teacher-forced: what is surveyed."""
+    def batches(self) -> Iterator[Batch]:
+        """All items, teacher-forced."""
 
-    def intervened(self) -> Iterator[Portion]:
-        """All items, as far as interventions go: what `outcome` starts from."""
+    def intervention_batches(self) -> Iterator[Batch]:
+        """All items as inputs of `run`."""
 
-    def outcome(self, portion: Portion) -> list[Any]:
-        """What comes out of each item, as JSON has it; interventions are on while it is asked for."""
+    def run(self, batch: Batch) -> list[Any]:
+        """The result of each item, serialisable as JSON, under any active intervention."""
 
-    def counts(self, outcomes: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        """By id, the numerator and the denominator of the score: errors and words, or nats and tokens."""
+    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        """Numerator and denominator of the score by id: errors and words, or nats and tokens."""
+
+
+def capture_batch(target: AnalysisTarget, batch: Batch) -> Captured:
+    """Capture one pass over a batch, under any active intervention."""
+    sequence = batch.sequence
+    with target.autocast():
+        return capture(target.decoder, sequence.embeddings, sequence.mask, sequence.roles)

@@ -1,4 +1,4 @@
-"""Any causal language model and a plain text as the subject: windows of tokens, scored in perplexity."""
+"""A causal language model and a plain text as the analysis target: windows of tokens, scored by perplexity."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -10,40 +10,42 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pipeline.analysis.target import Portion
+from pipeline.analysis.target import Batch
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256
+from pipeline.common.files import file_sha256, read_text
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import LLM, Params
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer, most_positions, require_embedded
+from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer, max_positions, require_embedded
 from pipeline.model.roles import Role
-from pipeline.model.sequence import Sequence
+from pipeline.model.sequence import InputBatch
 from pipeline.pretrained.folder import weights_digest
 
 
-class Text:
-    """A text cut into windows of equal length, each begun with BOS; what is left at its end is dropped.
+class TextTarget:
+    """A text cut into windows of equal length, each starting with BOS; an incomplete last window is dropped.
 
     Args:
-        folder: a model of the transformers library as hubs have it: config.json, weights, tokenizer.
+        folder: a model of the transformers library: config.json, weights, tokenizer.
         file: the text, in UTF-8.
         tokens: length of a window, BOS included.
-        params: sections `sinks` (size of a batch) and `train` (device, precision, threads) count.
-        sequences: how many windows are taken, from the first on; None takes all.
+        params: sections `sinks` (batch size) and `train` (device, precision, threads).
+        sequences: take the first so many windows; None for all.
 
     Raises:
-        PipelineError: there is no model, or none that can be loaded; the text cannot be read or is empty; the windows
-            are too long for the model.
+        PipelineError: the model is missing or cannot be loaded, the text cannot be read or is empty, or the windows are
+            too long for the model.
     """
 
     item: Literal["sequence"] = "sequence"
     score: Literal["perplexity"] = "perplexity"
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
-        text = _read(file)
+        text = read_text(file, "name a text file with --text")
+        if not text.strip():
+            raise PipelineError(file, "is empty", "name a text file with some words in it")
         if tokens < 2:
-            raise PipelineError("--tokens", f"{tokens} is BOS and nothing else", "ask for at least 2, better 64")
+            raise PipelineError("--tokens", f"{tokens} leaves no token after BOS", "use at least 2, or better 64")
         device = resolve_device(params.train.device)
         self._precision = resolve_precision(params.train.precision, params.train.device)
         if params.train.threads:
@@ -53,16 +55,18 @@ class Text:
         decoder: Any = load_decoder(settings, getattr(torch, self._precision))
         self.decoder: PreTrainedModel = decoder.to(device)
         self._tokenizer = load_tokenizer(settings)
-        longest = most_positions(self.decoder.config)
+        longest = max_positions(self.decoder.config)
         if longest and tokens > longest:
-            raise PipelineError("--tokens", f"{tokens} are more than {folder} takes", f"ask for at most {longest}")
+            raise PipelineError(
+                "--tokens", f"{tokens} exceeds the maximum length of {folder}", f"use at most {longest}"
+            )
         bos = bos_token(self._tokenizer, self.decoder.config)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         require_embedded([bos, *ids], self.decoder, "the text")
         self._windows = _windows(ids, bos, tokens)[:sequences]
         name = folder.resolve().name
         self.name = f"{name}_{file.stem}"
-        self.title = f"{name} on {file.name}, each sequence begun with {self._tokenizer.decode([bos])!r}"
+        self.title = f"{name} on {file.name}, each sequence starting with {self._tokenizer.decode([bos])!r}"
         self._folder, self._file = folder, file
 
     @property
@@ -81,7 +85,7 @@ class Text:
     def autocast(self) -> AbstractContextManager:
         return autocast(self._precision, self.decoder.device)
 
-    def whole(self) -> Iterator[Portion]:
+    def batches(self) -> Iterator[Batch]:
         for numbers in torch.arange(len(self)).split(self._size):
             windows = self._windows[numbers].to(self.decoder.device)
             with torch.no_grad():
@@ -89,16 +93,16 @@ class Text:
             roles = torch.full_like(windows, int(Role.RESPONSE))
             roles[:, 0] = Role.BOS
             labels = [[repr(self._tokenizer.decode([token])) for token in window] for window in windows.tolist()]
-            yield Portion([f"{number:06}" for number in numbers.tolist()], Sequence(embeddings, roles), labels, windows)
+            yield Batch([f"{number:06}" for number in numbers.tolist()], InputBatch(embeddings, roles), labels, windows)
 
-    intervened = whole
+    intervention_batches = batches
 
     @torch.no_grad()
-    def outcome(self, portion: Portion) -> list[list[float]]:
-        """Nats over the tokens after BOS, and their number."""
-        windows: Tensor = portion.content
+    def run(self, batch: Batch) -> list[list[float]]:
+        """Nats over the tokens after BOS, and their number, for each window."""
+        windows: Tensor = batch.content
         with self.autocast():
-            sequence = portion.sequence
+            sequence = batch.sequence
             hidden = run_backbone(
                 self.decoder,
                 inputs_embeds=sequence.embeddings,
@@ -106,31 +110,19 @@ class Text:
                 position_ids=sequence.positions,
                 use_cache=False,
             ).last_hidden_state
-            found = []
-            # One at a time: the logits of a batch would be the largest thing held.
+            results = []
+            # One at a time: the logits of a batch would take the most memory of all.
             for row, window in zip(hidden, windows, strict=True):
                 logits = vocabulary_logits(self.decoder, row[None, :-1])[0].float()
-                found.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
-        return found
+                results.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
+        return results
 
-    def counts(self, outcomes: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        return {id: tuple(pair) for id, pair in outcomes.items()}
-
-
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PipelineError(file, f"cannot be read ({error.strerror})", "name a text file with --text") from None
-    except UnicodeDecodeError:
-        raise PipelineError(file, "is no UTF-8 text", "name a text file with --text") from None
-    if not text.strip():
-        raise PipelineError(file, "holds no text", "name a text file with some words in it")
-    return text
+    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        return {id: tuple(pair) for id, pair in results.items()}
 
 
 def _windows(tokens: list[int], bos: int, length: int) -> Tensor:
-    """(windows, length), or one shorter window where the text has not enough for one."""
+    """(windows, length), or one shorter window if the text is too short."""
     width = min(length - 1, len(tokens))
-    whole = torch.tensor(tokens[: len(tokens) // width * width]).view(-1, width)
-    return torch.cat([torch.full((len(whole), 1), bos), whole], dim=1)
+    windows = torch.tensor(tokens[: len(tokens) // width * width]).view(-1, width)
+    return torch.cat([torch.full((len(windows), 1), bos), windows], dim=1)

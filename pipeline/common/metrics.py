@@ -1,6 +1,6 @@
 """The registry of metrics: name, label, unit, definition, and where each is shown.
 
-A new metric is a function that computes it (for sinks, in `pipeline.sinks.per_utterance`) and a line here. Tables,
+A new metric is a function that computes it (for sinks, in `pipeline.sinks.metrics`) and a line here. Tables,
 figures, MLflow, metrics during training and the list in pipeline/README.md follow from these lines.
 """
 

@@ -95,12 +95,12 @@ def overview(comparison: Comparison) -> Figure | None:
         sinks.draw_largest(column[0], panel.arrays)
         sinks.draw_cosine(column[1], panel.arrays)
         column[0].set_title(_headline(comparison.cell(task, variant), variant))
-        sinks.number_blocks(column[1])
+        sinks.number_layers(column[1])
     sinks.leave_room_above(axes[0, 0], panels)
-    sinks.show_cosines_whole(axes[1, 0], panels)
+    sinks.show_all_cosines(axes[1, 0], panels)
     for row, label in zip(axes, (sinks.LARGEST_LABEL, sinks.COSINE_LABEL), strict=True):
         row[0].set_ylabel(label)
-        named = sinks.named_once(*row)
+        named = sinks.legend_entries(*row)
         row[-1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _titled(figure, f"{task} without and with the decorrelation loss")
 

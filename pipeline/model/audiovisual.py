@@ -1,6 +1,6 @@
-"""The audio-visual LLM: downsampled features through projectors into a frozen decoder with LoRA."""
+"""The audio-visual LLM: downsampled encoder features, projectors, and a frozen decoder with LoRA."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +20,13 @@ from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
-from pipeline.model.downsampling import Downsampling, downsampled_length, downsampling
+from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
-from pipeline.model.examples import MEDIA, Batch, moved, padded, uploaded
+from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
-from pipeline.model.sequence import Part, Sequence, pad_left
+from pipeline.model.sequence import InputBatch, Part, pad_left
 
 IGNORED = -100
 PROJECTOR_FILE = "projector.safetensors"
@@ -34,29 +34,29 @@ PROJECTOR_FILE = "projector.safetensors"
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch costs. Scalars."""
+    """Losses of one batch, as scalars."""
 
     cross_entropy: Tensor
-    """Mean over the response's tokens, its end included, in nats."""
+    """Mean over the response tokens, including the end token, in nats."""
     tokens: Tensor
-    """How many these are."""
+    """Number of these tokens."""
     decorrelation: Tensor | None = None
-    """Before its weight; absent where the weight is 0."""
+    """Decorrelation loss without its weight; None if the weight is 0."""
     counted: Tensor | None = None
-    """How many tokens it is a mean over, in each layer."""
+    """Number of tokens that the decorrelation loss averages over in each layer."""
 
 
 class AudioVisualLLM(nn.Module):
-    """BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response.
+    """A decoder that reads BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response.
 
     Args:
-        decoder: the LLM; LoRA is added to it (or read from `adapter`), everything else of it stays frozen.
-        tokenizer: the LLM's.
+        decoder: the LLM; LoRA is added to it (or loaded from `adapter`), its own weights stay frozen.
+        tokenizer: the LLM's tokenizer.
         dimensions: width of the encoder features of each stream.
         settings: section `model`.
         precision: `float32` or `bfloat16` for matrix products; residuals, norms and losses stay in float32.
-        adapter: folder of a trained adapter and projector; without it, both begin anew.
-        encoders: by stream, what encodes the media of a batch; none, if batches hold features.
+        adapter: folder of a trained adapter and projector; None for newly initialised ones.
+        encoders: encoder of each stream if batches hold media; None if they hold features.
     """
 
     def __init__(
@@ -79,30 +79,24 @@ class AudioVisualLLM(nn.Module):
         self.prompt = tokenizer(prompt(settings.prompt, settings.modality), add_special_tokens=False)["input_ids"]
         embedding = embedding_of(decoder)
         width = embedding.shape[1]
-        self.downsampling = nn.ModuleDict(
-            {stream: self._downsampling(stream, dimensions[stream]) for stream in self.streams}
-        )
-        self.projectors = nn.ModuleDict({stream: self._projector(stream, width) for stream in self.streams})
-        self.delimiters = nn.ParameterDict({stream: self._delimiters(embedding, stream) for stream in self.streams})
+        self.downsampling, self.projectors = nn.ModuleDict(), nn.ModuleDict()
+        self.delimiters = nn.ParameterDict()
+        for stream in self.streams:
+            module = downsampling(settings.downsampling, dimensions[stream], getattr(settings.rates, stream))
+            self.downsampling[stream] = cast(nn.Module, module)
+            hidden = settings.projector.hidden or width
+            self.projectors[stream] = Projector(module.dimension, hidden, width, settings.projector.layer_norm)
+            self.delimiters[stream] = self._delimiters(embedding, stream)
         self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
-        # Last, so that with encoders or without, everything else begins with equal values.
+        # Last, so that the other modules are initialised equally with and without encoders.
         self.encoders = nn.ModuleDict(
-            {stream: encoding(one, adapter and adapter / stream) for stream, one in (encoders or {}).items()}
+            {stream: encoding(encoder, adapter and adapter / stream) for stream, encoder in (encoders or {}).items()}
         )
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
 
-    def _downsampling(self, stream: str, dimension: int) -> nn.Module:
-        module = downsampling(self.settings.downsampling, dimension, getattr(self.settings.rates, stream))
-        return cast(nn.Module, module)
-
-    def _projector(self, stream: str, width: int) -> Projector:
-        hidden = self.settings.projector.hidden or width
-        dimension = cast(Downsampling, self.downsampling[stream]).dimension
-        return Projector(dimension, hidden, width, self.settings.projector.layer_norm)
-
     def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
-        """(2, width): begin and end, trained from what the LLM makes of the words `<audio>`, `</audio>`."""
+        """(2, width): start and end, initialised with the mean embedding of the words `<audio>` and `</audio>`."""
         words = [f"<{stream}>", f"</{stream}>"]
         tokens = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
         return nn.Parameter(torch.stack([embedding[ids].float().mean(0) for ids in tokens]))
@@ -113,97 +107,110 @@ class AudioVisualLLM(nn.Module):
 
     @property
     def decoder(self) -> PreTrainedModel:
-        """The Hugging Face decoder, LoRA in its layers."""
+        """The Hugging Face decoder, with LoRA in its layers."""
         base: Any = self.llm.get_base_model()
         return base
 
     def autocast(self) -> torch.autocast:
-        """The context in which matrix products take the model's precision."""
+        """The context in which matrix products have the model's precision."""
         return autocast(self.precision, self.device)
 
     def checkpoint_activations(self) -> None:
-        """From now on, training keeps what goes into the LLM's layers, and runs each again when its gradients are due.
-        Losses and gradients stay as they are.
+        """Enable activation checkpointing: training stores only the inputs of the LLM's layers and recomputes the rest.
+        Losses and gradients do not change.
 
         Raises:
-            PipelineError: the LLM cannot do so.
+            PipelineError: the LLM does not support it.
         """
         decoder: Any = self.decoder
-        # Its name until transformers 5.17.
+        # The second name is that of transformers before 5.17.
         enable = getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)
         try:
             enable()
         except ValueError as error:
             raise PipelineError("train.activation_checkpointing", str(error), "set it to false") from None
-        # What goes into the first layer comes from the projectors, and has gradients without that.
+        # The input of the first layer comes from the projectors, so it has gradients anyway.
         decoder.disable_input_require_grads()
         self._is_checkpointing = True
 
-    def respond(self, text: str) -> list[int]:
-        """Token ids of a transcript, without the end of the sequence."""
+    def tokenize_response(self, text: str) -> list[int]:
+        """Token ids of a transcript, without the end token."""
         return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
+    def token_labels(self, roles: list[int], response: list[int]) -> list[str]:
+        """Role of each token, with the text of prompt and response tokens: `audio`, `response ' blue'`.
+
+        Args:
+            roles: of the real tokens of one sequence, as `Role`.
+            response: token ids of the transcript.
+        """
+        texts: dict[int, Iterator[int]] = {Role.PROMPT: iter(self.prompt), Role.RESPONSE: iter(response)}
+        return [
+            f"{Role(role).label} {self.tokenizer.decode([next(texts[role])])!r}" if role in texts else Role(role).label
+            for role in roles
+        ]
+
     def length(self, frames: Mapping[str, int], response: int) -> int:
-        """Tokens of the sequence of an utterance with so many frames in each stream and so many response tokens."""
+        """Length of the sequence of an utterance, given its frames in each stream and its response tokens."""
         tokens = [downsampled_length(frames[s], getattr(self.settings.rates, s)) + 2 for s in self.streams]
         return 1 + sum(tokens) + len(self.prompt) + response
 
     def encoded(self, batch: Batch) -> Batch:
-        """A batch with features in place of its media; one that has features already is left as it is."""
+        """The batch with its media replaced by features; a batch of features is returned unchanged."""
         if MEDIA not in batch:
             return batch
-        found = {name: value for name, value in batch.items() if name != MEDIA}
+        encoded = {name: value for name, value in batch.items() if name != MEDIA}
         media = batch[MEDIA].read()
         for stream in self.streams:
-            # Training changes encoders and draws each video anew.
+            # In training encoders change and each video is augmented differently.
             is_shared = stream == "video" and not torch.is_grad_enabled()
             encoder: Any = self.encoders[stream]
-            encode = encoder.once if is_shared else encoder
+            encode = encoder.encode_cached if is_shared else encoder
             features, lengths = padded(encode(media.streams[stream]))
-            found |= {stream: features, f"{stream}_lengths": lengths}
-        return moved(found, self.device)
+            encoded |= {stream: features, f"{stream}_lengths": lengths}
+        return batch_to(encoded, self.device)
 
-    def sequence(self, batch: Batch, response: bool) -> Sequence:
+    def sequence(self, batch: Batch, response: bool) -> InputBatch:
         """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
         batch = self.encoded(batch)
         count = len(batch["response_lengths"])
         embed = self.decoder.get_input_embeddings()
-        fixed = uploaded(torch.tensor([self.bos, *self.prompt]), self.device)
-        bos, asked = embed(fixed).float().tensor_split([1])
+        fixed = to_device(torch.tensor([self.bos, *self.prompt]), self.device)
+        bos, prompt = embed(fixed).float().tensor_split([1])
         parts = [_repeated(Role.BOS, bos, count)]
         for stream in self.streams:
             name, rate = stream.upper(), getattr(self.settings.rates, stream)
             lengths = tuple(downsampled_length(frames, rate) for frames in batch[f"{stream}_lengths"])
-            begin, end = self.delimiters[stream].split(1)
+            start, end = self.delimiters[stream].split(1)
             parts += [
-                _repeated(Role[f"{name}_START"], begin, count),
+                _repeated(Role[f"{name}_START"], start, count),
                 Part(Role[name], self._tokens(batch, stream), lengths),
                 _repeated(Role[f"{name}_END"], end, count),
             ]
-        parts.append(_repeated(Role.PROMPT, asked, count))
+        parts.append(_repeated(Role.PROMPT, prompt, count))
         if response:
             parts.append(Part(Role.RESPONSE, embed(batch["response"]).float(), batch["response_lengths"]))
         return pad_left(parts)
 
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
-        lengths = uploaded(torch.tensor(batch[f"{stream}_lengths"]), self.device)
+        lengths = to_device(torch.tensor(batch[f"{stream}_lengths"]), self.device)
         with self.autocast():
             return self.projectors[stream](self.downsampling[stream](batch[stream], lengths)).float()
 
     def forward(self, batch: Batch, decorrelation: Decorrelation) -> Losses:
         """Both losses of a batch, teacher-forced on the reference.
 
-        The head is computed only where the response is predicted: at the last prompt token and the response tokens.
+        Logits are computed only where the response is predicted: at the last prompt token and the response tokens.
         """
         sequence = self.sequence(batch, response=True)
-        wanted = decorrelation.weight > 0
+        has_decorrelation = decorrelation.weight > 0
         with self.autocast():
             output = run_backbone(
                 self.decoder,
                 inputs_embeds=sequence.embeddings,
                 attention_mask=self._attention_mask(sequence),
                 position_ids=sequence.positions,
-                output_hidden_states=wanted,
+                output_hidden_states=has_decorrelation,
                 use_cache=False,
             )
             labels = self._labels(batch["response"], sequence.roles)
@@ -212,20 +219,21 @@ class AudioVisualLLM(nn.Module):
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )
         tokens = (labels != IGNORED).sum()
-        if not wanted:
+        if not has_decorrelation:
             return Losses(cross_entropy, tokens)
         counted = counted_tokens(sequence.roles, decorrelation).sum()
         arguments = (output.hidden_states, sequence.roles, decorrelation)
         if self._is_checkpointing and self.training:
-            # Of the hidden states, which are kept as inputs of layers, it would keep copies.
+            # Otherwise copies of the hidden states would be stored, which are stored already as inputs of layers.
             loss = checkpoint(decorrelation_loss, *arguments, use_reentrant=False)
         else:
             loss = decorrelation_loss(*arguments)
         return Losses(cross_entropy, tokens, loss, counted)
 
-    def _attention_mask(self, sequence: Sequence) -> Tensor:
-        """As the decoder takes it. To make the fused kernel's mask of (batch, length), transformers looks on the host
-        whether anything is padded, so the kernel gets its mask ready made where attention is causal and nothing else.
+    def _attention_mask(self, sequence: InputBatch) -> Tensor:
+        """The mask for the decoder: complete for sdpa with purely causal attention, else (batch, length).
+
+        Given (batch, length), transformers checks on the host whether anything is padded, which waits for the device.
         """
         config = self.decoder.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -236,33 +244,33 @@ class AudioVisualLLM(nn.Module):
         return sequence.mask.long()
 
     def _labels(self, response: Tensor, roles: Tensor) -> Tensor:
-        """(batch, longest + 1): the response and its end, at the right, since sequences are padded at the left."""
+        """(batch, longest + 1): response and end token, aligned at the right like the padded sequences."""
         real = roles[:, roles.shape[1] - response.shape[1] :] == Role.RESPONSE
         tokens = response.gather(1, (real.long().cumsum(1) - 1).clamp(min=0))
         ends = tokens.new_full((len(tokens), 1), self.eos)
         return torch.cat([tokens.masked_fill(~real, IGNORED), ends], dim=1)
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that training moves, by name."""
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """Write the PEFT adapter and, beside it, projectors and delimiters, whole or not at all; the adapter of an
-        encoder goes to a folder of its stream. `complete.json` has the SHA-256 of all."""
+        """Write the PEFT adapter, projectors and delimiters atomically; adapters of encoders in a subfolder by stream.
+        `complete.json` has the SHA-256 of all files."""
         own = {
             name: p.detach().cpu().contiguous()
             for name, p in self.named_parameters()
             if not name.startswith(("llm.", "encoders."))
         }
-        with atomic_write(folder) as beside:
-            self.llm.save_pretrained(str(beside))
-            save_file(own, beside / PROJECTOR_FILE)
-            for stream, one in self.encoders.items():
-                if isinstance(one, AdaptedEncoding):
-                    one.save(beside / stream)
-            seal_folder(beside)
+        with atomic_write(folder) as temporary:
+            self.llm.save_pretrained(str(temporary))
+            save_file(own, temporary / PROJECTOR_FILE)
+            for stream, encoder in self.encoders.items():
+                if isinstance(encoder, AdaptedEncoding):
+                    encoder.save(temporary / stream)
+            seal_folder(temporary)
 
 
 def _repeated(role: Role, embeddings: Tensor, count: int) -> Part:
-    """(tokens, width) that each of `count` utterances has."""
+    """The same embeddings (tokens, width) for each of `count` utterances."""
     return Part(role, embeddings.expand(count, -1, -1), (len(embeddings),) * count)

@@ -1,4 +1,4 @@
-"""The two parts of a causal language model: its backbone, which ends in hidden states, and its head."""
+"""Parts of a causal language model: the backbone that ends in hidden states, its layers, and the head."""
 
 import inspect
 from typing import Any
@@ -7,38 +7,53 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from pipeline.common.errors import PipelineError
 
-class _Known(BaseModelOutputWithPast):
-    """What a backbone returned. Whatever else a family's head passes on is None."""
+
+class _KnownOutput(BaseModelOutputWithPast):
+    """A backbone's output. Any other field that a model's head reads is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
 
 
+def without_peft(decoder: Any) -> Any:
+    """The decoder inside a peft wrapper, with its adapters; a plain decoder is returned as it is."""
+    return decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
+
+
 def backbone_of(decoder: Any) -> nn.Module:
     """The decoder without its head."""
-    found = decoder.get_decoder()
-    # Some classes take their head, or themselves, for it.
-    if found is decoder or not isinstance(found, PreTrainedModel):
-        inner = [child for child in decoder.children() if isinstance(child, PreTrainedModel)]
-        found = inner[0] if inner else found
-    return found
+    backbone = decoder.get_decoder()
+    # Some classes return their head, or themselves.
+    if backbone is decoder or not isinstance(backbone, PreTrainedModel):
+        return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), backbone)
+    return backbone
+
+
+def decoder_layers(decoder: Any) -> nn.ModuleList:
+    """The decoder's layers: the outermost module list whose length is the number of layers in the configuration.
+
+    Raises:
+        PipelineError: there is no such list.
+    """
+    count = decoder.config.get_text_config(decoder=True).num_hidden_layers
+    for module in backbone_of(decoder).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise PipelineError(
+        type(decoder).__name__, f"it has no list of {count} layers", "use a decoder of the transformers library"
+    )
 
 
 def run_backbone(decoder: Any, **arguments: Any) -> Any:
-    """One pass of a decoder without its head.
+    """One forward pass without the head; the output has `last_hidden_state` (B, T, D).
 
-    Args:
-        decoder: a causal language model of transformers.
-        arguments: of its backbone's forward. `position_ids` are dropped where an architecture counts positions itself,
-            from the attention mask.
-
-    Returns:
-        What its backbone returns, `last_hidden_state` (B, T, D) among it.
+    `position_ids` are dropped if the architecture derives positions from the attention mask.
     """
     backbone = backbone_of(decoder)
-    # Some families scale them in place, and they are the caller's.
+    # Some families scale the embeddings in place, and the caller still needs them.
     arguments["inputs_embeds"] = arguments["inputs_embeds"].clone()
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         arguments.pop("position_ids", None)
@@ -46,21 +61,14 @@ def run_backbone(decoder: Any, **arguments: Any) -> Any:
 
 
 def vocabulary_logits(decoder: Any, hidden: Tensor) -> Tensor:
-    """What a decoder's own head makes of the hidden states that its backbone returned.
+    """Logits (B, T, V) of the decoder's own head for the backbone's hidden states (B, T, D).
 
-    Some families scale the logits, or cap them, beside their product with the embedding, so that the decoder's own
-    forward is run, with what the backbone gives already known.
-
-    Args:
-        decoder: a causal language model of transformers.
-        hidden: (B, T, D).
-
-    Returns:
-        (B, T, V).
+    Some families scale or cap their logits after the product with the embedding, so the decoder's own `forward` runs,
+    with the backbone replaced by its known output.
     """
     backbone = backbone_of(decoder)
     own = backbone.__dict__.get("forward")
-    backbone.forward = lambda *_, **__: _Known(last_hidden_state=hidden)
+    backbone.forward = lambda *_, **__: _KnownOutput(last_hidden_state=hidden)
     try:
         return decoder(inputs_embeds=hidden, use_cache=False).logits
     finally:

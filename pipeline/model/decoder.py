@@ -1,4 +1,4 @@
-"""The LLM: loaded from any Hugging Face folder, cut to its first blocks."""
+"""Load the LLM: the first layers of any causal language model in a Hugging Face folder, with checks that it works."""
 
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,27 @@ REMEDY = "name a folder with config.json, weights and tokenizer of a causal lang
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError, SafetensorError,
 )  # fmt: skip
-"""What transformers raises at files that are damaged, cut, or of an architecture that it does not know."""
+"""Errors of transformers for files that are damaged, truncated, or of an unknown architecture."""
 
 
 def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    """The frozen decoder with its first `settings.blocks` blocks, in evaluation mode, on the CPU.
+    """The frozen decoder with its first `settings.blocks` layers, in evaluation mode, on the CPU.
 
-    Its own generation_config.json is not read. Vectors (the scale of a norm, a bias) are kept in float32: they cost
-    nothing, and a LayerNorm takes no parameters of another type than its input.
+    Its generation_config.json is ignored. Vectors (norm scales, biases) stay in float32, since they are small and a
+    LayerNorm needs parameters of the type of its input.
 
     Args:
-        settings: its folder and its blocks.
-        dtype: of its matrices.
-        attention: the implementation, `sdpa` or `eager`; eager where the architecture has no sdpa, or cannot leave it
-            again for the maps.
+        settings: folder and number of layers.
+        dtype: of the matrices.
+        attention: implementation, `sdpa` or `eager`; always eager if the architecture has no sdpa, or cannot switch
+            from it to eager for attention maps.
 
     Raises:
-        PipelineError: there is no such folder, it has fewer blocks than asked for, or it holds no causal language
-            model that can be loaded, run and trained: damaged, incomplete, quantised, or one that sees later tokens.
+        PipelineError: the folder is missing, has fewer layers than requested, or has no causal language model that can
+            be loaded, run and trained: damaged, incomplete, quantised, or attending to later tokens.
     """
     config, _ = cut_config(settings)
-    # A second of loading needs no bar, and the blocks that are left out on purpose need no report.
+    # Loading takes a second, and the report would list the layers that are not loaded on purpose.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     loaded: Any
@@ -57,16 +57,15 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
             settings.weights,
             config=config,
             dtype=dtype,
-            attn_implementation=attention if _has_sdpa(config) else "eager",
+            attn_implementation=attention if _supports_sdpa(config) else "eager",
             generation_config=GenerationConfig(),
             output_loading_info=True,
             trust_remote_code=False,
         )
     except UNREADABLE as error:
-        raise _unusable(settings, error) from None
+        raise _cannot_load(settings, error) from None
     decoder, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(report["missing_keys"]):
         raise PipelineError(
             settings.weights, f"{len(missing)} weights are missing (the first: {missing[0]})", "fetch it again"
         )
@@ -80,64 +79,64 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
 
 
 def cut_config(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The decoder's configuration with the kept blocks alone, so that only these are ever built.
+    """The decoder's configuration with only the first `settings.blocks` layers, so that no others are built.
 
     Returns:
-        The configuration, and the values of its text model that were changed.
+        The configuration, and the changed values of its text model.
 
     Raises:
-        PipelineError: there is no configuration of a causal language model, or it has fewer blocks than asked for.
+        PipelineError: there is no configuration of a causal language model, or it has fewer layers than requested.
     """
-    config = _config(settings)
+    config = _load_config(settings)
     text = config.get_text_config(decoder=True)
-    there = text.num_hidden_layers
-    if settings.blocks is None or settings.blocks == there:
+    layers = text.num_hidden_layers
+    if settings.blocks is None or settings.blocks == layers:
         return config, {}
-    if settings.blocks > there:
+    if settings.blocks > layers:
         raise PipelineError(
-            "model.llm.blocks", f"{settings.blocks} are asked for and {settings.weights} has {there}", "ask for fewer"
+            "model.llm.blocks", f"{settings.blocks} layers requested, and {settings.weights} has {layers}", "use fewer"
         )
-    # Some families list a property for each block (such as its kind of attention).
-    lists = {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == there}
-    changed = {name: value[: settings.blocks] for name, value in lists.items()} | {"num_hidden_layers": settings.blocks}
+    # Some families list a property of each layer (such as its kind of attention).
+    by_layer = {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == layers}
+    changed: dict[str, Any] = {name: value[: settings.blocks] for name, value in by_layer.items()}
+    changed["num_hidden_layers"] = settings.blocks
     for name, value in changed.items():
         setattr(text, name, value)
     return config, changed
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
-    """The decoder's own tokenizer. If it names no EOS, that of the model's configuration is its EOS.
+    """The decoder's own tokenizer. If it has no EOS token, the one of the model's configuration is used.
 
     Raises:
-        PipelineError: there is none, or it cannot be read.
+        PipelineError: it is missing or cannot be read.
     """
-    _config(settings)
+    _load_config(settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.weights, trust_remote_code=False)
     except UNREADABLE as error:
         raise _needs_code(settings, error) or PipelineError(
             settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY
         ) from None
-    if tokenizer.eos_token_id is None:
-        found = _eos_of(settings)
-        token = None if found is None else tokenizer.convert_ids_to_tokens(found)
+    if tokenizer.eos_token_id is None and (eos := _configured_eos(settings)) is not None:
+        token = tokenizer.convert_ids_to_tokens(eos)
         if token is not None:
-            # So that it is left out of texts as well.
+            # A token that the tokenizer knows as EOS is also skipped in decoded text.
             tokenizer.eos_token = token
     return tokenizer
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The token that every sequence begins with: the tokenizer's, else the configuration's, else the end of text."""
-    own = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
-    for token in (tokenizer.bos_token_id, own, tokenizer.eos_token_id):
+    """The first token of every sequence: BOS of the tokenizer, else of the configuration, else EOS."""
+    configured = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
+    for token in (tokenizer.bos_token_id, configured, tokenizer.eos_token_id):
         if token is not None:
             return token
     raise PipelineError(tokenizer.name_or_path, "the tokenizer has no BOS and no EOS token", "use another LLM")
 
 
 def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that every response ends with.
+    """The last token of every response.
 
     Raises:
         PipelineError: there is none.
@@ -146,130 +145,110 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
         raise PipelineError(
             tokenizer.name_or_path,
             "neither its tokenizer nor its config.json or generation_config.json names an EOS token",
-            "set eos_token_id in its config.json: without an end no response can be trained",
+            "set eos_token_id in its config.json: responses need an end token",
         )
     return tokenizer.eos_token_id
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
-    """Refuse a tokenizer that makes tokens of text which the decoder has no embedding for. Special tokens that no text
-    has, such as one for padding that was added later, do no harm.
+    """Check that the decoder has an embedding for every token of text. Special tokens that do not occur in text, such
+    as a padding token added later, are not checked.
 
     Raises:
-        PipelineError: it does.
+        PipelineError: a token has no embedding.
     """
     special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
     require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], decoder, "text")
 
 
-def require_embedded(tokens: list[int], decoder: PreTrainedModel, what: str) -> None:
-    """Refuse token ids that the decoder has no embedding for: its tokenizer is then of another model.
-
-    Args:
-        tokens: any ids.
-        decoder: whose embedding counts.
-        what: they are the tokens of, for the message.
+def require_embedded(tokens: list[int], decoder: PreTrainedModel, source: str) -> None:
+    """Check that the decoder has an embedding for token ids; if not, the tokenizer belongs to another model.
 
     Raises:
-        PipelineError: an id is not in the embedding.
+        PipelineError: an id has no embedding; the message names the `source` of the tokens.
     """
     rows = embedding_of(decoder).shape[0]
     if tokens and max(tokens) >= rows:
         raise PipelineError(
             str(decoder.name_or_path),
-            f"its tokenizer gives {what} the token {max(tokens)}, and its embedding has {rows} rows",
-            "put the model's own tokenizer there, or resize its embedding",
+            f"its tokenizer maps {source} to token {max(tokens)}, and its embedding has {rows} rows",
+            "use the model's own tokenizer, or resize its embedding",
         )
 
 
 def embedding_of(decoder: PreTrainedModel) -> Tensor:
-    """The weights of the input embedding, (vocabulary, width)."""
+    """Weights of the input embedding, (vocabulary, width)."""
     layer: Any = decoder.get_input_embeddings()
     return layer.weight
 
 
-def most_positions(config: PreTrainedConfig) -> int | None:
-    """The tokens that a sequence may have; None where the architecture sets no bound."""
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Maximum length of a sequence; None if the architecture has no limit."""
     longest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
-def _config(settings: LLM) -> PreTrainedConfig:
-    folder = Path(settings.weights)
-    if not (folder / "config.json").exists():
+def _load_config(settings: LLM) -> PreTrainedConfig:
+    if not (Path(settings.weights) / "config.json").exists():
         raise PipelineError(
             settings.weights,
             "there is no model here (no config.json)",
-            "make it with: python -m pipeline.weights, or name a folder with config.json, weights and tokenizer",
+            "fetch it with: python -m pipeline.weights, or name a folder with config.json, weights and tokenizer",
         )
     try:
         config = AutoConfig.from_pretrained(settings.weights, trust_remote_code=False)
     except UNREADABLE as error:
-        raise _unusable(settings, error) from None
+        raise _cannot_load(settings, error) from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PipelineError(
-            settings.weights, f"{config.model_type} is no causal language model of the transformers library", REMEDY
+            settings.weights, f"{config.model_type} is not a causal language model of transformers", REMEDY
         )
-    quantised = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(decoder=True), "quantization_config", None
-    )
-    if quantised:
-        how = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
-        raise PipelineError(
-            settings.weights, f"its weights are quantised ({how})", "take the checkpoint that is not quantised"
-        )
+    for part in (config, config.get_text_config(decoder=True)):
+        if quantised := getattr(part, "quantization_config", None):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+            raise PipelineError(
+                settings.weights, f"its weights are quantised ({method})", "use the checkpoint that is not quantised"
+            )
     return config
 
 
-def _has_sdpa(config: PreTrainedConfig) -> bool:
-    """Whether the architecture has sdpa, and can be switched to eager attention for the maps."""
+def _supports_sdpa(config: PreTrainedConfig) -> bool:
+    """Whether the architecture has sdpa, and can switch from it to eager attention for maps."""
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind._supports_sdpa and kind._can_set_attn_implementation()
 
 
 def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
-    """A pass of three sequences: two that differ in their last token, where what comes before must not, and one that
-    is padded at its left, where the rest must not differ from the first; and one of positions that the decoder counts
-    itself, which must be ours."""
+    """Check on short sequences that earlier tokens do not depend on the last one, that padding at the left changes
+    nothing, and that positions count from 0."""
+    name = type(decoder).__name__
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [3, 0, 1, 2]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     try:
         with torch.no_grad(), autocast(precision, decoder.device):
-            embeddings = decoder.get_input_embeddings()(ids).float()
-            one, other, padded = run_backbone(
-                decoder,
-                inputs_embeds=embeddings,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-            ).last_hidden_state.float()
-            counted = (
-                run_backbone(decoder, inputs_embeds=embeddings[:1], attention_mask=mask[:1], use_cache=False)
-                .last_hidden_state[0]
-                .float()
-            )
+            arguments = {"inputs_embeds": decoder.get_input_embeddings()(ids).float(), "attention_mask": mask}
+            hidden = run_backbone(decoder, **arguments, position_ids=positions, use_cache=False).last_hidden_state
+            first = {key: value[:1] for key, value in arguments.items()}
+            own_positions = run_backbone(decoder, **first, use_cache=False).last_hidden_state[0].float()
     except UNREADABLE as error:
         raise PipelineError(
-            settings.weights, f"{type(decoder).__name__} cannot be run on embeddings ({_reason(error)})", REMEDY
+            settings.weights, f"{name} cannot be run on embeddings ({_reason(error)})", REMEDY
         ) from None
-    rounding = (0.1 if dtype == torch.bfloat16 else 0.001) * one.abs().max()
-    if bool((one - other)[:3].abs().max() > rounding):
-        raise PipelineError(
-            settings.weights, f"{type(decoder).__name__} lets tokens see later ones: it is no causal decoder", REMEDY
-        )
-    if bool((one[:3] - padded[1:]).abs().max() > rounding):
-        raise PipelineError(
-            settings.weights, f"{type(decoder).__name__} counts padding as positions, so no batch can be padded", REMEDY
-        )
-    if bool((one - counted).abs().max() > rounding):
-        raise PipelineError(
-            settings.weights, f"{type(decoder).__name__} does not count positions from 0 on, as decoders do", REMEDY
-        )
+    reference, other_end, padded = hidden.float()
+    tolerance = (0.1 if dtype == torch.bfloat16 else 0.001) * reference.abs().max()
+    for difference, fault in (
+        ((reference - other_end)[:3], "lets tokens attend to later ones, so it is not a causal decoder"),
+        (reference[:3] - padded[1:], "counts padding as positions, so it does not support padded batches"),
+        (reference - own_positions, "does not count positions from 0"),
+    ):
+        if bool(difference.abs().max() > tolerance):
+            raise PipelineError(settings.weights, f"{name} {fault}", REMEDY)
 
 
-def _eos_of(settings: LLM) -> int | None:
-    """What the files themselves say: a configuration that says nothing has the default of its class."""
+def _configured_eos(settings: LLM) -> int | None:
+    """EOS token from the files themselves, since a configuration object falls back on the default of its class."""
     for name in ("generation_config.json", "config.json"):
         file = Path(settings.weights) / name
         content = read_json(file, REMEDY) if file.exists() else {}
@@ -280,18 +259,18 @@ def _eos_of(settings: LLM) -> int | None:
     return None
 
 
-def _unusable(settings: LLM, error: Exception) -> PipelineError:
+def _cannot_load(settings: LLM, error: Exception) -> PipelineError:
     return _needs_code(settings, error) or PipelineError(
         settings.weights, f"cannot be loaded as a causal language model ({_reason(error)})", REMEDY
     )
 
 
 def _needs_code(settings: LLM, error: Exception) -> PipelineError | None:
-    """A model that is Python code in its folder is refused: a stranger's code is never run."""
+    """The error for a model that comes as Python code, which is never run."""
     if "trust_remote_code" not in str(error):
         return None
     return PipelineError(
-        settings.weights, "needs Python code of its own folder, which is never run", "take a model of transformers"
+        settings.weights, "needs Python code from its own folder, which is never run", "use a model of transformers"
     )
 
 

@@ -1,4 +1,4 @@
-"""From features to text."""
+"""Decode features to text by beam search."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from pipeline.model.examples import Batch
 
 
 class Hypothesis(NamedTuple):
-    """What was understood of one utterance."""
+    """The decoded text of one utterance."""
 
     text: str
-    """White space folded."""
+    """With single spaces."""
     is_cut: bool
-    """Whether it reached `max_new_tokens` without an end, so that more was probably said."""
+    """Whether it reached `max_new_tokens` without an end token, so that it is probably incomplete."""
 
 
 def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[str]:
@@ -31,8 +31,8 @@ def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: 
 def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[Hypothesis]:
     """The hypothesis for each utterance of a batch, by beam search without sampling.
 
-    Batches are padded at the left and masked, so that a batch decodes as its utterances do one by one (up to ties that
-    rounding breaks where the precision is bfloat16).
+    Batches are padded at the left and masked, so a batch decodes like its utterances one by one (up to near ties in
+    bfloat16).
     """
     sequence = model.sequence(batch, response=False)
     parameters = GenerationConfig(
@@ -45,12 +45,12 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
         eos_token_id=model.eos,
         pad_token_id=model.eos,
     )
-    with model.autocast(), _nothing_inherited(model.decoder), prompt_read_once(model.decoder, beams):
+    with model.autocast(), _default_generation_config(model.decoder), prompt_read_once(model.decoder, beams):
         decoder: Any = model.decoder
         tokens = decoder.generate(
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
-    # One wait, for the texts and for where they end.
+    # One transfer, for both texts and ends.
     tokens = tokens.cpu()
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     is_ended = (tokens == model.eos).any(1).tolist()
@@ -58,8 +58,8 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
 
 
 @contextmanager
-def _nothing_inherited(decoder: PreTrainedModel) -> Iterator[None]:
-    """Generation without what the LLM's own generation_config.json asks for: it fills each key that we leave open."""
+def _default_generation_config(decoder: PreTrainedModel) -> Iterator[None]:
+    """Generation without the LLM's own generation_config.json, which would fill every key that is not set here."""
     own = decoder.generation_config
     decoder.generation_config = GenerationConfig()
     try:
@@ -70,13 +70,13 @@ def _nothing_inherited(decoder: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
-    """Beam search whose first pass reads each prompt once; what it gives is repeated for the beams.
+    """Beam search whose first pass reads each prompt once and repeats its output for the beams.
 
-    `generate` repeats the prompt itself, and puts it through the decoder once a beam.
+    Without it, `generate` repeats the prompt and reads it once per beam.
 
     Args:
-        decoder: whose `generate` is called once inside.
-        beams: of that search. The beams of an utterance lie next to one another.
+        decoder: its `generate` is called once inside the `with`.
+        beams: of that search. The beams of an utterance are adjacent.
     """
     if beams == 1:
         yield
@@ -84,7 +84,7 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
     handles: list[Any] = []
 
     def before(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        # All rows of the pass, so that what has as many is known to be theirs.
+        # Arguments with as many rows as the pass are by beam.
         rows = len(kwargs["inputs_embeds"])
         return args, {name: value[::beams] if _is_repeated(value, rows) else value for name, value in kwargs.items()}
 

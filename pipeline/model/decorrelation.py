@@ -1,4 +1,4 @@
-"""The decorrelation loss (arXiv 2510.22603): what keeps other tokens from aligning with BOS."""
+"""Decorrelation loss (arXiv 2510.22603): penalises tokens for aligning with BOS."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Decorrelation
-from pipeline.model.examples import uploaded
+from pipeline.model.examples import to_device
 from pipeline.model.roles import REAL_ROLES, Role
 
 EXEMPT = (Role.BOS, Role.RESPONSE)
-"""BOS is what the others are compared with; the response is left to the cross-entropy."""
+"""BOS is the reference; response tokens are trained by cross-entropy alone."""
 
 
 def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings: Decorrelation) -> Tensor:
     """Mean over layers of the mean over tokens of `cos^2(h_BOS, h_t)`, in float32.
 
-    The official code averages over padding as well; here a token counts only if its role says that it is one.
+    The official code also averages over padding; here padding does not count.
 
     Args:
-        hidden_states: as a Hugging Face decoder returns them, L + 1 tensors (batch, length, width). The first is the
-            embedding and the last has gone through the final norm, so that both are left out: block l is entry l + 1.
+        hidden_states: of a Hugging Face decoder, L + 1 tensors (batch, length, width). The first is the embedding and
+            the last is after the final norm, so both are excluded: layer l is entry l + 1.
         roles: (batch, length) of `Role`.
-        settings: which layers and roles count, and whether BOS is held fixed.
+        settings: which layers and roles count, and whether gradients reach BOS.
 
     Returns:
         A scalar in [0, 1].
@@ -34,7 +34,7 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
     position = is_bos.int().argmax(1)
     rows = torch.arange(len(roles), device=roles.device)
     losses = []
-    # Autocast would take the products in bfloat16, where a cosine has two digits.
+    # Autocast would compute products in bfloat16, where a cosine has two digits.
     with torch.autocast(roles.device.type, enabled=False):
         for layer in layers:
             hidden = hidden_states[layer + 1].float()
@@ -47,19 +47,15 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
 
 
 def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
-    """The layers whose output the loss counts.
-
-    Args:
-        settings: which are asked for.
-        depth: how many layers the LLM has. The output of the last is seen after the final norm alone, and never counts.
+    """The layers of an LLM of `depth` layers that enter the loss: never the last, known only after the final norm.
 
     Raises:
-        PipelineError: there is none, or one that is asked for does not count.
+        PipelineError: no layer counts, or a layer in the settings does not.
     """
     inner = range(depth - 1)
     if settings.layers == "all" and not inner:
         raise PipelineError("decorrelation.weight", f"is {settings.weight:g} and the LLM has {depth} layer",
-                            "keep two at least (model.llm.blocks): the output of the last does not count")  # fmt: skip
+                            "keep at least two (model.llm.blocks): the last does not count")  # fmt: skip
     if settings.layers == "all":
         return inner
     outside = [layer for layer in settings.layers if layer not in inner]
@@ -67,13 +63,13 @@ def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
         raise PipelineError(
             "decorrelation.layers",
             f"has {', '.join(map(str, outside))}, and the LLM has {depth} layers, of which all but the last count",
-            f"name some of 0 to {depth - 2}, or all" if inner else "keep two layers at least (model.llm.blocks)",
+            f"use some of 0 to {depth - 2}, or all" if inner else "keep at least two layers (model.llm.blocks)",
         )
     return settings.layers
 
 
 def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:
-    """(batch, length) of bool: the tokens that the loss counts."""
+    """(batch, length) of bool: the tokens that enter the loss."""
     chosen = REAL_ROLES if settings.roles == "all" else [Role.of(name) for name in settings.roles]
-    wanted = torch.tensor([r for r in chosen if r not in EXEMPT], dtype=roles.dtype)
-    return torch.isin(roles, uploaded(wanted, roles.device))
+    counted = torch.tensor([role for role in chosen if role not in EXEMPT], dtype=roles.dtype)
+    return torch.isin(roles, to_device(counted, roles.device))

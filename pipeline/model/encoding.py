@@ -1,11 +1,11 @@
-"""Encoders inside the model, where features are not cached: frozen, or with LoRA that is trained with all the rest."""
+"""Encoders inside the model, used if features are not cached: frozen, or with LoRA trained together with the model."""
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,83 +14,60 @@ from torch import Tensor, nn
 from pipeline.config import EncoderLoRA
 from pipeline.model.lora import add_encoder_lora, load_lora
 
-KEPT = 64
-"""Features of so many media are kept at once; the noisy copies of an utterance follow one another."""
-
-
-class Frozen(Protocol):
-    """What is asked of an encoder; see `pipeline.encoders.protocol`."""
-
-    dimension: int
-
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """For each utterance (frames, dimension)."""
-
-
-class Adaptable(Frozen, Protocol):
-    """What is asked of an encoder that takes LoRA."""
-
-    network: nn.Module
-
-    def vectors(self, inputs: Sequence[np.ndarray]) -> list[Tensor]:
-        """As `encode`, through `network`, with its gradients."""
+CACHE_SIZE = 64
+"""Media whose features are cached; the noisy copies of an utterance follow one another."""
 
 
 @dataclass(frozen=True)
 class OnlineEncoder:
-    """An encoder that the model is to run, and what is trained in it."""
+    """An encoder to run inside the model, and its LoRA settings."""
 
-    encoder: Frozen
+    encoder: Any
+    """See `pipeline.encoders.protocol`; with LoRA it also has a `network`, and `vectors`: `encode` with gradients."""
     lora: EncoderLoRA | None
 
 
 class Encoding(nn.Module):
-    """An encoder as a part of the model."""
+    """An encoder as a module of the model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def once(self, media: Sequence[np.ndarray]) -> list[Tensor]:
-        """As `forward`, without gradients; each of the media alone, and one that came a short while ago not again.
+    def encode_cached(self, media: Sequence[np.ndarray]) -> list[Tensor]:
+        """As `forward`, without gradients, one medium at a time and with a cache of recent ones.
 
-        So the video that noisy copies of an utterance share is encoded once, and equal in every bit in all of them.
+        The video that noisy copies of an utterance share is thus encoded once, and bit-identical in all of them.
         """
-        return [self._alone(content) for content in media]
+        return [self._encode_one(content) for content in media]
 
-    def _alone(self, content: np.ndarray) -> Tensor:
+    def _encode_one(self, content: np.ndarray) -> Tensor:
         key = hashlib.sha256(np.ascontiguousarray(content).data).digest()
-        if key not in self._known:
+        if key not in self._cache:
             with torch.no_grad():
-                (self._known[key],) = self([content])
-        self._known.move_to_end(key)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
-        return self._known[key]
+                (self._cache[key],) = self([content])
+        self._cache.move_to_end(key)
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return self._cache[key]
 
 
 class FrozenEncoding(Encoding):
-    """A frozen encoder. Nothing of it is a parameter of the model, or saved with it."""
+    """A frozen encoder. It adds no parameters to the model and is not saved with it."""
 
-    def __init__(self, encoder: Frozen) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, media: Sequence[np.ndarray]) -> list[Tensor]:
-        """Media of utterances to features, for each (frames, dimension) float32, on the CPU."""
+        """Features (frames, dimension) float32 of each medium, on the CPU."""
         return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
 
 
 class AdaptedEncoding(Encoding):
-    """An encoder with LoRA in its network.
+    """An encoder with LoRA in its network, which is changed in place: the trained `adapter`, or a new one."""
 
-    Args:
-        encoder: its network is changed in place.
-        lora: rank and scale of a new adapter.
-        adapter: folder of a trained one; without it, it begins anew.
-    """
-
-    def __init__(self, encoder: Adaptable, lora: EncoderLoRA, adapter: Path | None) -> None:
+    def __init__(self, encoder: Any, lora: EncoderLoRA, adapter: Path | None) -> None:
         super().__init__()
         self.encoder = encoder
         encoder.network.requires_grad_(False)
@@ -98,13 +75,13 @@ class AdaptedEncoding(Encoding):
         self.network.eval()
 
     def forward(self, media: Sequence[np.ndarray]) -> list[Tensor]:
-        """Media of utterances to features, for each (frames, dimension) float32."""
+        """Features (frames, dimension) float32 of each medium."""
         return self.encoder.vectors(media)
 
     def train(self, mode: bool = True) -> "AdaptedEncoding":
-        """Stays as it evaluates: the frozen batch normalisation must not take statistics of the trial."""
-        # Its weights may be about to change.
-        self._known.clear()
+        """Stay in evaluation mode: the frozen batch normalisation must not update its statistics."""
+        # The weights may change from here on.
+        self._cache.clear()
         return super().train(False)
 
     def save(self, folder: Path) -> None:
@@ -113,6 +90,5 @@ class AdaptedEncoding(Encoding):
 
 
 def encoding(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoding | AdaptedEncoding:
-    """The encoder as a part of the model; `adapter` is the folder of its trained adapter, None where it begins anew."""
-    encoder: Any = online.encoder
-    return AdaptedEncoding(encoder, online.lora, adapter) if online.lora else FrozenEncoding(encoder)
+    """The encoder as a module of the model; `adapter` is the folder of its trained adapter, None for a new one."""
+    return AdaptedEncoding(online.encoder, online.lora, adapter) if online.lora else FrozenEncoding(online.encoder)

@@ -1,4 +1,4 @@
-"""Low-rank adapters, on the LLM and inside an encoder. The only peft importer."""
+"""Low-rank adapters on the LLM and inside an encoder. The only module that imports peft."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import EncoderLoRA, LoRA
 
 ENCODER_TARGETS = ("q_proj", "v_proj")
-"""Query and value projections alone, as the paper adapts AV-HuBERT."""
+"""Query and value projections, as the paper adapts AV-HuBERT."""
 
 
 def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
-    """Put trainable float32 adapters on the decoder's target layers, inside its kept blocks.
+    """Add trainable float32 adapters to the decoder's target modules.
 
     Raises:
-        PipelineError: no layer of the decoder has one of the target names.
+        PipelineError: no module of the decoder has one of the target names.
     """
     alpha: Any = settings.alpha
     config = LoraConfig(
         r=settings.rank,
-        # Any number will do, whatever its type says.
+        # Typed as int, but any number works.
         lora_alpha=alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
@@ -33,7 +33,9 @@ def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
     names = {name.rsplit(".", 1)[-1] for name, layer in decoder.named_modules() if _can_adapt(layer)}
     unknown = sorted(set(settings.targets) - names)
     if unknown:
-        raise PipelineError("model.lora.targets", f"the LLM has no {', '.join(unknown)}", f"it has: {sorted(names)}")
+        raise PipelineError(
+            "model.lora.targets", f"the LLM has no {', '.join(unknown)}", f"use some of: {', '.join(sorted(names))}"
+        )
     return get_peft_model(decoder, config, autocast_adapter_dtype=True)
 
 
@@ -42,13 +44,13 @@ def _can_adapt(layer: nn.Module) -> bool:
 
 
 def add_encoder_lora(network: nn.Module, settings: EncoderLoRA) -> PeftModel:
-    """Put trainable float32 adapters on the query and value projections of an encoder's network, in place; the rest of
-    it is frozen."""
+    """Add trainable float32 adapters to the query and value projections of an encoder's network, in place, and freeze
+    the rest."""
     targets = list(ENCODER_TARGETS)
     alpha: Any = settings.alpha
     return get_peft_model(network, LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets))
 
 
 def load_lora(adapted: nn.Module, folder: str | Path) -> PeftModel:
-    """Put a trained adapter on the decoder, or on an encoder's network, frozen."""
+    """Add a trained adapter, frozen, to the decoder or to an encoder's network."""
     return PeftModel.from_pretrained(adapted, folder, is_trainable=False)

@@ -1,17 +1,10 @@
-"""The projector: two linear layers from downsampled features to the LLM's width, as in Llama-AVSR."""
+"""Projector of two linear layers from downsampled features to the LLM's width, as in Llama-AVSR."""
 
 from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Linear, ReLU, Linear, and a LayerNorm where asked for.
-
-    Args:
-        dimension: width of its input.
-        hidden: width between the two layers.
-        width: the LLM's width.
-        layer_norm: whether the tokens are normalised at the end.
-    """
+    """Linear (dimension to hidden), ReLU, Linear (hidden to width), and optionally LayerNorm."""
 
     def __init__(self, dimension: int, hidden: int, width: int, layer_norm: bool) -> None:
         super().__init__()

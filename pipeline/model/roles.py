@@ -1,10 +1,10 @@
-"""What a token is for. Every batch carries a role for each position; nothing downstream guesses."""
+"""Role of each token in a sequence. Every batch carries the roles of its positions."""
 
 from enum import IntEnum
 
 
 class Role(IntEnum):
-    """The role of a position in a sequence, in the order in which roles stand there."""
+    """Role of a position, in the order of the sequence."""
 
     PADDING = 0
     BOS = 1

@@ -1,22 +1,22 @@
-"""BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response: one batch of the LLM's input."""
+"""Input of the LLM: BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response, as a batch."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.model.examples import Lengths, uploaded
+from pipeline.model.examples import Lengths, to_device
 from pipeline.model.roles import Role
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """A left-padded batch. Its mask and roles go wherever it goes."""
+class InputBatch:
+    """A left-padded batch of embeddings with the role of every token."""
 
     embeddings: Tensor
     """(batch, length, width), float32."""
     roles: Tensor
-    """(batch, length) of `Role`; `Role.PADDING` at the left."""
+    """(batch, length) of `Role`; padding is at the left."""
 
     @property
     def mask(self) -> Tensor:
@@ -25,7 +25,7 @@ class Sequence:
 
     @property
     def positions(self) -> Tensor:
-        """(batch, length): 0 at BOS, whatever the padding before it."""
+        """(batch, length): position of each token, 0 at BOS."""
         return (self.mask.long().cumsum(1) - 1).clamp(min=0)
 
     @property
@@ -33,40 +33,40 @@ class Sequence:
         """(batch, 1, length, length) of bool, true where a query sees a key. Padding sees itself, so that no row of
         the attention is empty."""
         length = self.roles.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
-        own = torch.eye(length, dtype=torch.bool, device=self.roles.device)
-        return (seen & self.mask[:, None, None, :]) | own
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=self.roles.device)
+        return (causal & self.mask[:, None, None, :]) | itself
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens that one role has at one place of each utterance."""
+    """Consecutive tokens of one role in each utterance."""
 
     role: Role
     embeddings: Tensor
     """(batch, longest, width), padded at the end."""
     lengths: Lengths
-    """Tokens of each utterance, known on the CPU."""
+    """Number of tokens in each utterance."""
 
 
-def pad_left(parts: list[Part]) -> Sequence:
-    """Join the parts of each utterance and pad all utterances to the longest, at the left.
+def pad_left(parts: list[Part]) -> InputBatch:
+    """Join the parts of each utterance and pad all utterances at the left to the longest.
 
-    Where each token goes is worked out on the CPU, from lengths alone, so that the host never waits for the device.
+    Indices are computed on the CPU from lengths alone, so that the host never waits for the device.
     """
     joined = torch.cat([part.embeddings for part in parts], dim=1)
-    real = torch.cat([_real(part) for part in parts], dim=1)
-    names = torch.cat([torch.full((part.embeddings.shape[1],), int(part.role)) for part in parts])
-    length = int(real.sum(1).max())
-    # Stable: real tokens keep their order, behind all that are not real.
-    places = real.byte().argsort(dim=1, stable=True)[:, -length:]
-    roles = names[places].where(real.gather(1, places), int(Role.PADDING))
-    rows = torch.arange(len(places))[:, None] * real.shape[1]
-    places, roles = uploaded(torch.stack([places + rows, roles]), joined.device)
-    embeddings = joined.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
-    return Sequence(embeddings.masked_fill((roles == Role.PADDING)[..., None], 0), roles)
+    is_real = torch.cat([_is_real(part) for part in parts], dim=1)
+    part_roles = torch.cat([torch.full((part.embeddings.shape[1],), int(part.role)) for part in parts])
+    length = int(is_real.sum(1).max())
+    # Stable: real tokens keep their order, after all padding.
+    indices = is_real.byte().argsort(dim=1, stable=True)[:, -length:]
+    roles = part_roles[indices].where(is_real.gather(1, indices), int(Role.PADDING))
+    offsets = torch.arange(len(indices))[:, None] * is_real.shape[1]
+    indices, roles = to_device(torch.stack([indices + offsets, roles]), joined.device)
+    embeddings = joined.flatten(0, 1).index_select(0, indices.flatten()).view(*indices.shape, -1)
+    return InputBatch(embeddings.masked_fill((roles == Role.PADDING)[..., None], 0), roles)
 
 
-def _real(part: Part) -> Tensor:
+def _is_real(part: Part) -> Tensor:
     """(batch, longest) of bool, on the CPU."""
     return torch.arange(part.embeddings.shape[1]) < torch.tensor(part.lengths)[:, None]

@@ -1,7 +1,7 @@
-"""Word and character error rates with their counts, intervals and alignments (counted by jiwer)."""
+"""Word and character error rates with counts, intervals and alignments, aligned by jiwer."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ Alignment = list["jiwer.AlignmentChunk"]
 
 @dataclass(frozen=True)
 class Edits:
-    """What it takes to turn a reference into its hypothesis, counted in words or in characters."""
+    """Edit counts between a reference and its hypothesis, in words or characters."""
 
     substitutions: int
     deletions: int
@@ -30,16 +30,16 @@ class Edits:
 
     @property
     def length(self) -> int:
-        """Words or characters of the reference."""
+        """Words or characters in the reference."""
         return self.hits + self.substitutions + self.deletions
 
 
 @dataclass(frozen=True)
 class Change:
-    """One word of the reference that came out differently. None stands where there is no word."""
+    """One substituted, deleted or inserted word. The missing side of a deletion or insertion is None."""
 
     position: int
-    """Words of the reference before it."""
+    """Number of reference words before it."""
     reference: str | None
     hypothesis: str | None
 
@@ -49,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ScoredUtterance:
-    """The edits of one utterance, in words of the normalised texts."""
+    """One utterance: normalised texts and their edits in words."""
 
     reference: str
     hypothesis: str
@@ -57,51 +57,44 @@ class ScoredUtterance:
     changes: tuple[Change, ...]
 
     def record(self) -> dict[str, Any]:
-        """For a line of `hypotheses.jsonl`: counts, and the changes as people read them (`blue → glue`)."""
-        return {
-            "substitutions": self.edits.substitutions,
-            "deletions": self.edits.deletions,
-            "insertions": self.edits.insertions,
-            "hits": self.edits.hits,
-            "words": self.edits.length,
-            "changes": [str(change) for change in self.changes],
-        }
+        """Its part of a line in `hypotheses.jsonl`: counts, and changes such as `blue → glue`."""
+        changes = [str(change) for change in self.changes]
+        return asdict(self.edits) | {"words": self.edits.length, "changes": changes}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """An error rate over a corpus: errors / length, both summed over utterances."""
+    """Error rate of a corpus: errors / length, each summed over utterances."""
 
     value: float
     interval: tuple[float, float] | None
-    """95%, over speakers or utterances (`pipeline.common.statistics`); None where there is none."""
+    """95%, over speakers or utterances (see `pipeline.common.statistics`); None if undefined."""
     edits: Edits
 
     def metrics(self, name: str) -> dict[str, float]:
-        """`<name>`, and `<name>/low` and `<name>/high` where there is an interval."""
-        found = {name: self.value}
-        if self.interval:
-            found[f"{name}/low"], found[f"{name}/high"] = self.interval
-        return found
+        """`<name>`, and with an interval `<name>/low` and `<name>/high`."""
+        low, high = self.interval or (None, None)
+        values = {name: self.value, f"{name}/low": low, f"{name}/high": high}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well hypotheses match references."""
+    """Error rates of hypotheses."""
 
     wer: Rate
-    """Over words of `normalise`."""
+    """Over words after `normalise`."""
     cer: Rate
-    """Over characters of `normalise`, spaces included."""
+    """Over characters after `normalise`, including spaces."""
     wer_normalised: Rate
-    """Over words of `normalise_numbers`."""
+    """Over words after `normalise_numbers`."""
     utterances: tuple[ScoredUtterance, ...]
-    """In the order given."""
+    """In the order of the input."""
 
     def metrics(self, condition: str) -> dict[str, float]:
-        """All rates and intervals by name; `condition` is such as `test` or `test/snr_0`."""
-        found = self.wer.metrics(f"wer/{condition}") | self.cer.metrics(f"cer/{condition}")
-        return found | self.wer_normalised.metrics(f"wer_normalised/{condition}")
+        """All rates and intervals by name; `condition` is for example `test` or `test/snr_0`."""
+        rates = {"wer": self.wer, "cer": self.cer, "wer_normalised": self.wer_normalised}
+        return {k: v for name, rate in rates.items() for k, v in rate.metrics(f"{name}/{condition}").items()}
 
 
 def score(
@@ -113,28 +106,26 @@ def score(
 ) -> Score:
     """Score hypotheses against their references.
 
-    An empty hypothesis is all deletions. An empty reference adds no words, and each word of its hypothesis is an
-    insertion, which counts in the corpus; a corpus without any reference word has no error rate.
+    An empty hypothesis counts as deletions only. An empty reference adds no words to the length, and each word of its
+    hypothesis counts as an insertion.
 
     Args:
-        references: one text an utterance, as the corpus has it.
-        hypotheses: one text an utterance, as the model wrote it.
-        bootstrap: resamplings of the utterances for the 95% intervals; 0 asks for none.
+        references: one text per utterance.
+        hypotheses: one text per utterance.
+        bootstrap: resamplings of the utterances for the 95% intervals; 0 for none.
         seed: of the resamplings.
-        speakers: who speaks each utterance; None where it is not known.
+        speakers: speaker of each utterance; None if unknown.
 
     Raises:
-        PipelineError: there is no reference word at all.
-        ValueError: there are not as many hypotheses as references.
+        PipelineError: the references have no words, so there is no error rate.
+        ValueError: the numbers of references and hypotheses differ.
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
     numbered = [(normalise_numbers(r), normalise_numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
     if not any(reference for reference, _ in pairs):
-        raise PipelineError(
-            "references", f"there is no word in {len(references)} references", "an error rate needs transcripts"
-        )
+        raise PipelineError("references", f"no word in {len(references)} references", "an error rate needs transcripts")
     words, characters, numbers = _aligned(pairs, "words"), _aligned(pairs, "characters"), _aligned(numbered, "words")
     return Score(
         wer=_rate(words, bootstrap, seed, speakers),
@@ -148,7 +139,7 @@ def score(
 
 
 def _aligned(pairs: Sequence[tuple[str, str]], units: Literal["words", "characters"]) -> list[Alignment]:
-    """jiwer's alignment of each (reference, hypothesis)."""
+    """The alignment of each (reference, hypothesis)."""
     import jiwer
 
     align = jiwer.process_words if units == "words" else jiwer.process_characters
@@ -164,19 +155,19 @@ def _edits(chunks: Alignment) -> Edits:
 
 
 def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[Change, ...]:
-    found: list[Change] = []
+    changes: list[Change] = []
     for chunk in chunks:
         if chunk.type != "equal":
-            lost = reference.split()[chunk.ref_start_idx : chunk.ref_end_idx]
-            new = hypothesis.split()[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            # Only a substitution has words on both sides, and then as many on each.
-            numbered = enumerate(zip_longest(lost, new), chunk.ref_start_idx)
-            found += [Change(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
-    return tuple(found)
+            before = reference.split()[chunk.ref_start_idx : chunk.ref_end_idx]
+            after = hypothesis.split()[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            # Only substitutions have words on both sides, and then equally many.
+            numbered = enumerate(zip_longest(before, after), chunk.ref_start_idx)
+            changes += [Change(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
+    return tuple(changes)
 
 
 def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> Rate:
     edits = [_edits(chunks) for chunks in alignments]
-    total = Edits(*(sum(getattr(one, field.name) for one in edits) for field in fields(Edits)))
-    bounds = ratio_interval([one.errors for one in edits], [one.length for one in edits], bootstrap, seed, speakers)
+    total = Edits(*(sum(getattr(edit, field.name) for edit in edits) for field in fields(Edits)))
+    bounds = ratio_interval([edit.errors for edit in edits], [edit.length for edit in edits], bootstrap, seed, speakers)
     return Rate(total.errors / total.length, bounds, total)

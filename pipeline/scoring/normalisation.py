@@ -1,9 +1,8 @@
-"""Text as it is scored: what counts as the same word.
+"""Text normalisation before scoring.
 
-Two forms. `normalise`, the rule of the corpus too, is what the raw word error rate compares, as the field does it:
-lower case, no punctuation. Models that write digits lose there against references that spell them, so
-`normalise_numbers` spells every number first. Spelling digits, rather than reading words, is unambiguous: `two four`
-may be 2 4 or 24, while 24 is `twenty four`.
+`normalise`, which also prepares the corpus, removes case and punctuation, as is usual for the word error rate.
+`normalise_numbers` also spells out digits, which references often write as words. The other direction would be
+ambiguous: `two four` may be 2 4 or 24, while 24 is always `twenty four`.
 """
 
 import re
@@ -23,19 +22,18 @@ _IRREGULAR_ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
     "twelve": "twelfth",
 }  # fmt: skip
-LARGEST = 10**12
-"""Numbers from here on are read digit by digit, as one reads a card number."""
+LIMIT = 10**12
+"""Numbers from here on are spelt digit by digit, like a card number."""
 
 _NUMBER_WORD = "|".join({*_SMALL, *_TENS, *_IRREGULAR_ORDINALS.values()})
 _AND = re.compile(rf"\b(hundred|thousand|million|billion) and (?=(?:{_NUMBER_WORD})(?:th|ieth)?\b)")
 
 
 def normalise_numbers(text: str) -> str:
-    """As `normalise`, with numbers spelt out: `21` and `twenty-one`, `3rd` and `third` become equal.
+    """As `normalise`, with numbers spelt out, so that `21` equals `twenty-one` and `3rd` equals `third`.
 
-    Integers (with or without grouping commas), decimals (`3.5` is `three point five`) and ordinals. The `and` of
-    `one hundred and five` is dropped. A year is read as any number, so that `1999` is not
-    `nineteen ninety nine`.
+    Handles integers (with or without grouping commas), decimals (`3.5` is `three point five`) and ordinals. The `and`
+    of `one hundred and five` is removed. Years are spelt like other numbers: `1999` is not `nineteen ninety nine`.
     """
     text = _GROUPED.sub("", folded(text))
     spelt = _NUMBER.sub(lambda match: f" {_spelt(*match.groups())} ", text)
@@ -43,18 +41,16 @@ def normalise_numbers(text: str) -> str:
 
 
 def _spelt(digits: str, decimals: str | None, suffix: str | None) -> str:
-    by_digits = len(digits) >= len(str(LARGEST)) or _has_leading_zero(digits)
-    words = _one_by_one(digits) if by_digits else cardinal(int(digits))
+    # Digits of any script: `int` reads them all.
+    has_leading_zero = len(digits) > 1 and int(digits[0]) == 0
+    is_long = len(digits) >= len(str(LIMIT))
+    words = _digit_by_digit(digits) if is_long or has_leading_zero else cardinal(int(digits))
     if decimals:
-        return f"{words} point {_one_by_one(decimals)}"
+        return f"{words} point {_digit_by_digit(decimals)}"
     return _ordinal(words) if suffix else words
 
 
-def _has_leading_zero(digits: str) -> bool:
-    return len(digits) > 1 and int(digits[0]) == 0
-
-
-def _one_by_one(digits: str) -> str:
+def _digit_by_digit(digits: str) -> str:
     return " ".join(_SMALL[int(digit)] for digit in digits)
 
 
@@ -62,10 +58,10 @@ def cardinal(number: int) -> str:
     """A whole number in words, without `and` and hyphens.
 
     Raises:
-        ValueError: it is below 0, or `LARGEST` or more.
+        ValueError: it is negative, or not below `LIMIT`.
     """
-    if not 0 <= number < LARGEST:
-        raise ValueError(f"{number} is not in [0, {LARGEST})")
+    if not 0 <= number < LIMIT:
+        raise ValueError(f"{number} is not in [0, {LIMIT})")
     if number < 20:
         return _SMALL[number]
     if number < 100:
@@ -80,8 +76,5 @@ def cardinal(number: int) -> str:
 
 def _ordinal(words: str) -> str:
     *before, last = words.split()
-    if last not in _IRREGULAR_ORDINALS:
-        last = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
-    else:
-        last = _IRREGULAR_ORDINALS[last]
-    return " ".join([*before, last])
+    regular = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
+    return " ".join([*before, _IRREGULAR_ORDINALS.get(last, regular)])

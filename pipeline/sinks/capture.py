@@ -1,31 +1,98 @@
-"""What one teacher-forced pass of a decoder shows: residuals, what wrote them, and who is attended to.
+"""Capture one teacher-forced pass of a decoder: residuals, what wrote them, and which tokens are attended to.
 
-Works on any Hugging Face decoder, alone or wrapped by peft. Blocks are found by their number, the attention by its map,
-keys and values by the cache they are handed to, and the MLP by arithmetic, so that no model is named. Nothing the model
-computes is changed: hooks only look, and they and every setting are put back whatever happens.
+Works on any Hugging Face decoder, alone or wrapped by peft, and leaves it unchanged.
 """
 
-import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import backbone_of, run_backbone
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.hooks import Recording
+from pipeline.model.backbone import run_backbone, without_peft
+from pipeline.model.roles import Role
+from pipeline.sinks.hooks import MLPCall, Recording, evaluating, recorded
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One batch. L layers, B utterances, H heads, T positions with padding, D dimensions."""
+
+    mask: Tensor
+    """(B, T) of bool, true at real tokens."""
+    roles: Tensor
+    """(B, T) of `Role`."""
+    residuals: tuple[Tensor, ...]
+    """L + 1 of (B, T, D): the input of layer 0, then the residual after each layer, the last before the final norm."""
+    additions: tuple[tuple[Tensor, Tensor], ...] | None
+    """For each layer what attention and the MLP added, (B, T, D) each; None if a layer does more than add these."""
+    mlps: tuple[MLPCall, ...] | None
+    """The MLP of each layer; None where `additions` is."""
+    importance: Tensor
+    """(L, B, H, T) float32: mean attention to a key over the real queries that see it (Gu et al.); 0 at padding."""
+    response_importance: Tensor
+    """(L, B, H, T) float32: mean attention to a key over the response's queries; 0 without a response."""
+    maps: Tensor
+    """(L, B, T, T) float32: attention of queries to keys, mean over heads. Rows of padding are undefined."""
+    norms: Tensor | None
+    """(2, L, B, T) float32: L2 norms of keys and values, mean over the key-value heads, as attention uses them (keys
+    with their position encoding); None if the decoder takes no key-value cache."""
+
+    @property
+    def has_inner_layers(self) -> bool:
+        """Whether there is a layer between the first and the last."""
+        return len(self.importance) > 2
+
+    def finite(self) -> Tensor:
+        """(B,) of bool: utterances whose residuals and attention are finite at all real tokens."""
+        importances = torch.stack([self.importance, self.response_importance])
+        is_finite = importances.isfinite().all(4).all(3).all(1).all(0)
+        for residual in self.residuals:
+            # A sum is finite only if all of its terms are, and takes one pass.
+            is_finite = is_finite & (~self.mask | residual.float().abs().sum(-1).isfinite()).all(1)
+        return is_finite
+
+    def select(self, kept: Tensor) -> "Captured":
+        """The utterances for which `kept` (B,) is true."""
+        return Captured(
+            mask=self.mask[kept],
+            roles=self.roles[kept],
+            residuals=tuple(residual[kept] for residual in self.residuals),
+            additions=self.additions and tuple((attention[kept], mlp[kept]) for attention, mlp in self.additions),
+            mlps=self.mlps and tuple(replace(call, inputs=call.inputs[kept]) for call in self.mlps),
+            importance=self.importance[:, kept],
+            response_importance=self.response_importance[:, kept],
+            maps=self.maps[:, kept],
+            norms=None if self.norms is None else self.norms[:, :, kept],
+        )
+
+    def importance_at(self, position: Tensor) -> Tensor:
+        """(L, B, H): importance of the token at `position` (B,)."""
+        rows = torch.arange(len(position), device=position.device)
+        return self.importance.transpose(2, 3)[:, rows, position]
+
+    def response_ranking(self) -> tuple[Tensor, Tensor]:
+        """How much the response attends to each key, mean over layers and heads.
+
+        Only keys that all queries of the response see are comparable: those up to its first token.
+
+        Returns:
+            (B, T), -1 at keys that are not comparable; and (B,) of bool, whether there is a response.
+        """
+        response = self.mask & (self.roles == Role.RESPONSE)
+        earlier = response.int().cumsum(1) - response.int()
+        ranking = self.response_importance.mean((0, 2)).masked_fill(~self.mask | (earlier > 0), -1)
+        return ranking, response.any(1)
 
 
 def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
-    """Run a decoder once, without gradient, and record.
+    """Run a decoder once, without gradients, and record.
 
-    It runs under the caller's autocast, with eager attention (the others return no maps) and without dropout. A block's
-    map (B, H, T, T) is reduced as soon as it is made. What the batch's blocks carry, (4 L + 1) x B x T x D values and
-    the maps' means, L x B x T x T, are held until the caller drops them.
+    Runs under the caller's autocast, with eager attention (other implementations return no maps) and without dropout.
+    The result holds (4 L + 1) x B x T x D values of residuals and additions, and L x B x T x T of averaged maps.
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
@@ -34,34 +101,26 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
         roles: (B, T) of `Role`; each utterance has one BOS.
 
     Raises:
-        PipelineError: the decoder's blocks cannot be found, one of them has no attention map, or has one in which
-            tokens attend to later ones.
+        PipelineError: the decoder's layers are not found, one returns no attention map, or tokens attend to later ones.
     """
-    base = decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
+    base = without_peft(decoder)
     with torch.no_grad(), eager_attention(base), evaluating(base), recorded(base, mask, roles) as recording:
-        cache = {"past_key_values": recording.cache, "use_cache": True} if _keeps_all_keys(base) else {}
+        cache = (
+            {"past_key_values": recording.cache, "use_cache": True} if _accepts_cache(base) else {"use_cache": False}
+        )
         run_backbone(
             base,
             inputs_embeds=embeddings,
             attention_mask=mask.long(),
             position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
-            **(cache or {"use_cache": False}),
+            **cache,
         )
-    return recording.captured()
-
-
-def _keeps_all_keys(model: Any) -> bool:
-    """Whether each block has a cache of keys and values alone, in whose place `Recording.cache` can stand."""
-    try:
-        layers = DynamicCache(config=model.config).layers
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return _captured(recording)
 
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Attention that returns its maps, for as long as the block lasts."""
+    """Attention that returns its maps, until the `with` ends."""
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("eager")
@@ -70,57 +129,33 @@ def eager_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout. Each module's own mode comes back, since a frozen part may be in another than the rest."""
-    modes = [(module, module.training) for module in model.modules()]
+def _accepts_cache(model: Any) -> bool:
+    """Whether each layer caches keys and values alone, so that `Recording.cache` can take the cache's place."""
     try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        layers = DynamicCache(config=model.config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def decoder_blocks(model: Any) -> nn.ModuleList:
-    """The decoder's blocks: the outermost list of as many modules as its configuration counts.
-
-    Raises:
-        PipelineError: there is no such list.
-    """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in backbone_of(model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise PipelineError(
-        type(model).__name__, f"no list of {count} blocks was found in it", "use a decoder of the transformers library"
+def _captured(recording: Recording) -> Captured:
+    layers = sorted(recording.attention)
+    importance, response_importance, maps = (
+        torch.stack([recording.attention[layer][kind] for layer in layers]) for kind in range(3)
     )
-
-
-@contextmanager
-def recorded(model: Any, mask: Tensor, roles: Tensor) -> Iterator[Recording]:
-    """Record every forward pass of a batch within the block; the hooks come off at its end.
-
-    The norms of keys and values are recorded where the caller hands `Recording.cache` to the model.
-    """
-    recording = Recording(mask, roles, type(model).__name__)
-    with ExitStack() as hooks:
-        for number, block in enumerate(decoder_blocks(model)):
-            handles = [block.register_forward_hook(recording.hook_of_block(number), with_kwargs=True)]
-            handles += [part.register_forward_hook(recording.on_part, with_kwargs=True) for part in block.children()]
-            for module in block.modules():
-                # What makes a map has projections; a leaf has none.
-                if module is not block and next(module.children(), None) is not None:
-                    handles.append(module.register_forward_hook(recording.on_output))
-                    if "output_attentions" in inspect.signature(module.forward).parameters:
-                        handles.append(module.register_forward_pre_hook(_ask_for_map, with_kwargs=True))
-            for handle in handles:
-                hooks.callback(handle.remove)
-        yield recording
-
-
-def _ask_for_map(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The hook before an attention of the older kind, which returns its map where it is told to."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    bound.arguments["output_attentions"] = True
-    return bound.args, bound.kwargs
+    cache_layers: list[Any] = recording.cache.layers
+    norms = [layer.norms for layer in cache_layers]
+    is_additive = recording.is_additive
+    return Captured(
+        mask=recording.mask,
+        roles=recording.roles,
+        residuals=tuple(recording.residuals[layer] for layer in [-1, *layers]),
+        additions=tuple(recording.additions[layer] for layer in layers) if is_additive else None,
+        mlps=tuple(recording.mlps[layer] for layer in layers)
+        if is_additive and len(recording.mlps) == len(layers)
+        else None,
+        importance=importance,
+        response_importance=response_importance,
+        maps=maps,
+        norms=torch.stack(norms, dim=1) if len(norms) == len(layers) else None,
+    )

@@ -1,13 +1,12 @@
-"""Figures of what the sink instrument stores: one panel for each model, side by side, on one scale.
+"""Figures of the sink arrays by layer: one panel for each model, side by side, on one scale.
 
-Whoever draws gets a `Figure` and may add to it; `save` writes it for the screen and for a paper. Importing this loads
-matplotlib.
+Also the style, the panels and the legends of all other figures. Importing this loads matplotlib.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -19,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from pipeline.common.files import atomic_write
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#6B6B6B"
-"""Told apart by people with any colour vision (Okabe and Ito)."""
+"""Distinguishable with any colour vision (Okabe and Ito)."""
 FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-"""With the metadata that would make two drawings of the same numbers differ."""
+"""File formats, each without the metadata that would make files of equal figures differ."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -42,15 +41,15 @@ STYLE: dict[Any, Any] = {
 PANELS_IN_A_ROW = 4
 PANEL = 3.3, 2.9
 """Width and height in inches."""
-BLOCK = "decoder block"
+LAYER_LABEL = "decoder layer"
 LARGEST_LABEL = "|h|, mean over sequences"
 COSINE_LABEL = "cosine to BOS\n(median, 25–75%, 5–95%)"
 LETTER, LEGEND_HANDLE = 0.075, 0.6
-"""Inches that a letter and the sign beside a name take in a legend."""
+"""Width in inches of a letter and of a handle in a legend."""
 RARE = 0.1
-"""Share of the sinks up to which a block that writes them is not named."""
+"""Layers that write at most this share of the sinks are not annotated."""
 BANDS = ((0, 4, 0.15), (1, 3, 0.3))
-"""Pairs of quantiles by their place in the stored ones (5, 25, 50, 75, 95%), and how strongly each is filled."""
+"""Pairs of indices into the stored quantiles (5, 25, 50, 75, 95%), and the opacity of each band."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,29 @@ class Panel:
 
     title: str
     arrays: Mapping[str, np.ndarray]
-    """As `Curves.arrays` names them."""
+    """As in `SinkSummary.arrays`."""
 
 
-def panels_figure(count: int, rows: int = 1, height: float = PANEL[1]) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure of `count` panels with shared axes, wrapped after `PANELS_IN_A_ROW`.
+def panels_figure(
+    count: int,
+    rows: int = 1,
+    height: float = PANEL[1],
+    width: float = PANEL[0],
+    margin: float = 0.7,
+    layout: Literal["constrained", "compressed"] = "constrained",
+    share_y: bool = True,
+    projection: str | None = None,
+) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure of `count` panels, wrapped after `PANELS_IN_A_ROW`, and the axes of each panel.
 
-    Args:
-        count: how many panels.
-        rows: how many axes each panel has, one above the other.
-        height: of each axes, in inches.
-
-    Returns:
-        The figure, and the axes of each panel.
+    A panel has `rows` axes, one above the other, of `height` and `width` inches; `margin` is for titles and legends.
     """
     columns = min(count, PANELS_IN_A_ROW)
     lines = -(-count // columns)
-    size = max(PANEL[0] * columns, 4.6) + 0.5, height * rows * lines + 0.7
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows * lines, columns, squeeze=False, sharey=True)
+    size = max(width * columns, 4.6) + 0.5, height * rows * lines + margin
+    figure = Figure(figsize=size, layout=layout)
+    keywords = {"projection": projection} if projection else None
+    axes = figure.subplots(rows * lines, columns, squeeze=False, sharey=share_y, subplot_kw=keywords)
     axes = axes.reshape(lines, rows, columns).transpose(0, 2, 1).reshape(lines * columns, rows)
     for unused in axes[count:].flat:
         unused.remove()
@@ -86,94 +89,99 @@ def panels_figure(count: int, rows: int = 1, height: float = PANEL[1]) -> tuple[
 
 @matplotlib.rc_context(STYLE)
 def largest_activations(panels: Sequence[Panel]) -> Figure:
-    """The three largest |h| and the median after each block, mean over utterances, on a logarithmic axis."""
-    figure, axes = panels_figure(len(panels))
-    for (place,), panel in zip(axes, panels, strict=True):
-        draw_largest(place, panel.arrays)
-        place.set_title(panel.title)
-        _label(place, LARGEST_LABEL)
-    leave_room_above(axes[0][0], panels)
-    shared_legend(figure, axes[0][0])
+    """The three largest |h| and the median after each layer, mean over utterances, on a logarithmic axis."""
+    figure, axes = _drawn_panels(panels, draw_largest, LARGEST_LABEL)
+    leave_room_above(axes[0], panels)
+    shared_legend(figure, axes[0])
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def cosine_to_bos(panels: Sequence[Panel]) -> Figure:
-    """The cosine to BOS after each block, of intermediate sinks and of the other tokens, as medians and quantiles."""
-    figure, axes = panels_figure(len(panels))
-    for (place,), panel in zip(axes, panels, strict=True):
-        draw_cosine(place, panel.arrays)
-        place.set_title(panel.title)
-        _label(place, COSINE_LABEL)
-    show_cosines_whole(axes[0][0], panels)
-    shared_legend(figure, *(place for (place,) in axes))
+    """Cosine to BOS after each layer, of intermediate sinks and of the other tokens, as medians and quantiles."""
+    figure, axes = _drawn_panels(panels, draw_cosine, COSINE_LABEL)
+    show_all_cosines(axes[0], panels)
+    shared_legend(figure, *axes)
     return figure
+
+
+def _drawn_panels(
+    panels: Sequence[Panel], draw: Callable[[Axes, Mapping[str, np.ndarray]], None], label: str
+) -> tuple[Figure, list[Axes]]:
+    figure, columns = panels_figure(len(panels))
+    axes = [ax for (ax,) in columns]
+    for ax, panel in zip(axes, panels, strict=True):
+        draw(ax, panel.arrays)
+        ax.set_title(panel.title)
+        _label(ax, label)
+    return figure, axes
 
 
 @matplotlib.rc_context(STYLE)
 def importance_maps(panels: Sequence[Panel]) -> Figure:
-    """Importance of BOS and of the strongest intermediate token for each block and head, on one colour scale."""
+    """Importance of BOS and of the strongest intermediate token for each layer and head, on one colour scale."""
     names = {"importance_bos": "BOS", "importance_intermediate": "strongest intermediate token"}
     top = max(np.nanmax(panel.arrays[name], initial=0) for panel in panels for name in names)
     figure, axes = panels_figure(len(panels), rows=len(names), height=2.4)
     for column, panel in zip(axes, panels, strict=True):
-        for place, (name, who) in zip(column, names.items(), strict=True):
-            image = place.imshow(
+        for ax, (name, title) in zip(column, names.items(), strict=True):
+            image = ax.imshow(
                 panel.arrays[name].T, cmap="viridis", vmin=0, vmax=top, aspect="auto", origin="lower",
                 interpolation="nearest",
             )  # fmt: skip
-            place.grid(visible=False)
-            place.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-            place.set_title(f"{panel.title}\n{who}" if place is column[0] else who)
-            _label(place, "head", lowest=place is column[-1])
-    everywhere = [place for column in axes for place in column]
+            ax.grid(visible=False)
+            ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+            ax.set_title(f"{panel.title}\n{title}" if ax is column[0] else title)
+            _label(ax, "head", lowest=ax is column[-1])
+    all_axes = [ax for column in axes for ax in column]
     lines = -(-len(panels) // PANELS_IN_A_ROW)
-    bar = figure.colorbar(image, ax=everywhere, shrink=0.85, pad=0.02, aspect=12 * len(names) * lines)
+    bar = figure.colorbar(image, ax=all_axes, shrink=0.85, pad=0.02, aspect=12 * len(names) * lines)
     bar.set_label("importance: mean attention to the key")
     bar.outline.set_visible(False)
     return figure
 
 
 def draw_largest(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    """One panel of `largest_activations`, with the blocks that write the sinks named where they are known."""
+    """One panel of `largest_activations`, with the layers that write the sinks annotated if they are known."""
     largest, median = arrays["largest"], arrays["median"]
-    blocks = np.arange(len(median))
-    looks = (("largest", BLUE, "o"), ("second", SKY, "s"), ("third", GREEN, "^"))
-    for values, (name, colour, marker) in zip(largest.T, looks, strict=True):
-        axes.plot(blocks, values, color=colour, marker=marker, label=f"{name} |h|")
-    axes.plot(blocks, median, color=GREY, linestyle="--", label="median |h|")
+    layers = np.arange(len(median))
+    styles = (("largest", BLUE, "o"), ("second", SKY, "s"), ("third", GREEN, "^"))
+    for values, (name, colour, marker) in zip(largest.T, styles, strict=True):
+        axes.plot(layers, values, color=colour, marker=marker, label=f"{name} |h|")
+    axes.plot(layers, median, color=GREY, linestyle="--", label="median |h|")
     plain_logarithmic(axes)
-    _name_writers(axes, arrays)
+    _annotate_writers(axes, arrays)
 
 
 def draw_cosine(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     """One panel of `cosine_to_bos`."""
     quantiles = arrays["cosine_quantiles_joined"]
-    blocks = np.arange(len(quantiles))
+    layers = np.arange(len(quantiles))
     for group, name, colour, marker in ((0, "other tokens", BLUE, "o"), (1, "intermediate sinks", ORANGE, "s")):
         values = quantiles[:, group]
         if np.isnan(values).all():
             continue
-        axes.plot(blocks, values[:, values.shape[1] // 2], color=colour, marker=marker, label=name)
-        for low, high, strength in BANDS:
-            axes.fill_between(blocks, values[:, low], values[:, high], color=colour, alpha=strength, linewidth=0)
+        axes.plot(layers, values[:, values.shape[1] // 2], color=colour, marker=marker, label=name)
+        for low, high, opacity in BANDS:
+            axes.fill_between(layers, values[:, low], values[:, high], color=colour, alpha=opacity, linewidth=0)
     if np.isnan(quantiles[:, 1]).all():
         axes.text(0.98, 0.03, "no intermediate sinks", transform=axes.transAxes, ha="right", va="bottom", color=ORANGE)
 
 
-def _name_writers(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _annotate_writers(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     if "origin_main" not in arrays:
         return
     counts = arrays["origin_main"]
-    often = counts > RARE * counts.sum(0)
-    writers = {who: np.flatnonzero(often[:, group]) for group, who in ((0, "BOS"), (1, "sinks"))}
-    for block in np.unique(np.concatenate(list(writers.values()))):
-        who = " and ".join(name for name, blocks in writers.items() if block in blocks)
-        axes.axvline(block, color=ORANGE, linewidth=1, linestyle=":", zorder=0)
-        right = block > 0.6 * len(arrays["median"])
+    is_frequent = counts > RARE * counts.sum(0)
+    for layer in np.flatnonzero(is_frequent.any(1)).tolist():
+        sinks = " and ".join(
+            name for name, frequent in zip(("BOS", "sinks"), is_frequent[layer], strict=True) if frequent
+        )
+        axes.axvline(layer, color=ORANGE, linewidth=1, linestyle=":", zorder=0)
+        right = layer > 0.6 * len(arrays["median"])
         axes.annotate(
-            f"block {block}\nwrites {who}",
-            (block, 0.98),
+            f"layer {layer}\nwrites {sinks}",
+            (layer, 0.98),
             xycoords=("data", "axes fraction"),
             xytext=(-3 if right else 3, 0),
             textcoords="offset points",
@@ -185,65 +193,65 @@ def _name_writers(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def leave_room_above(axes: Axes, panels: Sequence[Panel]) -> None:
-    """End the shared axis of `draw_largest` so high that names at its top touch no line."""
+    """Extend the shared axis of `draw_largest` so that annotations at its top touch no line."""
     axes.set_ylim(top=12 * max(np.nanmax(panel.arrays["largest"]) for panel in panels))
 
 
-def show_cosines_whole(axes: Axes, panels: Sequence[Panel]) -> None:
-    """Begin and end the shared axis of `draw_cosine` so that all bands are seen, and 0 and 1."""
+def show_all_cosines(axes: Axes, panels: Sequence[Panel]) -> None:
+    """Limit the shared axis of `draw_cosine` so that all bands, 0 and 1 are visible."""
     lowest = min(np.nanmin(panel.arrays["cosine_quantiles_joined"]) for panel in panels)
     axes.set_ylim(min(-0.1, lowest - 0.05), 1.05)
 
 
 def plain_logarithmic(axes: Axes) -> None:
-    """A logarithmic axis with numbers as people write them."""
+    """A logarithmic axis with tick labels in decimal notation."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _label(axes: Axes, y: str, lowest: bool = True) -> None:
-    number_blocks(axes, named=lowest)
+    number_layers(axes, labelled=lowest)
     if is_leftmost(axes):
         axes.set_ylabel(y)
 
 
 def is_leftmost(axes: Axes) -> bool:
-    """Whether a panel stands at the left of its row, where the axis is named."""
-    place = axes.get_subplotspec()
-    return place is not None and place.is_first_col()
+    """Whether axes are the first of their row, which has the label of the y axis."""
+    spec = axes.get_subplotspec()
+    return spec is not None and spec.is_first_col()
 
 
-def number_blocks(axes: Axes, named: bool = True) -> None:
-    """Whole numbers of blocks below, and what they are."""
+def number_layers(axes: Axes, labelled: bool = True) -> None:
+    """Integer ticks for layers, and the label of the axis."""
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel(BLOCK if named else "")
+    axes.set_xlabel(LAYER_LABEL if labelled else "")
 
 
-def named_once(*axes: Axes) -> dict[str, Artist]:
-    """What is drawn in any of some axes, by its name in a legend."""
-    pairs = [pair for place in axes for pair in zip(*place.get_legend_handles_labels(), strict=True)]
+def legend_entries(*axes: Axes) -> dict[str, Artist]:
+    """Handles of several axes by their label, each label once."""
+    pairs = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     return {name: handle for handle, name in pairs}
 
 
 def shared_legend(figure: Figure, *axes: Axes) -> None:
-    """One legend below the panels, each name once."""
-    found = named_once(*axes)
-    room = figure.get_figwidth() / (max(map(len, found)) * LETTER + LEGEND_HANDLE)
-    columns = max(1, min(len(found), 4, int(room)))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+    """One legend below the panels, each label once."""
+    entries = legend_entries(*axes)
+    room = figure.get_figwidth() / (max(map(len, entries)) * LETTER + LEGEND_HANDLE)
+    columns = max(1, min(len(entries), 4, int(room)))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and PDF, named by `path` without a suffix. Equal figures give equal files."""
+    """Write a figure as PNG and PDF; `path` has no suffix. Equal figures give equal files."""
     written = []
-    # The layout is found once, not for each format.
+    # The layout is computed once, not for each format.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     with matplotlib.rc_context(STYLE):
         for name, metadata in FORMATS.items():
             file = path.with_name(f"{path.name}.{name}")
-            with atomic_write(file) as beside:
-                figure.savefig(beside, metadata=metadata)
+            with atomic_write(file) as temporary:
+                figure.savefig(temporary, metadata=metadata)
             written.append(file)
     return written

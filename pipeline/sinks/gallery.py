@@ -1,31 +1,30 @@
-"""Every figure of what the instrument stores, by the name of its file. Importing this loads matplotlib."""
+"""Registry of the sink figures, by file name. Importing this loads matplotlib."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from pipeline.sinks import origin_figures, sequence_figures
-from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations
-
-
-def _always(panel: Panel) -> bool:
-    return True
-
+from pipeline.sinks import figures, origin_figures, sequence_figures
+from pipeline.sinks.figures import Panel
 
 FIGURES = {
-    "largest_activations": (largest_activations, _always),
-    "cosine_to_bos": (cosine_to_bos, _always),
-    "importance": (importance_maps, _always),
-    "attention_map": (sequence_figures.attention_maps, sequence_figures.drawable),
-    "activations": (sequence_figures.activation_bars, sequence_figures.drawable),
-    "additions": (origin_figures.additions, origin_figures.traceable),
-    "inside_mlp": (origin_figures.inside_mlp, origin_figures.opened),
-    "sinks_at_thresholds": (origin_figures.sinks_at_thresholds, origin_figures.counted),
+    "largest_activations": (figures.largest_activations, "largest"),
+    "cosine_to_bos": (figures.cosine_to_bos, "cosine_quantiles_joined"),
+    "importance": (figures.importance_maps, "importance_bos"),
+    "attention_map": (sequence_figures.attention_maps, "exemplar_map"),
+    "activations": (sequence_figures.activation_bars, "exemplar_map"),
+    "additions": (origin_figures.additions, "origin_main"),
+    "inside_mlp": (origin_figures.inside_mlp, "unit_at_sink"),
+    "sinks_at_thresholds": (origin_figures.sinks_at_thresholds, "taus"),
 }
-"""How it is drawn of some panels, and whether a panel has what it shows."""
+"""The function that draws each figure, and the array that a panel needs for it, not all zeros."""
 
 
 def gallery(panels: Sequence[Panel]) -> dict[str, Figure]:
-    """All figures that the panels allow; each of the panels that have what it shows."""
-    chosen = {name: [panel for panel in panels if has(panel)] for name, (_, has) in FIGURES.items()}
-    return {name: FIGURES[name][0](shown) for name, shown in chosen.items() if shown}
+    """Every figure for which at least one panel has the arrays, drawn with the panels that have them."""
+    drawn = {}
+    for name, (draw, needed) in FIGURES.items():
+        shown = [panel for panel in panels if needed in panel.arrays and panel.arrays[needed].any()]
+        if shown:
+            drawn[name] = draw(shown)
+    return drawn

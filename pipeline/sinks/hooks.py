@@ -1,5 +1,12 @@
-"""Takes in what hooks see of a decoder, block after block."""
+"""Forward hooks that record one pass of a decoder: residuals, what each layer adds, attention maps, key-value norms.
 
+Layers are found by their number, attention by its map, keys and values by the cache that receives them, and the MLP by
+arithmetic, so no model needs to be named. The hooks only read. They and every changed setting are undone on exit.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -9,182 +16,220 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.common.errors import PipelineError
+from pipeline.model.backbone import decoder_layers
 from pipeline.model.roles import Role
-from pipeline.sinks.captured import Captured, MLPCall
 
-MOST = 1.05
-"""The sum of a query's shares, with what rounding to bfloat16 may add to it."""
+MAX_ATTENTION_SUM = 1.05
+"""Upper bound of the attention weights of one query, with room for the rounding of bfloat16."""
 
 
-class _Norms(DynamicLayer):
-    """One block's place in a key-value cache. It keeps the norms of what it is given, and nothing of it."""
+@dataclass(frozen=True)
+class MLPCall:
+    """One call of an MLP, which can be run again to look inside."""
+
+    module: nn.Module
+    inputs: Tensor
+    """(B, T, D)"""
+    autocast: torch.dtype | None
+    """Type of the surrounding autocast; None without one."""
+
+
+@dataclass(frozen=True)
+class _ChildCall:
+    """One call of a direct child of a layer."""
+
+    module: nn.Module
+    inputs: Tensor | None
+    output: Tensor
+
+
+class _NormLayer(DynamicLayer):
+    """A key-value cache layer that keeps only the norms of its keys and values."""
 
     norms: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Note the norms of keys and values (B, heads, T, width) and hand them back as they are."""
-        both = [
-            torch.linalg.vector_norm(states.detach(), dim=-1, dtype=torch.float32)
+        """Record the norms of keys and values (B, heads, T, width) and return both unchanged."""
+        norms = [
+            torch.linalg.vector_norm(states.detach(), dim=-1, dtype=torch.float32).mean(1)
             for states in (key_states, value_states)
         ]
-        self.norms = torch.stack([norms.mean(1) for norms in both])
+        self.norms = torch.stack(norms)
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        """Nothing has gone before."""
+        """Always 0: no earlier pass is cached."""
         return 0
 
 
-def first_of(output: Any) -> Any:
-    """The output itself, where a module returns more beside it."""
-    return output[0] if isinstance(output, (tuple, list)) else output
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a block that has run."""
-
-    module: nn.Module
-    entered: Tensor | None
-    returned: Tensor
-
-
 class Recording:
-    """What a pass showed so far. A block's map is reduced as soon as it is made, so that one at a time is held."""
+    """Records a pass. Each attention map is reduced as soon as it is computed, so only one is in memory.
 
-    def __init__(self, mask: Tensor, roles: Tensor, name: str) -> None:
-        self.mask, self.roles, self.name = mask, roles, name
-        self.cache = Cache(layer_class_to_replicate=_Norms)
-        """To be given to the decoder. Every decoder hands its keys and values to its cache, whatever makes them."""
+    Dictionaries are by the number of the layer; L layers, B utterances, H heads, T positions, D dimensions.
+    """
+
+    def __init__(self, mask: Tensor, roles: Tensor, model_name: str) -> None:
+        self.mask, self.roles, self.model_name = mask, roles, model_name
+        self.cache = Cache(layer_class_to_replicate=_NormLayer)
+        """To be passed to the decoder, which hands it the keys and values of every layer."""
+        self.residuals: dict[int, Tensor] = {}
+        """(B, T, D) after each layer; -1: the input of the first."""
+        self.additions: dict[int, tuple[Tensor, Tensor]] = {}
+        """(B, T, D) that attention and the MLP add."""
+        self.mlps: dict[int, MLPCall] = {}
+        self.attention: dict[int, tuple[Tensor, ...]] = {}
+        """Importance and response importance (B, H, T), and the map averaged over heads (B, T, T)."""
+        self.is_additive = True
+        """Whether the output of each layer so far is its input plus the outputs of two of its children."""
         self._queries = torch.stack([mask, mask & (roles == Role.RESPONSE)], dim=1).float()
-        self._seen = mask.float().flip(1).cumsum(1).flip(1).clamp(min=1)
-        self._parts: list[_Part] = []
-        self._map: tuple[Tensor, ...] | None = None
+        self._query_counts = mask.float().flip(1).cumsum(1).flip(1).clamp(min=1)
+        self._children: list[_ChildCall] = []
+        self._reduced_map: tuple[Tensor, ...] | None = None
         self._pair: tuple[int, int] | None = None
-        self._adds = True
-        self._residuals: dict[int, Tensor] = {}
-        self._additions: dict[int, tuple[Tensor, Tensor]] = {}
-        self._mlps: dict[int, MLPCall] = {}
-        self._maps: dict[int, tuple[Tensor, ...]] = {}
 
-    def on_part(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        """A part of a block has run: keep what it returned until the block's end."""
-        self._parts.append(_Part(module, args[0] if args else kwargs.get("hidden_states"), first_of(output)))
+    def on_child(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        """After a child of a layer: keep its output until the layer ends."""
+        inputs = args[0] if args else kwargs.get("hidden_states")
+        self._children.append(_ChildCall(module, inputs, first_output(output)))
 
-    def on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Something inside a block has run: reduce its map, if it returned one."""
-        if self._map is None and isinstance(output, (tuple, list)):
-            found = next((one for one in output if self._is_map(one)), None)
-            if found is not None:
-                self._map = self._reduced(found)
+    def on_module(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After a module inside a layer: reduce its attention map, if it returned one."""
+        if self._reduced_map is None and isinstance(output, (tuple, list)):
+            attention = next((value for value in output if self._is_map(value)), None)
+            if attention is not None:
+                self._reduced_map = self._reduce(attention)
 
-    def _is_map(self, output: Any) -> bool:
-        """Whether this is (B, H, T, T) of shares: of real queries, none is negative and their sum is at most 1."""
-        batch, length = self.mask.shape
-        if not isinstance(output, Tensor) or output.dim() != 4 or not output.is_floating_point():
-            return False
-        if (len(output), *output.shape[2:]) != (batch, length, length):
-            return False
-        shares = output.float()
-        # Asked this way round, an utterance that is not finite has no say. One wait for the device, since rows are not
-        # picked by the mask.
-        wrong = (shares < 0).any(-1) | (shares.sum(-1) > MOST)
-        return not bool((wrong & self.mask[:, None]).any())
+    def layer_hook(self, number: int) -> Any:
+        """The hook that runs after layer `number`."""
 
-    def hook_of_block(self, number: int) -> Any:
-        """The hook that closes block `number`."""
-
-        def on_block(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def on_layer(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = first_of(output)
-            parts, found, self._parts, self._map = self._parts, self._map, [], None
-            if found is None:
+            after = first_output(output)
+            children, reduced, self._children, self._reduced_map = self._children, self._reduced_map, [], None
+            if reduced is None:
                 raise PipelineError(
-                    self.name,
-                    f"its block {number} ({type(module).__name__}) returned no attention map",
-                    "use a decoder of which every block has softmax attention, and returns its weights",
+                    self.model_name,
+                    f"its layer {number} ({type(module).__name__}) returned no attention map",
+                    "use a decoder in which every layer has softmax attention and returns its weights",
                 )
             if after.dim() != 3:
                 raise PipelineError(
-                    self.name,
-                    f"its block {number} returned {tuple(after.shape)}",
+                    self.model_name,
+                    f"its layer {number} returned a tensor of shape {tuple(after.shape)}",
                     "use a decoder with one residual of (batch, tokens, width)",
                 )
             if number == 0:
-                self._residuals[-1] = before.detach()
-            self._residuals[number], self._maps[number] = after.detach(), found
-            self._split(number, before, after, parts)
+                self.residuals[-1] = before.detach()
+            self.residuals[number], self.attention[number] = after.detach(), reduced
+            self._record_additions(number, before, after, children)
 
-        return on_block
+        return on_layer
 
-    def _reduced(self, attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both importances (B, H, T) and the mean over heads (B, T, T) of a map (B, H, T, T)."""
+    def _is_map(self, value: Any) -> bool:
+        """Whether a value is (B, H, T, T) of weights: for real queries none is negative and the sum is at most 1."""
+        batch, length = self.mask.shape
+        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+            return False
+        if (len(value), *value.shape[2:]) != (batch, length, length):
+            return False
+        weights = value.float()
+        # NaN compares as false, so an utterance that is not finite does not matter. Selecting rows by the mask instead
+        # would wait for the device twice.
+        is_invalid = (weights < 0).any(-1) | (weights.sum(-1) > MAX_ATTENTION_SUM)
+        return not bool((is_invalid & self.mask[:, None]).any())
+
+    def _reduce(self, attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Autocast would sum in bfloat16.
         with torch.autocast(attention.device.type, enabled=False):
-            whole = attention.detach().float()
-            if not self._maps and bool(((whole.triu(1) > 0).any(-1) & self.mask[:, None]).any()):
+            weights = attention.detach().float()
+            if not self.attention and bool(((weights.triu(1) > 0).any(-1) & self.mask[:, None]).any()):
                 raise PipelineError(
-                    self.name, "its tokens attend to later ones", "use a decoder, which reads from left to right"
+                    self.model_name, "its tokens attend to later ones", "use a decoder with causal attention"
                 )
-            real, response = (self._queries[:, None] @ whole).unbind(2)
-            answers = self._queries[:, 1].sum(1).clamp(min=1)
-            return real / self._seen[:, None], response / answers[:, None, None], whole.mean(1)
+            real, response = (self._queries[:, None] @ weights).unbind(2)
+            response_counts = self._queries[:, 1].sum(1).clamp(min=1)
+            return real / self._query_counts[:, None], response / response_counts[:, None, None], weights.mean(1)
 
-    def _split(self, number: int, before: Tensor, after: Tensor, parts: list[_Part]) -> None:
-        """Find the two parts whose outputs the block adds to what came in."""
-        if self._adds and (self._pair is None or max(self._pair) >= len(parts)):
-            self._pair = _summands(before, after, [part.returned for part in parts])
-            self._adds = self._pair is not None
-        if self._adds and self._pair is not None:
-            attention, mlp = (parts[one] for one in self._pair)
-            written, other = (part.returned.detach().reshape(after.shape) for part in (attention, mlp))
-            self._additions[number] = written, other
-            mlp = _before_norm(mlp, parts)
-            if isinstance(mlp.entered, Tensor):
-                device = mlp.entered.device.type
-                autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-                entered = mlp.entered.detach().reshape(*after.shape[:2], -1)
-                self._mlps[number] = MLPCall(mlp.module, entered, autocast)
-
-    def captured(self) -> Captured:
-        """All blocks of the batch."""
-        numbers = sorted(self._maps)
-        importance, response, maps = (torch.stack([self._maps[n][kind] for n in numbers]) for kind in range(3))
-        layers: list[Any] = self.cache.layers
-        norms = [layer.norms for layer in layers]
-        return Captured(
-            mask=self.mask,
-            roles=self.roles,
-            residuals=tuple(self._residuals[n] for n in [-1, *numbers]),
-            additions=tuple(self._additions[n] for n in numbers) if self._adds else None,
-            mlps=tuple(self._mlps[n] for n in numbers) if self._adds and len(self._mlps) == len(numbers) else None,
-            importance=importance,
-            response_importance=response,
-            maps=maps,
-            norms=torch.stack(norms, dim=1) if len(norms) == len(numbers) else None,
-        )
+    def _record_additions(self, number: int, before: Tensor, after: Tensor, children: list[_ChildCall]) -> None:
+        if self.is_additive and (self._pair is None or max(self._pair) >= len(children)):
+            self._pair = _summands(before, after, [child.output for child in children])
+            self.is_additive = self._pair is not None
+        if not self.is_additive or self._pair is None:
+            return
+        attention, mlp = (children[index] for index in self._pair)
+        attention_output, mlp_output = (child.output.detach().reshape(after.shape) for child in (attention, mlp))
+        self.additions[number] = attention_output, mlp_output
+        mlp = _before_norm(mlp, children)
+        if isinstance(mlp.inputs, Tensor):
+            device = mlp.inputs.device.type
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            inputs = mlp.inputs.detach().reshape(*after.shape[:2], -1)
+            self.mlps[number] = MLPCall(mlp.module, inputs, autocast)
 
 
-def _before_norm(added: _Part, parts: list[_Part]) -> _Part:
-    """The MLP itself, where what the block adds has gone through a norm (as in OLMo-2, Gemma-2 and GLM-4)."""
-    if any(parameter.dim() > 1 for parameter in added.module.parameters()):
-        return added
-    return next((part for part in parts if part.returned is added.entered), added)
+def first_output(output: Any) -> Any:
+    """The first of several values that a module returns, or its single value."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _before_norm(child: _ChildCall, children: list[_ChildCall]) -> _ChildCall:
+    """The MLP itself, where a norm stands between it and the residual (as in OLMo-2, Gemma-2 and GLM-4)."""
+    if any(parameter.dim() > 1 for parameter in child.module.parameters()):
+        return child
+    return next((other for other in children if other.output is child.inputs), child)
 
 
 def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int, int] | None:
-    """Which two parts' outputs, attention's first, make `after` out of `before`, up to the rounding of its type."""
+    """Indices of the two outputs, attention's first, with `before + attention + mlp = after` up to rounding."""
     # Some decoders run their MLP on all tokens in one row.
-    like = (after.numel(), after.shape[-1])
-    whole = [
-        (number, output.reshape(after.shape))
-        for number, output in enumerate(outputs)
-        if isinstance(output, Tensor) and output.dim() > 0 and (output.numel(), output.shape[-1]) == like
+    shape = (after.numel(), after.shape[-1])
+    candidates = [
+        (index, output.reshape(after.shape))
+        for index, output in enumerate(outputs)
+        if isinstance(output, Tensor) and output.dim() > 0 and (output.numel(), output.shape[-1]) == shape
     ]
     rounding = 4 * torch.finfo(after.dtype).eps
-    for (i, attention), (j, mlp) in combinations(whole, 2):
+    for (i, attention), (j, mlp) in combinations(candidates, 2):
         error = (before + attention + mlp - after).abs()
-        # Asked this way round, an utterance that is not finite has no say.
+        # NaN compares as false, so an utterance that is not finite does not matter.
         if not bool((error > rounding * (before.abs() + attention.abs() + mlp.abs())).any()):
             return i, j
     return None
+
+
+@contextmanager
+def recorded(model: Any, mask: Tensor, roles: Tensor) -> Iterator[Recording]:
+    """Record every forward pass inside the `with`; the norms of keys and values only if it uses `Recording.cache`."""
+    recording = Recording(mask, roles, type(model).__name__)
+    with ExitStack() as hooks:
+        for number, layer in enumerate(decoder_layers(model)):
+            handles = [layer.register_forward_hook(recording.layer_hook(number), with_kwargs=True)]
+            handles += [child.register_forward_hook(recording.on_child, with_kwargs=True) for child in layer.children()]
+            for module in layer.modules():
+                # Attention has projections, so a leaf cannot return a map.
+                if module is not layer and next(module.children(), None) is not None:
+                    handles.append(module.register_forward_hook(recording.on_module))
+                    if "output_attentions" in inspect.signature(module.forward).parameters:
+                        handles.append(module.register_forward_pre_hook(_request_map, with_kwargs=True))
+            for handle in handles:
+                hooks.callback(handle.remove)
+        yield recording
+
+
+def _request_map(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The hook before attention modules of the older kind, which return their map only on request."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.arguments["output_attentions"] = True
+    return bound.args, bound.kwargs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode. On exit each module gets its own mode back, since a frozen part may differ from the rest."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

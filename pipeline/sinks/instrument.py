@@ -1,11 +1,12 @@
-"""The sink instrument: one pass, constant memory, intervals over utterances.
+"""The sink instrument: metrics, curves and descriptions from one pass over a test set, in constant memory.
 
-statistics = SinkStatistics(params.sinks, blocks, heads)
+statistics = SinkStatistics(params.sinks, layers, heads)
 for ids, sequence in batches:
     statistics.add(capture(decoder, sequence.embeddings, sequence.mask, sequence.roles), ids)
 summary = statistics.summary(bootstrap=1000)
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,115 +15,212 @@ import numpy as np
 import torch
 
 from pipeline.common.hardware import release_freed_memory
+from pipeline.common.statistics import ratio_interval
 from pipeline.config import Sinks
-from pipeline.sinks.captured import Captured
-from pipeline.sinks.classification import has_inner, measure
+from pipeline.sinks.capture import Captured
+from pipeline.sinks.classification import Tokens, classify_tokens
 from pipeline.sinks.curves import Curves
-from pipeline.sinks.definitions import Definitions
-from pipeline.sinks.dominant import Strongest
-from pipeline.sinks.exemplar import Exemplar
-from pipeline.sinks.mlp_units import writing_units
-from pipeline.sinks.origin import origins
-from pipeline.sinks.per_utterance import Measured, utterance_columns
-from pipeline.sinks.records import Records
-from pipeline.sinks.thresholds import Sensitivity
-from pipeline.sinks.writers import Writers
+from pipeline.sinks.definitions import Definitions, ThresholdSensitivity
+from pipeline.sinks.dominant import DominantSinks
+from pipeline.sinks.metrics import MeasuredBatch, Ratio, per_utterance_metrics
+from pipeline.sinks.mlp import UnitStatistics, writing_units
+from pipeline.sinks.origin import Origins, origins
+
+THRESHOLDS = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
+EXEMPLAR_DIMENSIONS = 24
+"""Dimensions of |h| that the exemplar keeps for each layer: those that are largest at some token."""
 
 
 @dataclass(frozen=True)
 class SinkSummary:
-    """What a pass over a test set found. What does not exist (the cosine of sinks where there are none) is absent."""
+    """Results of a pass over a test set. Values that do not exist (the cosine of sinks without sinks) are absent."""
 
     metrics: dict[str, float]
     """By name, with `<name>/low` and `<name>/high`. All finite."""
     arrays: dict[str, np.ndarray]
-    """For `sinks.npz`: curves by block, heat maps, features. NaN where nothing was measured."""
+    """For `sinks.npz`: curves by layer, heat maps, dimensions. NaN where nothing was measured."""
     description: dict[str, Any]
-    """Fit for JSON: which features, which tokens, which blocks."""
+    """Serialisable as JSON: dimensions, tokens and layers of the sinks. Its keys call a layer `block`, a dimension
+    `feature`."""
 
 
 class SinkStatistics:
-    """Takes in captured batches, in any order and with any padding.
+    """Running statistics over captured batches, in any order and with any padding, of a decoder with so many layers and
+    attention heads."""
 
-    Args:
-        settings: section `sinks`.
-        blocks: L, the decoder's blocks.
-        heads: H, its attention heads.
-    """
-
-    def __init__(self, settings: Sinks, blocks: int, heads: int) -> None:
-        self.settings, self.blocks = settings, blocks
-        self._records = Records()
-        self._curves = Curves(blocks, heads)
-        self._strongest = Strongest()
-        self._writers = Writers(blocks)
-        self._definitions = Definitions(blocks)
-        self._sensitivity = Sensitivity()
+    def __init__(self, settings: Sinks, layers: int, heads: int) -> None:
+        self.settings = settings
+        self._records = UtteranceRecords()
+        self._curves = Curves(layers, heads)
+        self._origins, self._units = Origins(layers), UnitStatistics(layers)
+        self._definitions, self._sensitivity = Definitions(layers), ThresholdSensitivity()
+        self._dominant = DominantSinks()
         self._exemplar = Exemplar()
-        self._left_out: list[str] = []
+        self._not_finite: list[str] = []
 
     @torch.no_grad()
     def add(self, captured: Captured, utterance_ids: Sequence[str]) -> None:
-        """Take in one batch.
+        """Add one batch.
 
-        An utterance whose residuals or attention are not finite (a training that diverged) cannot be measured; it is
-        left out and named in the description.
+        An utterance whose residuals or attention are not finite (after a diverged training) cannot be measured. It is
+        skipped and named in the description.
 
         Raises:
-            ValueError: the ids are not as many as the utterances, or an utterance has not exactly one BOS.
+            ValueError: the number of ids is not that of the utterances, or an utterance does not have exactly one BOS.
         """
         if len(utterance_ids) != len(captured.mask):
             raise ValueError(f"{len(utterance_ids)} ids for {len(captured.mask)} utterances")
         finite = captured.finite()
         if not bool(finite.all()):
-            self._left_out += [id for id, good in zip(utterance_ids, finite.tolist(), strict=True) if not good]
-            utterance_ids = [id for id, good in zip(utterance_ids, finite.tolist(), strict=True) if good]
-            captured = captured.rows(finite)
+            by_id = dict(zip(utterance_ids, finite.tolist(), strict=True))
+            self._not_finite += [id for id in utterance_ids if not by_id[id]]
+            utterance_ids = [id for id in utterance_ids if by_id[id]]
+            captured = captured.select(finite)
         if not utterance_ids:
             return
-        tokens = measure(captured, self.settings)
+        tokens = classify_tokens(captured, self.settings)
         origin = origins(captured, tokens, self.settings.tau)
         units = None if origin is None else writing_units(captured, tokens, origin)
-        self._records.add(utterance_ids, utterance_columns(Measured(captured, tokens, origin, units)))
+        self._records.add(utterance_ids, per_utterance_metrics(MeasuredBatch(captured, tokens, origin, units)))
+        self._origins.add(origin)
+        self._units.add(units)
         self._curves.add(captured, tokens)
-        self._writers.add(origin, units)
         self._definitions.add(captured, tokens)
         self._sensitivity.add(captured, tokens)
-        self._strongest.add(captured, tokens, utterance_ids)
+        self._dominant.add(captured, tokens, utterance_ids)
         self._exemplar.add(captured, tokens, utterance_ids)
         release_freed_memory()
 
     def summary(self, bootstrap: int, seed: int = 0, speakers: Mapping[str, str] | None = None) -> SinkSummary:
-        """What was found so far.
-
-        Args:
-            bootstrap: resamplings of the utterances for the 95% intervals; 0 asks for none.
-            seed: of the resamplings.
-            speakers: who speaks each utterance, by its id; None where it is not known.
-        """
+        """Results so far, with 95% intervals from `bootstrap` resamplings (0: none) of utterances, or of
+        `speakers` by id if these are known."""
         if not len(self._records):
-            return SinkSummary({}, {}, {"utterances": 0, "left_out": self._left_out})
-        metrics = self._records.figures()
+            return SinkSummary({}, {}, {"utterances": 0, "left_out": self._not_finite})
+        metrics = self._records.metrics()
         for name in tuple(metrics):
             bounds = self._records.interval(name, bootstrap, seed, speakers)
             if bounds:
                 metrics[f"{name}/low"], metrics[f"{name}/high"] = bounds
-        if has_inner(self.blocks):
-            for who in ("bos", "intermediate"):
-                metrics[f"sinks/max_ratio/{who}/max"] = self._records.largest(f"sinks/max_ratio/{who}")
-        parts = (self._records, self._curves, self._writers, self._definitions, self._sensitivity, self._exemplar)
+        for name in ("sinks/max_ratio/bos", "sinks/max_ratio/intermediate"):
+            if name in metrics:
+                metrics[f"{name}/max"] = self._records.largest(name)
+        parts = (
+            self._records, self._curves, self._origins, self._units, self._definitions, self._sensitivity,
+            self._exemplar,
+        )  # fmt: skip
         arrays = {name: array for part in parts for name, array in part.arrays().items()}
         arrays |= {name: np.array(getattr(self.settings, name)) for name in ("tau", "epsilon")}
         return SinkSummary(metrics, arrays, self._description())
 
     def _description(self) -> dict[str, Any]:
-        thresholds = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
-        tokens, writers = self._curves.description(), self._writers.description()
+        curves, origin, units = (part.description() for part in (self._curves, self._origins, self._units))
         return {
             "utterances": len(self._records),
-            "left_out": self._left_out,
-            "thresholds": {name: getattr(self.settings, name) for name in thresholds},
-            **{who: tokens[who] | writers[who] for who in tokens},
-            **self._strongest.description(),
-            **self._exemplar.description(),
+            "left_out": self._not_finite,
+            "thresholds": {name: getattr(self.settings, name) for name in THRESHOLDS},
+            **{group: curves[group] | origin[group] | units[group] for group in curves},
+            **self._dominant.description(),
+            "exemplar": self._exemplar.id,
         }
+
+
+class UtteranceRecords:
+    """Numerator and denominator of each metric for each utterance, for intervals over utterances."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        # Not one tensor per batch: small allocations between a batch's large ones would fragment the heap.
+        self._columns: dict[str, tuple[array, array]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, ids: Sequence[str], ratios: Mapping[str, Ratio]) -> None:
+        """Add the utterances of a batch. A metric that the batch does not have (a share of no sinks) is 0 / 0."""
+        for name in dict.fromkeys([*self._columns, *ratios]):
+            column = self._columns.setdefault(name, (array("d", [0] * len(self)), array("d", [0] * len(self))))
+            values = _ratio_array(ratios[name]) if name in ratios else np.zeros((2, len(ids)))
+            for stored, new in zip(column, values, strict=True):
+                stored.extend(new.tolist())
+        self._ids += ids
+
+    def column(self, name: str) -> np.ndarray:
+        """(2, utterances): numerators and denominators in the order of the ids, whatever the order of batches was."""
+        return np.array(self._columns[name])[:, np.argsort(self._ids, kind="stable")]
+
+    def metrics(self) -> dict[str, float]:
+        """The value of each metric that exists."""
+        sums = {name: self.column(name).sum(1) for name in self._columns}
+        return {name: float(top / bottom) for name, (top, bottom) in sums.items() if bottom > 0}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All records, so that two models can be compared utterance by utterance.
+
+        `record_ids` (N,), in rising order. `record_names` (K,): the metrics. `records` (K, 2, N) float32: numerators
+        and denominators.
+        """
+        names = sorted(self._columns)
+        return {
+            "record_ids": np.array(sorted(self._ids)),
+            "record_names": np.array(names),
+            "records": np.stack([self.column(name) for name in names]).astype(np.float32),
+        }
+
+    def largest(self, name: str) -> float:
+        """The largest numerator."""
+        return float(self.column(name)[0].max())
+
+    def interval(
+        self, name: str, resamplings: int, seed: int, speakers: Mapping[str, str] | None = None
+    ) -> tuple[float, float] | None:
+        """95% interval of a metric over utterances or, if known and numerous enough, over `speakers` by id."""
+        clusters = [speakers[id] for id in sorted(self._ids)] if speakers else None
+        numerators, denominators = self.column(name)
+        return ratio_interval(numerators, denominators, resamplings, seed, clusters)
+
+
+def _ratio_array(ratio: Ratio) -> np.ndarray:
+    """(2, B). Where the denominator is 0 the numerator may be anything, and must not enter the sum."""
+    top, bottom = (part.detach().cpu().double().numpy() for part in ratio)
+    return np.stack([np.where(bottom > 0, top, 0), bottom])
+
+
+class Exemplar:
+    """The utterance with the first id, kept for figures of a single sequence: the same one in every trial."""
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def add(self, captured: Captured, tokens: Tokens, utterance_ids: Sequence[str]) -> None:
+        """Add one batch."""
+        row = min(range(len(utterance_ids)), key=utterance_ids.__getitem__)
+        if self.id is None or utterance_ids[row] < self.id:
+            self.id, self._arrays = utterance_ids[row], _exemplar_arrays(captured, tokens, row)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the T tokens of the utterance, by name; L layers, K dimensions.
+
+        `exemplar_roles` (T,). `exemplar_sink` (T,) of bool: massive. `exemplar_map` (L, T, T) float16: attention of
+        queries to keys, mean over heads. `exemplar_size` (L, T, K): |h| at the dimensions `exemplar_features` (L, K),
+        those that are largest at some token, in rising order. `exemplar_typical` (L,): median of |h|.
+        """
+        return self._arrays
+
+
+def _exemplar_arrays(captured: Captured, tokens: Tokens, row: int) -> dict[str, np.ndarray]:
+    real = captured.mask[row]
+    dimensions, sizes = [], []
+    for residual in captured.residuals[1:]:
+        size = residual[row, real].float().abs()
+        kept = size.amax(0).topk(min(EXEMPLAR_DIMENSIONS, size.shape[1])).indices.sort().values
+        dimensions.append(kept.cpu().numpy())
+        sizes.append(size[:, kept].cpu().numpy())
+    return {
+        "exemplar_roles": captured.roles[row, real].cpu().numpy(),
+        "exemplar_sink": tokens.is_sink[row, real].cpu().numpy(),
+        "exemplar_map": captured.maps[:, row][:, real][:, :, real].cpu().numpy().astype(np.float16),
+        "exemplar_size": np.stack(sizes),
+        "exemplar_features": np.stack(dimensions),
+        "exemplar_typical": tokens.activations.median[:, row].cpu().numpy(),
+    }

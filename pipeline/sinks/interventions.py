@@ -1,13 +1,13 @@
-"""Interventions on a decoder's residuals and attention, by hooks that come off with their `with`.
+"""Interventions on a decoder's residuals and attention, by hooks that are removed when their `with` ends.
 
-with set_activations(decoder, block, where, values):
+with set_activations(decoder, layer, where, values):
     decoder.generate(…)  # or a teacher-forced pass
 
-Any Hugging Face decoder, alone or wrapped by peft, as `capture` takes it. A batch of B sequences of T positions is
-named by tensors (B, T, …); padding may be on either side, and is left alone by whoever does not name it. In generation
-those T positions are the prompt: residuals are changed in the pass that reads it, and what later tokens see of them in
-the cache stays changed; keys stay masked to the end. Beams of an utterance share its intervention. With nothing named,
-no hook is set, and the model computes the same bits.
+Works on the decoders that `capture` takes. A batch of B sequences of T positions is addressed by tensors (B, T, …);
+padding may be on either side and stays unchanged unless selected. In generation the T positions are the prompt:
+residuals change in the pass that reads it, and later tokens see the changed keys and values in the cache; masked keys
+stay masked to the end. All beams of an utterance share its intervention. If nothing is selected, no hook is set and
+the output is bit-identical.
 """
 
 import inspect
@@ -21,174 +21,172 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import backbone_of
-from pipeline.sinks.capture import decoder_blocks
+from pipeline.model.backbone import backbone_of, decoder_layers, without_peft
 
 SAME_DIRECTION = 1e-5
-"""Sine of the angle below which rounding decides what lies between two directions."""
+"""Sine of the angle below which the plane between two directions is only rounding."""
 
 
 @contextmanager
-def set_activations(decoder: nn.Module, block: int, where: Tensor, values: Tensor) -> Iterator[None]:
-    """Set features of tokens in the residual after a block (Sun et al., COLM 2024: to zero, or to their mean).
+def set_activations(decoder: nn.Module, layer: int, where: Tensor, values: Tensor) -> Iterator[None]:
+    """Set dimensions of tokens in the residual after a layer (Sun et al., COLM 2024: to zero, or to their mean).
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
-        block: whose output is changed, from 0.
+        layer: the layer whose output changes, from 0.
         where: (B, T, D) of bool.
         values: (B, T, D), used where `where` is true.
     """
 
-    def changed(hidden: Tensor) -> Tensor:
-        return torch.where(_rows(where, hidden), _rows(values, hidden).to(hidden.dtype), hidden)
+    def change(hidden: Tensor) -> Tensor:
+        return torch.where(_for_beams(where, hidden), _for_beams(values, hidden).to(hidden.dtype), hidden)
 
-    with _changed_residual(decoder, block, where, changed):
+    with _changed_residual(decoder, layer, where, change):
         yield
 
 
 @contextmanager
-def rotate(decoder: nn.Module, block: int, where: Tensor, toward: Tensor, degrees: float) -> Iterator[None]:
-    """Turn the residual of tokens after a block by an angle, in the plane of their own direction and another token's.
+def rotate(decoder: nn.Module, layer: int, where: Tensor, toward: Tensor, degrees: float) -> Iterator[None]:
+    """Rotate the residual of tokens after a layer, in the plane of their own direction and that of another token.
 
-    The norm stays. An angle greater than that between the two goes past the other's direction. A token that has the
-    other's very direction stays as it is.
+    The norm is kept. An angle greater than the one between the two tokens rotates past the other's direction. A token
+    with the same direction as the other stays unchanged.
 
     Args:
         decoder: as for `set_activations`.
-        block: whose output is changed, from 0.
-        where: (B, T) of bool: the tokens that are turned.
-        toward: (B, T): for each of them the position of the other, in the same sequence.
+        layer: the layer whose output changes, from 0.
+        where: (B, T) of bool: the tokens to rotate.
+        toward: (B, T): for each of them the position of the other token in the same sequence.
         degrees: the angle.
     """
     angle = radians(degrees)
 
-    def changed(hidden: Tensor) -> Tensor:
-        other = hidden.gather(1, _rows(toward, hidden)[..., None].expand_as(hidden)).float()
-        own, size = normalize(hidden.float(), dim=-1), hidden.float().norm(dim=-1, keepdim=True)
-        across = other - (other * own).sum(-1, keepdim=True) * own
-        turned = size * (cos(angle) * own + sin(angle) * normalize(across, dim=-1))
-        turns = _rows(where, hidden) & (across.norm(dim=-1) > SAME_DIRECTION * other.norm(dim=-1))
-        return torch.where(turns[..., None], turned.to(hidden.dtype), hidden)
+    def change(hidden: Tensor) -> Tensor:
+        target = hidden.gather(1, _for_beams(toward, hidden)[..., None].expand_as(hidden)).float()
+        direction, norm = normalize(hidden.float(), dim=-1), hidden.float().norm(dim=-1, keepdim=True)
+        orthogonal = target - (target * direction).sum(-1, keepdim=True) * direction
+        rotated = norm * (cos(angle) * direction + sin(angle) * normalize(orthogonal, dim=-1))
+        has_plane = orthogonal.norm(dim=-1) > SAME_DIRECTION * target.norm(dim=-1)
+        is_rotated = _for_beams(where, hidden) & has_plane
+        return torch.where(is_rotated[..., None], rotated.to(hidden.dtype), hidden)
 
-    with _changed_residual(decoder, block, where, changed):
+    with _changed_residual(decoder, layer, where, change):
         yield
 
 
 @contextmanager
 def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
-    """Hide tokens from all other tokens' attention, in every block and head. A token still sees itself.
+    """Hide tokens from the attention of all other tokens, in every layer and head. A token still sees itself.
 
     Args:
         decoder: as for `set_activations`; its attention takes a mask by query and key (`sdpa` or `eager`).
-        where: (B, T) of bool: the tokens that are hidden.
+        where: (B, T) of bool: the tokens to hide.
 
     Raises:
-        PipelineError: the attention takes another mask, or its cache does not keep all keys.
+        PipelineError: the attention takes another kind of mask, or its cache does not keep all keys.
     """
     if not bool(where.any()):
         yield
         return
-    base = _base(decoder)
+    base = without_peft(decoder)
     with ExitStack() as hooks:
-        reading = hooks.enter_context(_reading(base))
-        for block in decoder_blocks(base):
-            for part in block.children():
-                if "attention_mask" in inspect.signature(part.forward).parameters:
-                    hook = _hide(where, reading, type(base).__name__)
-                    hooks.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        cached = hooks.enter_context(_counting_cached(base))
+        for layer in decoder_layers(base):
+            for child in layer.children():
+                if "attention_mask" in inspect.signature(child.forward).parameters:
+                    hook = _hiding_hook(where, cached, type(base).__name__)
+                    hooks.callback(child.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
-class _Reading:
-    """How far into the sequence the model is."""
+class _CachedPositions:
+    """The number of positions that earlier passes put into the cache; 0 in the pass that reads the prompt."""
 
-    past = 0
-    """Positions that earlier passes have put into the cache."""
+    count = 0
 
-    def on_pass(self, backbone: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The backbone begins a pass."""
+    def before_pass(self, backbone: nn.Module, args: tuple, kwargs: dict) -> None:
         cache = kwargs.get("past_key_values")
-        self.past = cache.get_seq_length() if cache is not None else 0
-
-
-def _base(decoder: Any) -> Any:
-    return decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
+        self.count = cache.get_seq_length() if cache is not None else 0
 
 
 @contextmanager
-def _reading(base: Any) -> Iterator[_Reading]:
-    reading = _Reading()
-    handle = backbone_of(base).register_forward_pre_hook(reading.on_pass, with_kwargs=True)
+def _counting_cached(base: Any) -> Iterator[_CachedPositions]:
+    cached = _CachedPositions()
+    handle = backbone_of(base).register_forward_pre_hook(cached.before_pass, with_kwargs=True)
     try:
-        yield reading
+        yield cached
     finally:
         handle.remove()
 
 
 @contextmanager
 def _changed_residual(
-    decoder: nn.Module, block: int, where: Tensor, changed: Callable[[Tensor], Tensor]
+    decoder: nn.Module, layer: int, where: Tensor, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """What a block returns goes through `changed`, in the pass that reads the sequence."""
+    """Apply `change` to the output of a layer, in the pass that reads the prompt."""
     if not bool(where.any()):
         yield
         return
-    base = _base(decoder)
+    base = without_peft(decoder)
 
-    def on_block(module: nn.Module, args: tuple, output: Any) -> Any:
-        if reading.past > 0:
+    def on_layer(module: nn.Module, args: tuple, output: Any) -> Any:
+        if cached.count > 0:
             return None
         if isinstance(output, (tuple, list)):
-            return type(output)([changed(output[0]), *output[1:]])
-        return changed(output)
+            return type(output)([change(output[0]), *output[1:]])
+        return change(output)
 
-    with _reading(base) as reading:
-        handle = decoder_blocks(base)[block].register_forward_hook(on_block)
+    with _counting_cached(base) as cached:
+        handle = decoder_layers(base)[layer].register_forward_hook(on_layer)
         try:
             yield
         finally:
             handle.remove()
 
 
-def _rows(named: Tensor, hidden: Tensor) -> Tensor:
-    """`named` (B, T, …) for the rows of a pass over (B x beams, T, D), an utterance's beams next to one another.
+def _for_beams(selected: Tensor, hidden: Tensor) -> Tensor:
+    """`selected` (B, T, …) repeated for a pass over `hidden` (B x beams, T, D), the beams of an utterance adjacent.
 
     Raises:
         ValueError: the pass has other positions.
     """
-    beams, rest = divmod(len(hidden), len(named))
-    if rest or named.shape[1] != hidden.shape[1]:
-        raise ValueError(f"an intervention on {tuple(named.shape[:2])} tokens in a pass over {tuple(hidden.shape[:2])}")
-    return named if beams == 1 else named.repeat_interleave(beams, 0)
+    beams, remainder = divmod(len(hidden), len(selected))
+    if remainder or selected.shape[1] != hidden.shape[1]:
+        raise ValueError(
+            f"an intervention on {tuple(selected.shape[:2])} tokens in a pass over {tuple(hidden.shape[:2])}"
+        )
+    return selected if beams == 1 else selected.repeat_interleave(beams, 0)
 
 
-def _hide(where: Tensor, reading: _Reading, name: str) -> Callable:
-    """The hook before an attention that takes the keys of `where` (B, T) out of its mask."""
+def _hiding_hook(where: Tensor, cached: _CachedPositions, model_name: str) -> Callable:
+    """The hook before an attention module that removes the keys of `where` (B, T) from its mask."""
 
     def on_attention(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         hidden, mask = bound.arguments["hidden_states"], bound.arguments.get("attention_mask")
-        seen = _seen(where, reading.past, hidden)
+        visible = _visible_keys(where, cached.count, hidden)
         if mask is None:
             # Without a mask, sdpa is causal.
-            mask = torch.ones(seen.shape[2:], dtype=torch.bool, device=seen.device).tril(reading.past)[None, None]
-        if mask.dim() != 4 or mask.shape[-2:] != seen.shape[-2:]:
+            causal = torch.ones(visible.shape[2:], dtype=torch.bool, device=visible.device).tril(cached.count)
+            mask = causal[None, None]
+        if mask.dim() != 4 or mask.shape[-2:] != visible.shape[-2:]:
             raise PipelineError(
-                name,
-                f"a mask {tuple(mask.shape)} where queries and keys are {tuple(seen.shape[-2:])}",
+                model_name,
+                f"its attention mask has shape {tuple(mask.shape)} for {tuple(visible.shape[-2:])} queries and keys",
                 "load it with sdpa or eager attention, and generate with a cache that keeps all keys",
             )
-        shown = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
-        bound.arguments["attention_mask"] = shown
+        is_bool = mask.dtype == torch.bool
+        changed = mask & visible if is_bool else mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+        bound.arguments["attention_mask"] = changed
         return bound.args, bound.kwargs
 
     return on_attention
 
 
-def _seen(where: Tensor, past: int, hidden: Tensor) -> Tensor:
-    """(B x beams, 1, queries, keys) of bool: all keys but the hidden ones, and every token itself."""
+def _visible_keys(where: Tensor, cached: int, hidden: Tensor) -> Tensor:
+    """(B x beams, 1, queries, keys) of bool: all keys except hidden ones, and every token itself."""
     rows, queries = hidden.shape[:2]
-    keys = torch.zeros(rows, past + queries, dtype=torch.bool, device=hidden.device)
-    keys[:, : where.shape[1]] = where.repeat_interleave(rows // len(where), 0)
-    itself = torch.eye(past + queries, dtype=torch.bool, device=hidden.device)[past:]
-    return (~keys[:, None, None]) | itself
+    is_hidden = torch.zeros(rows, cached + queries, dtype=torch.bool, device=hidden.device)
+    is_hidden[:, : where.shape[1]] = where.repeat_interleave(rows // len(where), 0)
+    itself = torch.eye(cached + queries, dtype=torch.bool, device=hidden.device)[cached:]
+    return ~is_hidden[:, None, None] | itself

@@ -20,7 +20,7 @@ from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.reading import Media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer, most_positions
+from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
 from pipeline.model.encoding import OnlineEncoder
 from pipeline.pretrained.folder import verify_weights
@@ -99,7 +99,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
     config = model.decoder.config.get_text_config(decoder=True)
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
-    positions = most_positions(config)
+    positions = max_positions(config)
     if positions is None:
         return
     too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
@@ -122,7 +122,7 @@ def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, positions: 
         # No text has more tokens than bytes, and counting bytes takes no time.
         upper_bound = max(hypothesis, len(utterance.text.encode()) + 1)
         if model.length(frames, upper_bound) > positions:
-            tokens = model.length(frames, max(hypothesis, len(model.respond(utterance.text))))
+            tokens = model.length(frames, max(hypothesis, len(model.tokenize_response(utterance.text))))
             if tokens > positions:
                 yield tokens, utterance.id
 

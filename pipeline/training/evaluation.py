@@ -14,10 +14,9 @@ from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import Hypothesis, decode
-from pipeline.model.examples import Batch, moved
+from pipeline.model.examples import Batch, batch_to
 from pipeline.scoring.errors import score
-from pipeline.sinks.capture import capture
-from pipeline.sinks.captured import Captured
+from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.training.inputs import Inputs
 from pipeline.trials.results import CUT
@@ -159,4 +158,4 @@ def _batches(
     ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
     for start in range(0, len(ordered), size):
         chosen = ordered[start : start + size]
-        yield chosen, moved(inputs.examples(chosen, model.respond).whole(), model.device)
+        yield chosen, batch_to(inputs.examples(chosen, model.tokenize_response).as_batch(), model.device)

@@ -109,7 +109,7 @@ def _train(
     # The property is one of the module's class, which type checkers do not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
-    examples = {split: inputs.examples(chosen, model.respond) for split, chosen in utterances.items()}
+    examples = {split: inputs.examples(chosen, model.tokenize_response) for split, chosen in utterances.items()}
     frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]
     batches = Batches(frames, params.train)
     if params.train.activation_checkpointing:

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM, Losses
-from pipeline.model.examples import MEDIA, Batch, Examples, moved
+from pipeline.model.examples import MEDIA, Batch, Examples, batch_to
 from pipeline.training.augmentation import Augmenter
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import is_sealed, seal
@@ -109,11 +109,11 @@ class LossTrainer(transformers.Trainer):
             collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
         )
-        # Accelerate's loader fetches each batch ahead; if it also moved it to the device, it would wait for that.
+        # Accelerate's loader fetches each batch ahead; if it also batch_to it to the device, it would wait for that.
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return moved(inputs, self.llm.device)
+        return batch_to(inputs, self.llm.device)
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         self.meter.settle()
@@ -136,7 +136,7 @@ class LossTrainer(transformers.Trainer):
         self._batch_of_step += 1
         if self.accelerator.sync_gradients:
             self._batch_of_step = 0
-            self.ranks.add_gradients(self.llm.trained().values())
+            self.ranks.add_gradients(self.llm.trainable().values())
         return loss
 
     def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple:
@@ -155,7 +155,7 @@ class LossTrainer(transformers.Trainer):
         if not self.ranks.is_first:
             return
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
-        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trained().values())
+        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trainable().values())
         require_space(folder, needed, "a checkpoint")
         # First, since it raises if the training has diverged.
         meter = self.meter.state()
@@ -179,11 +179,11 @@ class LossTrainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self._checkpoints
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu() for name, p in self.llm.trained().items()}, folder / TRAINED_FILE)
+        save_file({name: p.detach().cpu() for name, p in self.llm.trainable().items()}, folder / TRAINED_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
         with torch.no_grad():
-            for name, parameter in self.llm.trained().items():
+            for name, parameter in self.llm.trainable().items():
                 parameter.copy_(saved[name])
         self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

@@ -1,1 +1,1 @@
-"""One's own recordings through a trained adapter: a file to what the encoders take, to text, and to its sinks."""
+"""Transcription of your own recordings with a trained trial."""

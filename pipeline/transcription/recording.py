@@ -1,4 +1,4 @@
-"""A file of one's own as the encoders take it, by the same steps as a corpus: an equal file becomes an equal text."""
+"""Read a media file as input of the encoders, by the same steps as a corpus, so that equal files give equal text."""
 
 import tempfile
 from collections.abc import Collection
@@ -14,67 +14,68 @@ from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recorded.recording import SOUND, Recording, is_audio, skip_on_error
 
-REMEDY = "name a whole audio or video file with speech in it"
+REMEDY = "name a complete audio or video file with speech in it"
 
 
 def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[str, np.ndarray]:
     """Read a recording of any format.
 
-    As in a corpus, the sound of a video is that of the audio file of the same name beside it, if there is one.
+    As in a corpus, an audio file with the name of the video replaces the video's own sound.
 
     Args:
-        file: audio or video; the picture may be a face or the mouth region already.
-        streams: which are wanted, `audio`, `video`; what else is in the file does not count.
-        detector: the folder of the face detector's weights; read only where there is a face to be found.
+        file: audio or video; the picture may show a face or only the mouth region.
+        streams: streams to read, `audio`, `video`.
+        detector: folder of the face detector's weights, read only if the picture is not the mouth region.
 
     Returns:
         By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames a second.
 
     Raises:
-        PipelineError: the file is missing or damaged, or has nothing of a stream in it: no picture, no face, no sound.
+        PipelineError: the file is missing or damaged, or has no picture, no face or no sound for a stream.
     """
     try:
         require_file(file)
         if "video" in streams and not _has_video(file):
-            raise PipelineError(file, "there is no picture in it, and this trial reads lips", "name a video")
+            raise PipelineError(file, "it has no picture, and this trial needs video", "name a video")
         recording = Recording(_sound_of(file), file if "video" in streams else None, detector)
         with tempfile.TemporaryDirectory() as folder:
-            read = {"audio": _read_sound, "video": _read_mouth}
-            return {stream: read[stream](recording, Path(folder)) for stream in streams}
+            readers = {"audio": _read_sound, "video": _read_mouth}
+            return {stream: readers[stream](recording, Path(folder)) for stream in streams}
     except Unusable as error:
         detail = f" ({error.detail})" if error.detail else ""
         raise PipelineError(file, f"{error.reason}{detail}", REMEDY) from None
 
 
 def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
-    """An array as `read_streams` returns its stream. Audio is rounded to the sixteen bits that a corpus keeps.
+    """Check an array and convert it to the form of `read_streams`. Audio is rounded to 16 bits, as in a corpus.
 
     Args:
         stream: `audio` or `video`.
         array: audio (samples,) of float from -1 to 1 at 16 kHz; video (frames, 96, 96) of uint8 at 25 frames a second.
 
     Raises:
-        PipelineError: it has another shape or type, a sample is not from -1 to 1, or there is less than one video frame
-            of it.
+        PipelineError: the shape or type differs, a sample is outside [-1, 1], or it is shorter than one video frame.
     """
     array = np.asarray(array)
-    found = f"has shape {array.shape} and type {array.dtype}"
+    actual = f"has shape {array.shape} and type {array.dtype}"
     if stream == "video":
         if array.dtype != np.uint8 or array.shape[1:] != (CROP, CROP) or not len(array):
-            raise PipelineError("video", found, f"give (frames, {CROP}, {CROP}) of uint8, at least one frame")
+            raise PipelineError("video", actual, f"give (frames, {CROP}, {CROP}) of uint8, at least one frame")
         return array
     if array.ndim != 1 or array.dtype.kind != "f" or len(array) < SAMPLES_PER_FRAME:
         raise PipelineError(
-            "audio", found, f"give (samples,) of float at 16 kHz, one channel, at least {SAMPLES_PER_FRAME} samples"
+            "audio", actual, f"give (samples,) of float at 16 kHz, one channel, at least {SAMPLES_PER_FRAME} samples"
         )
     if not (loudest := np.abs(array).max()) <= 1:
-        raise PipelineError("audio", f"its largest |sample| is {loudest:g}", "scale it to lie from -1 to 1")
+        raise PipelineError("audio", f"its largest |sample| is {loudest:g}", "scale the samples to [-1, 1]")
     return (pcm16(array) / PCM_STEPS).astype(np.float32)
 
 
 def require_file(file: Path) -> None:
-    """Raises:
-    PipelineError: there is no such file.
+    """Check that a file exists.
+
+    Raises:
+        PipelineError: it does not.
     """
     if not file.is_file():
         raise PipelineError(file, "is a folder" if file.is_dir() else "the file is missing", REMEDY)
@@ -88,15 +89,15 @@ def _has_video(file: Path) -> bool:
 
 
 def _sound_of(file: Path) -> Path:
-    beside = (file.with_suffix(ending) for ending in SOUND)
-    sound = next((path for path in beside if path.is_file()), file)
+    candidates = (file.with_suffix(suffix) for suffix in SOUND)
+    sound = next((path for path in candidates if path.is_file()), file)
     return sound if sound != file and _has_video(file) else file
 
 
 def _read_sound(recording: Recording, folder: Path) -> np.ndarray:
-    if (found := len(recording.sound)) < SAMPLES_PER_FRAME:
-        raise Unusable("shorter than a frame", f"{found / SAMPLE_RATE:.3f} s")
-    # By way of a file, since a corpus keeps sixteen bits of each sample.
+    if (samples := len(recording.sound)) < SAMPLES_PER_FRAME:
+        raise Unusable("shorter than a frame", f"{samples / SAMPLE_RATE:.3f} s")
+    # Through a file, since a corpus keeps 16 bits per sample.
     recording.write_sound(folder / "sound.wav", 0, None)
     return read_audio(folder / "sound.wav")
 

@@ -1,22 +1,24 @@
-"""A trained trial that takes files or arrays in place of a corpus: its own encoders, LLM, adapter and settings."""
+"""A trained trial on files or arrays instead of a corpus, with its own encoders, LLM, adapter and settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.analysis.labels import token_labels
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
+from pipeline.common.text import rounded
 from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import DTYPE, Features
-from pipeline.model.decoder import most_positions
+from pipeline.model.decoder import max_positions
 from pipeline.model.decoding import decode
-from pipeline.model.examples import Batch, Example, Examples, MediaExamples, moved
+from pipeline.model.examples import Batch, Example, Examples, MediaExamples, batch_to
 from pipeline.pretrained.folder import weights_digest
-from pipeline.sinks.classification import Tokens, has_inner, measure
+from pipeline.sinks.classification import Tokens, classify_tokens
 from pipeline.training.build import build_model
 from pipeline.training.evaluation import teacher_forced
 from pipeline.training.inputs import Inputs
@@ -24,31 +26,33 @@ from pipeline.transcription.recording import checked_stream, read_streams
 from pipeline.trials.folder import Trial
 from pipeline.trials.trained import require_encoders, require_llm, trained_params
 
+LISTED = 6
+"""Sinks listed in one line."""
+
 
 @dataclass(frozen=True)
-class Heard:
-    """A recording as the model takes it, and what it made of it."""
+class Transcription:
+    """A recording and its text."""
 
     name: str
-    """The file, or what errors call an array."""
+    """The file, or the name of an array in errors."""
     streams: dict[str, np.ndarray]
-    """Features (frames, dimension) or, of a trial whose encoders are inside its model, media."""
+    """Inputs of the model: features (frames, dimension) or, if the trial's encoders are inside its model, media."""
     text: str
-    """The hypothesis."""
     is_cut: bool
-    """Whether it has as many tokens as it may have, so that more was probably said."""
+    """Whether the text reached the maximum number of tokens, so that it is probably incomplete."""
 
 
 class Transcriber:
-    """A trained trial on the device that it was trained on.
+    """A trained trial on the device of its training.
 
     Args:
-        trial: its own `config.yaml` counts, whatever params.yaml says today.
-        overrides: of what is evaluated and where things lie: `evaluate.max_new_tokens=100`, `train.device=cpu`.
+        trial: its own `config.yaml` is used, not params.yaml.
+        overrides: of evaluation settings and paths: `evaluate.max_new_tokens=100`, `train.device=cpu`.
 
     Raises:
-        PipelineError: the trial is not trained, an override would change what it was trained with, or the LLM or an
-            encoder is missing or another than it was trained with.
+        PipelineError: the trial is not trained, an override would change a training setting, or the LLM or an encoder
+            is missing or not the one used in training.
     """
 
     def __init__(self, trial: Trial, overrides: list[str]) -> None:
@@ -61,82 +65,132 @@ class Transcriber:
             for stream in streams(self.params.model.modality):
                 settings = getattr(self.params.features, stream)
                 self._encoders[stream] = encoder_kind(settings.encoder)(settings, self.params.train.device)
-        # Of the features the model needs the width alone, which an encoder knows as they do.
-        widths = cast(dict[str, Features], self._encoders)
-        self.model = build_model(self.params, Inputs((), widths, digests), trial.adapter).eval()
+        # The model needs only the `dimension` of the features, which encoders have, too.
+        features = cast(dict[str, Features], self._encoders)
+        self.model = build_model(self.params, Inputs((), features, digests), trial.adapter).eval()
 
-    def hear(self, file: Path) -> Heard:
-        """Transcribe a file, as an evaluation does it with an utterance.
+    def transcribe(self, file: Path) -> Transcription:
+        """Transcribe a file, like an utterance in evaluation.
 
         Raises:
-            PipelineError: see `read_streams`; or it is too long for the LLM.
+            PipelineError: see `read_streams`; or the recording is too long for the LLM.
         """
         media = read_streams(file, self.model.streams, Path(self.params.corpus.face_detector))
-        return self._hear(str(file), media)
+        return self._transcribe(str(file), media)
 
-    def hear_arrays(self, *, audio: np.ndarray | None = None, video: np.ndarray | None = None) -> Heard:
-        """Transcribe arrays. An array that equals what `read_streams` reads of a file becomes the same text.
+    def transcribe_arrays(self, *, audio: np.ndarray | None = None, video: np.ndarray | None = None) -> Transcription:
+        """Transcribe arrays. An array equal to the one that `read_streams` reads from a file gives the same text.
 
         Args:
             audio: (samples,) of float from -1 to 1, one channel at 16 kHz.
             video: (frames, 96, 96) of uint8, the mouth region in grey at 25 frames a second.
 
         Raises:
-            PipelineError: a stream of the trial is missing, one that it does not take is given, an array has another
+            PipelineError: a stream of the trial is missing, a stream is not used by the trial, an array has another
                 shape, type or range, or the recording is too long for the LLM.
         """
         given = {stream: array for stream, array in (("audio", audio), ("video", video)) if array is not None}
         if given.keys() != set(self.model.streams):
-            takes = " and ".join(self.model.streams)
-            raise PipelineError("the recording", f"has {' and '.join(given) or 'no stream'}", f"give {takes}")
-        return self._hear("the recording", {stream: checked_stream(stream, given[stream]) for stream in given})
+            expected = " and ".join(self.model.streams)
+            raise PipelineError("the recording", f"has {' and '.join(given) or 'no stream'}", f"give {expected}")
+        return self._transcribe("the recording", {stream: checked_stream(stream, given[stream]) for stream in given})
 
-    def _hear(self, name: str, media: dict[str, np.ndarray]) -> Heard:
-        read = {stream: self._encode(name, stream, content) for stream, content in media.items()}
-        batch = self._batch(read, "")
+    @torch.no_grad()
+    def sinks(self, transcription: Transcription) -> list[str]:
+        """Lines on the sinks of a transcription, teacher-forced on its text; see `sink_lines`.
+
+        Raises:
+            PipelineError: the activations are not finite, or the LLM has fewer than three layers.
+        """
+        captured = teacher_forced(self.model, self._batch(transcription.streams, transcription.text))
+        if not bool(captured.finite().all()):
+            raise PipelineError(
+                transcription.name, "its activations are not finite", "use a trial that has not diverged"
+            )
+        if not captured.has_inner_layers:
+            raise PipelineError("model.llm.blocks", "is less than three", "massive activations need an inner layer")
+        labels = self.model.token_labels(captured.roles[0].tolist(), self.model.tokenize_response(transcription.text))
+        return sink_lines(labels, classify_tokens(captured, self.params.sinks), self.params.sinks.tau)
+
+    def _transcribe(self, name: str, media: dict[str, np.ndarray]) -> Transcription:
+        inputs = {stream: self._encode(name, stream, content) for stream, content in media.items()}
+        batch = self._batch(inputs, "")
         self._require_room(name, batch)
         settings = self.params.evaluate
         (hypothesis,) = decode(self.model, batch, settings.beams, settings.max_new_tokens)
-        return Heard(name, read, *hypothesis)
-
-    @torch.no_grad()
-    def tokens(self, heard: Heard) -> tuple[list[str], Tokens]:
-        """What each token is called, and how massive it is, teacher-forced on the text.
-
-        Raises:
-            PipelineError: the activations are not finite, or the LLM has fewer than three blocks.
-        """
-        captured = teacher_forced(self.model, self._batch(heard.streams, heard.text))
-        if not bool(captured.finite().all()):
-            raise PipelineError(heard.name, "its activations are not finite", "take a trial that has not diverged")
-        if not has_inner(len(captured.importance)):
-            raise PipelineError("model.llm.blocks", "are fewer than three", "sinks are looked for between two others")
-        labels = token_labels(self.model, captured.roles[0].tolist(), self.model.respond(heard.text))
-        return labels, measure(captured, self.params.sinks)
+        return Transcription(name, inputs, *hypothesis)
 
     def _encode(self, name: str, stream: str, content: np.ndarray) -> np.ndarray:
         if stream not in self._encoders:
             return content
         (features,) = self._encoders[stream].encode([content])
         with np.errstate(over="ignore"):
-            # As they are kept on disk.
-            stored = features.astype(DTYPE)
-        if not np.isfinite(stored).all():
-            raise PipelineError(name, f"its {stream} features do not fit float16", "take another recording")
-        return stored
+            # The type of cached features.
+            features = features.astype(DTYPE)
+        if not np.isfinite(features).all():
+            raise PipelineError(name, f"its {stream} features exceed the range of float16", "use another recording")
+        return features
 
     def _require_room(self, name: str, batch: Batch) -> None:
-        longest = most_positions(self.model.decoder.config)
+        longest = max_positions(self.model.decoder.config)
         frames: dict[str, int] = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:
             raise PipelineError(
-                name, f"needs {tokens:,} tokens, its text included, and the LLM takes {longest:,}", "cut it into pieces"
-            )
+                name, f"needs {tokens:,} tokens including its text, and the LLM has room for {longest:,}",
+                "cut it into pieces"
+            )  # fmt: skip
 
     @torch.no_grad()
-    def _batch(self, read: dict[str, np.ndarray], text: str) -> Batch:
-        """Of one, encoded. The response of an empty text has no token."""
+    def _batch(self, inputs: dict[str, np.ndarray], text: str) -> Batch:
+        """An encoded batch of one. The response of an empty text has no tokens."""
         kind = Examples if self._encoders else MediaExamples
-        batch = kind.collate([Example("", read, self.model.respond(text) if text else [])])
-        return self.model.encoded(moved(batch, self.model.device))
+        batch = kind.collate([Example("", inputs, self.model.tokenize_response(text) if text else [])])
+        return self.model.encoded(batch_to(batch, self.model.device))
+
+
+def sink_lines(labels: Sequence[str], tokens: Tokens, tau: float) -> list[str]:
+    """Sinks of one utterance in words: a line with the counts by massive activation and by attention, one for BOS, and
+    one for each other sink by activation, the most massive first; without any, one for the strongest token.
+
+    Args:
+        labels: of each token, from BOS on.
+        tokens: of this utterance alone, without padding.
+        tau: ratio to the median above which a token is a sink.
+    """
+    bos = int(tokens.bos[0])
+    others = [token for token in tokens.max_ratio[0].argsort(descending=True).tolist() if token != bos]
+    sinks = [token for token in others if tokens.is_sink[0, token]]
+    threshold = f"(above {tau:,g} times the median)"
+    is_sink = "is a sink by activation" if tokens.is_sink[0, bos] else f"is not a sink by activation {threshold}"
+    lines = [
+        f"sinks by massive activation: {_listed(labels, tokens.is_sink[0])}; "
+        f"by attention: {_listed(labels, tokens.is_attention_sink[0])}",
+        f"BOS {is_sink}: {_strength(tokens, bos)}",
+    ]
+    lines += [
+        f"{labels[token]} at position {token} is a sink by activation: {_strength_and_cosine(tokens, token)}"
+        for token in sinks
+    ]
+    if not sinks:
+        strongest = f"{labels[others[0]]} at position {others[0]}: {_strength_and_cosine(tokens, others[0])}"
+        lines.append(f"no other token is a sink by activation {threshold}; the strongest is {strongest}")
+    return lines
+
+
+def _listed(labels: Sequence[str], is_sink: Tensor) -> str:
+    """The number of sinks in `is_sink` (T,), and the labels of the first ones."""
+    positions = is_sink.nonzero()[:, 0].tolist()
+    names = [f"{labels[token]} at {token}" for token in positions[:LISTED]] + ["…"] * (len(positions) > LISTED)
+    return f"{len(positions)} ({', '.join(names)})" if positions else "0"
+
+
+def _strength_and_cosine(tokens: Tokens, token: int) -> str:
+    cosine = float(tokens.activations.cosine[tokens.strongest_layer[0, token], 0, token])
+    return f"{_strength(tokens, token)}; cosine to BOS there {rounded(cosine, 3)}"
+
+
+def _strength(tokens: Tokens, token: int) -> str:
+    ratio = tokens.max_ratio[0, token].item()
+    layer, dimension = int(tokens.strongest_layer[0, token]), int(tokens.strongest_dimension[0, token])
+    return f"{rounded(ratio, None)} times the median after layer {layer}, at dimension {dimension}"

@@ -1,7 +1,7 @@
-"""From encoder frames to tokens: several frames become one, the remainder is kept.
+"""Downsampling of encoder frames to tokens.
 
-A new kind is a file beside this, with a class like `Average`, and a line in `pipeline.config.kinds`. It may have
-parameters that are trained, and settings of its own: a subclass of `Kind` as its `Settings`.
+A new kind is a file in this folder with a class like `Average`, and a line in `pipeline.config.kinds`. It may have
+trainable parameters, and its own settings: a subclass of `Kind` as its `Settings`.
 """
 
 from pkgutil import resolve_name
@@ -14,11 +14,11 @@ from pipeline.config.kinds import DOWNSAMPLING, Kind
 
 
 class Downsampling(Protocol):
-    """A `torch.nn.Module` that makes one vector of each `rate` frames.
+    """A `torch.nn.Module` that turns every `rate` frames into one token.
 
     Args:
         dimension: width of a frame.
-        rate: how many frames become one token, at least 1.
+        rate: frames per token, at least 1.
         settings: of the kind.
     """
 
@@ -35,34 +35,34 @@ class Downsampling(Protocol):
             lengths: (batch,), the real frames of each utterance.
 
         Returns:
-            (batch, ceil(frames / rate), `dimension`). Token i of an utterance depends on its own frames alone, whatever
-            the padding; the first `ceil(length / rate)` are real.
+            (batch, ceil(frames / rate), `dimension`), independent of padding; the first `ceil(length / rate)` tokens of
+            an utterance are real.
         """
 
 
 def downsampling(settings: Kind, dimension: int, rate: int) -> Downsampling:
-    """The module of a kind, new."""
+    """A new module of a kind."""
     kind = resolve_name(DOWNSAMPLING[settings.kind])
     own = getattr(kind, "Settings", Kind)
     return kind(dimension, rate, settings if isinstance(settings, own) else own(kind=settings.kind))
 
 
 def downsampled_length(frames: int, rate: int) -> int:
-    """How many tokens `frames` frames become: ceil(frames / rate), since the remainder is a token of its own."""
+    """Tokens for `frames` frames: ceil(frames / rate), since the remainder becomes a token."""
     return -(-frames // rate)
 
 
 def grouped(features: Tensor, lengths: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-    """Each `rate` frames that follow one another side by side.
+    """Group consecutive frames by `rate`.
 
     Args:
         features: (batch, frames, dimension), padded at the end.
         lengths: (batch,), the real frames of each utterance.
-        rate: how many frames are a group.
+        rate: frames per group.
 
     Returns:
         (batch, ceil(frames / rate), rate, dimension), zeros where a frame is padding or missing; and
-        (batch, ceil(frames / rate)), how many frames of each group are real.
+        (batch, ceil(frames / rate)), the number of real frames in each group.
     """
     batch, frames, dimension = features.shape
     tokens = downsampled_length(frames, rate)

@@ -1,4 +1,4 @@
-"""The mean of the frames of a group."""
+"""Downsampling by averaging."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from pipeline.model.downsampling import grouped
 
 
 class Average(nn.Module):
-    """The mean over the *real* frames of each group; see `Downsampling`."""
+    """Mean over the real frames of each group; see `Downsampling`."""
 
     def __init__(self, dimension: int, rate: int, settings: Kind) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The frames of a group side by side."""
+"""Downsampling by concatenation."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from pipeline.model.downsampling import grouped
 
 
 class Stack(nn.Module):
-    """The frames of each group side by side, with zeros where the last is not full; see `Downsampling`."""
+    """Concatenation of the frames of each group, with zeros if the last group is incomplete; see `Downsampling`."""
 
     def __init__(self, dimension: int, rate: int, settings: Kind) -> None:
         super().__init__()
