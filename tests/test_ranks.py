@@ -123,7 +123,7 @@ def test_an_error_of_a_rank_is_one_line(project):
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launch, "resolve_device", lambda device: launch.torch.device("cuda"))
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(PipelineError, match=r"train\.ranks: is 4, and there are 1 GPUs for this trial"):
+    with pytest.raises(PipelineError, match=r"train\.ranks: is 4, and this trial has 1 GPUs"):
         launch.launch(print, (), 4, "auto", bool)
 
 
