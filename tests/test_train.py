@@ -316,19 +316,19 @@ def test_an_evaluation_killed_twice_decodes_each_batch_once(project):
     code = (
         SPOIL
         + """
-from pipeline.training import measure
+from pipeline.training import evaluation
 trial = evaluate(train(small()) and small())
 files = [trial.hypotheses, trial.sinks, trial.metrics]
 before = [file.read_bytes() for file in files]
 digits = trial.result()["evaluation"][:16]
-decode, calls = measure.decode, []
+decode, calls = evaluation.decode, []
 def dying(*words):
     if len(calls) - last == 1:
         raise KeyboardInterrupt
     calls.append(words)
     return decode(*words)
 trial.metrics.unlink()
-measure.decode = dying
+evaluation.decode = dying
 while not trial.metrics.exists():
     last = len(calls)
     try:
