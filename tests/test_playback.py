@@ -257,7 +257,7 @@ def test_a_cover_is_not_a_video(tmp_path: Path) -> None:
             out.mux(voice.encode(None))
         with av.open(str(song)) as container:
             assert container.streams.video
-        with pytest.raises(PipelineError, match=rf"song\.{kind}: there is no picture in it"):
+        with pytest.raises(PipelineError, match=rf"song\.{kind}: it has no picture"):
             read_streams(song, ["video"], tmp_path)
         write_audio(song.with_suffix(".wav"), VOICE[::-1] / 2)
         heard = read_streams(song, ["audio"], tmp_path)["audio"]

@@ -190,7 +190,7 @@ def test_a_folder_of_another_user_is_reported(project: Path) -> None:
     for path in (project, *project.rglob("*")):
         os.lchown(path, 65534, 65534)
     recorded_environment = code_state(project, ()).record["version_control"]
-    assert recorded_environment.startswith("none: git does not read another user's folder; git config")
+    assert recorded_environment.startswith("none: git does not read another user's folder; allow it: git config")
 
 
 def test_git_reads_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

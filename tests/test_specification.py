@@ -260,7 +260,12 @@ def test_arguments_that_cannot_be_followed_are_one_line(load, arguments, said):
 
 
 def test_files_that_are_none(tmp_path):
-    for text, said in ((None, "cannot be read"), ("- 1", "holds a list"), ("a: [", "invalid YAML"), ("{}", "name is")):
+    for text, said in (
+        (None, "the file is missing"),
+        ("- 1", "holds a list"),
+        ("a: [", "invalid YAML"),
+        ("{}", "name is"),
+    ):
         path = tmp_path / "sweep.yaml"
         path.unlink(missing_ok=True)
         if text is not None:
