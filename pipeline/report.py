@@ -16,8 +16,8 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
 from pipeline.reporting.storage import listing, remove, stored, unused
-from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
@@ -43,7 +43,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     Raises:
         PipelineError: the sweep file is wrong, its inputs are missing, or none of its trials has begun.
     """
-    sweep = decided(load_sweep(file, params, overrides))
+    sweep = with_worker_precision(load_sweep(file, params, overrides))
     trials, suggestions = planned_trials(sweep)
     search = search_result(sweep, suggestions) if suggestions else None
     comparison = compare_planned(sweep, compared_trials(trials, search, suggestions))
@@ -57,7 +57,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     return folder
 
 
-def _subject(file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Comparison) -> Subject:
+def _subject(file: str, sweep: Sweep, trials: Sequence[PlannedTrial], comparison: Comparison) -> Subject:
     gaps = {entry.identity: entry.gap for entry in comparison.entries}
     missing = []
     for planned in trials:
@@ -101,7 +101,7 @@ def clean(arguments: Namespace) -> None:
     """
     params = params_of(arguments)
     files = sorted(EXPERIMENTS.glob("*.yaml"))
-    sweeps = [decided(load_sweep(file, arguments.params, arguments.set)) for file in files]
+    sweeps = [with_worker_precision(load_sweep(file, arguments.params, arguments.set)) for file in files]
     found = stored(params, sweeps)
     chosen = unused(found, arguments.older)
     print("\n".join(listing(found, chosen)))

@@ -35,7 +35,7 @@ def sweep(name: str, **specification: object) -> Sweep:
     return load_sweep(f"{name}.yaml", ROOT / "params.yaml")
 
 
-def done(planned: plan.Planned) -> None:
+def done(planned: plan.PlannedTrial) -> None:
     """Leave what an evaluation leaves."""
     weight = planned.params.decorrelation.weight
     trial = Trial.create(planned.trial.folder.parent, planned.params, DATA)
@@ -90,7 +90,7 @@ def grid(count: int) -> Stopwatch:
 def main() -> None:
     """All of it."""
     with (
-        patch.object(plan._Digests, "of", lambda self, params: (DATA, DATA)),
+        patch.object(plan, "read_digests", lambda params: (DATA, DATA)),
         patch.object(plan, "evaluation_digest", lambda params, data: "e" * 64),
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),

@@ -16,7 +16,7 @@ import yaml
 from project import SMALL, environment, make_project
 
 from pipeline.config import load_params
-from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import load_sweep
@@ -33,7 +33,7 @@ def nothing(job: dict[str, Any]) -> dict[str, Any]:
     return {"outcome": "done", "step": 1}
 
 
-def interval(specification: Specification, work: str, trials: list[Planned]) -> float:
+def interval(specification: Specification, work: str, trials: list[PlannedTrial]) -> float:
     """Seconds from one trial's end to the next, one at a time: what each further trial takes."""
     stop = Path(".stop").absolute()
     jobs = [
@@ -61,7 +61,7 @@ def interval(specification: Specification, work: str, trials: list[Planned]) -> 
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def specify(name: str, seeds: int, **more: Any) -> list[Planned]:
+def specify(name: str, seeds: int, **more: Any) -> list[PlannedTrial]:
     """Write a sweep file of so many trials that differ by their seed."""
     common = {"train.steps": 1, "model.modality": "video", "train.checkpoint_every": 1}
     text = {"name": name, "set": common, "seeds": list(range(seeds)), **more}
@@ -98,7 +98,7 @@ def done() -> None:
     shutil.rmtree("runs")
 
 
-def planned_data(planned: Planned) -> dict[str, str]:
+def planned_data(planned: PlannedTrial) -> dict[str, str]:
     """The digests of a planned trial's inputs."""
     from pipeline.training.inputs import training_inputs
 
@@ -150,7 +150,7 @@ def overhead() -> None:
     times = sum(default) / sum(empty)
     print(f"Tune's default: {default[0]:.2f} {default[1]:.2f} s, {times:.0f} times; aim: 0.5 s, 4 times")
 
-    def loop(trials: list[Planned]) -> None:
+    def loop(trials: list[PlannedTrial]) -> None:
         from pipeline.evaluate import evaluate
         from pipeline.train import train
 

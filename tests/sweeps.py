@@ -1,4 +1,4 @@
-"""A small sweep under a real Ray: its file, and how its trials are looked at."""
+"""A small sweep under a real Ray: its file, and access to its trials; and planned trials without a sweep file."""
 
 import contextlib
 import json
@@ -8,6 +8,11 @@ from pathlib import Path
 import psutil
 import yaml
 from project import program
+from trials import ROOT, make_trial
+
+from pipeline.config import load_params
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.sections import Scheduler
 
 SWEEP = {
     "name": "small",
@@ -23,6 +28,13 @@ SWEEP = {
     "concurrency": 1,
 }
 """Two trials, one after the other, the first with enough steps to be caught in the middle."""
+
+
+def planned_trial(runs: Path, name: str, *settings: str, rule: Scheduler | None = None) -> PlannedTrial:
+    """A trial that has not started, with the parameters of the repository and these settings."""
+    trial = make_trial(runs, *settings)
+    params = load_params(ROOT / "params.yaml", settings)
+    return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule)
 
 
 def specify(folder, **changes):

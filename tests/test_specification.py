@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.needs import missing_sources
+from pipeline.sweeping.inputs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
 from pipeline.sweeping.specification import load_sweep
 
@@ -56,7 +56,7 @@ def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
     axes = {"model.modality": ["audio", "video"]}
     assert len(load(axes=axes, primary="ASR 16", only=["modality=video"]).points) == 1
     with pytest.raises(
-        PipelineError, match=r"primary: 'audio 16' is no task of it; name one of: \['ASR 16', 'VSR 5'\]"
+        PipelineError, match=r"primary: unknown task 'audio 16'; expected one of: \['ASR 16', 'VSR 5'\]"
     ):
         load(axes=axes, primary="audio 16")
 
@@ -80,7 +80,7 @@ def test_values_of_an_axis_can_have_names(load):
     assert point_name(sweep.points[-1]).endswith("weight 0.1 seed 0 LRS3")
     assert [dataset_name(point) for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
     assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
-    with pytest.raises(PipelineError, match="no trial is left; dataset is one of: LRS2, LRS3"):
+    with pytest.raises(PipelineError, match="matches no trial; dataset is one of: LRS2, LRS3"):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
 
 
@@ -94,9 +94,9 @@ def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load
     ]
     sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
     assert [str(source) for source in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
-        "sweep.yaml: weights.sources[llm]: /no/llm is not there",
-        "sweep.yaml: corpus.root: /some/where/lrs2 is not there",
-        "sweep.yaml: corpus.root: /some/where/lrs3 is not there",
+        "sweep.yaml: weights.sources[llm]: /no/llm does not exist",
+        "sweep.yaml: corpus.root: /some/where/lrs2 does not exist",
+        "sweep.yaml: corpus.root: /some/where/lrs3 does not exist",
     ]
     # What stands in the parameters is not blamed on the sweep.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -185,16 +185,19 @@ def test_specifications_of_the_repository_are_valid(file):
     [
         ({"name": "a b"}, "name is 'a b'"),
         ({"nmae": "x"}, "nmae is no parameter; remove it, or use one of: name, set, axes"),
-        ({"set": {"train.stpes": 3}}, "set: train.stpes is no parameter; known here: seed, steps"),
+        ({"set": {"train.stpes": 3}}, "set: unknown parameter 'train.stpes'; expected one of: seed, steps"),
         ({"set": {"train.steps": 0}}, "train.steps is 0; it must be greater than or equal to 1"),
-        ({"set": {"train.steps.more": 0}}, "train.steps.more is no parameter; known here: nothing below it"),
+        ({"set": {"train.steps.more": 0}}, "unknown parameter 'train.steps.more'; expected one of: nothing below it"),
         ({"set": [1]}, "set is [1]"),
         ({"axes": {"decorrelation.weight": 1}}, "axes.decorrelation.weight: is 1; it must be a list of values"),
         ({"axes": {"decorrelation.weight": []}}, "axes.decorrelation.weight: is []"),
         ({"axes": {"decorrelation.weight": [-1]}}, "at decorrelation.weight=-1: decorrelation.weight is -1"),
-        ({"axes": {"decorrelation.wieght": [1]}}, "axes: decorrelation.wieght is no parameter; known here: weight"),
-        ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: model.modalty is no parameter"),
-        ({"axes": {"task": [{}]}}, "axes: task is no parameter"),
+        (
+            {"axes": {"decorrelation.wieght": [1]}},
+            "axes: unknown parameter 'decorrelation.wieght'; expected one of: weight",
+        ),
+        ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: unknown parameter 'model.modalty'"),
+        ({"axes": {"task": [{}]}}, "axes: unknown parameter 'task'"),
         ({"axes": {"model.modality": ["audio", "smell"]}}, "at model.modality=smell: model.modality is 'smell'"),
         ({"axes": {"train.learning_rate": {"uniform": [2, 1], "samples": 3}}}, "the first bound must be below"),
         ({"axes": {"train.learning_rate": {"uniform": [1, 2]}}}, "axes.train.learning_rate: samples is missing"),
@@ -215,7 +218,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ),
         (
             {"axes": {"dataset": [{"name": "a", "corpus.seed": 1}, {"name": "a", "corpus.seed": 2}]}},
-            "axes.dataset: two values are named 'a'; give each its own name",
+            "axes.dataset: two values are named 'a'; give each a unique name",
         ),
         ({"seeds": []}, "seeds is []"),
         ({"seeds": [0, 0]}, "seeds has"),
@@ -223,7 +226,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
         ({"resources": {"tpus": 1}}, "resources.tpus is no parameter; remove it, or use one of: cpus, gpus"),
-        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or a number of whole"),
+        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or an integer"),
         (
             {"resources": {"gpus": 0.5}, "set": {"train.ranks": 2}},
             "resources: gpus is 0.5 and train.ranks is 2; set gpus to 2, a GPU for each rank, or to 0",
@@ -246,10 +249,10 @@ def test_each_error_is_one_line_that_names_key_and_value(load, specification, sa
     ("arguments", "said"),
     [
         ({"overrides": ["train.steps"]}, "'train.steps' has no '='; write key=value"),
-        ({"overrides": ["train.stpes=1"]}, "--set: train.stpes is no parameter"),
+        ({"overrides": ["train.stpes=1"]}, "--set: unknown parameter 'train.stpes'"),
         ({"overrides": ["decorrelation.weight=1"]}, "narrow it with --only decorrelation.weight=value"),
-        ({"only": ["modality=smell"]}, "no trial is left; model.modality is one of: audiovisual"),
-        ({"only": ["rate=1"]}, "--only rate: is no parameter"),
+        ({"only": ["modality=smell"]}, "matches no trial; model.modality is one of: audiovisual"),
+        ({"only": ["rate=1"]}, "--only rate: unknown parameter"),
         ({"only": ["batch_size=1"]}, "may be features.batch_size or train.batch_size"),
     ],
 )

@@ -31,7 +31,7 @@ from sweeps import (
 )
 
 from pipeline.common.precision import native_precision
-from pipeline.sweeping.plan_file import read_plan
+from pipeline.sweeping.status import read_plan
 
 
 @pytest.fixture

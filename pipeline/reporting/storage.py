@@ -13,7 +13,7 @@ from pipeline.common.modality import streams
 from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
-from pipeline.sweeping.needs import distinct_inputs
+from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Point, Sweep
