@@ -269,7 +269,9 @@ def test_only_runs_the_matching_suggestions_and_suggests_no_others(searched):
     one = searched(trials=8, axes=axes, seeds=[0, 1], only=[f"learning_rate={rate}", "seed=1"])
     assert len(one.suggestions.trials) == 1
     assert one.trained == []
-    with pytest.raises(PipelineError, match=r"--only modality=audiovisual: matches no trial; model\.modality is one of"):
+    with pytest.raises(
+        PipelineError, match=r"--only modality=audiovisual: matches no trial; model\.modality is one of"
+    ):
         searched(trials=8, axes=axes, seeds=[0, 1], only=["modality=audiovisual"])
     rest = searched(trials=8, axes=axes, seeds=[0, 1])
     assert len(rest.points) == 8

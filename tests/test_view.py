@@ -333,6 +333,6 @@ def test_the_best_trial_of_each_task_is_shown(four, tmp_path, clock, capsys):
     clock[0] = 100.0
     shown.refresh()
     best, counts = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
-    assert best == "best so far by wer/validation: seed 1 0.300; video 0.900"
+    assert best == "best so far by wer/validation: seed 0, mean of 3 seeds 0.400; video 0.900"
     assert counts.startswith("4 of 5 done, 0 running, ")
     shown.close()

@@ -12,11 +12,7 @@ from pipeline.sweeping.sections import NAME, LogUniform, Settings, Uniform, is_k
 
 
 def axis_values(path: str | Path, name: str, axis: Any) -> list[Settings]:
-    """The settings of each value of an axis, with its name if it has one.
-
-    Raises:
-        PipelineError: the axis is not a list, has a value twice, or sets an unknown key.
-    """
+    """The settings of each value of an axis, with its name if it has one."""
     where = f"{path}: axes.{name}"
     if is_key(name):
         values = _draw(where, name, axis) if isinstance(axis, dict) else axis

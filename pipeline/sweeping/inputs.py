@@ -26,11 +26,7 @@ _DVC_OUTPUT = (
 
 
 def distinct_inputs(sweep: Sweep) -> list[Params]:
-    """The parameters of one point for each distinct set of inputs.
-
-    Raises:
-        PipelineError: two corpora have the same folder, that of params.yaml included.
-    """
+    """The parameters of one point for each distinct set of inputs."""
     distinct: dict[str, Params] = {}
     corpora: dict[str, Corpus] = {sweep.base.corpus.out: sweep.base.corpus}
     for params in (point.params for point in sweep.points):
@@ -125,11 +121,7 @@ def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
 
 
 def repro(stages: Sequence[str], params: str) -> None:
-    """Run stages (all stages, if none is named) by `dvc repro`, and print their output.
-
-    Raises:
-        PipelineError: the parameters are not those of params.yaml, or a stage failed.
-    """
+    """Run stages (all stages, if none is named) by `dvc repro`, and print their output."""
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc runs params.yaml only")
     print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)

@@ -30,9 +30,6 @@ def narrow(points: list[Point], only: Sequence[str]) -> list[Point]:
         points: at least one.
         only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis with named values
             (`dataset=LRS3`).
-
-    Raises:
-        PipelineError: a key is unknown or ambiguous, or no point is kept.
     """
     for text in only:
         key, value = parse_assignment(text)

@@ -11,22 +11,14 @@ from pipeline.sweeping.plan import PlannedTrial
 
 
 def require_valid_models(trials: Iterable[PlannedTrial]) -> None:
-    """Check LoRA targets and layers of all trials that are not over.
-
-    Raises:
-        PipelineError: the first error.
-    """
+    """Check LoRA targets and layers of all trials that are not over."""
     todo = [planned for planned in trials if not planned.is_over]
     require_lora_targets(todo)
     require_layers(todo)
 
 
 def require_lora_targets(trials: Sequence[PlannedTrial]) -> None:
-    """Check that the LLM has the modules that LoRA adapts, by the names of its safetensors, if it has any.
-
-    Raises:
-        PipelineError: the first module that it lacks.
-    """
+    """Check that the LLM has the modules that LoRA adapts, by the names of its safetensors, if it has any."""
     wanted = {(p.params.model.llm.weights, target): p for p in trials for target in p.params.model.lora.targets}
     known = {folder: _module_names(Path(folder)) for folder, _ in wanted}
     for (folder, target), planned in wanted.items():
@@ -39,11 +31,7 @@ def require_lora_targets(trials: Sequence[PlannedTrial]) -> None:
 
 
 def require_layers(trials: Sequence[PlannedTrial]) -> None:
-    """Check the number of layers, and the layers of the decorrelation loss, by the LLM's config.json.
-
-    Raises:
-        PipelineError: the first trial with an error.
-    """
+    """Check the number of layers, and the layers of the decorrelation loss, by the LLM's config.json."""
     depths = {folder: _depth(Path(folder)) for folder in {planned.params.model.llm.weights for planned in trials}}
     for planned in trials:
         llm, loss = planned.params.model.llm, planned.params.decorrelation

@@ -74,11 +74,7 @@ def _line(planned: PlannedTrial) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> RecordedPlan:
-    """The plan that the last driver recorded in a folder of results.
-
-    Raises:
-        PipelineError: there is none, or it is damaged.
-    """
+    """The plan that the last driver recorded in a folder of results."""
     path = folder / FILE
     if not path.exists():
         raise PipelineError(path, "does not exist: this sweep has run no trial yet", "start it, or see --plan")

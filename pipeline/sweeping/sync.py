@@ -73,9 +73,6 @@ def ingest_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> No
         name: name of the sweep.
         trials: all its trials.
         folder: its tables and figures.
-
-    Raises:
-        PipelineError: MLflow is not writable, or a trial is damaged.
     """
     ingest_sweep(*_arguments(name, trials, folder))
 
@@ -86,11 +83,7 @@ def is_synced(name: str, trials: Sequence[PlannedTrial], folder: Path) -> bool:
 
 
 def charts_line(name: str) -> str | None:
-    """The address of a sweep's charts, as a line; None if MLflow does not have it.
-
-    Raises:
-        PipelineError: MLflow does not answer.
-    """
+    """The address of a sweep's charts, as a line; None if MLflow does not have it."""
     uri = tracking_uri()
     address = charts_of(name, uri)
     first = "" if is_server(uri) else "make ui, then "

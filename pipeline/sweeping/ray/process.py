@@ -228,11 +228,7 @@ class _Worker(tune.Trainable):
 
 
 def _require_gpus(assigned: Sequence[int | str]) -> None:
-    """Restrict a trial to the GPUs that Ray assigned to it.
-
-    Raises:
-        PipelineError: torch cannot use them.
-    """
+    """Restrict a trial to the GPUs that Ray assigned to it."""
     if not assigned:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return

@@ -20,11 +20,7 @@ _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
 def start_ray(address: str | None, folder: Path) -> None:
-    """Start Ray on this machine, with its files in a folder, or connect to a cluster.
-
-    Raises:
-        PipelineError: it cannot be started or reached, or requires another token.
-    """
+    """Start Ray on this machine, with its files in a folder, or connect to a cluster."""
     try:
         if address:
             require_answer(address)
@@ -62,11 +58,7 @@ def _start_error(address: str | None, folder: Path, error: Exception) -> Pipelin
 
 
 def require_answer(address: str) -> None:
-    """Connect once, since Ray itself needs minutes to detect a wrong address.
-
-    Raises:
-        PipelineError: nothing listens at `host:port`. Other forms, such as `auto`, are not checked.
-    """
+    """Connect once, since Ray itself needs minutes to detect a wrong address."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
@@ -102,9 +94,6 @@ def trial_resources(
 
     Returns:
         `CPU` and `GPU`, and a note for each that is less than requested.
-
-    Raises:
-        PipelineError: a trial fits on no node of the cluster.
     """
     available = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
     wanted = {"CPU": requested.cpus, "GPU": requested.gpus}

@@ -22,9 +22,6 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     Args:
         sweep: the sweep as loaded.
         address: address of a Ray cluster, of which a worker is queried the first time.
-
-    Raises:
-        PipelineError: the cluster cannot be reached, or the file is damaged.
     """
     path = results_folder(sweep) / FILE
     if address and not path.exists():

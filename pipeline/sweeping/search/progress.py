@@ -47,9 +47,6 @@ class Search:
 
         Args:
             log: prints a line.
-
-        Raises:
-            PipelineError: another process runs the search, or no trial has one of the metrics.
         """
         from pipeline.sweeping.search.searchers import Searcher
 
@@ -73,11 +70,7 @@ class Search:
         return self._suggestions.left * len(self._sweep.seeds)
 
     def next(self) -> list[PlannedTrial]:
-        """The new trials of the next point that has any; empty once all points are suggested.
-
-        Raises:
-            PipelineError: the settings of a point contradict each other, or no trial has one of the metrics.
-        """
+        """The new trials of the next point that has any; empty once all points are suggested."""
         while self._suggestions.left:
             known = {planned.identity for planned in self._suggestions.trials}
             suggestion = self._suggest()
@@ -89,11 +82,7 @@ class Search:
         return []
 
     def ended(self, planned: PlannedTrial, failed: bool = False) -> None:
-        """A trial is over, or failed for good: report the outcome of its point once all seeds have ended.
-
-        Raises:
-            PipelineError: no trial has one of the metrics.
-        """
+        """A trial is over, or failed for good: report the outcome of its point once all seeds have ended."""
         if failed:
             self._failed.add(planned.identity)
         self._tell_known()

@@ -13,11 +13,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.sweeping.sections import NAME, Settings, is_key, require_key, require_names
+
+if TYPE_CHECKING:
+    from pipeline.sweeping.search.searchers import Draw
 
 RangeKind = Literal["uniform", "loguniform", "int"]
 KINDS = get_args(RangeKind)
@@ -78,23 +81,13 @@ class Axis:
         return {key for option in self.options for key in option.keys}
 
 
-class Sampler(Protocol):
-    """Suggests the values of one point."""
-
-    def choice(self, name: str, labels: list[str]) -> str:
-        """One of the labels."""
-
-    def number(self, bounds: Range) -> float:
-        """A number of the range."""
-
-
 @dataclass(frozen=True)
 class Space:
     """All axes of a search."""
 
     axes: tuple[Axis, ...]
 
-    def suggest(self, sampler: Sampler, is_used: Callable[[str, Settings], bool]) -> Settings:
+    def suggest(self, draw: "Draw", is_used: Callable[[str, Settings], bool]) -> Settings:
         """One point; `is_used` decides whether a trial with the settings so far uses a key."""
         point: Settings = {}
         for axis in self.axes:
@@ -103,12 +96,12 @@ class Space:
                 # An axis that is a key is skipped with that key; joint settings always apply.
                 if is_key(axis.name) and not is_used(axis.name, point):
                     continue
-                label = sampler.choice(axis.name, [option.label for option in axis.options])
+                label = draw.choice(axis.name, [option.label for option in axis.options])
                 option = next(option for option in axis.options if option.label == label)
             point |= option.settings
             for bounds in option.ranges:
                 if is_used(bounds.key, point):
-                    value = sampler.number(bounds)
+                    value = draw.number(bounds)
                     point[bounds.key] = int(value) if bounds.kind == "int" else _rounded(value)
         return point
 
@@ -138,11 +131,7 @@ def _rounded(value: float) -> float:
 
 
 def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
-    """The space of a sweep file with a search.
-
-    Raises:
-        PipelineError: an axis is neither a range nor a list, or names an unknown key.
-    """
+    """The space of a sweep file with a search."""
     read = [_axis(f"{path}: axes.{name}", name, axis) for name, axis in axes.items()]
     if not any(option.ranges or len(axis.options) > 1 for axis in read for option in axis.options):
         raise PipelineError(path, "has a search and nothing to search", f"add axes: {FORMS}")

@@ -58,9 +58,6 @@ class Suggestions:
 
     Args:
         sweep: a sweep with a search.
-
-    Raises:
-        PipelineError: an input is missing, or `--only` matches none.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -76,11 +73,7 @@ class Suggestions:
             self._narrow(sweep.only)
 
     def add(self, settings: Settings, drawn: dict[str, Any]) -> Suggestion:
-        """Add a suggestion; the caller writes it to the journal.
-
-        Raises:
-            PipelineError: the settings contradict each other.
-        """
+        """Add a suggestion; the caller writes it to the journal."""
         suggestion = Suggestion(len(self.all), settings, drawn, self._plan(self._points(settings)))
         self.all.append(suggestion)
         return suggestion
@@ -116,11 +109,7 @@ class Suggestions:
 
 
 def planned_trials(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None]:
-    """The trials of a sweep; for a search, those suggested so far, and the suggestions.
-
-    Raises:
-        PipelineError: as `plan_trials`, and as `Suggestions`.
-    """
+    """The trials of a sweep; for a search, those suggested so far, and the suggestions."""
     suggestions = Suggestions(sweep) if sweep.space else None
     return suggestions.trials if suggestions else plan_trials(sweep), suggestions
 
