@@ -1,6 +1,6 @@
 """Run a sweep: every trial of its file that is not done yet, under Ray Tune, and a table of all of them.
 
-Started again it continues, whatever ended it. A trial that is done, in this sweep or another, is not repeated.
+Started again it continues, even after a kill. A trial that is done, in this sweep or another, is not repeated.
 """
 
 import contextlib

@@ -75,8 +75,8 @@ def wait_until(true, process, what, seconds=240):
 
 def checkpoint_of(folder, step):
     """Whether an unfinished trial has a checkpoint of this step or a later one."""
-    found = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in found)
+    complete = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
+    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in complete)
 
 
 def worker(folder):
@@ -101,8 +101,8 @@ def descendants(driver):
 
 def descendant(driver, name):
     """The process of this name, such as `gcs_server`."""
-    (found,) = [process for process in descendants(driver) if process.name() == name]
-    return found
+    (process,) = [process for process in descendants(driver) if process.name() == name]
+    return process
 
 
 def is_alive(pid):
@@ -112,5 +112,5 @@ def is_alive(pid):
 
 
 def sessions(trial, purpose="train"):
-    found = json.loads((trial / "provenance.json").read_text())["sessions"]
-    return [session["outcome"] for session in found if session["purpose"] == purpose]
+    recorded = json.loads((trial / "provenance.json").read_text())["sessions"]
+    return [session["outcome"] for session in recorded if session["purpose"] == purpose]

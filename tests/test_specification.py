@@ -1,4 +1,4 @@
-"""The file of a sweep: what it expands to, and one line for whatever is wrong in it."""
+"""A sweep file: its points, and one line for each error."""
 
 from pathlib import Path
 
@@ -41,12 +41,12 @@ def test_axes_are_multiplied_in_their_order(load):
     assert sweep.points[-1].params.model.rates.audio == sweep.base.model.rates.audio
 
 
-def test_without_axes_it_is_the_trial_of_the_parameters(load):
+def test_without_axes_it_has_the_trial_of_the_parameters(load):
     sweep = load()
     assert [point.params for point in sweep.points] == [sweep.base]
 
 
-def test_what_an_axis_says_inside_a_section_is_said_to_its_point_alone(load):
+def test_nested_axis_values_do_not_leak_between_trials(load):
     rates = {"model.rates": {"audio": 4, "video": 2}}
     sweep = load(set=rates, axes={"task": [{"model.rates.audio": 16}, {"model.modality": "video"}]})
     assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
@@ -61,7 +61,7 @@ def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
         load(axes=axes, primary="audio 16")
 
 
-def test_several_gpus_are_a_rank_each(load):
+def test_several_gpus_have_a_rank_each(load):
     assert load(resources={"gpus": 4}).points[0].params.train.ranks == 4
     assert [load(resources={"gpus": gpus}).points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
     assert load(set={"train.ranks": 2}).points[0].params.train.ranks == 2
@@ -84,7 +84,7 @@ def test_values_of_an_axis_can_have_names(load):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
 
 
-def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load, tmp_path, monkeypatch):
+def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whisper").mkdir()
     paths = {"llm": "/no/llm", "whisper": "whisper"}
@@ -98,17 +98,17 @@ def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load
         "sweep.yaml: corpus.root: /some/where/lrs2 does not exist",
         "sweep.yaml: corpus.root: /some/where/lrs3 does not exist",
     ]
-    # What stands in the parameters is not blamed on the sweep.
+    # Sources of the base parameters are listed with their own file.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["corpus"] |= {"kind": "lrs3", "root": "/no/lrs3"}
     values["weights"]["sources"] = sources
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "sweep.yaml").write_text("name: some")
-    found = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
-    assert [source.where for source in found] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+    missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
+    assert [source.where for source in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
 
 
-def test_no_path_is_in_a_name(load):
+def test_names_have_no_paths(load):
     unnamed = [{key: value for key, value in corpus.items() if key != "name"} for corpus in CORPORA]
     sweep = load(axes={"dataset": unnamed, "features.audio.weights": ["/my/weights/whisper", "/my/weights/tiny"]})
     assert [point_name(point).partition(" seed 0 ")[2] for point in sweep.points] == [
@@ -121,13 +121,13 @@ def test_a_section_can_be_an_axis(load):
     assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]
 
 
-def test_an_axis_goes_before_what_is_set_for_all_and_the_command_line_before_the_file(load):
+def test_axes_override_common_settings_and_the_command_line_overrides_the_file(load):
     sweep = load(set={"train.steps": 300, "train.batch_size": 4}, axes=WEIGHTS, overrides=["train.steps=7"])
     assert {(p.params.train.steps, p.params.train.batch_size) for p in sweep.points} == {(7, 4)}
     assert load(set={"decorrelation.weight": 3}, axes=WEIGHTS).points[1].params.decorrelation.weight == 0.1
 
 
-def test_draws_are_the_same_again_and_more_of_them_begin_alike(load):
+def test_draws_are_reproducible_and_more_samples_begin_with_the_same(load):
     def drawn(kind, samples, bounds):
         sweep = load(axes={"train.learning_rate": {kind: bounds, "samples": samples}})
         return [point.params.train.learning_rate for point in sweep.points]
@@ -147,7 +147,7 @@ def test_only_narrows_by_the_end_of_a_key(load):
     assert len(load(axes=axes, only=["modality=audio"]).points) == 2
     (point,) = load(axes=axes, only=["modality=audio", "decorrelation.weight=0.1"]).points
     assert point.settings == {"model.modality": "audio", "decorrelation.weight": 0.1}
-    # `weights` and others end otherwise; an axis is meant before what all trials share.
+    # An axis comes before other keys with the same ending.
     assert len(load(axes=axes, only=["weight=0"]).points) == 2
 
 
@@ -163,13 +163,13 @@ def test_only_keeps_trials_that_use_the_key(load):
         points = load(axes=axes, only=only, set={"model.rates": {"audio": 16, "video": 5}}).points
         return [(p.params.model.modality, p.params.decorrelation.weight) for p in points]
 
-    # The video trials have an audio rate of 16, too, and do not use it.
+    # Video trials have an audio rate, and do not use it.
     assert {modality for modality, _ in kept("rates.audio=16")} == {"audio", "audiovisual"}
     assert {modality for modality, _ in kept("rates.video=5")} == {"audiovisual", "video"}
     assert {modality for modality, _ in kept("video.coefficients=44")} == {"audiovisual", "video"}
-    # Nor does a trial without the loss stop its gradient, or not.
+    # Only used with the decorrelation loss.
     assert {weight for _, weight in kept("stop_gradient=false")} == {0.1}
-    # What is in no configuration applies to all, null included.
+    # Keys outside the training configuration apply to all trials, null included.
     assert len(kept("validate_every=120")) == len(kept("sinks.every=null")) == 6
     with pytest.raises(PipelineError, match=r"no trial uses model\.rates\.video"):
         load(axes={"model.modality": ["audio"]}, only=["rates.video=5"])
@@ -181,7 +181,7 @@ def test_specifications_of_the_repository_are_valid(file):
 
 
 @pytest.mark.parametrize(
-    ("specification", "said"),
+    ("specification", "message"),
     [
         ({"name": "a b"}, "name is 'a b'"),
         ({"nmae": "x"}, "nmae is no parameter; remove it, or use one of: name, set, axes"),
@@ -237,16 +237,16 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),
     ],
 )
-def test_each_error_is_one_line_that_names_key_and_value(load, specification, said):
+def test_each_error_is_one_line_that_names_key_and_value(load, specification, message):
     with pytest.raises(PipelineError) as raised:
         load(**({"name": "some"} | specification))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "sweep.yaml" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"overrides": ["train.steps"]}, "'train.steps' has no '='; write key=value"),
         ({"overrides": ["train.stpes=1"]}, "--set: unknown parameter 'train.stpes'"),
@@ -256,18 +256,23 @@ def test_each_error_is_one_line_that_names_key_and_value(load, specification, sa
         ({"only": ["batch_size=1"]}, "may be features.batch_size or train.batch_size"),
     ],
 )
-def test_arguments_that_cannot_be_followed_are_one_line(load, arguments, said):
+def test_each_error_of_an_argument_is_one_line(load, arguments, message):
     with pytest.raises(PipelineError) as raised:
         load(axes=WEIGHTS, **arguments)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_files_that_are_none(tmp_path):
-    for text, said in ((None, "cannot be read"), ("- 1", "holds a list"), ("a: [", "invalid YAML"), ("{}", "name is")):
+def test_invalid_files(tmp_path):
+    for text, message in (
+        (None, "cannot be read"),
+        ("- 1", "holds a list"),
+        ("a: [", "invalid YAML"),
+        ("{}", "name is"),
+    ):
         path = tmp_path / "sweep.yaml"
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
         with pytest.raises(PipelineError) as raised:
             load_sweep(path, ROOT / "params.yaml")
-        assert said in str(raised.value)
+        assert message in str(raised.value)

@@ -73,10 +73,11 @@ class Scheduler(Section):
         return rungs
 
     def bracket(self, point: str, steps: int) -> int:
-        """How many rungs a point skips: 0 but for hyperband, which has as many points in each bracket as give all
-        brackets about the same number of steps.
+        """How many rungs a point skips: always 0, except for hyperband, whose brackets have sizes with about the same
+        total number of steps.
 
-        It follows from the point alone, so that it is the same for every driver, in whatever order points arrive.
+        It follows from the point alone, so that it is the same for every driver, in any order of points. (Ray Tune's
+        AsyncHyperBand draws it, and would draw another one after a restart.)
         """
         if self.kind != "hyperband":
             return 0

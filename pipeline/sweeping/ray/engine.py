@@ -146,7 +146,7 @@ class Engine:
 
 @contextlib.contextmanager
 def _ray_process(options: EngineOptions) -> Iterator[Connection]:
-    """Ray's process; on exit it and all that it started are killed: while they live they create their folders anew."""
+    """Ray's process; on exit it and all that it started are killed, or they would create their folders again."""
     context = multiprocessing.get_context("spawn")
     connection, its_connection = context.Pipe()
     process = context.Process(target=_serve, args=(its_connection, options), daemon=True)

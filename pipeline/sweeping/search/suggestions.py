@@ -115,7 +115,7 @@ def planned_trials(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None
 
 
 def suggested_params(sweep: Sweep) -> Iterator[Params]:
-    """The parameters of all points that searches of this name ever suggested, whatever their inputs."""
+    """The parameters of all points that searches of this name ever suggested, even if their inputs are missing."""
     folder = _folder(sweep.points[0].params)
     for journal in sorted(folder.glob(f"{sweep.specification.name}-*.jsonl")):
         for line in read_journal(journal):
