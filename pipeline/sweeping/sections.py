@@ -103,8 +103,8 @@ class SearchSettings(Section):
     """
 
     kind: Literal["tpe", "random", "gp", "nsga-ii"] = "tpe"
-    """Optuna's samplers: tpe (tree-structured Parzen estimator), random, gp (Gaussian process; one to two seconds per
-    suggestion, on one core), nsga-ii (a genetic algorithm for several metrics)."""
+    """Optuna's samplers: tpe (tree-structured Parzen estimator), random, gp (Gaussian process; up to a second of one
+    core per suggestion), nsga-ii (a genetic algorithm for several metrics)."""
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
     """The number of points to suggest, each a trial per seed. It can be raised later."""
     minimise: tuple[Annotated[str, AfterValidator(_on_validation)], ...]

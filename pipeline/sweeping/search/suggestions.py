@@ -81,8 +81,10 @@ class Suggestions:
     @property
     def trials(self) -> list[PlannedTrial]:
         """All trials, each once."""
-        used = {planned.identity for suggestion in self.all for planned in suggestion.trials}
-        return [planned for planned in self._planner.trials if planned.identity in used]
+        if not self._sweep.only:
+            return self._planner.trials
+        kept = {planned.identity for suggestion in self.all for planned in suggestion.trials}
+        return [planned for planned in self._planner.trials if planned.identity in kept]
 
     @property
     def left(self) -> int:
