@@ -17,8 +17,8 @@ from pipeline.common.modality import streams
 from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
-from pipeline.sweeping.needs import distinct_inputs
-from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.inputs import distinct_inputs
+from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Point, Sweep, load_sweep
@@ -168,7 +168,9 @@ def main() -> None:
     def body() -> None:
         params = params_of(arguments)
         files = sorted(EXPERIMENTS.glob("*.yaml"))
-        folders = stored(params, [decided(load_sweep(file, arguments.params, arguments.set)) for file in files])
+        folders = stored(
+            params, [with_worker_precision(load_sweep(file, arguments.params, arguments.set)) for file in files]
+        )
         chosen = unused(folders, arguments.older)
         print("\n".join(listing(folders, chosen)))
         if arguments.yes:

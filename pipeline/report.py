@@ -14,8 +14,8 @@ from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import Missing, Subject, pages
-from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
@@ -40,7 +40,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     Raises:
         PipelineError: the sweep file is wrong, its inputs are missing, or no trial has started.
     """
-    sweep = decided(load_sweep(file, params, overrides))
+    sweep = with_worker_precision(load_sweep(file, params, overrides))
     trials, suggestions = planned_trials(sweep)
     search = search_result(sweep, suggestions) if suggestions else None
     comparison = compare_planned(sweep, compared_trials(trials, search, suggestions))
@@ -55,7 +55,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
 
 
 def _subject(
-    file: str, sweep: Sweep, trials: Sequence[Planned], comparison: Comparison, search: SearchResult | None
+    file: str, sweep: Sweep, trials: Sequence[PlannedTrial], comparison: Comparison, search: SearchResult | None
 ) -> Subject:
     gaps = {entry.identity: entry.gap for entry in comparison.entries}
     missing = []

@@ -1,6 +1,6 @@
-"""A sweep: every trial of a specification that is not done yet, under Ray Tune, and a table of all of them.
+"""Run a sweep: every trial of its file that is not done yet, under Ray Tune, and a table of all of them.
 
-Started again it goes on, whatever ended it. A trial that is done, in this sweep or another, is not run again.
+Started again it continues, even after a kill. A trial that is done, in this sweep or another, is not repeated.
 """
 
 import contextlib
@@ -16,20 +16,19 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
 from pipeline.config import Params
-from pipeline.sweeping.cost import Costs, mean_cost, summary
+from pipeline.sweeping.cost import CostModel, cost_line, mean_cost
 from pipeline.sweeping.driver import Driver
-from pipeline.sweeping.interruption import ended_by
-from pipeline.sweeping.mistakes import require_sane
-from pipeline.sweeping.needs import distinct_inputs, missing_line, missing_sources, needed_stages, repro
-from pipeline.sweeping.plan import Planned, listing, plan_trials, point_name
-from pipeline.sweeping.plan_file import read_plan, recorded_plan
-from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages, repro
+from pipeline.sweeping.interruption import interrupted_by
+from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
+from pipeline.sweeping.preflight import require_valid_models
+from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
-from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.sync import Sync, bring_into_mlflow, charts_line, is_synced
+from pipeline.sweeping.status import read_plan, record_plan, status_lines
+from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED
@@ -42,15 +41,15 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     """In a worker: train and evaluate one trial.
 
     Args:
-        job: `params`, `identity`, `folder` of the trial; `stop`: a file whose appearance ends the trial early;
+        job: `params`, `identity` and `folder` of the trial; `stop`: a file that ends the trial early once it exists;
             `until`: a step to pause the training after, or None.
 
     Returns:
-        `outcome`: `paused` after that step, `done`, `interrupted` (after a checkpoint), or `taken`: somebody else
+        `outcome`: `paused` after that step, `done`, `interrupted` (after a checkpoint), or `taken`: another process
         runs it. With the first two, `step`.
 
     Raises:
-        PipelineError: what the stages raise; or code or data are not what they were when the sweep began.
+        PipelineError: a stage failed, or code or data changed since the sweep began.
     """
     from pipeline.evaluate import evaluate
     from pipeline.train import train
@@ -71,7 +70,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
             open_redacted(trial.folder / "log.txt") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
-            ended_by(Path(job["stop"])),
+            interrupted_by(Path(job["stop"])),
         ):
             train(params, until, inputs)
             if until is None or trial.status() is not Status.TRAINING:
@@ -87,38 +86,35 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
-    """Run the stages that the trials need: those of params.yaml by `dvc repro`, others by their functions.
+    """Run the stages that the trials need: those of params.yaml by `dvc repro`, others directly.
 
     Raises:
-        PipelineError: something is missing and must not be made (`--no-repro`, `--sync`), or cannot be made.
+        PipelineError: an input is missing and stages may not run (`--no-repro`, `--sync`), or a stage failed.
     """
     incomplete = [params for params in distinct_inputs(sweep) if needed_stages(params)]
     if incomplete and (arguments.no_repro or arguments.sync):
-        raise missing_line(needed_stages(incomplete[0]))
-    # All that is needed is looked for before hours go into a part of it.
+        raise missing_inputs_error(needed_stages(incomplete[0]))
+    # Before hours are spent on the first stages.
     for source in missing_sources(sweep, arguments.file, arguments.params) if incomplete else ():
-        raise PipelineError(source.where, f"{source.path} is not there", "correct the path, or mount what it names")
+        raise PipelineError(source.where, f"{source.path} does not exist", "correct the path, or mount it")
     for params in incomplete:
         needed = needed_stages(params)
-        if not needed:
-            # What was made for those before was made for it, too.
-            continue
         if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
             repro(by_dvc, arguments.params)
-            # DVC goes by its small pointers, and does not see that features were removed.
+            # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
-        _make(params, needed)
-        if left := needed_stages(params):
-            raise missing_line(left)
+        _run_stages(params, needed)
+        if missing := needed_stages(params):
+            raise missing_inputs_error(missing)
 
 
 def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
-    """Whether a stage makes with these parameters what it makes with those of params.yaml."""
+    """Whether the output of a stage is the same as with params.yaml."""
     sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
     return all(getattr(params, section) == getattr(base, section) for section in sections)
 
 
-def _make(params: Params, stages: Sequence[str]) -> None:
+def _run_stages(params: Params, stages: Sequence[str]) -> None:
     from pipeline.corpora.prepared import require_prepared
     from pipeline.features import extract_features
     from pipeline.prepare import prepare
@@ -127,7 +123,7 @@ def _make(params: Params, stages: Sequence[str]) -> None:
     if "weights" in stages:
         prepare_weights(params)
     if "prepare" in stages:
-        # What was trained on it would have lost its data.
+        # Trials of another corpus in this folder would lose their data.
         require_prepared(params.corpus, f"name another corpus.out, or remove {params.corpus.out}")
         prepare(params)
     for stream in streams(params.model.modality):
@@ -136,38 +132,40 @@ def _make(params: Params, stages: Sequence[str]) -> None:
 
 
 def show_plan(sweep: Sweep, file: str, params: str) -> None:
-    """Print the trials, what is done and shared, and what the rest will take. Nothing is run."""
+    """Print the trials with their status, and the estimated cost of the rest; run nothing."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
-        print(f"stages that come first: {' '.join(needed)}")
+        print(f"stages that run first: {' '.join(needed)}")
         for source in missing_sources(sweep, file, params):
             print(f"warning: {source}")
         if sweep.space:
-            print(f"{sweep.search.trials} points will be suggested; the ends of their ranges:")
+            print(f"{sweep.search.trials} points will be suggested; the bounds of their ranges:")
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
-        print("which of them are done, and what they take, shows once these stages ran")
+        print("their status and cost are known once these stages have run")
         return
     trials, suggestions = planned_trials(sweep)
-    # Of a search each combination of options is looked at, before one is suggested.
-    corners = plan_trials(sweep) if suggestions else trials
-    require_sane(corners)
-    states = [planned.state for planned in trials]
-    print("\n".join(listing(trials, states)))
-    learnt = Costs(sweep.points[0].params.train.runs)
-    costs = [learnt.of(planned, state) for planned, state in zip(trials, states, strict=True) if not planned.is_over]
-    if suggestions:
+    # For a search, each combination of options.
+    options = plan_trials(sweep) if suggestions else trials
+    require_valid_models(options)
+    print("\n".join(plan_lines(trials)))
+    model = CostModel(sweep.points[0].params.train.runs)
+    costs = [model.remaining(planned, planned.state) for planned in trials if not planned.is_over]
+    if suggestions and sweep.only:
+        print(f"{len(suggestions.all)} suggested points match --only, which suggests no others")
+    elif suggestions:
         print(f"{len(suggestions.all)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest")
-        costs += suggestions.left * [mean_cost([learnt.of(corner, Status.NEW) for corner in corners], len(sweep.seeds))]
+        each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
+        costs += suggestions.left * [each]
     if costs:
-        print(summary(costs, sweep.specification.concurrency or 1))
+        print(cost_line(costs, sweep.specification.concurrency or 1))
 
 
 def run(arguments: Namespace) -> None:
-    """What the command does."""
+    """Run the command."""
     sweep = load_sweep(arguments.file, arguments.params, arguments.set, arguments.only)
     if arguments.status:
         print(*status_lines(read_plan(results_folder(sweep))), sep="\n")
         return
-    sweep = decided(sweep, None if arguments.plan or arguments.sync else arguments.address)
+    sweep = with_worker_precision(sweep, None if arguments.plan or arguments.sync else arguments.address)
     if arguments.plan:
         show_plan(sweep, arguments.file, arguments.params)
         return
@@ -175,44 +173,44 @@ def run(arguments: Namespace) -> None:
     trials, suggestions = planned_trials(sweep)
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
-        bring_into_mlflow(name, trials, results)
+        ingest_trials(name, trials, results)
         if line := charts_line(name):
             print(line)
         return
-    require_sane(plan_trials(sweep) if suggestions else trials)
+    require_valid_models(plan_trials(sweep) if suggestions else trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
-    with Sync(_sync_words(arguments)) as sync:
+    with Sync(_sync_command(arguments)) as sync:
         failure = None
         if not all(planned.is_over for planned in trials) or (suggestions and suggestions.left):
-            search = Search(sweep, suggestions) if suggestions else None
+            search = Search(sweep, suggestions) if suggestions and not sweep.only else None
             try:
-                with recorded_plan(results, sweep.specification, trials) as record:
+                with record_plan(results, sweep.specification, trials) as record:
                     Driver(sweep, trials, results / LOG, search, record).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
             trials = suggestions.trials if suggestions else trials
-        # Not after an interrupt: whoever sent it wants this process to end, and the next one does all of it.
+        # Not after an interrupt, after which this process should end soon; the next one does it.
         publish(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)
         for line in next_lines(arguments.file, results, trials):
             print(line)
     if failure:
         raise failure
-    left = [planned for planned in trials if not planned.is_over]
-    if left:
+    unfinished = [planned for planned in trials if not planned.is_over]
+    if unfinished:
         raise PipelineError(
             arguments.file,
-            f"{len(left)} of {len(trials)} trials are not done",
-            f"see {FAILED} and log.txt in {left[0].trial.folder} and its like; the same command tries again",
+            f"{len(unfinished)} of {len(trials)} trials are not done",
+            f"see {FAILED} and log.txt in folders such as {unfinished[0].trial.folder}; the same command tries again",
         )
 
 
-def show_in_mlflow(name: str, trials: Sequence[Planned], results: Path, sync: Sync) -> None:
-    """Bring the sweep into MLflow if it is not there, and say where its charts are; a failure is a warning."""
-    warning = None
+def show_in_mlflow(name: str, trials: Sequence[PlannedTrial], results: Path, sync: Sync) -> None:
+    """Update MLflow if needed, and print the address of the charts; a failure is a warning."""
     try:
+        warning = None
         if not is_synced(name, trials, results):
             warning = sync.finish()
         elif line := charts_line(name):
@@ -223,36 +221,37 @@ def show_in_mlflow(name: str, trials: Sequence[Planned], results: Path, sync: Sy
         print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
 
 
-def _sync_words(arguments: Namespace) -> list[str]:
-    words = ["-m", "pipeline.sweep", arguments.file, "--params", arguments.params, "--sync"]
-    words += [word for value in arguments.set for word in ("--set", value)]
-    return words + [word for value in arguments.only for word in ("--only", value)]
+def _sync_command(arguments: Namespace) -> list[str]:
+    command = ["-m", "pipeline.sweep", arguments.file, "--params", arguments.params, "--sync"]
+    for option, values in (("--set", arguments.set), ("--only", arguments.only)):
+        command += [word for value in values for word in (option, value)]
+    return command
 
 
 def main() -> None:
     """The command."""
-    made = parser(__doc__)
-    made.add_argument("file", nargs="?", default=DEFAULT, metavar="FILE", help="the sweep file")
-    made.add_argument(
-        "--plan",
-        action="store_true",
-        help="list the trials, how far each has come and what the rest takes; run nothing",
+    options = parser(__doc__)
+    options.add_argument("file", nargs="?", default=DEFAULT, metavar="FILE", help="the sweep file")
+    options.add_argument(
+        "--plan", action="store_true", help="list the trials, their status and the cost of the rest; run nothing"
     )
-    made.add_argument(
+    options.add_argument(
         "--status",
         action="store_true",
-        help="show what a running or ended sweep runs, where and how far, what failed and what waits",
+        help="show the status of each trial of a running or ended sweep",
     )
-    made.add_argument(
-        "--only", action="append", default=[], metavar="k=v", help="keep trials of this value (modality=audio)"
+    options.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="k=v",
+        help="keep trials with this value (modality=audio); of a search, those that it has suggested",
     )
-    made.add_argument("--address", help="of a Ray cluster; by default Ray runs on this machine alone")
-    made.add_argument("--retries", type=int, help="how often a failed trial is tried again (default: the file's)")
-    made.add_argument(
-        "--sync", action="store_true", help="bring all trials into MLflow as far as they have come; run nothing"
-    )
-    made.add_argument("--no-repro", action="store_true", help="refuse, instead of making inputs that are missing")
-    arguments = made.parse_args()
+    options.add_argument("--address", help="address of a Ray cluster (default: Ray on this machine only)")
+    options.add_argument("--retries", type=int, help="how often a failed trial is retried (default: the file's)")
+    options.add_argument("--sync", action="store_true", help="write the current state to MLflow; run nothing")
+    options.add_argument("--no-repro", action="store_true", help="refuse to run stages for missing inputs")
+    arguments = options.parse_args()
     run_command(lambda: run(arguments))
 
 

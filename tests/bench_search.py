@@ -1,7 +1,7 @@
-"""`make bench`: what a suggested trial costs over a grid's, and a restart of a search with a thousand known trials.
+"""`make bench`: the overhead of a suggested trial over one of a grid, and of a restart with a thousand known points.
 
-Nothing is trained: identities are taken of invented data, and values follow from the settings. A grid's trial is
-planned, and its state is read; one that is suggested is drawn, planned, noted in the journal, and told.
+Nothing is trained: digests are made up, and metrics follow from the settings. A trial of a grid is planned, and its
+state is read; a suggested one is drawn, planned, written to the journal, and reported.
 """
 
 import contextlib
@@ -24,65 +24,65 @@ DATA = {"utterances": "1" * 64}
 WER, SINKS = "wer/validation", "sinks/intermediate_tokens_per_utterance/validation"
 AXES = {"decorrelation.weight": [0, {"loguniform": [0.001, 1]}], "model.rates.audio": {"int": [1, 32]}}
 GRID, MANY = 100, 1000
-KINDS = {"tpe": 100, "random": 100, "nsga-ii": 100, "gp": 12}
-"""How many points each suggests; a Gaussian process draws the first ten at random."""
+KINDS = {"tpe": (100, 100), "random": (100, 100), "nsga-ii": (100, 100), "gp": (24, 2000)}
+"""Points to suggest, and the aim in ms for each; a Gaussian process draws the first ten at random."""
 
 
 def sweep(name: str, **specification: object) -> Sweep:
-    """A sweep of the folder in which this runs."""
+    """A sweep in the working directory."""
     common = {"model.modality": "audio", "train.precision": "float32", "train.runs": f"runs-{name}"}
     Path(f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "set": common, **specification}))
     return load_sweep(f"{name}.yaml", ROOT / "params.yaml")
 
 
-def done(planned: plan.Planned) -> None:
-    """Leave what an evaluation leaves."""
+def done(planned: plan.PlannedTrial) -> None:
+    """Write the files of an evaluation."""
     weight = planned.params.decorrelation.weight
     trial = Trial.create(planned.trial.folder.parent, planned.params, DATA)
     finish(trial, {"test": [0]}, **{WER: (weight - 0.1) ** 2, SINKS: 1 / (1 + 100 * weight)})
 
 
 class Stopwatch:
-    """Seconds by the clock, and of this process alone: on a machine that others use they differ."""
+    """Wall time, and CPU time of this process: on a shared machine they differ."""
 
     def __init__(self) -> None:
-        self.clock = self.work = 0.0
+        self.wall = self.cpu = 0.0
 
     def __enter__(self) -> None:
         self._began = time.perf_counter(), time.process_time()
 
     def __exit__(self, *error: object) -> None:
-        self.clock += time.perf_counter() - self._began[0]
-        self.work += time.process_time() - self._began[1]
+        self.wall += time.perf_counter() - self._began[0]
+        self.cpu += time.process_time() - self._began[1]
 
     def each(self, count: int) -> str:
-        """Of one in so many."""
-        return f"{1000 * self.clock / count:.1f} ms ({1000 * self.work / count:.1f} of work)"
+        """Mean of `count` times."""
+        return f"{1000 * self.wall / count:.1f} ms ({1000 * self.cpu / count:.1f} of CPU)"
 
 
 def searched(kind: str, count: int, name: str) -> Stopwatch:
-    """What the suggestions took, what they came to included; what stands for training is not counted."""
+    """Time of all suggestions and of reporting their outcomes."""
     search = {"kind": kind, "trials": count, "minimise": [WER, SINKS]}
-    made = sweep(name, axes=AXES, search=search)
+    loaded = sweep(name, axes=AXES, search=search)
     watch = Stopwatch()
-    with Search(made, Suggestions(made)).opened(lambda line: None) as opened:
+    with Search(loaded, Suggestions(loaded)).opened(lambda line: None) as opened:
         while True:
             with watch:
-                found = opened.next()
-            if not found:
+                trials = opened.next()
+            if not trials:
                 return watch
-            for planned in found:
+            for planned in trials:
                 done(planned)
                 with watch:
                     opened.ended(planned)
 
 
 def grid(count: int) -> Stopwatch:
-    """What the trials of a grid take: they are planned, and their state is read."""
-    made = sweep("grid", axes={"decorrelation.weight": {"loguniform": [0.001, 1], "samples": count}})
+    """Time to plan the trials of a grid and to read their state."""
+    loaded = sweep("grid", axes={"decorrelation.weight": {"loguniform": [0.001, 1], "samples": count}})
     watch = Stopwatch()
     with watch:
-        for planned in plan.plan_trials(made):
+        for planned in plan.plan_trials(loaded):
             assert not planned.is_over
     return watch
 
@@ -90,20 +90,22 @@ def grid(count: int) -> Stopwatch:
 def main() -> None:
     """All of it."""
     with (
-        patch.object(plan._Digests, "of", lambda self, params: (DATA, DATA)),
+        patch.object(plan, "read_digests", lambda params: (DATA, DATA)),
         patch.object(plan, "evaluation_digest", lambda params, data: "e" * 64),
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
     ):
-        print(f"a trial of a grid, beside its own work: {grid(GRID).each(GRID)}")
-        for kind, count in KINDS.items():
-            print(f"a point suggested by {kind}: {searched(kind, count, kind).each(count)}; aim: 100 ms over a grid's")
+        print(f"overhead of a trial of a grid: {grid(GRID).each(GRID)}")
+        for kind, (count, aim) in KINDS.items():
+            print(
+                f"a point suggested by {kind}: {searched(kind, count, kind).each(count)}; aim: {aim} ms over a grid's"
+            )
         searched("random", MANY, "thousand")
-        made = sweep("thousand", axes=AXES, search={"kind": "random", "trials": MANY + 1, "minimise": [WER, SINKS]})
+        loaded = sweep("thousand", axes=AXES, search={"kind": "random", "trials": MANY + 1, "minimise": [WER, SINKS]})
         watch = Stopwatch()
-        with watch, Search(made, Suggestions(made)).opened(lambda line: None):
+        with watch, Search(loaded, Suggestions(loaded)).opened(lambda line: None):
             pass
-        print(f"{MANY} known points replayed at a restart: {watch.clock:.1f} s ({watch.work:.1f} of work); aim: 5 s")
+        print(f"{MANY} known points reported at a restart: {watch.wall:.1f} s ({watch.cpu:.1f} of CPU); aim: 5 s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make bench`: what a sweep costs, each figure beside the plain tool's, measured in the same run."""
+"""`make bench`: the overhead of a sweep, compared with that of the plain tools in the same run."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ import yaml
 from project import SMALL, environment, make_project
 
 from pipeline.config import load_params
-from pipeline.sweeping.plan import Planned, plan_trials
+from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import load_sweep
@@ -33,7 +33,7 @@ def nothing(job: dict[str, Any]) -> dict[str, Any]:
     return {"outcome": "done", "step": 1}
 
 
-def interval(specification: Specification, work: str, trials: list[Planned]) -> float:
+def interval(specification: Specification, work: str, trials: list[PlannedTrial]) -> float:
     """Seconds from one trial's end to the next, one at a time: what each further trial takes."""
     stop = Path(".stop").absolute()
     jobs = [
@@ -61,8 +61,8 @@ def interval(specification: Specification, work: str, trials: list[Planned]) -> 
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def specify(name: str, seeds: int, **more: Any) -> list[Planned]:
-    """Write a sweep file of so many trials that differ by their seed."""
+def specify(name: str, seeds: int, **more: Any) -> list[PlannedTrial]:
+    """Write a sweep file of trials that differ in their seed."""
     common = {"train.steps": 1, "model.modality": "video", "train.checkpoint_every": 1}
     text = {"name": name, "set": common, "seeds": list(range(seeds)), **more}
     Path(f"{name}.yaml").write_text(yaml.safe_dump(text))
@@ -70,7 +70,7 @@ def specify(name: str, seeds: int, **more: Any) -> list[Planned]:
 
 
 def sweep(name: str) -> tuple[float, list[str]]:
-    """Seconds of `python -m pipeline.sweep` in a process of its own, and which heavy packages it loaded."""
+    """Seconds of `python -m pipeline.sweep` in another process, and the heavy packages that it imported."""
     program = (
         f"import sys; sys.argv = ['sweep', '{name}.yaml']\nfrom pipeline.sweep import main; main()\n"
         f"print(*set({HEAVY}) & set(sys.modules))"
@@ -81,7 +81,7 @@ def sweep(name: str) -> tuple[float, list[str]]:
 
 
 def done() -> None:
-    """A sweep of which everything is done."""
+    """A sweep with all trials done."""
     for name, count, target in (("six", 6, 2), ("thousand", 1000, 4)):
         trials = specify(name, count)
         for planned in trials:
@@ -92,13 +92,13 @@ def done() -> None:
         loaded = sorted({package for _, packages in again for package in packages})
         times = " ".join(f"{seconds:.2f}" for seconds, _ in again)
         print(f"{count} trials, all done: {times} s; aim: {target} s; loaded: {loaded}")
-        print(f"the same for the first time, with its table and all trials brought into MLflow: {first:.0f} s")
+        print(f"the same the first time, with its table and all trials written to MLflow: {first:.0f} s")
     Path("mlflow.db").unlink()
-    # Trials of other sections would be found done.
+    # Trials of other sections would be done already.
     shutil.rmtree("runs")
 
 
-def planned_data(planned: Planned) -> dict[str, str]:
+def planned_data(planned: PlannedTrial) -> dict[str, str]:
     """The digests of a planned trial's inputs."""
     from pipeline.training.inputs import training_inputs
 
@@ -111,14 +111,14 @@ _DATA: dict[str, str] = {}
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """What an action takes."""
+    """The duration of an action."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
 def overhead() -> None:
-    """What a trial costs beside its own work: from the end of one to the end of the next."""
+    """The overhead of a trial: from the end of one to the end of the next."""
     import ray
     import torch
     from ray import tune
@@ -150,7 +150,7 @@ def overhead() -> None:
     times = sum(default) / sum(empty)
     print(f"Tune's default: {default[0]:.2f} {default[1]:.2f} s, {times:.0f} times; aim: 0.5 s, 4 times")
 
-    def loop(trials: list[Planned]) -> None:
+    def loop(trials: list[PlannedTrial]) -> None:
         from pipeline.evaluate import evaluate
         from pipeline.train import train
 
@@ -168,7 +168,7 @@ def overhead() -> None:
 
 
 def write_plainly(uri: str, number: int, answers: Any) -> None:
-    """One of several processes that log to MLflow by themselves, as training scripts do."""
+    """One of several processes that log to MLflow directly, as training scripts do."""
     import mlflow
 
     longest = 0.0
@@ -184,7 +184,7 @@ def write_plainly(uri: str, number: int, answers: Any) -> None:
 
 
 def database() -> None:
-    """Eight trials at once, the database not there yet."""
+    """Eight trials at once, without a database at first."""
     specify("eight", 8, resources={"cpus": 0.25}, retries=0)
     took, _ = sweep("eight")
     from mlflow import MlflowClient
@@ -201,35 +201,35 @@ def database() -> None:
         os.dup2(silence.fileno(), 2)
         for process in processes:
             process.start()
-        found = [answers.get() for _ in processes]
+        results = [answers.get() for _ in processes]
         os.dup2(before, 2)
-    failed = sum(error is not None for _, error, _ in found)
-    print(f"  eight processes that log by themselves: {failed} fail, longest wait {max(w for *_, w in found):.1f} s")
+    failed = sum(error is not None for _, error, _ in results)
+    print(f"  eight processes that log directly: {failed} fail, longest wait {max(w for *_, w in results):.1f} s")
 
 
 def metrics() -> None:
-    """Ten thousand metrics of steps."""
+    """Ten thousand metrics."""
     import mlflow
 
     trial = specify("metrics", 1)[0]
-    made = Trial.create("runs-metrics", trial.params, planned_data(trial))
+    created = Trial.create("runs-metrics", trial.params, planned_data(trial))
     for step in range(1000):
-        made.metrics_log.append(step, {f"metric/{number}": step + number / 10 for number in range(10)})
-    ours, theirs = [], []
+        created.metrics_log.append(step, {f"metric/{number}": step + number / 10 for number in range(10)})
+    batched, direct = [], []
     for turn in range(2):
         uri = f"sqlite:///{Path(f'metrics{turn}.db').absolute()}"
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment("plain")
-        ours.append(10_000 / seconds(lambda uri=uri: ingest([made.folder], uri, "sweep", "sweep")))
+        batched.append(10_000 / seconds(lambda uri=uri: ingest([created.folder], uri, "sweep", "sweep")))
         with mlflow.start_run():
             count = 300
-            theirs.append(count / seconds(lambda: [mlflow.log_metric("a", 1.0, step=step) for step in range(300)]))
-    pairs = ", ".join(f"{a:,.0f} against {b:.0f}" for a, b in zip(ours, theirs, strict=True))
-    print(f"metrics a second: {pairs}: {sum(ours) / sum(theirs):.0f} times; aim: 40 times")
+            direct.append(count / seconds(lambda: [mlflow.log_metric("a", 1.0, step=step) for step in range(300)]))
+    pairs = ", ".join(f"{a:,.0f} against {b:.0f}" for a, b in zip(batched, direct, strict=True))
+    print(f"metrics a second: {pairs}: {sum(batched) / sum(direct):.0f} times; aim: 40 times")
 
 
 def main() -> None:
-    """All, or those that are named."""
+    """All sections, or those that are named."""
     chosen = sys.argv[1:] or SECTIONS
     weights = TESTS.parent / "data" / "weights"
     if not (weights / "whisper-tiny.en").exists():

@@ -1,4 +1,4 @@
-"""A small sweep under a real Ray: its file, and how its trials are looked at."""
+"""A small sweep under a real Ray: its file, and access to its trials; and planned trials without a sweep file."""
 
 import contextlib
 import json
@@ -8,6 +8,11 @@ from pathlib import Path
 import psutil
 import yaml
 from project import program
+from trials import ROOT, make_trial
+
+from pipeline.config import load_params
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.sections import Scheduler
 
 SWEEP = {
     "name": "small",
@@ -22,7 +27,14 @@ SWEEP = {
     "resources": {"cpus": 1, "gpus": 0.5},
     "concurrency": 1,
 }
-"""Two trials, one after the other, the first with enough steps to be caught in the middle."""
+"""Two trials, one after the other; the first is long enough to be interrupted."""
+
+
+def planned_trial(runs: Path, name: str, *settings: str, rule: Scheduler | None = None) -> PlannedTrial:
+    """A trial that has not started, with the parameters of the repository and these settings."""
+    trial = make_trial(runs, *settings)
+    params = load_params(ROOT / "params.yaml", settings)
+    return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule)
 
 
 def specify(folder, **changes):
@@ -30,7 +42,7 @@ def specify(folder, **changes):
 
 
 def make_inputs(folder):
-    """What a sweep does before its trials, without them; returns what it printed."""
+    """Runs the stages of a sweep without its trials; returns what was printed."""
     return program(
         folder,
         "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
@@ -44,7 +56,7 @@ def trials(folder):
 
 
 def results(folder):
-    """What a sweep comes to: bytes of all that is a result, by trial."""
+    """The bytes of all result files, by trial."""
     names = ("metrics.json", "hypotheses.jsonl", "adapter/adapter_model.safetensors")
     return {trial.name: {name: (trial / name).read_bytes() for name in names} for trial in trials(folder)}
 
@@ -62,19 +74,19 @@ def wait_until(true, process, what, seconds=240):
 
 
 def checkpoint_of(folder, step):
-    """Whether a trial that is not over has a checkpoint of this step or a later one."""
-    found = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
-    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in found)
+    """Whether an unfinished trial has a checkpoint of this step or a later one."""
+    complete = folder.glob("runs/*/checkpoints/checkpoint-*/complete.json")
+    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in complete)
 
 
 def worker(folder):
-    """Process id of who holds a lease."""
+    """Process id of the holder of the lease."""
     (lease,) = folder.glob("runs/*/lease.json")
     return json.loads(lease.read_text())["pid"]
 
 
 def temporary(driver):
-    """The folder in which Ray works for a driver, once it is there."""
+    """Ray's temporary folder of a driver, once it exists."""
     for owner in Path("/tmp").glob("sweep-*/owner.json"):
         with contextlib.suppress(OSError, ValueError):
             if json.loads(owner.read_text())["pid"] == driver.pid:
@@ -83,14 +95,14 @@ def temporary(driver):
 
 
 def descendants(driver):
-    """Processes that a driver started, and theirs."""
+    """All processes below a driver."""
     return psutil.Process(driver.pid).children(recursive=True)
 
 
 def descendant(driver, name):
-    """The one of this name, such as `gcs_server`."""
-    (found,) = [process for process in descendants(driver) if process.name() == name]
-    return found
+    """The process of this name, such as `gcs_server`."""
+    (process,) = [process for process in descendants(driver) if process.name() == name]
+    return process
 
 
 def is_alive(pid):
@@ -100,5 +112,5 @@ def is_alive(pid):
 
 
 def sessions(trial, purpose="train"):
-    found = json.loads((trial / "provenance.json").read_text())["sessions"]
-    return [session["outcome"] for session in found if session["purpose"] == purpose]
+    recorded = json.loads((trial / "provenance.json").read_text())["sessions"]
+    return [session["outcome"] for session in recorded if session["purpose"] == purpose]

@@ -66,11 +66,11 @@ def test_both_ways_of_decoding_give_equal_tokens(
 
 
 def test_a_search_is_measured(monkeypatch, capsys):
-    for name, value in {"GRID": 2, "MANY": 5, "KINDS": {"tpe": 3, "random": 2}}.items():
+    for name, value in {"GRID": 2, "MANY": 5, "KINDS": {"tpe": (3, 100), "random": (2, 100)}}.items():
         monkeypatch.setattr(bench_search, name, value)
     bench_search.main()
     first, tpe, drawn, known = capsys.readouterr().out.splitlines()
-    assert first.startswith("a trial of a grid, beside its own work: ")
+    assert first.startswith("overhead of a trial of a grid: ")
     assert tpe.startswith("a point suggested by tpe: ")
     assert drawn.startswith("a point suggested by random: ")
-    assert known.startswith("5 known points replayed at a restart: ")
+    assert known.startswith("5 known points reported at a restart: ")

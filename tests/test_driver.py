@@ -1,25 +1,26 @@
-"""What the driver makes of what happens to trials and to Ray, without a Ray: the engine plays a script."""
+"""The driver's reactions to events of trials and of Ray; the engine follows a script."""
 
 from types import SimpleNamespace
 
 import pytest
-from trials import finish, make_trial
+from sweeps import planned_trial
+from trials import finish
 
-from pipeline.config import load_params
 from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
-from pipeline.sweeping.plan import Planned
 from pipeline.sweeping.ray.engine import EngineLostError
 from pipeline.sweeping.sections import Scheduler, Specification
 from pipeline.sweeping.specification import Sweep
+from pipeline.trials.provenance import recorded
 
-DONE, TAKEN, INTERRUPTED = ({"outcome": one, "step": 1} for one in ("done", "taken", "interrupted"))
-GONE = EngineLostError("Ray", "ended in the middle (killed)", "the same command goes on")
+DONE, TAKEN, INTERRUPTED = ({"outcome": outcome, "step": 1} for outcome in ("done", "taken", "interrupted"))
+LOST = EngineLostError("Ray", "ended unexpectedly (killed)", "the same command continues")
+DEAD_NODE, DEAD_WORKER = "its node died", "its worker died"
 
 
-class Stage:
-    """An engine that has room for two, and does with each attempt what the script says next for that trial: a result,
-    the loss at a pause, a reason to fail, or the end of Ray. Without a script the trial is done."""
+class ScriptedEngine:
+    """An engine with two slots. The script has the next outcome of each trial by name: a result, the loss at a pause,
+    the reason of a failure, or the end of Ray. Without a script a trial is done."""
 
     def __init__(self, trials, script):
         self.trials, self.script, self.starts, self.jobs = {p.identity: p for p in trials}, script, 0, []
@@ -47,87 +48,108 @@ class Stage:
             job = self.placed.pop(0)
             planned, identity = self.trials[job["identity"]], job["identity"]
             yield "started", identity
-            act = (self.script.get(planned.name) or [DONE]).pop(0)
-            if isinstance(act, Exception):
-                raise act
-            if isinstance(act, str):
-                yield "failed", identity, act, "in some function"
+            outcome = (self.script.get(planned.name) or [DONE]).pop(0)
+            if outcome == DEAD_NODE:
+                yield "failed", identity, outcome, "", True
                 continue
-            if isinstance(act, float):
-                planned.trial.metrics_log.append(job["until"], {"loss/validation": act})
-                act = {"outcome": "paused", "step": job["until"]}
-            if act is DONE:
+            with recorded(planned.trial, "train", lambda: {}):
+                pass
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, str):
+                yield "failed", identity, outcome, "in some function", outcome == DEAD_WORKER
+                continue
+            if isinstance(outcome, float):
+                planned.trial.metrics_log.append(job["until"], {"loss/validation": outcome})
+                outcome = {"outcome": "paused", "step": job["until"]}
+            if outcome is DONE:
                 finish(planned.trial, {"test": [0]})
-            yield "ended", identity, act
+            yield "ended", identity, outcome
 
 
 @pytest.fixture
-def play(tmp_path, monkeypatch, capsys):
-    """Runs a sweep of trials `a`, `b` and `c` by a script; gives the stage and what was printed."""
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a sweep of trials `a`, `b` and `c` by a script; returns the engine, with what was printed."""
 
-    def played(script, retries=1, asha=None, names="abc"):
-        trials = []
-        for seed, name in enumerate(names):
-            settings = [f"train.seed={seed}", "train.steps=100", "train.precision=float32"]
-            trial = make_trial(tmp_path / "runs", *settings)
-            params = load_params("params.yaml", settings)
-            trials.append(Planned(name, params, (), trial.identity, "e" * 64, trial, asha))
-        stage = Stage(trials, script)
-        monkeypatch.setattr(driver, "Engine", stage)
+    def run(script, retries=1, asha=None, names="abc"):
+        settings = ("train.steps=100", "train.precision=float32")
+        trials = [
+            planned_trial(tmp_path / "runs", name, f"train.seed={seed}", *settings, rule=asha)
+            for seed, name in enumerate(names)
+        ]
+        engine = ScriptedEngine(trials, script)
+        monkeypatch.setattr(driver, "Engine", engine)
         sweep = Sweep(Specification(name="s", retries=retries, scheduler=asha), trials[0].params, ())
         try:
             Driver(sweep, trials, tmp_path / "log").run(None, "some:work", SimpleNamespace(start=lambda: None))
         finally:
-            stage.printed = capsys.readouterr().out
-        return stage
+            engine.printed = capsys.readouterr().out
+        return engine
 
-    return played
-
-
-def states(stage):
-    return "".join(planned.trial.state().value[0] for planned in stage.trials.values())
+    return run
 
 
-def test_what_fails_is_tried_again_and_then_left_and_the_others_go_on(play):
-    stage = play({"a": ["no memory"], "b": ["bad luck", "bad luck"]})
-    assert states(stage) == "dnd"
-    assert "a  is tried again after: no memory" in stage.printed
-    assert "b  failed: bad luck" in stage.printed
-    assert list(stage.trials.values())[1].failure == "bad luck"
+def states(engine):
+    return "".join(planned.trial.status().value[0] for planned in engine.trials.values())
 
 
-def test_a_worker_that_was_interrupted_by_somebody_else_failed(play):
-    stage = play({"a": [INTERRUPTED, INTERRUPTED]})
-    assert states(stage) == "ndd"
-    assert "a  failed: its worker was interrupted" in stage.printed
+def test_a_failed_trial_is_retried_then_left_and_the_others_continue(run):
+    engine = run({"a": ["no memory"], "b": ["bad luck", "bad luck"]})
+    assert states(engine) == "dnd"
+    assert "a  is retried after: no memory" in engine.printed
+    assert "b  failed: bad luck" in engine.printed
+    assert list(engine.trials.values())[1].failure == "bad luck"
 
 
-def test_with_ray_each_trial_that_ran_loses_an_attempt_and_those_that_waited_none(play):
-    stage = play({"a": [GONE, GONE]})
-    # It was `b` that waited both times.
-    assert states(stage) == "ndd"
-    assert stage.starts == 3
-    assert stage.printed.count("Ray ended in the middle (killed); it is started again") == 2
-    assert "a  failed: Ray ended in the middle (killed)" in stage.printed
+def test_a_worker_that_another_process_interrupted_has_failed(run):
+    engine = run({"a": [INTERRUPTED, INTERRUPTED]})
+    assert states(engine) == "ndd"
+    assert "a  failed: its worker was interrupted" in engine.printed
 
 
-def test_a_ray_that_always_ends_is_given_up(play):
-    with pytest.raises(EngineLostError, match="ended in the middle"):
-        play({"start": [GONE] * 9})
+def test_attempts_that_never_started_do_not_count_but_do_not_repeat_forever(run):
+    engine = run({"a": [DEAD_NODE, DEAD_NODE, DEAD_WORKER, DEAD_NODE, DONE]})
+    assert states(engine) == "ddd"
+    assert engine.printed.count("a  is retried after: its node died") == 3
 
 
-def test_a_trial_that_somebody_else_runs_is_looked_at_again(play):
-    stage = play({"a": [TAKEN, DONE]})
-    assert states(stage) == "ddd"
-    assert "a  is run by somebody else; waiting for it" in stage.printed
+@pytest.mark.parametrize(
+    ("script", "attempts"),
+    [([DEAD_NODE, DEAD_WORKER] * 9, 4), ([DEAD_WORKER] * 9, 2), ([DEAD_NODE] * 99, driver.MAX_UNSTARTED + 2)],
+)
+def test_attempts_are_bounded(run, script, attempts):
+    engine = run({"a": list(script)}, names="a")
+    assert states(engine) == "n"
+    assert len(engine.jobs) == attempts
+    assert f"a  failed: {script[attempts - 1]}" in engine.printed
 
 
-def test_seeds_wait_for_each_other_at_a_rung_and_not_for_one_that_failed(play):
-    stage = play({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=Scheduler(grace=20, factor=5))
-    assert states(stage) == "ddn"
+def test_when_ray_ends_running_trials_lose_an_attempt_and_waiting_ones_do_not(run):
+    engine = run({"a": [LOST, LOST]})
+    # Trial `b` waited both times.
+    assert states(engine) == "ndd"
+    assert engine.starts == 3
+    assert engine.printed.count("Ray ended unexpectedly (killed); it is started again") == 2
+    assert "a  failed: Ray ended unexpectedly (killed)" in engine.printed
+
+
+def test_a_ray_that_always_ends_is_an_error(run):
+    with pytest.raises(EngineLostError, match="ended unexpectedly"):
+        run({"start": [LOST] * 9})
+
+
+def test_a_trial_that_another_process_runs_is_checked_again(run):
+    engine = run({"a": [TAKEN, DONE]})
+    assert states(engine) == "ddd"
+    assert "a  is run by another process; waiting for it" in engine.printed
+
+
+def test_seeds_wait_for_each_other_at_a_rung_and_not_for_a_failed_one(run):
+    engine = run({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=Scheduler(grace=20, factor=5))
+    assert states(engine) == "ddn"
     for name in "ab":
-        assert f"{name}  waits for the other seeds at step 20" in stage.printed
-    names = {identity: planned.name for identity, planned in stage.trials.items()}
-    placed = [(names[job["identity"]], job["until"]) for job in stage.jobs]
+        assert f"{name}  waits for the other seeds at step 20" in engine.printed
+    names = {identity: planned.name for identity, planned in engine.trials.items()}
+    placed = [(names[job["identity"]], job["until"]) for job in engine.jobs]
     assert placed[:4] == [("a", 20), ("b", 20), ("c", 20), ("c", 20)]
     assert sorted(placed[4:]) == [("a", None), ("b", None)]

@@ -1,4 +1,4 @@
-"""What a trial asks of its LLM is known before it is trained or decoded."""
+"""Limits of the LLM are checked before a trial trains or decodes."""
 
 from pathlib import Path
 
@@ -22,28 +22,28 @@ TEXT = "bin blue at f two"
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of four layers and 512 positions."""
+    """A small LLM with four layers and 512 positions."""
     return tiny.make_llm(tmp_path_factory.mktemp("llm"))
 
 
 def parameters(llm: Path, *settings: str) -> Params:
-    own = (
+    fixed = (
         f"model.llm={{weights: {llm}, blocks: null}}",
         "model.lora.rank=4",
         "train.device=cpu",
         "model.prompt='Say:'",
     )
-    return load_params(ROOT / "params.yaml", [*own, "train.precision=float32", "model.rates.audio=1", *settings])
+    return load_params(ROOT / "params.yaml", [*fixed, "train.precision=float32", "model.rates.audio=1", *settings])
 
 
 class Stream(dict):
-    """Features of one stream, by utterance."""
+    """Features of a stream by utterance."""
 
     dimension = 12
 
 
 def inputs(seconds: float, split: str = "train") -> Inputs:
-    """Two utterances, the second of so many seconds, as a trial has them."""
+    """The inputs of a trial: two utterances, the second of this duration."""
     utterances = tuple(
         Utterance(name, split, "s1", TEXT, "", "", long, round(25 * long), None, "1" * 64, "2" * 64)
         for name, long in (("short", 1.0), ("long", seconds))
@@ -52,14 +52,14 @@ def inputs(seconds: float, split: str = "train") -> Inputs:
     return Inputs(utterances, {"audio": features}, {"llm": "1" * 64})
 
 
-BESIDE = 1 + 2 + len("Say:")
+OTHERS = 1 + 2 + len("Say:")
 """BOS, delimiters and prompt."""
 RESPONSE = len(" " + TEXT)
-FITS = 512 - BESIDE - RESPONSE
+FITS = 512 - OTHERS - RESPONSE
 
 
 @pytest.mark.parametrize(("tokens", "fits"), [(FITS, True), (FITS + 1, False)])
-def test_a_sequence_has_as_many_tokens_as_the_llm_has_positions(llm: Path, tokens: int, fits: bool) -> None:
+def test_a_sequence_has_at_most_as_many_tokens_as_the_llm_has_positions(llm: Path, tokens: int, fits: bool) -> None:
     params = parameters(llm, "model.modality=audio")
     given = inputs(tokens / 50)
     if fits:
@@ -69,23 +69,23 @@ def test_a_sequence_has_as_many_tokens_as_the_llm_has_positions(llm: Path, token
         build_model(params, given)
 
 
-def test_room_is_kept_for_the_longest_hypothesis(llm: Path) -> None:
+def test_positions_are_reserved_for_the_longest_hypothesis(llm: Path) -> None:
     params = parameters(llm, "model.modality=audio", "evaluate.max_new_tokens=100")
     build_model(params, inputs(FITS / 50))
-    with pytest.raises(PipelineError, match=rf"the most, {FITS + BESIDE + 100}: long"):
+    with pytest.raises(PipelineError, match=rf"the most, {FITS + OTHERS + 100}: long"):
         build_model(params, inputs(FITS / 50, split="test"))
 
 
-def test_media_are_not_read_to_know_their_length(llm: Path, tmp_path: Path) -> None:
+def test_the_length_of_media_is_known_without_reading_them(llm: Path, tmp_path: Path) -> None:
     settings = ("model.modality=video", "model.rates.video=1", "features.mode=online", "features.video.encoder=dct")
     params = parameters(llm, *settings, "features.augmentation={crop: false, flip: 0, time_mask: 0}")
     given = inputs(30.0)
     media = Media(tmp_path, "video", given.utterances)
-    with pytest.raises(PipelineError, match=rf"the most, {750 + BESIDE + RESPONSE}: long"):
+    with pytest.raises(PipelineError, match=rf"the most, {750 + OTHERS + RESPONSE}: long"):
         build_model(params, Inputs(given.utterances, {"video": media}, given.digests))
 
 
-def test_layers_are_held_against_the_depth_of_the_llm(llm: Path) -> None:
+def test_layers_are_checked_against_the_depth_of_the_llm(llm: Path) -> None:
     settings = ("model.modality=audio", "decorrelation.weight=1")
     build_model(parameters(llm, *settings, "decorrelation.layers=[0, 2]"), inputs(1.0))
     with pytest.raises(PipelineError, match=r"decorrelation\.layers: has 3, and the LLM has 4 layers"):
@@ -95,8 +95,8 @@ def test_layers_are_held_against_the_depth_of_the_llm(llm: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "expected"), [("llama", "sdpa"), ("gemma2", "eager"), ("gpt_neo", "eager"), ("falcon", "eager")]
 )
-def test_a_family_without_sdpa_has_eager_attention(family: str, expected: str, tmp_path: Path) -> None:
-    """Falcon has it, but cannot leave it again for the maps."""
+def test_families_without_sdpa_use_eager_attention(family: str, expected: str, tmp_path: Path) -> None:
+    """Falcon supports sdpa, but cannot switch from it to compute attention maps."""
     small_model(family).save_pretrained(tmp_path)
     decoder = load_decoder(LLM(weights=str(tmp_path)), torch.float32, "sdpa")
     assert decoder.config._attn_implementation == expected

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_train import losses_of, the_trial, wait_for_checkpoint
 
 from pipeline.config import load_params
-from pipeline.sweeping.needs import distinct_inputs, needed_stages
+from pipeline.sweeping.inputs import distinct_inputs, needed_stages
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
 

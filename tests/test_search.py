@@ -1,4 +1,4 @@
-"""A search: what it may suggest, what it is told, and that it goes on after whatever ended it."""
+"""A search: its suggestions, the outcomes that its sampler gets, and its continuation after a kill."""
 
 import json
 from math import log
@@ -12,14 +12,13 @@ from trials import finish
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.sweeping import driver, plan
-from pipeline.sweeping.plan_file import read_plan, recorded_plan
 from pipeline.sweeping.ray import workers
-from pipeline.sweeping.ray.workers import decided
+from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import publish, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
 from pipeline.sweeping.specification import load_sweep
-from pipeline.sweeping.status import status_lines
+from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,21 +37,21 @@ AXES = {
 
 
 class Killed(BaseException):
-    """The driver's end at any moment."""
+    """Kills the driver."""
 
 
-class Worker:
-    """An engine with so much room whose trials end in the order of their start, with values that follow from their
-    parameters; after `lives` trials the driver is killed."""
+class FakeEngine:
+    """An engine with `slots` whose trials end in the order of their start, with metrics computed from their parameters;
+    after `lives` trials the driver is killed."""
 
-    def __init__(self, room, lives, losses=None):
-        self.room, self.lives, self.losses, self.trained = room, lives, losses, []
+    def __init__(self, slots, lives):
+        self.slots, self.lives, self.trained = slots, lives, []
 
     def __call__(self, specification, address, stop):
         return self
 
     def __enter__(self):
-        self.placed, self.notes, self.concurrency = [], [], self.room
+        self.placed, self.notes, self.concurrency = [], [], self.slots
         return self
 
     def __exit__(self, *exception):
@@ -77,6 +76,7 @@ class Worker:
                 yield "ended", job["identity"], {"outcome": "paused", "step": job["until"]}
                 continue
             self.trained.append(job["identity"])
+            trial.metrics_log.append(values["train"]["steps"], {"loss/validation": weight})
             metrics = {WER: (weight - 0.1) ** 2 + 0.01 * seed, SINKS: 1 / (1 + 100 * weight)}
             finish(trial, {"test": [0]}, **metrics)
             yield "ended", job["identity"], {"outcome": "done", "step": 1}
@@ -84,35 +84,36 @@ class Worker:
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch, capsys):
-    """Runs a search; gives the settings that were suggested, the trials that were trained, and what was printed."""
-    monkeypatch.setattr(plan._Digests, "of", lambda self, params: (DIGESTS, DIGESTS))
+    """Runs a search; returns the suggested settings, the trained trials, and what was printed."""
+    monkeypatch.setattr(plan, "read_digests", lambda params: (DIGESTS, DIGESTS))
     monkeypatch.setattr(plan, "evaluation_digest", lambda params, data: "e" * 64)
 
-    def run(folder="one", room=1, lives=-1, trials=12, axes=AXES, **more):
+    def run(folder="one", slots=1, lives=-1, trials=12, axes=AXES, only=(), **more):
         path = tmp_path / f"{folder}.yaml"
         search = {"trials": trials, "minimise": [WER, SINKS], **more.pop("search", {})}
         common = {"train.runs": str(tmp_path / folder), "train.precision": "float32", **more.pop("set", {})}
         path.write_text(yaml.safe_dump({"name": "s", "set": common, "axes": axes, "search": search, **more}))
-        sweep = load_sweep(path, ROOT / "params.yaml")
-        suggestions, worker = Suggestions(sweep), Worker(room, lives)
-        monkeypatch.setattr(driver, "Engine", worker)
-        place = worker.place
+        sweep = load_sweep(path, ROOT / "params.yaml", only=only)
+        suggestions, engine = Suggestions(sweep), FakeEngine(slots, lives)
+        monkeypatch.setattr(driver, "Engine", engine)
+        place = engine.place
 
         def placed(job):
             planned = next(planned for planned in suggestions.trials if planned.identity == job["identity"])
             Trial.create(planned.trial.folder.parent, planned.params, DIGESTS)
             place(job)
 
-        worker.place = placed
-        began = driver.Driver(sweep, suggestions.trials, tmp_path / "log", Search(sweep, suggestions))
+        engine.place = placed
+        search = None if only else Search(sweep, suggestions)
+        started = driver.Driver(sweep, suggestions.trials, tmp_path / "log", search)
         killed = False
         try:
-            began.run(None, "some:work", SimpleNamespace(start=lambda: None))
+            started.run(None, "some:work", SimpleNamespace(start=lambda: None))
         except Killed:
             killed = True
         return SimpleNamespace(
             points=[one.settings for one in suggestions.all],
-            trained=worker.trained,
+            trained=engine.trained,
             printed=capsys.readouterr().out,
             killed=killed,
             sweep=sweep,
@@ -122,7 +123,7 @@ def searched(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_suggestion_keeps_to_its_ranges_and_to_what_its_task_uses(searched):
+def test_suggestions_are_within_ranges_and_without_unused_keys(searched):
     points = searched(trials=30, search={"kind": "random"}).points
     assert len(points) == 30
     for point in points:
@@ -131,7 +132,7 @@ def test_a_suggestion_keeps_to_its_ranges_and_to_what_its_task_uses(searched):
             assert "model.rates.video" not in point
         else:
             assert 2 <= point["model.rates.video"] <= 8
-        # Without the loss there is no gradient to stop.
+        # Only used with the decorrelation loss.
         assert ("decorrelation.stop_gradient" in point) == (point["decorrelation.weight"] > 0)
         assert point["decorrelation.weight"] == 0 or 0.001 <= point["decorrelation.weight"] <= 1
         assert 0.001 <= point["train.learning_rate"] <= 0.01
@@ -139,7 +140,7 @@ def test_a_suggestion_keeps_to_its_ranges_and_to_what_its_task_uses(searched):
     assert {point["decorrelation.weight"] == 0 for point in points} == {True, False}
 
 
-def test_the_name_of_joint_settings_names_the_trials_that_are_suggested(searched):
+def test_suggested_trials_have_the_name_of_joint_settings(searched):
     axes = {
         "task": [
             {"name": "speech", "model.modality": "audio", "train.batch_size": 16},
@@ -154,23 +155,23 @@ def test_the_name_of_joint_settings_names_the_trials_that_are_suggested(searched
     assert {planned.params.model.modality for planned in trials} == {"audio", "video"}
 
 
-def test_what_is_set_for_all_holds_for_what_is_suggested(searched):
+def test_common_settings_apply_to_suggestions(searched):
     (first,) = searched(trials=1, axes=WEIGHT, set={"train.seed": 7}).suggestions.trials
     assert first.params.train.seed == 7
 
 
-def test_what_the_workers_of_a_cluster_decided_holds_for_what_is_suggested(searched, tmp_path, monkeypatch):
+def test_the_precision_of_workers_applies_to_suggestions(searched, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep = searched(trials=1, axes=WEIGHT, set={"train.precision": "auto"}).sweep
     for native in ("float32", "bfloat16"):
         write_json(results_folder(sweep) / workers.FILE, {"precision": {"auto": native, "cpu": native}})
-        assert decided(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
+        assert with_worker_precision(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
 
 
-def test_the_recorded_plan_has_what_was_suggested_since(searched, tmp_path):
+def test_the_recorded_plan_includes_later_suggestions(searched, tmp_path):
     first, more = searched(trials=2, axes=WEIGHT), searched(trials=5, axes=WEIGHT)
     before, since = first.suggestions.trials, more.suggestions.trials[2:]
-    with recorded_plan(tmp_path, more.sweep.specification, before) as record:
+    with record_plan(tmp_path, more.sweep.specification, before) as record:
         record(since)
         assert [planned.identity for planned in read_plan(tmp_path).trials] == [
             planned.identity for planned in [*before, *since]
@@ -179,7 +180,7 @@ def test_the_recorded_plan_has_what_was_suggested_since(searched, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga-ii"])
-def test_killed_again_and_again_it_suggests_and_trains_what_it_would_have(searched, kind):
+def test_killed_repeatedly_it_suggests_and_trains_the_same(searched, kind):
     whole = searched("whole", trials=24, search={"kind": kind})
     parts, points = [], []
     for lives in (3, 0, 7, 1, 11, -1):
@@ -191,16 +192,16 @@ def test_killed_again_and_again_it_suggests_and_trains_what_it_would_have(search
     assert len(set(parts)) == len(parts)
 
 
-def test_killed_with_several_at_once_no_trial_is_lost_or_trained_twice(searched):
+def test_killed_with_several_running_no_trial_is_lost_or_trained_twice(searched):
     trained = []
     for lives in (5, 4, -1):
-        part = searched(room=3, lives=lives, trials=20)
+        part = searched(slots=3, lives=lives, trials=20)
         trained += part.trained
     assert len(part.points) == 20
     assert sorted(trained) == sorted({planned.identity for planned in part.suggestions.trials})
 
 
-def test_raised_it_goes_on_and_lowered_it_trains_nothing(searched):
+def test_more_trials_continue_a_search_and_fewer_train_nothing(searched):
     few = searched(trials=8)
     more = searched(trials=14)
     assert more.points[:8] == few.points
@@ -210,17 +211,17 @@ def test_raised_it_goes_on_and_lowered_it_trains_nothing(searched):
     assert more.points == searched("other", trials=14).points
 
 
-def test_what_is_done_already_is_told_at_once(searched):
+def test_a_point_that_is_done_already_is_reported_at_once(searched):
     first = searched(trials=15)
     first.suggestions.journal.unlink()
     again = searched(trials=15)
     assert again.trained == []
     assert again.points == first.points
-    assert again.printed.count("was tried before") == 15
+    assert again.printed.count("already evaluated") == 15
 
 
-def test_the_searcher_learns(searched):
-    """By the second half it is closer to the best weight, 0.1, than draws are."""
+def test_tpe_improves_over_random(searched):
+    """Its second half is closer to the best weight, 0.1."""
 
     def distance(kind):
         points = searched(kind, trials=40, axes=WEIGHT, search={"kind": kind, "minimise": WER}).points
@@ -229,22 +230,24 @@ def test_the_searcher_learns(searched):
     assert distance("tpe") < 0.6 * distance("random")
 
 
-def test_the_mean_over_seeds_is_told(searched, monkeypatch):
+def test_the_sampler_gets_the_mean_over_seeds(searched, monkeypatch):
     from pipeline.sweeping.search.searchers import Searcher
 
-    told = []
+    reported = []
     tell = Searcher.tell
     monkeypatch.setattr(
-        Searcher, "tell", lambda self, number, values: (told.append(values), tell(self, number, values))
+        Searcher, "tell", lambda self, number, outcome: (reported.append(outcome.values), tell(self, number, outcome))
     )
     ran = searched(trials=3, axes=WEIGHT, seeds=[0, 2], search={"minimise": WER})
     assert len(ran.trained) == 6
-    assert told == [[pytest.approx((point["decorrelation.weight"] - 0.1) ** 2 + 0.01)] for point in ran.points]
+    assert reported == [[pytest.approx((point["decorrelation.weight"] - 0.1) ** 2 + 0.01)] for point in ran.points]
 
 
 @pytest.mark.parametrize("minimise", [WER, [WER, SINKS], "loss/validation"])
-@pytest.mark.parametrize("rule", [{"kind": "asha", "grace": 20}, {"kind": "median", "grace": 40}])
-def test_stopped_early_a_point_counts_and_the_search_goes_on(searched, minimise, rule):
+@pytest.mark.parametrize(
+    "rule", [{"kind": "asha", "grace": 20}, {"kind": "median", "grace": 40}, {"kind": "hyperband", "grace": 20}]
+)
+def test_a_search_continues_after_points_that_were_stopped_early(searched, minimise, rule):
     common = {"train.steps": 100, "train.validate_every": 20}
     options = {"axes": WEIGHT, "scheduler": rule, "set": common, "search": {"minimise": minimise}}
     whole = searched("whole", trials=16, **options)
@@ -255,14 +258,36 @@ def test_stopped_early_a_point_counts_and_the_search_goes_on(searched, minimise,
     assert searched("parts", trials=16, **options).points == whole.points
 
 
-def test_a_metric_that_no_trial_measures_is_one_error(searched):
+def test_only_runs_the_matching_suggestions_and_suggests_no_others(searched):
+    axes = {"model.modality": ["audio", "video"], "train.learning_rate": {"uniform": [0.001, 0.01]}}
+    first = searched(trials=8, axes=axes, seeds=[0, 1], lives=4)
+    assert first.killed
+    audio = searched(trials=8, axes=axes, seeds=[0, 1], only=["modality=audio"])
+    assert {planned.params.model.modality for planned in audio.suggestions.trials} == {"audio"}
+    assert audio.suggestions.left == 0
+    # A value within a range, and a seed.
+    rate = audio.points[0]["train.learning_rate"]
+    one = searched(trials=8, axes=axes, seeds=[0, 1], only=[f"learning_rate={rate}", "seed=1"])
+    assert len(one.suggestions.trials) == 1
+    assert one.trained == []
     with pytest.raises(
-        PipelineError, match=r"minimise: wre/validation is measured by no trial; name one of: .*wer/val"
+        PipelineError, match=r"--only modality=audiovisual: matches no trial; model\.modality is one of"
     ):
+        searched(trials=8, axes=axes, seeds=[0, 1], only=["modality=audiovisual"])
+    rest = searched(trials=8, axes=axes, seeds=[0, 1])
+    assert len(rest.points) == 8
+    everything = [*first.trained, *audio.trained, *rest.trained]
+    assert sorted(everything) == sorted({planned.identity for planned in rest.suggestions.trials})
+    with pytest.raises(PipelineError, match="the search has no suggestions yet; start it without --only"):
+        searched("other", only=["modality=audio"])
+
+
+def test_a_metric_that_no_trial_has_is_an_error(searched):
+    with pytest.raises(PipelineError, match=r"minimise: no trial has wre/validation; expected one of: .*wer/val"):
         searched(search={"minimise": "wre/validation"})
 
 
-def test_two_drivers_do_not_search_at_once(searched):
+def test_two_drivers_cannot_search_at_once(searched):
     ran = searched(trials=2)
     again = Search(ran.sweep, Suggestions(ran.sweep))
     with (
@@ -273,7 +298,7 @@ def test_two_drivers_do_not_search_at_once(searched):
         pass
 
 
-def test_a_torn_journal_loses_its_last_line_alone(searched):
+def test_a_torn_journal_loses_only_its_last_line(searched):
     ran = searched(trials=6)
     journal = ran.suggestions.journal
     journal.write_bytes(journal.read_bytes()[:-9])
@@ -282,24 +307,24 @@ def test_a_torn_journal_loses_its_last_line_alone(searched):
     assert again.trained == []
 
 
-def test_other_axes_begin_another_search_and_planned_trials_both_are_known(searched):
+def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(searched):
     first, second = searched(trials=2), searched(trials=2, axes=WEIGHT)
     assert first.suggestions.journal != second.suggestions.journal
     assert len(planned_trials(second.sweep)[0]) == 2
-    # Of both, so that nothing of an earlier search is removed where its inputs are missing.
+    # Of both, so that nothing of an earlier search is removed while its inputs are missing.
     assert len(list(suggested_params(second.sweep))) == 4
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"axes": {}}, "has a search and nothing to search"),
-        ({"axes": {"train.steps": {"int": [1, 2.5]}}}, "int is [1, 2.5]; it must be two whole numbers"),
+        ({"axes": {"train.steps": {"int": [1, 2.5]}}}, "int is [1, 2.5]; it must be two integers"),
         ({"axes": {"train.steps": {"int": [5, 2]}}}, "the lower one first"),
         ({"axes": {"decorrelation.weight": {"loguniform": [0, 1]}}}, "both bounds must be greater than 0"),
         ({"axes": {"decorrelation.weight": {"loguniform": [0.1, 1], "samples": 3}}}, "the search draws"),
-        ({"axes": {"decorrelation.wieght": {"uniform": [0, 1]}}}, "decorrelation.wieght is no parameter"),
-        ({"axes": {"corpus.seed": {"int": [0, 5]}}}, "corpus.seed is a range, and stages make what it sets"),
+        ({"axes": {"decorrelation.wieght": {"uniform": [0, 1]}}}, "unknown parameter 'decorrelation.wieght'"),
+        ({"axes": {"corpus.seed": {"int": [0, 5]}}}, "corpus.seed is a range, and a stage runs for each value"),
         ({"axes": {"decorrelation.weight": [0.1, 0.1]}}, "twice"),
         ({"axes": {"decorrelation.weight": {"uniform": [-1, 1]}}}, "decorrelation.weight is -1"),
         ({"search": {"trials": 0, "minimise": WER}}, "search.trials is 0"),
@@ -311,17 +336,17 @@ def test_other_axes_begin_another_search_and_planned_trials_both_are_known(searc
         ({"scheduler": {"kind": "median", "grace": 50}}, "compares after 50 steps, and train.validate_every is 120"),
     ],
 )
-def test_each_error_of_the_file_is_one_line(tmp_path, change, said):
+def test_each_error_of_the_file_is_one_line(tmp_path, change, message):
     path = tmp_path / "sweep.yaml"
     file = {"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": WER}} | change
     path.write_text(yaml.safe_dump(file))
     with pytest.raises(PipelineError) as raised:
         load_sweep(path, ROOT / "params.yaml")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert str(path) in str(raised.value)
 
 
-def test_sinks_are_measured_on_validation_where_they_are_minimised(tmp_path):
+def test_minimised_sinks_are_measured_on_validation(tmp_path):
     path = tmp_path / "sweep.yaml"
     for metrics, measured in ((WER, False), ([WER, SINKS], True)):
         path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": metrics}}))
@@ -330,7 +355,7 @@ def test_sinks_are_measured_on_validation_where_they_are_minimised(tmp_path):
         assert {point.params.sinks.split for point in sweep.points} == {"test"}
 
 
-def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(searched, monkeypatch, tmp_path, capsys):
+def test_the_table_of_a_search_is_printed_and_written_once(searched, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     ran = searched(trials=10, axes={"decorrelation.weight": [0, {"loguniform": [0.001, 1]}]})
     publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
@@ -349,7 +374,7 @@ def test_the_table_of_a_search_begins_with_the_answer_and_is_written_once(search
     assert (folder / "search.csv").stat().st_mtime_ns == before
 
 
-def test_the_report_of_a_search_has_its_table_and_its_points(searched, monkeypatch, tmp_path):
+def test_the_report_of_a_search_has_its_table_and_points(searched, monkeypatch, tmp_path):
     from pipeline import report
 
     monkeypatch.chdir(tmp_path)

@@ -23,32 +23,34 @@ def journal(folder):
     return file.read_text()
 
 
-def test_killed_at_random_times_it_comes_to_what_a_calm_search_does(specified, tmp_path):
-    calm, spoilt = (shutil.copytree(specified, tmp_path / name, symlinks=True) for name in ("calm", "spoilt"))
-    for folder in (calm, spoilt):
+def test_killed_at_random_times_it_has_the_results_of_an_undisturbed_search(specified, tmp_path):
+    undisturbed, killed = (
+        shutil.copytree(specified, tmp_path / name, symlinks=True) for name in ("undisturbed", "killed")
+    )
+    for folder in (undisturbed, killed):
         specify(folder, **SEARCH)
-    done = command(calm, "sweep", "sweep.yaml")
+    done = command(undisturbed, "sweep", "sweep.yaml")
     assert done.returncode == 0, done.stderr
     assert "search by random: 3 of 3 points done" in done.stdout
     for _ in range(KILLS):
-        driver = start(spoilt, "sweep", "sweep.yaml")
+        driver = start(killed, "sweep", "sweep.yaml")
         try:
             driver.wait(random.uniform(1, SECONDS))
         except subprocess.TimeoutExpired:
             driver.kill()
         driver.communicate()
-    again = command(spoilt, "sweep", "sweep.yaml")
+    again = command(killed, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
-    assert journal(spoilt) == journal(calm)
-    assert results(spoilt) == results(calm)
-    for trial in trials(spoilt):
+    assert journal(killed) == journal(undisturbed)
+    assert results(killed) == results(undisturbed)
+    for trial in trials(killed):
         assert sessions(trial).count("finished") == sessions(trial, "evaluate").count("finished") == 1
         metrics = json.loads((trial / "metrics.json").read_text())["metrics"]
         assert SINKS in metrics
         assert SINKS.replace("/validation", "") in metrics
 
-    specify(spoilt, **SEARCH | {"search": SEARCH["search"] | {"trials": 5}})
-    planned = command(spoilt, "sweep", "sweep.yaml", "--plan")
+    specify(killed, **SEARCH | {"search": SEARCH["search"] | {"trials": 5}})
+    planned = command(killed, "sweep", "sweep.yaml", "--plan")
     assert planned.returncode == 0, planned.stderr
     *_, counted, cost = planned.stdout.splitlines()
     assert counted == "3 of 5 points suggested, 2 left to suggest"

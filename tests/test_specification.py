@@ -1,4 +1,4 @@
-"""The file of a sweep: what it expands to, and one line for whatever is wrong in it."""
+"""A sweep file: its points, and one line for each error."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.needs import missing_sources
+from pipeline.sweeping.inputs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
 from pipeline.sweeping.specification import load_sweep
 
@@ -41,12 +41,12 @@ def test_axes_are_multiplied_in_their_order(load):
     assert sweep.points[-1].params.model.rates.audio == sweep.base.model.rates.audio
 
 
-def test_without_axes_it_is_the_trial_of_the_parameters(load):
+def test_without_axes_it_has_the_trial_of_the_parameters(load):
     sweep = load()
     assert [point.params for point in sweep.points] == [sweep.base]
 
 
-def test_what_an_axis_says_inside_a_section_is_said_to_its_point_alone(load):
+def test_nested_axis_values_do_not_leak_between_trials(load):
     rates = {"model.rates": {"audio": 4, "video": 2}}
     sweep = load(set=rates, axes={"task": [{"model.rates.audio": 16}, {"model.modality": "video"}]})
     assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
@@ -56,12 +56,12 @@ def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
     axes = {"model.modality": ["audio", "video"]}
     assert len(load(axes=axes, primary="ASR 16", only=["modality=video"]).points) == 1
     with pytest.raises(
-        PipelineError, match=r"primary: 'audio 16' is no task of it; name one of: \['ASR 16', 'VSR 5'\]"
+        PipelineError, match=r"primary: unknown task 'audio 16'; expected one of: \['ASR 16', 'VSR 5'\]"
     ):
         load(axes=axes, primary="audio 16")
 
 
-def test_several_gpus_are_a_rank_each(load):
+def test_several_gpus_have_a_rank_each(load):
     assert load(resources={"gpus": 4}).points[0].params.train.ranks == 4
     assert [load(resources={"gpus": gpus}).points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
     assert load(set={"train.ranks": 2}).points[0].params.train.ranks == 2
@@ -80,11 +80,11 @@ def test_values_of_an_axis_can_have_names(load):
     assert point_name(sweep.points[-1]).endswith("weight 0.1 seed 0 LRS3")
     assert [dataset_name(point) for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
     assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
-    with pytest.raises(PipelineError, match="no trial is left; dataset is one of: LRS2, LRS3"):
+    with pytest.raises(PipelineError, match="matches no trial; dataset is one of: LRS2, LRS3"):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
 
 
-def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load, tmp_path, monkeypatch):
+def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whisper").mkdir()
     paths = {"llm": "/no/llm", "whisper": "whisper"}
@@ -94,21 +94,21 @@ def test_sources_that_are_not_there_are_named_with_the_file_that_names_them(load
     ]
     sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
     assert [str(source) for source in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
-        "sweep.yaml: weights.sources[llm]: /no/llm is not there",
-        "sweep.yaml: corpus.root: /some/where/lrs2 is not there",
-        "sweep.yaml: corpus.root: /some/where/lrs3 is not there",
+        "sweep.yaml: weights.sources[llm]: /no/llm does not exist",
+        "sweep.yaml: corpus.root: /some/where/lrs2 does not exist",
+        "sweep.yaml: corpus.root: /some/where/lrs3 does not exist",
     ]
-    # What stands in the parameters is not blamed on the sweep.
+    # Sources of the base parameters are listed with their own file.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["corpus"] |= {"kind": "lrs3", "root": "/no/lrs3"}
     values["weights"]["sources"] = sources
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "sweep.yaml").write_text("name: some")
-    found = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
-    assert [source.where for source in found] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+    missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
+    assert [source.where for source in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
 
 
-def test_no_path_is_in_a_name(load):
+def test_names_have_no_paths(load):
     unnamed = [{key: value for key, value in corpus.items() if key != "name"} for corpus in CORPORA]
     sweep = load(axes={"dataset": unnamed, "features.audio.weights": ["/my/weights/whisper", "/my/weights/tiny"]})
     assert [point_name(point).partition(" seed 0 ")[2] for point in sweep.points] == [
@@ -121,13 +121,13 @@ def test_a_section_can_be_an_axis(load):
     assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]
 
 
-def test_an_axis_goes_before_what_is_set_for_all_and_the_command_line_before_the_file(load):
+def test_axes_override_common_settings_and_the_command_line_overrides_the_file(load):
     sweep = load(set={"train.steps": 300, "train.batch_size": 4}, axes=WEIGHTS, overrides=["train.steps=7"])
     assert {(p.params.train.steps, p.params.train.batch_size) for p in sweep.points} == {(7, 4)}
     assert load(set={"decorrelation.weight": 3}, axes=WEIGHTS).points[1].params.decorrelation.weight == 0.1
 
 
-def test_draws_are_the_same_again_and_more_of_them_begin_alike(load):
+def test_draws_are_reproducible_and_more_samples_begin_with_the_same(load):
     def drawn(kind, samples, bounds):
         sweep = load(axes={"train.learning_rate": {kind: bounds, "samples": samples}})
         return [point.params.train.learning_rate for point in sweep.points]
@@ -147,7 +147,7 @@ def test_only_narrows_by_the_end_of_a_key(load):
     assert len(load(axes=axes, only=["modality=audio"]).points) == 2
     (point,) = load(axes=axes, only=["modality=audio", "decorrelation.weight=0.1"]).points
     assert point.settings == {"model.modality": "audio", "decorrelation.weight": 0.1}
-    # `weights` and others end otherwise; an axis is meant before what all trials share.
+    # An axis comes before other keys with the same ending.
     assert len(load(axes=axes, only=["weight=0"]).points) == 2
 
 
@@ -163,13 +163,13 @@ def test_only_keeps_trials_that_use_the_key(load):
         points = load(axes=axes, only=only, set={"model.rates": {"audio": 16, "video": 5}}).points
         return [(p.params.model.modality, p.params.decorrelation.weight) for p in points]
 
-    # The video trials have an audio rate of 16, too, and do not use it.
+    # Video trials have an audio rate, and do not use it.
     assert {modality for modality, _ in kept("rates.audio=16")} == {"audio", "audiovisual"}
     assert {modality for modality, _ in kept("rates.video=5")} == {"audiovisual", "video"}
     assert {modality for modality, _ in kept("video.coefficients=44")} == {"audiovisual", "video"}
-    # Nor does a trial without the loss stop its gradient, or not.
+    # Only used with the decorrelation loss.
     assert {weight for _, weight in kept("stop_gradient=false")} == {0.1}
-    # What is in no configuration applies to all, null included.
+    # Keys outside the training configuration apply to all trials, null included.
     assert len(kept("validate_every=120")) == len(kept("sinks.every=null")) == 6
     with pytest.raises(PipelineError, match=r"no trial uses model\.rates\.video"):
         load(axes={"model.modality": ["audio"]}, only=["rates.video=5"])
@@ -181,20 +181,23 @@ def test_specifications_of_the_repository_are_valid(file):
 
 
 @pytest.mark.parametrize(
-    ("specification", "said"),
+    ("specification", "message"),
     [
         ({"name": "a b"}, "name is 'a b'"),
         ({"nmae": "x"}, "unknown parameter 'nmae'; expected one of: name, set, axes"),
-        ({"set": {"train.stpes": 3}}, "set: train.stpes is no parameter; known here: seed, steps"),
+        ({"set": {"train.stpes": 3}}, "set: unknown parameter 'train.stpes'; expected one of: seed, steps"),
         ({"set": {"train.steps": 0}}, "train.steps is 0; it must be greater than or equal to 1"),
-        ({"set": {"train.steps.more": 0}}, "train.steps.more is no parameter; known here: nothing below it"),
+        ({"set": {"train.steps.more": 0}}, "unknown parameter 'train.steps.more'; expected one of: nothing below it"),
         ({"set": [1]}, "set is [1]"),
         ({"axes": {"decorrelation.weight": 1}}, "axes.decorrelation.weight: is 1; it must be a list of values"),
         ({"axes": {"decorrelation.weight": []}}, "axes.decorrelation.weight: is []"),
         ({"axes": {"decorrelation.weight": [-1]}}, "at decorrelation.weight=-1: decorrelation.weight is -1"),
-        ({"axes": {"decorrelation.wieght": [1]}}, "axes: decorrelation.wieght is no parameter; known here: weight"),
-        ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: model.modalty is no parameter"),
-        ({"axes": {"task": [{}]}}, "axes: task is no parameter"),
+        (
+            {"axes": {"decorrelation.wieght": [1]}},
+            "axes: unknown parameter 'decorrelation.wieght'; expected one of: weight",
+        ),
+        ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: unknown parameter 'model.modalty'"),
+        ({"axes": {"task": [{}]}}, "axes: unknown parameter 'task'"),
         ({"axes": {"model.modality": ["audio", "smell"]}}, "at model.modality=smell: model.modality is 'smell'"),
         ({"axes": {"train.learning_rate": {"uniform": [2, 1], "samples": 3}}}, "the first bound must be below"),
         ({"axes": {"train.learning_rate": {"uniform": [1, 2]}}}, "axes.train.learning_rate: samples is missing"),
@@ -215,7 +218,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ),
         (
             {"axes": {"dataset": [{"name": "a", "corpus.seed": 1}, {"name": "a", "corpus.seed": 2}]}},
-            "axes.dataset: two values are named 'a'; give each its own name",
+            "axes.dataset: two values are named 'a'; give each a unique name",
         ),
         ({"seeds": []}, "seeds is []"),
         ({"seeds": [0, 0]}, "seeds has"),
@@ -223,7 +226,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),
         ({"resources": {"tpus": 1}}, "unknown parameter 'resources.tpus'; expected one of: cpus, gpus"),
-        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or a number of whole"),
+        ({"resources": {"gpus": 2.5}}, "resources.gpus is 2.5; it must be a fraction of one GPU, or an integer"),
         (
             {"resources": {"gpus": 0.5}, "set": {"train.ranks": 2}},
             "resources: gpus is 0.5 and train.ranks is 2; set gpus to 2, a GPU for each rank, or to 0",
@@ -234,33 +237,33 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),
     ],
 )
-def test_each_error_is_one_line_that_names_key_and_value(load, specification, said):
+def test_each_error_is_one_line_that_names_key_and_value(load, specification, message):
     with pytest.raises(PipelineError) as raised:
         load(**({"name": "some"} | specification))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "sweep.yaml" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"overrides": ["train.steps"]}, "'train.steps' has no '='; write key=value"),
-        ({"overrides": ["train.stpes=1"]}, "--set: train.stpes is no parameter"),
+        ({"overrides": ["train.stpes=1"]}, "--set: unknown parameter 'train.stpes'"),
         ({"overrides": ["decorrelation.weight=1"]}, "narrow it with --only decorrelation.weight=value"),
-        ({"only": ["modality=smell"]}, "no trial is left; model.modality is one of: audiovisual"),
-        ({"only": ["rate=1"]}, "--only rate: is no parameter"),
+        ({"only": ["modality=smell"]}, "matches no trial; model.modality is one of: audiovisual"),
+        ({"only": ["rate=1"]}, "--only rate: unknown parameter"),
         ({"only": ["batch_size=1"]}, "may be features.batch_size or train.batch_size"),
     ],
 )
-def test_arguments_that_cannot_be_followed_are_one_line(load, arguments, said):
+def test_each_error_of_an_argument_is_one_line(load, arguments, message):
     with pytest.raises(PipelineError) as raised:
         load(axes=WEIGHTS, **arguments)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_files_that_are_none(tmp_path):
-    for text, said in (
+def test_invalid_files(tmp_path):
+    for text, message in (
         (None, "the file is missing"),
         ("- 1", "holds a list"),
         ("a: [", "invalid YAML"),
@@ -272,4 +275,4 @@ def test_files_that_are_none(tmp_path):
             path.write_text(text)
         with pytest.raises(PipelineError) as raised:
             load_sweep(path, ROOT / "params.yaml")
-        assert said in str(raised.value)
+        assert message in str(raised.value)

@@ -1,4 +1,4 @@
-"""A sweep on a small project under a real Ray: what cuts it short, and what is the same afterwards."""
+"""A sweep on a small project under a real Ray: after each interruption its results are the same."""
 
 import json
 import os
@@ -34,7 +34,7 @@ HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
 
 @pytest.fixture
 def project(specified, tmp_path):
-    """A small project with a sweep, to spoil."""
+    """A copy of the small project with a sweep."""
     return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
@@ -52,7 +52,7 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
     assert not any(path.name.startswith(".stop") for path in (swept / "runs").iterdir())
 
 
-def test_done_again_it_says_the_same_and_loads_nothing_heavy(swept):
+def test_repeated_it_prints_the_same_and_imports_nothing_heavy(swept):
     program = (
         "import sys; sys.argv = ['sweep', 'sweep.yaml']\n"
         "from pipeline.sweep import main; main()\n"
@@ -73,7 +73,7 @@ def test_done_again_it_says_the_same_and_loads_nothing_heavy(swept):
     assert last == "loaded"
 
 
-def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
+def test_the_plan_shows_done_shared_and_remaining_trials(swept, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
     specify(folder, axes=SWEEP["axes"] | {"model.rates.video": [5, 2]})
     planned = command(folder, "sweep", "sweep.yaml", "--plan")
@@ -83,7 +83,7 @@ def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
     audio, fast, slow = lines
     assert "done  shared by 2 points" in audio
     assert fast.endswith("done")
-    assert slow.endswith("to do")
+    assert slow.endswith("new")
     assert count == "4 points, 1 of them shared: 3 trials, 2 done, 1 to do"
     assert "the rest takes about" in cost
     assert len(trials(folder)) == 2
@@ -91,7 +91,7 @@ def test_the_plan_says_what_is_done_shared_and_left(swept, tmp_path):
     assert "2 points, 1 of them shared: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
-def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_path):
+def test_another_evaluation_trains_nothing_and_updates_the_table(swept, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
     ran = command(folder, "sweep", "sweep.yaml", "--set", "evaluate.max_new_tokens=1")
     assert ran.returncode == 0, ran.stderr
@@ -103,13 +103,13 @@ def test_evaluated_otherwise_it_trains_nothing_and_the_table_follows(swept, tmp_
 
 
 def status(folder):
-    """What `--status` prints, in lines."""
+    """The lines of `--status`."""
     shown = command(folder, "sweep", "sweep.yaml", "--status")
     assert shown.returncode == 0, shown.stderr
     return shown.stdout.splitlines()
 
 
-def test_the_status_of_a_sweep_that_ended_needs_no_inputs(swept, tmp_path):
+def test_the_status_of_an_ended_sweep_needs_no_inputs(swept, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True, ignore=shutil.ignore_patterns("data"))
     first, second, counts, who = status(folder)
     assert re.fullmatch(r"ASR 1 .*  done  wer/validation \d\.\d{3}", first)
@@ -139,14 +139,14 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     assert files.exists()
     driver.kill()
     printed, _ = driver.communicate()
-    assert "is tried again after: its worker was killed" in printed
+    assert "is retried after: its worker was killed" in printed
     wait_until(lambda: not is_alive(orphan), None, "the worker ends with its driver", 120)
     wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 120)
     wait_until(lambda: not files.exists(), None, "nothing is left of its files", 30)
     first, _, counts, who = status(project)
-    assert re.search(r"  waiting; begun, step \d+$", first)
+    assert re.search(r"  waiting; training, step \d+$", first)
     assert counts == "2 trials: 2 waiting"
-    assert " was killed; it began " in who
+    assert " was killed; it started " in who
     assert max(json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()) >= 20
 
     newest = max((trial / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -199,8 +199,8 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
 
 
 def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, tmp_path):
-    """In the folder of temporary files of a batch job, whose path is too long for sockets; nothing is left there, nor
-    in the home folder."""
+    """The temporary folder is that of a batch job, whose path is too long for sockets; no file is left there or in the
+    home folder."""
     home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
     for folder in (home, job):
         folder.mkdir(parents=True)
@@ -232,20 +232,20 @@ def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(proje
     failure = json.loads(mark.read_text())
     assert "the loss is nan; lower train.learning_rate" in failure["reason"]
     assert any("in settle" in line for line in failure["traceback"])
-    # Whether the second interrupt met it at work, or it had come to its end by the first.
+    # Ended by the first or the second interrupt.
     assert not is_alive(holder)
 
-    # The same command, with fewer steps for the trial that is sound: one is done, the other says why it is not.
+    # Again, with fewer steps: one trial is done, the other fails.
     specify(project, axes={"model.modality": ["audio"], "train.learning_rate": [1e30, 1e-3]}, retries=1)
     again = command(project, "sweep", "sweep.yaml", "--set", "train.gradient_clip=1e30", "--set", "train.steps=8")
     assert again.returncode == 1
-    assert "is tried again after: step" in again.stdout
+    assert "is retried after: step" in again.stdout
     assert "1 of 2 trials are not done" in again.stderr
     assert "failed" in table(project)
 
 
 def require_only_this_machine(driver):
-    """No process of Ray listens to others, and its control store answers nobody without the token."""
+    """Ray listens on the loopback device only, and its control store requires the token."""
     pids = {process.pid for process in descendants(driver)}
     heard = [socket for socket in psutil.net_connections("inet") if socket.pid in pids and socket.status == "LISTEN"]
     assert len(heard) > 3
@@ -258,17 +258,17 @@ def require_only_this_machine(driver):
     assert "InvalidAuthToken" in refused.stderr
 
 
-def test_missing_features_are_named_where_they_must_not_be_made(project):
+def test_missing_features_are_an_error_if_stages_may_not_run(project):
     shutil.rmtree(project / "data/features")
     refused = command(project, "sweep", "sweep.yaml", "--no-repro")
     assert refused.returncode == 1
     assert "are missing or stale: features@audio" in refused.stderr
     assert "run: dvc repro features@audio" in refused.stderr
     planned = command(project, "sweep", "sweep.yaml", "--plan")
-    assert "stages that come first: features@audio features@video" in planned.stdout
+    assert "stages that run first: features@audio features@video" in planned.stdout
 
 
-def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
+def test_a_wrong_lora_target_is_an_error_before_anything_runs(project):
     targets = [{"model.lora.targets": ["q_proj", "v_proj"]}, {"model.lora.targets": ["q_proj", "c_attn"]}]
     specify(project, axes={"targets": targets})
     for words in (["--plan"], []):
@@ -280,7 +280,7 @@ def test_a_wrong_lora_target_is_said_once_and_before_anything_runs(project):
     assert not (project / "runs").exists()
 
 
-def test_a_sync_makes_nothing(project):
+def test_a_sync_runs_no_stage(project):
     shutil.rmtree(project / "data/corpus")
     refused = command(project, "sweep", "sweep.yaml", "--sync")
     assert refused.returncode == 1
@@ -288,20 +288,23 @@ def test_a_sync_makes_nothing(project):
     assert not (project / "data/corpus").exists()
 
 
-def test_no_corpus_takes_the_place_of_another(project):
-    """Not that of params.yaml, and not that of another sweep: what was trained on them would have lost its data."""
+def test_no_corpus_replaces_another(project):
+    """Neither that of params.yaml nor that of another sweep, on which trials were trained."""
     corpus = project / "data/corpus/manifest.jsonl"
     before = corpus.read_bytes()
     seed = {"corpus.seed": 7}
     specify(project, set=seed)
     planned = command(project, "sweep", "sweep.yaml", "--plan")
     assert planned.returncode == 1
-    assert "two corpora are to lie in data/corpus, one of them that of params.yaml; give each its own" in planned.stderr
+    assert (
+        "two corpora would be written to data/corpus, one of them that of params.yaml; give each its own"
+        in planned.stderr
+    )
     mine = {"corpus.out": "data/mine", "corpus.video": False, "train.steps": 2}
     axes = {"model.modality": ["audio"]}
     specify(project, set=seed | mine, axes=axes)
     planned = command(project, "sweep", "sweep.yaml", "--plan")
-    assert "stages that come first: features@audio prepare\nASR 16 weight 0 seed 0\n" in planned.stdout
+    assert "stages that run first: features@audio prepare\nASR 16 weight 0 seed 0\n" in planned.stdout
     assert not (project / "data/mine").exists()
     make_inputs(project)
     specify(project, set={"corpus.seed": 8} | mine, axes=axes)
@@ -311,7 +314,7 @@ def test_no_corpus_takes_the_place_of_another(project):
     assert corpus.read_bytes() == before
 
 
-def test_inputs_of_an_axis_are_made_and_taken(project):
+def test_inputs_of_an_axis_are_prepared_and_used(project):
     specify(project, axes={"features.video.coefficients": [6], "model.modality": ["video"]})
     make_inputs(project)
     assert "1 trials, 0 done, 1 to do" in command(project, "sweep", "sweep.yaml", "--plan").stdout
@@ -320,14 +323,14 @@ def test_inputs_of_an_axis_are_made_and_taken(project):
     assert trained.returncode == 0, trained.stderr
 
 
-def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
+def test_trials_that_are_stopped_early_stay_stopped(project):
     halving = {"kind": "asha", "grace": 4, "factor": 2}
     axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9]}
     specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1], scheduler=halving)
     first = command(project, "sweep", "sweep.yaml", "--only", "learning_rate=3e-3")
     assert first.returncode == 0, first.stderr
     assert "seed 0 learning_rate 0.003  waits for the other seeds at step 4" in first.stdout
-    # Another driver, which was not there when the first trials were measured.
+    # Another driver, started after the first trials were measured.
     whole = command(project, "sweep", "sweep.yaml")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("stopped early after step 4") == 2
@@ -341,7 +344,7 @@ def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
     assert "begins" not in again.stdout
     assert "goes on" not in again.stdout
 
-    # Without the rule they go on, from where they were.
+    # Without the rule they continue from their checkpoints.
     specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1])
     ended = command(project, "sweep", "sweep.yaml")
     assert ended.returncode == 0, ended.stderr
@@ -349,7 +352,7 @@ def test_trials_that_do_badly_are_stopped_early_and_stay_so(project):
     assert [sessions(trial) for trial in trials(project)].count(["finished", "finished"]) >= 2
 
 
-def test_a_scheduler_wants_trials_that_can_be_compared(project):
+def test_a_scheduler_requires_comparable_trials(project):
     specify(project, scheduler={"kind": "asha", "grace": 4})
     refused = command(project, "sweep", "sweep.yaml", "--plan")
     assert "compares trials of [10, 240] steps" in refused.stderr

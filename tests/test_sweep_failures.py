@@ -1,4 +1,4 @@
-"""A sweep whose surroundings fail: disk, files, tracking server, a node of the cluster. Its results do not differ."""
+"""A sweep during failures of the disk, files, tracking server, and cluster nodes: its results are the same."""
 
 import json
 import os
@@ -31,12 +31,12 @@ from sweeps import (
 )
 
 from pipeline.common.hardware import native_precision
-from pipeline.sweeping.plan_file import read_plan
+from pipeline.sweeping.status import read_plan
 
 
 @pytest.fixture
 def project(specified, tmp_path):
-    """A small project with a sweep, to spoil."""
+    """A copy of the small project with a sweep."""
     return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
@@ -54,11 +54,11 @@ def test_a_full_disk_fails_trials_and_loses_nothing(project, swept):
         assert table(project) == table(swept)
 
 
-def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(project, swept, monkeypatch):
+def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    # A variable of the environment goes before that of the small project.
+    # Overrides the setting of the small project.
     tracked = environment() | {"MLFLOW_TRACKING_URI": address}
     server = serve(project, port)
     try:
@@ -73,9 +73,9 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
 
         server = serve(project, port)
         for words in (["sweep.yaml"], ["sweep.yaml", "--sync"]):
-            brought = start(project, "sweep", *words, env=tracked)
-            printed, errors = brought.communicate(timeout=240)
-            assert brought.returncode == 0, errors
+            update = start(project, "sweep", *words, env=tracked)
+            printed, errors = update.communicate(timeout=240)
+            assert update.returncode == 0, errors
             assert "warning" not in errors
         assert "begins" not in printed
         runs = search(address, "small")
@@ -93,12 +93,12 @@ def test_a_tracking_server_that_dies_in_the_middle_is_brought_up_to_date_later(p
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
     from ray.cluster_utils import Cluster
 
-    # Until Ray misses the node, it may place the next attempt there, too.
+    # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        # A token of another cluster does no harm to one that knows of none.
+        # The token of another cluster has no effect on one without a token.
         monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
         driver = start(project, "sweep", "sweep.yaml", "--address", cluster.address)
         wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint")
@@ -108,7 +108,7 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch
         cluster.remove_node(node, allow_graceful=False)
         printed, errors = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed + errors
-        assert "is tried again after" in printed
+        assert "is retried after" in printed
     finally:
         cluster.shutdown()
     assert results(project) == results(swept)
@@ -117,8 +117,8 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch
 
 @pytest.fixture
 def head(tmp_path):
-    """The head of a cluster that asks for a token: 2 CPUs, and a GPU that is none. Its port, and the variables of those
-    who have the token."""
+    """The head of a cluster that requires a token, with 2 CPUs and a pretended GPU: its port, and an environment with
+    the token."""
     home, port = tmp_path / "home", free_port()
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text("a" * 64)
@@ -130,19 +130,19 @@ def head(tmp_path):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
         process = subprocess.Popen(line, env=own, **quiet)
         try:
-            wait_until(lambda: is_heard(port), process, "the head answers", 120)
+            wait_until(lambda: is_listening(port), process, "the head answers", 120)
             yield port, own
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def is_heard(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
+def test_missing_resources_of_a_cluster_are_an_error(project, head, tmp_path):
     port, own = head
 
     def refused(settings, **changes):
@@ -156,19 +156,19 @@ def test_what_a_cluster_does_not_have_is_one_error(project, head, tmp_path):
         return printed + errors
 
     stranger = own | {"HOME": str(tmp_path)}
-    assert f"Ray at 127.0.0.1:{port}: asks for a token; copy ~/.ray/auth_token of its head" in refused(stranger)
-    # Without any variable that says so, the token in the home folder is taken.
+    assert f"Ray at 127.0.0.1:{port}: requires a token; copy ~/.ray/auth_token of its head" in refused(stranger)
+    # By default, with the token in the home folder.
     printed = refused(own, resources={"cpus": 3})
-    assert "a trial takes 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
-    assert "failed: resources.gpus: Ray gave this trial GPU 0, and torch" in refused(own)
+    assert "a trial requests 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
+    assert "failed: resources.gpus: Ray assigned GPU 0 to this trial, and torch" in refused(own)
     (mark,) = project.glob("runs/*/failed.json")
-    assert "sees 0 GPUs; install a torch that fits" in json.loads(mark.read_text())["reason"]
+    assert "sees 0; install a torch that matches" in json.loads(mark.read_text())["reason"]
 
 
 ELSEWHERE = """
 import sys
 from pipeline.common import precision
-# The driver's machine has what its workers have not.
+# The driver's machine differs from its workers.
 here = precision.native_precision("cpu")
 precision.native_precision.cache_clear()
 precision.is_bfloat16_faster = lambda: here != "bfloat16"
@@ -178,7 +178,7 @@ main()
 """
 
 
-def test_workers_decide_what_the_driver_cannot_know(project, head):
+def test_workers_decide_the_precision(project, head):
     port, own = head
     changes = {"set": SWEEP["set"] | {"train.precision": "auto"}, "resources": {"cpus": 1, "gpus": 0}}
     specify(project, **changes)
@@ -193,26 +193,26 @@ def test_workers_decide_what_the_driver_cannot_know(project, head):
     assert f"  precision: {on_workers}" in (trial / "config.yaml").read_text()
     (planned,) = read_plan(project / "results/sweeps/small").trials
     assert planned.params.train.precision == on_workers
-    # Whoever looks at it later goes by what was decided.
+    # Later commands use the same precision.
     plan = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *words[:3], "--plan"], cwd=project, env=own, capture_output=True, text=True
     )
     assert "1 trials, 1 done, 0 to do" in plan.stdout, plan.stdout + plan.stderr
 
 
-def test_a_cluster_that_is_not_there_is_one_error(project):
+def test_an_unreachable_cluster_is_an_error(project):
     refused = command(project, "sweep", "sweep.yaml", "--address", f"127.0.0.1:{free_port()}", timeout=240)
     assert refused.returncode == 1
     assert "does not answer" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_what_the_memory_monitor_ends_is_an_attempt_that_failed(project):
+def test_an_attempt_that_the_memory_monitor_ends_has_failed(project):
     low = environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
     driver = start(project, "sweep", "sweep.yaml", "--only", "steps=240", env=low)
     printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 1, printed + errors
-    assert "is tried again after: Ray's memory monitor ended its worker" in printed
+    assert "is retried after: Ray's memory monitor ended its worker" in printed
     assert "failed: Ray's memory monitor ended its worker" in printed
     assert "Traceback" not in printed + errors
     assert "1 of 1 trials are not done" in errors
@@ -220,8 +220,8 @@ def test_what_the_memory_monitor_ends_is_an_attempt_that_failed(project):
     assert "memory monitor" in json.loads(mark.read_text())["reason"]
 
 
-def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
-    """Its control store, then its node: without either, Ray itself is silent for a minute and ends with its driver."""
+def test_a_killed_ray_is_started_again(project, swept):
+    """Its control store, then its raylet: without either, Ray itself would hang for a minute and end the driver."""
     specify(project, retries=2)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
@@ -233,14 +233,14 @@ def test_ray_is_killed_in_the_middle_and_started_again(project, swept):
     printed, errors = driver.communicate(timeout=480)
     assert driver.returncode == 0, printed + errors
     assert printed.count("; it is started again") == 2
-    assert "is tried again after: Ray ended in the middle" in printed
+    assert "is retried after: Ray ended unexpectedly" in printed
     assert results(project) == results(swept)
     assert table(project) == table(swept)
     wait_until(lambda: not any(is_alive(one.pid) for one in processes), None, "all of Ray ends with its driver", 60)
 
 
-def test_sigterm_waits_for_no_worker_that_does_not_end(project):
-    """As from a batch system, which kills soon afterwards: no table, no MLflow, and nobody left behind."""
+def test_sigterm_does_not_wait_for_a_worker_that_hangs(project):
+    """As from a batch system, which kills soon afterwards: no table, no MLflow, and no process left."""
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     processes = descendants(driver)
@@ -255,7 +255,7 @@ def test_sigterm_waits_for_no_worker_that_does_not_end(project):
     assert checkpoint_of(project, 10)
 
 
-def test_sigterm_while_ray_starts_is_one_line(project):
+def test_sigterm_while_ray_starts(project):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: (folder := temporary(driver)) and (folder / "ray.txt").exists(), driver, "Ray begins to start")
     left = temporary(driver)
@@ -273,7 +273,7 @@ def free_port() -> int:
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen:
-    """An MLflow server over a database in the folder, once it answers."""
+    """An MLflow server with a database in the folder, once it answers."""
     words = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -299,7 +299,7 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def search(address: str, experiment: str) -> list[dict]:
-    """All runs of an experiment, by the server's own interface; tags and metrics as dictionaries."""
+    """All runs of an experiment, by the REST interface; tags and metrics as dictionaries."""
 
     def ask(path: str, **body: object) -> dict:
         headers = {"Content-Type": "application/json"}
@@ -311,8 +311,8 @@ def search(address: str, experiment: str) -> list[dict]:
         f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={experiment}", timeout=30
     ) as response:
         number = json.load(response)["experiment"]["experiment_id"]
-    found = ask("runs/search", experiment_ids=[number], max_results=100)["runs"]
-    for one in found:
+    runs = ask("runs/search", experiment_ids=[number], max_results=100)["runs"]
+    for run in runs:
         for kind in ("tags", "metrics"):
-            one["data"][kind] = {entry["key"]: entry["value"] for entry in one["data"].get(kind, [])}
-    return found
+            run["data"][kind] = {entry["key"]: entry["value"] for entry in run["data"].get(kind, [])}
+    return runs

@@ -1,4 +1,4 @@
-"""The process that brings a sweep into MLflow: what it says goes on, and why it failed comes back."""
+"""The process that updates MLflow: its messages are printed, and its error is returned."""
 
 import pytest
 
@@ -10,17 +10,17 @@ def finish(program: str) -> str | None:
         return sync.finish()
 
 
-def test_what_it_waits_for_is_said_and_its_error_comes_back(capfd: pytest.CaptureFixture) -> None:
+def test_messages_are_printed_and_the_error_is_returned(capfd: pytest.CaptureFixture) -> None:
     program = "sys.stderr.write('waiting for mlflow.db: process 7\\n50%\\nerror: it is held\\n'); sys.exit(1)"
     assert finish(program) == "it is held"
     assert capfd.readouterr().err == "waiting for mlflow.db: process 7\n"
 
 
-def test_what_it_prints_comes_after_what_was_printed_before(capfd: pytest.CaptureFixture) -> None:
+def test_its_output_follows_earlier_output(capfd: pytest.CaptureFixture) -> None:
     print("table")
     assert finish("print('charts')") is None
     assert capfd.readouterr() == ("table\ncharts\n", "")
 
 
-def test_one_that_dies_without_a_word_is_not_taken_for_success() -> None:
-    assert finish("sys.exit(3)") == "MLflow's writer ended without a word"
+def test_an_exit_without_a_message_is_an_error() -> None:
+    assert finish("sys.exit(3)") == "MLflow's writer ended without a message"

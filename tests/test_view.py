@@ -1,4 +1,4 @@
-"""What a sweep says of itself while it runs."""
+"""The output of a running sweep, its time estimates, its recorded plan, and checks before it runs."""
 
 import os
 import re
@@ -6,28 +6,28 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from sweeps import planned_trial
 from trials import ROOT, finish, make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.config import load_params
 from pipeline.sweeping import view
-from pipeline.sweeping.cost import Cost, Costs
-from pipeline.sweeping.early import leave_stopped
-from pipeline.sweeping.eta import Pace, work_of_trial
-from pipeline.sweeping.mistakes import require_layers
-from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.plan_file import read_plan, recorded_plan
+from pipeline.sweeping.cost import Cost, CostModel
+from pipeline.sweeping.early_stopping import mark_stopped
+from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
+from pipeline.sweeping.preflight import require_layers
 from pipeline.sweeping.results import publish
 from pipeline.sweeping.sections import Scheduler, Specification
-from pipeline.sweeping.status import status_lines
-from pipeline.sweeping.view import Running, View
+from pipeline.sweeping.status import read_plan, record_plan, status_lines
+from pipeline.sweeping.view import View
+from pipeline.trials import marks
 from pipeline.trials.folder import Status
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
     now = [0.0]
     for name in ("monotonic", "time"):
         monkeypatch.setattr(view.time, name, lambda: now[0])
@@ -36,27 +36,22 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def four(tmp_path):
-    """Four trials of 100 steps of 10 that have not begun."""
-    planned = []
-    for seed in range(4):
-        settings = [f"train.seed={seed}", "train.steps=100", "train.batch_size=10"]
-        trial = make_trial(tmp_path / "runs", *settings)
-        params = load_params("params.yaml", settings)
-        planned.append(Planned(f"seed {seed}", params, (), trial.identity, "e" * 64, trial, None))
-    return planned
+    """Four trials of 100 steps of 10 utterances that have not started."""
+    common = ("train.steps=100", "train.batch_size=10")
+    return [planned_trial(tmp_path / "runs", f"seed {seed}", f"train.seed={seed}", *common) for seed in range(4)]
 
 
-def spool(planned, step, speed):
+def log_step(planned, step, speed):
     planned.trial.metrics_log.append(step, {"loss/cross_entropy": 1.0, "throughput/utterances_per_second": speed})
 
 
-def said(shown, capsys):
-    """The last line that it prints after a minute."""
+def last_line(shown, capsys):
+    """The last line of the progress."""
     shown.refresh()
     return capsys.readouterr().out.splitlines()[-1].partition("  ")[2]
 
 
-def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_path, clock, capsys):
+def test_waiting_trials_are_expected_to_take_as_long_as_others_did(four, tmp_path, clock, capsys):
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.concurrency = 2
     for planned in four[:2]:
@@ -64,14 +59,14 @@ def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_p
     for step, now in ((10, 50.0), (50, 250.0)):
         clock[0] = now
         for planned in four[:2]:
-            spool(planned, step, 2.0)
+            log_step(planned, step, 2.0)
     # Five seconds a step, and 15% of a training for an evaluation: 250 + 75 s, then 500 + 75 s.
-    assert said(shown, capsys) == "0 of 4 done, 2 running, about 15 min left"
+    assert last_line(shown, capsys) == "0 of 4 done, 2 running, about 15 min left"
     clock[0] = 500.0
     for planned in four[:2]:
-        spool(planned, 100, 2.0)
+        log_step(planned, 100, 2.0)
         planned.trial.adapter.mkdir()
-    assert said(shown, capsys) == "0 of 4 done, 2 running, about 11 min left"
+    assert last_line(shown, capsys) == "0 of 4 done, 2 running, about 11 min left"
     clock[0] = 700.0
     for planned in four[:2]:
         finish(planned.trial, {"test": [0]})
@@ -80,7 +75,7 @@ def test_trials_that_wait_are_expected_to_take_as_long_as_others_did(four, tmp_p
         shown.started(planned)
     clock[0] = 800.0
     # 500 s of training and the 200 s that an evaluation took.
-    assert said(shown, capsys) == "2 of 4 done, 2 running, about 12 min left"
+    assert last_line(shown, capsys) == "2 of 4 done, 2 running, about 12 min left"
     shown.close()
 
 
@@ -90,24 +85,21 @@ TASKS = (
     (["model.modality=video"], 0.76, 66.0),
     (["model.modality=audio", "model.rates.audio=4"], 1.05, 62.0),
 )
-"""Settings, seconds of a step and of the evaluation, as a sweep on two cores had them."""
+"""Settings, seconds per step and per evaluation, as measured in a sweep on two cores."""
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("order", [1, -1])
-def test_after_a_quarter_of_the_time_the_rest_is_known_within_30_percent(tmp_path, clock, capsys, slots, order):
+def test_after_a_quarter_of_the_time_the_rest_is_estimated_within_30_percent(tmp_path, clock, capsys, slots, order):
     trials, ends = [], []
     free = [0.0] * slots
     for settings, step, evaluation in TASKS[::order]:
         for weight in (0.0, 0.1):
             chosen = [*settings, f"decorrelation.weight={weight}", "train.steps=480"]
-            trial = make_trial(tmp_path / "runs", *chosen)
             begins = min(free)
             trained = begins + 480 * step * (1 + weight)
             free[free.index(begins)] = trained + evaluation
-            planned = Planned(
-                str(len(trials)), load_params("params.yaml", chosen), (), trial.identity, "e" * 64, trial, None
-            )
+            planned = planned_trial(tmp_path / "runs", str(len(trials)), *chosen)
             trials.append(planned)
             ends.append((begins, trained, trained + evaluation))
     whole, now = max(free), max(free) / 4
@@ -126,7 +118,7 @@ def test_after_a_quarter_of_the_time_the_rest_is_known_within_30_percent(tmp_pat
             finish(planned.trial, {"test": [0]})
             shown.ended(planned, "done")
         else:
-            spool(planned, event, 99.0)
+            log_step(planned, event, 99.0)
             if event == 480:
                 planned.trial.adapter.mkdir()
         shown.refresh()
@@ -135,47 +127,47 @@ def test_after_a_quarter_of_the_time_the_rest_is_known_within_30_percent(tmp_pat
     shown.close()
 
 
-def test_a_machine_that_is_busier_than_before_delays_the_tasks_that_earlier_trials_know(four, clock):
+def test_a_busier_machine_scales_the_times_of_earlier_trials(four, clock):
     known = {planned.identity: Cost(100.0, 10.0, 0) for planned in four}
     other = replace(
         four[1],
         params=four[1].params.model_copy(update={"model": load_params("params.yaml", ["model.modality=audio"]).model}),
     )
-    pace, works = Pace(), [work_of_trial(planned, known[planned.identity]) for planned in (four[0], other)]
-    assert pace.left(works[1], 0.5) == 60.0
-    pace.trained("a", works[0], 90.0, 0.3)
-    assert pace.left(works[0], 0.5) == 160.0
-    assert pace.left(works[1], 0.5) == 160.0
+    estimator, works = TimeEstimator(), [workload(planned, known[planned.identity]) for planned in (four[0], other)]
+    assert estimator.remaining(works[1], 0.5) == 60.0
+    estimator.add_training("a", works[0], 90.0, 0.3)
+    assert estimator.remaining(works[0], 0.5) == 160.0
+    assert estimator.remaining(works[1], 0.5) == 160.0
 
 
-def test_an_interrupted_sweep_names_what_waits_and_counts_what_has_not_begun(four, tmp_path, capsys):
+def test_an_interrupted_sweep_lists_waiting_trials_and_counts_those_that_have_not_begun(four, tmp_path, capsys):
     shown = View(four, {}, "wer/test", tmp_path / "log")
-    spool(four[1], 5, 1.0)
+    log_step(four[1], 5, 1.0)
     four[2].trial.adapter.mkdir()
-    shown.say_what_waits(four)
+    shown.list_waiting(four)
     lines = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "seed 1  has no checkpoint yet and will begin anew",
+        "seed 1  has no checkpoint yet and will start again",
         "seed 2  is trained and waits for its evaluation",
         "2 trials have not begun",
     ]
     shown.close()
 
 
-def test_what_is_known_of_some_trials_before_any_runs_is_taken_of_all(four, tmp_path, clock, capsys):
+def test_known_costs_of_some_trials_are_assumed_for_all(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(280.0, 20.0, 0) for planned in four[:2]}
     shown = View(four, costs, "wer/test", tmp_path / "log")
     clock[0] = 100.0
-    assert said(shown, capsys) == "0 of 4 done, 0 running, about 20 min left"
+    assert last_line(shown, capsys) == "0 of 4 done, 0 running, about 20 min left"
     shown.close()
 
 
-def test_what_a_search_is_yet_to_suggest_is_expected_to_take_as_long_as_what_is_known(four, tmp_path, clock, capsys):
+def test_trials_to_be_suggested_are_expected_to_take_as_long_as_known_ones(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(280.0, 20.0, 0) for planned in four}
     shown = View(four[:1], costs, "wer/test", tmp_path / "log", 3)
     shown.concurrency = 2
     clock[0] = 100.0
-    assert said(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
+    assert last_line(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
     finish(four[0].trial, {"test": [0]})
     shown.ended(four[0], "done")
     shown.add(four[1:2], costs, 2)
@@ -183,30 +175,30 @@ def test_what_a_search_is_yet_to_suggest_is_expected_to_take_as_long_as_what_is_
     capsys.readouterr()
     shown.refresh()
     best, left = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines())
-    assert best == "best so far: seed 0 (wer/test 0.000)"
+    assert best == "best so far by wer/test: seed 0 0.000"
     assert left == "1 of 4 done, 0 running, about 10 min left"
     shown.close()
 
 
-def test_what_is_left_is_no_less_than_the_longest_trial(four, tmp_path, clock, capsys):
+def test_the_remaining_time_is_at_least_that_of_the_longest_trial(four, tmp_path, clock, capsys):
     costs = {planned.identity: Cost(10.0, 20.0, 0) for planned in four}
     costs[four[3].identity] = replace(costs[four[3].identity], training=580.0)
     shown = View(four, costs, "wer/test", tmp_path / "log")
     shown.concurrency = 4
     clock[0] = 100.0
-    assert said(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
+    assert last_line(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
     shown.close()
 
 
-def test_nothing_is_known_before_a_trial_has_told_its_speed(four, tmp_path, clock, capsys):
+def test_the_time_is_unknown_until_a_trial_has_logged_a_step(four, tmp_path, clock, capsys):
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.started(four[0])
     clock[0] = 100.0
-    assert said(shown, capsys) == "0 of 4 done, 1 running, time unknown left"
+    assert last_line(shown, capsys) == "0 of 4 done, 1 running, time unknown left"
     shown.close()
 
 
-def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waited_for(four, tmp_path, clock, capsys):
+def test_a_waiting_trial_continues_and_a_stopped_one_is_not_waited_for(four, tmp_path, clock, capsys):
     asha = Scheduler(grace=10)
     four = [replace(planned, rule=asha) for planned in four]
     shown = View(four, {}, "wer/test", tmp_path / "log")
@@ -214,48 +206,45 @@ def test_a_trial_that_waited_goes_on_and_one_that_was_stopped_early_is_not_waite
     shown.ended(four[0], "waits for the other seeds at step 10")
     shown.started(four[0])
     assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  goes on")
-    leave_stopped(four[1].trial, asha, 10)
+    mark_stopped(four[1].trial, asha, 10)
     shown.started(four[1])
     shown.ended(four[1], "stopped early after step 10")
     clock[0] = 100.0
-    assert said(shown, capsys) == "0 of 4 done, 1 stopped early, 1 running, time unknown left"
+    assert last_line(shown, capsys) == "0 of 4 done, 1 stopped early, 1 running, time unknown left"
     shown.close()
 
 
-def test_a_trial_that_is_counted_in_epochs_says_so(tmp_path):
+def test_the_progress_of_a_trial_in_epochs(tmp_path):
     settings = ["train.steps=null", "train.epochs=2", "train.batch_frames=900"]
-    trial = make_trial(tmp_path / "runs", *settings)
-    params = load_params("params.yaml", settings)
-    running = Running(Planned("seed 0", params, (), trial.identity, "e" * 64, trial, None))
-    spool(running.planned, 50, 2.0)
-    running.look()
-    assert running.line(6) == "  seed 0  step 50 (2 epochs)  loss 1.000  2.0 utterances/s"
-    assert running.seconds_left(Pace(), work_of_trial(running.planned, None)) is None
-    assert running.seconds_left(Pace(), work_of_trial(running.planned, Cost(60.0, 5.0, 1))) == 65.0
+    running = RunningTrial(planned_trial(tmp_path / "runs", "seed 0", *settings))
+    log_step(running.planned, 50, 2.0)
+    running.update()
+    assert running.progress() == "step 50 (2 epochs)  loss 1.000  2.0 utterances/s"
+    assert running.remaining(TimeEstimator(), workload(running.planned, None)) is None
+    assert running.remaining(TimeEstimator(), workload(running.planned, Cost(60.0, 5.0, 1))) == 65.0
 
 
-def test_a_training_in_epochs_is_like_others_in_epochs(tmp_path):
-    """By the share of its steps that a checkpoint knows."""
+def test_the_cost_of_a_training_in_epochs_is_estimated_from_others_in_epochs(tmp_path):
+    """By the fraction of the steps that are in its checkpoint."""
     settings = ["train.steps=null", "train.epochs=2"]
-    trial = make_trial(tmp_path / "runs", *settings)
-    planned = Planned("a", load_params("params.yaml", settings), (), trial.identity, "e" * 64, trial, None)
+    planned = planned_trial(tmp_path / "runs", "a", *settings)
     for seed, more in ((1, ["train.steps=null", "train.epochs=4"]), (2, [])):
         other = make_trial(tmp_path / "runs", *more, f"train.seed={seed}")
         times = {"started": "2026-01-01T00:00:00+00:00", "ended": f"2026-01-01T00:0{4 // seed}:00+00:00"}
         sessions = [times | {"purpose": purpose, "outcome": "finished"} for purpose in ("train", "evaluate")]
         write_json(other.provenance, {"sessions": sessions})
         finish(other, {"test": [0]})
-    checkpoint = trial.checkpoints / "checkpoint-30"
-    assert Costs(tmp_path / "runs").of(planned, Status.NEW).training == pytest.approx(120)
+    checkpoint = planned.trial.checkpoints / "checkpoint-30"
+    assert CostModel(tmp_path / "runs").remaining(planned, Status.NEW).training == pytest.approx(120)
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
-    assert Costs(tmp_path / "runs").of(planned, Status.TRAINING).training == pytest.approx(30)
-    assert Costs(tmp_path / "runs").of(planned, Status.NEW).training == pytest.approx(120), "as a whole"
+    assert CostModel(tmp_path / "runs").remaining(planned, Status.TRAINING).training == pytest.approx(30)
+    assert CostModel(tmp_path / "runs").remaining(planned, Status.NEW).training == pytest.approx(120), "complete"
 
 
 @pytest.mark.parametrize("name", ["table.txt", "table.csv", "state.json"])
 @pytest.mark.parametrize("content", ["", "\0\0", "null", '{"state": 1}', "WER"])
-def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch, capsys, name, content):
+def test_damaged_tables_are_written_again(four, tmp_path, monkeypatch, capsys, name, content):
     for planned in four:
         finish(planned.trial, {"test": [1, 0]})
     sweep = SimpleNamespace(
@@ -269,31 +258,31 @@ def test_tables_that_were_damaged_are_written_again(four, tmp_path, monkeypatch,
     assert capsys.readouterr().out == before
 
 
-def test_a_damaged_mark_holds_up_no_sweep(four):
+def test_a_damaged_mark_does_not_stop_a_sweep(four):
     rule = Scheduler(kind="asha", grace=10)
     planned = replace(four[0], rule=rule)
-    leave_stopped(planned.trial, rule, 20)
+    mark_stopped(planned.trial, rule, 20)
     assert planned.stopped == 20
-    planned.fail("out of memory", "a\nb")
+    marks.write_failure(planned.trial.folder, "out of memory", "a\nb")
     assert planned.failure == "out of memory"
     for content in ("", "\0\0", "null", "{}"):
         for name in ("stopped.json", "failed.json"):
             (planned.trial.folder / name).write_text(content)
-        assert planned.stopped is None, "it goes on"
+        assert planned.stopped is None, "it continues"
         assert planned.failure == "failed.json is damaged"
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; it has 4"),
         (
             "decorrelation.layers=[1, 3]",
-            "decorrelation.layers: wrong counts layer 3, and its LLM has 4; name layers from",
+            "decorrelation.layers: wrong names layer 3, and its LLM has 4; name layers from",
         ),
     ],
 )
-def test_a_layer_that_the_llm_lacks_is_found_before_anything_runs(four, tmp_path, monkeypatch, setting, said):
+def test_a_missing_layer_of_the_llm_is_an_error_before_anything_runs(four, tmp_path, monkeypatch, setting, message):
     monkeypatch.chdir(tmp_path)
     settings = ["model.llm={weights: llm, blocks: null}", "decorrelation.weight=0.1"]
     right, wrong = (
@@ -303,25 +292,21 @@ def test_a_layer_that_the_llm_lacks_is_found_before_anything_runs(four, tmp_path
     require_layers([right, wrong])
     write_json(tmp_path / "llm/config.json", {"num_hidden_layers": 4})
     require_layers([right])
-    with pytest.raises(PipelineError, match=re.escape(said)):
+    with pytest.raises(PipelineError, match=re.escape(message)):
         require_layers([right, wrong])
 
 
-def test_the_status_is_told_from_files_alone(tmp_path, monkeypatch):
+def test_the_status_comes_from_files_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    planned = [
-        Planned(f"seed {seed}", load_params(ROOT / "params.yaml", [f"train.seed={seed}"]), (), str(seed) * 64, "e" * 64,
-                make_trial(tmp_path / "runs", f"train.seed={seed}"), None)
-        for seed in range(4)
-    ]  # fmt: skip
+    planned = [planned_trial(tmp_path / "runs", f"seed {seed}", f"train.seed={seed}") for seed in range(4)]
     finish(planned[0].trial, {"validation": [0, 3]})
-    planned[1].fail("the disk is full", "")
+    marks.write_failure(planned[1].trial.folder, "the disk is full", "")
     planned[2].trial.metrics_log.append(7, {"loss/cross_entropy": 1.25})
     folder = tmp_path / "results"
     specification = Specification(name="some")
     with pytest.raises(PipelineError, match="this sweep has run no trial yet"):
         read_plan(folder)
-    with recorded_plan(folder, specification, planned), planned[2].trial.lease():
+    with record_plan(folder, specification, planned), planned[2].trial.lease():
         *lines, counts, driver = status_lines(read_plan(folder))
         assert lines[:2] == ["seed 0  done  wer/validation 0.250", "seed 1  failed: the disk is full"]
         assert lines[2].startswith("seed 2  step 7/720  loss 1.250  on ")
@@ -331,22 +316,23 @@ def test_the_status_is_told_from_files_alone(tmp_path, monkeypatch):
         assert driver.startswith(f"driver: process {os.getpid()} on ")
         assert " runs since " in driver
     *lines, counts, driver = status_lines(read_plan(folder))
-    assert lines[2] == "seed 2  waiting; begun, step 7"
+    assert lines[2] == "seed 2  waiting; training, step 7"
     assert " ended " in driver
 
 
-def test_the_best_so_far_is_named_and_what_a_search_is_yet_to_suggest_counts(four, tmp_path, clock, capsys):
-    for planned, value in zip(four, (0.5, 0.3, 0.4), strict=False):
+def test_the_best_trial_of_each_task_is_shown(four, tmp_path, clock, capsys):
+    video = planned_trial(tmp_path / "runs", "video", "model.modality=video")
+    trials = [*four[:3], video]
+    for planned, value in zip(trials, (0.5, 0.3, 0.4, 0.9), strict=True):
         finish(planned.trial, {"test": [0]}, **{"wer/validation": value})
-    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unknown=3)
-    assert shown.best == "seed 0 (wer/validation 0.500)"
-    shown.add(four[1:3], {}, 1)
-    for planned in four[1:3]:
+    shown = View(four[:1], {}, "wer/validation", tmp_path / "log", unsuggested=4)
+    shown.add(trials[1:], {}, 1)
+    for planned in trials[1:]:
         shown.started(planned)
         shown.ended(planned, "done")
     clock[0] = 100.0
     shown.refresh()
-    best, far = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
-    assert best == "best so far: seed 1 (wer/validation 0.300)"
-    assert far.startswith("3 of 4 done, 0 running, ")
+    best, counts = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert best == "best so far by wer/validation: seed 0, mean of 3 seeds 0.400; video 0.900"
+    assert counts.startswith("4 of 5 done, 0 running, ")
     shown.close()

@@ -1,4 +1,4 @@
-"""The axes of a sweep file without a search: lists of values, of joint settings, and values that are drawn."""
+"""The axes of a sweep file without a search: lists of values, of joint settings, and values drawn at random."""
 
 import random
 from math import exp, log
@@ -8,32 +8,27 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.config import checked
-from pipeline.sweeping.sections import LogUniform, Uniform
-from pipeline.sweeping.settings import NAME, Settings, is_key, require_key, require_names
+from pipeline.sweeping.sections import NAME, LogUniform, Settings, Uniform, is_key, require_key, require_names
 
 
 def axis_values(path: str | Path, name: str, axis: Any) -> list[Settings]:
-    """The settings that an axis takes, one after another, each with its name if it has one.
-
-    Raises:
-        PipelineError: they are no list, the same twice, or set what is no parameter.
-    """
+    """The settings of each value of an axis, with its name if it has one."""
     where = f"{path}: axes.{name}"
     if is_key(name):
-        values = _draws(where, name, axis) if isinstance(axis, dict) else axis
-        settings = [{name: value} for value in _required_list(where, values)]
+        values = _draw(where, name, axis) if isinstance(axis, dict) else axis
+        settings = [{name: value} for value in _require_list(where, values)]
     else:
-        settings = _required_list(where, axis)
+        settings = _require_list(where, axis)
         if not all(isinstance(setting, dict) and setting for setting in settings):
             require_key(name, f"{path}: axes")
     for setting in settings:
         for key in setting.keys() - {NAME}:
             require_key(key, where)
     require_names(where, [setting[NAME] for setting in settings if NAME in setting])
-    return distinct(path, f"axes.{name}", settings)
+    return require_distinct(path, f"axes.{name}", settings)
 
 
-def _required_list(where: str, values: Any) -> list[Any]:
+def _require_list(where: str, values: Any) -> list[Any]:
     if not isinstance(values, list) or not values:
         raise PipelineError(
             where,
@@ -43,23 +38,23 @@ def _required_list(where: str, values: Any) -> list[Any]:
     return values
 
 
-def _draws(where: str, key: str, axis: dict[str, Any]) -> list[float]:
+def _draw(where: str, key: str, axis: dict[str, Any]) -> list[float]:
+    is_log = "loguniform" in axis
     drawn: LogUniform | Uniform
-    drawn = checked(LogUniform, axis, where) if "loguniform" in axis else checked(Uniform, axis, where)
+    drawn = checked(LogUniform, axis, where) if is_log else checked(Uniform, axis, where)
     low, high = drawn.loguniform if isinstance(drawn, LogUniform) else drawn.uniform
     if not low < high:
-        raise PipelineError(where, f"is drawn from {[low, high]}", "the first bound must be below the second")
+        raise PipelineError(where, f"has the bounds {[low, high]}", "the first bound must be below the second")
     source = random.Random(canonical([key, *axis.keys() - {"samples"}, low, high]))
-    if isinstance(drawn, LogUniform):
-        values = [exp(source.uniform(log(low), log(high))) for _ in range(drawn.samples)]
-    else:
-        values = [source.uniform(low, high) for _ in range(drawn.samples)]
-    # Six digits can be typed again, and lose nothing.
-    return [float(f"{value:.6g}") for value in values]
+    if is_log:
+        low, high = log(low), log(high)
+    values = [source.uniform(low, high) for _ in range(drawn.samples)]
+    # Six digits can be typed again.
+    return [float(f"{exp(value) if is_log else value:.6g}") for value in values]
 
 
-def distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
-    """The settings, which must differ."""
+def require_distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
+    """The settings; raises PipelineError if two of them are equal."""
     seen = set()
     for setting in settings:
         try:

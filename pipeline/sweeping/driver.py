@@ -1,43 +1,48 @@
-"""The driver of a sweep: what is not over yet is run, and what becomes of it is said and noted."""
+"""The driver of a sweep: places trials, handles their results, retries, early stopping and the search."""
 
 import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space
-from pipeline.sweeping.cost import Cost, Costs
-from pipeline.sweeping.early import leave_stopped
-from pipeline.sweeping.halving import Decision, Halving
-from pipeline.sweeping.interruption import LOOK_SECONDS, Asked, asking, every
-from pipeline.sweeping.plan import Planned, wait_until_one_is_free
+from pipeline.sweeping.cost import Cost, CostModel
+from pipeline.sweeping.early_stopping import Decision, EarlyStopping, mark_stopped
+from pipeline.sweeping.interruption import LOOK_SECONDS, StopRequest, handle_stop_signals, run_every
+from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
 from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.specification import Sweep
 from pipeline.sweeping.sync import Sync
 from pipeline.sweeping.view import View
+from pipeline.trials import marks
 from pipeline.trials.folder import Status
+from pipeline.trials.provenance import sessions
 
 SYNC_SECONDS = 120.0
-"""Between two times that MLflow is brought up to date while trials run."""
-LOSSES_OF_RAY = 3
-"""So often in a row Ray may end without a trial having come to an end."""
+"""Interval of updates in MLflow while trials run."""
+MAX_RAY_LOSSES = 3
+"""How often in a row Ray may end before a trial ends."""
+MAX_UNSTARTED = 5
+"""How many attempts of a trial may end before they start without counting against `retries`."""
 
 
 class Driver:
-    """Runs the trials of one sweep; those that fail leave `failed.json`, and the others go on.
+    """Runs the trials of one sweep; trials that fail get a `failed.json`, and the others continue.
 
-    Whatever ends a trial's worker, be it all of Ray, is an attempt that failed; there are `retries` more.
+    An attempt fails with an error, with its worker, or with all of Ray. An attempt that its worker never started, such
+    as one placed on a node that has just died, does not count against `retries`.
 
     Args:
-        sweep: its specification counts.
-        trials: all of the sweep, or those that its search suggested so far.
-        log: file that takes the events.
-        search: suggests more, if the sweep has one.
-        record: is given what it suggests.
+        sweep: provides the specification.
+        trials: all trials; for a search, those suggested so far.
+        log: file for the events.
+        search: suggests more trials.
+        record: is called with the suggested trials.
 
     Raises:
         PipelineError: the trials would not fit on the disk.
@@ -46,86 +51,82 @@ class Driver:
     def __init__(
         self,
         sweep: Sweep,
-        trials: Sequence[Planned],
+        trials: Sequence[PlannedTrial],
         log: Path,
         search: Search | None = None,
-        record: Callable[[Sequence[Planned]], object] = lambda trials: None,
+        record: Callable[[Sequence[PlannedTrial]], object] = lambda trials: None,
     ) -> None:
         self._specification, self._search = sweep.specification, search
         todo = [planned for planned in trials if not planned.is_over]
         runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
-        self._costs = Costs(runs)
-        costs = self._known_costs(todo)
-        require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "what is left of this sweep")
+        self._cost_model = CostModel(runs)
+        costs = self._costs(todo)
+        require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "the rest of this sweep")
         runs.mkdir(parents=True, exist_ok=True)
-        # Workers on other machines see it, too: signals do not reach them.
+        # A file, since signals do not reach workers on other machines.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
-        self._view = View(trials, costs, self._specification.select.by, log, search.left if search else 0)
+        metric = sweep.search.minimise[0] if sweep.space else self._specification.select.by
+        self._view = View(trials, costs, metric, log, search.left if search else 0)
         rule = self._specification.scheduler
-        self._halving = Halving(rule, trials) if rule else None
+        self._early_stopping = EarlyStopping(rule, trials) if rule else None
         self._trials, self._queue, self._record = list(trials), deque(todo), record
-        self._placed: dict[str, Planned] = {}
-        """Trials that Ray has, by identity, and of these"""
+        self._placed: dict[str, PlannedTrial] = {}
+        """Trials placed on Ray, by identity; those that run are"""
         self._working: set[str] = set()
-        """those that run."""
-        self._held: dict[str, Planned] = {}
+        self._held: dict[str, PlannedTrial] = {}
         """Trials that wait for the other seeds of their point."""
-        self._elsewhere: dict[str, Planned] = {}
+        self._elsewhere: dict[str, PlannedTrial] = {}
+        """Trials that other processes run."""
+        self._sessions: dict[str, int] = {}
+        """The recorded sessions of a trial when it was placed."""
         self._attempts: Counter[str] = Counter()
+        self._unstarted: Counter[str] = Counter()
         self._losses = 0
 
     def run(self, address: str | None, work: str, sync: Sync) -> None:
-        """Run until nothing is left, or a stop is asked for.
+        """Run until all trials have ended, or a stop is requested.
 
         Args:
-            address: of a Ray cluster, or None.
-            work: names what a worker calls, `module:function`. It takes a job (`params`, `identity`, `folder`, `stop`,
-                and `until`: a step to pause after, or None) and returns `outcome` and `step`.
-            sync: brings what there is into MLflow now and then.
+            address: address of a Ray cluster, or None.
+            work: the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`,
+                `stop`, and `until`: a step to pause after, or None) and returns `outcome` and `step`.
+            sync: updates MLflow at intervals.
 
         Raises:
-            KeyboardInterrupt: after checkpoints at the first `Ctrl-C`, at once at the second; some seconds after
-                SIGTERM, whatever trials do.
+            KeyboardInterrupt: at the first `Ctrl-C` after checkpoints, at the second immediately; after SIGTERM within
+                seconds, even if trials do not end.
             PipelineError: Ray cannot be started.
         """
         with (
             contextlib.closing(self._view),
-            self._stop_file(),
-            asking(self._stop, self._view.say) as asked,
-            every(LOOK_SECONDS, self._view.refresh),
-            every(SYNC_SECONDS, sync.start),
-            self._search.opened(self._view.say) if self._search else contextlib.nullcontext(),
+            handle_stop_signals(self._stop, self._view.event) as request,
+            run_every(LOOK_SECONDS, self._view.refresh),
+            run_every(SYNC_SECONDS, sync.start),
+            self._search.opened(self._view.event) if self._search else contextlib.nullcontext(),
         ):
             try:
                 while not self._stop.exists() and self._has_more():
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
-                            self._serve(engine, work, asked)
+                            self._serve(engine, work, request)
                     except EngineLostError as error:
-                        self._lose(error)
-                if asked.yes:
+                        self._handle_loss(error)
+                if request.received:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
-                self._view.say_what_waits(self._trials)
+                self._view.list_waiting(self._trials)
                 raise
 
-    @contextlib.contextmanager
-    def _stop_file(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._stop.unlink(missing_ok=True)
-
-    def _serve(self, engine: Engine, work: str, asked: Asked) -> None:
-        """Until the engine has nothing left to do."""
+    def _serve(self, engine: Engine, work: str, request: StopRequest) -> None:
+        """Place trials and handle events until the engine is idle."""
         for note in engine.notes:
-            self._view.say(note)
+            self._view.event(note)
         self._view.concurrency = engine.concurrency
         for event in engine.events():
             if event:
-                self._hear(event)
+                self._handle(event)
             if self._stop.exists():
-                if asked.is_overdue:
+                if request.is_overdue:
                     raise KeyboardInterrupt
                 if not self._working:
                     return
@@ -135,26 +136,27 @@ class Driver:
             while len(self._placed) < self._view.concurrency and self._has_more():
                 planned = self._queue.popleft()
                 self._placed[planned.identity] = planned
+                self._sessions[planned.identity] = _session_count(planned)
                 engine.place(self._job(planned, work))
             if not self._placed:
                 return
 
-    def _known_costs(self, trials: Iterable[Planned]) -> dict[str, Cost | None]:
-        return {planned.identity: self._costs.of(planned, Status.NEW) for planned in trials}
+    def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
+        return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}
 
     def _has_more(self) -> bool:
-        """Whether a trial waits to be placed; the search suggests one where none does."""
+        """Whether a trial waits to be placed; an empty queue gets the search's next point."""
         if not self._queue and self._search:
-            found = self._search.next()
-            self._trials += found
-            self._record(found)
-            self._view.add(found, self._known_costs(found), self._search.left)
-            if self._halving:
-                self._halving.add(found)
-            self._queue.extend(found)
+            suggested = self._search.next()
+            self._trials += suggested
+            self._record(suggested)
+            self._view.add(suggested, self._costs(suggested), self._search.left)
+            if self._early_stopping:
+                self._early_stopping.add(suggested)
+            self._queue.extend(suggested)
         return bool(self._queue)
 
-    def _job(self, planned: Planned, work: str) -> dict[str, Any]:
+    def _job(self, planned: PlannedTrial, work: str) -> dict[str, Any]:
         return {
             "work": work,
             "params": planned.params.model_dump_json(),
@@ -162,37 +164,35 @@ class Driver:
             "folder": str(planned.trial.folder),
             "stop": str(self._stop),
             "root": os.getcwd(),
-            "until": self._halving.next_rung(planned) if self._halving else None,
+            "until": self._early_stopping.next_rung(planned) if self._early_stopping else None,
         }
 
-    def _hear(self, event: Event) -> None:
-        kind, *more = event
-        if kind == "room":
-            (self._view.concurrency,) = more
-        elif kind == "said":
-            self._view.say(*more)
+    def _handle(self, event: Event) -> None:
+        kind, first, *more = event
+        if kind == "slots":
+            self._view.concurrency = first
+        elif kind == "note":
+            self._view.event(first)
+        elif kind == "started":
+            self._started(self._placed[first])
+        elif kind == "ended":
+            self._ended(self._placed[first], *more)
         else:
-            planned = self._placed[more[0]]
-            act: dict[str, Callable[..., None]] = {
-                "started": self._started,
-                "ended": self._ended,
-                "failed": self._failed,
-            }
-            act[kind](planned, *more[1:])
+            self._failed(self._placed[first], *more)
 
-    def _started(self, planned: Planned) -> None:
+    def _started(self, planned: PlannedTrial) -> None:
         self._working.add(planned.identity)
-        # What comes to a worker after the stop leaves it again at once.
-        if not self._view.shows(planned) and not self._stop.exists():
+        # After the stop, a worker leaves its trial at once.
+        if not self._view.is_running(planned) and not self._stop.exists():
             self._view.started(planned)
 
-    def _ended(self, planned: Planned, result: dict[str, Any]) -> None:
-        """A worker leaves a trial; whatever the result says, its folder decides whether it is over."""
+    def _ended(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
+        """A worker leaves a trial; its folder, not the result, decides whether it is over."""
         outcome = result["outcome"]
         if outcome in (None, "interrupted") and not self._stop.exists():
-            self._failed(planned, "its worker was interrupted", "")
+            self._failed(planned, "its worker was interrupted", "", False)
             return
-        self._leave(planned)
+        self._remove(planned)
         self._losses = 0
         if self._is_over(planned):
             pass
@@ -200,38 +200,46 @@ class Driver:
             self._held[planned.identity] = planned
         elif outcome == "taken":
             self._elsewhere[planned.identity] = planned
-            self._view.ended(planned, "is run by somebody else; waiting for it")
-        elif self._view.shows(planned):
+            self._view.ended(planned, "is run by another process; waiting for it")
+        elif self._view.is_running(planned):
             self._view.ended(planned, "interrupted")
         self._decide(planned)
 
-    def _failed(self, planned: Planned, reason: str, traceback: str) -> None:
-        """An attempt ended with an error, or with its worker."""
-        self._leave(planned)
+    def _failed(self, planned: PlannedTrial, reason: str, traceback: str, is_lost: bool) -> None:
+        """An attempt failed: with an error of its own, or `is_lost` with its worker."""
+        self._remove(planned)
         if self._is_over(planned):
             return
-        self._attempts[planned.identity] += 1
+        if is_lost and self._is_unstarted(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
+            self._unstarted[planned.identity] += 1
+        else:
+            self._attempts[planned.identity] += 1
         if self._attempts[planned.identity] <= self._specification.retries:
             self._queue.appendleft(planned)
             if self._stop.exists():
                 self._view.ended(planned, f"interrupted: {reason}")
             else:
-                self._view.say(f"{planned.name}  is tried again after: {reason}")
+                self._view.event(f"{planned.name}  is retried after: {reason}")
             return
-        planned.fail(reason, traceback)
+        marks.write_failure(planned.trial.folder, reason, traceback)
         self._view.ended(planned, f"failed: {reason}")
         if self._search:
             self._search.ended(planned, failed=True)
-        if self._halving:
-            self._halving.fail(planned)
+        if self._early_stopping:
+            self._early_stopping.fail(planned)
         self._decide(planned)
 
-    def _leave(self, planned: Planned) -> None:
+    def _is_unstarted(self, planned: PlannedTrial) -> bool:
+        """Whether this attempt left no trace: no recorded session, and no process that holds the lease."""
+        count = _session_count(planned)
+        return count == self._sessions[planned.identity] and planned.trial.lease().holder() is None
+
+    def _remove(self, planned: PlannedTrial) -> None:
         del self._placed[planned.identity]
         self._working.discard(planned.identity)
 
-    def _is_over(self, planned: Planned) -> bool:
-        """Whether it is done, or ended early; then that is said."""
+    def _is_over(self, planned: PlannedTrial) -> bool:
+        """Whether it is done or stopped early; if so, report it."""
         if planned.state is Status.DONE:
             self._view.ended(planned, "done")
         elif (step := planned.stopped) is not None:
@@ -240,18 +248,17 @@ class Driver:
             return False
         if self._search:
             self._search.ended(planned)
-            self._view.best = self._search.best()
         return True
 
-    def _decide(self, planned: Planned) -> None:
-        """Let the waiting seeds of a trial's point go on, or end them, once that can be decided."""
-        if not self._halving:
+    def _decide(self, planned: PlannedTrial) -> None:
+        """Continue or stop the waiting seeds of a trial's point, once that can be decided."""
+        if not self._early_stopping:
             return
-        self._halving.look(planned)
-        held = [seed for seed in self._halving.seeds(planned) if seed.identity in self._held]
+        self._early_stopping.update(planned)
+        held = [seed for seed in self._early_stopping.seeds(planned) if seed.identity in self._held]
         if not held:
             return
-        decision, step = self._halving.decide(held[0])
+        decision, step = self._early_stopping.decide(held[0])
         if decision is Decision.WAIT:
             if planned in held:
                 self._view.ended(planned, f"waits for the other seeds at step {step}")
@@ -259,36 +266,44 @@ class Driver:
         for seed in held:
             del self._held[seed.identity]
             if decision is Decision.STOP:
-                leave_stopped(seed.trial, self._halving.rule, step)
+                mark_stopped(seed.trial, self._early_stopping.rule, step)
                 self._is_over(seed)
-        if decision is Decision.GO_ON:
-            # Before new ones: what is begun is brought to its end.
+        if decision is Decision.CONTINUE:
+            # Before new trials.
             self._queue.extendleft(reversed(held))
 
     def _wait_elsewhere(self) -> None:
-        """Of the trials that others ran, those that are not over are ours to run, once one of them is free."""
+        """Wait for trials that other processes run, and queue those that are not over then."""
         elsewhere = list(self._elsewhere.values())
         self._elsewhere.clear()
-        wait_until_one_is_free(elsewhere, self._stop)
+        wait_until_any_free(elsewhere, self._stop)
         for planned in elsewhere:
             if not self._is_over(planned):
                 self._queue.append(planned)
             self._decide(planned)
 
-    def _lose(self, error: EngineLostError) -> None:
-        """All of Ray ended: an attempt of each trial that ran.
+    def _handle_loss(self, error: EngineLostError) -> None:
+        """All of Ray ended, and with it an attempt of each running trial.
 
         Raises:
-            PipelineError: again and again, and nothing is gained.
+            PipelineError: this happened several times in a row.
         """
         ran = [self._placed[identity] for identity in self._working]
         waited = [planned for identity, planned in self._placed.items() if identity not in self._working]
         self._losses += 1
-        if self._losses >= LOSSES_OF_RAY:
+        if self._losses >= MAX_RAY_LOSSES:
             raise error
-        self._view.say(f"Ray {error.found}{'' if self._stop.exists() else '; it is started again'}")
+        self._view.event(f"Ray {error.found}{'' if self._stop.exists() else '; it is started again'}")
         for planned in waited:
-            self._leave(planned)
+            self._remove(planned)
         self._queue.extendleft(reversed(waited))
         for planned in ran:
-            self._failed(planned, f"Ray {error.found}", str(error))
+            self._failed(planned, f"Ray {error.found}", str(error), True)
+
+
+def _session_count(planned: PlannedTrial) -> int:
+    """The number of recorded sessions of a trial; a damaged record counts as none."""
+    try:
+        return len(sessions(planned.trial))
+    except PipelineError:
+        return 0

@@ -1,109 +1,159 @@
-"""How long a sweep will still take: from steps and evaluations that were timed in it, and from earlier trials."""
+"""Progress of running trials, and the remaining time of a sweep, estimated from its own trials and earlier ones."""
 
 import heapq
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipeline.common.modality import streams
-from pipeline.config import Params
-from pipeline.sweeping.cost import Cost, work_of
-from pipeline.sweeping.plan import Planned, task_of
+from pipeline.sweeping.cost import Cost, fraction_trained, training_amount
+from pipeline.sweeping.plan import PlannedTrial, task_of
 from pipeline.trials.identity import configuration
 
 EVALUATION_SHARE = 0.15
-"""What an evaluation is taken to need, as a share of its training, until one was timed."""
-FRAMES, OTHERS = {"audio": 150, "video": 75}, 30
-"""Frames of an utterance of 3 s, and its other tokens: how the tasks compare while only some were timed."""
+"""Duration of an evaluation, relative to its training, until one was measured."""
+FRAMES, OTHER_TOKENS = {"audio": 150, "video": 75}, 30
+"""Frames and other tokens of an utterance of 3 s: the relative speed of tasks while only some were measured."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a trial takes time for."""
+class Workload:
+    """The work of a trial."""
 
     task: str
-    """Trials of one task go at one speed."""
+    """Trials of one task are equally fast."""
     unit: str
-    """In which `amount` is counted, such as `utterances`."""
+    """Unit of `amount`, such as `utterances`."""
     amount: float
-    """The whole training."""
+    """The complete training."""
     tokens: float
-    """Of an utterance, roughly."""
+    """Approximate tokens per utterance."""
     known: Cost | None
-    """What earlier trials like it took as a whole."""
+    """The cost of similar earlier trials, from the first step on."""
 
 
-def work_of_trial(planned: Planned, known: Cost | None) -> Work:
-    """The work of a trial from its first step on; `known` as in `Work`."""
-    unit, amount = work_of(configuration(planned.params)["train"])
-    return Work(task_of(planned.params), unit, amount, _tokens(planned.params), known)
-
-
-def _tokens(params: Params) -> float:
-    used = streams(params.model.modality)
-    return OTHERS + sum(FRAMES[stream] / getattr(params.model.rates, stream) for stream in used)
+def workload(planned: PlannedTrial, known: Cost | None) -> Workload:
+    """The work of a trial; `known` as in `Workload`."""
+    model = planned.params.model
+    unit, amount = training_amount(configuration(planned.params)["train"])
+    tokens = OTHER_TOKENS + sum(FRAMES[s] / getattr(model.rates, s) for s in streams(model.modality))
+    return Workload(task_of(planned.params), unit, amount, tokens, known)
 
 
 @dataclass(frozen=True)
 class _Timed:
-    work: Work
+    work: Workload
     seconds: float
-    share: float
-    """Of the training that was done in that time; 1 for an evaluation."""
+    fraction: float
+    """Of the training; 1 for an evaluation."""
 
 
-class Pace:
-    """What was timed in this sweep, and what follows from it for other trials."""
+class TimeEstimator:
+    """Durations of trainings and evaluations in this sweep, and estimates from them."""
 
     def __init__(self) -> None:
         self._trainings: dict[str, _Timed] = {}
         self._evaluations: dict[str, _Timed] = {}
 
-    def trained(self, identity: str, work: Work, seconds: float, share: float) -> None:
-        """A share of a trial's training took so many seconds here, all pauses included. The last call counts."""
-        self._trainings[identity] = _Timed(work, seconds, share)
+    def add_training(self, identity: str, work: Workload, seconds: float, fraction: float) -> None:
+        """Set the duration of a fraction of a trial's training, pauses included."""
+        self._trainings[identity] = _Timed(work, seconds, fraction)
 
-    def evaluated(self, identity: str, work: Work, seconds: float) -> None:
-        """A trial's evaluation took so many seconds here."""
+    def add_evaluation(self, identity: str, work: Workload, seconds: float) -> None:
+        """Set the duration of a trial's evaluation."""
         self._evaluations[identity] = _Timed(work, seconds, 1.0)
 
-    def training(self, work: Work) -> float | None:
-        """Seconds of a whole training: by trials of its task, else by earlier ones, else by those of other tasks."""
-        timed = [one for one in self._trainings.values() if one.work.unit == work.unit]
-        return _expected(work, timed, lambda one: one.amount, lambda cost: cost.training)
+    def training(self, work: Workload) -> float | None:
+        """Seconds of a training: from trials of its task, else from earlier trials, else from other tasks."""
+        timed = [each for each in self._trainings.values() if each.work.unit == work.unit]
+        return _estimate(work, timed, lambda each: each.amount, lambda cost: cost.training)
 
-    def evaluation(self, work: Work) -> float | None:
-        """Seconds of an evaluation, likewise; where none is known, a share of the training."""
-        found = _expected(work, self._evaluations.values(), lambda one: 1.0, lambda cost: cost.evaluation)
-        if found is not None:
-            return found
-        training = self.training(work)
-        return None if training is None else EVALUATION_SHARE * training
+    def evaluation(self, work: Workload) -> float | None:
+        """Seconds of an evaluation, from the same sources, else as a share of the training."""
+        seconds = _estimate(work, list(self._evaluations.values()), lambda each: 1.0, lambda cost: cost.evaluation)
+        if seconds is None and (training := self.training(work)) is not None:
+            seconds = EVALUATION_SHARE * training
+        return seconds
 
-    def left(self, work: Work, share: float) -> float | None:
-        """Seconds that a trial takes of which a share is trained; None: not known."""
+    def remaining(self, work: Workload, fraction: float) -> float | None:
+        """Remaining seconds of a trial after a fraction of its training; None if unknown."""
         training, evaluation = self.training(work), self.evaluation(work)
-        return None if training is None or evaluation is None else training * (1 - share) + evaluation
+        return None if training is None or evaluation is None else training * (1 - fraction) + evaluation
 
 
-def _expected(
-    work: Work, timed: Iterable[_Timed], amount: Callable[[Work], float], earlier: Callable[[Cost], float]
+def _estimate(
+    work: Workload, timed: list[_Timed], amount: Callable[[Workload], float], earlier: Callable[[Cost], float]
 ) -> float | None:
-    timed = list(timed)
-    own = [one for one in timed if one.work.task == work.task]
-    if own:
-        return amount(work) * sum(one.seconds for one in own) / sum(one.share * amount(one.work) for one in own)
+    same_task = [each for each in timed if each.work.task == work.task]
+    if same_task:
+        seconds = sum(each.seconds for each in same_task)
+        return amount(work) * seconds / sum(each.fraction * amount(each.work) for each in same_task)
     if work.known:
-        # The machine may be busier than it was for those.
-        both = [(one, known) for one in timed if (known := one.work.known)]
-        before = sum(one.share * earlier(known) for one, known in both)
-        return earlier(work.known) * (sum(one.seconds for one, _ in both) / before if before > 0 else 1.0)
-    done = sum(one.share * amount(one.work) * one.work.tokens for one in timed)
-    return amount(work) * work.tokens * sum(one.seconds for one in timed) / done if done else None
+        # Scaled, since the machine may be busier than it was for the earlier trials.
+        both = [(each, known) for each in timed if (known := each.work.known)]
+        before = sum(each.fraction * earlier(known) for each, known in both)
+        return earlier(work.known) * (sum(each.seconds for each, _ in both) / before if before > 0 else 1.0)
+    done = sum(each.fraction * amount(each.work) * each.work.tokens for each in timed)
+    return amount(work) * work.tokens * sum(each.seconds for each in timed) / done if done else None
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When the last of some trials ends, if each begins, in their order, as soon as one of the slots is free."""
+    """When the last of some trials ends, if each begins, in order, as soon as a slot is free."""
     free = [0.0] * max(slots, 1)
-    for each in seconds:
-        heapq.heappush(free, heapq.heappop(free) + each)
+    for duration in seconds:
+        heapq.heappush(free, heapq.heappop(free) + duration)
     return max(free)
+
+
+class RunningTrial:
+    """The progress of a running trial, read from its folder.
+
+    Args:
+        planned: the trial.
+        fraction: of its training, done in earlier sessions.
+        is_started: whether it runs already, so that its metrics log counts from the beginning.
+    """
+
+    def __init__(self, planned: PlannedTrial, fraction: float = 0.0, is_started: bool = False) -> None:
+        self.planned, self.fraction = planned, fraction
+        self.step, self.loss, self.speed = 0, float("nan"), float("nan")
+        self.evaluation_began: float | None = None
+        self.timed: tuple[float, float] | None = None
+        """Seconds between the first and the last line of its log in this session, and the fraction trained between."""
+        self._first: tuple[float, int] | None = None
+        # Earlier lines are of earlier sessions; the log is cut back to a checkpoint and then continues.
+        self._steps_before = round(fraction * (planned.params.train.steps or 0))
+        log = planned.trial.metrics_log.path
+        self._position = 0 if is_started or not log.exists() else log.stat().st_size
+
+    def update(self) -> None:
+        """Read what was logged since the last call."""
+        records, self._position = self.planned.trial.metrics_log.read(self._position)
+        steps = self.planned.params.train.steps
+        for record in (record for record in records if record["step"] > self._steps_before):
+            self.step = int(record["step"])
+            self.loss = record.get("loss/cross_entropy", self.loss)
+            self.speed = record.get("throughput/utterances_per_second", self.speed)
+            began, first = self._first = self._first or (record["time"], self.step)
+            self.fraction = min(self.step / steps, 1.0) if steps else fraction_trained(self.planned)
+            if steps and self.step > first:
+                self.timed = record["time"] - began, (self.step - first) / steps
+        if self.evaluation_began is None and self.planned.trial.adapter.is_dir():
+            self.evaluation_began, self.fraction = time.time(), 1.0
+
+    def remaining(self, estimator: TimeEstimator, work: Workload) -> float | None:
+        """Remaining seconds; None if unknown."""
+        if self.evaluation_began is None:
+            return estimator.remaining(work, self.fraction)
+        evaluation = estimator.evaluation(work)
+        return None if evaluation is None else max(evaluation - (time.time() - self.evaluation_began), 0.0)
+
+    def progress(self) -> str:
+        """Phase, step, loss and speed."""
+        if self.evaluation_began is not None:
+            return "evaluating"
+        loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
+        speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
+        train = self.planned.params.train
+        total = f"/{train.steps}" if train.steps else f" ({train.epochs} epochs)"
+        return f"step {self.step}{total}  {loss}  {speed}".rstrip()

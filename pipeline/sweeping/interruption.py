@@ -1,4 +1,4 @@
-"""How a sweep is brought to an end early, and what goes on beside it."""
+"""Stopping a sweep early, and periodic actions in a thread."""
 
 import contextlib
 import os
@@ -10,85 +10,79 @@ from pathlib import Path
 
 LOOK_SECONDS = 1.0
 GRACE_SECONDS = 10.0
-"""After SIGTERM trials have so long for a checkpoint: batch schedulers and Kubernetes kill after 30 s."""
+"""Time for checkpoints after SIGTERM: batch schedulers and Kubernetes kill after 30 s."""
 
 
-class Asked:
-    """Whether a sweep was asked to end."""
+class StopRequest:
+    """Whether a sweep was asked to stop."""
 
     def __init__(self) -> None:
-        self.yes = False
-        self._until: float | None = None
-
-    def limit(self) -> None:
-        """Trials have `GRACE_SECONDS` from now."""
-        self._until = time.monotonic() + GRACE_SECONDS
+        self.received = False
+        self.deadline: float | None = None
 
     @property
     def is_overdue(self) -> bool:
-        """Whether those that still run are no longer waited for."""
-        return self._until is not None and time.monotonic() > self._until
+        """Whether to stop waiting for running trials."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
 
 @contextlib.contextmanager
-def asking(stop: Path, say: Callable[[str], None]) -> Iterator[Asked]:
-    """In the driver: the first `Ctrl-C` or SIGTERM makes the file `stop` and is noted; the second interrupts.
+def handle_stop_signals(stop: Path, log: Callable[[str], None]) -> Iterator[StopRequest]:
+    """In the driver: the first `Ctrl-C` or SIGTERM creates the file `stop`, removed at the end; the second interrupts.
 
-    Who presses `Ctrl-C` can do so again, so trials have all the time they need; SIGTERM comes from a machine that will
-    soon kill.
+    After `Ctrl-C` trials have as long as they need, since it can be repeated; SIGTERM comes from a machine that soon
+    kills.
     """
-    asked = Asked()
+    request = StopRequest()
 
-    def ask(number: int, frame: object) -> None:
-        if asked.yes:
+    def receive(number: int, frame: object) -> None:
+        if request.received:
             raise KeyboardInterrupt
-        asked.yes = True
+        request.received = True
         if number == signal.SIGTERM:
-            asked.limit()
+            request.deadline = time.monotonic() + GRACE_SECONDS
         stop.touch()
-        say("stopping: each trial ends after a checkpoint; once more to end at once")
+        log("stopping: each trial ends after a checkpoint; once more to end at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stop.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def ended_by(stop: Path) -> Iterator[None]:
-    """In a worker's main thread: once the file is there, signal this process.
+def interrupted_by(stop: Path) -> Iterator[None]:
+    """In a worker's main thread: signal this process once the file exists.
 
     Training then ends after a checkpoint, anything else at once, both with KeyboardInterrupt. A signal does not reach
     workers on other machines; a file in the shared folder of trials does.
     """
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            if stop.exists():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    def look() -> None:
+        if stop.exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.set()
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
     try:
-        yield
+        with run_every(LOOK_SECONDS, look) as ended:
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        ended.set()
-        watching.join()
         signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
-def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Do something now and then from a thread while the block runs."""
+def run_every(seconds: float, action: Callable[[], None]) -> Iterator[threading.Event]:
+    """Run an action periodically in a thread, until the context or the yielded event ends it."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -98,7 +92,7 @@ def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield
+        yield ended
     finally:
         ended.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""`--only`: which points of a sweep are kept."""
+"""`--only`: the points of a sweep to keep."""
 
 from __future__ import annotations
 
@@ -15,74 +15,65 @@ if TYPE_CHECKING:
     from pipeline.sweeping.specification import Point
 
 
-def assignment(text: str) -> tuple[str, Any]:
-    """Key and value of `key=value`.
-
-    Raises:
-        PipelineError: there is no `=`, or the value is no YAML.
-    """
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Key and value of `key=value`; raises PipelineError without a `=`, or if the value is invalid YAML."""
     key, equals, value = text.partition("=")
     if not equals:
         raise PipelineError("the command line", f"{text!r} has no '='", "write key=value")
     return key, parse_yaml(value, key)
 
 
-def narrowed(points: list[Point], only: Sequence[str]) -> list[Point]:
-    """The points to which each key applies, and which have that value.
+def narrow(points: list[Point], only: Sequence[str]) -> list[Point]:
+    """The points that use each of the keys, with that value.
 
     Args:
         points: at least one.
-        only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis whose values have names
+        only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis with named values
             (`dataset=LRS3`).
-
-    Raises:
-        PipelineError: a key is none, or may be several, or no point is left.
     """
     for text in only:
-        key, value = assignment(text)
+        key, value = parse_assignment(text)
+        values: list[tuple[Point, Any]]
         if any(key in point.labels for point in points):
-            kept = [point for point in points if point.labels.get(key) == str(value)]
-            if not kept:
-                found = sorted({point.labels[key] for point in points if key in point.labels})
-                raise PipelineError(f"--only {text}", "no trial is left", f"{key} is one of: {', '.join(found)}")
-            points = kept
-            continue
-        whole = _whole_key(key, points)
-        those = [(point, _value(point.params, whole)) for point in points if applies(point.params, whole)]
-        kept = [point for point, its in those if its == value]
-        if not kept:
-            found = sorted({str(its) for _, its in those})
-            said = f"{whole} is one of: {', '.join(found)}" if found else f"no trial uses {whole}"
-            raise PipelineError(f"--only {text}", "no trial is left", said)
-        points = kept
+            name = key
+            values = [(point, point.labels[key]) for point in points if key in point.labels]
+            value = str(value)
+        else:
+            name = _full_key(key, points)
+            values = [(point, _value(point.params, name)) for point in points if is_used(point.params, name)]
+        points = [point for point, its_value in values if its_value == value]
+        if not points:
+            known = ", ".join(sorted({str(its_value) for _, its_value in values}))
+            reason = f"{name} is one of: {known}" if known else f"no trial uses {name}"
+            raise PipelineError(f"--only {text}", "matches no trial", reason)
     return points
 
 
-def applies(params: Params, key: str) -> bool:
-    """Whether a trial uses a parameter: a trial of audio alone has no video rate, one without the decorrelation loss
+def is_used(params: Params, key: str) -> bool:
+    """Whether a trial uses a parameter: an audio-only trial has no video rate, a trial without the decorrelation loss
     no layers to apply it to."""
     section, _, rest = key.partition(".")
     stream = rest.partition(".")[0]
     if section == "features" and stream in ("audio", "video"):
         return stream in streams(params.model.modality)
-    return section not in TRAINING_SECTIONS or key in LEFT_OUT or key in _flat(configuration(params))
+    return section not in TRAINING_SECTIONS or key in LEFT_OUT or key in _flat_keys(configuration(params))
 
 
-def _whole_key(key: str, points: Sequence[Point]) -> str:
-    """The one key that ends like this; among several, the one that an axis sets."""
-    flat = [name for name in _flat(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
-    chosen = [name for name in flat if any(name in point.settings for point in points)] or flat
-    if len(chosen) != 1:
-        found = f"may be {' or '.join(chosen)}" if chosen else "is no parameter"
-        raise PipelineError(f"--only {key}", found, "write the key in full, such as model.modality")
-    return chosen[0]
+def _full_key(key: str, points: Sequence[Point]) -> str:
+    """The only key with this ending; keys that an axis sets come first."""
+    matching = [name for name in _flat_keys(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
+    matching = [name for name in matching if any(name in point.settings for point in points)] or matching
+    if len(matching) != 1:
+        reason = f"may be {' or '.join(matching)}" if matching else "unknown parameter"
+        raise PipelineError(f"--only {key}", reason, "write the full key, such as model.modality")
+    return matching[0]
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> list[str]:
-    names = []
+def _flat_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
     for key, value in values.items():
-        names += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [f"{before}{key}"]
-    return names
+        keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
 
 
 def _value(params: Params, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a sweep came to: tables and figures in `results/sweeps/<name>/`, and the best of each task by validation."""
+"""The results of a sweep: tables and figures in `results/sweeps/<name>/`, and the best point of each task."""
 
 import sys
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
-from pipeline.sweeping.plan import Planned, point_of, task_of
-from pipeline.sweeping.search.progress import values_of
+from pipeline.sweeping.plan import PlannedTrial, name_without_seed, point_of, task_of
+from pipeline.sweeping.search.progress import metrics_of, values_of
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
 from pipeline.sweeping.specification import Sweep
 from pipeline.trials.folder import Status
@@ -27,18 +27,12 @@ _STATE = "state.json"
 
 
 def results_folder(sweep: Sweep) -> Path:
-    """Where the results of a sweep lie."""
+    """The folder of a sweep's results."""
     return RESULTS / sweep.specification.name
 
 
-def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | None = None) -> None:
-    """Print the table of the trials, and write tables and figures; those that are up to date are only printed.
-
-    Args:
-        sweep: its specification counts.
-        trials: all that there are.
-        suggestions: of a search.
-    """
+def publish(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: Suggestions | None = None) -> None:
+    """Print the table of the trials; write tables and figures unless they are up to date."""
     if not any(planned.state is Status.DONE for planned in trials):
         return
     folder = results_folder(sweep)
@@ -60,12 +54,13 @@ def publish(sweep: Sweep, trials: Sequence[Planned], suggestions: Suggestions | 
     for planned in trials:
         if planned.state is not Status.DONE and (step := planned.stopped) is not None:
             print(f"stopped early: {planned.name} (after step {step})")
-    for line in best_lines(sweep.specification.select.by, trials):
-        print(line)
+    metric = sweep.specification.select.by
+    for name, value in BestPoints(metric, trials).best():
+        print(f"best by {metric}: {name} ({value:.3f})")
 
 
-def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
-    """Where the results of a sweep lie, and what can be done with them; nothing while no trial is done."""
+def next_lines(file: str, folder: Path, trials: Sequence[PlannedTrial]) -> list[str]:
+    """Where the results of a sweep are, and commands that use them; empty while no trial is done."""
     done = next((planned for planned in trials if planned.state is Status.DONE), None)
     if done is None:
         return []
@@ -79,8 +74,8 @@ def next_lines(file: str, folder: Path, trials: Sequence[Planned]) -> list[str]:
     ]
 
 
-def compare_planned(sweep: Sweep, trials: Sequence[Planned]) -> "Comparison":
-    """The comparison of a sweep's trials, under the names that the sweep gives its corpora."""
+def compare_planned(sweep: Sweep, trials: Sequence[PlannedTrial]) -> "Comparison":
+    """The comparison of a sweep's trials, with the sweep's names of its corpora."""
     from pipeline.comparison.table import compare
 
     datasets = {planned.identity: planned.dataset for planned in trials}
@@ -88,34 +83,31 @@ def compare_planned(sweep: Sweep, trials: Sequence[Planned]) -> "Comparison":
 
 
 def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
-    """What the points of a search came to."""
+    """The results of a search, each point once."""
     from pipeline.comparison.front import MIN_POINTS, SearchPoint, SearchResult, of_test
 
     search = sweep.search
     names = [*search.minimise, *map(of_test, search.minimise)]
-    points: list[SearchPoint] = []
     first: dict[tuple[str, ...], Suggestion] = {}
     for suggestion in suggestions.all:
-        first.setdefault(tuple(planned.identity for planned in suggestion.trials), suggestion)
-    for suggestion in first.values():
-        values = values_of(suggestion, names)
-        points.append(SearchPoint(suggestion.number, suggestion.name, suggestion.settings, values, _state(suggestion)))
-    result = SearchResult(search.kind, search.trials, search.minimise, tuple(points), {})
+        first.setdefault(_identities(suggestion), suggestion)
+    points = tuple(SearchPoint(s.number, s.name, s.settings, values_of(s, names), _status(s)) for s in first.values())
+    result = SearchResult(search.kind, search.trials, search.minimise, points, {})
     numbers = {point.number for point in result.done}
-    known = [first[tuple(p.identity for p in one.trials)].number in numbers for one in suggestions.all]
-    result = replace(result, repeated=sum(known) - len(numbers))
+    done = sum(first[_identities(suggestion)].number in numbers for suggestion in suggestions.all)
+    result = replace(result, repeated=done - len(numbers))
     if len(result.done) < MIN_POINTS or not result.keys:
         return result
     from pipeline.sweeping.search.importance import importance
 
     of = {m: importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
-    return replace(result, importance={metric: found for metric, found in of.items() if found})
+    return replace(result, importance={metric: shares for metric, shares in of.items() if shares})
 
 
 def compared_trials(
-    trials: Sequence[Planned], search: "SearchResult | None", suggestions: Suggestions | None
-) -> list[Planned]:
-    """Those that the table puts side by side: all, but of a search the front and weight 0."""
+    trials: Sequence[PlannedTrial], search: "SearchResult | None", suggestions: Suggestions | None
+) -> list[PlannedTrial]:
+    """The trials of the table: all of them; for a search, those of the front and those with weight 0."""
     if not search or not search.done or not suggestions:
         return list(trials)
     numbers = {point.number for point in search.front}
@@ -128,7 +120,11 @@ def compared_trials(
     return list(shown.values())
 
 
-def _state(suggestion: Suggestion) -> str:
+def _identities(suggestion: Suggestion) -> tuple[str, ...]:
+    return tuple(planned.identity for planned in suggestion.trials)
+
+
+def _status(suggestion: Suggestion) -> str:
     states = [planned.state for planned in suggestion.trials]
     if all(state is Status.DONE for state in states):
         return "done"
@@ -146,29 +142,41 @@ def _is_current(folder: Path, state: dict) -> bool:
         files = known["files"].items()
         return known["state"] == state and not any(fault(folder / name, sha256) for name, sha256 in files)
     except (PipelineError, KeyError, TypeError, AttributeError):
-        # Missing, or spoilt: the tables are written again.
+        # Missing or damaged: the tables are written again.
         return False
 
 
-def best_lines(by: str, trials: Sequence[Planned]) -> list[str]:
-    """The best of each task, in a line; the mean over the seeds of a point counts.
+class BestPoints:
+    """The best point of each task by a metric, as the mean over the seeds that are done; the lowest is best.
 
     Args:
-        by: a metric; the lowest is best.
-        trials: of which those count that are done and have it.
+        metric: such as `wer/validation`.
+        trials: those without the metric are ignored.
     """
-    tasks: dict[str, dict[str, list[tuple[float, Planned]]]] = {}
-    for planned in trials:
-        value = planned.metrics.get(by)
+
+    def __init__(self, metric: str, trials: Sequence[PlannedTrial] = ()) -> None:
+        self.metric = metric
+        self._tasks: dict[str, dict[str, dict[str, tuple[PlannedTrial, float]]]] = {}
+        """By task, point and identity."""
+        for planned in trials:
+            self.add(planned)
+
+    def add(self, planned: PlannedTrial) -> float | None:
+        """Add a trial, and return its metric; None without one."""
+        value = metrics_of(planned, [self.metric]).get(self.metric)
         if value is not None:
-            points = tasks.setdefault(task_of(planned.params), {})
-            points.setdefault(point_of(planned), []).append((value, planned))
-    lines = []
-    for points in tasks.values():
-        seeds = min(points.values(), key=lambda seeds: fmean(value for value, _ in seeds))
-        mean, first = fmean(value for value, _ in seeds), seeds[0][1]
-        name = first.name
-        if len(seeds) > 1:
-            name = f"{name.replace(f' seed {first.params.train.seed}', '')}, mean of {len(seeds)} seeds"
-        lines.append(f"best by {by}: {name} ({mean:.3f})")
-    return lines
+            points = self._tasks.setdefault(task_of(planned.params), {})
+            points.setdefault(point_of(planned), {})[planned.identity] = planned, value
+        return value
+
+    def best(self) -> list[tuple[str, float]]:
+        """Name and mean of the best point of each task."""
+        # Copied, since another thread can call this.
+        tasks = [[list(seeds.values()) for seeds in list(points.values())] for points in list(self._tasks.values())]
+        return [min(map(_name_and_mean, points), key=lambda named: named[1]) for points in tasks]
+
+
+def _name_and_mean(seeds: Sequence[tuple[PlannedTrial, float]]) -> tuple[str, float]:
+    planned, _ = seeds[0]
+    name = f"{name_without_seed(planned)}, mean of {len(seeds)} seeds" if len(seeds) > 1 else planned.name
+    return name, fmean(value for _, value in seeds)

@@ -1,98 +1,121 @@
-"""The sections of a sweep file, each key with a line that says what it is."""
+"""The sections of a sweep file, and settings: values by dotted key of params.yaml."""
 
+import random
 import re
+from math import ceil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from pipeline.config import Section
+from pipeline.common.errors import PipelineError
+from pipeline.config import Params, Section, assign, known_below, validate
 
-MOST_TRIALS = 10_000
-"""Of a sweep: more is a slip, and would take minutes to expand."""
+MAX_TRIALS = 10_000
+"""More would take minutes to expand, and is likely a mistake."""
+NAME = "name"
+"""The key that names a value of an axis; the other keys are settings."""
+Settings = dict[str, Any]
+"""Values by dotted key."""
 
 
-def _whole_above_one(gpus: float) -> float:
+def _integer_above_one(gpus: float) -> float:
     if gpus > 1 and not gpus.is_integer():
-        raise ValueError("a fraction of one GPU, or a number of whole ones")
+        raise ValueError("a fraction of one GPU, or an integer")
     return gpus
 
 
 class Resources(Section):
-    """What a trial takes while it runs."""
+    """The resources of a trial."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] = 0
-    """A fraction lets several trials share a GPU; several train one trial, each a rank with its share of every batch.
-    Falls to 0 where there is none."""
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_integer_above_one)] = 0
+    """A fraction lets several trials share a GPU. With several GPUs a trial has a rank on each, which trains on its
+    share of every batch. Becomes 0 where no GPU is available."""
 
 
-def _of_validation(metric: str) -> str:
+def _on_validation(metric: str) -> str:
     if not re.fullmatch(r"\S+/validation\b\S*", metric):
         raise ValueError("a metric of the validation split, such as wer/validation")
     return metric
 
 
 class Select(Section):
-    """What the best trial is chosen by."""
+    """How the best trial is selected."""
 
-    by: Annotated[str, AfterValidator(_of_validation)] = "wer/validation"
+    by: Annotated[str, AfterValidator(_on_validation)] = "wer/validation"
     """A metric of the validation split; the lowest is best. Tables report the test split."""
 
 
 class Scheduler(Section):
-    """Ends trials early by the validation loss, among trials of one task; all seeds of a point go on, or none
-    (`pipeline.sweeping.halving`)."""
+    """Early stopping by the validation loss, among trials of one task; all seeds of a point continue, or none
+    (`pipeline.sweeping.early_stopping`)."""
 
-    kind: Literal["asha", "median"] = "asha"
-    """asha: asynchronous successive halving (Li et al., MLSys 2020). median: what is worse than the median of the
-    others at the same step ends (Golovin et al., KDD 2017)."""
+    kind: Literal["asha", "median", "hyperband"] = "asha"
+    """asha: asynchronous successive halving (Li et al., MLSys 2020). hyperband: asha in several brackets, each of which
+    is compared for the first time one rung later than the one before (Li et al., JMLR 2018), in case `grace` is too
+    short. median: stops what is worse than the median of the others at the same step (Golovin et al., KDD 2017)."""
     grace: Annotated[int, Field(ge=1)]
-    """Steps before a trial is compared for the first time; median compares after each further `grace` steps."""
+    """Steps before the first comparison; median compares after each further `grace` steps."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """Of asha: one of so many goes on after each comparison, and the next is after so many times the steps."""
+    """Of asha and hyperband: one in `factor` continues after each comparison; the next follows at `factor` times the
+    step."""
 
     def rungs(self, steps: int) -> list[int]:
-        """The steps after which a trial of so many steps is compared with the others."""
+        """The steps at which trials of this length are compared."""
         if self.kind == "median":
             return list(range(self.grace, steps, self.grace))
-        found = []
+        rungs = []
         step = self.grace
         while step < steps:
-            found.append(step)
+            rungs.append(step)
             step *= self.factor
-        return found
+        return rungs
+
+    def bracket(self, point: str, steps: int) -> int:
+        """How many rungs a point skips: always 0, except for hyperband, whose brackets have sizes with about the same
+        total number of steps.
+
+        It follows from the point alone, so that it is the same for every driver, in any order of points. (Ray Tune's
+        AsyncHyperBand draws it, and would draw another one after a restart.)
+        """
+        if self.kind != "hyperband":
+            return 0
+        most = len(self.rungs(steps))
+        sizes = [ceil((most + 1) * self.factor**rungs / (rungs + 1)) for rungs in range(most, -1, -1)]
+        return random.Random(point).choices(range(most + 1), sizes)[0]
 
     @property
     def one_in(self) -> int:
-        """Of so many trials one goes on."""
+        """One in this many trials continues."""
         return 2 if self.kind == "median" else self.factor
 
     @property
     def least_rivals(self) -> int:
-        """How many others a trial is compared with at least; without them it goes on."""
+        """The fewest others to compare with; a trial with fewer continues."""
         return 3 if self.kind == "median" else 1
 
 
 class SearchSettings(Section):
-    """How points are suggested, in place of the product of all axes, which may be ranges (`sweeping.search.space`).
+    """A search suggests points, in place of the product of all axes, which may be ranges (`sweeping.search.space`).
 
-    What is suggested follows from the seed, the axes, and what is done when it is suggested.
+    Suggestions follow from the seed, the axes, and the results known at that time.
     """
 
     kind: Literal["tpe", "random", "gp", "nsga-ii"] = "tpe"
-    """Optuna's samplers: tpe is the tree-structured Parzen estimator, for one metric or several; random draws; gp is a
-    Gaussian process, which takes seconds for each suggestion; nsga-ii is a genetic algorithm for several metrics."""
-    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
-    """How many points are suggested, each a trial for each of the seeds. It may be raised later."""
-    minimise: tuple[Annotated[str, AfterValidator(_of_validation)], ...]
-    """A metric of the validation split, or several; the searcher is told their means over the seeds of a point. Sinks
-    (`sinks/intermediate_tokens_per_utterance/validation`) are measured on validation, too, where they are named."""
+    """Optuna's samplers: tpe (tree-structured Parzen estimator), random, gp (Gaussian process; up to a second of one
+    core per suggestion), nsga-ii (a genetic algorithm for several metrics)."""
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
+    """The number of points to suggest, each a trial per seed. It can be raised later."""
+    minimise: tuple[Annotated[str, AfterValidator(_on_validation)], ...]
+    """One or several metrics of the validation split, as means over the seeds of a point. Sink metrics
+    (`sinks/intermediate_tokens_per_utterance/validation`) are measured on validation if they are named here."""
     seed: int = 0
-    """Of the searcher."""
+    """Seed of the sampler."""
 
     @field_validator("minimise", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:
+    def _as_tuple(cls, value: Any) -> Any:
         if not value:
             raise ValueError("a metric of the validation split, or several")
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -102,37 +125,77 @@ class Specification(Section):
     """A sweep file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the folder of results, and the sweep in MLflow."""
+    """Name of the folder of results, and of the sweep in MLflow."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """What differs from params.yaml in all trials, by dotted key."""
+    """Settings of all trials, by dotted key."""
     axes: dict[str, Any] = Field(default_factory=dict)
-    """The product of these."""
+    """Trials are the product of the axes."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """Values of `train.seed`; null leaves it as it is."""
+    """Values of `train.seed`; null keeps that of params.yaml."""
     resources: Resources = Resources()
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Trials at once; null takes as many as there is room for."""
+    """The most trials at once; null: as many as the resources allow."""
     retries: Annotated[int, Field(ge=0)] = 1
-    """How often a trial that failed is begun again; it goes on from its checkpoint."""
+    """How often a failed trial is retried, from its last checkpoint."""
     search: SearchSettings | None = None
     """Suggests points; null takes the product of all axes."""
     scheduler: Scheduler | None = None
-    """Ends trials early that do badly; null runs all to their end."""
+    """Early stopping; null trains all trials to the end."""
     select: Select = Select()
     primary: str | None = None
-    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one comparison that was planned:
-    its p-value is not corrected for the number of the others. null: all are corrected alike."""
+    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
+    p-value is not corrected for the number of comparisons. null: all are corrected."""
 
 
 class Uniform(Section):
-    """Draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
+    """Uniform draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
 
     uniform: tuple[float, float]
-    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+    samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
 class LogUniform(Section):
     """Draws whose logarithm is uniform between those of two positive bounds."""
 
     loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+    samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
+
+
+def point_params(path: str | Path, base: dict[str, Any], common: Settings, settings: Settings) -> Params:
+    """The parameters of a point: `base`, overridden by `common`, overridden by its own settings."""
+    values = _copied(base)
+    for key, value in (common | settings).items():
+        # Copied, or a nested setting would be written into a section that later points share.
+        assign(values, key, _copied(value))
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return validate(values, f"{path} at {shown}" if shown else path)
+
+
+def _copied(values: Any) -> Any:
+    return {key: _copied(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def is_key(key: str) -> bool:
+    """Whether this can be a key of params.yaml, or a section."""
+    section, _, last = str(key).rpartition(".")
+    known = known_below(section)
+    return known is None or last in known
+
+
+def require_key(key: str, where: str) -> None:
+    """Raises PipelineError if a key is not in params.yaml; the error lists the valid ones."""
+    if not is_key(key):
+        section = str(key).rpartition(".")[0]
+        while section and not known_below(section) and not is_key(section):
+            section = section.rpartition(".")[0]
+        expected = ", ".join(known_below(section) or ()) or "nothing below it"
+        raise PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {expected}")
+
+
+def require_names(where: str, names: list[Any]) -> None:
+    """Raises PipelineError for names of axis values that cannot stand in a table, or are not unique."""
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*", name):
+            raise PipelineError(where, f"a value is named {name!r}", "use letters, digits, spaces, '.', '_', '-'")
+        if names.count(name) > 1:
+            raise PipelineError(where, f"two values are named {name!r}", "give each a unique name")

@@ -1,37 +1,142 @@
-"""A running or ended sweep, seen from another shell: told from files alone, without a lock."""
+"""The status of a running or ended sweep, from files alone: its driver records the plan, and any shell can read it."""
 
+import contextlib
+import json
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.plan_file import RecordedPlan
-from pipeline.sweeping.running import Running
-from pipeline.trials.folder import Status
+from pipeline.common.errors import PipelineError
+from pipeline.common.files import read_json, write_json
+from pipeline.common.hardware import start_of, this_process
+from pipeline.common.journal import Journal, read_journal
+from pipeline.config import Params
+from pipeline.sweeping.eta import RunningTrial
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.trials.folder import Status, Trial
+
+FILE = "plan.json"
+TRIALS = "trials.jsonl"
+"""A line per trial, so that a search can add trials."""
+
+
+@dataclass(frozen=True)
+class RecordedPlan:
+    """The plan that a driver recorded."""
+
+    trials: tuple[PlannedTrial, ...]
+    metric: str
+    """The metric to show of done trials."""
+    driver: dict[str, Any]
+    """`host`, `machine`, `pid` and `started` of its process, and its times `since` and `until`."""
+
+
+@contextlib.contextmanager
+def record_plan(
+    folder: Path, specification: Specification, trials: Sequence[PlannedTrial]
+) -> Iterator[Callable[[Sequence[PlannedTrial]], None]]:
+    """Record the plan in the folder of results, and at the end of the context the time.
+
+    Yields:
+        A function that adds trials.
+    """
+    driver = this_process() | {"since": _now(), "until": None}
+    plan = {
+        "driver": driver,
+        "metric": specification.select.by,
+        "scheduler": specification.scheduler.model_dump(mode="json") if specification.scheduler else None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRIALS).unlink(missing_ok=True)
+    with Journal(folder / TRIALS) as journal:
+        journal.add(*map(_line, trials))
+        write_json(folder / FILE, plan)
+        try:
+            yield lambda more: journal.add(*map(_line, more))
+        finally:
+            write_json(folder / FILE, plan | {"driver": driver | {"until": _now()}})
+
+
+def _line(planned: PlannedTrial) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "params": planned.params.model_dump(mode="json"),
+        "settings": planned.settings,
+        "identity": planned.identity,
+        "evaluation": planned.evaluation,
+        "folder": str(planned.trial.folder),
+        "dataset": planned.dataset,
+    }
+
+
+def read_plan(folder: Path) -> RecordedPlan:
+    """The plan that the last driver recorded in a folder of results."""
+    path = folder / FILE
+    if not path.exists():
+        raise PipelineError(path, "does not exist: this sweep has run no trial yet", "start it, or see --plan")
+    plan = read_json(path, "see --plan instead")
+    try:
+        rule = Scheduler.model_validate(plan["scheduler"]) if plan["scheduler"] else None
+        trials = tuple(
+            PlannedTrial(
+                line["name"],
+                Params.model_validate_json(json.dumps(line["params"])),
+                tuple(line["settings"]),
+                line["identity"],
+                line["evaluation"],
+                Trial(line["folder"]),
+                rule,
+                line["dataset"],
+            )
+            for line in read_journal(folder / TRIALS)
+        )
+        return RecordedPlan(trials, plan["metric"], plan["driver"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(path, f"is damaged ({type(error).__name__})", "see --plan instead") from None
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:
-    """A line for each trial: done, failed, running (where, and how far), or waiting; then their counts."""
+    """A line per trial: done, failed, running (where, at which step), or waiting; then their counts and the driver."""
     width = max((len(planned.name) for planned in plan.trials), default=0)
-    found = [_status(planned, plan.metric) for planned in plan.trials]
-    lines = [f"{planned.name:{width}}  {text}" for planned, (_, text) in zip(plan.trials, found, strict=True)]
-    counts = Counter(status for status, _ in found)
+    statuses = [_status(planned, plan.metric) for planned in plan.trials]
+    lines = [f"{planned.name:{width}}  {text}" for planned, (_, text) in zip(plan.trials, statuses, strict=True)]
+    counts = Counter(status for status, _ in statuses)
     order = ("done", "stopped early", "failed", "running", "waiting")
     counted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
-    return [*lines, f"{len(plan.trials)} trials: {counted}", plan.driver_line]
+    return [*lines, f"{len(plan.trials)} trials: {counted}", _driver_line(plan.driver)]
 
 
-def _status(planned: Planned, metric: str) -> tuple[str, str]:
+def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
     state = planned.state
     if state is Status.DONE:
         value = planned.metrics.get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if (step := planned.stopped) is not None:
         return "stopped early", f"stopped early after step {step}"
-    running = Running(planned, is_begun=True)
-    running.look()
+    running = RunningTrial(planned, is_started=True)
+    running.update()
     if holder := planned.trial.lease().holder():
         return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"
     if reason := planned.failure:
         return "failed", f"failed: {reason}"
     if state is Status.NEW:
         return "waiting", "waiting"
-    return "waiting", f"waiting; {'trained' if state is Status.TRAINED else f'begun, step {running.step}'}"
+    return "waiting", f"waiting; {'trained' if state is Status.TRAINED else f'training, step {running.step}'}"
+
+
+def _driver_line(driver: dict[str, Any]) -> str:
+    process = f"driver: process {driver['pid']} on {driver['host']}"
+    if driver["until"]:
+        return f"{process} ended {driver['until']}"
+    if driver["machine"] != this_process()["machine"]:
+        return f"{process}, started {driver['since']}; this machine cannot tell whether it still runs"
+    runs = start_of(driver["pid"]) == driver["started"]
+    return f"{process} {'runs since' if runs else 'was killed; it started'} {driver['since']}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).astimezone().isoformat(" ", "seconds")

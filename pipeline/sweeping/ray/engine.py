@@ -1,8 +1,8 @@
-"""Ray Tune in a process of its own, seen from the driver.
+"""Ray Tune in its own process, seen from the driver.
 
-Ray ends, or hangs for a minute, with what it cannot do without: its control store, a node, memory. Here that is an
-event: the driver lives, answers signals, and says what happened. What a trial is, and how far it has come, its own
-folder says: nothing of Ray's is kept or restored, so its processes can be killed at any time.
+When Ray loses its control store, a node or its memory, it ends, or hangs for a minute. Here that is an event, so that
+the driver survives, answers signals, and reports it. The state of a trial is in its own folder and nothing of Ray's is
+kept or restored, so that its processes can be killed at any time.
 """
 
 import contextlib
@@ -23,101 +23,104 @@ from pipeline.sweeping.ray.temporary import temporary_folder
 from pipeline.sweeping.sections import Specification
 
 TICK_SECONDS = 0.25
-"""So often the driver looks up, whatever Ray does."""
-GOODBYE_SECONDS = 3.0
-"""A cluster is left in order, within this time."""
-
+"""The driver is called at this interval, whether or not Ray reports anything."""
+DISCONNECT_SECONDS = 3.0
+"""Time to leave a cluster in order."""
 KILL_SECONDS = 5.0
-"""Processes that are killed are gone within this time, or the kernel holds them."""
+"""Killed processes that live longer are stuck in the kernel."""
 
 Event = tuple[Any, ...]
-"""What Ray's process sends:
+"""An event from Ray's process:
 
-- `("ready", n, native)`: so many trials run at once; `native` is what precision `auto` comes to on a worker, by device,
-  if that was asked for;
-- `("room", n)`: so many trials run at once by now;
-- `("said", text)`: a line for people;
-- `("started", identity)`: a worker begins;
-- `("ended", identity, result)`: what `work` returned;
-- `("failed", identity, reason, traceback)`: the attempt failed, by whatever it was;
+- `("ready", n, native)`: n trials can run at once; `native` is what precision `auto` means on a worker, by device, if
+  that was queried;
+- `("slots", n)`: n trials can run at once now;
+- `("note", text)`: a line to print;
+- `("started", identity)`: a worker starts;
+- `("ended", identity, result)`: the return value of `work`;
+- `("failed", identity, reason, traceback, is_lost)`: the attempt failed, with an exception of `work` or, `is_lost`,
+  with its worker;
 - `("refused", where, found, remedy)`: Ray cannot be used at all;
 - `("lost", reason)`: Ray ended.
 """
 
 
 class EngineLostError(PipelineError):
-    """Ray ended in the middle. Trials are as their folders say."""
+    """Ray ended while trials ran; their folders have their state."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """What Ray's process needs to know."""
+class EngineOptions:
+    """The arguments of Ray's process."""
 
     specification: Specification
     address: str | None
     folder: str
     """For its temporary files."""
-    asks: bool
-    """Whether a worker is asked what it has, before there are jobs."""
+    query_precision: bool
+    """Whether to query a worker for `Engine.native` at the start."""
 
 
 class Engine:
-    """A running Ray, on this machine or a cluster's.
+    """A running Ray, on this machine or a cluster.
 
     Args:
-        specification: resources and concurrency count.
-        address: of a Ray cluster; None starts Ray on this machine, and ends it afterwards.
-        stop: a file; once it is there, Ray's start is given up.
-        asks: whether a worker is asked what it has; see `native`.
+        specification: provides resources and concurrency.
+        address: address of a Ray cluster; None starts Ray on this machine, and ends it afterwards.
+        stop: a file that cancels the start of Ray once it exists.
+        query_precision: whether to query a worker for `native`.
 
     Raises:
-        KeyboardInterrupt: `stop` is there before Ray is ready.
-        PipelineError: Ray cannot be started, or not be reached; or no node has room for a trial.
+        KeyboardInterrupt: `stop` exists before Ray is ready.
+        PipelineError: Ray cannot be started or reached, or no node has the resources of a trial.
     """
 
-    def __init__(self, specification: Specification, address: str | None, stop: Path, asks: bool = False) -> None:
-        self._specification, self._address, self._stop, self._asks = specification, address, stop, asks
+    def __init__(
+        self, specification: Specification, address: str | None, stop: Path, query_precision: bool = False
+    ) -> None:
+        self._specification, self._address = specification, address
+        self._stop, self._query_precision = stop, query_precision
         self.native: dict[str, Precision] | None = None
-        """What precision `auto` comes to on a worker, by device."""
+        """What precision `auto` means on a worker, by device."""
         self.concurrency = 1
-        """How many trials have room at once."""
+        """The number of trials that can run at once."""
         self.notes: list[str] = []
-        """What Ray's process said while it started."""
+        """Lines that Ray's process sent while it started."""
 
     def __enter__(self) -> "Engine":
-        with contextlib.ExitStack() as opened:
-            folder = opened.enter_context(temporary_folder())
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder())
             (folder / RAY).mkdir()
-            start = Start(self._specification, self._address, str(folder), self._asks)
-            self._connection = opened.enter_context(self._begin(start))
+            options = EngineOptions(self._specification, self._address, str(folder), self._query_precision)
+            self._connection = stack.enter_context(_ray_process(options))
             self._output = folder / OUTPUT
             for event in self.events():
                 if self._stop.exists():
                     raise KeyboardInterrupt
-                if event and event[0] == "said":
+                if event and event[0] == "note":
                     self.notes.append(event[1])
                 elif event:
                     _, self.concurrency, self.native = event
                     break
-            self._opened = opened.pop_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._opened.close()
+        self._stack.close()
 
     def place(self, job: dict[str, Any]) -> None:
-        """Have a trial run as soon as there is room.
+        """Run a trial as soon as a slot is free.
 
         Args:
-            job: `work`, the name of what a worker calls (`module:function`); what that takes: `params`, `identity`,
-                `folder`, `stop`, `until`; `root`, the folder in which it is called.
+            job: `work`, the function that a worker calls (`module:function`); its input: `params`, `identity`,
+                `folder`, `stop`, `until`; `root`, the working directory.
         """
-        # If it is gone, `events` says so.
+        # If Ray's process has ended, `events` raises.
         with contextlib.suppress(OSError):
             self._connection.send(job)
 
     def events(self) -> Iterator[Event | None]:
-        """What happens, one after another; None where nothing did for a moment.
+        """Events, and None after each `TICK_SECONDS` without one.
 
         Raises:
             EngineLostError: Ray ended.
@@ -127,78 +130,75 @@ class Engine:
             try:
                 event = self._connection.recv() if self._connection.poll(TICK_SECONDS) else None
             except (EOFError, OSError):
-                event = ("lost", self._last_words())
+                event = ("lost", self._last_output())
             if event and event[0] == "refused":
                 raise PipelineError(*event[1:])
             if event and event[0] == "lost":
-                raise EngineLostError("Ray", f"ended in the middle ({event[1]})", "the same command goes on")
+                raise EngineLostError("Ray", f"ended unexpectedly ({event[1]})", "the same command continues")
             yield event
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
+        lines = []
         with contextlib.suppress(OSError):
             lines = self._output.read_text(errors="replace").strip().splitlines()
-            return lines[-1] if lines else "its process was killed"
-        return "its process was killed"
-
-    @contextlib.contextmanager
-    def _begin(self, start: Start) -> Iterator[Connection]:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, start), daemon=True)
-        # It leads a session of its own a moment later; until then the terminal's Ctrl-C is for it, too.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        try:
-            yield ours
-        finally:
-            ours.close()
-            if start.address:
-                process.join(GOODBYE_SECONDS)
-            _kill(process)
+        return lines[-1] if lines else "its process was killed"
 
 
-def _kill(process: multiprocessing.process.BaseProcess) -> None:
-    """End Ray's process and all that it started, at once. Until they are gone they make their folders anew."""
-    process.kill()
-    process.join()
-    if process.pid is not None:
-        kill_session(process.pid)
+@contextlib.contextmanager
+def _ray_process(options: EngineOptions) -> Iterator[Connection]:
+    """Ray's process; on exit it and all that it started are killed, or they would create their folders again."""
+    context = multiprocessing.get_context("spawn")
+    connection, its_connection = context.Pipe()
+    process = context.Process(target=_serve, args=(its_connection, options), daemon=True)
+    # Until it leads its own session a moment later, it gets the terminal's Ctrl-C, too.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    its_connection.close()
+    try:
+        yield connection
+    finally:
+        connection.close()
+        if options.address:
+            process.join(DISCONNECT_SECONDS)
+        process.kill()
+        process.join()
+        if process.pid is not None:
+            kill_session(process.pid)
 
 
 def kill_session(leader: int) -> None:
-    """End all processes of a session but this one, and wait until they are gone."""
+    """Kill all processes of a session but this one, and wait until they have ended."""
     until = time.monotonic() + KILL_SECONDS
-    while (left := _session(leader)) and time.monotonic() < until:
-        for pid in left:
+    while (living := _session_members(leader)) and time.monotonic() < until:
+        for pid in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
-def _session(leader: int) -> list[int]:
-    """Living processes of a session. Ray gives its processes groups of their own, but no session."""
-    found = []
+def _session_members(leader: int) -> list[int]:
+    """Living processes of a session. Ray's processes have their own groups, but no session of their own."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # After the name, which may hold anything: state, parent, group, session.
+            # After the name in parentheses: state, parent, group, session.
             state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
             pid = int(path.parent.name)
             if int(session) == leader and state not in "ZX" and pid != os.getpid():
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
-def _serve(connection: Connection, start: Start) -> None:
-    """In Ray's process."""
+def _serve(connection: Connection, options: EngineOptions) -> None:
+    """The main function of Ray's process."""
     os.setsid()
-    output = os.open(Path(start.folder) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    output = os.open(Path(options.folder) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    set_environment(start.address, Path(start.folder))
+    set_environment(options.address, Path(options.folder))
     from pipeline.sweeping.ray.process import serve
 
-    serve(connection, start)
+    serve(connection, options)

@@ -1,4 +1,4 @@
-"""The variables under which Ray runs. It reads them when it is imported, so this does not import it."""
+"""The environment variables of Ray, which reads them when it is imported; so this module does not import it."""
 
 import os
 import secrets
@@ -24,14 +24,14 @@ SETTINGS = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "600",
 }
-"""Ray keeps quiet, keeps nothing, and gives training no lower priority than what else runs on the machine."""
+"""No output, no files of Ray's own, and normal priority for training."""
 RAY = "r"
-"""Ray's folder in that of a sweep. Ray opens it to all, so it lies in one that is ours alone."""
+"""Ray's folder within that of a sweep, which only this user can read: Ray lets everybody read its own."""
 OUTPUT = "ray.txt"
-"""Beside it: what Ray's processes print."""
-ASK_SECONDS = 30.0
+"""The output of Ray's processes, in the folder of the sweep."""
+QUERY_SECONDS = 30.0
 _REFUSED = 3
-_ASK = f"""
+_QUERY = f"""
 import sys
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
@@ -41,47 +41,47 @@ except AuthenticationError:
     sys.exit({_REFUSED})
 """
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's way to keep to the loopback device, whatever the system. Told an address of that device, it takes another."""
+"""Restricts Ray to the loopback device on any system; given an address of that device, it takes another."""
 
 
 def has_token() -> bool:
-    """Whether there is a token where Ray looks for one."""
+    """Whether Ray would find a token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").exists()
 
 
-def asks_for_token(address: str) -> bool:
-    """Whether a cluster answers only who has its token; False where it does not answer at all.
+def requires_token(address: str) -> bool:
+    """Whether a cluster refuses clients without its token; False if it does not answer.
 
-    It is asked without a token, by a process of its own, since Ray reads once in a process how to ask.
+    Queried in another process, since Ray reads its authentication mode once per process.
     """
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr", "stdin"), subprocess.DEVNULL)
     try:
-        asked = subprocess.run([sys.executable, "-c", _ASK, address], env=environment, timeout=ASK_SECONDS, **quiet)
+        query = subprocess.run([sys.executable, "-c", _QUERY, address], env=environment, timeout=QUERY_SECONDS, **quiet)
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == _REFUSED
+    return query.returncode == _REFUSED
 
 
 def set_environment(address: str | None, folder: Path) -> None:
-    """Set the variables of this process, which is for Ray alone.
+    """Set the variables of this process, which only runs Ray.
 
-    Whoever may talk to Ray may run code. So a local Ray listens on the loopback device, and answers who knows a token
-    that lies in its folder. (By itself Ray would leave a token in the home folder, and clusters that are started later
-    would ask for it.) The token of a cluster is the user's, as `ray start` takes it.
+    A client of Ray can run code. So a local Ray listens on the loopback device, and requires a token from its folder.
+    (By default Ray would leave a token in the home folder, which clusters started later would then require.) The token
+    of a cluster is the user's, where `ray start` finds it.
 
     Args:
-        address: of a cluster; None for a Ray on this machine.
-        folder: of the local Ray; nobody else can read it.
+        address: address of a cluster; None for a Ray on this machine.
+        folder: folder of the local Ray; only this user can read it.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
-    # Workers run this very code, whatever is installed.
+    # Workers run this code, even if another version is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
     if address:
-        # Who asks with a token is only answered with one: a cluster that knows of none could not reach its driver.
-        if has_token() and asks_for_token(address):
+        # A client with a token accepts only answers with one, and a cluster without a token could not reach it.
+        if has_token() and requires_token(address):
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         return
     token = folder / "token"

@@ -1,6 +1,6 @@
-"""In Ray's process: Ray Tune, as far as we use it. It places trials, and keeps workers for many of them.
+"""Ray Tune in its own process: it places trials, and reuses workers for them.
 
-What is tried again and what goes on is the driver's to decide: to Tune each attempt is a trial of its own.
+Retries and resumption are the driver's: for Tune each attempt is a trial of its own.
 """
 
 import contextlib
@@ -22,39 +22,46 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.tune.experiment import Trial as Placed
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import Precision, native_precision
-from pipeline.sweeping.ray.engine import Start, kill_session
-from pipeline.sweeping.ray.start import dead_process, nodes, require_answer, room, start_ray, taken
+from pipeline.sweeping.ray.engine import EngineOptions, kill_session
+from pipeline.sweeping.ray.start import (
+    dead_process,
+    node_resources,
+    require_answer,
+    slots,
+    start_ray,
+    trial_resources,
+)
 
 LOOK_SECONDS = 1.0
-ROOM_SECONDS = 10.0
-"""Between two looks at the nodes of a cluster, which come and go."""
-PATIENCE_SECONDS = 0.3
-"""So long a free Ray waits for the next job before it looks after other things."""
+SLOTS_SECONDS = 10.0
+"""Interval of checks of a cluster's nodes, whose number can change."""
+JOB_SECONDS = 0.3
+"""How long an idle Tune waits for a job before it does other work."""
 
 
-def serve(connection: Connection, start: Start) -> None:
+def serve(connection: Connection, options: EngineOptions) -> None:
     """Run jobs until the driver closes the connection, or dies."""
     channel, jobs = _Channel(connection), _Jobs()
-    receiver = threading.Thread(target=_receive, args=(connection, jobs, start), daemon=True)
+    receiver = threading.Thread(target=_receive, args=(connection, jobs, options), daemon=True)
     try:
         _ignore_signals()
         receiver.start()
-        start_ray(start.address, Path(start.folder))
-        # Ray has set its own.
+        start_ray(options.address, Path(options.folder))
+        # Ray has set its own handlers.
         _ignore_signals()
-        takes, notes = taken(start.specification.resources, nodes(), start.address)
+        resources, notes = trial_resources(options.specification.resources, node_resources(), options.address)
         for note in notes:
-            channel.send("said", note)
-        most = start.specification.concurrency or sys.maxsize
-        native = _native_precision(takes) if start.asks else None
-        channel.send("ready", min(most, room(takes, nodes())), native)
-        threading.Thread(target=_watch, args=(channel, start.address, takes, most), daemon=True).start()
-        _run(jobs, channel, takes, start.folder)
+            channel.send("note", note)
+        most = options.specification.concurrency or sys.maxsize
+        native = _worker_precision(resources) if options.query_precision else None
+        channel.send("ready", min(most, slots(resources, node_resources())), native)
+        threading.Thread(target=_watch, args=(channel, options.address, resources, most), daemon=True).start()
+        _run(jobs, channel, resources, options.folder)
         ray.shutdown()
     except PipelineError as error:
         channel.send("refused", error.where, error.found, error.remedy)
@@ -64,26 +71,26 @@ def serve(connection: Connection, start: Start) -> None:
             receiver.join()
 
 
-def _native_precision(takes: dict[str, float]) -> dict[str, Precision]:
-    """What precision `auto` comes to by device, on a worker that has what a trial takes."""
-    asked = ray.remote(_on_this_machine).options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], max_retries=3)
-    return ray.get(asked.remote())
+def _worker_precision(resources: dict[str, float]) -> dict[str, Precision]:
+    """What precision `auto` means on a worker with the resources of a trial, by device."""
+    query = ray.remote(_precision_here).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=3)
+    return ray.get(query.remote())
 
 
-def _on_this_machine() -> dict[str, Precision]:
+def _precision_here() -> dict[str, Precision]:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return {device: native_precision(device) for device in ("auto", "cpu")}
 
 
 class _Channel:
-    """To the driver, from several threads."""
+    """Sends events to the driver, from several threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
     def send(self, *event: Any) -> bool:
-        """Returns whether the driver lives. Where it is gone, `_receive` sees it, and ends this process."""
+        """Returns whether the driver lives. If it does not, `_receive` ends this process."""
         with contextlib.suppress(OSError), self._lock:
             self._connection.send(event)
             return True
@@ -91,56 +98,56 @@ class _Channel:
 
 
 def _ignore_signals() -> None:
-    """The driver ends this process. A handler, since what is ignored would be ignored by all of Ray's processes."""
+    """The driver ends this process. An empty handler, since SIG_IGN would be inherited by all of Ray's processes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
-def _receive(connection: Connection, jobs: "_Jobs", start: Start) -> None:
+def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> None:
     while True:
         try:
             jobs.put(connection.recv())
         except (EOFError, OSError):
-            # The driver is done, or dead. A cluster is left in order; a Ray of our own goes with all that it has.
-            if start.address:
+            # The driver has ended. A cluster is left in order; a local Ray ends with all its processes and files.
+            if options.address:
                 jobs.put(None)
                 return
             kill_session(os.getpid())
-            shutil.rmtree(start.folder, ignore_errors=True)
+            shutil.rmtree(options.folder, ignore_errors=True)
             os._exit(0)
 
 
-def _watch(channel: _Channel, address: str | None, takes: dict[str, float], most: int) -> None:
-    """Notice what Ray itself takes a minute to notice, and what it never says."""
-    silent = False
+def _watch(channel: _Channel, address: str | None, resources: dict[str, float], most: int) -> None:
+    """Report what Ray detects only after a minute, and what it never reports."""
     while not address:
         time.sleep(LOOK_SECONDS)
         if dead := dead_process():
             if channel.send("lost", f"its process {dead} was killed"):
                 os._exit(1)
             return
+    is_silent = False
     while True:
-        time.sleep(ROOM_SECONDS)
+        time.sleep(SLOTS_SECONDS)
         try:
             require_answer(address)
-            channel.send("room", min(most, room(takes, nodes())))
-            silent = False
+            channel.send("slots", min(most, slots(resources, node_resources())))
+            is_silent = False
         except (PipelineError, RayError, RuntimeError) as error:
-            if not silent:
-                channel.send("said", f"the cluster does not answer; waiting for it: {one_line(error)}")
-            silent = True
+            if not is_silent:
+                channel.send("note", f"the cluster does not answer; waiting for it: {one_line(error)}")
+            is_silent = True
 
 
-def _run(jobs: "_Jobs", channel: _Channel, takes: dict[str, float], folder: str) -> None:
+def _run(jobs: "_Jobs", channel: _Channel, resources: dict[str, float], folder: str) -> None:
     tune.Tuner(
-        tune.with_resources(_Worker, takes),
+        tune.with_resources(_Worker, resources),
         tune_config=tune.TuneConfig(
             search_alg=jobs,
             num_samples=-1,
             reuse_actors=True,
-            trial_name_creator=lambda placed: placed.trial_id,
-            trial_dirname_creator=lambda placed: placed.trial_id,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -154,57 +161,55 @@ def _run(jobs: "_Jobs", channel: _Channel, takes: dict[str, float], folder: str)
 
 
 class _Jobs(Searcher):
-    """The driver's jobs, as Tune asks for what to run next."""
+    """The driver's jobs, as a search algorithm of Tune."""
 
     def __init__(self) -> None:
         super().__init__()
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._at_work = 0
-
-    def __getstate__(self) -> dict:
-        # Tune saves it for a restore of its own, which we never ask for.
-        return {}
+        self._running = 0
 
     def put(self, job: dict[str, Any] | None) -> None:
-        """A job, or None: there will be no more."""
+        """Add a job; None ends the search."""
         self._queue.put(job)
 
     def suggest(self, trial_id: str) -> Any:
         try:
-            # While nothing runs, Tune sleeps for a second where it gets no job.
-            job = self._queue.get(block=not self._at_work, timeout=PATIENCE_SECONDS)
+            # While nothing runs, Tune would sleep for a second without a job.
+            job = self._queue.get(block=not self._running, timeout=JOB_SECONDS)
         except queue.Empty:
             return None
         if job is None:
             return Searcher.FINISHED
-        self._at_work += 1
+        self._running += 1
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self._at_work -= 1
+        self._running -= 1
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
-    def save(self, checkpoint_path: str) -> None:
-        """As `__getstate__`."""
+    # Tune saves the state of a search for its own restore, which is not used.
 
-    def restore(self, checkpoint_path: str) -> None:
-        """As `__getstate__`."""
+    def __getstate__(self) -> dict:
+        return {}
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """As `__getstate__`."""
+    def save(self, checkpoint_path: str) -> None: ...
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None: ...
 
 
 class AttemptError(Exception):
-    """What ended `work`, as text: the exception itself may be one that cannot be sent."""
+    """The exception that ended `work`, as text, since it may not be picklable."""
 
     def __init__(self, reason: str, traceback: str) -> None:
         super().__init__(reason, traceback)
 
 
 class _Worker(tune.Trainable):
-    """In a process of Ray's workers: one attempt after another."""
+    """An actor of Ray that runs one attempt after another."""
 
     def setup(self, config: dict) -> None:
         self.reset_config(config)
@@ -222,28 +227,24 @@ class _Worker(tune.Trainable):
             raise AttemptError(one_line(error), traceback.format_exc()) from None
 
 
-def _require_gpus(given: Sequence[int | str]) -> None:
-    """Show a trial the GPUs that Ray gave it, and no other.
-
-    Raises:
-        PipelineError: torch does not see them.
-    """
-    if not given:
+def _require_gpus(assigned: Sequence[int | str]) -> None:
+    """Restrict a trial to the GPUs that Ray assigned to it."""
+    if not assigned:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
     import torch
 
-    if torch.cuda.device_count() < len(given):
-        names = ", ".join(map(str, given))
+    if torch.cuda.device_count() < len(assigned):
+        names = ", ".join(map(str, assigned))
         raise PipelineError(
             "resources.gpus",
-            f"Ray gave this trial GPU {names}, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs",
-            "install a torch that fits the driver, start Ray without that GPU, or set gpus to 0",
+            f"Ray assigned GPU {names} to this trial, and torch {torch.__version__} sees {torch.cuda.device_count()}",
+            "install a torch that matches the driver, start Ray without that GPU, or set gpus to 0",
         )
 
 
 class _Events(tune.Callback):
-    """What Tune tells of its trials, for the driver."""
+    """Sends the events of Tune's trials to the driver."""
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
@@ -252,43 +253,43 @@ class _Events(tune.Callback):
         # As for the jobs.
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Placed], trial: Placed, **_: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         self._channel.send("started", _identity(trial))
 
-    def on_trial_complete(self, iteration: int, trials: list[Placed], trial: Placed, **_: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         result = trial.last_result or {}
         self._channel.send("ended", _identity(trial), {key: result.get(key) for key in ("outcome", "step")})
 
-    def on_trial_error(self, iteration: int, trials: list[Placed], trial: Placed, **_: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         self._channel.send("failed", _identity(trial), *_failure(trial))
 
 
-def _identity(placed: Placed) -> str:
-    return placed.config["job"]["identity"]
+def _identity(trial: TuneTrial) -> str:
+    return trial.config["job"]["identity"]
 
 
-def _failure(placed: Placed) -> tuple[str, str]:
-    """Reason and traceback of what ended an attempt. Not all of it can be unpickled, and not all of it is pickled."""
+def _failure(trial: TuneTrial) -> tuple[str, str, bool]:
+    """Reason and traceback of a failed attempt, and whether its worker was lost."""
     error = text = None
-    if placed.error_file:
-        text = Path(placed.error_file).read_text(errors="replace")
+    if trial.error_file:
+        text = Path(trial.error_file).read_text(errors="replace")
     try:
-        error = pickle.loads(Path(placed.pickled_error_file).read_bytes())
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:
-        # A stranger's exception, of a class that is not here; or none was written.
+        # None was written, or its class cannot be imported here.
         error = None
     cause = getattr(error, "cause", None)
     if isinstance(cause, AttemptError):
-        return cause.args
-    return reason_of(error, text or ""), text or str(error)
+        return *cause.args, False
+    return reason_of(error, text or ""), text or str(error), True
 
 
 def reason_of(error: Exception | None, text: str) -> str:
-    """An error of Ray's that ended an attempt, in a line.
+    """The error of Ray that ended an attempt, as a line.
 
     Args:
-        error: as Ray pickled it; None where it did not, or it cannot be read.
-        text: what Tune wrote of it.
+        error: as pickled by Ray; None if it cannot be read.
+        text: as written by Tune.
     """
     if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
         return (
@@ -300,10 +301,10 @@ def reason_of(error: Exception | None, text: str) -> str:
     if error is not None:
         return one_line(getattr(error, "cause", None) or error)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Failure # ")]
-    return lines[-1].strip() if lines else "Ray does not say why"
+    return lines[-1].strip() if lines else "Ray gives no reason"
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in a line."""
+    """An exception as a line."""
     text = str(error).strip().partition("\n")[0] or "no message"
     return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"

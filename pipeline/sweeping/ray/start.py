@@ -1,4 +1,4 @@
-"""A Ray for a sweep: one of its own on this machine, closed to others, or a cluster's; and what of it a trial takes."""
+"""Start Ray on this machine, closed to others, or connect to a cluster; and the resources of a trial there."""
 
 import logging
 import socket
@@ -13,18 +13,14 @@ from pipeline.sweeping.ray.environment import OUTPUT, RAY, has_token
 from pipeline.sweeping.sections import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
-"""Nothing large travels through Ray: features are memory-mapped files."""
-SECONDS_TO_ANSWER = 10
+"""Little is sent through Ray: features are memory-mapped files."""
+ANSWER_SECONDS = 10
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
 def start_ray(address: str | None, folder: Path) -> None:
-    """Start Ray on this machine, with its files in a folder, or connect to a cluster.
-
-    Raises:
-        PipelineError: it cannot be started or reached, or asks for another token.
-    """
+    """Start Ray on this machine, with its files in a folder, or connect to a cluster."""
     try:
         if address:
             require_answer(address)
@@ -38,16 +34,21 @@ def start_ray(address: str | None, folder: Path) -> None:
                 **_QUIET,
             )
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise _refusal(address, folder, error) from None
-    # What fails is said by our own lines and kept in the trial's folder.
+        raise _start_error(address, folder, error) from None
+    # Failures are printed by the driver and kept in the trial's folder.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
-def _refusal(address: str | None, folder: Path, error: Exception) -> PipelineError:
-    if address and _is_unauthenticated(folder, error):
+def _start_error(address: str | None, folder: Path, error: Exception) -> PipelineError:
+    output = folder / OUTPUT
+    # Ray prints that a token was refused, and raises that it cannot connect.
+    is_refused = isinstance(error, AuthenticationError) or (
+        output.exists() and "Unauthenticated" in output.read_text(errors="replace")
+    )
+    if address and is_refused:
         return PipelineError(
             f"Ray at {address}",
-            "asks for another token than there is on this machine" if has_token() else "asks for a token",
+            "requires another token than that of this machine" if has_token() else "requires a token",
             "copy ~/.ray/auth_token of its head to each machine, and export RAY_AUTH_MODE=token there before each "
             "command",
         )
@@ -56,87 +57,73 @@ def _refusal(address: str | None, folder: Path, error: Exception) -> PipelineErr
     return PipelineError(f"Ray at {address or 'this machine'}", reason, remedy)
 
 
-def _is_unauthenticated(folder: Path, error: Exception) -> bool:
-    """Whether a token was refused: Ray prints that, and raises that it cannot connect."""
-    if isinstance(error, AuthenticationError):
-        return True
-    output = folder / OUTPUT
-    return output.exists() and "Unauthenticated" in output.read_text(errors="replace")
-
-
 def require_answer(address: str) -> None:
-    """Ray itself takes minutes to find that nobody is there.
-
-    Raises:
-        PipelineError: nothing listens at `host:port`. An address of another form, such as `auto`, is left to Ray.
-    """
+    """Connect once, since Ray itself needs minutes to detect a wrong address."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:
         reason = f"does not answer ({error.strerror or error})"
         raise PipelineError(f"Ray at {address}", reason, "start it there: ray start --head --port=PORT") from None
 
 
 def dead_process() -> str | None:
-    """The name of a process that a local Ray cannot do without, if one has ended."""
+    """The name of an ended core process of a local Ray, if any."""
     node = ray._private.worker._global_node
     return next((kind for kind, _ in node.dead_processes() if kind in _CORE_PROCESSES), None) if node else None
 
 
-def nodes() -> list[dict[str, float]]:
-    """What each living node of Ray has: `CPU`, `GPU`, and others."""
+def node_resources() -> list[dict[str, float]]:
+    """The resources of each living node: `CPU`, `GPU`, and others."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def taken(wanted: Resources, there: list[dict[str, float]], address: str | None) -> tuple[dict[str, float], list[str]]:
-    """What a trial takes.
+def trial_resources(
+    requested: Resources, nodes: list[dict[str, float]], address: str | None
+) -> tuple[dict[str, float], list[str]]:
+    """The resources of a trial, which runs on one node.
 
-    A trial runs on one node. Where no node has a GPU, it takes none; on this machine alone it takes no more than there
-    is.
+    If no node has a GPU, a trial runs on the CPU; on this machine alone it requests no more than is available.
 
     Args:
-        wanted: by the sweep's file.
-        there: of each node, as `nodes` gives it.
-        address: of a cluster; None is this machine.
+        requested: as in the sweep file.
+        nodes: as returned by `node_resources`.
+        address: address of a cluster; None is this machine.
 
     Returns:
-        `CPU` and `GPU`, and a line for people for whatever is less than wanted.
-
-    Raises:
-        PipelineError: a trial fits no node of the cluster.
+        `CPU` and `GPU`, and a note for each that is less than requested.
     """
-    most = {kind: max((node.get(kind, 0.0) for node in there), default=0.0) for kind in ("CPU", "GPU")}
-    asked = {"CPU": wanted.cpus, "GPU": wanted.gpus}
-    takes = dict(asked)
-    for kind, amount in most.items():
-        # A GPU is done without where there is none at all; a CPU is not. Of several GPUs each has a rank.
-        is_short_of_ranks = kind == "GPU" and amount and asked[kind] > 1
+    available = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+    wanted = {"CPU": requested.cpus, "GPU": requested.gpus}
+    resources = dict(wanted)
+    for kind, amount in available.items():
+        # With several GPUs, each has a rank, so that fewer are not an option, but for none at all.
+        is_short_of_ranks = kind == "GPU" and amount and wanted[kind] > 1
         if not is_short_of_ranks and (not address or (kind == "GPU" and not amount)):
-            takes[kind] = min(asked[kind], amount)
+            resources[kind] = min(wanted[kind], amount)
     notes = [
-        f"requested {asked[kind]:g} {kind}s per trial, "
-        f"{f'{takes[kind]:g} available' if takes[kind] else 'none available; running on CPU'}"
+        f"requested {wanted[kind]:g} {kind}s per trial, "
+        f"{f'{resources[kind]:g} available' if resources[kind] else 'none available; running on CPU'}"
         for kind in ("GPU", "CPU")
-        if takes[kind] < asked[kind]
+        if resources[kind] < wanted[kind]
     ]
-    if not room(takes, there):
-        largest = max(there, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    if not slots(resources, nodes):
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise PipelineError(
             "resources",
-            f"a trial takes {_said(takes)}, and the largest node has {_said(largest)}",
+            f"a trial requests {_shown(resources)}, and the largest node has {_shown(largest)}",
             "lower cpus or gpus, or add a node that has them",
         )
-    return takes, notes
+    return resources, notes
 
 
-def room(takes: dict[str, float], there: list[dict[str, float]]) -> int:
-    """How many trials run at once: each on one node."""
-    kinds = [kind for kind, amount in takes.items() if amount]
-    return sum(min(int(node.get(kind, 0) / takes[kind] + 1e-9) for kind in kinds) for node in there)
+def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """The number of trials that can run at once, each on one node."""
+    kinds = [kind for kind, amount in resources.items() if amount]
+    return sum(min(int(node.get(kind, 0) / resources[kind] + 1e-9) for kind in kinds) for node in nodes)
 
 
-def _said(resources: dict[str, float]) -> str:
+def _shown(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

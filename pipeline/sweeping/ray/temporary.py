@@ -1,4 +1,4 @@
-"""The folder that Ray works in while a sweep runs: where its sockets fit, gone afterwards, even after a kill."""
+"""The temporary folder of Ray: its path is short enough for sockets, and it is removed even after a kill."""
 
 import contextlib
 import fcntl
@@ -13,55 +13,52 @@ from pipeline.common.errors import PipelineError
 
 PREFIX = "sweep-"
 OWNER = "owner.json"
-"""In each folder of ours; whoever uses the folder holds a lock of this file."""
+"""In each folder; the process that uses the folder holds a lock of this file."""
 _MARK = "temporary files of Ray, of a sweep of pipeline.sweep"
-LONGEST_SOCKET = 107
+MAX_SOCKET = 107
 """Bytes in the path of a Unix socket."""
 _BELOW = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1") + len(PREFIX) + 9
-"""What Ray and we put below the folder of temporary files."""
+"""Bytes below the parent folder."""
 FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new folder that only this user can read. What killed sweeps left beside it is removed first.
+    """A new folder that only this user can read; folders that killed sweeps left there are removed first.
 
     Raises:
-        PipelineError: no folder of temporary files can be written in that has a path short enough for sockets.
+        PipelineError: no temporary folder with a path short enough for sockets is writable.
     """
-    parents = _parents()
+    candidates = dict.fromkeys([tempfile.gettempdir(), *FALLBACKS])
+    parents = [Path(path) for path in candidates if len(os.fsencode(path)) + 1 + _BELOW <= MAX_SOCKET]
     for parent in parents:
-        remove_left(parent)
-    folder = _made(parents)
+        remove_abandoned(parent)
+    folder = _create(parents)
     try:
-        with _owned(folder):
+        hidden = folder / f".{OWNER}"
+        with open(hidden, "w", encoding="utf-8") as opened:
+            # Locked before it is visible.
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            json.dump({"mark": _MARK, "boot": _boot_id(), "pid": os.getpid()}, opened)
+            opened.flush()
+            os.replace(hidden, folder / OWNER)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_left(parent: Path) -> None:
-    """Remove folders of ours whose owner is dead: its lock is free, and it was taken under this very kernel.
-
-    What does not carry our mark, or cannot be judged, stays.
-    """
+def remove_abandoned(parent: Path) -> None:
+    """Remove folders of dead sweeps: the lock is free, and was taken under the running kernel. All others stay."""
     for owner in parent.glob(f"{PREFIX}*/{OWNER}"):
         with contextlib.suppress(OSError, ValueError, AttributeError), open(owner, "rb") as opened:
             mark = json.loads(opened.read())
-            if mark.get("mark") != _MARK or mark.get("boot") != _boot():
-                continue
-            # Fails while the owner lives, in whichever container.
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(owner.parent, ignore_errors=True)
+            if mark.get("mark") == _MARK and mark.get("boot") == _boot_id():
+                # Raises while the owner lives, even in another container.
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(owner.parent, ignore_errors=True)
 
 
-def _parents() -> list[Path]:
-    """Folders of temporary files whose paths are short enough, the user's choice first."""
-    chosen = dict.fromkeys([tempfile.gettempdir(), *FALLBACKS])
-    return [Path(path) for path in chosen if len(os.fsencode(path)) + 1 + _BELOW <= LONGEST_SOCKET]
-
-
-def _made(parents: list[Path]) -> Path:
+def _create(parents: list[Path]) -> Path:
     reasons = []
     for parent in parents:
         try:
@@ -70,25 +67,13 @@ def _made(parents: list[Path]) -> Path:
             reasons.append(f"{parent}: {error.strerror}")
     raise PipelineError(
         "TMPDIR",
-        f"Ray's sockets fit in no folder that can be written ({'; '.join(reasons)})",
-        f"set it to a folder that can be, of at most {LONGEST_SOCKET - _BELOW - 1} characters",
+        f"Ray's sockets fit in no writable folder ({'; '.join(reasons)})",
+        f"set it to a writable folder of at most {MAX_SOCKET - _BELOW - 1} characters",
     )
 
 
-@contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Mark the folder as ours for as long as this process lives. The lock is taken before the mark can be seen."""
-    beside = folder / f".{OWNER}"
-    with open(beside, "w", encoding="utf-8") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        json.dump({"mark": _MARK, "boot": _boot(), "pid": os.getpid()}, opened)
-        opened.flush()
-        os.replace(beside, folder / OWNER)
-        yield
-
-
-def _boot() -> str:
-    """Names the running kernel: a lock is seen by all its containers, and by no other machine for sure."""
+def _boot_id() -> str:
+    """Identifies the running kernel: its locks are visible in all its containers, and maybe not on other machines."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

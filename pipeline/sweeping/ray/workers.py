@@ -1,53 +1,38 @@
-"""What precision `auto` stands for in a sweep on a cluster: decided once, by what its workers have.
+"""What precision `auto` means in a sweep on a cluster, decided once by a worker.
 
-A driver may run on a machine without a GPU. What it decides by itself would make other trials than its workers do.
+A driver may run on a machine without a GPU, and would plan other trials than its workers train.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.hardware import Precision, with_native
+from pipeline.common.hardware import with_native
 from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.results import results_folder
-from pipeline.sweeping.specification import Specification, Sweep
+from pipeline.sweeping.specification import Sweep
 
 FILE = "workers.json"
-"""Beside the tables of a sweep that ran on a cluster."""
+"""In the results folder of a sweep that ran on a cluster."""
 
 
-def decided(sweep: Sweep, address: str | None = None) -> Sweep:
-    """A sweep whose trials leave no precision to the machine that they run on, if it ever ran on a cluster.
+def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
+    """The sweep with every precision `auto` resolved, if it ever ran on a cluster.
 
     Args:
-        sweep: with its points as their file has them.
-        address: of a Ray cluster, one of whose workers is asked if none was before.
-
-    Raises:
-        PipelineError: the cluster cannot be reached, or what was decided cannot be read.
+        sweep: the sweep as loaded.
+        address: address of a Ray cluster, of which a worker is queried the first time.
     """
     path = results_folder(sweep) / FILE
     if address and not path.exists():
-        write_json(path, {"precision": _asked(sweep.specification, address, path.with_name(".stop"))})
+        with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
+            write_json(path, {"precision": engine.native})
     if not path.exists():
         return sweep
-    native = _read(path)
+    remedy = "remove it; the next sweep with --address queries a worker again"
+    content = read_json(path, remedy)
+    native = content.get("precision") if isinstance(content, dict) else None
+    if not isinstance(native, dict) or any(native.get(d) not in ("float32", "bfloat16") for d in ("auto", "cpu")):
+        raise PipelineError(path, "is damaged", remedy)
     points = (replace(point, params=with_native(point.params, native)) for point in sweep.points)
     return replace(sweep, points=tuple(points), native=native)
-
-
-def _asked(specification: Specification, address: str, stop: Path) -> dict[str, Precision]:
-    with Engine(specification, address, stop, asks=True) as engine:
-        return engine.native or {}
-
-
-def _read(path: Path) -> dict[str, Precision]:
-    remedy = "remove it; the next sweep with --address asks the workers again"
-    try:
-        native = read_json(path, remedy)["precision"]
-        if {native["auto"], native["cpu"]} <= {"float32", "bfloat16"}:
-            return native
-    except (KeyError, TypeError):
-        pass
-    raise PipelineError(path, "is damaged", remedy)

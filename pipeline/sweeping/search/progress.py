@@ -1,8 +1,8 @@
-"""The search of a sweep, for its driver: what is tried next, and what the searcher is told.
+"""The search of a sweep: which trials come next, and which outcomes the sampler gets.
 
-All that is known of a point is in the folders of its trials. At each start the suggestions of the journal are told
-again, the earliest first: those that are done with their values, the others as running. A point that is done already,
-be it by another sweep, is told at once. So a search can be killed at any moment.
+All results of a point are in the folders of its trials. At each start the sampler gets the suggestions of the journal
+again, the earliest first, each with its outcome if it has one. A point that is done already, even by another sweep, is
+reported at once. So a search can be killed at any moment.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.metrics import is_bound
 from pipeline.config import Section
-from pipeline.sweeping.early import METRIC, losses
-from pipeline.sweeping.narrowing import applies
-from pipeline.sweeping.plan import Planned
-from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
-from pipeline.sweeping.settings import Settings
+from pipeline.sweeping.early_stopping import METRIC, losses_at
+from pipeline.sweeping.narrowing import is_used
+from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.search.suggestions import Outcome, Suggestion, Suggestions
+from pipeline.sweeping.sections import Settings
 from pipeline.sweeping.specification import Sweep
 from pipeline.trials.folder import Status
 from pipeline.trials.lease import Lease, LeaseTakenError
 
 
 class Search:
-    """Suggests points until there are `search.trials` of them; to be opened before.
+    """Suggests points until there are `search.trials`. Use it within `opened`.
 
     Args:
-        sweep: one with a search.
-        suggestions: those so far.
+        sweep: a sweep with a search.
+        suggestions: the suggestions so far.
     """
 
     def __init__(self, sweep: Sweep, suggestions: Suggestions) -> None:
@@ -37,146 +37,128 @@ class Search:
         self._sweep, self._space, self._suggestions = sweep, sweep.space, suggestions
         self._metrics = sweep.search.minimise
         self._open: dict[int, Suggestion] = {}
-        """Of which the searcher knows nothing yet."""
+        """Suggestions without an outcome, by number."""
         self._failed: set[str] = set()
-        self._applies: dict[str, bool] = {}
+        self._used_keys: dict[str, bool] = {}
 
     @contextlib.contextmanager
-    def opened(self, say: Callable[[str], None]) -> Iterator["Search"]:
-        """Take the journal, and tell what is known.
+    def opened(self, log: Callable[[str], None]) -> Iterator["Search"]:
+        """Lock the journal, and give the sampler all known outcomes.
 
         Args:
-            say: takes a line for people.
-
-        Raises:
-            PipelineError: another process searches, or a metric is not measured.
+            log: prints a line.
         """
         from pipeline.sweeping.search.searchers import Searcher
 
         journal = self._suggestions.journal
         journal.parent.mkdir(parents=True, exist_ok=True)
-        self._say, self._searcher = say, Searcher(self._sweep.search, self._space)
+        self._log, self._searcher = log, Searcher(self._sweep.search, self._space)
         try:
             with Lease(journal.with_suffix(".lease")), Journal(journal) as self._journal:
                 for suggestion in self._suggestions.all:
-                    self._searcher.remember(suggestion.drawn)
-                    self._open[suggestion.number] = suggestion
-                self._tell_known()
+                    outcome = self._outcome(suggestion)
+                    self._searcher.add(suggestion.drawn, outcome)
+                    if outcome is None:
+                        self._open[suggestion.number] = suggestion
                 yield self
         except LeaseTakenError:
             raise PipelineError(journal, "another process runs this search", "wait for it, or end it") from None
 
     @property
     def left(self) -> int:
-        """How many trials are yet to be suggested, if no two points share one."""
+        """The number of trials still to suggest, if no two points share one."""
         return self._suggestions.left * len(self._sweep.seeds)
 
-    def next(self) -> list[Planned]:
-        """The trials of the next point that has any which are not known; none where all points are suggested.
-
-        Raises:
-            PipelineError: the settings of a point contradict each other, or a metric is not measured.
-        """
+    def next(self) -> list[PlannedTrial]:
+        """The new trials of the next point that has any; empty once all points are suggested."""
         while self._suggestions.left:
             known = {planned.identity for planned in self._suggestions.trials}
             suggestion = self._suggest()
             new = [planned for planned in suggestion.trials if planned.identity not in known]
             self._tell_known()
-            if wanted := [planned for planned in new if not planned.is_over]:
-                return wanted
-            self._say(f"{suggestion.name}  was tried before")
+            if todo := [planned for planned in new if not planned.is_over]:
+                return todo
+            self._log(f"{suggestion.name}  already evaluated")
         return []
 
-    def ended(self, planned: Planned, failed: bool = False) -> None:
-        """A trial is over, or failed for good: the searcher is told of its point once all seeds have ended.
-
-        Raises:
-            PipelineError: a metric is not measured.
-        """
+    def ended(self, planned: PlannedTrial, failed: bool = False) -> None:
+        """A trial is over, or failed for good: report the outcome of its point once all seeds have ended."""
         if failed:
             self._failed.add(planned.identity)
         self._tell_known()
 
-    def best(self) -> str | None:
-        """The point with the lowest mean of the first metric so far, in a line."""
-        known = [
-            (values[0], suggestion) for suggestion in self._suggestions.all if (values := self._values(suggestion))
-        ]
-        if not known:
-            return None
-        value, suggestion = min(known, key=lambda each: (each[0], each[1].number))
-        return f"{suggestion.name} ({self._metrics[0]} {value:.3f})"
-
     def _suggest(self) -> Suggestion:
         draw = self._searcher.ask()
-        number = len(self._suggestions.all)
-        settings = self._space.suggested(draw, self._is_used)
-        drawn = self._searcher.drawn(number)
+        settings = self._space.suggest(draw, self._is_used)
+        drawn = self._searcher.drawn(len(self._suggestions.all))
         suggestion = self._suggestions.add(settings, drawn)
         self._journal.add({"settings": settings, "drawn": drawn})
-        self._open[number] = suggestion
+        self._open[suggestion.number] = suggestion
         return suggestion
 
     def _is_used(self, key: str, settings: Settings) -> bool:
-        """Whether a trial uses a key. That depends on options and on whether there is a loss, not on where in a range
-        a value lies."""
-        chosen = {name: value for name, value in settings.items() if not isinstance(value, float) or not value}
-        known = f"{key} {chosen}"
-        if known not in self._applies:
+        """Whether a trial uses a key. This depends on the options and on whether the decorrelation weight is 0, but not
+        on the values within ranges."""
+        options = {name: value for name, value in settings.items() if not isinstance(value, float) or not value}
+        case = f"{key} {options}"
+        if case not in self._used_keys:
             params = self._sweep.point(self._sweep.points[0].settings | settings).params
-            # Of a section each trial uses something.
-            self._applies[known] = isinstance(attrgetter(key)(params), Section) or applies(params, key)
-        return self._applies[known]
+            # Every trial uses a part of each section.
+            self._used_keys[case] = isinstance(attrgetter(key)(params), Section) or is_used(params, key)
+        return self._used_keys[case]
 
     def _tell_known(self) -> None:
         for number, suggestion in list(self._open.items()):
-            if self._has_ended(suggestion):
-                self._tell(suggestion)
+            if outcome := self._outcome(suggestion):
+                self._searcher.tell(number, outcome)
                 del self._open[number]
 
-    def _has_ended(self, suggestion: Suggestion) -> bool:
-        return all(planned.identity in self._failed or planned.is_over for planned in suggestion.trials)
-
-    def _tell(self, suggestion: Suggestion) -> None:
-        stopped = [(planned, step) for planned in suggestion.trials if (step := planned.stopped) is not None]
-        if values := self._values(suggestion):
-            self._searcher.tell(suggestion.number, values)
-        elif stopped:
+    def _outcome(self, suggestion: Suggestion) -> Outcome | None:
+        """None until all seeds have ended."""
+        done: list[PlannedTrial] = []
+        stopped: list[tuple[PlannedTrial, int]] = []
+        for planned in suggestion.trials:
+            if planned.state is Status.DONE:
+                done.append(planned)
+            elif (step := planned.stopped) is not None:
+                stopped.append((planned, step))
+            elif planned.identity not in self._failed:
+                return None
+        columns = _columns(done, self._metrics)
+        if len(columns) == len(self._metrics):
+            return Outcome([fmean(columns[metric]) for metric in self._metrics])
+        if stopped:
             first = min(step for _, step in stopped)
-            last = [loss for planned, _ in stopped for loss in losses(planned.trial, [first]).values()]
-            self._searcher.tell_stopped(suggestion.number, first, fmean(last) if last else float("nan"))
-        else:
-            self._searcher.tell_failed(suggestion.number)
-            if any(planned.state is Status.DONE for planned in suggestion.trials):
-                self._require_measured(suggestion)
-                self._say(f"{suggestion.name}  lacks a metric of search.minimise; the search does without it")
+            losses = [loss for planned, _ in stopped for loss in losses_at(planned.trial, [first]).values()]
+            return Outcome(losses={first: fmean(losses) if losses else float("nan")})
+        if done:
+            self._require_measured()
+            self._log(f"{suggestion.name}  lacks a metric of search.minimise; the search ignores it")
+        return Outcome()
 
-    def _values(self, suggestion: Suggestion) -> list[float] | None:
-        """The mean of each metric over the seeds that are done; None where one has no value."""
-        columns = values_of(suggestion, self._metrics)
-        return [fmean(columns[name]) for name in self._metrics] if columns.keys() >= set(self._metrics) else None
-
-    def _require_measured(self, suggestion: Suggestion) -> None:
-        """What no done trial has is a slip; what this one lacks may not exist there, such as a cosine without sinks."""
+    def _require_measured(self) -> None:
+        """A metric that no trial has is a mistake; a single trial may lack one, such as a cosine without sinks."""
         done = [planned for planned in self._suggestions.trials if planned.state is Status.DONE]
         for metric in self._metrics:
-            if not any(metric in metrics_of(planned, [metric]) for planned in done):
-                there = sorted({name for planned in done for name in planned.metrics})
-                named = [n for n in there if "/validation" in n and not is_bound(n)]
-                raise PipelineError(
-                    "search.minimise", f"{metric} is measured by no trial", f"name one of: {', '.join(named)}"
-                )
+            if not any(metrics_of(planned, [metric]) for planned in done):
+                known = sorted({name for planned in done for name in planned.metrics})
+                expected = ", ".join(n for n in known if "/validation" in n and not is_bound(n))
+                raise PipelineError("search.minimise", f"no trial has {metric}", f"expected one of: {expected}")
 
 
 def values_of(suggestion: Suggestion, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """By metric, the values of the seeds that are done; those metrics that one of them has."""
-    done = [metrics_of(planned, names) for planned in suggestion.trials if planned.state is Status.DONE]
-    columns = {name: tuple(metrics[name] for metrics in done if name in metrics) for name in names}
+    """By metric, the values of the seeds that are done; without metrics that no seed has."""
+    return _columns([planned for planned in suggestion.trials if planned.state is Status.DONE], names)
+
+
+def _columns(done: Sequence[PlannedTrial], names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    rows = [metrics_of(planned, names) for planned in done]
+    columns = {name: tuple(row[name] for row in rows if name in row) for name in names}
     return {name: column for name, column in columns.items() if column}
 
 
-def metrics_of(planned: Planned, names: Sequence[str]) -> dict[str, float]:
-    """Those metrics of a done trial that it has; the validation loss is its last."""
+def metrics_of(planned: PlannedTrial, names: Sequence[str]) -> dict[str, float]:
+    """The metrics of a done trial, as far as it has them; the validation loss is the last one."""
     metrics = {name: value for name, value in planned.metrics.items() if name in names}
     if METRIC in names:
         records, _ = planned.trial.metrics_log.read()

@@ -1,33 +1,40 @@
-"""Optuna's samplers, as far as a search uses them.
+"""Optuna's samplers, as a search uses them.
 
-Optuna remembers nothing for us: a suggestion follows from the seed, its number, and the suggestions before it with what
-is known of each. So a search that is killed and begun again suggests what it would have suggested.
+Optuna stores nothing: a suggestion follows from the seed, its number, the suggestions before it and their outcomes. So
+a search that is killed and started again suggests the same points.
 """
 
 import random
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from pipeline.sweeping.search.space import Range, Space
+from pipeline.sweeping.search.suggestions import Outcome
 from pipeline.sweeping.sections import SearchSettings
 
 POPULATION = 8
-"""Points of a generation of nsga-ii: three of them in 24 suggestions."""
+"""Points per generation of nsga-ii: 24 suggestions are three generations."""
+GP_EFFORT = {
+    "_n_preliminary_samples": 512,
+    "_n_local_search": 4,
+    "_n_qmc_samples_qei": 64,
+    "_n_qmc_samples_ehvi": 64,
+}
+"""Optuna's defaults (2048, 10, 128, 128) take more than twice as long for each suggestion of a Gaussian process."""
 
 
 class Searcher:
-    """A study in memory.
+    """An in-memory study.
 
     Args:
-        settings: kind, seed and metrics count.
-        space: what may be suggested.
+        settings: kind, seed and metrics.
+        space: what can be suggested.
     """
 
     def __init__(self, settings: SearchSettings, space: Space) -> None:
@@ -40,52 +47,48 @@ class Searcher:
 
     def ask(self) -> "Draw":
         """The next suggestion."""
-        # A number of its own for each suggestion: what was drawn before a restart need not be drawn again.
+        # Each suggestion has its own random numbers, so that a restart need not repeat the draws before it.
         seed = random.Random(f"{self._settings.seed}:{self._asked}").getrandbits(32)
         self._study.sampler = _sampler(self._settings.kind, seed)
         self._asked += 1
         return Draw(self._study.ask())
 
     def drawn(self, number: int) -> dict[str, Any]:
-        """A suggestion as `remember` takes it and JSON knows it."""
-        frozen = self._frozen(number)
-        # What a sampler drew for all keys at once is of no more use.
+        """A suggestion as JSON, for `add`."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        # Joint draws of all keys are not needed any more.
         notes = {key: value for key, value in frozen.system_attrs.items() if "relative_params" not in key}
-        # nsga-ii notes the parents of a generation once.
+        # nsga-ii stores the parents of a generation once.
         of_study = self._storage.get_study_system_attrs(self._study._study_id)
         return {"params": dict(frozen.params), "notes": notes, "of_study": of_study}
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
-
-    def remember(self, drawn: dict[str, Any]) -> None:
-        """A suggestion of an earlier run, as `drawn` gave it; nothing is known of it yet."""
-        names = drawn["params"].keys()
+    def add(self, drawn: dict[str, Any], outcome: Outcome | None) -> None:
+        """Add a suggestion of an earlier run, as `drawn` returned it, with its outcome; None: not known yet."""
         self._study.add_trial(
             create_trial(
-                state=TrialState.RUNNING,
+                state=_state(outcome) if outcome else TrialState.RUNNING,
+                values=outcome.values if outcome else None,
                 params=drawn["params"],
-                distributions={name: self._distributions[name] for name in names},
+                distributions={name: self._distributions[name] for name in drawn["params"]},
                 system_attrs=drawn["notes"],
+                intermediate_values=self._losses(outcome) if outcome else {},
             )
         )
         for key, value in drawn["of_study"].items():
             self._storage.set_study_system_attr(self._study._study_id, key, value)
         self._asked += 1
 
-    def tell(self, number: int, values: Sequence[float]) -> None:
-        """What a suggestion came to: a value for each metric."""
-        self._study.tell(number, list(values))
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Report the outcome of a suggestion."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        for step, loss in self._losses(outcome).items():
+            Trial(self._study, frozen._trial_id).report(loss, step)
+        self._study.tell(number, outcome.values, state=_state(outcome))
 
-    def tell_stopped(self, number: int, step: int, loss: float) -> None:
-        """It was ended early after so many steps: worse than all that were not, of those the later the better."""
-        if len(self._settings.minimise) == 1:
-            Trial(self._study, self._frozen(number)._trial_id).report(loss, step)
-        self._study.tell(number, state=TrialState.PRUNED)
-
-    def tell_failed(self, number: int) -> None:
-        """Nothing is known of it, nor will be."""
-        self._study.tell(number, state=TrialState.FAIL)
+    def _losses(self, outcome: Outcome) -> dict[int, float]:
+        """By which a point that was stopped early ranks below all others, the earlier the lower; optuna ranks so for a
+        single metric only."""
+        return outcome.losses if len(self._settings.minimise) == 1 else {}
 
 
 class Draw:
@@ -98,25 +101,31 @@ class Draw:
         """One of the labels."""
         return self._trial.suggest_categorical(name, labels)
 
-    def number(self, wanted: Range) -> float:
+    def number(self, bounds: Range) -> float:
         """A number of the range."""
-        if wanted.kind == "int":
-            return self._trial.suggest_int(wanted.name, int(wanted.low), int(wanted.high))
-        return self._trial.suggest_float(wanted.name, wanted.low, wanted.high, log=wanted.kind == "loguniform")
+        if bounds.kind == "int":
+            return self._trial.suggest_int(bounds.name, int(bounds.low), int(bounds.high))
+        return self._trial.suggest_float(bounds.name, bounds.low, bounds.high, log=bounds.kind == "loguniform")
+
+
+def _state(outcome: Outcome) -> TrialState:
+    if outcome.values:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if outcome.losses else TrialState.FAIL
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    found: dict[str, BaseDistribution] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for axis in space.axes:
         if len(axis.options) > 1:
-            found[axis.name] = CategoricalDistribution([option.label for option in axis.options])
-        for wanted in (one for option in axis.options for one in option.ranges):
-            found[wanted.name] = (
-                IntDistribution(int(wanted.low), int(wanted.high))
-                if wanted.kind == "int"
-                else FloatDistribution(wanted.low, wanted.high, log=wanted.kind == "loguniform")
+            distributions[axis.name] = CategoricalDistribution([option.label for option in axis.options])
+        for bounds in (bounds for option in axis.options for bounds in option.ranges):
+            distributions[bounds.name] = (
+                IntDistribution(int(bounds.low), int(bounds.high))
+                if bounds.kind == "int"
+                else FloatDistribution(bounds.low, bounds.high, log=bounds.kind == "loguniform")
             )
-    return found
+    return distributions
 
 
 def _sampler(kind: str, seed: int) -> BaseSampler:
@@ -124,8 +133,11 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
         case "random":
             return RandomSampler(seed=seed)
         case "gp":
-            # What only some tasks have is drawn at random: its space must be the same for all.
-            return GPSampler(seed=seed, warn_independent_sampling=False)
+            # Keys that only some tasks have are drawn at random: the space of a Gaussian process is the same for all.
+            sampler = GPSampler(seed=seed, warn_independent_sampling=False)
+            for name, value in GP_EFFORT.items():
+                setattr(sampler, name, value)
+            return sampler
         case "nsga-ii":
             return NSGAIISampler(seed=seed, population_size=POPULATION)
         case _:

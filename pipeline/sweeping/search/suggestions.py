@@ -1,12 +1,12 @@
-"""What a search suggested so far, as its journal keeps it: `runs/searches/<sweep>-<key>.jsonl`, a line a suggestion.
+"""The suggestions of a search so far, from its journal: `runs/searches/<sweep>-<key>.jsonl`, a line per suggestion.
 
-The key follows from the search, its axes and seeds, and from the data and the code of its trials, but not from how many
-suggestions are wanted: with more of them the search goes on, and with other axes another one begins.
+The key depends on the search, its axes and seeds, and the data and code of its trials, but not on the number of
+suggestions: raising that continues the search, while other axes begin a new one.
 """
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,100 +14,115 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
 from pipeline.common.journal import read_journal
 from pipeline.config import Params
-from pipeline.sweeping.plan import Planned, Planner, plan_trials
-from pipeline.sweeping.settings import Settings
-from pipeline.sweeping.specification import SEED, Sweep
+from pipeline.sweeping.narrowing import narrow
+from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, plan_trials
+from pipeline.sweeping.sections import Settings
+from pipeline.sweeping.specification import SEED, Point, Sweep
 
 FOLDER = "searches"
-"""Beside the trials, so that it lies where they lie."""
+"""In the folder of trials, so that it moves with them."""
 _KEY_DIGITS = 12
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A point that the searcher suggested."""
+    """A point that was suggested."""
 
     number: int
     settings: Settings
     """By dotted key, without the seed."""
     drawn: dict[str, Any]
-    """As the searcher knows it: its own names and values, and what it noted."""
-    trials: tuple[Planned, ...]
-    """One for each seed; other points may share them."""
+    """The suggestion in the sampler's names and values, with its notes."""
+    trials: tuple[PlannedTrial, ...]
+    """One per seed; points can share them."""
 
     @property
     def name(self) -> str:
-        """What tells the point from the others."""
-        planned = self.trials[0]
-        if len(self.trials) == 1:
-            return planned.name
-        return planned.name.replace(f" seed {planned.params.train.seed}", "")
+        """What distinguishes the point from the others."""
+        return self.trials[0].name if len(self.trials) == 1 else name_without_seed(self.trials[0])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a suggestion: `values` if it was evaluated, `losses` if it was stopped early, neither if it
+    failed."""
+
+    values: list[float] | None = None
+    """A value per metric."""
+    losses: dict[int, float] = field(default_factory=dict)
+    """The last validation loss, by its step."""
 
 
 class Suggestions:
-    """All suggestions of a search so far.
+    """All suggestions of a search so far; with `--only`, those that match, and no more are suggested.
 
     Args:
-        sweep: one with a search.
-
-    Raises:
-        PipelineError: an input of its trials is missing or damaged.
+        sweep: a sweep with a search.
     """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._planner = Planner(sweep.specification.scheduler)
-        reference = self.planned(sweep.points[0].settings)[0]
+        reference = self._plan(self._points(sweep.points[0].settings))[0]
         self._planner = Planner(sweep.specification.scheduler)
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
-        self.all = [self._read(number, line) for number, line in enumerate(read_journal(self.journal))]
-
-    def _read(self, number: int, line: dict[str, Any]) -> Suggestion:
-        return Suggestion(number, line["settings"], line["drawn"], self.planned(line["settings"]))
-
-    def planned(self, settings: Settings) -> tuple[Planned, ...]:
-        """The trials of a point, one for each seed.
-
-        Raises:
-            PipelineError: the settings contradict each other.
-        """
-        seeds = self._sweep.seeds
-        return tuple(self._planner.add(self._sweep.point(settings | {SEED: seed})) for seed in seeds)
+        self.all: list[Suggestion] = []
+        for line in read_journal(self.journal):
+            self.add(line["settings"], line["drawn"])
+        if sweep.only:
+            self._narrow(sweep.only)
 
     def add(self, settings: Settings, drawn: dict[str, Any]) -> Suggestion:
-        """One more, which the caller writes into the journal."""
-        made = Suggestion(len(self.all), settings, drawn, self.planned(settings))
-        self.all.append(made)
-        return made
+        """Add a suggestion; the caller writes it to the journal."""
+        suggestion = Suggestion(len(self.all), settings, drawn, self._plan(self._points(settings)))
+        self.all.append(suggestion)
+        return suggestion
 
     @property
-    def trials(self) -> list[Planned]:
-        """All of them, each once."""
-        return self._planner.trials
+    def trials(self) -> list[PlannedTrial]:
+        """All trials, each once."""
+        if not self._sweep.only:
+            return self._planner.trials
+        kept = {planned.identity for suggestion in self.all for planned in suggestion.trials}
+        return [planned for planned in self._planner.trials if planned.identity in kept]
 
     @property
     def left(self) -> int:
-        """How many points are yet to be suggested."""
-        return max(0, self._sweep.search.trials - len(self.all))
+        """The number of points still to suggest."""
+        return 0 if self._sweep.only else max(0, self._sweep.search.trials - len(self.all))
+
+    def _points(self, settings: Settings) -> list[Point]:
+        return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
+
+    def _plan(self, points: Sequence[Point]) -> tuple[PlannedTrial, ...]:
+        return tuple(map(self._planner.add, points))
+
+    def _narrow(self, only: Sequence[str]) -> None:
+        points = {suggestion.number: self._points(suggestion.settings) for suggestion in self.all}
+        if not points:
+            raise PipelineError(f"--only {only[0]}", "the search has no suggestions yet", "start it without --only")
+        kept = {id(point) for point in narrow([point for seeds in points.values() for point in seeds], only)}
+        for suggestion in self.all:
+            seeds = zip(suggestion.trials, points[suggestion.number], strict=True)
+            self.all[suggestion.number] = replace(
+                suggestion, trials=tuple(planned for planned, point in seeds if id(point) in kept)
+            )
+        self.all = [suggestion for suggestion in self.all if suggestion.trials]
 
 
-def planned_trials(sweep: Sweep) -> tuple[list[Planned], Suggestions | None]:
-    """The trials of a sweep: of all its points, or of those that its search suggested so far; and these suggestions.
-
-    Raises:
-        PipelineError: as `plan_trials`.
-    """
+def planned_trials(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None]:
+    """The trials of a sweep; for a search, those suggested so far, and the suggestions."""
     suggestions = Suggestions(sweep) if sweep.space else None
     return suggestions.trials if suggestions else plan_trials(sweep), suggestions
 
 
 def suggested_params(sweep: Sweep) -> Iterator[Params]:
-    """Of all points that searches of this name ever suggested; what their inputs are does not matter."""
+    """The parameters of all points that searches of this name ever suggested, even if their inputs are missing."""
     folder = _folder(sweep.points[0].params)
     for journal in sorted(folder.glob(f"{sweep.specification.name}-*.jsonl")):
         for line in read_journal(journal):
             for seed in sweep.seeds:
-                # An older journal may name keys that there are no more, and then has no trial of today's.
+                # An older journal can have keys that no longer exist, and then no trial can be its own.
                 with contextlib.suppress(PipelineError):
                     yield sweep.point(line["settings"] | {SEED: seed}).params
 
@@ -116,7 +131,7 @@ def _folder(params: Params) -> Path:
     return Path(params.train.runs).absolute() / FOLDER
 
 
-def _key(sweep: Sweep, reference: Planned) -> str:
+def _key(sweep: Sweep, reference: PlannedTrial) -> str:
     specification = sweep.specification
     search = sweep.search.model_dump(mode="json", exclude={"trials"})
     return digest([search, specification.axes, list(sweep.seeds), reference.identity])[:_KEY_DIGITS]

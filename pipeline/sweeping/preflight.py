@@ -1,52 +1,37 @@
-"""Settings that would make trial after trial fail, found before the first one runs. Nothing heavy is loaded."""
+"""Checks of a sweep's LLMs before its first trial, from their files alone: each error would make every trial fail."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
-from pipeline.sweeping.plan import Planned
+from pipeline.sweeping.plan import PlannedTrial
 
 
-def require_sane(trials: Iterable[Planned]) -> None:
-    """Refuse what would make every trial fail that has it.
-
-    Raises:
-        PipelineError: for the first such setting.
-    """
+def require_valid_models(trials: Iterable[PlannedTrial]) -> None:
+    """Check LoRA targets and layers of all trials that are not over."""
     todo = [planned for planned in trials if not planned.is_over]
     require_lora_targets(todo)
     require_layers(todo)
 
 
-def require_lora_targets(trials: Iterable[Planned]) -> None:
-    """Refuse LoRA on layers that the LLM does not have, by the names of its weights.
-
-    An LLM whose weights are not in safetensors is left to the trial.
-
-    Raises:
-        PipelineError: for the first such target.
-    """
+def require_lora_targets(trials: Sequence[PlannedTrial]) -> None:
+    """Check that the LLM has the modules that LoRA adapts, by the names of its safetensors, if it has any."""
     wanted = {(p.params.model.llm.weights, target): p for p in trials for target in p.params.model.lora.targets}
-    known = {folder: _layer_names(Path(folder)) for folder, _ in wanted}
+    known = {folder: _module_names(Path(folder)) for folder, _ in wanted}
     for (folder, target), planned in wanted.items():
         if known[folder] and target not in known[folder]:
             raise PipelineError(
                 "model.lora.targets",
-                f"the LLM in {folder} has no {target}, which {planned.name} and its like adapt",
+                f"the LLM in {folder} has no {target}, which trials such as {planned.name} adapt",
                 f"it has: {', '.join(sorted(known[folder]))}",
             )
 
 
-def require_layers(trials: Iterable[Planned]) -> None:
-    """Refuse more layers than the LLM has, and a decorrelation loss on layers that do not count, by its config.json.
-
-    Raises:
-        PipelineError: for the first such trial.
-    """
-    trials = list(trials)
+def require_layers(trials: Sequence[PlannedTrial]) -> None:
+    """Check the number of layers, and the layers of the decorrelation loss, by the LLM's config.json."""
     depths = {folder: _depth(Path(folder)) for folder in {planned.params.model.llm.weights for planned in trials}}
     for planned in trials:
         llm, loss = planned.params.model.llm, planned.params.decorrelation
@@ -61,13 +46,13 @@ def require_layers(trials: Iterable[Planned]) -> None:
         if loss.weight > 0 and loss.layers != "all" and max(loss.layers, default=0) >= last:
             raise PipelineError(
                 "decorrelation.layers",
-                f"{planned.name} counts layer {max(loss.layers)}, and its LLM has {last + 1}",
-                f"name layers from 0 to {last - 1}: the output of the last does not count",
+                f"{planned.name} names layer {max(loss.layers)}, and its LLM has {last + 1}",
+                f"name layers from 0 to {last - 1}: the output of the last one is not included",
             )
 
 
 def _depth(folder: Path) -> int | None:
-    """How many layers an LLM has; None where its config.json does not say so."""
+    """Number of layers; None if config.json does not have it."""
     try:
         config = read_json(folder / "config.json", "")
         return int((config.get("text_config") or config)["num_hidden_layers"])
@@ -75,8 +60,8 @@ def _depth(folder: Path) -> int | None:
         return None
 
 
-def _layer_names(folder: Path) -> set[str]:
-    """What the layers of an LLM are called, without where they lie: `q_proj`, `up_proj` …"""
+def _module_names(folder: Path) -> set[str]:
+    """Last parts of the names of an LLM's modules: `q_proj`, `up_proj` …"""
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):
         try:

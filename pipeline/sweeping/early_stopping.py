@@ -1,0 +1,136 @@
+"""Early stopping: which trials of a sweep continue and which end, by the validation loss.
+
+ASHA (Li et al., MLSys 2020), asynchronous HyperBand, or the median rule: trials are compared after each rung, and none
+waits for trials that are behind. Two rules are specific to this project:
+
+- Trials compete only within their task (modality, rates, corpus, LLM), since losses of different tasks are not
+  comparable.
+- The unit of comparison is a point: all trials that differ only in their seed, with the mean of their losses. It is
+  compared once all of them have reached the rung; until then the first ones wait, and other trials use their place. So
+  all seeds of a point continue, or all end. A seed that failed for good is left out.
+
+All decisions follow from the metrics logs and marks of the trials, so every driver decides the same, at any time.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from enum import Enum
+
+import numpy as np
+
+from pipeline.sweeping.plan import PlannedTrial, point_of, task_of
+from pipeline.sweeping.sections import Scheduler
+from pipeline.trials import marks
+from pipeline.trials.folder import Status, Trial
+
+METRIC = "loss/validation"
+"""The only metric that is measured during training; cross-entropy alone, so that decorrelation weights compare."""
+
+
+class Decision(Enum):
+    """What happens to a point at a rung."""
+
+    WAIT = "wait"
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class EarlyStopping:
+    """The decisions of one sweep.
+
+    Args:
+        rule: how trials are compared.
+        trials: all trials known so far, with equal `train.steps`.
+    """
+
+    def __init__(self, rule: Scheduler, trials: Sequence[PlannedTrial]) -> None:
+        self.rule = rule
+        self._rungs: list[int] = []
+        self._points: dict[str, list[PlannedTrial]] = defaultdict(list)
+        self._groups: dict[str, tuple[str, int]] = {}
+        """Task and bracket by point: points compete within both."""
+        self._failed: set[str] = set()
+        self._losses: dict[str, dict[int, float]] = {}
+        self._steps: dict[str, float] = {}
+        self._passed: dict[str, int] = defaultdict(int)
+        """By point, the last rung that it passed."""
+        self.add(trials)
+
+    def add(self, trials: Iterable[PlannedTrial]) -> None:
+        """Add trials, such as those that a search suggests."""
+        for planned in trials:
+            steps = planned.params.train.steps
+            assert steps is not None
+            self._rungs = self.rule.rungs(steps)
+            point = point_of(planned)
+            self._points[point].append(planned)
+            self._groups[point] = task_of(planned.params), self.rule.bracket(point, steps)
+            self.update(planned)
+
+    def update(self, planned: PlannedTrial) -> None:
+        """Read the progress of a trial."""
+        self._losses[planned.identity] = losses_at(planned.trial, self._rungs)
+        if planned.state in (Status.TRAINED, Status.DONE):
+            self._steps[planned.identity] = float("inf")
+        else:
+            records, _ = planned.trial.metrics_log.read()
+            self._steps[planned.identity] = max((record["step"] for record in records), default=0)
+
+    def fail(self, planned: PlannedTrial) -> None:
+        """Exclude a trial that failed for good from the mean of its point."""
+        self._failed.add(planned.identity)
+
+    def seeds(self, planned: PlannedTrial) -> list[PlannedTrial]:
+        """All trials of its point."""
+        return self._points[point_of(planned)]
+
+    def next_rung(self, planned: PlannedTrial) -> int | None:
+        """The step at which its point is compared next; None if it trains to the end."""
+        point = point_of(planned)
+        _, bracket = self._groups[point]
+        return next((rung for rung in self._rungs[bracket:] if not self._is_past(point, rung)), None)
+
+    def decide(self, planned: PlannedTrial) -> tuple[Decision, int]:
+        """The decision on its point at the next rung, and that rung; a trial that has not reached it continues."""
+        point, rung = point_of(planned), self.next_rung(planned)
+        if rung not in self._losses[planned.identity]:
+            return Decision.CONTINUE, rung or 0
+        stopped = [step for seed in self._points[point] if (step := seed.stopped) is not None]
+        if stopped and min(stopped) <= rung:
+            return Decision.STOP, rung
+        loss = self._loss(point, rung)
+        if loss is None:
+            return Decision.WAIT, rung
+        others = (other for other, group in self._groups.items() if other != point and group == self._groups[point])
+        rivals = [known for other in others if (known := self._loss(other, rung)) is not None]
+        if is_worse(loss, rivals, self.rule.one_in, self.rule.least_rivals):
+            return Decision.STOP, rung
+        self._passed[point] = rung
+        return Decision.CONTINUE, rung
+
+    def _is_past(self, point: str, rung: int) -> bool:
+        seeds = self._points[point]
+        return self._passed[point] >= rung or any(self._steps[seed.identity] > rung for seed in seeds)
+
+    def _loss(self, point: str, rung: int) -> float | None:
+        """The mean over the seeds of a point; None until all of them have reached the rung."""
+        seeds = [seed.identity for seed in self._points[point] if seed.identity not in self._failed]
+        known = [loss for identity in seeds if (loss := self._losses[identity].get(rung)) is not None]
+        return float(np.mean(known)) if seeds and len(known) == len(seeds) else None
+
+
+def is_worse(loss: float, rivals: Sequence[float], factor: int, least: int = 1) -> bool:
+    """Whether a loss is above the `1 / factor` quantile of at least `least` rivals."""
+    return len(rivals) >= least and loss > float(np.quantile(rivals, 1 / factor))
+
+
+def losses_at(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
+    """The validation loss of a trial at those of the steps that it has reached."""
+    wanted = set(steps)
+    records, _ = trial.metrics_log.read()
+    return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
+
+
+def mark_stopped(trial: Trial, rule: Scheduler, step: int) -> None:
+    """Write `stopped.json`: this rule ended the trial after a step."""
+    marks.write_stop(trial.folder, rule.model_dump(mode="json"), step)
