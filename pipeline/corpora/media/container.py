@@ -1,4 +1,5 @@
-"""Whether a file of media is whole, by the sizes that its container states: wav, AVI, AIFF, mp4 and mov, Matroska.
+"""Whether a file of media is whole, by the sizes that its container states: wav, AVI, AIFF, mp4 and mov, Matroska; and
+by the last packet of those that are rows of packets.
 
 The libraries that decode read a cut file as a shorter one without a word.
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.media.packets import cut_packet
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
 """First bytes of the formats that are rows of chunks, and the byte order of their sizes."""
@@ -46,6 +48,8 @@ def require_whole(path: Path, remedy: str) -> None:
             cut = _cut_box(file, path.stat().st_size)
         elif head[:4] == MATROSKA:
             cut = _cut_segment(file, path.stat().st_size)
+        else:
+            cut = cut_packet(file, head, path.stat().st_size)
     if cut is not None:
         raise PipelineError(path, f"cut: {cut}", remedy)
 
