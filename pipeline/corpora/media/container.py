@@ -1,4 +1,5 @@
-"""Detection of truncated media files by the sizes in their container: wav, AVI, AIFF, mp4 and mov, Matroska.
+"""Detection of truncated media files, by the sizes in their container (wav, AVI, AIFF, mp4 and mov, Matroska), or by
+their last packet.
 
 The decoding libraries silently read a truncated file as a shorter one.
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.media.packets import truncated_packet
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
 """First bytes of formats that consist of chunks, and the byte order of their sizes."""
@@ -42,6 +44,8 @@ def require_complete(path: Path, remedy: str) -> None:
             fault = _truncated_box(file, path.stat().st_size)
         elif head[:4] == MATROSKA:
             fault = _truncated_segment(file, path.stat().st_size)
+        else:
+            fault = truncated_packet(file, head, path.stat().st_size)
     if fault is not None:
         raise PipelineError(path, f"truncated: {fault}", remedy)
 
