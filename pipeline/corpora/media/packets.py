@@ -75,7 +75,7 @@ def _truncated_program_stream(file: BinaryIO, size: int) -> str | None:
 
 
 def _truncated_mp3(file: BinaryIO, size: int) -> str | None:
-    """Truncated: fewer bytes than stated, and an incomplete last frame. A clip cut between frames has the first only."""
+    """Fewer bytes than stated, and an incomplete last frame. A clip cut between frames has the first sign only."""
     begin = 0
     if (tag := file.read(10))[:3] == ID3:
         begin = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(tag[6:10]))
