@@ -150,9 +150,11 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
     model = CostModel(sweep.points[0].params.train.runs)
     costs = [model.remaining(planned, planned.state) for planned in trials if not planned.is_over]
     if suggestions and sweep.only:
-        print(f"{len(suggestions.all)} suggested points match --only, which suggests no others")
+        print(f"{len(suggestions.points)} suggested points match --only, which suggests no others")
     elif suggestions:
-        print(f"{len(suggestions.all)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest")
+        print(
+            f"{len(suggestions.points)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest"
+        )
         each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
         costs += suggestions.left * [each]
     if costs:

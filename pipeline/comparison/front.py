@@ -65,8 +65,6 @@ class SearchResult:
     points: tuple[SearchPoint, ...]
     importance: Mapping[str, Mapping[str, Importance]]
     """By metric and key."""
-    repeated: int = 0
-    """Number of suggestions that repeat a done point."""
 
     @cached_property
     def done(self) -> list[SearchPoint]:
@@ -186,8 +184,7 @@ def csv_text(result: SearchResult) -> str:
 
 
 def _head(result: SearchResult) -> list[str]:
-    repeated = f", {result.repeated} of them repeated" if result.repeated else ""
-    lines = [f"search by {result.kind}: {len(result.done) + result.repeated} of {result.wanted} points done{repeated}"]
+    lines = [f"search by {result.kind}: {len(result.done)} of {result.wanted} points done"]
     for metric in result.metrics if result.done else ():
         best = min(result.done, key=lambda point: (point.mean(metric), point.number))
         lines.append(f"best by {label(metric)}: {best.name} ({value_text(best.values[metric], metric)})")

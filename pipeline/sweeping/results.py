@@ -83,19 +83,14 @@ def compare_planned(sweep: Sweep, trials: Sequence[PlannedTrial]) -> "Comparison
 
 
 def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
-    """The results of a search, each point once."""
+    """The results of a search."""
     from pipeline.comparison.front import MIN_POINTS, SearchPoint, SearchResult, of_test
 
     search = sweep.search
     names = [*search.minimise, *map(of_test, search.minimise)]
-    first: dict[tuple[str, ...], Suggestion] = {}
-    for suggestion in suggestions.all:
-        first.setdefault(_identities(suggestion), suggestion)
-    points = tuple(SearchPoint(s.number, s.name, s.settings, values_of(s, names), _status(s)) for s in first.values())
+    suggested = suggestions.points
+    points = tuple(SearchPoint(s.number, s.name, s.settings, values_of(s, names), _status(s)) for s in suggested)
     result = SearchResult(search.kind, search.trials, search.minimise, points, {})
-    numbers = {point.number for point in result.done}
-    done = sum(first[_identities(suggestion)].number in numbers for suggestion in suggestions.all)
-    result = replace(result, repeated=done - len(numbers))
     if len(result.done) < MIN_POINTS or not result.keys:
         return result
     from pipeline.sweeping.search.importance import importance
@@ -118,10 +113,6 @@ def compared_trials(
         if suggestion.number in numbers or planned.params.decorrelation.weight == 0
     }
     return list(shown.values())
-
-
-def _identities(suggestion: Suggestion) -> tuple[str, ...]:
-    return tuple(planned.identity for planned in suggestion.trials)
 
 
 def _status(suggestion: Suggestion) -> str:

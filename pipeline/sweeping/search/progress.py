@@ -17,7 +17,7 @@ from pipeline.config import Section
 from pipeline.sweeping.early_stopping import METRIC, losses_at
 from pipeline.sweeping.narrowing import is_used
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.search.suggestions import Outcome, Suggestion, Suggestions
+from pipeline.sweeping.search.suggestions import MAX_REPEATS, Outcome, Suggestion, Suggestions
 from pipeline.sweeping.sections import Settings
 from pipeline.sweeping.specification import Sweep
 from pipeline.trials.folder import Status
@@ -78,7 +78,10 @@ class Search:
             self._tell_known()
             if todo := [planned for planned in new if not planned.is_over]:
                 return todo
-            self._log(f"{suggestion.name}  already evaluated")
+            if not suggestion.is_repeated:
+                self._log(f"{suggestion.name}  already evaluated")
+            elif self._suggestions.repeats == MAX_REPEATS:
+                self._log(f"the search ends: its last {MAX_REPEATS} suggestions were points that it had tried before")
         return []
 
     def ended(self, planned: PlannedTrial, failed: bool = False) -> None:
@@ -88,7 +91,8 @@ class Search:
         self._tell_known()
 
     def _suggest(self) -> Suggestion:
-        draw = self._searcher.ask()
+        # A sampler that repeats a point may do so forever: nothing new comes of it.
+        draw = self._searcher.ask(at_random=self._suggestions.repeats > 0)
         settings = self._space.suggest(draw, self._is_used)
         drawn = self._searcher.drawn(len(self._suggestions.all))
         suggestion = self._suggestions.add(settings, drawn)
@@ -114,7 +118,9 @@ class Search:
                 del self._open[number]
 
     def _outcome(self, suggestion: Suggestion) -> Outcome | None:
-        """None until all seeds have ended."""
+        """None until all seeds have ended. A repeated point tells the sampler nothing."""
+        if suggestion.is_repeated:
+            return Outcome()
         done: list[PlannedTrial] = []
         stopped: list[tuple[PlannedTrial, int]] = []
         for planned in suggestion.trials:

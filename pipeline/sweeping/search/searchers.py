@@ -45,11 +45,11 @@ class Searcher:
         self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * len(settings.minimise))
         self._asked = 0
 
-    def ask(self) -> "Draw":
-        """The next suggestion."""
+    def ask(self, at_random: bool = False) -> "Draw":
+        """The next suggestion, of the sampler or at random."""
         # Each suggestion has its own random numbers, so that a restart need not repeat the draws before it.
         seed = random.Random(f"{self._settings.seed}:{self._asked}").getrandbits(32)
-        self._study.sampler = _sampler(self._settings.kind, seed)
+        self._study.sampler = _sampler("random" if at_random else self._settings.kind, seed)
         self._asked += 1
         return Draw(self._study.ask())
 

@@ -21,6 +21,9 @@ from pipeline.sweeping.specification import SEED, Point, Sweep
 
 FOLDER = "searches"
 """In the folder of trials, so that it moves with them."""
+MAX_REPEATS = 20
+"""The search ends after so many repeated suggestions in a row: all but the first are drawn at random, so a space of few
+points has been tried."""
 _KEY_DIGITS = 12
 
 
@@ -35,6 +38,8 @@ class Suggestion:
     """The suggestion in the sampler's names and values, with its notes."""
     trials: tuple[PlannedTrial, ...]
     """One per seed; points can share them."""
+    is_repeated: bool = False
+    """Whether an earlier suggestion is the same point. Its result is equal, so it does not count."""
 
     @property
     def name(self) -> str:
@@ -67,6 +72,9 @@ class Suggestions:
         self._planner = Planner(sweep.specification.scheduler)
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
         self.all: list[Suggestion] = []
+        self._known: set[tuple[str, ...]] = set()
+        self.repeats = 0
+        """The number of repeated suggestions since the last new point."""
         for line in read_journal(self.journal):
             self.add(line["settings"], line["drawn"])
         if sweep.only:
@@ -74,9 +82,18 @@ class Suggestions:
 
     def add(self, settings: Settings, drawn: dict[str, Any]) -> Suggestion:
         """Add a suggestion; the caller writes it to the journal."""
-        suggestion = Suggestion(len(self.all), settings, drawn, self._plan(self._points(settings)))
+        trials = self._plan(self._points(settings))
+        identities = tuple(planned.identity for planned in trials)
+        suggestion = Suggestion(len(self.all), settings, drawn, trials, identities in self._known)
+        self.repeats = self.repeats + 1 if suggestion.is_repeated else 0
+        self._known.add(identities)
         self.all.append(suggestion)
         return suggestion
+
+    @property
+    def points(self) -> list[Suggestion]:
+        """The suggestions without the repeated ones."""
+        return [suggestion for suggestion in self.all if not suggestion.is_repeated]
 
     @property
     def trials(self) -> list[PlannedTrial]:
@@ -89,7 +106,9 @@ class Suggestions:
     @property
     def left(self) -> int:
         """The number of points still to suggest."""
-        return 0 if self._sweep.only else max(0, self._sweep.search.trials - len(self.all))
+        if self._sweep.only or self.repeats >= MAX_REPEATS:
+            return 0
+        return max(0, self._sweep.search.trials - len(self.points))
 
     def _points(self, settings: Settings) -> list[Point]:
         return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
