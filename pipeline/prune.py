@@ -14,6 +14,7 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.common.modality import streams
+from pipeline.common.text import size_text
 from pipeline.config import Params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
@@ -130,7 +131,7 @@ def listing(folders: Sequence[Stored], chosen: Sequence[Stored]) -> list[str]:
 
 
 def _megabytes(folders: Sequence[Stored]) -> str:
-    return f"{sum(folder.size for folder in folders) / 1e6:,.1f} MB"
+    return size_text(sum(folder.size for folder in folders))
 
 
 def _age(days: float) -> str:

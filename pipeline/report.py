@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
+from pipeline.common.text import size_text
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison
@@ -105,7 +106,7 @@ def main() -> None:
     def body() -> None:
         folder = report(arguments.file, arguments.params, arguments.set, not arguments.no_media)
         page = folder / "report.html"
-        print(f"written: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+        print(f"written: {page} ({size_text(page.stat().st_size)})")
 
     run_command(body)
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, digest, read_json, require_space, write_json
+from pipeline.common.text import size_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +62,7 @@ def test_equal_values_have_equal_digests():
 
 def test_too_little_free_space_is_an_error(tmp_path):
     require_space(tmp_path / "not" / "there" / "yet", 1, "a trifle")
-    with pytest.raises(PipelineError, match="a monster needs 1000000000\\.00 GB"):
+    with pytest.raises(PipelineError, match=r"a monster needs 1,000,000\.0 TB"):
         require_space(tmp_path, 10**18, "a monster")
 
 
@@ -165,3 +166,8 @@ def test_a_bug_is_a_traceback():
     )
     assert ended.returncode == 1
     assert "ZeroDivisionError" in ended.stderr
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0.0 kB"), (999, "1.0 kB"), (12_345_678, "12.3 MB"), (4e12, "4.0 TB")])
+def test_sizes_have_a_unit_that_shows_their_digits(size, text):
+    assert size_text(size) == text

@@ -274,7 +274,7 @@ def project(prepared: Path, tmp_path: Path) -> Path:
 def test_the_command_reports_an_unfinished_sweep_and_shows_it_in_mlflow(project: Path) -> None:
     done = command(project, "report", "experiments/small.yaml")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"written: results/report/small/report.html \(\d+\.\d MB\)", done.stdout)
+    assert re.search(r"written: results/report/small/report.html \(\d+\.\d [kM]B\)", done.stdout)
     html = (project / "results/report/small/report.html").read_text()
     assert "2 of 3 trials done" in html
     assert "<td>new</td>" in html

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.text import size_text
 
 CHUNK = 1 << 20
 
@@ -126,6 +127,6 @@ def require_space(folder: str | Path, needed: int, what: str) -> None:
     if free < needed:
         raise PipelineError(
             folder,
-            f"{what} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"{what} needs {size_text(needed)} and {size_text(free)} are free",
             "free some space, then run the same command again; finished work is kept",
         )

@@ -2,6 +2,8 @@
 
 import html
 
+_BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
 ABSENT = "–"
 """A value that does not exist."""
 
@@ -15,6 +17,12 @@ def rounded(value: float, decimals: int | None) -> str:
             value = float(f"{value:.3g}")
     text = f"{value:,.{decimals}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
+
+
+def size_text(size: float) -> str:
+    """Bytes in a unit in which they have up to three digits before the point, such as `12.3 MB`."""
+    unit = next((unit for unit in _BYTES if size < 1000 * _BYTES[unit]), "TB")
+    return f"{size / _BYTES[unit]:,.1f} {unit}"
 
 
 def p_text(p: float) -> str:

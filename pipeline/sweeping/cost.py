@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
+from pipeline.common.text import size_text
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import configuration
@@ -97,7 +98,7 @@ def cost_line(costs: Sequence[Cost | None], concurrency: int) -> str:
         return f"time and disk of {len(costs) - len(known)} trials: unknown until a similar one is finished here"
     seconds = sum(cost.seconds for cost in known) / concurrency
     size = sum(cost.bytes for cost in known)
-    return f"the rest takes about {format_duration(seconds)} and {size / 1e9:.2f} GB, estimated from finished trials"
+    return f"the rest takes about {format_duration(seconds)} and {size_text(size)}, estimated from finished trials"
 
 
 def format_duration(seconds: float) -> str:
