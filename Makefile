@@ -48,7 +48,7 @@ ui: $(READY) ## MLflow on 127.0.0.1, over the runs tracked here; PORT=5001 choos
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-		echo "error: $(PYTHON) is no Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12" >&2; exit 1; }
+		echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; choose one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up .venv: about three minutes, once"
 	@began=$$(date +%s); \
 	{ test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv; } && \

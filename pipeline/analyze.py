@@ -24,7 +24,7 @@ RESULTS = Path("results/analysis")
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("--trial", metavar="ID", help="a trial: its identity, the beginning of it, or its folder")
+    options.add_argument("--trial", metavar="ID", help="a trial: its identity, a prefix of it, or its folder")
     options.add_argument(
         "--model", type=Path, metavar="FOLDER", help="a language model: config.json, weights, tokenizer"
     )

@@ -106,7 +106,7 @@ def load_trial(name: str | Path, overrides: Sequence[str] = ()) -> Transcriber:
     """Load a trained trial to transcribe files and arrays.
 
     Args:
-        name: its folder, or the beginning of its identity under `runs`.
+        name: its folder, or a prefix of its identity under `runs`.
         overrides: of evaluation settings and paths: `evaluate.beams=1`, `train.device=cpu`,
             `model.llm.weights=/models/smollm2-135m`. Paths of the trial are relative to the working folder.
 

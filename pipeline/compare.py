@@ -20,7 +20,7 @@ def main() -> None:
         "trials",
         nargs="*",
         metavar="TRIAL_OR_FOLDER",
-        help="identities or their first digits, trial folders or folders of trials; default: all done trials",
+        help="identities or prefixes of them, trial folders or folders of trials; default: all done trials",
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
     arguments = options.parse_args()

@@ -1,6 +1,6 @@
 """Differences between two trials: parameters, code, data, versions, metrics and hypotheses.
 
-A trial is named by its folder, the first digits of its identity, or the id of its run in MLflow.
+A trial is named by its folder, a prefix of its identity, or the id of its run in MLflow.
 """
 
 from pipeline.common.command import params_of, parser, run_command

@@ -27,7 +27,7 @@ DOWNSAMPLING = ("average", "stack")
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("trial", metavar="TRIAL", help="its folder, or the beginning of its identity")
+    options.add_argument("trial", metavar="TRIAL", help="its folder, or a prefix of its identity")
     options.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must be new or empty")
     arguments = options.parse_args()
     run_command(lambda: export(arguments))
@@ -86,11 +86,11 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
 
 def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
     """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
-    from pipeline.model.decoder import bos_token, cut_config, eos_token, load_tokenizer
+    from pipeline.model.decoder import bos_token, eos_token, limit_layers, load_tokenizer
 
     llm = params.model.llm
-    cut, changed = cut_config(llm)
-    original, _ = cut_config(llm.model_copy(update={"blocks": None}))
+    cut, changed = limit_layers(llm)
+    original, _ = limit_layers(llm.model_copy(update={"blocks": None}))
     text = prompt(params.model.prompt, params.model.modality)
     tokenizer = load_tokenizer(llm)
     return {

@@ -122,7 +122,7 @@ def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_seco
 
 
 def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of media by their SHA-256; the next batch is read while the present one is encoded."""
+    """Batches of media by their SHA-256; the next batch is read while the current one is encoded."""
     items = list(media.items())
     folder, size = params.corpus.out, params.features.batch_size
     with ThreadPoolExecutor(READERS) as pool:

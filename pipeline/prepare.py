@@ -1,6 +1,6 @@
 """Stage `prepare`: write `manifest.jsonl` and the media of a corpus in formats that any player opens.
 
-The output folder is kept between runs (DVC does not delete it). Media that the present settings make invalid are
+The output folder is kept between runs (DVC does not delete it). Media that the current settings make invalid are
 removed, intact ones are kept, missing and damaged ones are written; a killed run is resumed by the next one.
 `prepare.json` records the settings, `clips.jsonl` the finished clips, and `manifest.jsonl` exists only if the corpus is
 complete. The skipped clips of a recorded corpus are listed in `skipped.csv` with their reasons.
@@ -33,7 +33,6 @@ from pipeline.corpora.journal import (
 )
 from pipeline.corpora.manifest import MANIFEST, REMEDY, Utterance, manifest_text
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
-from pipeline.corpora.parallel import KILLED, available_cores, run_parallel
 from pipeline.corpora.prepared import (
     MANIFEST_KEY,
     MEDIA,
@@ -44,11 +43,12 @@ from pipeline.corpora.prepared import (
     remove_media,
     remove_unlisted,
 )
+from pipeline.corpora.process_pool import KILLED, available_cores, run_parallel
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
 from pipeline.corpora.splits import SPLITS
 
 FEW = 24
-"""Up to so many clips, one process finishes before others would have started."""
+"""Up to this many clips, one process finishes before others would have started."""
 
 
 def prepare(params: Params, workers: int | None = None) -> Path:

@@ -163,7 +163,9 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument("--yes", action="store_true", help="remove the trials and features that no sweep uses")
-    options.add_argument("--older", type=float, default=0, metavar="DAYS", help="only those unchanged for so many days")
+    options.add_argument(
+        "--older", type=float, default=0, metavar="DAYS", help="only those unchanged for this number of days"
+    )
     arguments = options.parse_args()
 
     def body() -> None:

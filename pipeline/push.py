@@ -32,7 +32,7 @@ def push(params: Params) -> list[str]:
     trials = [Trial(mark.parent) for mark in sorted(Path(params.train.runs).glob("*/metrics.json"))]
     done = [trial for trial in trials if trial.status() is Status.DONE]
     features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
-    folders = [*_corpora_of_no_stage(done), *features, *(trial.folder for trial in done)]
+    folders = [*_untracked_corpora(done), *features, *(trial.folder for trial in done)]
     let_dvc_do_without_git(Path.cwd())
     _require_remote()
     for start in range(0, len(folders), AT_ONCE):
@@ -53,7 +53,7 @@ def _require_remote() -> None:
         )
 
 
-def _corpora_of_no_stage(trials: Iterable[Trial]) -> list[Path]:
+def _untracked_corpora(trials: Iterable[Trial]) -> list[Path]:
     """Corpora that a sweep prepared in addition to that of `params.yaml`."""
     known = {
         Path(output["path"]) for stage in (locked_stages(Path()) or {}).values() for output in stage.get("outs", ())

@@ -28,7 +28,10 @@ VERDICT = "reproduction.json"
 
 
 def check(trial: Trial, project: Path) -> bool:
-    """Whether code and data for a reproduction are available; problems are printed. Errors as `Reproduction`."""
+    """Whether code and data for a reproduction are available; problems are printed.
+
+    Raises the errors of `Reproduction`.
+    """
     with tempfile.TemporaryDirectory(prefix="reproduction-") as folder:
         reproduction = Reproduction(trial, project, Path(folder) / WORKSPACE, _say)
         try:
@@ -60,7 +63,7 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
             # Kept from an earlier reproduction.
             reproduction.remove()
         if (workspace / "runs").exists():
-            _say("again", "going on where it was stopped")
+            _say("again", "resuming where it was stopped")
         problems = reproduction.restore()
         verdicts, reasons = ([], []) if problems else reproduction.run()
         verdict = _verdict(trial, problems, reasons, verdicts)
@@ -128,7 +131,7 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument(
-        "trial", metavar="TRIAL", help="a trial's folder, an identity or its first digits, or an MLflow run id"
+        "trial", metavar="TRIAL", help="a trial's folder, an identity or a prefix of it, or an MLflow run id"
     )
     options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
     options.add_argument("--keep", action="store_true", help="keep the work tree and the reproduced trial")

@@ -99,7 +99,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
         raise PipelineError(source.where, f"{source.path} does not exist", "correct the path, or mount it")
     for params in incomplete:
         needed = needed_stages(params)
-        if by_dvc := [stage for stage in needed if _is_of_dvc(stage, params, sweep.base)]:
+        if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
             repro(by_dvc, arguments.params)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
@@ -108,7 +108,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
             raise missing_inputs_error(missing)
 
 
-def _is_of_dvc(stage: str, params: Params, base: Params) -> bool:
+def _is_dvc_stage(stage: str, params: Params, base: Params) -> bool:
     """Whether the output of a stage is the same as with params.yaml."""
     sections = {"weights": ["weights"], "prepare": ["weights", "corpus"]}.get(stage, ["weights", "corpus", "features"])
     return all(getattr(params, section) == getattr(base, section) for section in sections)

@@ -20,7 +20,7 @@ def main() -> None:
         "--trial",
         required=True,
         metavar="ID",
-        help="a trained trial: its folder, the beginning of its identity, or the id of its run in MLflow",
+        help="a trained trial: its folder, a prefix of its identity, or the id of its run in MLflow",
     )
     options.add_argument("--beams", type=int, metavar="N", help="beam size; by default that of the trial's evaluation")
     options.add_argument("--sinks", action="store_true", help="also list the sinks while the model reads its own text")

@@ -59,7 +59,7 @@ def prompts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def some_tokens(mask: Tensor) -> Tensor:
-    """(B, T) of bool: BOS and one more token of each utterance, but none of the second."""
+    """bool (B, T): BOS and one more token of each utterance, but none of the second."""
     first = mask.int().argmax(1)
     where = torch.zeros_like(mask)
     for row, start in enumerate(first.tolist()):

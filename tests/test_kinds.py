@@ -10,7 +10,7 @@ from project import command
 from safetensors.torch import load_file
 
 from pipeline.common.code import code_digest
-from pipeline.trials.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
+from pipeline.trials.identity import COVERED_BY_DATA_DIGEST, WITHOUT_EFFECT
 
 FILES = {
     "corpora/tongue_twisters.py": '''
@@ -81,7 +81,7 @@ class Energy:
 import torch
 from torch import nn
 
-from pipeline.config.kinds import Kind
+from pipeline.config.registry import Kind
 from pipeline.model.downsampling import grouped
 
 
@@ -126,7 +126,7 @@ CHOSEN = {
 def code_of(folder: Path, kind: str) -> str:
     """The digest of the code of a trial whose model takes this kind of downsampling."""
     kinds = f"pipeline.model.downsampling.{kind}"
-    return code_digest("pipeline.train", kinds, without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING), source=folder)
+    return code_digest("pipeline.train", kinds, without=(*COVERED_BY_DATA_DIGEST, *WITHOUT_EFFECT), source=folder)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("kinds") / "project", symlinks=True)
     for name, text in FILES.items():
         (folder / "pipeline" / name).write_text(text)
-    registry = folder / "pipeline/config/kinds.py"
+    registry = folder / "pipeline/config/registry.py"
     text = registry.read_text()
     for head, line in LINES.items():
         assert text.count(f"\n{head}\n") == 1

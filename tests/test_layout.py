@@ -193,7 +193,7 @@ def test_a_python_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     ran = subprocess.run(["make", "test", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode != 0
-    assert "error: false is no Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12" in ran.stderr
+    assert "error: false is not Python 3.11, 3.12 or 3.13; choose one: make PYTHON=python3.12" in ran.stderr
     assert not (tmp_path / ".venv").exists()
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 import pipeline
 from pipeline.common import code
 from pipeline.config import load_params
-from pipeline.trials.identity import KNOWN_BY_DIGEST, ONLY_LOOKING
+from pipeline.trials.identity import COVERED_BY_DATA_DIGEST, WITHOUT_EFFECT
 
 PACKAGE = Path(pipeline.__file__).parent
 
@@ -34,8 +34,8 @@ def modules(*names: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in found]
 
 
-LEFT_OUT = modules(*code.LEFT_OUT, *ONLY_LOOKING)
-"""`KNOWN_BY_DIGEST` is not among them: that code has a digest of its own, in the data."""
+LEFT_OUT = modules(*code.LEFT_OUT, *WITHOUT_EFFECT)
+"""`COVERED_BY_DATA_DIGEST` is not among them: that code has a digest of its own, in the data."""
 MLFLOW = [name for name in LEFT_OUT if name.startswith("pipeline.tracking.")]
 SEEN = ("pipeline.common.modality", "pipeline.training.batches", "pipeline.corpora.reading")
 """Some modules of the digest: the same mutations must have an effect, or the test could not fail."""
@@ -189,7 +189,7 @@ def test_the_same_change_affects_results_in_code_of_the_identity(
 
 
 def _in_the_digest() -> list[Path]:
-    left_out = (*code.LEFT_OUT, *KNOWN_BY_DIGEST, *ONLY_LOOKING)
+    left_out = (*code.LEFT_OUT, *COVERED_BY_DATA_DIGEST, *WITHOUT_EFFECT)
     return list(code._reached(("pipeline.train", "pipeline.evaluate"), PACKAGE.parent, left_out).values())
 
 

@@ -123,7 +123,7 @@ def test_after_any_failed_call_the_next_sync_shows_the_folder(
     tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run replaces another; each call fails in turn, before or after its effect."""
-    monkeypatch.setattr(mlflow_run, "METRICS_IN_A_BATCH", 5)
+    monkeypatch.setattr(mlflow_run, "METRICS_PER_BATCH", 5)
     failures = 0
     for calls in itertools.count():
         experiment = f"call {calls}"
@@ -243,7 +243,7 @@ def test_another_evaluation_replaces_all_parameters(tmp_path: Path, database: st
 def test_repeated_steps_are_shown_once(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=6, done=False)
     ingest([trial.folder], database, experiment, "sweep")
-    trial.metrics_log.cut_back(3)
+    trial.metrics_log.truncate_after(3)
     for step in range(4, 9):
         trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
     ingest([trial.folder], database, experiment, "sweep")

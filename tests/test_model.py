@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, Decorrelation, LoRA, Projector
-from pipeline.config.kinds import Kind
+from pipeline.config.registry import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer

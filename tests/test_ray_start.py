@@ -86,7 +86,7 @@ def test_every_failed_attempt_has_a_reason():
 
 def test_the_watch_ends_ray_only_if_the_driver_lives(monkeypatch):
     """Without a driver, `_receive` removes the files of Ray and ends the process."""
-    monkeypatch.setattr(ray_process, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(ray_process, "POLL_SECONDS", 0)
     monkeypatch.setattr(ray_process, "dead_process", lambda: "raylet")
     monkeypatch.setattr("os._exit", sys.exit)
     driver, channel = multiprocessing.Pipe()

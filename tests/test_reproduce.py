@@ -105,7 +105,7 @@ def test_a_killed_reproduction_resumes_and_ends_with_equal_bits(project):
     done = command(project, "reproduce", trial.identity[:6])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "and uncommitted.patch" in done.stdout
-    assert "going on where it was stopped" in done.stdout
+    assert "resuming where it was stopped" in done.stdout
     assert "PASS: equal in every bit" in done.stdout.splitlines()[-1]
     assert any(line.split()[:3] == ["PASS", "equal", "wer/test"] for line in done.stdout.splitlines())
     verdict = json.loads((trial.folder / "reproduction.json").read_text())

@@ -155,7 +155,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
     assert "goes on" in again.stdout
-    assert "going on from the one before" in (trial / "log.txt").read_text()
+    assert "resuming from the previous one" in (trial / "log.txt").read_text()
     assert sessions(trial) == ["running", "running", "finished"]
     assert results(project) == results(swept)
     assert table(project) == table(swept)

@@ -373,21 +373,21 @@ def test_an_incomplete_last_line_is_not_read_and_then_replaced(tmp_path: Path) -
     assert [record["step"] for record in log.read(position)[0]] == [2]
 
 
-def test_cut_back_removes_later_steps(tmp_path: Path) -> None:
+def test_truncation_removes_later_steps(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in range(1, 8):
         log.append(step, {"a": float(step)})
     position = log.read()[1]
     kept = log.path.read_text().splitlines()[:4]
-    log.cut_back(4)
+    log.truncate_after(4)
     assert log.path.read_text().splitlines() == kept
     assert len(log.read(position)[0]) == 4, "a reader that was further reads all"
     log.append(5, {"a": 50.0})
     assert steps_of(log) == [1, 2, 3, 4, 5]
-    MetricsLog(tmp_path / "none.jsonl").cut_back(3)
+    MetricsLog(tmp_path / "none.jsonl").truncate_after(3)
     assert not (tmp_path / "none.jsonl").exists()
     log.path.write_bytes(b"\xff\n" + log.path.read_bytes())
-    log.cut_back(0)
+    log.truncate_after(0)
     assert log.read() == ([], 0), "a new training needs no old lines"
 
 

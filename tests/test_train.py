@@ -106,7 +106,7 @@ def test_an_interrupted_training_keeps_its_last_step(project, undisturbed):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     trial = the_trial(project)
     steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
     assert max(steps) == losses_of(trial)[-1][0]
@@ -135,7 +135,7 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(project, undi
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert f"{newest.name}: " in again.stderr
-    assert "going on from the one before" in again.stderr
+    assert "resuming from the previous one" in again.stderr
     assert weights_of(trial) == weights_of(undisturbed)
 
 

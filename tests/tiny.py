@@ -39,7 +39,7 @@ def settings(llm: Path, **changes: object) -> Model:
 
 
 def features(seconds: list[float], seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """Random features of utterances `u0`, `u1` … of these durations: audio at 50 and video at 25 frames a second."""
+    """Random features of utterances `u0`, `u1` … of these durations: audio at 50 and video at 25 frames per second."""
     random = np.random.default_rng(seed)
     rates = {"audio": 50, "video": 25}
     return {

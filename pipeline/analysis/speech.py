@@ -23,7 +23,7 @@ class SpeechTarget:
     Args:
         trial: a trained trial; its own `config.yaml` is used, not params.yaml.
         overrides: of evaluation settings and paths: `sinks.tau=300`, `corpus.out=elsewhere`.
-        utterances: take the first so many; None for `sinks.utterances`.
+        utterances: the number to take; None for `sinks.utterances`.
 
     Raises:
         PipelineError: the trial is not trained, an override would change a training setting, the LLM or an encoder

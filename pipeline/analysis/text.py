@@ -30,7 +30,7 @@ class TextTarget:
         file: the text, in UTF-8.
         tokens: length of a window, BOS included.
         params: sections `sinks` (batch size) and `train` (device, precision, threads).
-        sequences: take the first so many windows; None for all.
+        sequences: the number of windows to take; None for all.
 
     Raises:
         PipelineError: the model is missing or cannot be loaded, the text cannot be read or is empty, or the windows are

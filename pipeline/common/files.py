@@ -69,7 +69,7 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """Read JSON; errors as of `read_text` and `parse_json`."""
+    """Read JSON; raises the same errors as `read_text` and `parse_json`."""
     return parse_json(path, read_text(path, remedy), remedy)
 
 

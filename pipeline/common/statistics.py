@@ -66,8 +66,8 @@ def _over_speakers(tops: np.ndarray, bottoms: np.ndarray, speakers: Sequence[Has
     top, bottom = (np.bincount(number_of, values, len(numbers)) for values in (tops, bottoms))
     ratio, count = top.sum() / bottom.sum(), len(numbers)
     residuals = top - ratio * bottom
-    error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / bottom.sum()
-    half_width = _t_quantile(count - 1) * error
+    standard_error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / bottom.sum()
+    half_width = _t_quantile(count - 1) * standard_error
     # A ratio that cannot be negative gets no interval below zero.
     low = max(ratio - half_width, 0.0) if (tops >= 0).all() else ratio - half_width
     return float(low), float(ratio + half_width)
@@ -81,10 +81,10 @@ def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]
         yield generator.integers(utterances, size=(min(rows, resamplings - start), utterances))
 
 
-def _t_quantile(freedom: float) -> float:
+def _t_quantile(degrees_of_freedom: float) -> float:
     from scipy.stats import t
 
-    return float(t.ppf(1 - LEVEL / 2, freedom))
+    return float(t.ppf(1 - LEVEL / 2, degrees_of_freedom))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -106,10 +106,10 @@ class Welch:
     """95%."""
     p: float
     """Two-sided."""
-    error: float
-    """Standard error of the difference."""
-    freedom: float
-    """Degrees of freedom."""
+    standard_error: float
+    """Of the difference."""
+    degrees_of_freedom: float
+    """Degrees of degrees_of_freedom."""
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
@@ -119,27 +119,27 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
         raise ValueError(f"groups of {len(first)} and {len(second)} runs; each needs at least two")
     difference = float(groups[0].mean() - groups[1].mean())
     parts = [group.var(ddof=1) / len(group) for group in groups]
-    error = float(np.sqrt(sum(parts)))
-    if error == 0:
+    standard_error = float(np.sqrt(sum(parts)))
+    if standard_error == 0:
         # Without variance, equal means are no difference, and unequal ones differ with certainty.
         return Welch(difference, (difference, difference), 1.0 if difference == 0 else 0.0, 0.0, np.inf)
     from scipy.stats import t
 
     squares = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
-    freedom = float(sum(parts) ** 2 / squares)
-    half_width = _t_quantile(freedom) * error
-    p = float(2 * t.sf(abs(difference) / error, freedom))
-    return Welch(difference, (difference - half_width, difference + half_width), p, error, freedom)
+    degrees_of_freedom = float(sum(parts) ** 2 / squares)
+    half_width = _t_quantile(degrees_of_freedom) * standard_error
+    p = float(2 * t.sf(abs(difference) / standard_error, degrees_of_freedom))
+    return Welch(difference, (difference - half_width, difference + half_width), p, standard_error, degrees_of_freedom)
 
 
 def equivalence_p(result: Welch, low: float, high: float) -> float:
     """p-value of two one-sided tests (Schuirmann, 1987): small where the difference lies between `low` and `high`."""
-    if result.error == 0:
+    if result.standard_error == 0:
         return 0.0 if low < result.difference < high else 1.0
     from scipy.stats import t
 
     distances = (result.difference - low, high - result.difference)
-    return float(max(t.sf(distance / result.error, result.freedom) for distance in distances))
+    return float(max(t.sf(distance / result.standard_error, result.degrees_of_freedom) for distance in distances))
 
 
 def sign_flip_p(ours: Values, theirs: Values, seed: int = 0) -> float:

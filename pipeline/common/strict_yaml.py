@@ -127,7 +127,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path, remedy: str) -> Any:
-    """Read a YAML file; errors as of `read_text` and `parse_yaml`."""
+    """Read a YAML file; raises the same errors as `read_text` and `parse_yaml`."""
     return parse_yaml(read_text(path, remedy), path)
 
 

@@ -9,7 +9,7 @@ ABSENT = "–"
 
 
 def rounded(value: float, decimals: int | None) -> str:
-    """A number with so many decimals; with None, three significant digits and a comma for thousands."""
+    """A number with `decimals` decimals; with None, three significant digits and a comma for thousands."""
     if decimals is None:
         size = abs(value)
         decimals = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2

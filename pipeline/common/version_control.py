@@ -24,7 +24,7 @@ SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files outside the package that the code uses."""
 PATCH_LIMIT = 16 << 20
 """Bytes; a longer patch is not written by hand and not scanned for secrets."""
-_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+GIT_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
 LOCK = "dvc.lock"
 _OF_DATA = (LOCK, "*.dvc", ".dvc/**")
@@ -142,7 +142,7 @@ def require_clean(root: Path = SOURCE) -> None:
 def _git(root: Path, *words: str) -> bytes:
     # No optional locks: reading must not interfere with another git process.
     # Inside a git hook, variables name the repository of that hook.
-    own = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+    own = {name: value for name, value in os.environ.items() if name not in GIT_HOOK_VARIABLES}
     settings = own | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     done = subprocess.run(
         ["git", "-C", str(root), *words], capture_output=True, env=settings, timeout=SECONDS, check=True

@@ -100,7 +100,7 @@ class SearchResult:
 def of_test(metric: str) -> str:
     """The metric on the test split: `wer/test` for `wer/validation`; sinks on the test split have no split in their
     name."""
-    return metric.replace("/validation", "" if _is_of_sinks(metric) else "/test", 1)
+    return metric.replace("/validation", "" if _is_sink_metric(metric) else "/test", 1)
 
 
 def label(metric: str) -> str:
@@ -111,7 +111,7 @@ def label(metric: str) -> str:
     if known.is_family:
         return known.labelled(condition_name(metric.partition("/")[2]))
     split = "validation" if "/validation" in metric else "test"
-    return f"{known.label}, {split}" if _is_of_sinks(metric) else known.label
+    return f"{known.label}, {split}" if _is_sink_metric(metric) else known.label
 
 
 def unit(metric: str) -> Unit:
@@ -121,10 +121,10 @@ def unit(metric: str) -> Unit:
 
 
 def _registered(metric: str) -> Metric | None:
-    return find(metric.replace("/validation", "", 1) if _is_of_sinks(metric) else metric)
+    return find(metric.replace("/validation", "", 1) if _is_sink_metric(metric) else metric)
 
 
-def _is_of_sinks(metric: str) -> bool:
+def _is_sink_metric(metric: str) -> bool:
     return metric.startswith("sinks/")
 
 

@@ -12,7 +12,7 @@ from pipeline.sinks import figures as sinks
 LOGARITHMIC = 20
 """Ratio of the highest to the lowest value from which on an axis is logarithmic."""
 MAX_TICKS = 4
-"""Up to so many different values, each has a tick."""
+"""Largest number of distinct values that each have a tick."""
 
 
 def search_figures(result: SearchResult) -> dict[str, Figure]:

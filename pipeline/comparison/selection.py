@@ -1,4 +1,4 @@
-"""Selection of trials on a command line: by folder, folder of trials, identity or its first digits."""
+"""Selection of trials on a command line: by folder, folder of trials, identity or a prefix of it."""
 
 import re
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
     """The named trials, each once; without names, all done trials of `runs`.
 
     Args:
-        names: a trial's folder; a folder of such folders, which selects all of them, done or not; or the first digits
+        names: a trial's folder; a folder of such folders, which selects all of them, done or not; or a prefix
             of an identity in `runs`.
         runs: the folder of the trials' folders.
 
     Raises:
-        PipelineError: a name matches no trial, or the first digits of an identity match several.
+        PipelineError: a name matches no trial, or a prefix of an identity matches several.
     """
     if not names:
         done = [trial for trial in _trials_in(Path(runs)) if trial.result()]
@@ -33,7 +33,7 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
 
 
 def named_trial(name: str, runs: str | Path) -> Trial:
-    """The trial with this folder, first digits of its identity, or run id in MLflow.
+    """The trial with this folder, prefix of its identity, or run id in MLflow.
 
     Raises:
         PipelineError: none or several match; or MLflow is needed and fails.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
-from pipeline.config.kinds import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
+from pipeline.config.registry import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
 
 if TYPE_CHECKING:
     from pipeline.config.params import Params

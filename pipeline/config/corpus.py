@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, create_model
 
-from pipeline.config.kinds import CORPORA, known, validated
+from pipeline.config.registry import CORPORA, require_known, validate_section
 from pipeline.config.section import Count, Section, Share
 
 
@@ -82,8 +82,8 @@ def corpus_section() -> type[Corpus]:
 
 def _read(given: Any) -> Corpus:
     if isinstance(given, dict) and "kind" in given:
-        known(given["kind"], CORPORA, "kind")
-    return given if isinstance(given, Corpus) else validated(corpus_section(), given)
+        require_known(given["kind"], CORPORA, "kind")
+    return given if isinstance(given, Corpus) else validate_section(corpus_section(), given)
 
 
 CorpusSection = Annotated[SerializeAsAny[Corpus], PlainValidator(_read)]

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny
 
-from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS, error, known, unknown, validated
+from pipeline.config.registry import (
+    AUDIO_ENCODERS,
+    VIDEO_ENCODERS,
+    error,
+    require_known,
+    unknown_key_error,
+    validate_section,
+)
 from pipeline.config.section import Count, Precision, Section, Share
 
 
@@ -62,11 +69,11 @@ def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
     if not isinstance(given, dict):
         raise error("a section", given)
     values = {"encoder": base.model_fields["encoder"].default} | given
-    own = _settings(kinds[known(values["encoder"], kinds, "encoder")], base)
+    own = _settings(kinds[require_known(values["encoder"], kinds, "encoder")], base)
     if others := values.keys() - own.model_fields.keys():
         for key in sorted(others - encoder_section(base).model_fields.keys()):
-            raise unknown(", ".join(own.model_fields), key)
-    return validated(own, {key: values[key] for key in values if key in own.model_fields})
+            raise unknown_key_error(", ".join(own.model_fields), key)
+    return validate_section(own, {key: values[key] for key in values if key in own.model_fields})
 
 
 Audio = Annotated[SerializeAsAny[AudioEncoder], PlainValidator(partial(_read, AUDIO_ENCODERS, AudioEncoder))]

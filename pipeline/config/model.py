@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.common.modality import Modality
-from pipeline.config.kinds import DownsamplingKind, Kind
+from pipeline.config.registry import DownsamplingKind, Kind
 from pipeline.config.section import Count, Fraction, Section
 
 

@@ -11,8 +11,8 @@ from pipeline.config.checks import check_across_sections
 from pipeline.config.corpus import Corpus, CorpusSection, corpus_section
 from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import AudioEncoder, Features, VideoEncoder, encoder_section
-from pipeline.config.kinds import Kind
 from pipeline.config.model import Model
+from pipeline.config.registry import Kind
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Decorrelation, Train
 from pipeline.config.weights import WeightsSection

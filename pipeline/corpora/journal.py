@@ -53,7 +53,7 @@ class PreviousRun:
     media: dict[str, dict[str, FileInfo]] = field(default_factory=dict)
     """Intact media of each clip, with any settings, by their path."""
     done: dict[str, PreparedClip] = field(default_factory=dict)
-    """Complete results with the present settings."""
+    """Complete results with the current settings."""
     files_read: int = 0
 
 

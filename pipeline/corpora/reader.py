@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
-from pipeline.config.kinds import CORPORA
+from pipeline.config.registry import CORPORA
 from pipeline.corpora.manifest import MANIFEST, Utterance
 from pipeline.corpora.prepared import ROOT, read_settings
 
@@ -178,12 +178,12 @@ class Reader(ABC):
 
 def reader_of(corpus: Corpus) -> Reader:
     """The reader of a corpus. A new kind is a file with a `Reader` or a `RecordedCorpus`, and a line in the registry
-    `pipeline.config.kinds.CORPORA`."""
+    `pipeline.config.registry.CORPORA`."""
     return resolve_name(CORPORA[corpus.kind])(corpus)
 
 
 def is_current(corpus: Corpus) -> bool:
-    """Whether `corpus.out` is complete and has the present settings and code; media files are checked by `prepare`."""
+    """Whether `corpus.out` is complete and has the current settings and code; media files are checked by `prepare`."""
     folder = Path(corpus.out)
     try:
         recorded = read_settings(folder) or {}

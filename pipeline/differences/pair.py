@@ -215,7 +215,7 @@ def _lines(trial: Trial) -> Lines:
             lines.setdefault(name, {})[line["id"]] = line
             _errors(line)
     except (KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error!r})", AGAIN) from None
+        raise PipelineError(trial.hypotheses, f"contains no hypotheses ({error!r})", AGAIN) from None
     return lines
 
 

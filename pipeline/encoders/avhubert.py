@@ -77,7 +77,7 @@ class AVHuBERT:
             return [self.vectors([values])[0].cpu().numpy() for values in inputs]
 
     def vectors(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
-        """Encode utterances in one batch, on the device and with gradients; arguments and errors as `encode`.
+        """Encode utterances in one batch, on the device and with gradients; arguments and errors are those of `encode`.
 
         Returns:
             Per input (frames, dimension) float32, equal to its encoding alone up to rounding.

@@ -1,4 +1,4 @@
-"""The interface of an encoder. A new one is a file in this folder and a line in `pipeline.config.kinds`."""
+"""The interface of an encoder. A new one is a file in this folder and a line in `pipeline.config.registry`."""
 
 from pathlib import Path
 from pkgutil import resolve_name
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from pipeline.common.hardware import resolve_precision
-from pipeline.config.kinds import AUDIO_ENCODERS, VIDEO_ENCODERS
+from pipeline.config.registry import AUDIO_ENCODERS, VIDEO_ENCODERS
 from pipeline.pretrained.folder import weights_digest
 
 

@@ -47,7 +47,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
         PipelineError: the folder is missing, has fewer layers than requested, or has no causal language model that can
             be loaded, run and trained: damaged, incomplete, quantised, or attending to later tokens.
     """
-    config, _ = cut_config(settings)
+    config, _ = limit_layers(settings)
     # Loading takes a second, and the report would list the layers that are not loaded on purpose.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -78,7 +78,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
     return decoder
 
 
-def cut_config(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def limit_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The decoder's configuration with only the first `settings.blocks` layers, so that no others are built.
 
     Returns:

@@ -1,1 +1,1 @@
-"""A comparison as a page that can be read anywhere, and what trials and features take on disk."""
+"""The report of a sweep: a self-contained page."""

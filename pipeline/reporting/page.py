@@ -18,7 +18,7 @@ from pipeline.comparison.output import answers
 from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.media import Players, data_url
-from pipeline.reporting.parallel import parallel_coordinates
+from pipeline.reporting.parallel_coordinates import parallel_coordinates
 from pipeline.reporting.provenance import origins, shared_facts
 from pipeline.reporting.utterances import Extremes, extremes
 

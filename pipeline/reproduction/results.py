@@ -85,11 +85,11 @@ def _hypotheses(trial: Trial) -> dict[tuple[str, str], str]:
         lines = trial.read_hypotheses()
         return {(line["split"] + f"/{line['condition']}", line["id"]): line["hypothesis"] for line in lines}
     except (KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"holds no hypotheses ({error})", AGAIN) from None
+        raise PipelineError(trial.hypotheses, f"contains no hypotheses ({error})", AGAIN) from None
 
 
 def _result(trial: Trial) -> dict[str, float]:
     result = trial.result()
     if result is None:
-        raise PipelineError(trial.folder, "is not done", "finish it: the same command goes on")
+        raise PipelineError(trial.folder, "is not done", "finish it: the same command continues")
     return result["metrics"]

@@ -99,7 +99,7 @@ def run_stage(stage: str, tree: Path, config: Path, settings: list[str]) -> None
     if interrupted or code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        raise PipelineError(f"stage {stage} in {tree}", f"ended with {code}", "see above; the same command goes on")
+        raise PipelineError(f"stage {stage} in {tree}", f"ended with {code}", "see above; the same command continues")
 
 
 def _environment(tree: Path) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Text normalisation, error counts, and bootstrap intervals."""
+"""Text normalisation, and word and character error rates."""

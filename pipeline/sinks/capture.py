@@ -22,7 +22,7 @@ class Captured:
     """One batch. L layers, B utterances, H heads, T positions with padding, D dimensions."""
 
     mask: Tensor
-    """(B, T) of bool, true at real tokens."""
+    """bool (B, T), true at real tokens."""
     roles: Tensor
     """(B, T) of `Role`."""
     residuals: tuple[Tensor, ...]
@@ -97,7 +97,7 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
         embeddings: (B, T, D).
-        mask: (B, T) of bool, true at real tokens. Padding may be on either side.
+        mask: bool (B, T), true at real tokens. Padding may be on either side.
         roles: (B, T) of `Role`; each utterance has one BOS.
 
     Raises:

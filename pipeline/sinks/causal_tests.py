@@ -38,11 +38,11 @@ class BaselinePass:
 
     @property
     def non_sinks(self) -> Tensor:
-        """(B, T) of bool: tokens that are neither BOS nor sinks."""
+        """bool (B, T): tokens that are neither BOS nor sinks."""
         return self.captured.mask & ~self.tokens.is_bos & ~self.tokens.is_sink
 
     def draw(self, counts: Tensor, purpose: str) -> Tensor:
-        """(B, T) of bool: `counts` (B,) random non-sinks of each utterance, or all if it has fewer."""
+        """bool (B, T): `counts` (B,) random non-sinks of each utterance, or all if it has fewer."""
         chosen = torch.zeros_like(self.captured.mask)
         for row, (count, candidates) in enumerate(zip(counts.tolist(), self.non_sinks, strict=True)):
             positions = candidates.nonzero()[:, 0]
@@ -60,7 +60,7 @@ class CausalTest:
     label: str
     """In tables."""
     tokens_affected: Callable[[BaselinePass, bool], Tensor]
-    """Of `(baseline, at_random)`, (B, T) of bool: the tokens that the intervention changes or hides."""
+    """Of `(baseline, at_random)`, bool (B, T): the tokens that the intervention changes or hides."""
     intervention: Callable[[nn.Module, BaselinePass, bool], AbstractContextManager]
     """Of `(decoder, baseline, at_random)`: the context of passes over this batch under the intervention."""
 

@@ -47,7 +47,7 @@ class Tokens:
 
     activations: Activations
     is_bos: Tensor
-    """(B, T) of bool."""
+    """bool (B, T)."""
     bos: Tensor
     """(B,): position of BOS."""
     max_ratio: Tensor
@@ -57,9 +57,9 @@ class Tokens:
     strongest_dimension: Tensor
     """(B, T): the dimension of `max_ratio`."""
     is_absolute_sink: Tensor
-    """(B, T) of bool: in one inner layer the ratio is above tau and |h| above 100."""
+    """bool (B, T): in one inner layer the ratio is above tau and |h| above 100."""
     eligible: Tensor
-    """(B, T) of bool: keys that at least `minimum_queries` queries see."""
+    """bool (B, T): keys that at least `minimum_queries` queries see."""
     sink_rate: Tensor
     """(L, B, T): share of heads in which the key's importance is above epsilon; 0 at keys that are not eligible."""
     massive_at: Tensor
@@ -73,27 +73,27 @@ class Tokens:
 
     @property
     def is_sink(self) -> Tensor:
-        """(B, T) of bool: sinks by massive activation in an inner layer, BOS included."""
+        """bool (B, T): sinks by massive activation in an inner layer, BOS included."""
         return inner(self.massive_at).any(0)
 
     @property
     def is_intermediate(self) -> Tensor:
-        """(B, T) of bool: sinks by massive activation other than BOS."""
+        """bool (B, T): sinks by massive activation other than BOS."""
         return self.is_sink & ~self.is_bos
 
     @property
     def is_attention_sink(self) -> Tensor:
-        """(B, T) of bool: sinks by attention in some layer."""
+        """bool (B, T): sinks by attention in some layer."""
         return self.attended_at.any(0)
 
     @property
     def is_outlier(self) -> Tensor:
-        """(B, T) of bool: outlier tokens in an inner layer."""
+        """bool (B, T): outlier tokens in an inner layer."""
         return inner(self.outlier_at).any(0)
 
     @property
     def is_secondary(self) -> Tensor:
-        """(B, T) of bool: secondary sinks, aligned with BOS in some layer."""
+        """bool (B, T): secondary sinks, aligned with BOS in some layer."""
         return self.aligned_at.any(0)
 
     def of_bos(self, values: Tensor) -> Tensor:

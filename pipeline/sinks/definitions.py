@@ -14,7 +14,7 @@ tokens, secondary sinks."""
 AT_LAYERS = ("massive", "attended", "outlier")
 """Properties that are also counted layer by layer."""
 TAUS = tuple(10 ** (step / 20) for step in range(20, 101))
-"""10 to 100,000, twenty a decade."""
+"""10 to 100,000, 20 per decade."""
 EPSILONS = tuple(step / 100 for step in range(1, 100))
 
 

@@ -45,8 +45,8 @@ class SinkSummary:
 
 
 class SinkStatistics:
-    """Running statistics over captured batches, in any order and with any padding, of a decoder with so many layers and
-    attention heads."""
+    """Running statistics over captured batches, in any order and with any padding, of a decoder with this
+    number of layers and attention heads."""
 
     def __init__(self, settings: Sinks, layers: int, heads: int) -> None:
         self.settings = settings

@@ -55,7 +55,7 @@ def rotate(decoder: nn.Module, layer: int, where: Tensor, toward: Tensor, degree
     Args:
         decoder: as for `set_activations`.
         layer: the layer whose output changes, from 0.
-        where: (B, T) of bool: the tokens to rotate.
+        where: bool (B, T): the tokens to rotate.
         toward: (B, T): for each of them the position of the other token in the same sequence.
         degrees: the angle.
     """
@@ -80,7 +80,7 @@ def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
 
     Args:
         decoder: as for `set_activations`; its attention takes a mask by query and key (`sdpa` or `eager`).
-        where: (B, T) of bool: the tokens to hide.
+        where: bool (B, T): the tokens to hide.
 
     Raises:
         PipelineError: the attention takes another kind of mask, or its cache does not keep all keys.

@@ -44,7 +44,7 @@ class MeasuredBatch:
 
     @property
     def others(self) -> Tensor:
-        """(B, T) of bool: real tokens other than BOS."""
+        """bool (B, T): real tokens other than BOS."""
         return self.captured.mask & ~self.tokens.is_bos
 
 

@@ -12,7 +12,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space
 from pipeline.sweeping.cost import Cost, CostModel
 from pipeline.sweeping.early_stopping import Decision, EarlyStopping, mark_stopped
-from pipeline.sweeping.interruption import LOOK_SECONDS, StopRequest, handle_stop_signals, run_every
+from pipeline.sweeping.interruption import POLL_SECONDS, StopRequest, handle_stop_signals, run_every
 from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
 from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.search.progress import Search
@@ -25,7 +25,7 @@ from pipeline.trials.provenance import sessions
 
 SYNC_SECONDS = 120.0
 """Interval of updates in MLflow while trials run."""
-MAX_RAY_LOSSES = 3
+MAX_ENGINE_CRASHES = 3
 """How often in a row Ray may end before a trial ends."""
 MAX_UNSTARTED = 5
 """How many attempts of a trial may end before they start without counting against `retries`."""
@@ -71,8 +71,9 @@ class Driver:
         self._early_stopping = EarlyStopping(rule, trials) if rule else None
         self._trials, self._queue, self._record = list(trials), deque(todo), record
         self._placed: dict[str, PlannedTrial] = {}
-        """Trials placed on Ray, by identity; those that run are"""
+        """Trials placed on Ray, by identity."""
         self._working: set[str] = set()
+        """Identities of the placed trials that run."""
         self._held: dict[str, PlannedTrial] = {}
         """Trials that wait for the other seeds of their point."""
         self._elsewhere: dict[str, PlannedTrial] = {}
@@ -81,7 +82,7 @@ class Driver:
         """The recorded sessions of a trial when it was placed."""
         self._attempts: Counter[str] = Counter()
         self._unstarted: Counter[str] = Counter()
-        self._losses = 0
+        self._crashes = 0
 
     def run(self, address: str | None, work: str, sync: Sync) -> None:
         """Run until all trials have ended, or a stop is requested.
@@ -100,7 +101,7 @@ class Driver:
         with (
             contextlib.closing(self._view),
             handle_stop_signals(self._stop, self._view.event) as request,
-            run_every(LOOK_SECONDS, self._view.refresh),
+            run_every(POLL_SECONDS, self._view.refresh),
             run_every(SYNC_SECONDS, sync.start),
             self._search.opened(self._view.event) if self._search else contextlib.nullcontext(),
         ):
@@ -110,7 +111,7 @@ class Driver:
                         with Engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, work, request)
                     except EngineLostError as error:
-                        self._handle_loss(error)
+                        self._handle_crash(error)
                 if request.received:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
@@ -193,8 +194,8 @@ class Driver:
             self._failed(planned, "its worker was interrupted", "", False)
             return
         self._remove(planned)
-        self._losses = 0
-        if self._is_over(planned):
+        self._crashes = 0
+        if self._report_if_over(planned):
             pass
         elif outcome == "paused":
             self._held[planned.identity] = planned
@@ -205,12 +206,12 @@ class Driver:
             self._view.ended(planned, "interrupted")
         self._decide(planned)
 
-    def _failed(self, planned: PlannedTrial, reason: str, traceback: str, is_lost: bool) -> None:
-        """An attempt failed: with an error of its own, or `is_lost` with its worker."""
+    def _failed(self, planned: PlannedTrial, reason: str, traceback: str, worker_died: bool) -> None:
+        """An attempt failed: with an error of its own, or `worker_died` with its worker."""
         self._remove(planned)
-        if self._is_over(planned):
+        if self._report_if_over(planned):
             return
-        if is_lost and self._is_unstarted(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
+        if worker_died and self._is_unstarted(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
             self._unstarted[planned.identity] += 1
         else:
             self._attempts[planned.identity] += 1
@@ -238,7 +239,7 @@ class Driver:
         del self._placed[planned.identity]
         self._working.discard(planned.identity)
 
-    def _is_over(self, planned: PlannedTrial) -> bool:
+    def _report_if_over(self, planned: PlannedTrial) -> bool:
         """Whether it is done or stopped early; if so, report it."""
         if planned.state is Status.DONE:
             self._view.ended(planned, "done")
@@ -267,9 +268,9 @@ class Driver:
             del self._held[seed.identity]
             if decision is Decision.STOP:
                 mark_stopped(seed.trial, self._early_stopping.rule, step)
-                self._is_over(seed)
+                self._report_if_over(seed)
         if decision is Decision.CONTINUE:
-            # Before new trials.
+            # They resume before new trials start.
             self._queue.extendleft(reversed(held))
 
     def _wait_elsewhere(self) -> None:
@@ -278,11 +279,11 @@ class Driver:
         self._elsewhere.clear()
         wait_until_any_free(elsewhere, self._stop)
         for planned in elsewhere:
-            if not self._is_over(planned):
+            if not self._report_if_over(planned):
                 self._queue.append(planned)
             self._decide(planned)
 
-    def _handle_loss(self, error: EngineLostError) -> None:
+    def _handle_crash(self, error: EngineLostError) -> None:
         """All of Ray ended, and with it an attempt of each running trial.
 
         Raises:
@@ -290,8 +291,8 @@ class Driver:
         """
         ran = [self._placed[identity] for identity in self._working]
         waited = [planned for identity, planned in self._placed.items() if identity not in self._working]
-        self._losses += 1
-        if self._losses >= MAX_RAY_LOSSES:
+        self._crashes += 1
+        if self._crashes >= MAX_ENGINE_CRASHES:
             raise error
         self._view.event(f"Ray {error.found}{'' if self._stop.exists() else '; it is started again'}")
         for planned in waited:

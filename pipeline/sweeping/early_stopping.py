@@ -7,7 +7,7 @@ waits for trials that are behind. Two rules are specific to this project:
   comparable.
 - The unit of comparison is a point: all trials that differ only in their seed, with the mean of their losses. It is
   compared once all of them have reached the rung; until then the first ones wait, and other trials use their place. So
-  all seeds of a point continue, or all end. A seed that failed for good is left out.
+  all seeds of a point continue, or all end. A seed that failed permanently is left out.
 
 All decisions follow from the metrics logs and marks of the trials, so every driver decides the same, at any time.
 """
@@ -77,7 +77,7 @@ class EarlyStopping:
             self._steps[planned.identity] = max((record["step"] for record in records), default=0)
 
     def fail(self, planned: PlannedTrial) -> None:
-        """Exclude a trial that failed for good from the mean of its point."""
+        """Exclude a trial that failed permanently from the mean of its point."""
         self._failed.add(planned.identity)
 
     def seeds(self, planned: PlannedTrial) -> list[PlannedTrial]:

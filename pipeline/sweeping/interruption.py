@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 GRACE_SECONDS = 10.0
 """Time for checkpoints after SIGTERM: batch schedulers and Kubernetes kill after 30 s."""
 
@@ -71,7 +71,7 @@ def interrupted_by(stop: Path) -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        with run_every(LOOK_SECONDS, look) as ended:
+        with run_every(POLL_SECONDS, look) as ended:
             try:
                 yield
             finally:

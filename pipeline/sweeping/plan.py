@@ -50,7 +50,7 @@ class PlannedTrial:
 
     @property
     def stopped(self) -> int | None:
-        """The step after which its sweep's very rule stopped it early; a damaged mark counts as none."""
+        """The step at which the early-stopping rule of this sweep stopped it; a damaged mark counts as none."""
         mark = marks.stop(self.trial.folder) if self.rule else None
         return mark[1] if mark and self.rule and mark[0] == self.rule.model_dump(mode="json") else None
 
@@ -66,7 +66,7 @@ class PlannedTrial:
 
     @property
     def failure(self) -> str | None:
-        """The reason of a failure for good, unless it was started again since."""
+        """Why it failed permanently, unless it was restarted since."""
         return marks.failure(self.trial.folder)
 
     def is_free(self) -> bool:

@@ -20,7 +20,7 @@ _NOTE, _GIVEN_NOTE = "mlflow.note.content", "given_note"
 
 def parent_run(client: Any, experiment_id: str, sweep: str, started: int | None) -> Any:
     """The parent run of a sweep, which starts with the first trial."""
-    query = f"tags.{PARENT_OF} = '{quoted(sweep)}'"
+    query = f"tags.{PARENT_OF} = '{escape_quotes(sweep)}'"
     run = merge_runs(client, client.search_runs([experiment_id], query, max_results=1000))
     if run and started in (None, run.info.start_time):
         return run
@@ -89,7 +89,7 @@ def present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Se
         # The note of a person stays.
         note = f"[Charts and columns]({CHARTS.format(experiment=experiment_id)}) of the sweep {sweep}"
         client.set_experiment_tag(experiment_id, _NOTE, note)
-    view = saved_view(list(shown.values()), quoted(sweep), experiment.creation_time) if trials else None
+    view = saved_view(list(shown.values()), escape_quotes(sweep), experiment.creation_time) if trials else None
     if view and experiment.tags.get(VIEW_TAG) != view:
         _set_view(client, experiment_id, view)
 
@@ -106,6 +106,6 @@ def _set_view(client: Any, experiment_id: str, view: str) -> None:
         print("note: this MLflow takes no saved view; runs, tables and figures are there", file=sys.stderr, flush=True)
 
 
-def quoted(text: str) -> str:
-    """A text between the quotes of a search."""
+def escape_quotes(text: str) -> str:
+    """Text for between the quotes of a search string."""
     return text.replace("'", "''")

@@ -23,8 +23,8 @@ from pipeline.tracking.content import (
 from pipeline.tracking.database import local_folder
 from pipeline.trials.folder import Trial
 
-METRICS_IN_A_BATCH = 1000
-PARAMETERS_IN_A_BATCH = 100
+METRICS_PER_BATCH = 1000
+PARAMETERS_PER_BATCH = 100
 """Limits of MLflow's interface."""
 SYNCED = "synced"
 """Tag, set last: the fingerprint of the content that the run shows."""
@@ -150,16 +150,16 @@ def _complete(client: Any, run: Any, content: Content, held: set[Point]) -> None
 
     run_id = run.info.run_id
     missing = [Param(key, value) for key, value in content.params.items() if key not in run.data.params]
-    for batch in _batches(missing, PARAMETERS_IN_A_BATCH):
+    for batch in _batches(missing, PARAMETERS_PER_BATCH):
         client.log_batch(run_id, params=batch)
     _log_data(client, run, content.data)
     points = sorted(content.points - held, key=lambda point: (point.step, point.name))
-    for batch in _batches(points, METRICS_IN_A_BATCH):
+    for batch in _batches(points, METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=[Metric(point.name, point.value, point.time, point.step) for point in batch])
     for path, file in content.artifacts.items():
         client.log_artifact(run_id, str(file), path.rpartition("/")[0] or None)
     changed = [RunTag(key, value) for key, value in content.tags.items() if run.data.tags.get(key) != value]
-    for batch in _batches(changed, PARAMETERS_IN_A_BATCH):
+    for batch in _batches(changed, PARAMETERS_PER_BATCH):
         client.log_batch(run_id, tags=batch)
     for key in run.data.tags:
         if _is_ours(key) and key not in (*content.tags, SYNCED):

@@ -30,7 +30,7 @@ SETTINGS = {
 """Environment variables that MLflow reads on import; they do not override existing ones."""
 UI_SETTINGS = SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """The same for the server of MLflow's pages, which needs no workers for evaluations of language models."""
-_OF_TRACKING = (
+TRACKING_PACKAGES = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3", "json", "boto3", "botocore", "google", "azure",
 )  # fmt: skip
 """Packages whose exceptions mean that MLflow cannot be written."""
@@ -122,7 +122,7 @@ def wrap_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         package = type(error).__module__.partition(".")[0]
-        if package not in _OF_TRACKING and not isinstance(error, OSError | ImportError):
+        if package not in TRACKING_PACKAGES and not isinstance(error, OSError | ImportError):
             raise
         raise _error(uri, error) from error
 

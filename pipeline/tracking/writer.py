@@ -24,7 +24,7 @@ from pipeline.tracking.content import (
     trial_fingerprint,
 )
 from pipeline.tracking.database import artifacts_root, database, exists, stored_runs
-from pipeline.tracking.parent import PARENT_OF, describe, end_parent, parent_run, present, quoted
+from pipeline.tracking.parent import PARENT_OF, describe, end_parent, escape_quotes, parent_run, present
 from pipeline.tracking.run import SYNCED, has_artifacts, ingest_trial, log_files, merge_runs
 from pipeline.tracking.server import client_of, connected, wrap_errors
 from pipeline.trials.folder import Trial
@@ -58,7 +58,7 @@ def ingest_sweep(
     """Write a sweep to MLflow: its trials in an experiment of its name, below a parent run, whose id is returned.
 
     The parent run lasts from the start of the first trial to the end of the last. The experiment gets a saved view that
-    compares the trials. Errors as `ingest`.
+    compares the trials. Raises the errors of `ingest`.
 
     Args:
         folders: as `ingest`.
@@ -217,7 +217,7 @@ def _known_runs(client: Any, experiment_id: str, sweep: str) -> dict[str, list[A
     """The runs of a sweep by identity: one each, except after a kill or with two writers."""
     known: dict[str, list[Any]] = {}
     page: str | None = None
-    query = f"tags.{SWEEP} = '{quoted(sweep)}'"
+    query = f"tags.{SWEEP} = '{escape_quotes(sweep)}'"
     while True:
         runs = client.search_runs([experiment_id], query, max_results=1000, page_token=page)
         for run in runs:

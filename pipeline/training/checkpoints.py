@@ -28,7 +28,7 @@ def newest_intact(folder: Path) -> Path | None:
         reason = _damage(checkpoint)
         if reason is None:
             return checkpoint
-        print(f"{checkpoint}: {reason}; going on from the one before", file=sys.stderr, flush=True)
+        print(f"{checkpoint}: {reason}; resuming from the previous one", file=sys.stderr, flush=True)
         shutil.rmtree(checkpoint)
     return None
 

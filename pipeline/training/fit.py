@@ -54,7 +54,7 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
     first = step_of(resumed) if resumed else 0
     if until is not None and until <= first:
         return
-    trial.metrics_log.cut_back(first)
+    trial.metrics_log.truncate_after(first)
     stop = threading.Event()
 
     def is_stopped() -> bool:

@@ -93,7 +93,7 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
             return PipelineError(
                 f"rank {number} of {len(codes)}",
                 f"was killed by {signal.Signals(-code).name} (out of memory, or by hand)",
-                "the same command goes on from the last checkpoint",
+                "the same command resumes from the last checkpoint",
             )
     errors = sorted(folder.glob(ERROR.format("*")), key=lambda path: path.stat().st_mtime_ns)
     if not errors:

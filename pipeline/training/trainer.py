@@ -28,7 +28,7 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 LOGGED = {"learning_rate": "learning_rate", "grad_norm": "gradient_norm", "eval_loss": "loss/validation"}
 """Our names of the values in the Trainer's log."""
 Collate = Callable[[Any], Batch]
-STATES_A_PARAMETER = 3
+STATES_PER_PARAMETER = 3
 """A checkpoint has each trained parameter and its two moments, in float32."""
 
 
@@ -109,7 +109,7 @@ class LossTrainer(transformers.Trainer):
             collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
         )
-        # Accelerate's loader fetches each batch ahead; if it also batch_to it to the device, it would wait for that.
+        # Accelerate's loader fetches each batch ahead; if it also moved it to the device, it would wait for the copy.
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -155,7 +155,7 @@ class LossTrainer(transformers.Trainer):
         if not self.ranks.is_first:
             return
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
-        needed = STATES_A_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trainable().values())
+        needed = STATES_PER_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trainable().values())
         require_space(folder, needed, "a checkpoint")
         # First, since it raises if the training has diverged.
         meter = self.meter.state()

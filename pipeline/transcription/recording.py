@@ -28,7 +28,7 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
         detector: folder of the face detector's weights, read only if the picture is not the mouth region.
 
     Returns:
-        By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames a second.
+        By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
 
     Raises:
         PipelineError: the file is missing or damaged, or has no picture, no face or no sound for a stream.
@@ -51,7 +51,7 @@ def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
 
     Args:
         stream: `audio` or `video`.
-        array: audio (samples,) of float from -1 to 1 at 16 kHz; video (frames, 96, 96) of uint8 at 25 frames a second.
+        array: audio (samples,) of float from -1 to 1 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
 
     Raises:
         PipelineError: the shape or type differs, a sample is outside [-1, 1], or it is shorter than one video frame.

@@ -83,7 +83,7 @@ class Transcriber:
 
         Args:
             audio: (samples,) of float from -1 to 1, one channel at 16 kHz.
-            video: (frames, 96, 96) of uint8, the mouth region in grey at 25 frames a second.
+            video: (frames, 96, 96) of uint8, the mouth region in grey at 25 frames per second.
 
         Raises:
             PipelineError: a stream of the trial is missing, a stream is not used by the trial, an array has another

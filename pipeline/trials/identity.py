@@ -13,7 +13,7 @@ from pipeline.common.files import digest
 from pipeline.common.hardware import with_precision
 from pipeline.common.modality import prompt, streams
 from pipeline.config import Params
-from pipeline.config.kinds import DOWNSAMPLING
+from pipeline.config.registry import DOWNSAMPLING
 
 LEFT_OUT = {
     "model.llm.weights": "a path; the digest of the weights is in the data",
@@ -28,10 +28,10 @@ LEFT_OUT = {
 }
 """Keys of the sections below that are in no digest, each with its reason. Versions of libraries are in provenance."""
 
-KNOWN_BY_DIGEST = ("pipeline.corpora.noise.training",)
+COVERED_BY_DATA_DIGEST = ("pipeline.corpora.noise.training",)
 """Modules that are not followed, since the data contain a digest of the noise that they generate."""
 
-ONLY_LOOKING = ("pipeline.training.evaluation",)
+WITHOUT_EFFECT = ("pipeline.training.evaluation",)
 """Modules that training calls without an effect on the trained weights."""
 
 TRAINING_SECTIONS = ("model", "decorrelation", "train")
@@ -55,7 +55,7 @@ def training_identity(params: Params, data: dict[str, str]) -> str:
 
 def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
     """`configuration`, `data` and `code`, of which `training_identity` is the digest."""
-    code = code_digest("pipeline.train", *_kinds(params), without=(*KNOWN_BY_DIGEST, *ONLY_LOOKING))
+    code = code_digest("pipeline.train", *_kinds(params), without=(*COVERED_BY_DATA_DIGEST, *WITHOUT_EFFECT))
     return {"configuration": configuration(params), "data": _checked(data), "code": code}
 
 
@@ -70,7 +70,7 @@ def evaluation_digest(params: Params, data: dict[str, str]) -> str:
     if params.features.mode == "online":
         # Online features are not rounded to float16.
         settings["features"] = {"mode": "online"}
-    code = code_digest("pipeline.evaluate", *_kinds(params), without=KNOWN_BY_DIGEST)
+    code = code_digest("pipeline.evaluate", *_kinds(params), without=COVERED_BY_DATA_DIGEST)
     return digest({"configuration": settings, "data": _checked(data), "code": code})
 
 

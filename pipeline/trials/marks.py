@@ -10,7 +10,7 @@ from pipeline.common.redaction import without_secrets
 from pipeline.common.verified import read_sealed, write_sealed
 
 FAILED = "failed.json"
-"""In the folder of a trial that failed for good: `reason`, `traceback`, `time`. The next sweep tries it again."""
+"""In the folder of a trial that failed permanently: `reason`, `traceback`, `time`. The next sweep tries it again."""
 STOPPED = "stopped.json"
 """In the folder of a trial that a scheduler ended early: `rule`, `step`. It is not run again under the same rule."""
 
@@ -23,7 +23,7 @@ def write_failure(folder: Path, reason: str, traceback: str) -> None:
 
 
 def failure(folder: Path) -> str | None:
-    """Why a trial failed for good, or None."""
+    """Why a trial failed permanently, or None."""
     content = _read(folder / FAILED)
     return None if content is None else str(content.get("reason", f"{FAILED} is damaged"))
 

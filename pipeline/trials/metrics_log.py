@@ -68,7 +68,7 @@ class MetricsLog:
         lines = content[position:end].splitlines()
         return [self._parse(line, number) for number, line in enumerate(lines, 1)], max(position, end)
 
-    def cut_back(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Remove all lines after `step`, atomically: a resumed training measures them again. Step 0 removes the file,
         readable or not."""
         if step == 0:

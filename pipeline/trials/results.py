@@ -73,7 +73,7 @@ def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
     # All lines at once: a thousand trials have half a million.
     lines = parse_json(path, "[{}]".format(text.rstrip("\n").replace("\n", ",")), AGAIN)
     if not all(isinstance(line, dict) and {"id", "split", "condition"} <= line.keys() for line in lines):
-        raise PipelineError(path, "holds no hypotheses", AGAIN)
+        raise PipelineError(path, "contains no hypotheses", AGAIN)
     return lines
 
 

@@ -9,7 +9,7 @@ REFERENCE = np.array([[102.07, 94.27], [156.36, 93.58], [129.00, 135.90], [129.3
 SIDE = 256
 """Pixels along a side of the picture with the keypoints `REFERENCE`."""
 SMOOTHED_OVER = 6
-"""Maximum frames before and after the present one."""
+"""Maximum frames before and after the current one."""
 
 
 def interpolate(keypoints: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.common.code import code_digest
 from pipeline.common.files import digest, file_sha256
 from pipeline.config import Section
-from pipeline.config.kinds import error
+from pipeline.config.registry import error
 from pipeline.corpora.noise.folder import noise_settings, write_folder_noise
 from pipeline.corpora.prepared import MEDIA
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader

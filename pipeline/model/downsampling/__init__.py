@@ -1,6 +1,6 @@
 """Downsampling of encoder frames to tokens.
 
-A new kind is a file in this folder with a class like `Average`, and a line in `pipeline.config.kinds`. It may have
+A new kind is a file in this folder with a class like `Average`, and a line in `pipeline.config.registry`. It may have
 trainable parameters, and its own settings: a subclass of `Kind` as its `Settings`.
 """
 
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config.kinds import DOWNSAMPLING, Kind
+from pipeline.config.registry import DOWNSAMPLING, Kind
 
 
 class Downsampling(Protocol):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pipeline.config.kinds import Kind
+from pipeline.config.registry import Kind
 from pipeline.model.downsampling import grouped
 
 

@@ -38,8 +38,8 @@ Event = tuple[Any, ...]
 - `("note", text)`: a line to print;
 - `("started", identity)`: a worker starts;
 - `("ended", identity, result)`: the return value of `work`;
-- `("failed", identity, reason, traceback, is_lost)`: the attempt failed, with an exception of `work` or, `is_lost`,
-  with its worker;
+- `("failed", identity, reason, traceback, worker_died)`: the attempt failed, with an exception of `work` or,
+  `worker_died`, with its worker;
 - `("refused", where, found, remedy)`: Ray cannot be used at all;
 - `("lost", reason)`: Ray ended.
 """

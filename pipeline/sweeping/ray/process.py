@@ -37,7 +37,7 @@ from pipeline.sweeping.ray.start import (
     trial_resources,
 )
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 SLOTS_SECONDS = 10.0
 """Interval of checks of a cluster's nodes, whose number can change."""
 JOB_SECONDS = 0.3
@@ -121,7 +121,7 @@ def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> N
 def _watch(channel: _Channel, address: str | None, resources: dict[str, float], most: int) -> None:
     """Report what Ray detects only after a minute, and what it never reports."""
     while not address:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         if dead := dead_process():
             if channel.send("lost", f"its process {dead} was killed"):
                 os._exit(1)

@@ -85,7 +85,7 @@ class Search:
         return []
 
     def ended(self, planned: PlannedTrial, failed: bool = False) -> None:
-        """A trial is over, or failed for good: report the outcome of its point once all seeds have ended."""
+        """A trial is over, or failed permanently: report the outcome of its point once all seeds have ended."""
         if failed:
             self._failed.add(planned.identity)
         self._tell_known()

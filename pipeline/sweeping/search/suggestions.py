@@ -22,8 +22,8 @@ from pipeline.sweeping.specification import SEED, Point, Sweep
 FOLDER = "searches"
 """In the folder of trials, so that it moves with them."""
 MAX_REPEATS = 20
-"""The search ends after so many repeated suggestions in a row: all but the first are drawn at random, so a space of few
-points has been tried."""
+"""The search ends after this many repeated suggestions in a row: all but the first are drawn at random, so a space of
+few points has been tried."""
 _KEY_DIGITS = 12
 
 

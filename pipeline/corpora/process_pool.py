@@ -25,7 +25,7 @@ def available_cores() -> int:
 def run_parallel(function: Callable, jobs: Iterable[tuple], processes: int) -> Iterator[tuple[tuple, Any]]:
     """Yield each job with the result of `function(*job)`, or with `KILLED`, as jobs finish.
 
-    With one process, jobs run in the present one.
+    With one process, jobs run in the current one.
     """
     if processes <= 1:
         yield from ((job, function(*job)) for job in jobs)

@@ -40,7 +40,7 @@ class Kind(Section):
     kind: str
 
 
-def known(name: Any, kinds: Mapping[str, str], *key: str) -> str:
+def require_known(name: Any, kinds: Mapping[str, str], *key: str) -> str:
     """The name, if it is one of the kinds; otherwise a `ValidationError`."""
     if isinstance(name, str) and name in kinds:
         return name
@@ -55,20 +55,20 @@ def error(message: str, value: Any, *key: str) -> ValidationError:
     return ValidationError.from_exception_data("", [details])
 
 
-def unknown(keys: str, *key: str | int) -> ValidationError:
+def unknown_key_error(keys: str, *key: str | int) -> ValidationError:
     """The error for an unknown key of a section, whose valid keys are `keys`."""
     details = InitErrorDetails(type=PydanticCustomError("unknown_key", keys), loc=key, input=None)
     return ValidationError.from_exception_data("", [details])
 
 
-def validated(section: type[Checked], values: Any) -> Checked:
+def validate_section(section: type[Checked], values: Any) -> Checked:
     """Validate nested values as a section; the error for an unknown key names the keys of this class."""
     try:
         return section.model_validate_json(json.dumps(values))
     except ValidationError as wrong:
         for detail in wrong.errors():
             if detail["type"] == "extra_forbidden":
-                raise unknown(known_keys(section, list(detail["loc"][:-1])), *detail["loc"]) from None
+                raise unknown_key_error(known_keys(section, list(detail["loc"][:-1])), *detail["loc"]) from None
         raise
 
 
@@ -76,11 +76,11 @@ def _read(kinds: Mapping[str, str], given: Any) -> Kind:
     if isinstance(given, Kind):
         return given
     if not isinstance(given, dict):
-        return Kind(kind=known(given, kinds))
-    place = kinds[known(given.get("kind"), kinds, "kind")]
+        return Kind(kind=require_known(given, kinds))
+    place = kinds[require_known(given.get("kind"), kinds, "kind")]
     # Without settings nothing is imported: importing PyTorch takes seconds.
     own = getattr(resolve_name(place), "Settings", Kind) if len(given) > 1 else Kind
-    return validated(own, given)
+    return validate_section(own, given)
 
 
 def _written(kind: Kind) -> Any:

@@ -9,7 +9,7 @@ from trials import finish, make_trial
 from pipeline.comparison.front import SearchPoint, SearchResult
 from pipeline.comparison.table import compare
 from pipeline.reporting.page import Subject, pages
-from pipeline.reporting.parallel import BELOW, parallel_coordinates
+from pipeline.reporting.parallel_coordinates import BELOW, parallel_coordinates
 
 WER, SINKS = "wer/validation", "sinks/intermediate_tokens_per_utterance/validation"
 HOSTILE = '"><script>alert(1)</script>'

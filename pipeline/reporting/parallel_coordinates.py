@@ -15,7 +15,7 @@ LOGARITHMIC = 20
 BELOW = -0.12
 """Position of a missing value, as a share of the axis."""
 MAX_TICKS = 6
-"""Up to so many different values, each has a tick."""
+"""Largest number of distinct values that each have a tick."""
 
 
 @dataclass(frozen=True)
