@@ -227,6 +227,28 @@ def test_lines_against_the_weight_begin_at_the_trial_without_the_loss(tmp_path: 
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.1", "1"]
 
 
+def test_a_metric_that_no_line_has_gets_no_panel(tmp_path: Path) -> None:
+    """A task with a single weight has no line; here it alone has sinks, and so their cosine."""
+    for weight in (0, 0.1):
+        trial_of(tmp_path, weight, "model.modality=audio", "model.rates.audio=16", drawn=False)
+    alone = make_trial(tmp_path, "model.modality=audio", "model.rates.audio=32")
+    finish(alone, {"test": MANY}, **{COUNT: 3, "sinks/bos_cosine/sink": 0.99})
+    titles = [axes.get_title() for axes in against_weight(compared(tmp_path)).axes]
+    assert "cosine to BOS, sinks" not in titles
+    assert "sinks / utterance, by activation" in titles
+
+
+def test_a_modality_without_done_trials_has_an_empty_panel(tmp_path: Path) -> None:
+    for rate in (4, 16):
+        trial_of(tmp_path, 0, f"model.rates.audio={rate}", "model.modality=audio")
+    for rate in (2, 5):
+        make_trial(tmp_path, "model.modality=video", f"model.rates.video={rate}")
+    assert [len(axes.containers[0].lines[0].get_ydata()) for axes in wer_against_rate(compared(tmp_path)).axes] == [
+        2,
+        0,
+    ]
+
+
 def test_error_rates_are_drawn_in_percent_with_their_interval(tmp_path: Path) -> None:
     for rate in (4, 16):
         trial_of(tmp_path, 0, f"model.rates.audio={rate}", "model.modality=audio")

@@ -152,8 +152,9 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
     for task in comparison.tasks:
         groups.setdefault(task.group, []).append(task)
     groups = {name: tasks for name, tasks in groups.items() if len(tasks) > 1}
-    drawn = [quantity for quantity in _drawn(comparison) if quantity.metric.startswith("wer/")]
-    if not groups or not drawn:
+    cells = [comparison.cell(task, v) for tasks in groups.values() for task in tasks for v in comparison.variants]
+    drawn = [quantity for quantity in _drawn(comparison, cells) if quantity.metric.startswith("wer/")]
+    if not drawn:
         return None
     size = max(WIDTH * len(groups), 4.6) + 0.3, HEIGHT * len(drawn) + 0.7
     figure = Figure(figsize=size, layout="constrained")
@@ -176,8 +177,8 @@ def against_weight(comparison: Comparison) -> Figure | None:
     """Error rates and sink metrics at each weight, a line for each task; None if no task has two weights."""
     weights = sorted({variant.weight for variant in comparison.variants})
     lines = _lines(comparison, weights)
-    drawn = _drawn(comparison)
-    if not lines or not drawn:
+    drawn = _drawn(comparison, [cell for cells in lines.values() for cell in cells])
+    if not drawn:
         return None
     columns = min(4, len(drawn))
     rows = -(-len(drawn) // columns)
@@ -209,8 +210,9 @@ def _lines(comparison: Comparison, weights: Sequence[float]) -> dict[str, list[C
     return lines
 
 
-def _drawn(comparison: Comparison) -> list[Quantity]:
-    drawn = [q for q in quantities(comparison) if q.is_value]
+def _drawn(comparison: Comparison, cells: Sequence[Cell]) -> list[Quantity]:
+    """The metrics of figures of which at least one of the cells has a value."""
+    drawn = [q for q in quantities(comparison) if q.is_value and any(q.metric in cell.metrics for cell in cells)]
     return [q for q in drawn if (metric := metrics.find(q.metric)) and metrics.FIGURE in metric.places]
 
 
@@ -247,7 +249,8 @@ def _error(value: Value) -> tuple[float, float]:
 def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.4, len(names) - 0.6)
-    low, high = min(axes.dataLim.ymin, 0), max(axes.dataLim.ymax, 0)
+    # Without any value, as where another panel has them all, the limits of the data are infinite.
+    low, high = (min(axes.dataLim.ymin, 0), max(axes.dataLim.ymax, 0)) if np.isfinite(axes.dataLim.ymin) else (0, 0)
     margin = 0.05 * (high - low) or 0.05
     axes.set_ylim(low - margin, high + margin if high > low else 1)
     axes.set_xlabel(label)
