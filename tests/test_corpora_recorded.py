@@ -441,7 +441,7 @@ def test_a_moved_corpus_is_kept_and_another_one_prepared(kind: str, spoken: list
 
 
 def test_a_recorded_corpus_needs_a_root(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"corpus\.root is None and corpus\.kind is 'grid'; name the folder"):
+    with pytest.raises(PipelineError, match=r"corpus\.root is None and corpus\.kind is 'grid'; set corpus.root"):
         params("grid", "null", tmp_path)
 
 

@@ -175,7 +175,7 @@ export_trial(Trial(folder), Path({str(tmp_path / "exported")!r}), [])
     assert json.loads((video / "adapter_config.json").read_text())["base_model_name_or_path"] == "avhubert"
     card = (tmp_path / "exported/README.md").read_text()
     assert "| `encoders/video` | the LoRA adapter of the video encoder" in card
-    assert "they come from `pipeline.encoders`" in " ".join(card.split())
+    assert "they are computed by `pipeline.encoders`" in " ".join(card.split())
     assert "with the adapter in `encoders/video`" in card
 
 

@@ -271,7 +271,7 @@ def test_a_stopped_run_is_resumed(tmp_path: Path, number: signal.Signals) -> Non
     _, errors = process.communicate(timeout=240)
     assert process.returncode == (-9 if number is signal.SIGKILL else 130)
     if number is not signal.SIGKILL:
-        assert "interrupted: what was finished is kept" in errors
+        assert "interrupted: finished work is kept" in errors
         assert "Traceback" not in errors
     assert not (folder / "manifest.jsonl").exists()
     # No worker outlives its parent.

@@ -265,7 +265,7 @@ def test_each_error_of_an_argument_is_one_line(load, arguments, message):
 def test_invalid_files(tmp_path):
     for text, message in (
         (None, "the file is missing"),
-        ("- 1", "holds a list"),
+        ("- 1", "is a list"),
         ("a: [", "invalid YAML"),
         ("{}", "name is"),
     ):

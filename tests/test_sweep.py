@@ -178,7 +178,7 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     printed, errors = driver.communicate(timeout=240)
     assert driver.returncode == 130, errors
     assert "stopping: each trial ends after a checkpoint" in printed
-    assert "goes on from there" in errors
+    assert "continues from there" in errors
     (trial,) = trials(project)
     steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
     assert max(steps) == json.loads((trial / "metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -274,7 +274,9 @@ def test_a_wrong_lora_target_is_an_error_before_anything_runs(project):
     for words in (["--plan"], []):
         refused = command(project, "sweep", "sweep.yaml", *words)
         assert refused.returncode == 1
-        assert "model.lora.targets: the LLM in data/weights/llm has no c_attn, which AVSR" in refused.stderr
+        assert (
+            "model.lora.targets: the LLM in data/weights/llm has no c_attn, which trials such as AVSR" in refused.stderr
+        )
         assert "down_proj" in refused.stderr
         assert "begins" not in refused.stdout
     assert not (project / "runs").exists()

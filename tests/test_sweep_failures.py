@@ -167,11 +167,11 @@ def test_missing_resources_of_a_cluster_are_an_error(project, head, tmp_path):
 
 ELSEWHERE = """
 import sys
-from pipeline.common import precision
+from pipeline.common import hardware
 # The driver's machine differs from its workers.
-here = precision.native_precision("cpu")
-precision.native_precision.cache_clear()
-precision.is_bfloat16_faster = lambda: here != "bfloat16"
+here = hardware.native_precision("cpu")
+hardware.native_precision.cache_clear()
+hardware.is_bfloat16_faster = lambda: here != "bfloat16"
 sys.argv = ["sweep", *sys.argv[1:]]
 from pipeline.sweep import main
 main()
