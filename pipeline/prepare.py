@@ -256,8 +256,9 @@ def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -
 
 def main() -> None:
     """Prepare the corpus of the parameters."""
-    prepare(params_of(parser(__doc__.splitlines()[0]).parse_args()))
+    arguments = parser(__doc__.splitlines()[0]).parse_args()
+    run_command(lambda: prepare(params_of(arguments)))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()
