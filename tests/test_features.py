@@ -400,7 +400,7 @@ def test_a_run_after_a_full_disk_resumes(folder, finished):
 def test_a_disk_that_is_too_small_is_refused_first(params, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(PipelineError, match=r"video features of train needs .* kB and 1\.0 kB are free"):
+    with pytest.raises(PipelineError, match=r"video features of train needs .* [kM]B and 1\.0 kB are free"):
         extract_features(params, "video")
 
 

@@ -235,7 +235,7 @@ def test_sentences_of_a_file_are_spoken(tmp_path: Path) -> None:
 def test_too_little_space_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage(10**9, 10**9, 1000))
-    with pytest.raises(PipelineError, match=r"the corpus needs [\d.]+ kB and 1\.0 kB are free; free some space"):
+    with pytest.raises(PipelineError, match=r"the corpus needs [\d.]+ [kM]B and 1\.0 kB are free; free some space"):
         prepare(small(tmp_path / "out"), workers=1)
     assert not list(tmp_path.rglob("*.wav"))
 
