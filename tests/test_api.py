@@ -242,7 +242,7 @@ assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
 
 @pytest.fixture(scope="module")
 def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both trials, exported and then batch_to."""
+    """Both trials, exported and then moved."""
     folder = tmp_path_factory.mktemp("exported")
     with contextlib.chdir(project):
         for name in SETTINGS:

@@ -109,7 +109,6 @@ class Welch:
     standard_error: float
     """Of the difference."""
     degrees_of_freedom: float
-    """Degrees of degrees_of_freedom."""
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
