@@ -49,7 +49,7 @@ def params_of(arguments: argparse.Namespace) -> Params:
     return params
 
 
-def run_command(body: Callable[[], None]) -> None:
+def run_command(body: Callable[[], object]) -> None:
     """Run a command's body and exit with its code.
 
     A `PipelineError` is one line and code 1, as is an `OSError` that names its file or a full disk; `Ctrl-C` and
