@@ -113,10 +113,10 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
     for outdated in set(folder.glob("interventions.*.journal")) - {journal}:
         outdated.unlink()
     rows = effects(target, tests, outcomes(target, tests, sinks, journal))
-    text = table.text(rows, target.score, target.item)
+    text = table.effects_text(rows, target.score, target.item)
     write_text(folder / "interventions.txt", text)
-    write_text(folder / "interventions.md", table.markdown(rows, target.score, target.item))
-    write_text(folder / "interventions.csv", table.csv_table(rows))
+    write_text(folder / "interventions.md", table.effects_markdown(rows, target.score, target.item))
+    write_text(folder / "interventions.csv", table.effects_csv(rows))
     records = [{"test": asdict(effect), "control": control and asdict(control)} for effect, control in rows]
     write_json(folder / "interventions.json", {"source": source, "score": target.score, "effects": records})
     draw_effects(rows, target.score, folder)

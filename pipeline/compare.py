@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.comparison.output import headline, write_comparison
-from pipeline.comparison.rendering import text
+from pipeline.comparison.rendering import table_text
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 
@@ -27,7 +27,7 @@ def main() -> None:
 
     def body() -> None:
         comparison = compare(named_trials(arguments.trials, params_of(arguments).train.runs))
-        print(headline(comparison) + text(comparison), end="")
+        print(headline(comparison) + table_text(comparison), end="")
         if arguments.out:
             write_comparison(comparison, arguments.out)
             print(f"written: {arguments.out}")

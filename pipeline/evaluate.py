@@ -18,7 +18,7 @@ from pipeline.config import Params
 from pipeline.training.inputs import Inputs, TrialInputs
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import evaluation_digest
-from pipeline.trials.provenance import recorded
+from pipeline.trials.provenance import record_session
 from pipeline.trials.results import write_hypotheses, write_sinks
 from pipeline.trials.trained import require_trained
 
@@ -58,7 +58,7 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
         if trial.status(evaluation) is Status.DONE:
             return trial
         require_trained(trial)
-        with recorded(trial, "evaluate", params.train.device, lambda: inputs.files("evaluate")):
+        with record_session(trial, "evaluate", params.train.device, lambda: inputs.files("evaluate")):
             trial.begin_evaluation(params)
             metrics, details = _measure(params, inputs.evaluation, trial, evaluation)
             lease.require()
@@ -88,7 +88,7 @@ def headlines(metrics: dict[str, float]) -> dict[str, float]:
     return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
 
 
-def publish(trial: Trial, folder: Path = RESULTS) -> None:
+def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
     """Write small copies for `dvc metrics` and `dvc plots`."""
     import numpy as np
 
@@ -124,7 +124,7 @@ def main() -> None:
 
     def body() -> None:
         trial = evaluate(params_of(arguments))
-        publish(trial)
+        publish_metrics(trial)
         track(trial)
         print(f"evaluated: {trial.folder}")
 

@@ -23,7 +23,7 @@ STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")
 READERS = 4
 """Threads that read media while the encoder runs."""
-LARGEST = np.finfo(np.float16).max
+MAX_FLOAT16 = np.finfo(np.float16).max
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Ite
 
 
 def _half(features: np.ndarray, utterance: Utterance) -> np.ndarray:
-    if not np.abs(features).max() <= LARGEST:
+    if not np.abs(features).max() <= MAX_FLOAT16:
         remedy = "remove it from the corpus"
         raise PipelineError(f"utterance {utterance.id}", "its features exceed the range of float16", remedy)
     return features.astype(DTYPE)

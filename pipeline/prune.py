@@ -22,7 +22,7 @@ from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
-from pipeline.sweeping.specification import Point, Sweep, load_sweep
+from pipeline.sweeping.specification import Sweep, SweepPoint, load_sweep
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
@@ -35,7 +35,7 @@ _DAY = 86_400.0
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFolder:
     """A folder of a trial or of features."""
 
     kind: str
@@ -51,23 +51,23 @@ class Stored:
     """Names of sweeps, and `params.yaml`."""
 
 
-def stored(params: Params, sweeps: Sequence[Sweep]) -> list[Stored]:
+def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
     A sweep without its inputs is taken to use every trial of its configurations, and all features, since their
     identities are unknown without the inputs.
     """
-    default = Sweep(Specification(name="params.yaml"), params, (Point({}, params),))
+    default = Sweep(Specification(name="params.yaml"), params, (SweepPoint({}, params),))
     usages = [_Usage(sweep) for sweep in (default, *sweeps)]
     result = []
     for mark in sorted(Path(params.train.runs).glob("*/identity.json")):
         trial = Trial(mark.parent)
         settings = trial.identity_parts()["configuration"]
         users = tuple(usage.name for usage in usages if usage.has_trial(trial, settings))
-        result.append(Stored(TRIAL, trial.folder, trial_name(settings), *_size_and_age(trial.folder), users))
+        result.append(StoredFolder(TRIAL, trial.folder, trial_name(settings), *_size_and_age(trial.folder), users))
     for index in sorted(Path(params.features.out).glob(f"*/{INDEX}")):
         users = tuple(usage.name for usage in usages if usage.has_features(index.parent.name))
-        result.append(Stored(FEATURES, index.parent, "", *_size_and_age(index.parent), users))
+        result.append(StoredFolder(FEATURES, index.parent, "", *_size_and_age(index.parent), users))
     return result
 
 
@@ -107,12 +107,12 @@ def _size_and_age(folder: Path) -> tuple[int, float]:
     return sum(stat.st_size for stat in stats), (time.time() - newest) / _DAY
 
 
-def unused(folders: Sequence[Stored], older: float = 0) -> list[Stored]:
+def unused(folders: Sequence[StoredFolder], older: float = 0) -> list[StoredFolder]:
     """Folders that no sweep uses, unchanged for `older` days."""
     return [folder for folder in folders if not folder.users and folder.days >= older]
 
 
-def listing(folders: Sequence[Stored], chosen: Sequence[Stored]) -> list[str]:
+def listing(folders: Sequence[StoredFolder], chosen: Sequence[StoredFolder]) -> list[str]:
     """A line for each user and kind, and one for each of the chosen folders."""
     users = {user for folder in folders for user in folder.users or (UNUSED,)}
     lines = []
@@ -130,7 +130,7 @@ def listing(folders: Sequence[Stored], chosen: Sequence[Stored]) -> list[str]:
     return lines
 
 
-def _megabytes(folders: Sequence[Stored]) -> str:
+def _megabytes(folders: Sequence[StoredFolder]) -> str:
     return size_text(sum(folder.size for folder in folders))
 
 
@@ -138,7 +138,7 @@ def _age(days: float) -> str:
     return f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} hours"
 
 
-def remove(chosen: Sequence[Stored]) -> Iterator[str]:
+def remove(chosen: Sequence[StoredFolder]) -> Iterator[str]:
     """Remove folders, each completely or not at all; a running trial is kept. One line each."""
     for stored in chosen:
         try:
@@ -171,7 +171,7 @@ def main() -> None:
     def body() -> None:
         params = params_of(arguments)
         files = sorted(EXPERIMENTS.glob("*.yaml"))
-        folders = stored(
+        folders = stored_folders(
             params, [with_worker_precision(load_sweep(file, arguments.params, arguments.set)) for file in files]
         )
         chosen = unused(folders, arguments.older)

@@ -14,7 +14,7 @@ from pipeline.common.text import size_text
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import Comparison
-from pipeline.reporting.page import Missing, Subject, pages
+from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
@@ -57,7 +57,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
 
 def _subject(
     file: str, sweep: Sweep, trials: Sequence[PlannedTrial], comparison: Comparison, search: SearchResult | None
-) -> Subject:
+) -> ReportSubject:
     gaps = {entry.identity: entry.gap for entry in comparison.entries}
     missing = []
     for planned in trials:
@@ -65,12 +65,12 @@ def _subject(
             # The comparison of a search has the front only.
             if planned.state is not Status.DONE:
                 missing.append(
-                    Missing(planned.name, "failed" if planned.failure else planned.state, planned.failure or "")
+                    MissingTrial(planned.name, "failed" if planned.failure else planned.state, planned.failure or "")
                 )
         elif gap := gaps[planned.identity]:
-            missing.append(Missing(planned.name, gap.state, gap.reason))
+            missing.append(MissingTrial(planned.name, gap.state, gap.reason))
     older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not Status.DONE]
-    return Subject(
+    return ReportSubject(
         name=sweep.specification.name,
         file=file,
         specification=Path(file).read_text(encoding="utf-8"),

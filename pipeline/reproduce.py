@@ -17,7 +17,7 @@ from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.comparison.selection import named_trial
-from pipeline.reproduction.results import TOLERANCE, Verdict
+from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
 from pipeline.reproduction.run import Reproduction
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease
@@ -79,7 +79,9 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
     return verdict["passed"]
 
 
-def _verdict(trial: Trial, problems: list[str], reasons: list[str], verdicts: list[Verdict]) -> dict[str, Any]:
+def _verdict(
+    trial: Trial, problems: list[str], reasons: list[str], verdicts: list[ReproductionVerdict]
+) -> dict[str, Any]:
     failed = sum(not verdict.passed for verdict in verdicts)
     if problems:
         summary = "FAIL: the trial cannot be reproduced"
@@ -100,7 +102,7 @@ def _verdict(trial: Trial, problems: list[str], reasons: list[str], verdicts: li
     }
 
 
-def _lines(problems: list[str], reasons: list[str], verdicts: list[Verdict]) -> Iterator[str]:
+def _lines(problems: list[str], reasons: list[str], verdicts: list[ReproductionVerdict]) -> Iterator[str]:
     yield from (f"{'FAIL':<10} {problem}" for problem in problems)
     if problems:
         yield "Restore these, or give DVC a remote that has them; then start the same command again."

@@ -23,7 +23,7 @@ from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.ray.workers import with_worker_precision
-from pipeline.sweeping.results import LOG, next_lines, publish, results_folder
+from pipeline.sweeping.results import LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
@@ -194,7 +194,7 @@ def run(arguments: Namespace) -> None:
                 failure = error
             trials = suggestions.trials if suggestions else trials
         # Not after an interrupt, after which this process should end soon; the next one does it.
-        publish(sweep, trials, suggestions)
+        publish_results(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)
         for line in next_lines(arguments.file, results, trials):
             print(line)

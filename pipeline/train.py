@@ -13,7 +13,7 @@ from pipeline.common.files import write_json, write_text
 from pipeline.config import Params
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials.folder import Status, Trial
-from pipeline.trials.provenance import recorded
+from pipeline.trials.provenance import record_session
 from pipeline.trials.trained import read_log
 
 RESULTS = Path("results/train")
@@ -47,12 +47,12 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
         if trial.status() not in TRAINED:
             from pipeline.training.fit import fit
 
-            with recorded(trial, "train", params.train.device, lambda: inputs.files("train")):
+            with record_session(trial, "train", params.train.device, lambda: inputs.files("train")):
                 fit(params, inputs.training, trial, lease, until)
     return trial
 
 
-def publish(trial: Trial, folder: Path = RESULTS) -> None:
+def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:
     """Write small copies for `dvc plots`: the curves of the metrics log, and the identity of the trial."""
     records = read_log(trial)
     for name, keys in CURVES.items():
@@ -70,7 +70,7 @@ def main() -> None:
 
     def body() -> None:
         trial = train(params_of(arguments))
-        publish(trial)
+        publish_curves(trial)
         print(f"trained: {trial.folder}")
 
     run_command(body)

@@ -28,7 +28,7 @@ from pipeline.config import Params
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoding import transcribe
+from pipeline.model.decoding import decode_texts
 from pipeline.model.examples import Batch, Example, batch_to, collate
 from pipeline.pretrained.folder import weights_digest
 from pipeline.sweeping.specification import load_sweep
@@ -141,8 +141,8 @@ def decode(params: Params) -> None:
     """Beam search, as in an evaluation."""
     model, batch = built(params)
     beams = params.evaluate.beams
-    transcribe(model.eval(), batch, beams, 1)
-    _, seconds = timed(lambda: transcribe(model, batch, beams, NEW_TOKENS))
+    decode_texts(model.eval(), batch, beams, 1)
+    _, seconds = timed(lambda: decode_texts(model, batch, beams, NEW_TOKENS))
     print_line(f"decoding: {beams} beams, {NEW_TOKENS} new tokens", model, 0, seconds)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.common.files import write_json
-from pipeline.config import Decorrelation, EncoderLoRA, Rates, Sinks, Train, VideoEncoder
+from pipeline.config import Decorrelation, EncoderLoRA, Rates, Sinks, Train, VideoEncoderSettings
 from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.model.audiovisual import AudioVisualLLM
@@ -132,7 +132,9 @@ def lips(llm: Path, folder: Path) -> dict[str, Any]:
     torch.save({"model": drawn(official(NARROW))}, folder / "narrow.pt")
     convert_avhubert(folder / "narrow.pt", folder / "avhubert")
     lora = EncoderLoRA(rank=4, alpha=8)
-    settings = VideoEncoder(encoder="avhubert", weights=str(folder / "avhubert"), precision="float32", lora=lora)
+    settings = VideoEncoderSettings(
+        encoder="avhubert", weights=str(folder / "avhubert"), precision="float32", lora=lora
+    )
     random = np.random.default_rng(0)
     clips = {f"u{number}": random.integers(0, 256, (5 + number, 88, 88), np.uint8) for number in range(3)}
     results = []

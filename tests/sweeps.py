@@ -11,8 +11,8 @@ from project import program
 from trials import ROOT, make_trial
 
 from pipeline.config import load_params
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.sections import Scheduler
 
 SWEEP = {
     "name": "small",
@@ -30,7 +30,7 @@ SWEEP = {
 """Two trials, one after the other; the first is long enough to be interrupted."""
 
 
-def planned_trial(runs: Path, name: str, *settings: str, rule: Scheduler | None = None) -> PlannedTrial:
+def planned_trial(runs: Path, name: str, *settings: str, rule: EarlyStoppingRule | None = None) -> PlannedTrial:
     """A trial that has not started, with the parameters of the repository and these settings."""
     trial = make_trial(runs, *settings)
     params = load_params(ROOT / "params.yaml", settings)

@@ -9,7 +9,7 @@ from published import BASE, LARGE, NARROW, drawn, official, weights_params
 from torch import Tensor, nn
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import AudioEncoder, VideoEncoder
+from pipeline.config import AudioEncoderSettings, VideoEncoderSettings
 from pipeline.encoders.avhubert import (
     AVHuBERT,
     load,
@@ -227,8 +227,8 @@ def test_both_streams_are_encoded_independently_of_the_batch(folder):
     heard = [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 5_000, 1)]
     seen = [random.integers(0, 255, (frames, 96, 96), dtype=np.uint8) for frames in (7, 3)]
     for settings, inputs, frames in (
-        (AudioEncoder(encoder="avhubert", weights=str(folder), precision="float32"), heard, [25, 8, 1]),
-        (VideoEncoder(encoder="avhubert", weights=str(folder), precision="float32"), seen, [7, 3]),
+        (AudioEncoderSettings(encoder="avhubert", weights=str(folder), precision="float32"), heard, [25, 8, 1]),
+        (VideoEncoderSettings(encoder="avhubert", weights=str(folder), precision="float32"), seen, [7, 3]),
     ):
         encoder = AVHuBERT(settings)
         assert (encoder.frame_rate, encoder.dimension) == (25, 128)
@@ -246,7 +246,7 @@ def test_both_streams_are_encoded_independently_of_the_batch(folder):
 
 def test_missing_weights_and_small_videos_are_errors(folder, tmp_path):
     with pytest.raises(PipelineError, match=r"features\.video\.weights: is null.*pipeline\.weights"):
-        AVHuBERT.identity(VideoEncoder(encoder="avhubert"))
+        AVHuBERT.identity(VideoEncoderSettings(encoder="avhubert"))
     with pytest.raises(PipelineError, match=r"frames are 96x80 pixels; it needs at least 88x88"):
         normalised_mouth(np.zeros((3, 80, 96), np.uint8))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])

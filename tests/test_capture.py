@@ -30,10 +30,10 @@ from pipeline.model.backbone import decoder_layers
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture, eager_attention
 from pipeline.sinks.classification import classify_tokens
-from pipeline.sinks.hooks import recorded
+from pipeline.sinks.hooks import record_pass
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.sinks.mlp import trace_mlp, writing_units
-from pipeline.sinks.origin import origins
+from pipeline.sinks.origin import sink_origins
 
 
 def test_capture_restores_the_model() -> None:
@@ -120,7 +120,7 @@ def test_hooks_leave_the_output_bit_identical(family: str, dtype: torch.dtype, a
         trained_with = model(**given).logits
         with eager_attention(base):
             plain = model(**given).logits
-            with recorded(base, mask, roles) as recording:
+            with record_pass(base, mask, roles) as recording:
                 watched = model(**given, past_key_values=recording.cache).logits
         assert torch.equal(plain, watched)
         assert torch.equal(model(**given).logits, trained_with)
@@ -195,7 +195,7 @@ def require_units(captured: Captured, mlps: list[nn.Module]) -> None:
     """Brute force: the unit that writes most of each sink's massive dimension, in the sign after the norm."""
     settings = replace_tau(2.0)
     tokens = classify_tokens(captured, settings)
-    origin = origins(captured, tokens, settings.tau)
+    origin = sink_origins(captured, tokens, settings.tau)
     units = writing_units(captured, tokens, origin)
     assert len(units.unit) > 0
     for number in range(len(units.unit)):

@@ -15,7 +15,7 @@ from pipeline.common.files import digest, write_json
 from pipeline.common.statistics import ratio_interval
 from pipeline.common.text import rounded
 from pipeline.comparison import rendering
-from pipeline.comparison.changes import RESAMPLINGS, Change
+from pipeline.comparison.changes import RESAMPLINGS, WERChange
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
@@ -96,7 +96,7 @@ def test_cut_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
         "Hypotheses that were cut at evaluate.max_new_tokens: VSR 5, weight 0, seed 0: 3 of test, 5 of test/snr_0. "
         "Raise it."
     )
-    assert note in rendering.text(comparison, 500)
+    assert note in rendering.table_text(comparison, 500)
     assert "cut_hypotheses/test/snr_0,5" in rendering.long_csv(comparison)
 
 
@@ -118,15 +118,15 @@ def test_two_corpora_have_separate_rows_and_are_never_averaged(tmp_path: Path) -
     assert list(map(str, comparison.tasks)) == ["LRS2 ASR 16", "LRS3 ASR 16"]
     assert list(map(str, comparison.variants)) == ["weight 0", "weight 0.1"]
     assert comparison.notes == ()
-    shown = [line.split()[:6] for line in rendering.text(comparison).splitlines() if " ASR 16 " in line]
+    shown = [line.split()[:6] for line in rendering.table_text(comparison).splitlines() if " ASR 16 " in line]
     assert shown[:2] == [["WER", "%,", "test", "LRS2", "ASR", "16"], ["LRS3", "ASR", "16", *shown[1][3:]]]
-    for table in (rendering.csv_table(comparison), rendering.long_csv(comparison)):
+    for table in (rendering.table_csv(comparison), rendering.long_csv(comparison)):
         lines = list(csv.DictReader(io.StringIO(table)))
         assert {(line["dataset"], line["task"]) for line in lines} == {("LRS2", "ASR 16"), ("LRS3", "ASR 16")}
-    lines = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
+    lines = list(csv.DictReader(io.StringIO(rendering.table_csv(comparison))))
     rates = {line["dataset"]: float(line["wer/test"]) for line in lines}
     assert rates == pytest.approx({"LRS2": sum(FEW) / 60, "LRS3": sum(MANY) / 60})
-    for table in (rendering.markdown(comparison), rendering.latex(comparison)):
+    for table in (rendering.table_markdown(comparison), rendering.table_latex(comparison)):
         assert "LRS2" in table
         assert "/some" not in table
 
@@ -137,7 +137,7 @@ def test_corpora_have_the_names_of_the_sweep_and_a_single_one_is_not_named(tmp_p
     assert list(map(str, compare(trials, datasets=names).tasks)) == ["LRS3 ASR 16", "mine ASR 16"]
     alone = compare(trials[:2])
     assert list(map(str, alone.tasks)) == ["ASR 16"]
-    assert {line["dataset"] for line in csv.DictReader(io.StringIO(rendering.csv_table(alone)))} == {"LRS2"}
+    assert {line["dataset"] for line in csv.DictReader(io.StringIO(rendering.table_csv(alone)))} == {"LRS2"}
 
 
 def test_a_setting_of_the_loss_that_is_not_the_default_is_a_note(tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     assert change.interval == ratio_interval(gaps, [6] * 10, RESAMPLINGS, seed=0)
     assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
-    assert lines_of(rendering.text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
-    assert "of these two runs alone" in rendering.text(comparison, 1000)
-    assert "p=" not in rendering.text(comparison)
+    assert lines_of(rendering.table_text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
+    assert "of these two runs alone" in rendering.table_text(comparison, 1000)
+    assert "p=" not in rendering.table_text(comparison)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     ],
 )
 def test_an_interval_of_over_100_points_is_not_shown(difference: float, interval: tuple, text: str) -> None:
-    assert str(Change(difference, interval, (0, 1), 0.01)) == text
+    assert str(WERChange(difference, interval, (0, 1), 0.01)) == text
 
 
 def test_a_trial_with_another_lora_is_not_a_baseline(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_damaged_hypotheses_remove_only_the_change(tmp_path: Path) -> None:
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     after.hypotheses.write_text("no record\n")
     comparison = compare([before, after])
-    assert "hypotheses.jsonl: has changed" in rendering.text(comparison, 1000)
-    assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
+    assert "hypotheses.jsonl: has changed" in rendering.table_text(comparison, 1000)
+    assert lines_of(rendering.table_text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  5.0 [4.0, 6.0]")
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "empty", "missing"])
@@ -221,7 +221,7 @@ def test_damaged_sinks_give_a_note_in_place_of_a_figure(
     if damage == "missing":
         sinks.unlink()
     comparison = compare(trials)
-    assert lines_of(rendering.text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  16.7 [13.3, 20.0]")
+    assert lines_of(rendering.table_text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  16.7 [13.3, 20.0]")
     assert any(note.startswith(f"{sinks}: ") for note in comparison.notes)
     assert f"warning: {sinks}: " in capfd.readouterr().err
     assert "overview" not in comparison_figures(comparison)
@@ -269,9 +269,15 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     assert cell.changes["test"].difference == pytest.approx((sum(FEW) - sum(MANY)) / 120)
     assert cell.changes["test"].seeds == (0, 1)
     assert any("is over the common seeds 0, 1" in note for note in comparison.notes)
-    assert "40.6 ± 51.8 (3)" in rendering.text(comparison)
-    assert lines_of(rendering.text(comparison), "  by seed").split()[5:] == ["16.7", "16.7", "5.0", "16.7", "100.0"]
-    assert "standard deviation over seeds" in rendering.text(comparison, 1000)
+    assert "40.6 ± 51.8 (3)" in rendering.table_text(comparison)
+    assert lines_of(rendering.table_text(comparison), "  by seed").split()[5:] == [
+        "16.7",
+        "16.7",
+        "5.0",
+        "16.7",
+        "100.0",
+    ]
+    assert "standard deviation over seeds" in rendering.table_text(comparison, 1000)
 
 
 def test_gaps_have_reasons(tmp_path: Path) -> None:
@@ -288,7 +294,7 @@ def test_gaps_have_reasons(tmp_path: Path) -> None:
     absent = Trial(tmp_path / "nothing")
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
     comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
-    text = rendering.text(comparison, 200)
+    text = rendering.table_text(comparison, 200)
     row = next(line for line in text.splitlines() if "AVSR 16, 5" in line)
     for state in ("new", "training", "trained", "failed", "stopped"):
         assert state in row
@@ -296,14 +302,14 @@ def test_gaps_have_reasons(tmp_path: Path) -> None:
     assert "training: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
     assert "1 trial has not started." in text
-    lines = csv.DictReader(io.StringIO(rendering.csv_table(comparison)))
+    lines = csv.DictReader(io.StringIO(rendering.table_csv(comparison)))
     gaps = [line["gap"] for line in lines if line["modality"] == "audio"]
     assert gaps == ["", *["not run"] * 5]
 
 
 def test_a_comparison_without_done_trials_has_a_text(tmp_path: Path) -> None:
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
-    assert "Sinks: tokens other than BOS" in " ".join(rendering.text(compare(trials)).split())
+    assert "Sinks: tokens other than BOS" in " ".join(rendering.table_text(compare(trials)).split())
 
 
 def test_a_failed_seed_next_to_a_done_one_is_a_note(tmp_path: Path) -> None:
@@ -311,7 +317,7 @@ def test_a_failed_seed_next_to_a_done_one_is_a_note(tmp_path: Path) -> None:
     bad = make_trial(tmp_path, "train.seed=1")
     (bad.folder / "failed.json").write_text('{"reason": "diverged"}')
     comparison = compare(named_trials([str(tmp_path)], tmp_path))
-    assert "16.7 [13.3, 20.0]" in rendering.text(comparison)
+    assert "16.7 [13.3, 20.0]" in rendering.table_text(comparison)
     assert any("seed 1" in note and "diverged" in note for note in comparison.notes)
 
 
@@ -319,20 +325,20 @@ def test_conditions_are_separate_rows_and_validation_is_not_in_the_table(tmp_pat
     errors = {"validation": FEW, "test": FEW, "test/snr_0": MANY, "test/snr_-5": MANY, "test/snr_10": MANY}
     comparison = compare([finish(make_trial(tmp_path), errors)])
     assert comparison.conditions == ("test", "test/snr_10", "test/snr_0", "test/snr_-5", "validation")
-    text = rendering.text(comparison)
+    text = rendering.table_text(comparison)
     assert text.index("WER %, test ") < text.index("WER %, test, 10 dB") < text.index("WER %, test, -5 dB")
     assert "validation" not in text
-    assert "wer/validation" in rendering.csv_table(comparison)
+    assert "wer/validation" in rendering.table_csv(comparison)
 
 
 def test_validation_is_shown_if_there_is_nothing_else(tmp_path: Path) -> None:
-    assert "WER %, validation" in rendering.text(compare([finish(make_trial(tmp_path), {"validation": FEW})]))
+    assert "WER %, validation" in rendering.table_text(compare([finish(make_trial(tmp_path), {"validation": FEW})]))
 
 
 def test_a_missing_value_is_a_dash(tmp_path: Path) -> None:
     with_sinks = finish(make_trial(tmp_path), {"test": FEW}, **{"sinks/bos_cosine/sink": 0.991})
     without = finish(make_trial(tmp_path, "decorrelation.weight=1"), {"test": FEW})
-    text = rendering.text(compare([with_sinks, without]))
+    text = rendering.table_text(compare([with_sinks, without]))
     assert lines_of(text, "cosine to BOS, sinks").split()[-2:] == ["0.99", "–"]
 
 
@@ -341,7 +347,7 @@ def test_text_fits_into_its_width(tmp_path: Path) -> None:
         finish(
             make_trial(tmp_path, f"decorrelation.weight={weight}"), {"test": MANY}, **{"sinks/max_ratio/bos": 12345.6}
         )
-    text = rendering.text(compare(named_trials([], tmp_path)), 80)
+    text = rendering.table_text(compare(named_trials([], tmp_path)), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert [f"weight {weight}" in text for weight in range(9)] == [True] * 9
     assert "12,300" in text
@@ -351,10 +357,10 @@ def test_other_formats_have_the_same_content(tmp_path: Path) -> None:
     finish(make_trial(tmp_path), {"test": MANY})
     finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
     comparison = compare(named_trials([], tmp_path))
-    assert "| WER %, test | AVSR 16, 5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.markdown(comparison)
-    assert r"WER \%, test & AVSR 16, 5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.latex(comparison)
-    assert r"\quad change & AVSR 16, 5 & -- & $-$11.7 [" in rendering.latex(comparison)
-    wide = list(csv.DictReader(io.StringIO(rendering.csv_table(comparison))))
+    assert "| WER %, test | AVSR 16, 5 | 16.7 [13.3, 20.0] | 5.0 [4.0, 6.0] |" in rendering.table_markdown(comparison)
+    assert r"WER \%, test & AVSR 16, 5 & 16.7 [13.3, 20.0] & 5.0 [4.0, 6.0] \\" in rendering.table_latex(comparison)
+    assert r"\quad change & AVSR 16, 5 & -- & $-$11.7 [" in rendering.table_latex(comparison)
+    wide = list(csv.DictReader(io.StringIO(rendering.table_csv(comparison))))
     assert [float(line["wer/test"]) for line in wide] == pytest.approx([10 / 60, 3 / 60])
     assert float(wide[1]["change/test"]) == pytest.approx(-7 / 60)
     long = list(csv.DictReader(io.StringIO(rendering.long_csv(comparison))))
@@ -365,7 +371,7 @@ def test_other_formats_have_the_same_content(tmp_path: Path) -> None:
 def test_latex_escapes_any_setting(tmp_path: Path) -> None:
     for prompt in ("50% of {x_1} & $2 ~ ^", "a\\b"):
         finish(make_trial(tmp_path, f"model.prompt={json.dumps(prompt)}"), {"test": FEW})
-    latex = rendering.latex(compare(named_trials([], tmp_path)))
+    latex = rendering.table_latex(compare(named_trials([], tmp_path)))
     assert r"50\% of" in latex
     assert r"\{x\_1\} \&" in latex
     assert r"\$2" in latex
@@ -436,11 +442,11 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         comparison = compare(trials, primary)
         changes = [comparison.cell(task, comparison.variants[1]).changes["test"] for task in comparison.tasks]
         assert [change.corrected_p / change.p for change in changes] == pytest.approx(factors)
-        assert ("ASR 16 on the clean test set is the planned, primary" in rendering.text(comparison, 1000)) is (
+        assert ("ASR 16 on the clean test set is the planned, primary" in rendering.table_text(comparison, 1000)) is (
             primary is not None
         )
         count = 1 if primary else 2
-        assert f"corrected for {count} comparisons" in rendering.text(comparison, 1000)
+        assert f"corrected for {count} comparisons" in rendering.table_text(comparison, 1000)
 
 
 def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
@@ -449,4 +455,4 @@ def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
     for number, line in enumerate(lines):
         line["speaker"] = "one" if line["split"] == "validation" else f"s{number}"
     with_hypotheses(trial, "".join(json.dumps(line) + "\n" for line in lines))
-    assert "95% interval over 10 speakers" in rendering.text(compare([trial]), 1000)
+    assert "95% interval over 10 speakers" in rendering.table_text(compare([trial]), 1000)

@@ -11,7 +11,7 @@ import pytest
 import trees
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.formats.transcripts import read_lrs, read_text
+from pipeline.corpora.formats.transcripts import read_lrs, read_transcript_text
 from pipeline.corpora.formats.tree import AUDIO, VIDEO
 from pipeline.corpora.journal import skipped_text
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
@@ -307,7 +307,10 @@ def test_transcripts_are_read_in_every_marked_encoding(encoding: str, tmp_path: 
     assert text == "élan vital"
     assert [(word.text, word.begin, word.end) for word in words] == [("élan", 0.1, 0.4)]
     path.write_bytes("one\rtwo\r\nthree\u2028four".encode(encoding))
-    assert (read_lines(path), read_text(path)) == (["one", "two", "three\u2028four"], "one two three\u2028four")
+    assert (read_lines(path), read_transcript_text(path)) == (
+        ["one", "two", "three\u2028four"],
+        "one two three\u2028four",
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_transcripts_are_read_in_every_marked_encoding(encoding: str, tmp_path: 
 def test_a_damaged_transcript_is_never_guessed(content: bytes, detail: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(Unusable) as caught:
-        read_text(tmp_path / "a.txt")
+        read_transcript_text(tmp_path / "a.txt")
     assert (caught.value.reason, caught.value.detail) == ("unreadable transcript", detail)
 
 

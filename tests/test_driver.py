@@ -8,10 +8,11 @@ from trials import finish
 
 from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.ray.engine import EngineLostError
-from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Sweep
-from pipeline.trials.provenance import recorded
+from pipeline.trials.provenance import record_session
 
 DONE, TAKEN, INTERRUPTED = ({"outcome": outcome, "step": 1} for outcome in ("done", "taken", "interrupted"))
 LOST = EngineLostError("Ray", "ended unexpectedly (killed)", "the same command continues")
@@ -52,7 +53,7 @@ class ScriptedEngine:
             if outcome == DEAD_NODE:
                 yield "failed", identity, outcome, "", True
                 continue
-            with recorded(planned.trial, "train", "cpu"):
+            with record_session(planned.trial, "train", "cpu"):
                 pass
             if isinstance(outcome, Exception):
                 raise outcome
@@ -145,7 +146,7 @@ def test_a_trial_that_another_process_runs_is_checked_again(run):
 
 
 def test_seeds_wait_for_each_other_at_a_rung_and_not_for_a_failed_one(run):
-    engine = run({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=Scheduler(grace=20, factor=5))
+    engine = run({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=EarlyStoppingRule(grace=20, factor=5))
     assert states(engine) == "ddn"
     for name in "ab":
         assert f"{name}  waits for the other seeds at step 20" in engine.printed

@@ -7,12 +7,12 @@ import pytest
 from sweeps import planned_trial
 from trials import finish
 
-from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping, is_worse, mark_stopped
+from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping, mark_stopped
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule, is_worse
 from pipeline.sweeping.results import BestPoints
-from pipeline.sweeping.sections import Scheduler
 
-ASHA = Scheduler(grace=4, factor=3)
-HYPERBAND = Scheduler(kind="hyperband", grace=4, factor=3)
+ASHA = EarlyStoppingRule(grace=4, factor=3)
+HYPERBAND = EarlyStoppingRule(kind="hyperband", grace=4, factor=3)
 AUDIO, VIDEO = "model.modality=audio", "model.modality=video"
 
 
@@ -106,7 +106,7 @@ def test_another_driver_decides_the_same_from_the_folders_alone(plan):
 
 
 def test_hyperband_compares_within_brackets_that_begin_at_later_rungs(plan, monkeypatch):
-    monkeypatch.setattr(Scheduler, "bracket", lambda self, point, steps: int('"weight":0.0' not in point))
+    monkeypatch.setattr(EarlyStoppingRule, "bracket", lambda self, point, steps: int('"weight":0.0' not in point))
     early = weights(plan, AUDIO, [1.0], seeds=(0, 1), rule=HYPERBAND)
     bad, late, rival = (plan(AUDIO, f"decorrelation.weight={weight}", rule=HYPERBAND) for weight in (0.01, 0.3, 0.4))
     measure(bad, 9.0)

@@ -23,7 +23,7 @@ from pipeline.corpora.reading import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features, feature_groups
 from pipeline.features import extract_features
-from pipeline.model.encoding import FrozenEncoding
+from pipeline.model.encoding import FrozenEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -214,7 +214,7 @@ class Counting:
 
 def test_online_encoding_encodes_a_video_once_for_all_noisy_copies():
     encoder = Counting()
-    encoding = FrozenEncoding(encoder)
+    encoding = FrozenEncoder(encoder)
     first, second, third = (np.full((3 + n, 4, 4), n, np.uint8) for n in range(3))
     batches = [[first, second], [second.copy(), third], [third.copy()]]
     found = [encoding.encode_cached(batch) for batch in batches]

@@ -13,7 +13,7 @@ from pipeline.comparison.figures import against_weight, comparison_figures, over
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
-from pipeline.sinks.figures import Panel, cosine_to_bos, importance_maps, largest_activations, save
+from pipeline.sinks.figures import Panel, cosine_figure, importance_maps, largest_activations, save
 from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
 from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name
 
@@ -56,7 +56,7 @@ def compared(runs: Path) -> Comparison:
     return compare(named_trials([str(runs)], runs))
 
 
-@pytest.mark.parametrize("draw", [largest_activations, cosine_to_bos])
+@pytest.mark.parametrize("draw", [largest_activations, cosine_figure])
 def test_panels_share_their_scale(panels: list[Panel], draw) -> None:
     before, after = draw(panels).axes
     assert before.get_ylim() == after.get_ylim()
@@ -84,7 +84,7 @@ def test_without_known_origins_no_layer_is_annotated(panels: list[Panel]) -> Non
 
 
 def test_missing_sinks_are_annotated(panels: list[Panel]) -> None:
-    before, after = cosine_to_bos(panels).axes
+    before, after = cosine_figure(panels).axes
     assert not before.texts
     assert [text.get_text() for text in after.texts] == ["no intermediate sinks"]
     assert [len(axes.lines) for axes in (before, after)] == [2, 1]

@@ -7,11 +7,11 @@ import pytest
 from trials import finish, make_trial
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.comparison.front import SearchPoint, SearchResult, csv_text, markdown, text
+from pipeline.comparison.front import SearchPoint, SearchResult, search_csv, search_markdown, search_text
 from pipeline.comparison.front_figures import search_figures
 from pipeline.comparison.output import answers
 from pipeline.comparison.table import compare
-from pipeline.sweeping.search.importance import importance
+from pipeline.sweeping.search.importance import key_importance
 
 WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
 
@@ -42,7 +42,7 @@ def test_the_front_is_the_points_that_no_other_dominates(result):
 
 
 def test_the_table_names_the_front_the_best_and_failed_points(result):
-    printed = text(result)
+    printed = search_text(result)
     head, best, fewest, _, columns, _, first, *rest = printed.splitlines()
     assert head == "search by tpe: 4 of 24 points done"
     assert best == "best by WER %, validation: weight 0 (5.0 ± 1.4 (2))"
@@ -51,8 +51,8 @@ def test_the_table_names_the_front_the_best_and_failed_points(result):
     assert first.split() == ["front", "0", "weight", "0", "5.0", "±", "1.4", "(2)", "1.25", "±", "0.35", "(2)"]
     assert "weight 0.2: failed: no memory." in rest
     assert any(line.startswith("Importance is not estimated: fewer than 8 points") for line in rest)
-    assert "| front | 1 | weight 0.07 | 7.0 ± 1.4 (2) |" in markdown(result)
-    lines = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert "| front | 1 | weight 0.07 | 7.0 ± 1.4 (2) |" in search_markdown(result)
+    lines = list(csv.DictReader(io.StringIO(search_csv(result))))
     assert [line["front"] for line in lines] == ["True", "True", "False", "True", "False"]
     assert float(lines[1][SINKS]) == pytest.approx(0.02)
 
@@ -73,11 +73,11 @@ def test_importance_ranks_keys_and_has_intervals():
         for weight in (0.1, 0.2, 0.3, 0.4, 0.5)
         for rate in (4, 8)
     ]
-    found = importance(points, ["rate", "weight", "video"])
+    found = key_importance(points, ["rate", "weight", "video"])
     assert next(iter(found)) == "weight"
     assert found["weight"].value > 0.9
     assert all(0 <= one.low <= one.value <= one.high <= 1 for one in found.values())
-    few = importance(points[::3], ["rate", "weight"])
+    few = key_importance(points[::3], ["rate", "weight"])
     assert few["weight"].high - few["weight"].low >= found["weight"].high - found["weight"].low
 
 

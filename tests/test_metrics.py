@@ -21,7 +21,7 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.sinks import metrics as sink_metrics
 from pipeline.tracking.content import trial_content
-from pipeline.tracking.views import Shown, saved_view
+from pipeline.tracking.views import ShownRun, saved_view
 from pipeline.training.build import build_model
 from pipeline.training.evaluation import followed_metrics
 from pipeline.training.inputs import Inputs
@@ -74,7 +74,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
     assert "<!-- length of BOS -->" in (tmp_path / "table" / "against_weight.svg").read_text()
 
     contents = [trial_content(trial, "sweep") for trial in trials]
-    runs = [Shown(run.name, run.params, [point.name for point in run.points]) for run in contents]
+    runs = [ShownRun(run.name, run.params, [point.name for point in run.points]) for run in contents]
     packed = json.loads(saved_view(runs, "sweep", 0))["state"].removeprefix("deflate;")
     view = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert f"metrics.`{NAME}`" in view["selectedColumns"]

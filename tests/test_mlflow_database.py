@@ -131,7 +131,7 @@ def test_waiting_for_the_lock_names_its_holder_and_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(mlflow_database, "LOCK_NOTICE_SECONDS", 0.2)
-    monkeypatch.setattr(mlflow_database, "LOCK_LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_database, "MAX_LOCK_SECONDS", 0.5)
     path = tmp_path / "mlflow.db"
     with exclusive_lock(path), pytest.raises(PipelineError, match=rf"process {os.getpid()} on .*nothing is lost"):
         ingest([], f"sqlite:///{path}", "e", "s")

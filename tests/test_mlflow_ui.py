@@ -57,8 +57,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     comparison = compare(named_trials([str(folder / "runs")], folder))
     pictures = folder / "comparison"
     pictures.mkdir()
-    (pictures / "table.md").write_text(rendering.markdown(comparison))
-    (pictures / "table.csv").write_text(rendering.csv_table(comparison))
+    (pictures / "table.md").write_text(rendering.table_markdown(comparison))
+    (pictures / "table.csv").write_text(rendering.table_csv(comparison))
     png(pictures / "overview.png")
     page = folder / "report.html"
     page.write_text("<!doctype html><title>small</title><h1>The report</h1>")

@@ -23,10 +23,10 @@ from pipeline.tracking import content as mlflow_content
 from pipeline.tracking import run as mlflow_run
 from pipeline.tracking import writer as mlflow_writer
 from pipeline.tracking.server import tracking_uri
-from pipeline.tracking.views import LONGEST_TAG, Shown, charts_of, description, saved_view
+from pipeline.tracking.views import MAX_TAG_LENGTH, ShownRun, charts_of, description, saved_view
 from pipeline.tracking.writer import ingest
 from pipeline.trials.folder import Trial
-from pipeline.trials.provenance import recorded
+from pipeline.trials.provenance import record_session
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {"wer/test": 0.1, "wer/test/snr_-5": 0.4, "wer/test/low": 0.05, "sinks/bos_cosine/sink": 0.9}
@@ -36,7 +36,7 @@ BEGAN = 1_700_000_000.25
 def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
     params = load_params(ROOT / "params.yaml", [f"train.seed={seed}", "model.modality=audio"])
     trial = Trial.create(runs, params, {"llm": "a" * 64, "utterances/train": "b" * 64})
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         for step in range(1, steps + 1):
             trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
     if done:
@@ -534,7 +534,7 @@ def test_runs_of_the_same_name_are_extended_by_differing_settings(tmp_path: Path
 
 def test_a_description_omits_a_table_that_is_too_long() -> None:
     files = ["report.html", "figures/overview.png", "figures/other.png"]
-    short, long = (description("| cell |\n" * rows, "1", "abc", files) for rows in (3, LONGEST_TAG // 9))
+    short, long = (description("| cell |\n" * rows, "1", "abc", files) for rows in (3, MAX_TAG_LENGTH // 9))
     assert "| cell |" in short
     assert "| cell |" not in long
     for text in (short, long):
@@ -546,7 +546,7 @@ def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
     metrics = ["wer/test", "wer/test/low", "wer/test/high", "wer/validation", "wer/test/snr_0/low"]
     metrics += ["sinks/intermediate_tokens_per_utterance", "sinks/intermediate_tokens_per_utterance/low"]
     metrics += ["sinks/intermediate_tokens_per_utterance/attention"]
-    charts = view_of([Shown("one", {}, metrics), Shown("two", {}, metrics)])["compareRunCharts"]
+    charts = view_of([ShownRun("one", {}, metrics), ShownRun("two", {}, metrics)])["compareRunCharts"]
     scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"]
     assert scatters == [(count, wer) for wer in ("wer/validation", "wer/test") for count in (metrics[5], metrics[7])]
     bars = {chart["metricKey"]: chart["deleted"] for chart in charts if chart["type"] == "BAR"}
@@ -555,20 +555,20 @@ def test_the_saved_view_shows_error_rates_against_sinks_and_no_bounds() -> None:
 
 def test_a_view_of_many_conditions_fits_into_its_tag() -> None:
     metrics = [f"wer/test/condition_{number}{bound}" for number in range(100) for bound in ("", "/low", "/high")]
-    runs = [Shown(f"run {n}", {f"train.key_{k}": str(n) for k in range(50)}, metrics) for n in range(3)]
+    runs = [ShownRun(f"run {n}", {f"train.key_{k}": str(n) for k in range(50)}, metrics) for n in range(3)]
     assert len(saved_view(runs, "many", 7)) < 20_000
 
 
-def view_of(runs: list[Shown]) -> dict[str, Any]:
+def view_of(runs: list[ShownRun]) -> dict[str, Any]:
     envelope = json.loads(saved_view(runs, "sweep", 7))
     return json.loads(zlib.decompress(base64.b64decode(envelope["state"].removeprefix("deflate;"))))
 
 
 def test_the_saved_view_shows_differing_settings_and_common_metrics() -> None:
     shown = [
-        Shown("one", {"task": "ASR 4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
+        ShownRun("one", {"task": "ASR 4", "decorrelation.weight": "0.0", "model.modality": "audio", "train.seed": "0"},
               ["wer/test", "wer/test/low", "wer/validation", "loss/cross_entropy"]),
-        Shown("two", {"task": "VSR 2", "decorrelation.weight": "0.1", "model.modality": "video", "train.seed": "1"},
+        ShownRun("two", {"task": "VSR 2", "decorrelation.weight": "0.1", "model.modality": "video", "train.seed": "1"},
               ["wer/test", "wer/test/low", "wer/validation", "sinks/relocated_share"]),
     ]  # fmt: skip
     envelope = json.loads(saved_view(shown, "it's", 7))

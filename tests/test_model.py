@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import LLM, Decorrelation, LoRA, Projector
+from pipeline.config import LLM, Decorrelation, LoRA, ProjectorSettings
 from pipeline.config.registry import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer
-from pipeline.model.decoding import decode, prompt_read_once, transcribe
+from pipeline.model.decoding import decode, decode_texts, prompt_read_once
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
 from pipeline.model.examples import Examples, collate
@@ -187,8 +187,8 @@ def test_only_adapters_projectors_and_delimiters_are_trained(llm):
 @pytest.mark.parametrize("modality", ["audio", "audiovisual"])
 def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
     model = with_random_lora(build(llm, modality=modality, seed=3))
-    together = transcribe(model, batch_of(model), beams, 12)
-    alone = [transcribe(model, batch_of(model, [n]), beams, 12)[0] for n in range(4)]
+    together = decode_texts(model, batch_of(model), beams, 12)
+    alone = [decode_texts(model, batch_of(model, [n]), beams, 12)[0] for n in range(4)]
     assert together == alone
     assert len(set(together)) > 1
 
@@ -220,7 +220,7 @@ def test_the_llm_s_own_generation_config_changes_no_text(llm, tmp_path, key):
         json.dumps({"bos_token_id": 0, "eos_token_id": 1, key: GENERATION[key]})
     )
     model = with_random_lora(build(own, seed=3))
-    assert transcribe(model, batch_of(model), 2, 6) == transcribe(plain, batch_of(plain), 2, 6)
+    assert decode_texts(model, batch_of(model), 2, 6) == decode_texts(plain, batch_of(plain), 2, 6)
 
 
 def test_no_key_of_a_generation_config_is_inherited(llm, monkeypatch):
@@ -234,12 +234,12 @@ def test_no_key_of_a_generation_config_is_inherited(llm, monkeypatch):
         return search(*arguments, generation_config=generation_config, **others)
 
     monkeypatch.setattr(type(model.decoder), "_beam_search", seen)
-    transcribe(model, batch_of(model), 2, 4)
+    decode_texts(model, batch_of(model), 2, 4)
     for key in [*GenerationConfig().to_dict(), "a_key_of_a_later_version"]:
         # Without the checks of the class for values in files.
         model.decoder.generation_config.__dict__[key] = "another"
     own = model.decoder.generation_config
-    transcribe(model, batch_of(model), 2, 4)
+    decode_texts(model, batch_of(model), 2, 4)
     assert used[0] == used[1]
     assert (used[0]["num_beams"], used[0]["do_sample"], used[0]["eos_token_id"]) == (2, False, 1)
     assert model.decoder.generation_config is own
@@ -360,7 +360,7 @@ def test_layer_norms_work_in_bfloat16(family, tmp_path):
     losses = model(batch_of(model), Decorrelation(weight=1))
     (losses.cross_entropy + losses.decorrelation).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.trainable().values())
-    assert len(transcribe(model.eval(), batch_of(model), 2, 3)) == 4
+    assert len(decode_texts(model.eval(), batch_of(model), 2, 3)) == 4
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_layers_outside_the_loss_are_refused(llm, changes, expected):
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_a_saved_model_is_restored(llm, tmp_path, layer_norm):
-    model = with_random_lora(build(llm, projector=Projector(layer_norm=layer_norm)))
+    model = with_random_lora(build(llm, projector=ProjectorSettings(layer_norm=layer_norm)))
     model.save(tmp_path / "adapter")
     files = {path.suffix for path in (tmp_path / "adapter").iterdir()}
     assert not files & {".bin", ".pt", ".pth", ".pkl"}

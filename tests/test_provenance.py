@@ -29,7 +29,7 @@ from pipeline.trials import provenance
 from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
-from pipeline.trials.provenance import recorded
+from pipeline.trials.provenance import record_session
 from pipeline.trials.trained import read_log, require_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,7 +351,7 @@ def test_no_file_of_a_trial_contains_a_secret(project: Path, trial: Trial, monke
     for name in ("environment", "source_archive", "redacted_sources", "project_code"):
         here = getattr(provenance, name)
         monkeypatch.setattr(provenance, name, lambda root=project, here=here: here(root))
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         pass
     [session] = sessions(trial)
     assert session["source"]["redacted"] == ["params.yaml", "pipeline/model.py"]
@@ -410,7 +410,7 @@ def test_the_archive_is_complete_and_equal_for_equal_files(project: Path, tmp_pa
 
 
 def test_a_session_has_start_end_and_outcome(trial: Trial) -> None:
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         [running] = sessions(trial)
         assert running["outcome"] == "running"
         assert running["ended"] is None
@@ -426,16 +426,16 @@ def test_a_session_has_start_end_and_outcome(trial: Trial) -> None:
     ("error", "outcome"), [(KeyboardInterrupt, "interrupted"), (RuntimeError, "failed: RuntimeError")]
 )
 def test_a_failed_session_is_recorded_and_the_next_added(trial: Trial, error: type, outcome: str) -> None:
-    with pytest.raises(error), recorded(trial, "train"):
+    with pytest.raises(error), record_session(trial, "train"):
         raise error
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         pass
     assert [session["outcome"] for session in sessions(trial)] == [outcome, "finished"]
 
 
 def test_a_process_without_the_lease_writes_nothing(trial: Trial) -> None:
     def work() -> None:
-        with recorded(trial, "train"):
+        with record_session(trial, "train"):
             trial.provenance.write_text("of the new holder")
             raise LeaseLostError("here", "lost", "leave it")
 
@@ -449,12 +449,12 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
         patch = b"first"
 
     monkeypatch.setattr(provenance, "project_code", lambda: Changed)
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         pass
     Changed.patch = b"second"
     monkeypatch.setattr(provenance, "source_archive", lambda: b"another")
     for _ in range(2):
-        with recorded(trial, "evaluate"):
+        with record_session(trial, "evaluate"):
             pass
     first, *later = sessions(trial)
     for session in later:
@@ -467,14 +467,14 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
 
 def test_a_huge_patch_is_described_but_not_stored(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     class Huge:
-        patch = b"x" * (provenance.PATCH_LIMIT + 1)
+        patch = b"x" * (provenance.MAX_PATCH_BYTES + 1)
 
     monkeypatch.setattr(provenance, "project_code", lambda: Huge)
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         pass
     [session] = sessions(trial)
     assert session["patch"]["file"] is None
-    assert session["patch"]["bytes"] == provenance.PATCH_LIMIT + 1
+    assert session["patch"]["bytes"] == provenance.MAX_PATCH_BYTES + 1
     assert not (trial.folder / "uncommitted.patch").exists()
 
 
@@ -500,13 +500,13 @@ def test_a_huge_patch_is_described_but_not_stored(trial: Trial, monkeypatch: pyt
     ],
 )
 def test_damaged_provenance_is_reported_and_does_not_block_the_work(trial: Trial, content: str, capfd) -> None:
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         pass
     changed = trial.provenance.read_text().replace('"finished"', '"finithed"') if content == "other" else content
     trial.provenance.write_text(changed)
     with pytest.raises(PipelineError, match=r"provenance\.json: .*move it away"):
         provenance.sessions(trial)
-    with recorded(trial, "evaluate"):
+    with record_session(trial, "evaluate"):
         pass
     assert [session["purpose"] for session in provenance.sessions(trial)] == ["evaluate"]
     assert (trial.folder / "provenance.json.damaged").read_text() == changed
@@ -514,11 +514,11 @@ def test_damaged_provenance_is_reported_and_does_not_block_the_work(trial: Trial
 
 
 def test_a_metrics_log_changed_after_the_training_is_detected(trial: Trial) -> None:
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         trial.metrics_log.append(1, {"loss/cross_entropy": 2.5})
     trial.metrics_log.append(2, {"loss/cross_entropy": 2.25})
     assert len(read_log(trial)) == 2, "a paused training continues"
-    with recorded(trial, "train"):
+    with record_session(trial, "train"):
         trial.adapter.mkdir()
         (trial.adapter / "adapter_model.safetensors").write_bytes(b"weights")
     assert len(read_log(trial)) == 2

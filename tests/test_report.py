@@ -18,9 +18,9 @@ from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.corpora.media.files import write_audio, write_video
-from pipeline.prune import stored, unused
+from pipeline.prune import stored_folders, unused
 from pipeline.reporting import media as media_module
-from pipeline.reporting.page import Missing, Subject, pages
+from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.reporting.utterances import aligned, extremes
 from pipeline.trials.folder import Trial
 
@@ -90,10 +90,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> dict[str, str]:
     """The pages of all trials, with every figure if they are to be drawn: that takes seconds."""
     comparison = compare(named_trials([str(runs)], runs))
-    names = {entry.identity: f"{entry.task} at {entry.weight:g}" for entry in comparison.entries}
-    subject = Subject(
+    names = {entry.identity: f"{entry.task} at {entry.decorrelation_weight:g}" for entry in comparison.entries}
+    subject = ReportSubject(
         "small", "sweep.yaml", "name: small  # <b>&", "wer/validation", names,
-        (Missing("VSR 5", "failed", "no <memory> & no hope"),),
+        (MissingTrial("VSR 5", "failed", "no <memory> & no hope"),),
     )  # fmt: skip
     files = write_comparison(comparison, folder / "comparison") if drawn else []
     made = pages(subject, comparison, files, folder, media)
@@ -129,9 +129,9 @@ def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus
     }  # fmt: skip
     trial.provenance.write_text(json.dumps({"sessions": [session]}))
     comparison = compare(named_trials([str(tmp_path / "runs")], tmp_path / "runs"))
-    subject = Subject(
+    subject = ReportSubject(
         HOSTILE, HOSTILE, f"a: {HOSTILE}", HOSTILE, {e.identity: HOSTILE for e in comparison.entries},
-        (Missing(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
+        (MissingTrial(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
     )  # fmt: skip
     written = pages(subject, comparison, write_comparison(comparison, tmp_path / "comparison"), tmp_path, False)
     for ending, page in written.items():
@@ -195,7 +195,7 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
 
 
 def test_media_are_limited_in_size_and_optional(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_module, "MEDIA_LIMIT", 60_000)
+    monkeypatch.setattr(media_module, "MAX_MEDIA_BYTES", 60_000)
     html = made(runs, tmp_path)["html"]
     assert 0 < html.count(" controls ") < 12
     assert "further utterances are silent" in html
@@ -317,7 +317,7 @@ def test_a_sweep_without_inputs_keeps_all_it_might_use(tmp_path: Path, monkeypat
     long_ago = time.time() - 5 * 86_400
     for file in other.folder.iterdir():
         os.utime(file, (long_ago, long_ago))
-    found = stored(load_params("params.yaml"), [load_sweep("sweep.yaml")])
+    found = stored_folders(load_params("params.yaml"), [load_sweep("sweep.yaml")])
     assert {(entry.folder.name, entry.users) for entry in found} == {
         (one.folder.name, ("one",)),
         (other.folder.name, ()),

@@ -14,7 +14,7 @@ from pipeline.common.files import write_json
 from pipeline.sweeping import driver, plan
 from pipeline.sweeping.ray import workers
 from pipeline.sweeping.ray.workers import with_worker_precision
-from pipeline.sweeping.results import publish, results_folder
+from pipeline.sweeping.results import publish_results, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
 from pipeline.sweeping.specification import load_sweep
@@ -377,7 +377,7 @@ def test_minimised_sinks_are_measured_on_validation(tmp_path):
 def test_the_table_of_a_search_is_printed_and_written_once(searched, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     ran = searched(trials=10, axes={"decorrelation.weight": [0, {"loguniform": [0.001, 1]}]})
-    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    publish_results(ran.sweep, ran.suggestions.trials, ran.suggestions)
     printed = capsys.readouterr().out
     folder = tmp_path / "results/sweeps/s"
     assert printed.startswith((folder / "table.txt").read_text())
@@ -389,7 +389,7 @@ def test_the_table_of_a_search_is_printed_and_written_once(searched, monkeypatch
     for name in ("search.md", "search.csv", "pareto_front.png", "against_keys.svg"):
         assert (folder / name).stat().st_size
     before = (folder / "search.csv").stat().st_mtime_ns
-    publish(ran.sweep, ran.suggestions.trials, ran.suggestions)
+    publish_results(ran.sweep, ran.suggestions.trials, ran.suggestions)
     assert capsys.readouterr().out == printed
     assert (folder / "search.csv").stat().st_mtime_ns == before
 

@@ -102,7 +102,7 @@ def test_a_workspace_that_is_a_link_is_refused(packed, tmp_path):
 def test_a_damaged_or_oversized_archive_is_refused(packed, tmp_path, monkeypatch):
     session, trial, *_ = packed(("a.py", b"a" * 1000))
     assert archived_sources(trial, session) == {"a.py": b"a" * 1000}
-    monkeypatch.setattr("pipeline.trials.environment.ARCHIVE_LIMIT", 100)
+    monkeypatch.setattr("pipeline.trials.environment.MAX_ARCHIVE_BYTES", 100)
     assert archived_sources(trial, session) is None
     monkeypatch.undo()
     whole = (trial / "source.tar.gz").read_bytes()

@@ -15,10 +15,11 @@ from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost, CostModel
 from pipeline.sweeping.early_stopping import mark_stopped
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
 from pipeline.sweeping.preflight import require_layers
-from pipeline.sweeping.results import publish
-from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.sweeping.results import publish_results
+from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.view import View
 from pipeline.trials import marks
@@ -199,7 +200,7 @@ def test_the_time_is_unknown_until_a_trial_has_logged_a_step(four, tmp_path, clo
 
 
 def test_a_waiting_trial_continues_and_a_stopped_one_is_not_waited_for(four, tmp_path, clock, capsys):
-    asha = Scheduler(grace=10)
+    asha = EarlyStoppingRule(grace=10)
     four = [replace(planned, rule=asha) for planned in four]
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.started(four[0])
@@ -251,15 +252,15 @@ def test_damaged_tables_are_written_again(four, tmp_path, monkeypatch, capsys, n
         specification=SimpleNamespace(name="some", primary=None, select=SimpleNamespace(by="wer/test"))
     )
     monkeypatch.chdir(tmp_path)
-    publish(sweep, four)
+    publish_results(sweep, four)
     before = capsys.readouterr().out
     (tmp_path / "results/sweeps/some" / name).write_text(content)
-    publish(sweep, four)
+    publish_results(sweep, four)
     assert capsys.readouterr().out == before
 
 
 def test_a_damaged_mark_does_not_stop_a_sweep(four):
-    rule = Scheduler(kind="asha", grace=10)
+    rule = EarlyStoppingRule(kind="asha", grace=10)
     planned = replace(four[0], rule=rule)
     mark_stopped(planned.trial, rule, 20)
     assert planned.stopped == 20

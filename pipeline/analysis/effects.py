@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.analysis.survey import Survey
-from pipeline.analysis.target import AnalysisTarget, Batch, capture_batch
+from pipeline.analysis.target import AnalysisTarget, ItemBatch, capture_batch
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
@@ -30,7 +30,7 @@ RESAMPLINGS = 1000
 
 
 @dataclass(frozen=True)
-class Condition:
+class Treatment:
     """A causal test, its control, or (without a test) the baseline."""
 
     test: CausalTest | None = None
@@ -56,7 +56,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemResult:
     """One item in one condition."""
 
     result: Any
@@ -112,7 +112,7 @@ def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
 
 def outcomes(
     target: AnalysisTarget, tests: list[CausalTest], settings: Sinks, journal: Path
-) -> dict[str, dict[str, Outcome]]:
+) -> dict[str, dict[str, ItemResult]]:
     """Run every item in the baseline, under every test, and under every test's control.
 
     Outcomes are appended to the file `journal`; batches that are complete there are not run again.
@@ -120,15 +120,15 @@ def outcomes(
     Returns:
         Outcomes by condition (`baseline`, `mask/bos`, `mask/bos/random`) and id.
     """
-    by_condition: dict[str, dict[str, Outcome]] = {}
-    conditions = [Condition(), *(Condition(test, at_random) for test in tests for at_random in (False, True))]
+    by_condition: dict[str, dict[str, ItemResult]] = {}
+    conditions = [Treatment(), *(Treatment(test, at_random) for test in tests for at_random in (False, True))]
     with (
         torch.no_grad(),
         progress(len(target) * len(conditions), "interventions", target.item) as bar,
         Journal(journal) as lines,
     ):
         for name, id, outcome in lines.values:
-            by_condition.setdefault(name, {})[id] = Outcome(**outcome)
+            by_condition.setdefault(name, {})[id] = ItemResult(**outcome)
         for batch in target.intervention_batches():
             baseline = None
             for condition in conditions:
@@ -145,37 +145,37 @@ def outcomes(
     return by_condition
 
 
-def _baseline_pass(target: AnalysisTarget, batch: Batch, settings: Sinks) -> BaselinePass:
+def _baseline_pass(target: AnalysisTarget, batch: ItemBatch, settings: Sinks) -> BaselinePass:
     captured = capture_batch(target, batch)
     return BaselinePass(captured, classify_tokens(captured, settings), batch.ids)
 
 
 def _run(
-    condition: Condition, target: AnalysisTarget, batch: Batch, baseline: BaselinePass, settings: Sinks
-) -> Iterator[Outcome]:
+    condition: Treatment, target: AnalysisTarget, batch: ItemBatch, baseline: BaselinePass, settings: Sinks
+) -> Iterator[ItemResult]:
     with condition.intervention(target.decoder, baseline):
         results = target.run(batch)
         tokens = classify_tokens(capture_batch(target, batch), settings)
     sinks, ratios = tokens.is_intermediate.sum(1).tolist(), tokens.of_bos(tokens.max_ratio).tolist()
     for result, affected, count, ratio in zip(results, condition.tokens_affected(baseline), sinks, ratios, strict=True):
-        yield Outcome(result, affected, count, ratio if math.isfinite(ratio) else None)
+        yield ItemResult(result, affected, count, ratio if math.isfinite(ratio) else None)
 
 
 def effects(
-    target: AnalysisTarget, tests: list[CausalTest], by_condition: dict[str, dict[str, Outcome]], seed: int = 0
+    target: AnalysisTarget, tests: list[CausalTest], by_condition: dict[str, dict[str, ItemResult]], seed: int = 0
 ) -> list[tuple[Effect, Effect | None]]:
     """The effect of each test and of its control; the baseline, which has no control, is first."""
     ids = sorted(by_condition[BASELINE])
 
-    def counts(condition: Condition) -> tuple[np.ndarray, np.ndarray]:
+    def counts(condition: Treatment) -> tuple[np.ndarray, np.ndarray]:
         of_condition = by_condition[condition.name]
         pairs = target.score_counts({id: of_condition[id].result for id in ids})
         numerators, denominators = np.array([pairs[id] for id in ids], float).T
         return numerators, denominators
 
-    baseline, _ = counts(Condition())
+    baseline, _ = counts(Treatment())
 
-    def effect(condition: Condition) -> Effect:
+    def effect(condition: Treatment) -> Effect:
         items = [by_condition[condition.name][id] for id in ids]
         numerators, denominators = counts(condition)
         ratios = [item.ratio for item in items if item.ratio is not None]
@@ -201,5 +201,5 @@ def effects(
             ratio=float(np.mean(ratios)) if ratios else None,
         )
 
-    tested = [(effect(Condition(test)), effect(Condition(test, at_random=True))) for test in tests]
-    return [(effect(Condition()), None), *tested]
+    tested = [(effect(Treatment(test)), effect(Treatment(test, at_random=True))) for test in tests]
+    return [(effect(Treatment()), None), *tested]

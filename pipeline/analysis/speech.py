@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.analysis.target import Batch
-from pipeline.model.decoding import transcribe
+from pipeline.analysis.target import ItemBatch
+from pipeline.model.decoding import decode_texts
 from pipeline.model.examples import batch_to
 from pipeline.scoring.errors import score
 from pipeline.training.build import build_model
@@ -64,13 +64,13 @@ class SpeechTarget:
     def autocast(self) -> AbstractContextManager:
         return self.model.autocast()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[ItemBatch]:
         return self._batches(self.params.sinks.batch_size, response=True)
 
-    def intervention_batches(self) -> Iterator[Batch]:
+    def intervention_batches(self) -> Iterator[ItemBatch]:
         return self._batches(self.params.evaluate.batch_size, response=False)
 
-    def _batches(self, size: int, response: bool) -> Iterator[Batch]:
+    def _batches(self, size: int, response: bool) -> Iterator[ItemBatch]:
         for start in range(0, len(self), size):
             chosen = self._utterances[start : start + size]
             examples = self._inputs.examples(chosen, self.model.tokenize_response)
@@ -82,11 +82,11 @@ class SpeechTarget:
                 self.model.token_labels(roles[real].tolist(), [*examples.responses[row]])
                 for row, (roles, real) in enumerate(zip(sequence.roles, sequence.mask, strict=True))
             ]
-            yield Batch([u.id for u in chosen], sequence, labels, content)
+            yield ItemBatch([u.id for u in chosen], sequence, labels, content)
 
-    def run(self, batch: Batch) -> list[str]:
+    def run(self, batch: ItemBatch) -> list[str]:
         settings = self.params.evaluate
-        return transcribe(self.model, batch.content, settings.beams, settings.max_new_tokens)
+        return decode_texts(self.model, batch.content, settings.beams, settings.max_new_tokens)
 
     def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
         chosen = [utterance for utterance in self._utterances if utterance.id in results]

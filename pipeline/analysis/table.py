@@ -11,7 +11,7 @@ from pipeline.common.text import ABSENT, rounded
 Rows = Sequence[tuple[Effect, Effect | None]]
 SEPARATOR = "  "
 WIDTH = 120
-SMALLEST_P = 0.001
+MIN_P = 0.001
 """Smaller values are written as below it."""
 
 
@@ -50,7 +50,7 @@ def cells(rows: Rows, score: str) -> list[list[str]]:
     ]
 
 
-def text(rows: Rows, score: str, item: str) -> str:
+def effects_text(rows: Rows, score: str, item: str) -> str:
     """For a terminal."""
     table = [header(score), *cells(rows, score)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -59,14 +59,14 @@ def text(rows: Rows, score: str, item: str) -> str:
     return "\n".join([*lines, "", textwrap.fill(legend(item), WIDTH)]) + "\n"
 
 
-def markdown(rows: Rows, score: str, item: str) -> str:
+def effects_markdown(rows: Rows, score: str, item: str) -> str:
     """One table, and the explanation of its columns."""
     names = header(score)
     table = [names, ["---"] * len(names), *cells(rows, score)]
     return "\n".join(["| " + " | ".join(row) + " |" for row in table] + ["", legend(item)]) + "\n"
 
 
-def csv_table(rows: Rows) -> str:
+def effects_csv(rows: Rows) -> str:
     """One line for each intervention and each control."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -83,7 +83,7 @@ def csv_table(rows: Rows) -> str:
 def _change(effect: Effect, score: str) -> str:
     if not effect.tokens_affected:
         return "no token"
-    p = f"p<{SMALLEST_P:g}" if effect.p < SMALLEST_P else f"p={effect.p:.3f}"
+    p = f"p<{SMALLEST_P:g}" if effect.p < MIN_P else f"p={effect.p:.3f}"
     return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p}"
 
 

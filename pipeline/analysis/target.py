@@ -12,7 +12,7 @@ from pipeline.sinks.capture import Captured, capture
 
 
 @dataclass(frozen=True)
-class Batch:
+class ItemBatch:
     """Some items of an analysis target."""
 
     ids: list[str]
@@ -52,20 +52,20 @@ class AnalysisTarget(Protocol):
     def autocast(self) -> AbstractContextManager:
         """The context in which the decoder runs."""
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[ItemBatch]:
         """All items, teacher-forced."""
 
-    def intervention_batches(self) -> Iterator[Batch]:
+    def intervention_batches(self) -> Iterator[ItemBatch]:
         """All items as inputs of `run`."""
 
-    def run(self, batch: Batch) -> list[Any]:
+    def run(self, batch: ItemBatch) -> list[Any]:
         """The result of each item, serialisable as JSON, under any active intervention."""
 
     def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
         """Numerator and denominator of the score by id: errors and words, or nats and tokens."""
 
 
-def capture_batch(target: AnalysisTarget, batch: Batch) -> Captured:
+def capture_batch(target: AnalysisTarget, batch: ItemBatch) -> Captured:
     """Capture one pass over a batch, under any active intervention."""
     sequence = batch.sequence
     with target.autocast():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pipeline.analysis.target import Batch
+from pipeline.analysis.target import ItemBatch
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_text
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
@@ -85,7 +85,7 @@ class TextTarget:
     def autocast(self) -> AbstractContextManager:
         return autocast(self._precision, self.decoder.device)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[ItemBatch]:
         for numbers in torch.arange(len(self)).split(self._size):
             windows = self._windows[numbers].to(self.decoder.device)
             with torch.no_grad():
@@ -93,12 +93,14 @@ class TextTarget:
             roles = torch.full_like(windows, int(Role.RESPONSE))
             roles[:, 0] = Role.BOS
             labels = [[repr(self._tokenizer.decode([token])) for token in window] for window in windows.tolist()]
-            yield Batch([f"{number:06}" for number in numbers.tolist()], InputBatch(embeddings, roles), labels, windows)
+            yield ItemBatch(
+                [f"{number:06}" for number in numbers.tolist()], InputBatch(embeddings, roles), labels, windows
+            )
 
     intervention_batches = batches
 
     @torch.no_grad()
-    def run(self, batch: Batch) -> list[list[float]]:
+    def run(self, batch: ItemBatch) -> list[list[float]]:
         """Nats over the tokens after BOS, and their number, for each window."""
         windows: Tensor = batch.content
         with self.autocast():

@@ -22,7 +22,7 @@ MAX_NAMED = 5
 """Files named in an error."""
 SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files outside the package that the code uses."""
-PATCH_LIMIT = 16 << 20
+MAX_PATCH_BYTES = 16 << 20
 """Bytes; a longer patch is not written by hand and not scanned for secrets."""
 GIT_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
@@ -36,7 +36,7 @@ PLAIN = (
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeState:
     """The state of a working tree."""
 
     record: dict[str, Any]
@@ -47,24 +47,24 @@ class Code:
     without changes."""
 
 
-def code_state(root: Path, files: tuple[Path, ...]) -> Code:
+def code_state(root: Path, files: tuple[Path, ...]) -> CodeState:
     """The state of the project at `root`, with the SHA-256 of those `files` of the code that git does not track."""
     try:
         _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py")
         commit = _text(root, "rev-parse", "HEAD")
     except FileNotFoundError:
-        return Code({"version_control": "none: git is not installed"}, b"")
+        return CodeState({"version_control": "none: git is not installed"}, b"")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Code({"version_control": f"none: git cannot be run ({type(error).__name__})"}, b"")
+        return CodeState({"version_control": f"none: git cannot be run ({type(error).__name__})"}, b"")
     except subprocess.CalledProcessError as error:
-        return Code({"version_control": f"none: {_reason(error.stderr.decode(errors='replace'), root)}"}, b"")
+        return CodeState({"version_control": f"none: {_reason(error.stderr.decode(errors='replace'), root)}"}, b"")
     code = ["--", ".", *(f":(exclude){pattern}" for pattern in _OF_DATA)]
     patch, withheld = _without_secrets(_git(root, "diff", "HEAD", *PLAIN, *code))
     changed = _names(_git(root, "diff", "HEAD", "--name-only", "--no-renames", "--relative", "-z", *code))
     tracked = set(_names(_git(root, "ls-files", "-z")))
     names = {file.relative_to(root).as_posix(): file for file in files}
     untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked | {LOCK}}
-    return Code(
+    return CodeState(
         {
             "version_control": "git",
             "commit": commit,
@@ -109,7 +109,7 @@ def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:
         both = part.partition(b"\n")[0].removeprefix(b"diff --git ").decode(errors="replace")
         name = both[: len(both) // 2].strip('"').removeprefix("a/")
         is_text = b"\nGIT binary patch\n" not in part
-        if is_text and len(patch) <= PATCH_LIMIT and file_without_secrets(name, part) != part:
+        if is_text and len(patch) <= MAX_PATCH_BYTES and file_without_secrets(name, part) != part:
             withheld.append(name)
         else:
             kept.append(part)

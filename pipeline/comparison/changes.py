@@ -25,7 +25,7 @@ MAX_WIDTH = 1.0
 
 
 @dataclass(frozen=True)
-class Change:
+class WERChange:
     """The difference of a word error rate to the baseline, the same task without the loss."""
 
     difference: float
@@ -65,7 +65,7 @@ def _points(fraction: float) -> str:
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
-def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, Change]:
+def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
     """The change in each condition (such as `test/snr_0`) that both sides have.
 
     Args:
@@ -105,7 +105,7 @@ def _require_equal_utterances(pairs: Sequence[tuple[Entry, Entry]], condition: s
                 )
 
 
-def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> Change:
+def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> WERChange:
     def logarithms(side: list[tuple[int, int]]) -> list[float]:
         return [math.log((errors + SMOOTHING) / (words + SMOOTHING)) for errors, words in side]
 
@@ -114,19 +114,19 @@ def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], see
     low, high = (baseline * math.expm1(bound) for bound in result.interval)
     share = min(MARGIN_POINTS / baseline, MARGIN_SHARE) if baseline else 0.0
     equivalence = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None
-    return Change(rate - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
+    return WERChange(rate - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
 
 
-def _over_utterances(after: Entry, before: Entry, condition: str) -> Change:
+def _over_utterances(after: Entry, before: Entry, condition: str) -> WERChange:
     ours, theirs = after.edits[condition], before.edits[condition]
     ids = sorted(ours)
     differences, words = [ours[id].errors - theirs[id].errors for id in ids], [ours[id].words for id in ids]
     speakers = [ours[id].speaker for id in ids]
     bounds = ratio_interval(differences, words, RESAMPLINGS, 0, None if None in speakers else speakers)
-    return Change(sum(differences) / sum(words), bounds, (after.seed,), None)
+    return WERChange(sum(differences) / sum(words), bounds, (after.seed,), None)
 
 
-def with_corrected_p(changes: Sequence[Change]) -> list[Change]:
+def with_corrected_p(changes: Sequence[WERChange]) -> list[WERChange]:
     """The changes of one table, their p-values corrected for multiple testing."""
     corrected = iter(holm([change.p for change in changes if change.p is not None]))
     return [change if change.p is None else replace(change, corrected_p=next(corrected)) for change in changes]

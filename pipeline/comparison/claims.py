@@ -17,7 +17,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.statistics import LEVEL, mean_interval, ratio_interval
 from pipeline.common.text import rounded, table_row
-from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, Change
+from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.sink_records import Column, Records, read_records
 from pipeline.comparison.table import Comparison, Variant
@@ -50,7 +50,7 @@ NOTES = (
 )
 
 
-class Verdict(StrEnum):
+class ClaimVerdict(StrEnum):
     """Whether a claim holds for some trials."""
 
     HOLDS = "holds"
@@ -65,12 +65,12 @@ class Claim:
     task: Task
     variant: Variant
     statement: str
-    verdict: Verdict
+    verdict: ClaimVerdict
     value: str
     """The value with its interval, or why there is none."""
 
 
-Finding = tuple[str, Verdict, str]
+Finding = tuple[str, ClaimVerdict, str]
 """Statement, verdict and value."""
 
 
@@ -84,11 +84,13 @@ class Estimate:
     high: float | None
     seeds: int = 1
 
-    def above(self, bound: float) -> Verdict:
+    def above(self, bound: float) -> ClaimVerdict:
         """Whether the value is above a bound, with its interval."""
         if self.low is None or self.high is None:
-            return Verdict.OPEN
-        return Verdict.HOLDS if self.low > bound else Verdict.FAILS if self.high <= bound else Verdict.OPEN
+            return ClaimVerdict.OPEN
+        return (
+            ClaimVerdict.HOLDS if self.low > bound else ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.OPEN
+        )
 
     def text(self, percent: bool = False, sign: str = "") -> str:
         """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several."""
@@ -114,14 +116,14 @@ def _of_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[Find
     if not cell.entries:
         return []
     if cell.gap:
-        return [("every claim", Verdict.OPEN, str(cell.gap))]
+        return [("every claim", ClaimVerdict.OPEN, str(cell.gap))]
     done = [entry for entry in cell.entries if not entry.gap]
     try:
-        if variant.weight == 0:
+        if variant.decorrelation_weight == 0:
             return list(_without_loss(read_records(done)))
         return list(_with_loss(*_paired(done, comparison.cell(task, variant.without_loss()).entries)))
     except PipelineError as error:
-        return [("every claim", Verdict.OPEN, str(error))]
+        return [("every claim", ClaimVerdict.OPEN, str(error))]
 
 
 def _paired(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
@@ -158,7 +160,7 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     def finding(statement: str, name: str, bound: float, unit: str, absent: str) -> Finding:
         columns = _columns(trials, name)
         if not columns:
-            return statement, Verdict.OPEN, absent
+            return statement, ClaimVerdict.OPEN, absent
         estimate = _estimate(columns)
         return statement, estimate.above(bound), estimate.text() + unit
 
@@ -180,10 +182,10 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     yield "they align with BOS", *_alignment(trials)
 
 
-def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
+def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     total = _total(trials, BY_ACTIVATION)
     if not total:
-        return Verdict.OPEN, NO_SINK
+        return ClaimVerdict.OPEN, NO_SINK
     counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
     most = max(tokens, key=lambda role: _total(trials, f"{BY_ACTIVATION}/{role}"))
@@ -195,14 +197,14 @@ def _roles(trials: Sequence[Records]) -> tuple[Verdict, str]:
     return share.above(even), ", ".join([f"{most} {share.text(percent=True)} (of the tokens {even:.0%})", *shown])
 
 
-def _alignment(trials: Sequence[Records]) -> tuple[Verdict, str]:
+def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     of_sinks, of_others = (_columns(trials, f"sinks/bos_cosine/{kind}") for kind in ("sink", "other"))
     if not of_sinks or not of_others:
-        return Verdict.OPEN, NO_SINK
+        return ClaimVerdict.OPEN, NO_SINK
     sink, other = _estimate(of_sinks), _estimate(of_others)
     verdict = sink.above(ALIGNED)
-    if verdict is Verdict.HOLDS and (sink.low is None or other.high is None or sink.low <= other.high):
-        verdict = Verdict.FAILS if sink.value <= other.value else Verdict.OPEN
+    if verdict is ClaimVerdict.HOLDS and (sink.low is None or other.high is None or sink.low <= other.high):
+        verdict = ClaimVerdict.FAILS if sink.value <= other.value else ClaimVerdict.OPEN
     return verdict, f"cosine {sink.text()}, other tokens {other.text()}"
 
 
@@ -218,28 +220,30 @@ def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Itera
         yield f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name))
 
 
-def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[Verdict, str]:
+def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
     if not pairs:
-        return Verdict.OPEN, "not measured"
+        return ClaimVerdict.OPEN, "not measured"
     after, before = (_estimate(side) for side in zip(*pairs, strict=True))
     text = f"{before.text()} → {after.text()} per utterance"
-    if before.above(MIN_SINKS) is not Verdict.HOLDS:
-        return Verdict.OPEN, f"too few sinks to test removal: {text}"
+    if before.above(MIN_SINKS) is not ClaimVerdict.HOLDS:
+        return ClaimVerdict.OPEN, f"too few sinks to test removal: {text}"
     # A difference in place of the share that remains, which is undefined for a seed without sinks.
     excess = _estimate([np.stack([ours[0] - REMAINING * theirs[0], ours[1]]) for ours, theirs in pairs])
-    verdict = {Verdict.HOLDS: Verdict.FAILS, Verdict.FAILS: Verdict.HOLDS}.get(excess.above(0), Verdict.OPEN)
+    verdict = {ClaimVerdict.HOLDS: ClaimVerdict.FAILS, ClaimVerdict.FAILS: ClaimVerdict.HOLDS}.get(
+        excess.above(0), ClaimVerdict.OPEN
+    )
     return verdict, f"{after.value / before.value:.0%} remain: {text}"
 
 
-def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[Verdict, str]:
+def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
     if not pairs:
-        return Verdict.OPEN, "not measured"
+        return ClaimVerdict.OPEN, "not measured"
     share = _estimate([after for after, _ in pairs])
     change = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs])
     relocated = {share.above(RELOCATION), change.above(INCREASE)}
-    verdict = Verdict.FAILS if Verdict.HOLDS in relocated else Verdict.OPEN
-    if relocated == {Verdict.FAILS}:
-        verdict = Verdict.HOLDS
+    verdict = ClaimVerdict.FAILS if ClaimVerdict.HOLDS in relocated else ClaimVerdict.OPEN
+    if relocated == {ClaimVerdict.FAILS}:
+        verdict = ClaimVerdict.HOLDS
     text = f"not BOS in {share.text(percent=True)} of the utterances"
     return verdict, f"{text}, {change.text(percent=True, sign='+')} relative to weight 0"
 
@@ -258,34 +262,34 @@ def _of_errors(comparison: Comparison, task: Task, variant: Variant) -> Iterator
         yield "at the lowest rate the word error rate stays", _stays(change), text
 
 
-def _falls(change: Change) -> Verdict:
+def _falls(change: WERChange) -> ClaimVerdict:
     if change.interval is None:
-        return Verdict.OPEN
+        return ClaimVerdict.OPEN
     low, high = change.interval
-    return Verdict.HOLDS if high < 0 else Verdict.FAILS if low >= 0 else Verdict.OPEN
+    return ClaimVerdict.HOLDS if high < 0 else ClaimVerdict.FAILS if low >= 0 else ClaimVerdict.OPEN
 
 
-def _stays(change: Change) -> Verdict:
+def _stays(change: WERChange) -> ClaimVerdict:
     """Single runs are not tested: two similar runs do not show the effect of the loss."""
     if change.equivalence_p is None or change.p is None:
-        return Verdict.OPEN
+        return ClaimVerdict.OPEN
     if change.equivalence_p < LEVEL:
-        return Verdict.HOLDS
-    return Verdict.FAILS if change.p < LEVEL and abs(change.difference) > change.margin else Verdict.OPEN
+        return ClaimVerdict.HOLDS
+    return ClaimVerdict.FAILS if change.p < LEVEL and abs(change.difference) > change.margin else ClaimVerdict.OPEN
 
 
-def markdown(claims: Iterable[Claim]) -> str:
+def claims_markdown(claims: Iterable[Claim]) -> str:
     """The claims as a table, with notes on their terms."""
     lines = [table_row("task", "trials", "claim", "", "value"), table_row(*["---"] * 5)]
     lines += [table_row(c.task, c.variant, c.statement, f"**{c.verdict}**", c.value) for c in claims]
     return "\n".join([*lines, "", *(f"- {note}" for note in NOTES)]) + "\n"
 
 
-def summary(claims: Sequence[Claim]) -> str:
+def claims_summary(claims: Sequence[Claim]) -> str:
     """The number of claims that hold, in a line for a terminal."""
     parts = []
     for name, with_loss in (("without the loss", False), ("with it", True)):
-        counts = Counter(claim.verdict for claim in claims if (claim.variant.weight > 0) is with_loss)
+        counts = Counter(claim.verdict for claim in claims if (claim.variant.decorrelation_weight > 0) is with_loss)
         if counts:
-            parts.append(f"{name} " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v]))
+            parts.append(f"{name} " + ", ".join(f"{counts[v]} {v}" for v in ClaimVerdict if counts[v]))
     return f"Claims of the paper: {'; '.join(parts)}. Details: claims.md\n"

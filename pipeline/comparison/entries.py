@@ -27,7 +27,7 @@ _DIGITS = 8
 """Digits that name a digest."""
 
 
-class Count(NamedTuple):
+class UtteranceErrors(NamedTuple):
     """Word errors of an utterance, the words of its reference, and its speaker (None in older trials)."""
 
     errors: int
@@ -35,7 +35,7 @@ class Count(NamedTuple):
     speaker: str | None
 
 
-Edits = dict[str, Count]
+ErrorsById = dict[str, UtteranceErrors]
 """By the id of the utterance."""
 
 
@@ -108,19 +108,21 @@ class Entry:
     """Name of its corpus."""
 
     @property
-    def weight(self) -> float:
+    def decorrelation_weight(self) -> float:
         """The decorrelation weight."""
         return self.settings[WEIGHT]
 
     @functools.cached_property
-    def edits(self) -> dict[str, Edits]:
+    def edits(self) -> dict[str, ErrorsById]:
         """Word errors by condition (`test`, `test/snr_0`); a `PipelineError` if `hypotheses.jsonl` is damaged."""
-        edits: dict[str, Edits] = {}
+        edits: dict[str, ErrorsById] = {}
         try:
             for record in self.trial.read_hypotheses():
                 name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
                 errors = record["substitutions"] + record["deletions"] + record["insertions"]
-                edits.setdefault(name, {})[record["id"]] = Count(errors, record["words"], record.get("speaker"))
+                edits.setdefault(name, {})[record["id"]] = UtteranceErrors(
+                    errors, record["words"], record.get("speaker")
+                )
         except (KeyError, TypeError) as error:
             raise PipelineError(self.trial.hypotheses, f"contains no hypotheses ({error!r})", AGAIN) from None
         return edits

@@ -175,7 +175,7 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
 @matplotlib.rc_context(sinks.STYLE)
 def against_weight(comparison: Comparison) -> Figure | None:
     """Error rates and sink metrics at each weight, a line for each task; None if no task has two weights."""
-    weights = sorted({variant.weight for variant in comparison.variants})
+    weights = sorted({variant.decorrelation_weight for variant in comparison.variants})
     lines = _lines(comparison, weights)
     drawn = _drawn(comparison, [cell for cells in lines.values() for cell in cells])
     if not drawn:
@@ -200,11 +200,11 @@ def against_weight(comparison: Comparison) -> Figure | None:
 def _lines(comparison: Comparison, weights: Sequence[float]) -> dict[str, list[Cell]]:
     """The cells at each weight, by task and other settings, if two or more are done."""
     lines = {}
-    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.weight > 0)
+    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.decorrelation_weight > 0)
     for task in comparison.tasks:
         for other in others:
             variants = [Variant(weight, other) for weight in weights]
-            cells = [comparison.cell(task, v if v.weight > 0 else v.without_loss()) for v in variants]
+            cells = [comparison.cell(task, v if v.decorrelation_weight > 0 else v.without_loss()) for v in variants]
             if sum(not cell.gap for cell in cells) > 1:
                 lines[", ".join([str(task), *Variant(0, other).parts[1:]])] = cells
     return lines

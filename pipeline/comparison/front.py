@@ -44,7 +44,7 @@ class SearchPoint:
 
 
 @dataclass(frozen=True)
-class Importance:
+class KeyImportance:
     """The share of a metric's variance that is due to a key."""
 
     value: float
@@ -63,7 +63,7 @@ class SearchResult:
     metrics: tuple[str, ...]
     """Minimised metrics."""
     points: tuple[SearchPoint, ...]
-    importance: Mapping[str, Mapping[str, Importance]]
+    importance: Mapping[str, Mapping[str, KeyImportance]]
     """By metric and key."""
 
     @cached_property
@@ -103,7 +103,7 @@ def of_test(metric: str) -> str:
     return metric.replace("/validation", "" if _is_sink_metric(metric) else "/test", 1)
 
 
-def label(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """The label of a metric with its split."""
     known = _registered(metric)
     if known is None:
@@ -114,7 +114,7 @@ def label(metric: str) -> str:
     return f"{known.label}, {split}" if _is_sink_metric(metric) else known.label
 
 
-def unit(metric: str) -> Unit:
+def metric_unit(metric: str) -> Unit:
     """The unit of a metric."""
     known = _registered(metric)
     return known.unit if known else NUMBER
@@ -132,40 +132,41 @@ def value_text(values: Sequence[float] | None, metric: str) -> str:
     """The mean over seeds with their standard deviation."""
     if not values:
         return ABSENT
-    factor, decimals = unit(metric).factor, unit(metric).decimals
+    factor, decimals = metric_unit(metric).factor, metric_unit(metric).decimals
     text = rounded(factor * fmean(values), decimals)
     return f"{text} ± {rounded(factor * stdev(values), decimals)} ({len(values)})" if len(values) > 1 else text
 
 
-def text(result: SearchResult) -> str:
+def search_text(result: SearchResult) -> str:
     """The outcome for a terminal."""
     table = list(_table(result))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     lines.insert(1, "─" * min(WIDTH, sum(widths) + 2 * len(widths) - 2))
-    below = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in notes(result)]
+    below = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in search_notes(result)]
     return "\n".join([*_head(result), "", *lines, "", *below]) + "\n"
 
 
-def markdown(result: SearchResult) -> str:
+def search_markdown(result: SearchResult) -> str:
     """The same in Markdown."""
     heads, *rows = _table(result)
     table = [table_row(*heads), table_row(*["---"] * len(heads)), *(table_row(*row) for row in rows)]
     return (
-        "\n".join([*map(plain, _head(result)), "", *table, "", *(f"- {plain(note)}" for note in notes(result))]) + "\n"
+        "\n".join([*map(plain, _head(result)), "", *table, "", *(f"- {plain(note)}" for note in search_notes(result))])
+        + "\n"
     )
 
 
 def _table(result: SearchResult) -> Iterator[list[str]]:
     """Heads, then the done points, the front first, sorted by the first metric."""
-    yield ["", "no.", "point", *map(label, result.columns)]
+    yield ["", "no.", "point", *map(metric_label, result.columns)]
     front, first = result.front, result.metrics[0]
     for point in sorted(result.done, key=lambda point: (point not in front, point.mean(first), point.number)):
         values = [value_text(point.values.get(name), name) for name in result.columns]
         yield ["front" * (point in front), str(point.number), point.name, *values]
 
 
-def csv_text(result: SearchResult) -> str:
+def search_csv(result: SearchResult) -> str:
     """A line for each point: settings, means, deviations over seeds."""
     keys = list(dict.fromkeys(key for point in result.points for key in point.settings))
     measured = [f"{name}{end}" for name in result.columns for end in ("", "/deviation")]
@@ -187,11 +188,11 @@ def _head(result: SearchResult) -> list[str]:
     lines = [f"search by {result.kind}: {len(result.done)} of {result.wanted} points done"]
     for metric in result.metrics if result.done else ():
         best = min(result.done, key=lambda point: (point.mean(metric), point.number))
-        lines.append(f"best by {label(metric)}: {best.name} ({value_text(best.values[metric], metric)})")
+        lines.append(f"best by {metric_label(metric)}: {best.name} ({value_text(best.values[metric], metric)})")
     return lines
 
 
-def notes(result: SearchResult) -> list[str]:
+def search_notes(result: SearchResult) -> list[str]:
     """The legend, importance, and the points without values."""
     several = len(result.metrics) > 1
     lines = [
@@ -202,7 +203,7 @@ def notes(result: SearchResult) -> list[str]:
         lines.append("±: standard deviation over seeds, their number in parentheses.")
     for metric, keys in result.importance.items():
         shares = [f"{key} {share.value:.0%} [{share.low:.0%}, {share.high:.0%}]" for key, share in keys.items()]
-        lines.append(f"Importance for {label(metric)}: {', '.join(shares)}.")
+        lines.append(f"Importance for {metric_label(metric)}: {', '.join(shares)}.")
     if result.importance:
         lines.append(
             f"Importance: share of the variance that is due to a key (fANOVA on {len(result.done)} points, which the "

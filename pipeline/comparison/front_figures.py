@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.comparison.front import SearchPoint, SearchResult, label, unit
+from pipeline.comparison.front import SearchPoint, SearchResult, metric_label, metric_unit
 from pipeline.sinks import figures as sinks
 
 LOGARITHMIC = 20
@@ -41,8 +41,8 @@ def pareto_front(result: SearchResult) -> Figure:
         size, colour = (7, "black") if point in front else (6, sinks.GREY)
         place = _height(point, x), _height(point, y)
         axes.annotate(words, place, xytext=(4, 3), textcoords="offset points", fontsize=size, color=colour)
-    axes.set_xlabel(label(x))
-    axes.set_ylabel(label(y))
+    axes.set_xlabel(metric_label(x))
+    axes.set_ylabel(metric_label(y))
     axes.legend(loc="best")
     return figure
 
@@ -55,7 +55,7 @@ def against_keys(result: SearchResult) -> Figure:
     figure = Figure(figsize=(max(size[0], 4.6), size[1]), layout="constrained")
     panels = figure.subplots(len(result.metrics), len(keys), squeeze=False, sharey="row")
     for row, metric in zip(panels, result.metrics, strict=True):
-        row[0].set_ylabel(label(metric))
+        row[0].set_ylabel(metric_label(metric))
         for axes, key in zip(row, keys, strict=True):
             _against(axes, [point for point in result.done if key in point.settings], front, key, metric)
     for axes, key in zip(panels[-1], keys, strict=True):
@@ -95,8 +95,8 @@ def _points(axes: Axes, points: Sequence[SearchPoint], x: str, y: str, colour: s
 
 
 def _height(point: SearchPoint, metric: str) -> float:
-    return unit(metric).factor * point.mean(metric)
+    return metric_unit(metric).factor * point.mean(metric)
 
 
 def _error(point: SearchPoint, metric: str) -> float:
-    return unit(metric).factor * point.deviation(metric)
+    return metric_unit(metric).factor * point.deviation(metric)

@@ -18,7 +18,7 @@ from pipeline.common.statistics import LEVEL, mean_interval, welch
 from pipeline.common.text import p_text
 from pipeline.common.verified import fault, sha256_of
 from pipeline.comparison import front, rendering
-from pipeline.comparison.claims import MIN_SINKS, claims, markdown, summary
+from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claims_summary
 from pipeline.comparison.entries import Task
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.quantities import sink_counts
@@ -49,15 +49,15 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
     """
     checked = claims(comparison)
     tables = {
-        "table.txt": f"{headline(comparison, search)}{rendering.text(comparison)}\n{summary(checked)}",
-        "table.md": rendering.markdown(comparison),
-        "table.tex": rendering.latex(comparison),
-        "table.csv": rendering.csv_table(comparison),
+        "table.txt": f"{headline(comparison, search)}{rendering.table_text(comparison)}\n{claims_summary(checked)}",
+        "table.md": rendering.table_markdown(comparison),
+        "table.tex": rendering.table_latex(comparison),
+        "table.csv": rendering.table_csv(comparison),
         "metrics.csv": rendering.long_csv(comparison),
-        "claims.md": markdown(checked),
+        "claims.md": claims_markdown(checked),
     }
     if search:
-        tables |= {"search.md": front.markdown(search), "search.csv": front.csv_text(search)}
+        tables |= {"search.md": front.search_markdown(search), "search.csv": front.search_csv(search)}
     for name, content in tables.items():
         write_text(folder / name, content)
     return [folder / name for name in tables] + _figures(comparison, folder, search)
@@ -65,7 +65,7 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
 
 def headline(comparison: Comparison, search: SearchResult | None = None) -> str:
     """The text above the table: the answer, and the outcome of a search."""
-    parts = ["".join(f"{line}\n" for line in answers(comparison)), front.text(search) if search else ""]
+    parts = ["".join(f"{line}\n" for line in answers(comparison)), front.search_text(search) if search else ""]
     return "".join(f"{part}\n" for part in parts if part)
 
 
@@ -106,9 +106,9 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
 def _source(comparison: Comparison, search: SearchResult | None) -> str:
     """Digest of everything that the figures show: the table, the arrays and the drawing code."""
     arrays = {e.identity: sha256_of(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
-    parts = [rendering.csv_table(comparison), arrays, code_digest("pipeline.comparison.figures")]
+    parts = [rendering.table_csv(comparison), arrays, code_digest("pipeline.comparison.figures")]
     if search:
-        parts += [front.csv_text(search), code_digest("pipeline.comparison.front_figures")]
+        parts += [front.search_csv(search), code_digest("pipeline.comparison.front_figures")]
     return digest(parts)
 
 
@@ -165,9 +165,13 @@ def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
         best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.chosen_by))
         yield f"every setting has {MIN_SINKS:g} or more intermediate sinks per utterance"
         yield f"the fewest are at {best}"
-    rest = [other for other in candidates if (other.variant.weight == 0) != (best.variant.weight == 0)]
+    rest = [
+        other
+        for other in candidates
+        if (other.variant.decorrelation_weight == 0) != (best.variant.decorrelation_weight == 0)
+    ]
     if not rest:
-        yield f"there is no trial {'above' if best.variant.weight == 0 else 'at'} weight 0 to compare it with"
+        yield f"there is no trial {'above' if best.variant.decorrelation_weight == 0 else 'at'} weight 0 to compare it with"
         return
     other = min(rest, key=lambda candidate: candidate.chosen_by)
     yield str(other)

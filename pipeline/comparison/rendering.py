@@ -41,7 +41,7 @@ ONE_RUN = (
 )
 
 
-def rows(comparison: Comparison) -> Iterator[tuple[str, Task, list[str]]]:
+def table_rows(comparison: Comparison) -> Iterator[tuple[str, Task, list[str]]]:
     """Quantity, task and cells; the quantity is named in its first row, a detail of another indented by `INDENT`."""
     for quantity in quantities(comparison):
         for number, task in enumerate(comparison.tasks):
@@ -49,7 +49,7 @@ def rows(comparison: Comparison) -> Iterator[tuple[str, Task, list[str]]]:
             yield quantity.label if number == 0 else "", task, cells
 
 
-def notes(comparison: Comparison) -> list[str]:
+def table_notes(comparison: Comparison) -> list[str]:
     """The legend of the table, and the notes of the comparison."""
     values = [value for cell in comparison.cells.values() for value in cell.metrics.values()]
     changes = [change for cell in comparison.cells.values() for change in cell.changes.values()]
@@ -93,10 +93,10 @@ def _sample(comparison: Comparison) -> str:
     return "utterances"
 
 
-def text(comparison: Comparison, width: int = 100) -> str:
+def table_text(comparison: Comparison, width: int = 100) -> str:
     """The table for a terminal; columns that do not fit side by side are continued below."""
-    shown = [([label, *_names(task)], cells) for label, task, cells in rows(comparison)]
-    below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in notes(comparison))
+    shown = [([label, *_names(task)], cells) for label, task, cells in table_rows(comparison)]
+    below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in table_notes(comparison))
     if not shown:
         return below + "\n"
     heads = [[line for part in v.parts for line in textwrap.wrap(part, HEAD_WIDTH)] for v in comparison.variants]
@@ -138,24 +138,24 @@ def _fitting(widths: list[int], room: int) -> list[list[int]]:
     return groups
 
 
-def markdown(comparison: Comparison) -> str:
+def table_markdown(comparison: Comparison) -> str:
     """The table, and the notes as a list."""
     heads = ["", *("" for _ in _names(comparison.tasks[0])), *map(str, comparison.variants)]
     lines = [table_row(*heads), table_row(*["---"] * len(heads))]
-    for label, task, cells in rows(comparison):
+    for label, task, cells in table_rows(comparison):
         indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
         lines.append(table_row(indented, *_names(task), *cells))
-    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in notes(comparison))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table_notes(comparison))]) + "\n"
 
 
-def latex(comparison: Comparison) -> str:
+def table_latex(comparison: Comparison) -> str:
     """A `tabular` with the rules of booktabs, and the notes as comments."""
     heads = [r"\shortstack[l]{" + r"\\".join(map(_escaped, v.parts)) + "}" for v in comparison.variants]
-    lines = [f"% {note}" for note in notes(comparison)]
+    lines = [f"% {note}" for note in table_notes(comparison)]
     blank = ["", *("" for _ in _names(comparison.tasks[0]))]
     columns = "l" * (len(blank) + len(heads))
     lines += [r"\begin{tabular}{" + columns + "}", r"\toprule", " & ".join([*blank, *heads]) + r" \\"]
-    for label, task, cells in rows(comparison):
+    for label, task, cells in table_rows(comparison):
         if label:
             lines.append(r"\midrule" if not label.startswith(INDENT) else r"\addlinespace")
         name = r"\quad " + _escaped(label.strip()) if label.startswith(INDENT) else _escaped(label)
@@ -167,7 +167,7 @@ def _escaped(words: str) -> str:
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", words.translate(_LATEX))
 
 
-def csv_table(comparison: Comparison) -> str:
+def table_csv(comparison: Comparison) -> str:
     """A line for each task and variant: metrics with intervals and deviations, changes, gaps."""
     lines = []
     for task in comparison.tasks:
@@ -176,7 +176,7 @@ def csv_table(comparison: Comparison) -> str:
             dataset = cell.entries[0].dataset if cell.entries else task.dataset
             line: dict[str, object] = {"dataset": dataset, "task": task.name, "modality": task.modality}
             line |= {"rates": ",".join(map(str, task.rates))}
-            line |= {"variant": variant, "decorrelation.weight": variant.weight, **dict(variant.others)}
+            line |= {"variant": variant, "decorrelation.weight": variant.decorrelation_weight, **dict(variant.others)}
             line |= {"seeds": sum(not entry.gap for entry in cell.entries), "gap": cell.gap or ""}
             lines.append(line | _csv_values(cell))
     return _csv(lines)
@@ -207,7 +207,7 @@ def long_csv(comparison: Comparison) -> str:
     differing = [key for key in differing_settings(comparison.entries) if key != "decorrelation.weight"]
     for entry in comparison.entries:
         of_trial: dict[str, object] = {"identity": entry.identity, "dataset": entry.dataset, "task": entry.task.name}
-        of_trial |= {"decorrelation.weight": entry.weight}
+        of_trial |= {"decorrelation.weight": entry.decorrelation_weight}
         of_trial |= {key: entry.settings.get(key, "") for key in differing} | {"seed": entry.seed}
         if entry.gap:
             lines.append(of_trial | {"gap": entry.gap})

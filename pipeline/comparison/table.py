@@ -1,7 +1,7 @@
 """The comparison table: rows are tasks, columns are variants, which differ in settings.
 
 comparison = compare([Trial(folder) for folder in folders])
-print(text(comparison))  # of pipeline.comparison.rendering
+print(table_text(comparison))  # of pipeline.comparison.rendering
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
-from pipeline.comparison.changes import Change, wer_changes, with_corrected_p
+from pipeline.comparison.changes import WERChange, wer_changes, with_corrected_p
 from pipeline.comparison.entries import WEIGHT, Entry, Gap, Task, condition_order, read_entries
 from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
@@ -26,7 +26,7 @@ LOSS = "decorrelation."
 class Variant:
     """The settings in which trials of a task differ, the decorrelation weight first: a column of the tables."""
 
-    weight: float
+    decorrelation_weight: float
     others: tuple[tuple[str, str], ...] = ()
     """Dotted key and value as JSON. A trial at weight 0 has no other key of the decorrelation loss."""
 
@@ -42,7 +42,7 @@ class Variant:
     @property
     def parts(self) -> list[str]:
         """Its name, a part for each setting: `weight 0.1`, `stop_gradient`."""
-        return [f"weight {self.weight:g}", *(named(key, value) for key, value in self.settings.items())]
+        return [f"weight {self.decorrelation_weight:g}", *(named(key, value) for key, value in self.settings.items())]
 
     def __str__(self) -> str:
         return ", ".join(self.parts)
@@ -54,7 +54,7 @@ class Variant:
         for key, value in self.settings.items():
             numeric = isinstance(value, int | float)
             settings.append((key, not numeric, value if numeric else 0, str(value)))
-        return self.weight, settings
+        return self.decorrelation_weight, settings
 
 
 def named(key: str, value: Any) -> str:
@@ -95,7 +95,7 @@ class Cell:
     entries: tuple[Entry, ...]
     metrics: dict[str, Value]
     """By name."""
-    changes: dict[str, Change]
+    changes: dict[str, WERChange]
     """By condition, such as `test/snr_0`."""
     gap: Gap | None
     """Why there are no metrics at all."""
@@ -151,8 +151,8 @@ def compare(
     grouped: dict[tuple[Task, Variant], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.seed):
         others = tuple((key, json.dumps(entry.settings[key])) for key in keys if key in entry.settings)
-        grouped.setdefault((entry.task, Variant(float(entry.weight), others)), []).append(entry)
-    baselines = {_baseline_key(entry): entry for entry in entries if entry.weight == 0 and not entry.gap}
+        grouped.setdefault((entry.task, Variant(float(entry.decorrelation_weight), others)), []).append(entry)
+    baselines = {_baseline_key(entry): entry for entry in entries if entry.decorrelation_weight == 0 and not entry.gap}
     notes = _setting_notes(entries, keys)
     cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()}, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
@@ -185,10 +185,10 @@ def _baseline_key(entry: Entry) -> str:
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str]) -> Cell:
     done = [entry for entry in entries if not entry.gap]
-    changes: dict[str, Change] = {}
+    changes: dict[str, WERChange] = {}
     pairs = [(entry, baselines[_baseline_key(entry)]) for entry in done if _baseline_key(entry) in baselines]
-    if pairs and done[0].weight > 0:
-        name = f"{done[0].task} at weight {done[0].weight:g}"
+    if pairs and done[0].decorrelation_weight > 0:
+        name = f"{done[0].task} at weight {done[0].decorrelation_weight:g}"
         try:
             changes = wer_changes(pairs)
         except PipelineError as error:
@@ -252,10 +252,10 @@ def _setting_notes(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
 
 def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -> list[str]:
     def name(entry: Entry) -> str:
-        return f"{entry.task}, weight {entry.weight:g}, seed {entry.seed}"
+        return f"{entry.task}, weight {entry.decorrelation_weight:g}, seed {entry.seed}"
 
     notes = []
-    for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.weight, entry.seed)):
+    for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.decorrelation_weight, entry.seed)):
         if entry.gap and entry.gap.reason:
             notes.append(f"{name(entry)} ({entry.trial.folder.name}) {entry.gap}.")
         if entry.fault:

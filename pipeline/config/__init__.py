@@ -10,8 +10,8 @@ contains values and checks only: code that decides a result belongs where a tria
 from pipeline.common.modality import Modality, Stream
 from pipeline.config.corpus import Corpus
 from pipeline.config.evaluate import Evaluate, Sinks
-from pipeline.config.features import AudioEncoder, Augmentation, EncoderLoRA, VideoEncoder
-from pipeline.config.model import LLM, LoRA, Model, Projector, Rates
+from pipeline.config.features import AudioEncoderSettings, Augmentation, EncoderLoRA, VideoEncoderSettings
+from pipeline.config.model import LLM, LoRA, Model, ProjectorSettings, Rates
 from pipeline.config.params import Params, assign, known_below, load_params, validate
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Decorrelation, Train

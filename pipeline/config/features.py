@@ -26,7 +26,7 @@ class EncoderLoRA(Section):
     """The update is scaled by alpha / rank."""
 
 
-class Encoder(Section):
+class EncoderSettings(Section):
     """An encoder, frozen except for LoRA. One with more settings has a subclass, `Settings`, in its file; settings of
     encoders that are not chosen are ignored."""
 
@@ -40,30 +40,30 @@ class Encoder(Section):
     """LoRA trained with the trial, in mode online, if the encoder supports it; null keeps the encoder frozen."""
 
 
-class AudioEncoder(Encoder):
+class AudioEncoderSettings(EncoderSettings):
     """The audio encoder."""
 
     encoder: str = "whisper"
 
 
-class VideoEncoder(Encoder):
+class VideoEncoderSettings(EncoderSettings):
     """The video encoder."""
 
     encoder: str = "dct"
 
 
-def encoder_section(base: type[Encoder]) -> type[Encoder]:
+def encoder_section(base: type[EncoderSettings]) -> type[EncoderSettings]:
     """The class of section `audio` or `video` with the settings of all its encoders."""
-    kinds = AUDIO_ENCODERS if base is AudioEncoder else VIDEO_ENCODERS
+    kinds = AUDIO_ENCODERS if base is AudioEncoderSettings else VIDEO_ENCODERS
     settings = dict.fromkeys(_settings(place, base) for place in kinds.values())
     return type(base.__name__, (*(kind for kind in settings if kind is not base), base), {})
 
 
-def _settings(place: str, base: type[Encoder]) -> type[Encoder]:
+def _settings(place: str, base: type[EncoderSettings]) -> type[EncoderSettings]:
     return getattr(resolve_name(place), "Settings", base)
 
 
-def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
+def _read(kinds: dict[str, str], base: type[EncoderSettings], given: Any) -> EncoderSettings:
     if isinstance(given, base):
         return given
     if not isinstance(given, dict):
@@ -76,8 +76,12 @@ def _read(kinds: dict[str, str], base: type[Encoder], given: Any) -> Encoder:
     return validate_section(own, {key: values[key] for key in values if key in own.model_fields})
 
 
-Audio = Annotated[SerializeAsAny[AudioEncoder], PlainValidator(partial(_read, AUDIO_ENCODERS, AudioEncoder))]
-Video = Annotated[SerializeAsAny[VideoEncoder], PlainValidator(partial(_read, VIDEO_ENCODERS, VideoEncoder))]
+Audio = Annotated[
+    SerializeAsAny[AudioEncoderSettings], PlainValidator(partial(_read, AUDIO_ENCODERS, AudioEncoderSettings))
+]
+Video = Annotated[
+    SerializeAsAny[VideoEncoderSettings], PlainValidator(partial(_read, VIDEO_ENCODERS, VideoEncoderSettings))
+]
 
 
 class Augmentation(Section):
@@ -96,7 +100,7 @@ class Augmentation(Section):
     """Signal-to-noise ratios in dB; 0 dB is a ratio like any other."""
 
 
-class Features(Section):
+class FeaturesSection(Section):
     """Stage `features`."""
 
     mode: Literal["cached", "online"] = "cached"

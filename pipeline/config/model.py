@@ -18,7 +18,7 @@ class Rates(Section):
     """Of 25 frames per second."""
 
 
-class Projector(Section):
+class ProjectorSettings(Section):
     """Two linear layers with a ReLU between, from downsampled features to the LLM's width."""
 
     hidden: Count | None = None
@@ -57,7 +57,7 @@ class Model(Section):
     rates: Rates = Rates()
     downsampling: DownsamplingKind = Kind(kind="average")
     """How frames become a token: `average`, `stack`, or `{kind: NAME, ...}` with the settings of that kind."""
-    projector: Projector = Projector()
+    projector: ProjectorSettings = ProjectorSettings()
     llm: LLM = LLM()
     lora: LoRA = LoRA()
     prompt: str | dict[Modality, str] = "Transcribe speech to text."

@@ -10,7 +10,7 @@ from pipeline.common.strict_yaml import parse_yaml, read_mapping
 from pipeline.config.checks import check_across_sections
 from pipeline.config.corpus import Corpus, CorpusSection, corpus_section
 from pipeline.config.evaluate import Evaluate, Sinks
-from pipeline.config.features import AudioEncoder, Features, VideoEncoder, encoder_section
+from pipeline.config.features import AudioEncoderSettings, FeaturesSection, VideoEncoderSettings, encoder_section
 from pipeline.config.model import Model
 from pipeline.config.registry import Kind
 from pipeline.config.section import Section, checked
@@ -23,7 +23,7 @@ class Params(Section):
 
     weights: WeightsSection
     corpus: CorpusSection
-    features: Features = Field(default_factory=Features)
+    features: FeaturesSection = Field(default_factory=FeaturesSection)
     model: Model = Model()
     decorrelation: Decorrelation = Decorrelation()
     train: Train = Train()
@@ -76,6 +76,6 @@ def known_below(key: str) -> list[str] | None:
         kind = field.annotation if field else None
         if kind is Kind:
             return None
-        if kind in (Corpus, AudioEncoder, VideoEncoder):
+        if kind in (Corpus, AudioEncoderSettings, VideoEncoderSettings):
             kind = corpus_section() if kind is Corpus else encoder_section(kind)
     return list(getattr(kind, "model_fields", ()))

@@ -22,7 +22,7 @@ FRAME_RATE = 25
 """Frames per second of all video."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 MANIFEST = "manifest.jsonl"
-LARGEST = 10_000_000
+MAX_VALUE = 10_000_000
 """Maximum of seconds, frames and dB; a larger value is damage."""
 REMEDY = "run: python -m pipeline.prepare"
 
@@ -60,7 +60,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MAX_VALUE
 
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -70,12 +70,12 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (lambda value: isinstance(value, str), "a text"),
     "audio": (_is_name, "a path"),
     "video": (lambda value: value is None or _is_name(value), "a path or null"),
-    "audio_seconds": (lambda value: _is_number(value, 0), f"seconds, from 0 to {LARGEST:,}"),
+    "audio_seconds": (lambda value: _is_number(value, 0), f"seconds, from 0 to {MAX_VALUE:,}"),
     "video_frames": (
         lambda value: value is None or (isinstance(value, int) and _is_number(value, 1)),
-        f"a count, from 1 to {LARGEST:,}, or null",
+        f"a count, from 1 to {MAX_VALUE:,}, or null",
     ),
-    "snr": (lambda value: value is None or _is_number(value, -LARGEST), "a ratio in dB, or null"),
+    "snr": (lambda value: value is None or _is_number(value, -MAX_VALUE), "a ratio in dB, or null"),
     "audio_sha256": (lambda value: isinstance(value, str), "a digest"),
     "video_sha256": (lambda value: value is None or isinstance(value, str), "a digest or null"),
 }

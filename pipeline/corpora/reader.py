@@ -20,7 +20,7 @@ REFUSED = "the system could not read it"
 start."""
 SILENCE = "silence"
 """The reason to skip a clip without audible sound."""
-LONGEST_SHOWN = 1000
+MAX_SHOWN = 1000
 """Maximum characters of a path in a message; a damaged list may have a path of any length."""
 
 
@@ -55,7 +55,7 @@ def open_error(path: Path, error: OSError) -> Unusable:
 
 def printable(name: str) -> str:
     """A name or path in valid UTF-8, shortened; invalid bytes become escapes such as `\\udcff`."""
-    return name[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode("utf-8")
+    return name[:MAX_SHOWN].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True)

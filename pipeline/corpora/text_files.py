@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 LOST = "\ufffd"
 """Replaces bytes that cannot be decoded."""
-LONGEST = 100_000
+MAX_LINE_LENGTH = 100_000
 """Maximum characters of a line: hours of speech."""
 SAVE = "save the file as UTF-8"
 
@@ -41,8 +41,8 @@ def damage_of(line: str) -> tuple[str, str] | None:
     """The fault of a line and its remedy; None if the line is valid."""
     if LOST in line:
         return "is not UTF-8", SAVE
-    if len(line) > LONGEST:
-        return f"has {len(line):,} characters", f"shorten it to {LONGEST:,} at most"
+    if len(line) > MAX_LINE_LENGTH:
+        return f"has {len(line):,} characters", f"shorten it to {MAX_LINE_LENGTH:,} at most"
     control = _CONTROL.search(line)
     if control is None:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
-from pipeline.config import AudioEncoder, VideoEncoder
+from pipeline.config import AudioEncoderSettings, VideoEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
 
@@ -50,16 +50,16 @@ class AVHuBERT:
     frame_rate = FRAME_RATE
     takes = frozenset({"lora", "crop", "flip"})
 
-    def __init__(self, settings: AudioEncoder | VideoEncoder, device: str = "auto") -> None:
+    def __init__(self, settings: AudioEncoderSettings | VideoEncoderSettings, device: str = "auto") -> None:
 
-        self.is_audio = isinstance(settings, AudioEncoder)
+        self.is_audio = isinstance(settings, AudioEncoderSettings)
         self.device = resolve_device(device)
         self.precision = resolve_precision(settings.precision)
         self.network = load(_folder(settings)).to(self.device)
         self.dimension = self.network.post_extract_proj.out_features
 
     @staticmethod
-    def identity(settings: AudioEncoder | VideoEncoder) -> dict[str, Any]:
+    def identity(settings: AudioEncoderSettings | VideoEncoderSettings) -> dict[str, Any]:
         return pretrained_identity(settings.encoder, settings.precision, _folder(settings))
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -150,7 +150,7 @@ def normalised_mouth(frames: np.ndarray) -> np.ndarray:
     return (centre / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
 
 
-def _folder(settings: AudioEncoder | VideoEncoder) -> Path:
+def _folder(settings: AudioEncoderSettings | VideoEncoderSettings) -> Path:
     if settings.weights is None:
         raise PipelineError("features.video.weights", "is null", REMEDY)
     return Path(settings.weights)

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.common.errors import PipelineError
-from pipeline.config import VideoEncoder
+from pipeline.config import VideoEncoderSettings
 
 FRAME_RATE = 25
 NOISE = 0.01
@@ -32,7 +32,7 @@ class MouthDCT:
     frame_rate = FRAME_RATE
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    class Settings(VideoEncoder):
+    class Settings(VideoEncoderSettings):
         """Of `features.video`."""
 
         coefficients: Annotated[int, Field(ge=1)] = 44

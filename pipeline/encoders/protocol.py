@@ -22,7 +22,7 @@ class Encoder(Protocol):
     some encoders can see, `crop` and `flip`."""
 
     def __init__(self, settings: Any, device: str = "auto") -> None:
-        """Load the model of the settings (`AudioEncoder` or `VideoEncoder`) to a device. This may be slow; importing
+        """Load the model of the settings to a device. This may be slow; importing
         the module and `identity` must be fast."""
 
     @staticmethod

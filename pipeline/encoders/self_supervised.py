@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
-from pipeline.config import AudioEncoder
+from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
 
@@ -27,7 +27,7 @@ class SelfSupervised:
 
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    class Settings(AudioEncoder):
+    class Settings(AudioEncoderSettings):
         """Of `features.audio`."""
 
         weights: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
-from pipeline.config import AudioEncoder
+from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
 
@@ -21,7 +21,7 @@ WINDOW = 30 * SAMPLE_RATE
 FRAME_RATE = 50
 FRAME = SAMPLE_RATE // FRAME_RATE
 """Samples per vector."""
-MINIMUM_FRAMES = 25
+MIN_FRAMES = 25
 """Minimum number of vectors: half a second."""
 CUDA_WINDOWS = 16
 """Windows per batch on a GPU. On a CPU it is one: its 1,500 positions occupy all cores, and larger batches are slower
@@ -42,7 +42,7 @@ class Whisper:
     frame_rate = FRAME_RATE
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    class Settings(AudioEncoder):
+    class Settings(AudioEncoderSettings):
         """Of `features.audio`."""
 
         weights: str = "data/weights/whisper-tiny.en"
@@ -73,7 +73,7 @@ class Whisper:
         Returns:
             Per input (max(samples // 320, 25), dimension) float32.
         """
-        frames = [max(len(samples) // FRAME, MINIMUM_FRAMES) for samples in inputs]
+        frames = [max(len(samples) // FRAME, MIN_FRAMES) for samples in inputs]
         cut = [
             (number, samples[begin : begin + WINDOW])
             for number, samples in enumerate(inputs)
@@ -92,7 +92,7 @@ class Whisper:
         import torch
 
         silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
-        longest = max(MINIMUM_FRAMES * FRAME, *map(len, windows))
+        longest = max(MIN_FRAMES * FRAME, *map(len, windows))
         length = -(-longest // SAMPLE_RATE) * SAMPLE_RATE if self.is_fitted else WINDOW
         mel = self.log_mel(
             windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length", max_length=length

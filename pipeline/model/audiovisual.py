@@ -21,12 +21,12 @@ from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
-from pipeline.model.encoding import AdaptedEncoding, OnlineEncoder, encoding
+from pipeline.model.encoding import AdaptedEncoder, OnlineEncoder, encoder_module
 from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
-from pipeline.model.sequence import InputBatch, Part, pad_left
+from pipeline.model.sequence import InputBatch, SequencePart, pad_left
 
 IGNORED = -100
 PROJECTOR_FILE = "projector.safetensors"
@@ -90,7 +90,10 @@ class AudioVisualLLM(nn.Module):
         self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
         # Last, so that the other modules are initialised equally with and without encoders.
         self.encoders = nn.ModuleDict(
-            {stream: encoding(encoder, adapter and adapter / stream) for stream, encoder in (encoders or {}).items()}
+            {
+                stream: encoder_module(encoder, adapter and adapter / stream)
+                for stream, encoder in (encoders or {}).items()
+            }
         )
         if adapter:
             self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
@@ -184,12 +187,12 @@ class AudioVisualLLM(nn.Module):
             start, end = self.delimiters[stream].split(1)
             parts += [
                 _repeated(Role[f"{name}_START"], start, count),
-                Part(Role[name], self._tokens(batch, stream), lengths),
+                SequencePart(Role[name], self._tokens(batch, stream), lengths),
                 _repeated(Role[f"{name}_END"], end, count),
             ]
         parts.append(_repeated(Role.PROMPT, prompt, count))
         if response:
-            parts.append(Part(Role.RESPONSE, embed(batch["response"]).float(), batch["response_lengths"]))
+            parts.append(SequencePart(Role.RESPONSE, embed(batch["response"]).float(), batch["response_lengths"]))
         return pad_left(parts)
 
     def _tokens(self, batch: Batch, stream: str) -> Tensor:
@@ -266,11 +269,11 @@ class AudioVisualLLM(nn.Module):
             self.llm.save_pretrained(str(temporary))
             save_file(own, temporary / PROJECTOR_FILE)
             for stream, encoder in self.encoders.items():
-                if isinstance(encoder, AdaptedEncoding):
+                if isinstance(encoder, AdaptedEncoder):
                     encoder.save(temporary / stream)
             seal_folder(temporary)
 
 
-def _repeated(role: Role, embeddings: Tensor, count: int) -> Part:
+def _repeated(role: Role, embeddings: Tensor, count: int) -> SequencePart:
     """The same embeddings (tokens, width) for each of `count` utterances."""
-    return Part(role, embeddings.expand(count, -1, -1), (len(embeddings),) * count)
+    return SequencePart(role, embeddings.expand(count, -1, -1), (len(embeddings),) * count)

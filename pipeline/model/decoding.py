@@ -22,7 +22,7 @@ class Hypothesis(NamedTuple):
     """Whether it reached `max_new_tokens` without an end token, so that it is probably incomplete."""
 
 
-def transcribe(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[str]:
+def decode_texts(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int) -> list[str]:
     """The texts of `decode`."""
     return [hypothesis.text for hypothesis in decode(model, batch, beams, max_new_tokens)]
 

@@ -27,7 +27,7 @@ class OnlineEncoder:
     lora: EncoderLoRA | None
 
 
-class Encoding(nn.Module):
+class EncoderModule(nn.Module):
     """An encoder as a module of the model."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Encoding(nn.Module):
         return self._cache[key]
 
 
-class FrozenEncoding(Encoding):
+class FrozenEncoder(EncoderModule):
     """A frozen encoder. It adds no parameters to the model and is not saved with it."""
 
     def __init__(self, encoder: Any) -> None:
@@ -64,7 +64,7 @@ class FrozenEncoding(Encoding):
         return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
 
 
-class AdaptedEncoding(Encoding):
+class AdaptedEncoder(EncoderModule):
     """An encoder with LoRA in its network, which is changed in place: the trained `adapter`, or a new one."""
 
     def __init__(self, encoder: Any, lora: EncoderLoRA, adapter: Path | None) -> None:
@@ -78,7 +78,7 @@ class AdaptedEncoding(Encoding):
         """Features (frames, dimension) float32 of each medium."""
         return self.encoder.vectors(media)
 
-    def train(self, mode: bool = True) -> "AdaptedEncoding":
+    def train(self, mode: bool = True) -> "AdaptedEncoder":
         """Stay in evaluation mode: the frozen batch normalisation must not update its statistics."""
         # The weights may change from here on.
         self._cache.clear()
@@ -89,6 +89,6 @@ class AdaptedEncoding(Encoding):
         self.network.save_pretrained(str(folder))
 
 
-def encoding(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoding | AdaptedEncoding:
+def encoder_module(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoder | AdaptedEncoder:
     """The encoder as a module of the model; `adapter` is the folder of its trained adapter, None for a new one."""
-    return AdaptedEncoding(online.encoder, online.lora, adapter) if online.lora else FrozenEncoding(online.encoder)
+    return AdaptedEncoder(online.encoder, online.lora, adapter) if online.lora else FrozenEncoder(online.encoder)

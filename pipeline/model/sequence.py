@@ -39,7 +39,7 @@ class InputBatch:
 
 
 @dataclass(frozen=True)
-class Part:
+class SequencePart:
     """Consecutive tokens of one role in each utterance."""
 
     role: Role
@@ -49,7 +49,7 @@ class Part:
     """Number of tokens in each utterance."""
 
 
-def pad_left(parts: list[Part]) -> InputBatch:
+def pad_left(parts: list[SequencePart]) -> InputBatch:
     """Join the parts of each utterance and pad all utterances at the left to the longest.
 
     Indices are computed on the CPU from lengths alone, so that the host never waits for the device.
@@ -67,6 +67,6 @@ def pad_left(parts: list[Part]) -> InputBatch:
     return InputBatch(embeddings.masked_fill((roles == Role.PADDING)[..., None], 0), roles)
 
 
-def _is_real(part: Part) -> Tensor:
+def _is_real(part: SequencePart) -> Tensor:
     """(batch, longest) of bool, on the CPU."""
     return torch.arange(part.embeddings.shape[1]) < torch.tensor(part.lengths)[:, None]

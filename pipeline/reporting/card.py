@@ -10,7 +10,7 @@ from pipeline.common.metrics import PERCENT, TABLE, Unit, is_bound, shown
 from pipeline.common.text import rounded
 from pipeline.comparison.entries import Entry, condition_name, condition_order, read_entries
 from pipeline.config import Params
-from pipeline.reporting.provenance import origins, shared_facts
+from pipeline.reporting.provenance import shared_facts, trial_provenance
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
 
@@ -31,7 +31,7 @@ def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dic
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     (entry,), _ = read_entries([trial], {})
-    title = f"{entry.task}, decorrelation weight {entry.weight:g}, seed {entry.seed}"
+    title = f"{entry.task}, decorrelation weight {entry.decorrelation_weight:g}, seed {entry.seed}"
     conditions = _conditions(entry)
     encoders = {stream: (stream, about["encoder"], about.get("window")) for stream, about in config["streams"].items()}
     templates = Environment(
@@ -141,7 +141,7 @@ def _utterances(trial: Trial) -> str:
 
 def _facts(entry: Entry) -> dict[str, str]:
     facts: dict[str, str] = {}
-    for origin in origins([entry]):
+    for origin in trial_provenance([entry]):
         facts |= {"started": f"{origin.started} UTC", "duration": origin.duration, "machine": origin.machine}
     commits = dict.fromkeys(
         f"`{code['commit']}`" + " with uncommitted changes" * bool(code.get("dirty"))

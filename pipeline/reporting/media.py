@@ -13,7 +13,7 @@ from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
 from pipeline.trials.folder import Trial
 
 AUDIO_BITS_PER_SECOND = 64_000
-MEDIA_LIMIT = 8_000_000
+MAX_MEDIA_BYTES = 8_000_000
 """Bytes of audio and video in a page."""
 
 
@@ -33,7 +33,7 @@ class Players:
     def __init__(self) -> None:
         self.notes: list[str] = []
         """Why utterances are not embedded, in a line each."""
-        self._remaining = MEDIA_LIMIT
+        self._remaining = MAX_MEDIA_BYTES
         self._corpora: dict[str, tuple[Path, dict[str, Utterance]]] = {}
 
     def of(self, entry: Entry, id: str, reference: str) -> Player | None:
@@ -59,7 +59,7 @@ class Players:
         except PipelineError as error:
             return f"Some utterances are silent: {error}."
         if len(content) > self._remaining:
-            return f"Audio and video end after {MEDIA_LIMIT / 1e6:g} MB; further utterances are silent."
+            return f"Audio and video end after {MAX_MEDIA_BYTES / 1e6:g} MB; further utterances are silent."
         self._remaining -= len(content)
         return Player(media_type.partition("/")[0], data_url(media_type, content))
 

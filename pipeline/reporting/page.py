@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.common.text import code, fenced, plain
 from pipeline.comparison import front, rendering
-from pipeline.comparison.claims import NOTES, claims, markdown
+from pipeline.comparison.claims import NOTES, claims, claims_markdown
 from pipeline.comparison.entries import Task
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import answers
@@ -19,7 +19,7 @@ from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.media import Players, data_url
 from pipeline.reporting.parallel_coordinates import parallel_coordinates
-from pipeline.reporting.provenance import origins, shared_facts
+from pipeline.reporting.provenance import shared_facts, trial_provenance
 from pipeline.reporting.utterances import Extremes, extremes
 
 TEMPLATES = Path(__file__).parent
@@ -49,7 +49,7 @@ _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingTrial:
     """A trial without metrics."""
 
     name: str
@@ -58,7 +58,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportSubject:
     """The sweep of a report."""
 
     name: str
@@ -70,7 +70,7 @@ class Subject:
     """The metric that selects the best trial, such as `wer/validation`."""
     names: dict[str, str]
     """Names of the trials by identity."""
-    missing: tuple[Missing, ...]
+    missing: tuple[MissingTrial, ...]
     remarks: tuple[str, ...] = ()
     """Sentences that are added to the notes below the table."""
     search: SearchResult | None = None
@@ -78,7 +78,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedFigure:
     """A figure of the page."""
 
     file: str
@@ -91,7 +91,7 @@ class Picture:
 
 
 def pages(
-    subject: Subject, comparison: Comparison, figures: Sequence[Path], folder: Path, media: bool = True
+    subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], folder: Path, media: bool = True
 ) -> dict[str, str]:
     """Render the report.
 
@@ -117,24 +117,24 @@ def pages(
         "best": _best(subject, comparison),
         "done": len(subject.names) - len(subject.missing) if search else done,
         "sentences": [*answers(comparison), *_sentences(comparison)],
-        "search_table": front.markdown(search) if search else "",
-        "search_text": front.text(search) if search else "",
+        "search_table": front.search_markdown(search) if search else "",
+        "search_text": front.search_text(search) if search else "",
         "parallel": parallel_coordinates(search) if search else None,
         "script": script,
         # The only script that the page's security policy allows.
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "heads": [variant.parts for variant in comparison.variants],
         "groups": _row_groups(comparison),
-        "notes": [*rendering.notes(comparison), *subject.remarks],
+        "notes": [*rendering.table_notes(comparison), *subject.remarks],
         "claims": checked,
         "claim_notes": NOTES,
-        "claim_table": markdown(checked),
-        "table": rendering.markdown(comparison),
-        "latex": rendering.latex(comparison),
+        "claim_table": claims_markdown(checked),
+        "table": rendering.table_markdown(comparison),
+        "latex": rendering.table_latex(comparison),
         "figures": list(_pictures(figures, folder, comparison.tasks)),
         "utterances": [_playable(group, comparison, players) for group in extremes(comparison)],
         "media_notes": players.notes if players else ["Audio and video were omitted on request (--no-media)."],
-        "origins": origins(comparison.entries),
+        "origins": trial_provenance(comparison.entries),
         "facts": shared_facts(comparison.entries),
         "style": (TEMPLATES / "page.css").read_text(encoding="utf-8"),
     }
@@ -157,7 +157,7 @@ def _environment() -> Any:
     return environment
 
 
-def _best(subject: Subject, comparison: Comparison) -> tuple[str, float] | None:
+def _best(subject: ReportSubject, comparison: Comparison) -> tuple[str, float] | None:
     """Name and value of the trial with the lowest value of the selecting metric."""
     values = [(e.metrics[subject.by], subject.names[e.identity]) for e in comparison.entries if subject.by in e.metrics]
     return (min(values)[1], min(values)[0]) if values else None
@@ -177,7 +177,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 def _row_groups(comparison: Comparison) -> list[dict[str, Any]]:
     """The table's rows by quantity; each cell is split into a value and its spread."""
     groups: list[dict[str, Any]] = []
-    for label, task, cells in rendering.rows(comparison):
+    for label, task, cells in rendering.table_rows(comparison):
         if label:
             groups.append({"label": label.strip(), "indented": label.startswith(rendering.INDENT), "rows": []})
         groups[-1]["rows"].append((task, [_split(cell) for cell in cells]))
@@ -189,7 +189,7 @@ def _split(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
-def _pictures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[Picture]:
+def _pictures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[EmbeddedFigure]:
     """The figures in the order of `CAPTIONS`."""
     by_name: dict[str, list[Path]] = {}
     for file in figures:
@@ -199,7 +199,7 @@ def _pictures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> I
         for name in sorted(name for name in by_name if name.startswith(beginning)):
             files = by_name.pop(name)
             smallest = min(files, key=lambda file: file.stat().st_size)
-            yield Picture(
+            yield EmbeddedFigure(
                 file=smallest.relative_to(folder).as_posix(),
                 caption=caption.format(task=_task_of(name, beginning, tasks)),
                 address=data_url(_IMAGE_TYPES[smallest.suffix], smallest.read_bytes()),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any
 
-from pipeline.comparison.front import SearchResult, label, unit, value_text
+from pipeline.comparison.front import SearchResult, metric_label, metric_unit, value_text
 
 LOGARITHMIC = 20
 """Ratio of the highest to the lowest value from which on an axis is logarithmic."""
@@ -19,7 +19,7 @@ MAX_TICKS = 6
 
 
 @dataclass(frozen=True)
-class Axis:
+class CoordinateAxis:
     """One key or metric."""
 
     name: str
@@ -42,30 +42,30 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Parallel:
+class ParallelCoordinates:
     """The whole drawing."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[CoordinateAxis, ...]
     lines: tuple[Line, ...]
 
 
-def parallel_coordinates(result: SearchResult) -> Parallel | None:
+def parallel_coordinates(result: SearchResult) -> ParallelCoordinates | None:
     """The done points of a search; None if there are fewer than two, or no key differs."""
     points = result.done
     if len(points) < 2 or not result.keys:
         return None
     axes = [_axis(key, [point.settings.get(key) for point in points]) for key in result.keys]
     for metric in result.metrics:
-        axes.append(_axis(label(metric), [unit(metric).factor * point.mean(metric) for point in points]))
+        axes.append(_axis(metric_label(metric), [metric_unit(metric).factor * point.mean(metric) for point in points]))
     lines = []
     for number, point in enumerate(points):
-        values = [f"{label(metric)} {value_text(point.values[metric], metric)}" for metric in result.metrics]
+        values = [f"{metric_label(metric)} {value_text(point.values[metric], metric)}" for metric in result.metrics]
         places = tuple(axis.places[number] for axis in axes)
         lines.append(Line(f"{point.name} ({', '.join(values)})", places, point in result.front))
-    return Parallel(tuple(axes), tuple(lines))
+    return ParallelCoordinates(tuple(axes), tuple(lines))
 
 
-def _axis(name: str, values: Sequence[Any]) -> Axis:
+def _axis(name: str, values: Sequence[Any]) -> CoordinateAxis:
     present = [value for value in values if value is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         lowest = min((value for value in present if value > 0), default=0)
@@ -85,4 +85,4 @@ def _axis(name: str, values: Sequence[Any]) -> Axis:
     ticks = [(share[value], text) for value, text in texts.items()]
     if None in values:
         ticks.append((BELOW, "not used"))
-    return Axis(name, tuple(BELOW if value is None else share[value] for value in values), tuple(ticks))
+    return CoordinateAxis(name, tuple(BELOW if value is None else share[value] for value in values), tuple(ticks))

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "jiwer", "av")
 
 
 @dataclass(frozen=True)
-class Origin:
+class TrialProvenance:
     """Provenance of one trial."""
 
     entry: Entry
@@ -25,10 +25,10 @@ class Origin:
     machine: str
 
 
-def origins(entries: Sequence[Entry]) -> list[Origin]:
+def trial_provenance(entries: Sequence[Entry]) -> list[TrialProvenance]:
     """The provenance of each trial that has started."""
     return [
-        Origin(
+        TrialProvenance(
             entry=entry,
             commit=_joined(map(_commit, recorded)),
             started=recorded[0].get("started", "unknown")[:16].replace("T", " "),

@@ -15,7 +15,7 @@ MAX_TRIALS = 8
 
 
 @dataclass(frozen=True)
-class Word:
+class AlignedWord:
     """A position of an alignment; None marks a missing word."""
 
     reference: str | None
@@ -37,11 +37,11 @@ class Attempt:
 
     names: tuple[str, ...]
     """`all` if all trials of the task are quoted and agree."""
-    words: tuple[Word, ...]
+    words: tuple[AlignedWord, ...]
 
 
 @dataclass(frozen=True)
-class Example:
+class QuotedUtterance:
     """An utterance with the hypotheses of the trials."""
 
     id: str
@@ -59,8 +59,8 @@ class Extremes:
     task: Task
     condition: str
     """In words: `test, 0 dB`."""
-    worst: tuple[Example, ...]
-    best: tuple[Example, ...]
+    worst: tuple[QuotedUtterance, ...]
+    best: tuple[QuotedUtterance, ...]
     not_quoted: int
     """Number of trials that are not quoted."""
 
@@ -92,7 +92,7 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
     quoted = entries[:MAX_TRIALS]
     texts = {_name(comparison, entry): _texts(entry, {*worst, *best}) for entry in quoted}
 
-    def example(id: str) -> Example:
+    def example(id: str) -> QuotedUtterance:
         names: dict[str, list[str]] = {}
         reference = ""
         for name, by_id in texts.items():
@@ -103,7 +103,7 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
             Attempt(("all",) if unanimous else tuple(trials), aligned(reference, hypothesis))
             for hypothesis, trials in names.items()
         )
-        return Example(id, reference, rates[id], tuple(attempts))
+        return QuotedUtterance(id, reference, rates[id], tuple(attempts))
 
     return Extremes(
         task, condition_name(condition), tuple(map(example, worst)), tuple(map(example, best)),
@@ -124,14 +124,14 @@ def _texts(entry: Entry, ids: set[str]) -> dict[str, tuple[str, str]]:
     return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines}
 
 
-def aligned(reference: str, hypothesis: str) -> tuple[Word, ...]:
+def aligned(reference: str, hypothesis: str) -> tuple[AlignedWord, ...]:
     """Both texts, normalised as for scoring, aligned word by word."""
     [scored] = score([reference], [hypothesis], bootstrap=0).utterances
     words = scored.reference.split()
-    alignment: list[Word] = []
+    alignment: list[AlignedWord] = []
     done = 0
     for change in scored.changes:
-        alignment += [Word(word, word) for word in words[done : change.position]]
-        alignment.append(Word(change.reference, change.hypothesis))
+        alignment += [AlignedWord(word, word) for word in words[done : change.position]]
+        alignment.append(AlignedWord(change.reference, change.hypothesis))
         done = change.position + (change.reference is not None)
-    return (*alignment, *(Word(word, word) for word in words[done:]))
+    return (*alignment, *(AlignedWord(word, word) for word in words[done:]))

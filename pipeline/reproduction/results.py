@@ -15,7 +15,7 @@ TOLERANCE = f"inside the 95% interval that was recorded, or within {RELATIVE:.0%
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReproductionVerdict:
     """The comparison of one metric, of all hypotheses, or of the trained weights."""
 
     name: str
@@ -31,7 +31,7 @@ class Verdict:
         return ("PASS equal" if self.equal else "PASS near") if self.passed else "FAIL"
 
 
-def judge(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
+def judge(recorded: Trial, again: Trial, exact: bool) -> list[ReproductionVerdict]:
     """Compare a recorded trial with its reproduction, both done.
 
     If bits need not be equal (not `exact`), metrics have `TOLERANCE`, and different hypotheses and weights pass but are
@@ -40,12 +40,16 @@ def judge(recorded: Trial, again: Trial, exact: bool) -> list[Verdict]:
     weights = [{file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, again)]
     differing = _differing(*weights)
     text = f"other bits in {', '.join(differing)}" if differing else "equal bits"
-    verdicts = [Verdict("trained weights", f"{len(weights[0])} files", text, not (differing and exact), not differing)]
+    verdicts = [
+        ReproductionVerdict(
+            "trained weights", f"{len(weights[0])} files", text, not (differing and exact), not differing
+        )
+    ]
     before, now = _hypotheses(recorded), _hypotheses(again)
     differing = _differing(before, now)
     count = len(before)
     text = f"{len(differing)} of {count} differ, such as {differing[0][1]}" if differing else f"all {count} equal"
-    verdicts.append(Verdict("hypotheses", f"{count}", text, not (differing and exact), not differing))
+    verdicts.append(ReproductionVerdict("hypotheses", f"{count}", text, not (differing and exact), not differing))
     return [*verdicts, *_metrics(_result(recorded), _result(again), exact)]
 
 
@@ -53,12 +57,12 @@ def _differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
     return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
-def _metrics(before: dict[str, float], now: dict[str, float], exact: bool) -> list[Verdict]:
+def _metrics(before: dict[str, float], now: dict[str, float], exact: bool) -> list[ReproductionVerdict]:
     verdicts = []
     for name in sorted(name for name in before | now if not is_bound(name)):
         equal = all(before.get(key) == now.get(key) for key in (name, f"{name}/low", f"{name}/high"))
         passed = equal or (not exact and _is_near(name, before, now))
-        verdicts.append(Verdict(name, _number(before, name), _number(now, name), passed, equal))
+        verdicts.append(ReproductionVerdict(name, _number(before, name), _number(now, name), passed, equal))
     return verdicts
 
 

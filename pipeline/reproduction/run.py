@@ -11,7 +11,7 @@ from pipeline.config import load_params
 from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.data import Fault, place_data
-from pipeline.reproduction.results import Verdict, judge
+from pipeline.reproduction.results import ReproductionVerdict, judge
 from pipeline.reproduction.stages import query_identity, run_stage, settings_of
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials.environment import environment, shown_path
@@ -125,7 +125,7 @@ class Reproduction:
         pairs = [*((session, train) for session in trained), (self.sessions["evaluate"], evaluate)]
         return list(dict.fromkeys(reason for before, now in pairs for reason in reasons_against_equality(before, now)))
 
-    def run(self) -> tuple[list[Verdict], list[str]]:
+    def run(self) -> tuple[list[ReproductionVerdict], list[str]]:
         """Train and evaluate again, and compare. Returns the verdicts, and why bits need not be equal."""
         for stage in STAGES:
             run_stage(stage, self.trees[stage], self.trial.config, self.settings[stage])

@@ -35,7 +35,7 @@ class Edits:
 
 
 @dataclass(frozen=True)
-class Change:
+class WordEdit:
     """One substituted, deleted or inserted word. The missing side of a deletion or insertion is None."""
 
     position: int
@@ -54,7 +54,7 @@ class ScoredUtterance:
     reference: str
     hypothesis: str
     edits: Edits
-    changes: tuple[Change, ...]
+    changes: tuple[WordEdit, ...]
 
     def record(self) -> dict[str, Any]:
         """Its part of a line in `hypotheses.jsonl`: counts, and changes such as `blue → glue`."""
@@ -63,7 +63,7 @@ class ScoredUtterance:
 
 
 @dataclass(frozen=True)
-class Rate:
+class ErrorRate:
     """Error rate of a corpus: errors / length, each summed over utterances."""
 
     value: float
@@ -82,11 +82,11 @@ class Rate:
 class Score:
     """Error rates of hypotheses."""
 
-    wer: Rate
+    wer: ErrorRate
     """Over words after `normalise`."""
-    cer: Rate
+    cer: ErrorRate
     """Over characters after `normalise`, including spaces."""
-    wer_normalised: Rate
+    wer_normalised: ErrorRate
     """Over words after `normalise_numbers`."""
     utterances: tuple[ScoredUtterance, ...]
     """In the order of the input."""
@@ -154,20 +154,20 @@ def _edits(chunks: Alignment) -> Edits:
     return Edits(counts["substitute"], counts["delete"], counts["insert"], counts["equal"])
 
 
-def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[Change, ...]:
-    changes: list[Change] = []
+def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[WordEdit, ...]:
+    changes: list[WordEdit] = []
     for chunk in chunks:
         if chunk.type != "equal":
             before = reference.split()[chunk.ref_start_idx : chunk.ref_end_idx]
             after = hypothesis.split()[chunk.hyp_start_idx : chunk.hyp_end_idx]
             # Only substitutions have words on both sides, and then equally many.
             numbered = enumerate(zip_longest(before, after), chunk.ref_start_idx)
-            changes += [Change(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
+            changes += [WordEdit(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
     return tuple(changes)
 
 
-def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> Rate:
+def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> ErrorRate:
     edits = [_edits(chunks) for chunks in alignments]
     total = Edits(*(sum(getattr(edit, field.name) for edit in edits) for field in fields(Edits)))
     bounds = ratio_interval([edit.errors for edit in edits], [edit.length for edit in edits], bootstrap, seed, speakers)
-    return Rate(total.errors / total.length, bounds, total)
+    return ErrorRate(total.errors / total.length, bounds, total)

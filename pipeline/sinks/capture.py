@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from pipeline.model.backbone import run_backbone, without_peft
 from pipeline.model.roles import Role
-from pipeline.sinks.hooks import MLPCall, Recording, evaluating, recorded
+from pipeline.sinks.hooks import MLPCall, PassRecording, evaluating, record_pass
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
         PipelineError: the decoder's layers are not found, one returns no attention map, or tokens attend to later ones.
     """
     base = without_peft(decoder)
-    with torch.no_grad(), eager_attention(base), evaluating(base), recorded(base, mask, roles) as recording:
+    with torch.no_grad(), eager_attention(base), evaluating(base), record_pass(base, mask, roles) as recording:
         cache = (
             {"past_key_values": recording.cache, "use_cache": True} if _accepts_cache(base) else {"use_cache": False}
         )
@@ -130,7 +130,7 @@ def eager_attention(model: Any) -> Iterator[None]:
 
 
 def _accepts_cache(model: Any) -> bool:
-    """Whether each layer caches keys and values alone, so that `Recording.cache` can take the cache's place."""
+    """Whether each layer caches keys and values alone, so that `PassRecording.cache` can take the cache's place."""
     try:
         layers = DynamicCache(config=model.config).layers
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -138,7 +138,7 @@ def _accepts_cache(model: Any) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _captured(recording: Recording) -> Captured:
+def _captured(recording: PassRecording) -> Captured:
     layers = sorted(recording.attention)
     importance, response_importance, maps = (
         torch.stack([recording.attention[layer][kind] for layer in layers]) for kind in range(3)

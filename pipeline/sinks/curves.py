@@ -14,7 +14,7 @@ from pipeline.sinks.moments import Moments
 
 BOS, SINK, REST = range(3)
 """Groups of tokens: BOS, intermediate sinks, all others."""
-DIMENSIONS_LISTED = 20
+MAX_DIMENSIONS = 20
 """Dimensions in the description; the arrays have all."""
 
 
@@ -127,7 +127,7 @@ class Curves:
     def _most_massive_dimensions(self, group: int) -> list[dict[str, float]]:
         """The dimensions that are massive at most sink tokens, with the share of those tokens."""
         counts, total = self._dimensions[group], int(self._sinks[group])
-        best = counts.argsort(descending=True, stable=True)[:DIMENSIONS_LISTED].tolist()
+        best = counts.argsort(descending=True, stable=True)[:MAX_DIMENSIONS].tolist()
         return [{"feature": index, "share": int(counts[index]) / total} for index in best if counts[index] > 0]
 
 

@@ -97,7 +97,7 @@ def largest_activations(panels: Sequence[Panel]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def cosine_to_bos(panels: Sequence[Panel]) -> Figure:
+def cosine_figure(panels: Sequence[Panel]) -> Figure:
     """Cosine to BOS after each layer, of intermediate sinks and of the other tokens, as medians and quantiles."""
     figure, axes = _drawn_panels(panels, draw_cosine, COSINE_LABEL)
     show_all_cosines(axes[0], panels)
@@ -154,7 +154,7 @@ def draw_largest(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def draw_cosine(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    """One panel of `cosine_to_bos`."""
+    """One panel of `cosine_figure`."""
     quantiles = arrays["cosine_quantiles_joined"]
     layers = np.arange(len(quantiles))
     for group, name, colour, marker in ((0, "other tokens", BLUE, "o"), (1, "intermediate sinks", ORANGE, "s")):

@@ -62,7 +62,7 @@ class _NormLayer(DynamicLayer):
         return 0
 
 
-class Recording:
+class PassRecording:
     """Records a pass. Each attention map is reduced as soon as it is computed, so only one is in memory.
 
     Dictionaries are by the number of the layer; L layers, B utterances, H heads, T positions, D dimensions.
@@ -198,9 +198,9 @@ def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int
 
 
 @contextmanager
-def recorded(model: Any, mask: Tensor, roles: Tensor) -> Iterator[Recording]:
-    """Record every forward pass inside the `with`; the norms of keys and values only if it uses `Recording.cache`."""
-    recording = Recording(mask, roles, type(model).__name__)
+def record_pass(model: Any, mask: Tensor, roles: Tensor) -> Iterator[PassRecording]:
+    """Record every forward pass inside the `with`; norms of keys and values only with `PassRecording.cache`."""
+    recording = PassRecording(mask, roles, type(model).__name__)
     with ExitStack() as hooks:
         for number, layer in enumerate(decoder_layers(model)):
             handles = [layer.register_forward_hook(recording.layer_hook(number), with_kwargs=True)]

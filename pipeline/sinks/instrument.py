@@ -24,7 +24,7 @@ from pipeline.sinks.definitions import Definitions, ThresholdSensitivity
 from pipeline.sinks.dominant import DominantSinks
 from pipeline.sinks.metrics import MeasuredBatch, Ratio, per_utterance_metrics
 from pipeline.sinks.mlp import UnitStatistics, writing_units
-from pipeline.sinks.origin import Origins, origins
+from pipeline.sinks.origin import OriginStatistics, sink_origins
 
 THRESHOLDS = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
 EXEMPLAR_DIMENSIONS = 24
@@ -52,7 +52,7 @@ class SinkStatistics:
         self.settings = settings
         self._records = UtteranceRecords()
         self._curves = Curves(layers, heads)
-        self._origins, self._units = Origins(layers), UnitStatistics(layers)
+        self._origins, self._units = OriginStatistics(layers), UnitStatistics(layers)
         self._definitions, self._sensitivity = Definitions(layers), ThresholdSensitivity()
         self._dominant = DominantSinks()
         self._exemplar = Exemplar()
@@ -79,7 +79,7 @@ class SinkStatistics:
         if not utterance_ids:
             return
         tokens = classify_tokens(captured, self.settings)
-        origin = origins(captured, tokens, self.settings.tau)
+        origin = sink_origins(captured, tokens, self.settings.tau)
         units = None if origin is None else writing_units(captured, tokens, origin)
         self._records.add(utterance_ids, per_utterance_metrics(MeasuredBatch(captured, tokens, origin, units)))
         self._origins.add(origin)

@@ -16,7 +16,7 @@ from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import Tokens
 from pipeline.sinks.definitions import lifetimes
 from pipeline.sinks.mlp import WritingUnits
-from pipeline.sinks.origin import Origin
+from pipeline.sinks.origin import SinkOrigins
 
 THRESHOLDS = (100, 300, 1000)
 """Ratios at which sink tokens are always counted, so that trials with different tau can be compared."""
@@ -32,7 +32,7 @@ class MeasuredBatch:
 
     captured: Captured
     tokens: Tokens
-    origin: Origin | None
+    origin: SinkOrigins | None
     """None if the additions of the layers are unknown."""
     units: WritingUnits | None
     """None if there is no sink, or the MLPs cannot be traced."""
@@ -212,7 +212,7 @@ def _secondary_lifetime(m: MeasuredBatch) -> Ratio:
 # What writes the massive activations.
 
 
-def _mlp_share(m: MeasuredBatch, counted: Callable[[Origin], Tensor]) -> Ratio:
+def _mlp_share(m: MeasuredBatch, counted: Callable[[SinkOrigins], Tensor]) -> Ratio:
     assert m.origin is not None
     chosen = counted(m.origin)
     return _by_utterance(m, m.origin.mlp_share[chosen], m.origin.utterance[chosen])

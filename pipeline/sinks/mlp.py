@@ -17,10 +17,10 @@ from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import TINY, Tokens
 from pipeline.sinks.hooks import MLPCall, evaluating, first_output
 from pipeline.sinks.moments import Moments
-from pipeline.sinks.origin import BOS, SINK, Origin
+from pipeline.sinks.origin import BOS, SINK, SinkOrigins
 
 KINDS = ("gate", "up", "product")
-UNITS_LISTED = 10
+MAX_UNITS = 10
 """Units in the description."""
 
 
@@ -144,7 +144,7 @@ class WritingUnits:
     """F, the number of units of the MLP."""
 
 
-def writing_units(captured: Captured, tokens: Tokens, origin: Origin) -> WritingUnits | None:
+def writing_units(captured: Captured, tokens: Tokens, origin: SinkOrigins) -> WritingUnits | None:
     """The units that write the sinks of a batch; None without a sink, or if an MLP cannot be traced."""
     if captured.mlps is None:
         return None
@@ -162,7 +162,7 @@ def writing_units(captured: Captured, tokens: Tokens, origin: Origin) -> Writing
 
 
 def _units_of_layer(
-    mlp: MLPActivations, layer: int, captured: Captured, tokens: Tokens, origin: Origin
+    mlp: MLPActivations, layer: int, captured: Captured, tokens: Tokens, origin: SinkOrigins
 ) -> WritingUnits:
     sinks = origin.main == layer
     utterance, token, dimension = origin.utterance[sinks], origin.token[sinks], origin.dimension[sinks]
@@ -250,7 +250,7 @@ class UnitStatistics:
 
 def _by_count(counts: Tensor) -> list[dict[str, int]]:
     """The most frequent units of `counts` (L, F)."""
-    best = counts.flatten().argsort(descending=True, stable=True)[:UNITS_LISTED]
+    best = counts.flatten().argsort(descending=True, stable=True)[:MAX_UNITS]
     places = [divmod(index, counts.shape[1]) for index in best.tolist()]
     return [
         {"block": layer, "unit": unit, "sink_tokens": int(counts[layer, unit])}

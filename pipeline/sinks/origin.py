@@ -18,7 +18,7 @@ BOS, SINK = range(2)
 
 
 @dataclass(frozen=True)
-class Origin:
+class SinkOrigins:
     """S sink tokens, each at its massive dimension, with the sign chosen so that its activation is positive."""
 
     utterance: Tensor
@@ -49,7 +49,7 @@ class Origin:
         return mlp / (mlp + attention)
 
 
-def origins(captured: Captured, tokens: Tokens, tau: float) -> Origin | None:
+def sink_origins(captured: Captured, tokens: Tokens, tau: float) -> SinkOrigins | None:
     """Origins of the sinks in a batch; None if the additions of the layers are unknown.
 
     A sink's massive dimension is its largest in its strongest layer, and its sign is the one there: later layers cancel
@@ -70,7 +70,7 @@ def origins(captured: Captured, tokens: Tokens, tau: float) -> Origin | None:
     layers = torch.arange(len(hidden), device=hidden.device)
     written = (attention + mlp).masked_fill(layers[:, None] > strongest, -torch.inf)
     is_massive = hidden.abs() > tau * tokens.activations.median[:, utterance]
-    return Origin(
+    return SinkOrigins(
         utterance=utterance,
         token=token,
         dimension=dimension,
@@ -84,7 +84,7 @@ def origins(captured: Captured, tokens: Tokens, tau: float) -> Origin | None:
     )
 
 
-class Origins:
+class OriginStatistics:
     """Running statistics of origins, separately for BOS and intermediate sinks."""
 
     def __init__(self, layers: int) -> None:
@@ -92,7 +92,7 @@ class Origins:
         self._main, self._first = torch.zeros(2, layers, 2, dtype=torch.long)
         self._is_known = False
 
-    def add(self, origin: Origin | None) -> None:
+    def add(self, origin: SinkOrigins | None) -> None:
         """Add one batch."""
         if origin is None:
             return

@@ -30,7 +30,7 @@ SPANS = {
 COLOURS = dict(zip((*SPANS, "text"), (ORANGE, BLUE, GREEN, PURPLE, GREY, BLUE), strict=True))
 DELIMITERS = {Role.AUDIO_START: "<audio>", Role.AUDIO_END: "</audio>", Role.VIDEO_START: "<video>",
               Role.VIDEO_END: "</video>", Role.BOS: "BOS"}  # fmt: skip
-LEAST_ATTENTION = 1e-3
+MIN_ATTENTION = 1e-3
 """Attention of the darkest colour."""
 TOKENS_LABELLED, DIMENSIONS_LABELLED = 4, 2
 """Tokens and dimensions with a label, the largest first."""
@@ -48,8 +48,8 @@ def attention_maps(panels: Sequence[Panel]) -> Figure:
     for (ax,), panel in zip(axes, panels, strict=True):
         values = panel.arrays["exemplar_map"][layer].astype(float)
         image = ax.imshow(
-            np.where(np.tri(len(values), dtype=bool), values.clip(LEAST_ATTENTION), np.nan), cmap="magma",
-            norm=LogNorm(LEAST_ATTENTION, 1), interpolation="nearest",
+            np.where(np.tri(len(values), dtype=bool), values.clip(MIN_ATTENTION), np.nan), cmap="magma",
+            norm=LogNorm(MIN_ATTENTION, 1), interpolation="nearest",
         )  # fmt: skip
         _label_spans(ax, panel.arrays["exemplar_roles"])
         ax.set_title(panel.title)

@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
 from pipeline.config import checked
-from pipeline.sweeping.sections import NAME, LogUniform, Settings, Uniform, is_key, require_key, require_names
+from pipeline.sweeping.sections import NAME, LogUniform, SettingsByKey, Uniform, is_key, require_key, require_names
 
 
-def axis_values(path: str | Path, name: str, axis: Any) -> list[Settings]:
+def axis_values(path: str | Path, name: str, axis: Any) -> list[SettingsByKey]:
     """The settings of each value of an axis, with its name if it has one."""
     where = f"{path}: axes.{name}"
     if is_key(name):
@@ -53,7 +53,7 @@ def _draw(where: str, key: str, axis: dict[str, Any]) -> list[float]:
     return [float(f"{exp(value) if is_log else value:.6g}") for value in values]
 
 
-def require_distinct(path: str | Path, name: str, settings: list[Settings]) -> list[Settings]:
+def require_distinct(path: str | Path, name: str, settings: list[SettingsByKey]) -> list[SettingsByKey]:
     """The settings; raises PipelineError if two of them are equal."""
     seen = set()
     for setting in settings:

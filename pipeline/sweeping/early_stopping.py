@@ -18,8 +18,8 @@ from enum import Enum
 
 import numpy as np
 
-from pipeline.sweeping.plan import PlannedTrial, point_of, task_of
-from pipeline.sweeping.sections import Scheduler
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule, is_worse
+from pipeline.sweeping.plan import PlannedTrial, point_key, task_key
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 
@@ -43,7 +43,7 @@ class EarlyStopping:
         trials: all trials known so far, with equal `train.steps`.
     """
 
-    def __init__(self, rule: Scheduler, trials: Sequence[PlannedTrial]) -> None:
+    def __init__(self, rule: EarlyStoppingRule, trials: Sequence[PlannedTrial]) -> None:
         self.rule = rule
         self._rungs: list[int] = []
         self._points: dict[str, list[PlannedTrial]] = defaultdict(list)
@@ -62,9 +62,9 @@ class EarlyStopping:
             steps = planned.params.train.steps
             assert steps is not None
             self._rungs = self.rule.rungs(steps)
-            point = point_of(planned)
+            point = point_key(planned)
             self._points[point].append(planned)
-            self._groups[point] = task_of(planned.params), self.rule.bracket(point, steps)
+            self._groups[point] = task_key(planned.params), self.rule.bracket(point, steps)
             self.update(planned)
 
     def update(self, planned: PlannedTrial) -> None:
@@ -82,17 +82,17 @@ class EarlyStopping:
 
     def seeds(self, planned: PlannedTrial) -> list[PlannedTrial]:
         """All trials of its point."""
-        return self._points[point_of(planned)]
+        return self._points[point_key(planned)]
 
     def next_rung(self, planned: PlannedTrial) -> int | None:
         """The step at which its point is compared next; None if it trains to the end."""
-        point = point_of(planned)
+        point = point_key(planned)
         _, bracket = self._groups[point]
         return next((rung for rung in self._rungs[bracket:] if not self._is_past(point, rung)), None)
 
     def decide(self, planned: PlannedTrial) -> tuple[Decision, int]:
         """The decision on its point at the next rung, and that rung; a trial that has not reached it continues."""
-        point, rung = point_of(planned), self.next_rung(planned)
+        point, rung = point_key(planned), self.next_rung(planned)
         if rung not in self._losses[planned.identity]:
             return Decision.CONTINUE, rung or 0
         stopped = [step for seed in self._points[point] if (step := seed.stopped) is not None]
@@ -119,11 +119,6 @@ class EarlyStopping:
         return float(np.mean(known)) if seeds and len(known) == len(seeds) else None
 
 
-def is_worse(loss: float, rivals: Sequence[float], factor: int, least: int = 1) -> bool:
-    """Whether a loss is above the `1 / factor` quantile of at least `least` rivals."""
-    return len(rivals) >= least and loss > float(np.quantile(rivals, 1 / factor))
-
-
 def losses_at(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     """The validation loss of a trial at those of the steps that it has reached."""
     wanted = set(steps)
@@ -131,6 +126,6 @@ def losses_at(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
 
 
-def mark_stopped(trial: Trial, rule: Scheduler, step: int) -> None:
+def mark_stopped(trial: Trial, rule: EarlyStoppingRule, step: int) -> None:
     """Write `stopped.json`: this rule ended the trial after a step."""
     marks.write_stop(trial.folder, rule.model_dump(mode="json"), step)

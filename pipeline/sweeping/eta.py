@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.common.modality import streams
 from pipeline.sweeping.cost import Cost, fraction_trained, training_amount
-from pipeline.sweeping.plan import PlannedTrial, task_of
+from pipeline.sweeping.plan import PlannedTrial, task_key
 from pipeline.trials.identity import configuration
 
 EVALUATION_SHARE = 0.15
@@ -37,7 +37,7 @@ def workload(planned: PlannedTrial, known: Cost | None) -> Workload:
     model = planned.params.model
     unit, amount = training_amount(configuration(planned.params)["train"])
     tokens = OTHER_TOKENS + sum(FRAMES[s] / getattr(model.rates, s) for s in streams(model.modality))
-    return Workload(task_of(planned.params), unit, amount, tokens, known)
+    return Workload(task_key(planned.params), unit, amount, tokens, known)
 
 
 @dataclass(frozen=True)

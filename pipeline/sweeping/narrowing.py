@@ -12,7 +12,7 @@ from pipeline.config import Params
 from pipeline.trials.identity import LEFT_OUT, TRAINING_SECTIONS, configuration
 
 if TYPE_CHECKING:
-    from pipeline.sweeping.specification import Point
+    from pipeline.sweeping.specification import SweepPoint
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -23,7 +23,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key, parse_yaml(value, key)
 
 
-def narrow(points: list[Point], only: Sequence[str]) -> list[Point]:
+def narrow(points: list[SweepPoint], only: Sequence[str]) -> list[SweepPoint]:
     """The points that use each of the keys, with that value.
 
     Args:
@@ -33,7 +33,7 @@ def narrow(points: list[Point], only: Sequence[str]) -> list[Point]:
     """
     for text in only:
         key, value = parse_assignment(text)
-        values: list[tuple[Point, Any]]
+        values: list[tuple[SweepPoint, Any]]
         if any(key in point.labels for point in points):
             name = key
             values = [(point, point.labels[key]) for point in points if key in point.labels]
@@ -59,7 +59,7 @@ def is_used(params: Params, key: str) -> bool:
     return section not in TRAINING_SECTIONS or key in LEFT_OUT or key in _flat_keys(configuration(params))
 
 
-def _full_key(key: str, points: Sequence[Point]) -> str:
+def _full_key(key: str, points: Sequence[SweepPoint]) -> str:
     """The only key with this ending; keys that an axis sets come first."""
     matching = [name for name in _flat_keys(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
     matching = [name for name in matching if any(name in point.settings for point in points)] or matching

@@ -12,8 +12,9 @@ from pipeline.common.hardware import with_precision
 from pipeline.common.modality import streams
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
-from pipeline.sweeping.sections import Scheduler, Settings
-from pipeline.sweeping.specification import Point, Sweep
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
+from pipeline.sweeping.sections import SettingsByKey
+from pipeline.sweeping.specification import Sweep, SweepPoint
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
@@ -33,12 +34,12 @@ class PlannedTrial:
     """What distinguishes it from the others, such as `ASR 16 weight 0.1 seed 0`."""
     params: Params
     """All parameters, with `train.precision` resolved, so that every machine trains the same trial."""
-    settings: tuple[Settings, ...]
+    settings: tuple[SettingsByKey, ...]
     """The settings of its points, by dotted key: several if they differ in keys that the trial does not use."""
     identity: str
     evaluation: str
     trial: Trial
-    rule: Scheduler | None
+    rule: EarlyStoppingRule | None
     """The early stopping of its sweep."""
     dataset: str = ""
     """The name of its corpus."""
@@ -101,7 +102,7 @@ class Planner:
         rule: the early stopping of the sweep.
     """
 
-    def __init__(self, rule: Scheduler | None) -> None:
+    def __init__(self, rule: EarlyStoppingRule | None) -> None:
         self._rule = rule
         self._digests: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
         self._trials: dict[str, PlannedTrial] = {}
@@ -111,7 +112,7 @@ class Planner:
         """The trials of all points so far, each once."""
         return list(self._trials.values())
 
-    def add(self, point: Point) -> PlannedTrial:
+    def add(self, point: SweepPoint) -> PlannedTrial:
         """The trial of a point.
 
         Raises:
@@ -151,7 +152,7 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
     return inputs.training.digests, inputs.evaluation.digests
 
 
-def point_name(point: Point, params: Params | None = None) -> str:
+def point_name(point: SweepPoint, params: Params | None = None) -> str:
     """Name of a point's trial: task, weight, seed, and the other settings of the axes, by the name of the value if it
     has one, and without paths.
 
@@ -167,7 +168,7 @@ def point_name(point: Point, params: Params | None = None) -> str:
     return " ".join([trial_name(configuration(params or point.params)), *dict.fromkeys(others)])
 
 
-def _setting_name(point: Point, key: str, value: Any) -> str:
+def _setting_name(point: SweepPoint, key: str, value: Any) -> str:
     if key in _DATASET_KEYS:
         return dataset_name(point)
     shown = Path(value).name if isinstance(value, str) and "/" in value else value
@@ -179,27 +180,27 @@ def name_without_seed(planned: PlannedTrial) -> str:
     return planned.name.replace(f" seed {planned.params.train.seed}", "")
 
 
-def dataset_name(point: Point) -> str:
+def dataset_name(point: SweepPoint) -> str:
     """Name of a point's corpus: that of the value that sets it, or its own."""
     named = [point.named[key] for key in _DATASET_KEYS if key in point.named]
     return named[0] if named else dataset_of(point.params.corpus.kind, point.params.corpus.root)
 
 
-def task_of(params: Params) -> str:
+def task_key(params: Params) -> str:
     """Equal for trials with comparable losses and error rates: same modality, rates, corpus, and LLM."""
     rates = {stream: getattr(params.model.rates, stream) for stream in streams(params.model.modality)}
     corpus = params.corpus.model_dump(mode="json")
     return canonical([params.model.modality, rates, corpus, params.model.llm.weights])
 
 
-def point_of(planned: PlannedTrial) -> str:
+def point_key(planned: PlannedTrial) -> str:
     """Equal for trials that differ only in their seed."""
     params = planned.params
     parts = configuration(params)
     del parts["train"]["seed"]
     # Cached features are not in the configuration.
     features = {stream: getattr(params.features, stream).model_dump(mode="json") for stream in parts["model"]["rates"]}
-    return canonical([task_of(params), parts, features])
+    return canonical([task_key(params), parts, features])
 
 
 def plan_lines(trials: Sequence[PlannedTrial]) -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
-from pipeline.sweeping.plan import PlannedTrial, name_without_seed, point_of, task_of
+from pipeline.sweeping.plan import PlannedTrial, name_without_seed, point_key, task_key
 from pipeline.sweeping.search.progress import metrics_of, values_of
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
 from pipeline.sweeping.specification import Sweep
@@ -31,7 +31,7 @@ def results_folder(sweep: Sweep) -> Path:
     return RESULTS / sweep.specification.name
 
 
-def publish(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: Suggestions | None = None) -> None:
+def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: Suggestions | None = None) -> None:
     """Print the table of the trials; write tables and figures unless they are up to date."""
     if not any(planned.state is Status.DONE for planned in trials):
         return
@@ -93,9 +93,9 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     result = SearchResult(search.kind, search.trials, search.minimise, points, {})
     if len(result.done) < MIN_POINTS or not result.keys:
         return result
-    from pipeline.sweeping.search.importance import importance
+    from pipeline.sweeping.search.importance import key_importance
 
-    of = {m: importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
+    of = {m: key_importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
     return replace(result, importance={metric: shares for metric, shares in of.items() if shares})
 
 
@@ -156,8 +156,8 @@ class BestPoints:
         """Add a trial, and return its metric; None without one."""
         value = metrics_of(planned, [self.metric]).get(self.metric)
         if value is not None:
-            points = self._tasks.setdefault(task_of(planned.params), {})
-            points.setdefault(point_of(planned), {})[planned.identity] = planned, value
+            points = self._tasks.setdefault(task_key(planned.params), {})
+            points.setdefault(point_key(planned), {})[planned.identity] = planned, value
         return value
 
     def best(self) -> list[tuple[str, float]]:

@@ -1,8 +1,6 @@
 """The sections of a sweep file, and settings: values by dotted key of params.yaml."""
 
-import random
 import re
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,12 +8,13 @@ from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, Section, assign, known_below, validate
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 
 MAX_TRIALS = 10_000
 """More would take minutes to expand, and is likely a mistake."""
 NAME = "name"
 """The key that names a value of an axis; the other keys are settings."""
-Settings = dict[str, Any]
+SettingsByKey = dict[str, Any]
 """Values by dotted key."""
 
 
@@ -45,55 +44,6 @@ class Select(Section):
 
     by: Annotated[str, AfterValidator(_on_validation)] = "wer/validation"
     """A metric of the validation split; the lowest is best. Tables report the test split."""
-
-
-class Scheduler(Section):
-    """Early stopping by the validation loss, among trials of one task; all seeds of a point continue, or none
-    (`pipeline.sweeping.early_stopping`)."""
-
-    kind: Literal["asha", "median", "hyperband"] = "asha"
-    """asha: asynchronous successive halving (Li et al., MLSys 2020). hyperband: asha in several brackets, each of which
-    is compared for the first time one rung later than the one before (Li et al., JMLR 2018), in case `grace` is too
-    short. median: stops what is worse than the median of the others at the same step (Golovin et al., KDD 2017)."""
-    grace: Annotated[int, Field(ge=1)]
-    """Steps before the first comparison; median compares after each further `grace` steps."""
-    factor: Annotated[int, Field(ge=2)] = 3
-    """Of asha and hyperband: one in `factor` continues after each comparison; the next follows at `factor` times the
-    step."""
-
-    def rungs(self, steps: int) -> list[int]:
-        """The steps at which trials of this length are compared."""
-        if self.kind == "median":
-            return list(range(self.grace, steps, self.grace))
-        rungs = []
-        step = self.grace
-        while step < steps:
-            rungs.append(step)
-            step *= self.factor
-        return rungs
-
-    def bracket(self, point: str, steps: int) -> int:
-        """How many rungs a point skips: always 0, except for hyperband, whose brackets have sizes with about the same
-        total number of steps.
-
-        It follows from the point alone, so that it is the same for every driver, in any order of points. (Ray Tune's
-        AsyncHyperBand draws it, and would draw another one after a restart.)
-        """
-        if self.kind != "hyperband":
-            return 0
-        most = len(self.rungs(steps))
-        sizes = [ceil((most + 1) * self.factor**rungs / (rungs + 1)) for rungs in range(most, -1, -1)]
-        return random.Random(point).choices(range(most + 1), sizes)[0]
-
-    @property
-    def one_in(self) -> int:
-        """One in this many trials continues."""
-        return 2 if self.kind == "median" else self.factor
-
-    @property
-    def least_rivals(self) -> int:
-        """The fewest others to compare with; a trial with fewer continues."""
-        return 3 if self.kind == "median" else 1
 
 
 class SearchSettings(Section):
@@ -139,8 +89,9 @@ class Specification(Section):
     """How often a failed trial is retried, from its last checkpoint."""
     search: SearchSettings | None = None
     """Suggests points; null takes the product of all axes."""
-    scheduler: Scheduler | None = None
-    """Early stopping; null trains all trials to the end."""
+    scheduler: EarlyStoppingRule | None = None
+    """Early stopping, as Ray Tune's schedulers do it (no trial is scheduled for a time); null trains all trials to the
+    end."""
     select: Select = Select()
     primary: str | None = None
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
@@ -161,7 +112,7 @@ class LogUniform(Section):
     samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
-def point_params(path: str | Path, base: dict[str, Any], common: Settings, settings: Settings) -> Params:
+def point_params(path: str | Path, base: dict[str, Any], common: SettingsByKey, settings: SettingsByKey) -> Params:
     """The parameters of a point: `base`, overridden by `common`, overridden by its own settings."""
     values = _copied(base)
     for key, value in (common | settings).items():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import Precision, with_native
+from pipeline.common.hardware import ResolvedPrecision, with_native
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, require_distinct
@@ -24,7 +24,7 @@ from pipeline.sweeping.sections import (
     MAX_TRIALS,
     NAME,
     SearchSettings,
-    Settings,
+    SettingsByKey,
     Specification,
     point_params,
     require_key,
@@ -35,10 +35,10 @@ SEED, RANKS = "train.seed", "train.ranks"
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A point of a sweep."""
 
-    settings: Settings
+    settings: SettingsByKey
     """Values of the axes and the seed, by dotted key."""
     params: Params
     labels: dict[str, str] = field(default_factory=dict)
@@ -54,14 +54,14 @@ class Sweep:
     specification: Specification
     base: Params
     """The unchanged params.yaml, for which `dvc repro` runs the stages."""
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     """All points; for a search, the corners of its space, which need every input that it can need."""
     space: Space | None = None
     """The space of a search."""
-    common: Settings = field(default_factory=dict)
+    common: SettingsByKey = field(default_factory=dict)
     """Settings of all points, over `base`."""
     path: str = ""
-    native: Mapping[str, Precision] | None = None
+    native: Mapping[str, ResolvedPrecision] | None = None
     """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.ray.workers`."""
     only: tuple[str, ...] = ()
     """`--only` of a search, which keeps some of the suggestions; a grid is narrowed already."""
@@ -70,7 +70,7 @@ class Sweep:
     def _values(self) -> dict[str, Any]:
         return self.base.model_dump(mode="json")
 
-    def point(self, settings: Settings, chosen: Mapping[str, Settings] | None = None) -> Point:
+    def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SweepPoint:
         """The point with these settings.
 
         Args:
@@ -86,7 +86,7 @@ class Sweep:
         labels = {axis: value[NAME] for axis, value in with_name.items()}
         named = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
         params = point_params(self.path, self._values, self.common, settings)
-        return Point(settings, with_native(params, self.native) if self.native else params, labels, named)
+        return SweepPoint(settings, with_native(params, self.native) if self.native else params, labels, named)
 
     @property
     def search(self) -> SearchSettings:
@@ -132,7 +132,7 @@ def load_sweep(
     return sweep
 
 
-def _grid(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
+def _grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
     """The sweep with the product of all axes."""
     path, specification = sweep.path, sweep.specification
     axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
@@ -150,7 +150,7 @@ def _grid(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
     return replace(sweep, points=tuple(narrow(points, only)))
 
 
-def _search(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
+def _search(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
     """The sweep with the space of its search; every combination of options is checked at both ends of the ranges."""
     path, specification, metrics = sweep.path, sweep.specification, sweep.search.minimise
     space = read_space(path, specification.axes)
@@ -168,7 +168,7 @@ def _search(sweep: Sweep, overridden: Settings, only: Sequence[str]) -> Sweep:
     return replace(sweep, points=points)
 
 
-def _require_consistent(path: str, specification: Specification, points: Sequence[Point]) -> None:
+def _require_consistent(path: str, specification: Specification, points: Sequence[SweepPoint]) -> None:
     """GPUs match the ranks of each point, and the planned comparison is of a task of the sweep."""
     gpus, primary = specification.resources.gpus, specification.primary
     for ranks in (point.params.train.ranks for point in points):
@@ -200,7 +200,7 @@ def _require_comparable(sweep: Sweep) -> None:
                 raise PipelineError(where, reason, "make grace a multiple of it")
 
 
-def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: Settings) -> None:
+def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: SettingsByKey) -> None:
     """No key is set by two axes, or by an axis and `--set`."""
     axis_of: dict[str, str] = {}
     for name, keys in axes.items():

@@ -14,9 +14,10 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.hardware import start_of, this_process
 from pipeline.common.journal import Journal, read_journal
 from pipeline.config import Params
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.sections import Scheduler, Specification
+from pipeline.sweeping.sections import Specification
 from pipeline.trials.folder import Status, Trial
 
 FILE = "plan.json"
@@ -80,7 +81,7 @@ def read_plan(folder: Path) -> RecordedPlan:
         raise PipelineError(path, "does not exist: this sweep has run no trial yet", "start it, or see --plan")
     plan = read_json(path, "see --plan instead")
     try:
-        rule = Scheduler.model_validate(plan["scheduler"]) if plan["scheduler"] else None
+        rule = EarlyStoppingRule.model_validate(plan["scheduler"]) if plan["scheduler"] else None
         trials = tuple(
             PlannedTrial(
                 line["name"],

@@ -19,7 +19,7 @@ from pipeline.trials.metrics_log import Record
 from pipeline.trials.provenance import sessions
 from pipeline.trials.trained import read_log
 
-LONGEST_PARAMETER = 6000
+MAX_PARAMETER_LENGTH = 6000
 """A limit of MLflow's interface."""
 ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
 FIGURES = "figures"
@@ -37,7 +37,7 @@ _READ = (*_STATUS_OF_MARK, "identity.json", "metrics.jsonl", REPRODUCTION)
 
 
 @dataclass(frozen=True, order=True)
-class Point:
+class MetricPoint:
     """A metric's value at a step, and its time in milliseconds since 1970."""
 
     name: str
@@ -47,13 +47,13 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Content:
+class RunContent:
     """The wanted content of a run; times in milliseconds since 1970."""
 
     name: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
-    points: frozenset[Point]
+    points: frozenset[MetricPoint]
     data: Mapping[str, str]
     """Digests of the data by name."""
     artifacts: Mapping[str, Path]
@@ -90,7 +90,7 @@ def code_fingerprint() -> list[str]:
     return [file_sha256(file) for file in sorted(code)]
 
 
-def trial_content(trial: Trial, sweep: str) -> Content:
+def trial_content(trial: Trial, sweep: str) -> RunContent:
     """The content of a trial's run, of a trial in any state. PipelineError if a file is missing or damaged."""
     try:
         return _read_content(trial, sweep)
@@ -99,7 +99,7 @@ def trial_content(trial: Trial, sweep: str) -> Content:
         raise PipelineError(trial.folder, f"cannot be read ({error})", remedy) from None
 
 
-def _read_content(trial: Trial, sweep: str) -> Content:
+def _read_content(trial: Trial, sweep: str) -> RunContent:
     parts, result, recorded = trial.identity_parts(), trial.result(), sessions(trial)
     records = read_log(trial)
     times = [record["time"] for record in records]
@@ -116,8 +116,10 @@ def _read_content(trial: Trial, sweep: str) -> Content:
     points = _points(records)
     if result:
         step = max((int(record["step"]) for record in records), default=0)
-        points |= {(name, step): Point(name, float(v), _milli(latest), step) for name, v in result["metrics"].items()}
-    return Content(
+        points |= {
+            (name, step): MetricPoint(name, float(v), _milli(latest), step) for name, v in result["metrics"].items()
+        }
+    return RunContent(
         name=trial_name(parts["configuration"]),
         params=_parameters(trial, parts["configuration"]),
         tags={SWEEP: sweep} | _tags(trial, parts, result, recorded),
@@ -184,14 +186,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = (value if isinstance(value, str) else json.dumps(value))[:LONGEST_PARAMETER]
+            flat[f"{prefix}{key}"] = (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAMETER_LENGTH]
     return flat
 
 
-def _points(records: Iterable[Record]) -> dict[tuple[str, int], Point]:
+def _points(records: Iterable[Record]) -> dict[tuple[str, int], MetricPoint]:
     """One point for each metric and step, the last if a step was measured twice."""
     return {
-        (name, int(record["step"])): Point(name, float(value), _milli(record["time"]), int(record["step"]))
+        (name, int(record["step"])): MetricPoint(name, float(value), _milli(record["time"]), int(record["step"]))
         for record in records
         for name, value in record.items()
         if name not in ("time", "step")

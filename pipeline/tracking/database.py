@@ -28,7 +28,7 @@ from pipeline.common.redaction import command_without_secrets
 ARTIFACTS_FOLDER = "mlartifacts"
 LOCK_NOTICE_SECONDS = 3.0
 """Waiting time for the lock after which its holder is printed."""
-LOCK_LIMIT_SECONDS = 60.0
+MAX_LOCK_SECONDS = 60.0
 """Waiting time for the lock after which an error is raised."""
 _POLL_SECONDS = 0.1
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
@@ -71,7 +71,7 @@ def local_folder(address: str) -> Path | None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """The right to write a database file; two processes that create it at once would damage it.
 
-    PipelineError if another process holds it for over `LOCK_LIMIT_SECONDS`, or the file system has no locks.
+    PipelineError if another process holds it for over `MAX_LOCK_SECONDS`, or the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "a+b", buffering=0) as opened:
@@ -91,10 +91,10 @@ def _wait_for_lock(opened: BinaryIO, path: Path) -> None:
         waited = time.monotonic() - began
         opened.seek(0)
         holder = opened.read().decode(errors="replace") or "another process"
-        if waited >= LOCK_LIMIT_SECONDS:
+        if waited >= MAX_LOCK_SECONDS:
             raise PipelineError(
                 path,
-                f"MLflow cannot be written: {holder} has held {path.name}.lock for over {LOCK_LIMIT_SECONDS:g} s",
+                f"MLflow cannot be written: {holder} has held {path.name}.lock for over {MAX_LOCK_SECONDS:g} s",
                 "nothing is lost, all results are in the trial folders: wait for that process or end it, then run the "
                 "same command again",
             )

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.common.files import digest
 from pipeline.tracking.content import FAILED, FINISHED, KILLED, NAME, RUNNING
 from pipeline.tracking.run import GIVEN_NAME, PARENT, RUN_NAME, is_renamed, merge_runs, peoples_tags, set_status
-from pipeline.tracking.views import CHARTS, VIEW_TAG, Shown, description, distinct_names, is_description, saved_view
+from pipeline.tracking.views import CHARTS, VIEW_TAG, ShownRun, description, distinct_names, is_description, saved_view
 
 TABLE = "table.md"
 PARENT_OF = "parent_of_sweep"
@@ -71,7 +71,7 @@ def describe(client: Any, experiment_id: str, run: Any, files: Sequence[str | Pa
 def present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
     """Put the trials below their parent, name them by their differences, and save a view that compares them."""
     shown = {
-        run.info.run_id: Shown(run.data.tags.get(NAME, run.info.run_name), run.data.params, run.data.metrics)
+        run.info.run_id: ShownRun(run.data.tags.get(NAME, run.info.run_name), run.data.params, run.data.metrics)
         for run in trials
     }
     names = distinct_names(shown)

@@ -15,8 +15,8 @@ from pipeline.tracking.content import (
     NAME,
     RUNNING,
     SWEEP,
-    Content,
-    Point,
+    MetricPoint,
+    RunContent,
     present_artifacts,
     trial_content,
 )
@@ -106,7 +106,7 @@ def _is_ours(tag: str) -> bool:
     return tag in _OURS or tag.startswith(_DATA)
 
 
-def _create_run(client: Any, experiment_id: str, content: Content, old: Any = None) -> Any:
+def _create_run(client: Any, experiment_id: str, content: RunContent, old: Any = None) -> Any:
     """A new run, with the name and tags that people gave to the `old` one, which it replaces."""
     tags = {GIVEN_NAME: content.name} | (peoples_tags(old) if old else {})
     name = content.name
@@ -117,15 +117,15 @@ def _create_run(client: Any, experiment_id: str, content: Content, old: Any = No
     return client.create_run(experiment_id, content.started, {**tags, **content.tags}, name)
 
 
-def _held_points(client: Any, run: Any) -> set[Point]:
+def _held_points(client: Any, run: Any) -> set[MetricPoint]:
     return {
-        Point(name, point.value, point.timestamp, point.step)
+        MetricPoint(name, point.value, point.timestamp, point.step)
         for name in run.data.metrics
         for point in client.get_metric_history(run.info.run_id, name)
     }
 
 
-def _is_part(client: Any, run: Any, held: set[Point], content: Content) -> bool:
+def _is_part(client: Any, run: Any, held: set[MetricPoint], content: RunContent) -> bool:
     """Whether the folder has everything that the run has, so that the run only needs to be completed."""
     data = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs} if run.inputs else {}
     return (
@@ -144,7 +144,7 @@ def _artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
     return paths
 
 
-def _complete(client: Any, run: Any, content: Content, held: set[Point]) -> None:
+def _complete(client: Any, run: Any, content: RunContent, held: set[MetricPoint]) -> None:
     """Add to a run the content that it lacks."""
     from mlflow.entities import Metric, Param, RunTag
 

@@ -15,7 +15,7 @@ from pipeline.common.redaction import without_secrets
 from pipeline.tracking.database import database, exists, stored_experiments
 from pipeline.tracking.server import client_of, connected, wrap_errors
 
-LONGEST_TAG = 8000
+MAX_TAG_LENGTH = 8000
 """MLflow's limit for a run's tag."""
 VIEW = "Comparison"
 VIEW_TAG = "mlflow.sharedViewState.comparison"
@@ -33,14 +33,14 @@ _CHARTS_LINK = "[Charts and columns]"
 _RUN_NAME = "attributes.`Run Name`"
 _PARALLEL, _SCATTERS, _SINGLE = "Task, weight, error rates and sinks", "Error rates against sinks", "One by one"
 """Sections of the charts."""
-_LONGEST_TITLE, _ENDS = 15, 6
+_MAX_TITLE_LENGTH, _ENDS = 15, 6
 """MLflow's parallel coordinates shorten a longer title to this many characters of its beginning and its end."""
-_MOST_SCATTERS = 3
+_MAX_SCATTERS = 3
 _PICTURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRun:
     """A run on MLflow's pages."""
 
     name: str
@@ -74,7 +74,7 @@ def charts_address(uri: str, experiment: str, port: int = PORT) -> str:
     return server + CHARTS.format(experiment=experiment)
 
 
-def distinct_names(runs: Mapping[str, Shown]) -> dict[str, str]:
+def distinct_names(runs: Mapping[str, ShownRun]) -> dict[str, str]:
     """The name of each run, extended by the settings in which it differs from runs of the same name."""
     keys_of: dict[str, list[str]] = {}
     for key, run in runs.items():
@@ -88,7 +88,7 @@ def distinct_names(runs: Mapping[str, Shown]) -> dict[str, str]:
     return names
 
 
-def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
+def saved_view(runs: Sequence[ShownRun], sweep: str, created: int) -> str:
     """The value of the view's tag: trials by name, with columns and charts of differing settings and main metrics.
 
     `sweep` is the trials' tag; `created` is the time of the experiment in milliseconds.
@@ -106,7 +106,7 @@ def saved_view(runs: Sequence[Shown], sweep: str, created: int) -> str:
     ]
     rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
     counts = [name for name in _COUNTS if name in metrics]
-    charts += [_scatter(count, rate) for rate in rates[:_MOST_SCATTERS] for count in counts]
+    charts += [_scatter(count, rate) for rate in rates[:_MAX_SCATTERS] for count in counts]
     charts += [_single("BAR", name) for name in headlines] + [_single("LINE", name) for name in lines]
     # MLflow adds a chart for each metric that no chart names, and there are seventy.
     charts += [_single("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
@@ -148,7 +148,7 @@ def description(table: str, experiment: str, run: str, files: Iterable[str]) -> 
     pictures = [f"![{path}](get-artifact?path={path}&run_uuid={run})" for path in paths]
     text = "\n\n".join([" · ".join(links), table.strip(), *pictures]) + "\n"
     # MLflow would truncate the table, which is among the artifacts in any case.
-    return text if len(text) <= LONGEST_TAG else "\n\n".join([" · ".join(links), *pictures]) + "\n"
+    return text if len(text) <= MAX_TAG_LENGTH else "\n\n".join([" · ".join(links), *pictures]) + "\n"
 
 
 def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
@@ -175,7 +175,7 @@ def _distinct_titles(metrics: Sequence[str]) -> list[str]:
     """The metrics whose titles on the parallel coordinates differ; the others have charts of their own."""
     titles: dict[str, str] = {}
     for name in metrics:
-        short = name if len(name) <= _LONGEST_TITLE else f"{name[:_ENDS]}...{name[-_ENDS:]}"
+        short = name if len(name) <= _MAX_TITLE_LENGTH else f"{name[:_ENDS]}...{name[-_ENDS:]}"
         titles.setdefault(short, name)
     return list(titles.values())
 

@@ -125,7 +125,7 @@ def tag_trial(identity: str, tags: dict[str, str], uri: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _TrialBatch:
     """Trials to write, with their fingerprints, by identity; and the errors of damaged trials."""
 
     trials: dict[str, tuple[Trial, str]]
@@ -137,9 +137,9 @@ class _Batch:
             raise self.errors[0]
 
 
-def _read_batch(folders: Iterable[str | Path], sweep: str) -> _Batch:
+def _read_batch(folders: Iterable[str | Path], sweep: str) -> _TrialBatch:
     """Fingerprints are taken before content is read, so that a change in between is noticed next time."""
-    batch = _Batch({}, [])
+    batch = _TrialBatch({}, [])
     for trial in map(Trial, folders):
         try:
             batch.trials[trial.identity] = (trial, trial_fingerprint(trial, sweep))
@@ -148,12 +148,12 @@ def _read_batch(folders: Iterable[str | Path], sweep: str) -> _Batch:
     return batch
 
 
-def _sweep_fingerprint(batch: _Batch, sweep: str, files: Sequence[str | Path], complete: bool) -> str:
+def _sweep_fingerprint(batch: _TrialBatch, sweep: str, files: Sequence[str | Path], complete: bool) -> str:
     trials = sorted((identity, fingerprint) for identity, (_, fingerprint) in batch.trials.items())
     return digest(["sweep", sweep, trials, files_fingerprint(files), complete, code_fingerprint()])
 
 
-def _synced_trials(uri: str, experiment: str, sweep: str, batch: _Batch) -> dict[str, str] | None:
+def _synced_trials(uri: str, experiment: str, sweep: str, batch: _TrialBatch) -> dict[str, str] | None:
     """Run ids by identity if the database shows the current content of all trials; else, or if unknown, None."""
     path = database(uri)
     if path is None or not exists(uri) or batch.errors:
@@ -171,7 +171,7 @@ def _synced_trials(uri: str, experiment: str, sweep: str, batch: _Batch) -> dict
     return ids if ids.keys() == batch.trials.keys() else None
 
 
-def _synced_parent(uri: str, sweep: str, batch: _Batch, fingerprint: str) -> str | None:
+def _synced_parent(uri: str, sweep: str, batch: _TrialBatch, fingerprint: str) -> str | None:
     """Id of the parent run if the database shows the current content of it and of all trials; else None."""
     path = database(uri)
     if path is None or not exists(uri) or _synced_trials(uri, sweep, sweep, batch) is None:
@@ -188,7 +188,7 @@ def _is_here(address: str, path: Path) -> bool:
     return address.startswith(f"{artifacts_root(path)}/")
 
 
-def _ingest(client: Any, uri: str, experiment: str, sweep: str, batch: _Batch) -> dict[str, str]:
+def _ingest(client: Any, uri: str, experiment: str, sweep: str, batch: _TrialBatch) -> dict[str, str]:
     experiment_id = _experiment_id(client, uri, experiment)
     known = _known_runs(client, experiment_id, sweep)
     ingested: dict[str, str] = {}

@@ -24,7 +24,7 @@ from pipeline.common.version_control import LOCK, SETTINGS, code_state
 
 MODULES = ("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate")
 """The commands whose code produces a trial and its data."""
-ARCHIVE_LIMIT = 64 << 20
+MAX_ARCHIVE_BYTES = 64 << 20
 """Bytes of all sources in an archive that is read; a larger one is damaged, or meant to exhaust the memory."""
 _VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
 """Prefixes of the CPU flags by which libraries choose their kernels, and so the last bits of a result."""
@@ -78,8 +78,8 @@ def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] |
         return None
     try:
         with gzip.open(file) as zipped:
-            content = zipped.read(ARCHIVE_LIMIT + 1)
-        if len(content) > ARCHIVE_LIMIT:
+            content = zipped.read(MAX_ARCHIVE_BYTES + 1)
+        if len(content) > MAX_ARCHIVE_BYTES:
             return None
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             files = ((member.name, archive.extractfile(member)) for member in archive.getmembers() if member.isreg())

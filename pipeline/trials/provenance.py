@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256
 from pipeline.common.verified import read_sealed, write_sealed
-from pipeline.common.version_control import PATCH_LIMIT
+from pipeline.common.version_control import MAX_PATCH_BYTES
 from pipeline.trials.environment import (
     device_name,
     environment,
@@ -34,7 +34,7 @@ from pipeline.trials.results import output_files
 
 
 @contextlib.contextmanager
-def recorded(
+def record_session(
     trial: Trial, purpose: str, device: str = "auto", read: Callable[[], Mapping[Path, str]] | None = None
 ) -> Iterator[None]:
     """Record a session of work on a trial: its environment, start, end and outcome.
@@ -63,7 +63,7 @@ def recorded(
     if redacted := redacted_sources():
         session["source"]["redacted"] = list(redacted)
     if patch := project_code().patch:
-        is_kept = len(patch) <= PATCH_LIMIT
+        is_kept = len(patch) <= MAX_PATCH_BYTES
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if is_kept else _description(None, patch)
     write_sealed(path, {"sessions": [*before, session]})
     try:
@@ -162,19 +162,19 @@ FileName = Annotated[
 ]
 
 
-class _Part(BaseModel):
+class _RecordPart(BaseModel):
     """Fields are optional; those that are not declared here are not read."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class _Kept(_Part):
+class _FileRecord(_RecordPart):
     file: FileName | None = None
     sha256: Sha256
     redacted: list[str] = []
 
 
-class _Code(_Part):
+class _CodeRecord(_RecordPart):
     version_control: str = ""
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")] = ""
     branch: str | None = None
@@ -184,7 +184,7 @@ class _Code(_Part):
     withheld: list[str] = []
 
 
-class _Hardware(_Part):
+class _HardwareRecord(_RecordPart):
     cpu: str = ""
     cores: int | None = None
     gpus: list[str | None] = []
@@ -192,7 +192,7 @@ class _Hardware(_Part):
     vectors: list[str] = []
 
 
-class _Session(_Part):
+class _SessionRecord(_RecordPart):
     purpose: str = ""
     started: Time = "2000-01-01"
     ended: Time | None = None
@@ -202,10 +202,10 @@ class _Session(_Part):
     python: str = ""
     packages: dict[str, str] = {}
     system: dict[str, str] = {}
-    hardware: _Hardware = _Hardware()
-    code: _Code = _Code()
-    source: _Kept | None = None
-    patch: _Kept | None = None
+    hardware: _HardwareRecord = _HardwareRecord()
+    code: _CodeRecord = _CodeRecord()
+    source: _FileRecord | None = None
+    patch: _FileRecord | None = None
     inputs: dict[FilePath, Sha256] = {}
     outputs: dict[Name, Sha256] = {}
 
@@ -213,7 +213,7 @@ class _Session(_Part):
 def _fault(session: dict[str, Any]) -> str | None:
     """What is wrong with a recorded session, or None."""
     try:
-        _Session.model_validate(session)
+        _SessionRecord.model_validate(session)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "it"

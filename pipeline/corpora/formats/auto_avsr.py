@@ -14,7 +14,7 @@ from pipeline.common.words import normalise
 from pipeline.config import Section
 from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.formats.lrs import clip_id, hold_out_validation, is_complete
-from pipeline.corpora.formats.transcripts import lrs_text, read_text
+from pipeline.corpora.formats.transcripts import lrs_text, read_transcript_text
 from pipeline.corpora.formats.tree import file_fault, name_fault
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
@@ -118,7 +118,7 @@ class AutoAVSR(RecordedCorpus):
         )  # fmt: skip
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:
-        text = clip.text or lrs_text(read_text(Path(str(clip.transcript))))
+        text = clip.text or lrs_text(read_transcript_text(Path(str(clip.transcript))))
         if not normalise(text):
             raise Unusable("empty transcript")
         return [Piece(text)]

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.common.errors import PipelineError
 from pipeline.common.words import normalise
 from pipeline.corpora.formats.lists import Row, read_table
-from pipeline.corpora.formats.transcripts import read_text
+from pipeline.corpora.formats.transcripts import read_transcript_text
 from pipeline.corpora.formats.tree import AUDIO, VIDEO, file_fault, files_below, is_recording, name_fault, preference
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
@@ -180,7 +180,7 @@ def _speaker(clip: RecordedClip) -> str:
 
 
 def _text(clip: RecordedClip) -> str:
-    return clip.text or normalise(read_text(Path(str(clip.transcript))))
+    return clip.text or normalise(read_transcript_text(Path(str(clip.transcript))))
 
 
 def _text_or_id(clip: RecordedClip) -> str:

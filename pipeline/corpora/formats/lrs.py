@@ -18,7 +18,7 @@ from pydantic import Field
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_undamaged
-from pipeline.corpora.formats.transcripts import Word, read_lrs
+from pipeline.corpora.formats.transcripts import TimedWord, read_lrs
 from pipeline.corpora.formats.tree import file_fault, files_below, name_fault
 from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable
@@ -189,7 +189,7 @@ def hold_out_validation(corpus: Corpus, clips: list[RecordedClip], skipped: list
     return kept
 
 
-def cut_at_words(text: str, words: Sequence[Word], longest: float) -> list[Piece]:
+def cut_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
     """Cut a long clip between words into few pieces of at most `longest` seconds.
 
     A cut is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.

@@ -13,7 +13,7 @@ UNREADABLE = "unreadable transcript"
 
 
 @dataclass(frozen=True)
-class Word:
+class TimedWord:
     """A word with its times in seconds from the start of the clip."""
 
     text: str
@@ -37,7 +37,7 @@ def read_transcript(path: Path) -> list[str]:
     return lines
 
 
-def read_text(path: Path) -> str:
+def read_transcript_text(path: Path) -> str:
     """The text of a transcript that has no other content; raises as `read_transcript`."""
     return " ".join(read_transcript(path))
 
@@ -47,7 +47,7 @@ def lrs_text(text: str) -> str:
     return " ".join(text.translate({ord("{"): None, ord("}"): None}).lower().split())
 
 
-def read_lrs(path: Path) -> tuple[str, list[Word]]:
+def read_lrs(path: Path) -> tuple[str, list[TimedWord]]:
     """Read a transcript of LRS2 or LRS3: the text, and the words with their times if the transcript has them.
 
     Blocks are separated by blank lines: `Text:  HE SAID`, then, in any order, `Conf:`, a table of frames, and a table
@@ -67,7 +67,7 @@ def read_lrs(path: Path) -> tuple[str, list[Word]]:
     return text, [] if head is None else list(_words(path, lines, head + 1))
 
 
-def _words(path: Path, lines: list[str], first: int) -> Iterator[Word]:
+def _words(path: Path, lines: list[str], first: int) -> Iterator[TimedWord]:
     """The rows of the table of words, up to a blank line."""
     for number, line in enumerate(lines[first:], first + 1):
         if not line.strip():
@@ -82,4 +82,4 @@ def _words(path: Path, lines: list[str], first: int) -> Iterator[Word]:
                 f"{printable(path.name)}: line {number}, {line[:80]!r}, is not a word, its begin and end in seconds"
             )
             raise Unusable(UNREADABLE, detail)
-        yield Word(lrs_text(word), begin, end)
+        yield TimedWord(lrs_text(word), begin, end)

@@ -25,7 +25,7 @@ VIDEO = (
 _ENDINGS = mimetypes.MimeTypes(filenames=())
 """Built-in types only, which are equal on every machine."""
 REMEDY = "name the folder of the corpus as corpus.root"
-LONGEST_NAME = 200
+MAX_NAME_BYTES = 200
 """Maximum bytes of a name. File systems allow 255, and media get longer names than their sources."""
 
 
@@ -107,6 +107,6 @@ def name_fault(names: Iterable[str]) -> Unusable | None:
             return Unusable("its name has a control character", printable(name))
         if name in ("", ".", "..") or "/" in name:
             return Unusable("its path leads elsewhere", printable(name))
-        if (size := len(name.encode())) > LONGEST_NAME:
-            return Unusable("its name is too long", f"{size} bytes; at most {LONGEST_NAME}")
+        if (size := len(name.encode())) > MAX_NAME_BYTES:
+            return Unusable("its name is too long", f"{size} bytes; at most {MAX_NAME_BYTES}")
     return None

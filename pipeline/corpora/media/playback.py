@@ -25,9 +25,9 @@ MPEG = "mpeg"
 """The container (MPEG-1, MPEG-2) whose timestamps have gaps although no frame is missing."""
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 """The containers that count their frames, including those hidden by an edit list."""
-LARGEST_ASPECT = 4
+MAX_ASPECT = 4
 """Maximum aspect ratio of a pixel; a larger one is damage."""
-STANDSTILL = 60
+MAX_STANDSTILL_SECONDS = 60
 """Maximum seconds without a new frame, in addition to one second per frame."""
 
 
@@ -138,7 +138,7 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, reme
         time = number / rate if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
         if shown is None:
             start = time
-        if time - start > number + STANDSTILL:
+        if time - start > number + MAX_STANDSTILL_SECONDS:
             raise PipelineError(path, f"damaged timestamps: frame {number} is at {float(time - start):,.0f} s", remedy)
         while shown is not None and yielded <= (time - start) * FRAME_RATE - Fraction(1, 2):
             yielded += 1
@@ -147,14 +147,14 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, reme
     if shown is None:
         return
     # The last frame is displayed for its duration; a very short video still has a frame.
-    end = time - start + min(1 / rate, Fraction(STANDSTILL))
+    end = time - start + min(1 / rate, Fraction(MAX_STANDSTILL_SECONDS))
     for _ in range(max(yielded == 0, round(end * FRAME_RATE) - yielded)):
         yield shown
 
 
 def _square(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
     """Width and height in square pixels; `aspect` is the width of a stored pixel over its height."""
-    if not aspect or not 1 / LARGEST_ASPECT <= aspect <= LARGEST_ASPECT:
+    if not aspect or not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
         return width, height
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 

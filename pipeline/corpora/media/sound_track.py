@@ -10,13 +10,13 @@ from pipeline.corpora.media.playback import MPEG, default_first, open_media, vid
 
 SILENCE = 0.5 / (1 << 15)
 """Samples below it round to 0 in 16 bits."""
-LARGEST_OFFSET = 60.0
+MAX_OFFSET_SECONDS = 60.0
 """Maximum seconds between the first frame and the first sample; a larger offset is a wrong timestamp."""
-LARGEST_LEAD = 1.0
+MAX_LEAD_SECONDS = 1.0
 """Maximum seconds of sound before the first frame that are removed if the video is not used."""
-SMALLEST_GAP = 0.1
+MIN_GAP_SECONDS = 0.1
 """Seconds; timestamps are rounded, so a smaller difference is no gap."""
-LARGEST_PEAK = 16.0
+MAX_PEAK = 16.0
 """Maximum peak of a floating-point recording in units of full scale (24 dB); a larger one is in other units."""
 
 
@@ -64,7 +64,7 @@ def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise PipelineError(path, "a sample is not finite", remedy)
     peak = float(np.abs(samples).max(initial=0))
-    if peak > LARGEST_PEAK:
+    if peak > MAX_PEAK:
         raise PipelineError(
             path,
             f"the peak is {peak:,.0f}, and floating-point full scale is 1: divide steps of 16 bits by 32,768",
@@ -75,7 +75,7 @@ def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
 
 def _synchronised(samples: np.ndarray, rate: int, offset: float, with_video: bool) -> np.ndarray:
     """Pad or cut samples that begin `offset` seconds after the first video frame."""
-    if abs(offset) > LARGEST_OFFSET or (offset < -LARGEST_LEAD and not with_video):
+    if abs(offset) > MAX_OFFSET_SECONDS or (offset < -MAX_LEAD_SECONDS and not with_video):
         return samples
     shift = round(offset * rate)
     return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
@@ -96,8 +96,8 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
             if frame.sample_rate != rate:
                 raise PipelineError(path, f"the sample rate changes from {rate} to {frame.sample_rate}", remedy)
             gap = round(((frame.time or 0.0) - first) * rate) - count if is_timed else 0
-            if gap > SMALLEST_GAP * rate:
-                if gap > LARGEST_OFFSET * rate:
+            if gap > MIN_GAP_SECONDS * rate:
+                if gap > MAX_OFFSET_SECONDS * rate:
                     raise PipelineError(path, f"damaged timestamps: no sound for {gap / rate:,.0f} s", remedy)
                 parts.append(np.zeros(gap, np.float32))
                 count += gap

@@ -21,8 +21,8 @@ ANCHORS = {2304: ((48, 1),), 896: ((16, 2), (8, 6))}
 """By the number of anchors: cells along a side of each grid, and anchors per cell."""
 KEYPOINTS = 4
 """Right eye, left eye, nose and mouth, from the view of the person; the ears after them are not used."""
-MINIMUM_SCORE = 0.5
-SAME_FACE = 0.3
+MIN_SCORE = 0.5
+MIN_OVERLAP = 0.3
 """Minimum intersection over union of two boxes of the same face."""
 REMEDY = "name a folder of weights that `python -m pipeline.weights` fetched with format tflite"
 
@@ -103,7 +103,7 @@ def _largest(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray) -> np.nda
     `raw` (anchors, 16) has the centre relative to the anchor, width and height, and keypoints relative to the anchor.
     """
     scores = 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
-    likely = np.flatnonzero(scores >= MINIMUM_SCORE)
+    likely = np.flatnonzero(scores >= MIN_SCORE)
     likely = likely[np.argsort(-scores[likely], kind="stable")]
     scores, raw, anchors = scores[likely], raw[likely], anchors[likely]
     centre, half = raw[:, :2] + anchors, raw[:, 2:4] / 2
@@ -112,7 +112,7 @@ def _largest(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray) -> np.nda
     best, area = None, 0.0
     left = np.arange(len(likely))
     while len(left):
-        same = _overlap(boxes[left[0]], boxes[left]) > SAME_FACE
+        same = _overlap(boxes[left[0]], boxes[left]) > MIN_OVERLAP
         same[0] = True
         face, left = left[same], left[~same]
         width, height = np.diff(np.average(boxes[face], axis=0, weights=scores[face]), axis=0)[0]

@@ -22,7 +22,7 @@ from pipeline.corpora.mouth.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RA
 
 CROP = 96
 """Pixels along a side of the mouth region."""
-TOLERANCE = 5
+MAX_SHIFT = 5
 """Maximum shift in pixels that keeps the region inside the aligned picture."""
 MOUTH = 3
 """Index of the mouth among the keypoints."""
@@ -117,7 +117,7 @@ def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         raise NoFace("all keypoints of a face are equal")
     centre = np.rint(apply(transform, keypoints)[MOUTH]).astype(int)
     inside = np.clip(centre, CROP // 2, SIDE - CROP // 2)
-    if (off := np.abs(centre - inside).max()) > TOLERANCE:
+    if (off := np.abs(centre - inside).max()) > MAX_SHIFT:
         raise NoFace(f"a mouth is {off} pixels too near to the edge of the aligned face")
     left, top = inside - CROP // 2
     return window(picture, transform, left, top, CROP)

@@ -16,12 +16,12 @@ from pipeline.corpora.splits import SPLITS, random_generator, random_rank
 
 SECONDS = 40
 """Length of the babble, unless the longest utterance is longer."""
-CLIPS = 50
+MAX_CLIPS = 50
 """Maximum clips per talker."""
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeakerClip:
     """A recording of a training speaker."""
 
     speaker: str
@@ -29,13 +29,13 @@ class Speech:
     audio: Path
 
 
-def choose_talkers(corpus: Corpus, split: str, speech: Sequence[Speech]) -> list[list[Path]]:
+def choose_talkers(corpus: Corpus, split: str, speech: Sequence[SpeakerClip]) -> list[list[Path]]:
     """Choose training speakers for the babble of a split; each split has different ones if there are enough.
 
     Returns:
         Per talker the files to read until the babble is long enough.
     """
-    by_speaker: dict[str, list[Speech]] = defaultdict(list)
+    by_speaker: dict[str, list[SpeakerClip]] = defaultdict(list)
     for recording in speech:
         by_speaker[recording.speaker].append(recording)
     order = sorted(by_speaker, key=lambda speaker: random_rank(corpus.seed, "talkers", speaker))
@@ -44,7 +44,7 @@ def choose_talkers(corpus: Corpus, split: str, speech: Sequence[Speech]) -> list
     for talker in range(corpus.noise.talkers):
         own = by_speaker[order[(first + talker) % len(order)]]
         own = sorted(own, key=lambda recording: random_rank(corpus.seed, split, talker, recording.name))
-        talkers.append([recording.audio for recording in own[:CLIPS]])
+        talkers.append([recording.audio for recording in own[:MAX_CLIPS]])
     return talkers
 
 

@@ -13,9 +13,9 @@ from pipeline.corpora.noise.mixing import LEVEL, noise_path, root_mean_square
 from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS, random_generator
 
-NOISE_SECONDS = 600
+MAX_NOISE_SECONDS = 600
 """Maximum length of the noise of a split, which every worker holds in memory."""
-FILES = 60
+MAX_FILES = 60
 """Maximum number of files, drawn at random: each contributes ten seconds."""
 
 
@@ -37,13 +37,13 @@ def noise_files(folder: str | Path) -> list[Path]:
 
 
 def chosen_files(folder: str | Path, seed: int) -> list[Path]:
-    """At most `FILES` random files of a folder, in the order in which they are used.
+    """At most `MAX_FILES` random files of a folder, in the order in which they are used.
 
     Raises:
         PipelineError: there is none.
     """
     files = noise_files(folder)
-    return [files[index] for index in random_generator("noise files", seed).permutation(len(files))[:FILES]]
+    return [files[index] for index in random_generator("noise files", seed).permutation(len(files))[:MAX_FILES]]
 
 
 def noise_settings(folder: str | Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
     if target.exists():
         return
     files = chosen_files(noise, seed)
-    most = NOISE_SECONDS * SAMPLE_RATE // len(files)
+    most = MAX_NOISE_SECONDS * SAMPLE_RATE // len(files)
     parts = []
     for path in files:
         try:

@@ -10,7 +10,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.files import digest
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance
-from pipeline.corpora.noise.babble import Speech, choose_talkers, write_babble
+from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers, write_babble
 from pipeline.corpora.noise.folder import chosen_files, noise_settings, write_folder_noise
 from pipeline.corpora.noise.mixing import noise_path
 from pipeline.corpora.reading import media_path
@@ -58,7 +58,7 @@ def training_noise(corpus: Corpus, utterances: Iterable[Utterance]) -> np.ndarra
         if corpus.noise.folder is not None:
             write_folder_noise(corpus.noise.folder, SPLIT, corpus.seed, _longest(clean), Path(folder))
         else:
-            speech = [Speech(u.speaker, u.id, media_path(corpus.out, "audio", u)) for u in clean]
+            speech = [SpeakerClip(u.speaker, u.id, media_path(corpus.out, "audio", u)) for u in clean]
             write_babble(corpus, SPLIT, choose_talkers(corpus, SPLIT, speech), target)
         noise = read_audio(target)
     return np.resize(noise, max(len(noise), int(np.ceil(_longest(clean) * SAMPLE_RATE))))

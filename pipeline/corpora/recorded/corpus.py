@@ -146,9 +146,9 @@ class RecordedCorpus(Reader):
     def noise_recipe(self, split: str, clips: list[RecordedClip]) -> Any:
         if self.corpus.noise.folder is not None:
             return None
-        from pipeline.corpora.noise.babble import Speech, choose_talkers
+        from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers
 
-        training = [Speech(clip.speaker, clip.id, clip.audio) for clip in clips if clip.split == "train"]
+        training = [SpeakerClip(clip.speaker, clip.id, clip.audio) for clip in clips if clip.split == "train"]
         return choose_talkers(self.corpus, split, training)
 
     def write_noise(self, split: str, recipe: Any, folder: Path) -> None:

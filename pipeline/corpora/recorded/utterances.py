@@ -15,9 +15,9 @@ from pipeline.corpora.recorded.corpus import Piece, RecordedClip
 from pipeline.corpora.recorded.recording import Recording
 from pipeline.corpora.splits import random_generator
 
-LARGEST_DIFFERENCE = 0.5
+MAX_DIFFERENCE_SECONDS = 0.5
 """Maximum difference in seconds between the lengths of audio and video."""
-LARGEST_FRAME_DIFFERENCE = 2
+MAX_DIFFERENCE_FRAMES = 2
 """Maximum difference in frames between a video and its label."""
 
 
@@ -105,7 +105,7 @@ def _lines(corpus: Corpus, clip: RecordedClip, piece: Piece, infos: dict[str, Fi
 
 
 def _check_video(clip: RecordedClip, seconds: float, frames: int) -> None:
-    if abs(seconds - frames / FRAME_RATE) > LARGEST_DIFFERENCE:
+    if abs(seconds - frames / FRAME_RATE) > MAX_DIFFERENCE_SECONDS:
         raise Unusable("audio and video differ in length", f"{seconds:.2f} s and {frames / FRAME_RATE:.2f} s")
-    if clip.frames is not None and abs(clip.frames - frames) > LARGEST_FRAME_DIFFERENCE:
+    if clip.frames is not None and abs(clip.frames - frames) > MAX_DIFFERENCE_FRAMES:
         raise Unusable("the list has another number of frames", f"listed {clip.frames}, found {frames}")

@@ -18,11 +18,11 @@ from pipeline.corpora.synthetic.plan import Plan, plan_corpus
 
 FILE_BYTES = 90_000
 """Approximate maximum of a wav or an mp4 of two seconds."""
-NOISE_SECONDS = 60
+MAX_SENTENCE_SECONDS = 60
 """Maximum length of a sentence."""
 
 
-class Counts(Section):
+class SplitCounts(Section):
     """A number for each split."""
 
     train: Annotated[int, Field(ge=1)]
@@ -41,9 +41,9 @@ class SyntheticCorpus(Reader):
 
         sentences: str | None = None
         """A text file with a sentence per line; null takes the GRID grammar."""
-        voices: Counts = Counts(train=14, validation=2, test=4)
+        voices: SplitCounts = SplitCounts(train=14, validation=2, test=4)
         """Voices of each split; no voice is in two."""
-        utterances: Counts = Counts(train=1100, validation=100, test=200)
+        utterances: SplitCounts = SplitCounts(train=1100, validation=100, test=200)
         """Utterances of each split, without their noisy copies."""
 
         @model_validator(mode="after")
@@ -79,11 +79,11 @@ class SyntheticCorpus(Reader):
 
     def write_noise(self, split: str, recipe: None, folder: Path) -> None:
         # Its import is slow.
-        from pipeline.corpora.synthetic.utterance import write_babble
+        from pipeline.corpora.synthetic.utterance import write_synthetic_babble
 
         if self.corpus.noise.folder is not None:
-            write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, NOISE_SECONDS, folder)
-        write_babble(self.corpus, split, folder)
+            write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, MAX_SENTENCE_SECONDS, folder)
+        write_synthetic_babble(self.corpus, split, folder)
 
     def prepare_clip(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         from pipeline.corpora.synthetic.utterance import generate_utterance

@@ -33,7 +33,7 @@ BABBLE_SENTENCES = 32
 """Sentences of each talker, which are repeated."""
 
 
-def write_babble(corpus: Corpus, split: str, folder: Path) -> None:
+def write_synthetic_babble(corpus: Corpus, split: str, folder: Path) -> None:
     """Write the babble of a split if it is missing: training voices that say sentences outside the training split.
 
     Voices are used twice if there are fewer voices than talkers; sentences, if the text file is too short.

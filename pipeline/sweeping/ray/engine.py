@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import Precision
+from pipeline.common.hardware import ResolvedPrecision
 from pipeline.sweeping.ray.environment import OUTPUT, RAY, set_environment
 from pipeline.sweeping.ray.temporary import temporary_folder
 from pipeline.sweeping.sections import Specification
@@ -80,7 +80,7 @@ class Engine:
     ) -> None:
         self._specification, self._address = specification, address
         self._stop, self._query_precision = stop, query_precision
-        self.native: dict[str, Precision] | None = None
+        self.native: dict[str, ResolvedPrecision] | None = None
         """What precision `auto` means on a worker, by device."""
         self.concurrency = 1
         """The number of trials that can run at once."""

@@ -26,7 +26,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import Precision, native_precision
+from pipeline.common.hardware import ResolvedPrecision, native_precision
 from pipeline.sweeping.ray.engine import EngineOptions, kill_session
 from pipeline.sweeping.ray.start import (
     dead_process,
@@ -67,17 +67,17 @@ def serve(connection: Connection, options: EngineOptions) -> None:
         channel.send("refused", error.where, error.found, error.remedy)
     except BaseException as error:
         traceback.print_exc()
-        if not channel.send("lost", one_line(error)):
+        if not channel.send("lost", error_line(error)):
             receiver.join()
 
 
-def _worker_precision(resources: dict[str, float]) -> dict[str, Precision]:
+def _worker_precision(resources: dict[str, float]) -> dict[str, ResolvedPrecision]:
     """What precision `auto` means on a worker with the resources of a trial, by device."""
     query = ray.remote(_precision_here).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=3)
     return ray.get(query.remote())
 
 
-def _precision_here() -> dict[str, Precision]:
+def _precision_here() -> dict[str, ResolvedPrecision]:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return {device: native_precision(device) for device in ("auto", "cpu")}
@@ -135,7 +135,7 @@ def _watch(channel: _Channel, address: str | None, resources: dict[str, float], 
             is_silent = False
         except (PipelineError, RayError, RuntimeError) as error:
             if not is_silent:
-                channel.send("note", f"the cluster does not answer; waiting for it: {one_line(error)}")
+                channel.send("note", f"the cluster does not answer; waiting for it: {error_line(error)}")
             is_silent = True
 
 
@@ -224,7 +224,7 @@ class _Worker(tune.Trainable):
             _require_gpus(ray.get_gpu_ids())
             return {"step": 0, **pkgutil.resolve_name(self._job["work"])(self._job), "done": True}
         except Exception as error:
-            raise AttemptError(one_line(error), traceback.format_exc()) from None
+            raise AttemptError(error_line(error), traceback.format_exc()) from None
 
 
 def _require_gpus(assigned: Sequence[int | str]) -> None:
@@ -299,12 +299,12 @@ def reason_of(error: Exception | None, text: str) -> str:
     if isinstance(error, RayActorError):
         return "its worker was killed (out of memory, or by hand)"
     if error is not None:
-        return one_line(getattr(error, "cause", None) or error)
+        return error_line(getattr(error, "cause", None) or error)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Failure # ")]
     return lines[-1].strip() if lines else "Ray gives no reason"
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception as a line."""
     text = str(error).strip().partition("\n")[0] or "no message"
     return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"

@@ -10,13 +10,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from pipeline.comparison.front import Importance
+from pipeline.comparison.front import KeyImportance
 
 RESAMPLINGS = 20
 TREES = 16
 
 
-def importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, Importance]:
+def key_importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, KeyImportance]:
     """The share of the variance of a metric that each key accounts for, the largest first.
 
     A key that only some points have (the video rate) is evaluated on these points.
@@ -34,14 +34,14 @@ def importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence
     return dict(sorted(shares.items(), key=lambda item: -item[1].value))
 
 
-def _importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, Importance]:
+def _importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, KeyImportance]:
     source = random.Random(0)
     resampled = [_shares(source.choices(points, k=len(points)), keys) for _ in range(RESAMPLINGS)]
     importances = {}
     for key, share in _shares(points, keys).items():
         low, high = np.quantile([shares.get(key, 0.0) for shares in resampled], [0.025, 0.975])
         value = float(share)
-        importances[key] = Importance(value, min(float(low), value), max(float(high), value))
+        importances[key] = KeyImportance(value, min(float(low), value), max(float(high), value))
     return importances
 
 

@@ -17,8 +17,8 @@ from pipeline.config import Section
 from pipeline.sweeping.early_stopping import METRIC, losses_at
 from pipeline.sweeping.narrowing import is_used
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.search.suggestions import MAX_REPEATS, Outcome, Suggestion, Suggestions
-from pipeline.sweeping.sections import Settings
+from pipeline.sweeping.search.suggestions import MAX_REPEATS, SearchOutcome, Suggestion, Suggestions
+from pipeline.sweeping.sections import SettingsByKey
 from pipeline.sweeping.specification import Sweep
 from pipeline.trials.folder import Status
 from pipeline.trials.lease import Lease, LeaseTakenError
@@ -100,7 +100,7 @@ class Search:
         self._open[suggestion.number] = suggestion
         return suggestion
 
-    def _is_used(self, key: str, settings: Settings) -> bool:
+    def _is_used(self, key: str, settings: SettingsByKey) -> bool:
         """Whether a trial uses a key. This depends on the options and on whether the decorrelation weight is 0, but not
         on the values within ranges."""
         options = {name: value for name, value in settings.items() if not isinstance(value, float) or not value}
@@ -117,10 +117,10 @@ class Search:
                 self._searcher.tell(number, outcome)
                 del self._open[number]
 
-    def _outcome(self, suggestion: Suggestion) -> Outcome | None:
+    def _outcome(self, suggestion: Suggestion) -> SearchOutcome | None:
         """None until all seeds have ended. A repeated point tells the sampler nothing."""
         if suggestion.is_repeated:
-            return Outcome()
+            return SearchOutcome()
         done: list[PlannedTrial] = []
         stopped: list[tuple[PlannedTrial, int]] = []
         for planned in suggestion.trials:
@@ -132,15 +132,15 @@ class Search:
                 return None
         columns = _columns(done, self._metrics)
         if len(columns) == len(self._metrics):
-            return Outcome([fmean(columns[metric]) for metric in self._metrics])
+            return SearchOutcome([fmean(columns[metric]) for metric in self._metrics])
         if stopped:
             first = min(step for _, step in stopped)
             losses = [loss for planned, _ in stopped for loss in losses_at(planned.trial, [first]).values()]
-            return Outcome(losses={first: fmean(losses) if losses else float("nan")})
+            return SearchOutcome(losses={first: fmean(losses) if losses else float("nan")})
         if done:
             self._require_measured()
             self._log(f"{suggestion.name}  lacks a metric of search.minimise; the search ignores it")
-        return Outcome()
+        return SearchOutcome()
 
     def _require_measured(self) -> None:
         """A metric that no trial has is a mistake; a single trial may lack one, such as a cosine without sinks."""

@@ -15,7 +15,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState, create_trial
 
 from pipeline.sweeping.search.space import Range, Space
-from pipeline.sweeping.search.suggestions import Outcome
+from pipeline.sweeping.search.suggestions import SearchOutcome
 from pipeline.sweeping.sections import SearchSettings
 
 POPULATION = 8
@@ -62,7 +62,7 @@ class Searcher:
         of_study = self._storage.get_study_system_attrs(self._study._study_id)
         return {"params": dict(frozen.params), "notes": notes, "of_study": of_study}
 
-    def add(self, drawn: dict[str, Any], outcome: Outcome | None) -> None:
+    def add(self, drawn: dict[str, Any], outcome: SearchOutcome | None) -> None:
         """Add a suggestion of an earlier run, as `drawn` returned it, with its outcome; None: not known yet."""
         self._study.add_trial(
             create_trial(
@@ -78,14 +78,14 @@ class Searcher:
             self._storage.set_study_system_attr(self._study._study_id, key, value)
         self._asked += 1
 
-    def tell(self, number: int, outcome: Outcome) -> None:
+    def tell(self, number: int, outcome: SearchOutcome) -> None:
         """Report the outcome of a suggestion."""
         frozen = self._study.get_trials(deepcopy=False)[number]
         for step, loss in self._losses(outcome).items():
             Trial(self._study, frozen._trial_id).report(loss, step)
         self._study.tell(number, outcome.values, state=_state(outcome))
 
-    def _losses(self, outcome: Outcome) -> dict[int, float]:
+    def _losses(self, outcome: SearchOutcome) -> dict[int, float]:
         """By which a point that was stopped early ranks below all others, the earlier the lower; optuna ranks so for a
         single metric only."""
         return outcome.losses if len(self._settings.minimise) == 1 else {}
@@ -108,7 +108,7 @@ class Draw:
         return self._trial.suggest_float(bounds.name, bounds.low, bounds.high, log=bounds.kind == "loguniform")
 
 
-def _state(outcome: Outcome) -> TrialState:
+def _state(outcome: SearchOutcome) -> TrialState:
     if outcome.values:
         return TrialState.COMPLETE
     return TrialState.PRUNED if outcome.losses else TrialState.FAIL

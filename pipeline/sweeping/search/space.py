@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical
-from pipeline.sweeping.sections import NAME, Settings, is_key, require_key, require_names
+from pipeline.sweeping.sections import NAME, SettingsByKey, is_key, require_key, require_names
 
 if TYPE_CHECKING:
     from pipeline.sweeping.search.searchers import Draw
@@ -53,7 +53,7 @@ class Option:
     """One of the values of an axis."""
 
     label: str
-    settings: Settings
+    settings: SettingsByKey
     ranges: tuple[Range, ...]
     """Ranges of this option, of which values are suggested once it is chosen."""
     name: str | None = None
@@ -63,14 +63,14 @@ class Option:
     def keys(self) -> set[str]:
         return {*self.settings, *(r.key for r in self.ranges)}
 
-    def matches(self, settings: Settings) -> bool:
+    def matches(self, settings: SettingsByKey) -> bool:
         """Whether a point can come from this option."""
         is_fixed = all(key in settings and settings[key] == value for key, value in self.settings.items())
         return is_fixed and all(r.contains(settings[r.key]) for r in self.ranges if r.key in settings)
 
 
 @dataclass(frozen=True)
-class Axis:
+class SearchAxis:
     """Options, of which one is chosen; a plain range is a single option."""
 
     name: str
@@ -85,11 +85,11 @@ class Axis:
 class Space:
     """All axes of a search."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[SearchAxis, ...]
 
-    def suggest(self, draw: "Draw", is_used: Callable[[str, Settings], bool]) -> Settings:
+    def suggest(self, draw: "Draw", is_used: Callable[[str, SettingsByKey], bool]) -> SettingsByKey:
         """One point; `is_used` decides whether a trial with the settings so far uses a key."""
-        point: Settings = {}
+        point: SettingsByKey = {}
         for axis in self.axes:
             option = axis.options[0]
             if len(axis.options) > 1:
@@ -105,16 +105,16 @@ class Space:
                     point[bounds.key] = int(value) if bounds.kind == "int" else _rounded(value)
         return point
 
-    def corners(self) -> Iterator[Settings]:
+    def corners(self) -> Iterator[SettingsByKey]:
         """Every combination of options, with all ranges at their lower, then at their upper bounds."""
         for options in itertools.product(*(axis.options for axis in self.axes)):
             for end in ("low", "high") if any(option.ranges for option in options) else ("low",):
-                corner: Settings = {}
+                corner: SettingsByKey = {}
                 for option in options:
                     corner |= option.settings | {r.key: getattr(r, end) for r in option.ranges}
                 yield corner
 
-    def named_options(self, settings: Settings) -> dict[str, Settings]:
+    def named_options(self, settings: SettingsByKey) -> dict[str, SettingsByKey]:
         """The named option of each axis that a point comes from: its settings and its name."""
         chosen = {}
         for axis in self.axes:
@@ -144,7 +144,7 @@ def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
     return Space(tuple(sorted(read, key=lambda axis: not axis.keys & DECIDING)))
 
 
-def _axis(where: str, name: str, axis: Any) -> Axis:
+def _axis(where: str, name: str, axis: Any) -> SearchAxis:
     if isinstance(axis, dict) and axis.keys() == {"choice"}:
         axis = axis["choice"]
     if isinstance(axis, dict):
@@ -161,18 +161,20 @@ def _axis(where: str, name: str, axis: Any) -> Axis:
         if labels.count(label) > 1:
             raise PipelineError(where, f"has {label} twice", "remove one")
     several = len(values) > 1
-    return Axis(name, tuple(_option(where, label, value, several) for label, value in zip(labels, values, strict=True)))
+    return SearchAxis(
+        name, tuple(_option(where, label, value, several) for label, value in zip(labels, values, strict=True))
+    )
 
 
-def _label(where: str, value: Settings) -> str:
+def _label(where: str, value: SettingsByKey) -> str:
     try:
         return canonical({key: setting for key, setting in value.items() if key != NAME})
     except ValueError:
         raise PipelineError(where, f"has {value}", "a value must be a finite number") from None
 
 
-def _option(where: str, label: str, values: Settings, several: bool) -> Option:
-    settings: Settings = {}
+def _option(where: str, label: str, values: SettingsByKey, several: bool) -> Option:
+    settings: SettingsByKey = {}
     ranges = []
     for key, value in values.items():
         if key == NAME:

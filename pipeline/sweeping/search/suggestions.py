@@ -16,8 +16,8 @@ from pipeline.common.journal import read_journal
 from pipeline.config import Params
 from pipeline.sweeping.narrowing import narrow
 from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, plan_trials
-from pipeline.sweeping.sections import Settings
-from pipeline.sweeping.specification import SEED, Point, Sweep
+from pipeline.sweeping.sections import SettingsByKey
+from pipeline.sweeping.specification import SEED, Sweep, SweepPoint
 
 FOLDER = "searches"
 """In the folder of trials, so that it moves with them."""
@@ -32,7 +32,7 @@ class Suggestion:
     """A point that was suggested."""
 
     number: int
-    settings: Settings
+    settings: SettingsByKey
     """By dotted key, without the seed."""
     drawn: dict[str, Any]
     """The suggestion in the sampler's names and values, with its notes."""
@@ -48,7 +48,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """The outcome of a suggestion: `values` if it was evaluated, `losses` if it was stopped early, neither if it
     failed."""
 
@@ -80,7 +80,7 @@ class Suggestions:
         if sweep.only:
             self._narrow(sweep.only)
 
-    def add(self, settings: Settings, drawn: dict[str, Any]) -> Suggestion:
+    def add(self, settings: SettingsByKey, drawn: dict[str, Any]) -> Suggestion:
         """Add a suggestion; the caller writes it to the journal."""
         trials = self._plan(self._points(settings))
         identities = tuple(planned.identity for planned in trials)
@@ -110,10 +110,10 @@ class Suggestions:
             return 0
         return max(0, self._sweep.search.trials - len(self.points))
 
-    def _points(self, settings: Settings) -> list[Point]:
+    def _points(self, settings: SettingsByKey) -> list[SweepPoint]:
         return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
 
-    def _plan(self, points: Sequence[Point]) -> tuple[PlannedTrial, ...]:
+    def _plan(self, points: Sequence[SweepPoint]) -> tuple[PlannedTrial, ...]:
         return tuple(map(self._planner.add, points))
 
     def _narrow(self, only: Sequence[str]) -> None:
