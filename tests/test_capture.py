@@ -32,8 +32,9 @@ from pipeline.sinks.capture import Captured, capture, eager_attention
 from pipeline.sinks.classification import classify_tokens
 from pipeline.sinks.hooks import record_pass
 from pipeline.sinks.instrument import SinkStatistics
-from pipeline.sinks.mlp import trace_mlp, writing_units
+from pipeline.sinks.mlp import trace_mlp
 from pipeline.sinks.origin import sink_origins
+from pipeline.sinks.writing_units import writing_units
 
 
 def test_capture_restores_the_model() -> None:

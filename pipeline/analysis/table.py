@@ -83,7 +83,7 @@ def effects_csv(rows: Rows) -> str:
 def _change(effect: Effect, score: str) -> str:
     if not effect.tokens_affected:
         return "no token"
-    p = f"p<{SMALLEST_P:g}" if effect.p < MIN_P else f"p={effect.p:.3f}"
+    p = f"p<{MIN_P:g}" if effect.p < MIN_P else f"p={effect.p:.3f}"
     return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p}"
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,10 @@ RELOCATION, INCREASE = 0.5, 0.05
 weight 0."""
 
 KINDS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
+"""Ends of the metrics that count intermediate sinks, by the definition of a sink."""
 RELOCATED = {"attention": metrics.RELOCATED, "activation": metrics.RELOCATED_BY_RATIO}
 NO_SINK = "there is no intermediate sink"
+EVERY_CLAIM = "every claim"
 NOTES = (
     f"Intermediate sinks are present if there are more than {MIN_SINKS:g} per utterance; by activation: above "
     "sinks.tau (or 300) times the median, by attention: above sinks.epsilon of the heads' mean.",
@@ -57,6 +60,11 @@ class ClaimVerdict(StrEnum):
     FAILS = "does not hold"
     OPEN = "inconclusive"
 
+    @property
+    def negated(self) -> "ClaimVerdict":
+        """The verdict on the opposite claim."""
+        return {ClaimVerdict.HOLDS: ClaimVerdict.FAILS, ClaimVerdict.FAILS: ClaimVerdict.HOLDS}.get(self, self)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -70,8 +78,12 @@ class Claim:
     """The value with its interval, or why there is none."""
 
 
-Finding = tuple[str, ClaimVerdict, str]
-"""Statement, verdict and value."""
+class Finding(NamedTuple):
+    """A claim, without the task and variant that it is about."""
+
+    statement: str
+    verdict: ClaimVerdict
+    value: str
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,9 @@ class Estimate:
         """Whether the value is above a bound, with its interval."""
         if self.low is None or self.high is None:
             return ClaimVerdict.OPEN
-        return (
-            ClaimVerdict.HOLDS if self.low > bound else ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.OPEN
-        )
+        if self.low > bound:
+            return ClaimVerdict.HOLDS
+        return ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.OPEN
 
     def text(self, percent: bool = False, sign: str = "") -> str:
         """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several."""
@@ -107,97 +119,86 @@ def claims(comparison: Comparison) -> list[Claim]:
         Claim(task, variant, *finding)
         for task in comparison.tasks
         for variant in comparison.variants
-        for finding in [*_of_sinks(comparison, task, variant), *_of_errors(comparison, task, variant)]
+        for finding in [*_about_sinks(comparison, task, variant), *_about_error_rates(comparison, task, variant)]
     ]
 
 
-def _of_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[Finding]:
+def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[Finding]:
+    """The claims about sinks; one inconclusive line in place of all if the trials cannot be read or are not done."""
     cell = comparison.cell(task, variant)
     if not cell.entries:
         return []
     if cell.gap:
-        return [("every claim", ClaimVerdict.OPEN, str(cell.gap))]
+        return [Finding(EVERY_CLAIM, ClaimVerdict.OPEN, str(cell.gap))]
     done = [entry for entry in cell.entries if not entry.gap]
     try:
-        if variant.decorrelation_weight == 0:
+        if not variant.has_loss:
             return list(_without_loss(read_records(done)))
-        return list(_with_loss(*_paired(done, comparison.cell(task, variant.without_loss()).entries)))
+        baselines = comparison.cell(task, variant.without_loss()).entries
+        return list(_with_loss(*_read_pairs(done, baselines)))
     except PipelineError as error:
-        return [("every claim", ClaimVerdict.OPEN, str(error))]
+        return [Finding(EVERY_CLAIM, ClaimVerdict.OPEN, str(error))]
 
 
-def _paired(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
-    """The records of the trials with a baseline of their seed, and of these baselines."""
+def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
+    """The records of the trials with the loss that have a baseline of the same seed, and those of the baselines."""
     by_seed = {entry.seed: entry for entry in baselines if not entry.gap}
-    both = [entry for entry in done if entry.seed in by_seed]
-    if not both:
+    paired = [entry for entry in done if entry.seed in by_seed]
+    if not paired:
         raise PipelineError("weight 0", "has no done trial of this task and seed", "run it")
-    records = read_records([*both, *(by_seed[entry.seed] for entry in both)])
-    return records[: len(both)], records[len(both) :]
-
-
-def _estimate(trials: Sequence[Column]) -> Estimate:
-    """The mean over trials of `sum(numerators) / sum(denominators)`; trials without a denominator have no value."""
-    counted = [column for column in trials if column[1].sum() > 0]
-    values = [float(tops.sum() / bottoms.sum()) for tops, bottoms in counted]
-    if len(values) > 1:
-        return Estimate(float(np.mean(values)), *mean_interval(values), seeds=len(values))
-    tops, bottoms = counted[0]
-    low, high = ratio_interval(tops, bottoms, RESAMPLINGS, seed=0) or (None, None)
-    return Estimate(values[0], low, high)
-
-
-def _columns(trials: Sequence[Records], name: str) -> list[Column]:
-    """The metric in each trial that has it."""
-    return [column for records in trials if (column := records.column(name)) is not None]
-
-
-def _total(trials: Sequence[Records], name: str) -> float:
-    return sum(float(column[0].sum()) for column in _columns(trials, name))
+    records = read_records([*paired, *(by_seed[entry.seed] for entry in paired)])
+    return records[: len(paired)], records[len(paired) :]
 
 
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
-    def finding(statement: str, name: str, bound: float, unit: str, absent: str) -> Finding:
-        columns = _columns(trials, name)
-        if not columns:
-            return statement, ClaimVerdict.OPEN, absent
-        estimate = _estimate(columns)
-        return statement, estimate.above(bound), estimate.text() + unit
+    """The claims about trials at weight 0."""
+    for kind, suffix in KINDS.items():
+        count = _above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance")
+        yield Finding(f"there are intermediate sinks, by {kind}", *count)
+    yield Finding("they occur at certain roles", *_roles(trials))
+    has_sinks = _total(trials, BY_ACTIVATION) > 0
+    absent = "BOS is not a sink there" if has_sinks else NO_SINK
+    shared = _above(trials, "sinks/feature_jaccard", SHARED, absent)
+    yield Finding("they share massive dimensions with BOS", *shared)
+    absent = "the module that writes them is unknown" if has_sinks else NO_SINK
+    written = _above(trials, "sinks/mlp_share/intermediate", WRITTEN, absent)
+    yield Finding("the MLP writes them", *written)
+    yield Finding("they align with BOS", *_alignment(trials))
 
-    for kind, name in KINDS.items():
-        statement = f"there are intermediate sinks, by {kind}"
-        yield finding(statement, BY_ACTIVATION + name, MIN_SINKS, " per utterance", "not measured")
-    present = _total(trials, BY_ACTIVATION) > 0
-    yield "they occur at certain roles", *_roles(trials)
-    for statement, name, bound, absent in (
-        (
-            "they share massive dimensions with BOS",
-            "sinks/feature_jaccard",
-            SHARED,
-            "BOS is not a sink there",
-        ),
-        ("the MLP writes them", "sinks/mlp_share/intermediate", WRITTEN, "the module that writes them is unknown"),
-    ):
-        yield finding(statement, name, bound, "", absent if present else NO_SINK)
-    yield "they align with BOS", *_alignment(trials)
+
+def _above(
+    trials: Sequence[Records], metric: str, bound: float, absent: str, unit: str = ""
+) -> tuple[ClaimVerdict, str]:
+    """Whether a metric is above a bound; inconclusive, with the reason `absent`, if no trial has the metric."""
+    columns = _columns(trials, metric)
+    if not columns:
+        return ClaimVerdict.OPEN, absent
+    estimate = _estimate(columns)
+    return estimate.above(bound), estimate.text() + unit
 
 
 def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
+    """Whether the role with most sinks has a larger share of them than of the tokens."""
     total = _total(trials, BY_ACTIVATION)
     if not total:
         return ClaimVerdict.OPEN, NO_SINK
     counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
-    most = max(tokens, key=lambda role: _total(trials, f"{BY_ACTIVATION}/{role}"))
-    columns = [(records.column(f"{BY_ACTIVATION}/{most}"), records.column(BY_ACTIVATION)) for records in trials]
-    shares = [np.stack([of_role[0], all[0]]) for of_role, all in columns if of_role is not None and all is not None]
-    share, even = _estimate(shares), tokens[most] / sum(tokens.values())
-    others = {role: _total(trials, f"{BY_ACTIVATION}/{role}") / total for role in tokens if role != most}
-    shown = [f"{role} {rounded(100 * part, 0)}%" for role, part in others.items() if part > 0]
-    return share.above(even), ", ".join([f"{most} {share.text(percent=True)} (of the tokens {even:.0%})", *shown])
+    sinks = {role: _total(trials, f"{BY_ACTIVATION}/{role}") for role in tokens}
+    main = max(sinks, key=sinks.__getitem__)
+    columns = [(records.column(f"{BY_ACTIVATION}/{main}"), records.column(BY_ACTIVATION)) for records in trials]
+    share_of_sinks = _estimate(
+        [np.stack([of_role[0], of_all[0]]) for of_role, of_all in columns if of_role is not None and of_all is not None]
+    )
+    share_of_tokens = tokens[main] / sum(tokens.values())
+    texts = [f"{main} {share_of_sinks.text(percent=True)} (of the tokens {share_of_tokens:.0%})"]
+    others = {role: count / total for role, count in sinks.items() if role != main and count > 0}
+    texts += [f"{role} {rounded(100 * share, 0)}%" for role, share in others.items()]
+    return share_of_sinks.above(share_of_tokens), ", ".join(texts)
 
 
 def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
+    """Whether the cosine of sinks to BOS is above its bound, and above that of the other tokens."""
     of_sinks, of_others = (_columns(trials, f"sinks/bos_cosine/{kind}") for kind in ("sink", "other"))
     if not of_sinks or not of_others:
         return ClaimVerdict.OPEN, NO_SINK
@@ -209,18 +210,21 @@ def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
 
 
 def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Iterator[Finding]:
+    """The claims about trials with the loss, each beside its baseline."""
+
     def pairs(name: str) -> list[tuple[Column, Column]]:
         """The metric with and without the loss, for each seed that has both."""
-        both = [(ours.column(name), theirs.column(name)) for ours, theirs in zip(trials, baselines, strict=True)]
+        both = [(trial.column(name), baseline.column(name)) for trial, baseline in zip(trials, baselines, strict=True)]
         return [(after, before) for after, before in both if after is not None and before is not None]
 
-    for kind, name in KINDS.items():
-        yield f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + name))
+    for kind, suffix in KINDS.items():
+        yield Finding(f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + suffix)))
     for kind, name in RELOCATED.items():
-        yield f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name))
+        yield Finding(f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name)))
 
 
 def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
+    """Whether fewer sinks than the share `REMAINING` of those at weight 0 remain."""
     if not pairs:
         return ClaimVerdict.OPEN, "not measured"
     after, before = (_estimate(side) for side in zip(*pairs, strict=True))
@@ -228,54 +232,79 @@ def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]
     if before.above(MIN_SINKS) is not ClaimVerdict.HOLDS:
         return ClaimVerdict.OPEN, f"too few sinks to test removal: {text}"
     # A difference in place of the share that remains, which is undefined for a seed without sinks.
-    excess = _estimate([np.stack([ours[0] - REMAINING * theirs[0], ours[1]]) for ours, theirs in pairs])
-    verdict = {ClaimVerdict.HOLDS: ClaimVerdict.FAILS, ClaimVerdict.FAILS: ClaimVerdict.HOLDS}.get(
-        excess.above(0), ClaimVerdict.OPEN
-    )
-    return verdict, f"{after.value / before.value:.0%} remain: {text}"
+    excess = _estimate([np.stack([trial[0] - REMAINING * baseline[0], trial[1]]) for trial, baseline in pairs])
+    return excess.above(0).negated, f"{after.value / before.value:.0%} remain: {text}"
 
 
 def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
+    """Whether the dominant sink stays at BOS: another token is it neither in most utterances, nor in more than at
+    weight 0."""
     if not pairs:
         return ClaimVerdict.OPEN, "not measured"
     share = _estimate([after for after, _ in pairs])
-    change = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs])
-    relocated = {share.above(RELOCATION), change.above(INCREASE)}
-    verdict = ClaimVerdict.FAILS if ClaimVerdict.HOLDS in relocated else ClaimVerdict.OPEN
-    if relocated == {ClaimVerdict.FAILS}:
-        verdict = ClaimVerdict.HOLDS
+    increase = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs])
+    signs_of_relocation = {share.above(RELOCATION), increase.above(INCREASE)}
+    if ClaimVerdict.HOLDS in signs_of_relocation:
+        verdict = ClaimVerdict.FAILS
+    else:
+        verdict = ClaimVerdict.OPEN if ClaimVerdict.OPEN in signs_of_relocation else ClaimVerdict.HOLDS
     text = f"not BOS in {share.text(percent=True)} of the utterances"
-    return verdict, f"{text}, {change.text(percent=True, sign='+')} relative to weight 0"
+    return verdict, f"{text}, {increase.text(percent=True, sign='+')} relative to weight 0"
 
 
-def _of_errors(comparison: Comparison, task: Task, variant: Variant) -> Iterator[Finding]:
-    """The word error rate at the highest and at the lowest rate of a modality with several rates."""
+def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> Iterator[Finding]:
+    """The claims about the word error rate at the highest and the lowest rate of a modality with several rates."""
     change = comparison.cell(task, variant).changes.get("test")
-    rates = [other.rates for other in comparison.tasks if other.group == task.group]
-    if change is None or len(rates) < 2:
+    all_rates = [other.rates for other in comparison.tasks if other.group == task.group]
+    if change is None or len(all_rates) < 2:
         return
     sample = f"over {len(change.seeds)} seeds" if change.p is not None else "over the utterances of these two runs"
     text = f"change in points: {change}, {sample}"
-    if all(ours >= theirs for other in rates for ours, theirs in zip(task.rates, other, strict=True)):
-        yield "at the highest rate the word error rate falls", _falls(change), text
-    if all(ours <= theirs for other in rates for ours, theirs in zip(task.rates, other, strict=True)):
-        yield "at the lowest rate the word error rate stays", _stays(change), text
+    if all(own >= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
+        yield Finding("at the highest rate the word error rate falls", _falls(change), text)
+    if all(own <= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
+        yield Finding("at the lowest rate the word error rate stays", _stays(change), text)
 
 
 def _falls(change: WERChange) -> ClaimVerdict:
+    """Whether the interval of the change is below 0."""
     if change.interval is None:
         return ClaimVerdict.OPEN
     low, high = change.interval
-    return ClaimVerdict.HOLDS if high < 0 else ClaimVerdict.FAILS if low >= 0 else ClaimVerdict.OPEN
+    if high < 0:
+        return ClaimVerdict.HOLDS
+    return ClaimVerdict.FAILS if low >= 0 else ClaimVerdict.OPEN
 
 
 def _stays(change: WERChange) -> ClaimVerdict:
-    """Single runs are not tested: two similar runs do not show the effect of the loss."""
+    """Whether the change is within the margin, over seeds. Single runs are not tested: two similar runs do not show the
+    effect of the loss."""
     if change.equivalence_p is None or change.p is None:
         return ClaimVerdict.OPEN
     if change.equivalence_p < LEVEL:
         return ClaimVerdict.HOLDS
     return ClaimVerdict.FAILS if change.p < LEVEL and abs(change.difference) > change.margin else ClaimVerdict.OPEN
+
+
+def _columns(trials: Sequence[Records], name: str) -> list[Column]:
+    """The metric in each trial that has it."""
+    return [column for records in trials if (column := records.column(name)) is not None]
+
+
+def _total(trials: Sequence[Records], name: str) -> float:
+    """The sum of a metric's numerators over utterances and trials."""
+    return sum(float(column[0].sum()) for column in _columns(trials, name))
+
+
+def _estimate(trials: Sequence[Column]) -> Estimate:
+    """The mean over trials of `sum(numerators) / sum(denominators)`; trials without a denominator have no value."""
+    with_value = [column for column in trials if column[1].sum() > 0]
+    values = [float(numerators.sum() / denominators.sum()) for numerators, denominators in with_value]
+    if len(values) > 1:
+        return Estimate(float(np.mean(values)), *mean_interval(values), seeds=len(values))
+    numerators, denominators = with_value[0]
+    low, high = ratio_interval(numerators, denominators, RESAMPLINGS, seed=0) or (None, None)
+    return Estimate(values[0], low, high)
 
 
 def claims_markdown(claims: Iterable[Claim]) -> str:
@@ -289,7 +318,7 @@ def claims_summary(claims: Sequence[Claim]) -> str:
     """The number of claims that hold, in a line for a terminal."""
     parts = []
     for name, with_loss in (("without the loss", False), ("with it", True)):
-        counts = Counter(claim.verdict for claim in claims if (claim.variant.decorrelation_weight > 0) is with_loss)
+        counts = Counter(claim.verdict for claim in claims if claim.variant.has_loss is with_loss)
         if counts:
             parts.append(f"{name} " + ", ".join(f"{counts[v]} {v}" for v in ClaimVerdict if counts[v]))
     return f"Claims of the paper: {'; '.join(parts)}. Details: claims.md\n"

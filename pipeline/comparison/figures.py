@@ -200,11 +200,11 @@ def against_weight(comparison: Comparison) -> Figure | None:
 def _lines(comparison: Comparison, weights: Sequence[float]) -> dict[str, list[Cell]]:
     """The cells at each weight, by task and other settings, if two or more are done."""
     lines = {}
-    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.decorrelation_weight > 0)
+    others = dict.fromkeys(variant.others for variant in comparison.variants if variant.has_loss)
     for task in comparison.tasks:
         for other in others:
             variants = [Variant(weight, other) for weight in weights]
-            cells = [comparison.cell(task, v if v.decorrelation_weight > 0 else v.without_loss()) for v in variants]
+            cells = [comparison.cell(task, v if v.has_loss else v.without_loss()) for v in variants]
             if sum(not cell.gap for cell in cells) > 1:
                 lines[", ".join([str(task), *Variant(0, other).parts[1:]])] = cells
     return lines

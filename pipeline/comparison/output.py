@@ -165,13 +165,9 @@ def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
         best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.chosen_by))
         yield f"every setting has {MIN_SINKS:g} or more intermediate sinks per utterance"
         yield f"the fewest are at {best}"
-    rest = [
-        other
-        for other in candidates
-        if (other.variant.decorrelation_weight == 0) != (best.variant.decorrelation_weight == 0)
-    ]
+    rest = [other for other in candidates if other.variant.has_loss is not best.variant.has_loss]
     if not rest:
-        yield f"there is no trial {'above' if best.variant.decorrelation_weight == 0 else 'at'} weight 0 to compare it with"
+        yield f"there is no trial {'at' if best.variant.has_loss else 'above'} weight 0 to compare it with"
         return
     other = min(rest, key=lambda candidate: candidate.chosen_by)
     yield str(other)

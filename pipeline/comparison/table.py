@@ -35,6 +35,11 @@ class Variant:
         """`others` as values by dotted key."""
         return {key: json.loads(value) for key, value in self.others}
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether its trials were trained with the decorrelation loss."""
+        return self.decorrelation_weight > 0
+
     def without_loss(self) -> "Variant":
         """Its baseline: the same at weight 0."""
         return Variant(0.0, tuple(pair for pair in self.others if not pair[0].startswith(LOSS)))

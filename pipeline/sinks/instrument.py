@@ -23,8 +23,8 @@ from pipeline.sinks.curves import Curves
 from pipeline.sinks.definitions import Definitions, ThresholdSensitivity
 from pipeline.sinks.dominant import DominantSinks
 from pipeline.sinks.metrics import MeasuredBatch, Ratio, per_utterance_metrics
-from pipeline.sinks.mlp import UnitStatistics, writing_units
 from pipeline.sinks.origin import OriginStatistics, sink_origins
+from pipeline.sinks.writing_units import UnitStatistics, writing_units
 
 THRESHOLDS = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
 EXEMPLAR_DIMENSIONS = 24

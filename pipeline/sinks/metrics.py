@@ -15,8 +15,8 @@ from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import Tokens
 from pipeline.sinks.definitions import lifetimes
-from pipeline.sinks.mlp import WritingUnits
 from pipeline.sinks.origin import SinkOrigins
+from pipeline.sinks.writing_units import WritingUnits
 
 THRESHOLDS = (100, 300, 1000)
 """Ratios at which sink tokens are always counted, so that trials with different tau can be compared."""

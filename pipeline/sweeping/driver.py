@@ -26,7 +26,7 @@ from pipeline.trials.provenance import sessions
 SYNC_SECONDS = 120.0
 """Interval of updates in MLflow while trials run."""
 MAX_ENGINE_CRASHES = 3
-"""How often in a row Ray may end before a trial ends."""
+"""How often Ray may end without a trial having ended; the last time is an error."""
 MAX_UNSTARTED = 5
 """How many attempts of a trial may end before they start without counting against `retries`."""
 
@@ -34,8 +34,10 @@ MAX_UNSTARTED = 5
 class Driver:
     """Runs the trials of one sweep; trials that fail get a `failed.json`, and the others continue.
 
-    An attempt fails with an error, with its worker, or with all of Ray. An attempt that its worker never started, such
-    as one placed on a node that has just died, does not count against `retries`.
+    A trial is placed on Ray, where it waits for a free slot and then runs. Each time it is placed is an attempt. An
+    attempt ends with the trial done, paused by early stopping, or interrupted; or it fails, with an error, with its
+    worker, or with all of Ray, and is repeated up to `retries` times. An attempt that its worker never started, such as
+    one placed on a node that has just died, does not count against `retries`.
 
     Args:
         sweep: provides the specification.
@@ -56,7 +58,7 @@ class Driver:
         search: Search | None = None,
         record: Callable[[Sequence[PlannedTrial]], object] = lambda trials: None,
     ) -> None:
-        self._specification, self._search = sweep.specification, search
+        self._specification, self._search, self._record = sweep.specification, search, record
         todo = [planned for planned in trials if not planned.is_over]
         runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
         self._cost_model = CostModel(runs)
@@ -69,20 +71,25 @@ class Driver:
         self._view = View(trials, costs, metric, log, search.left if search else 0)
         rule = self._specification.scheduler
         self._early_stopping = EarlyStopping(rule, trials) if rule else None
-        self._trials, self._queue, self._record = list(trials), deque(todo), record
+        self._trials = list(trials)
+        self._queue = deque(todo)
+        """Trials to place."""
         self._placed: dict[str, PlannedTrial] = {}
         """Trials placed on Ray, by identity."""
-        self._working: set[str] = set()
-        """Identities of the placed trials that run."""
-        self._held: dict[str, PlannedTrial] = {}
-        """Trials that wait for the other seeds of their point."""
+        self._running: set[str] = set()
+        """Identities of the placed trials that a worker runs."""
+        self._paused: dict[str, PlannedTrial] = {}
+        """Trials that wait at a rung for the other seeds of their point, by identity."""
         self._elsewhere: dict[str, PlannedTrial] = {}
-        """Trials that other processes run."""
-        self._sessions: dict[str, int] = {}
-        """The recorded sessions of a trial when it was placed."""
+        """Trials that other processes run, by identity."""
+        self._sessions_before: dict[str, int] = {}
+        """The number of recorded sessions of a trial when it was placed."""
         self._attempts: Counter[str] = Counter()
+        """Failed attempts that count against `retries`."""
         self._unstarted: Counter[str] = Counter()
+        """Failed attempts that do not."""
         self._crashes = 0
+        """How often Ray has ended since a trial last ended."""
 
     def run(self, address: str | None, work: str, sync: Sync) -> None:
         """Run until all trials have ended, or a stop is requested.
@@ -106,12 +113,12 @@ class Driver:
             self._search.opened(self._view.event) if self._search else contextlib.nullcontext(),
         ):
             try:
-                while not self._stop.exists() and self._has_more():
+                while not self._stop.exists() and self._fill_queue():
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, work, request)
                     except EngineLostError as error:
-                        self._handle_crash(error)
+                        self._on_crash(error)
                 if request.received:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
@@ -119,7 +126,7 @@ class Driver:
                 raise
 
     def _serve(self, engine: Engine, work: str, request: StopRequest) -> None:
-        """Place trials and handle events until the engine is idle."""
+        """Place trials and handle events until no trial is placed, or after a stop none runs."""
         for note in engine.notes:
             self._view.event(note)
         self._view.concurrency = engine.concurrency
@@ -129,24 +136,25 @@ class Driver:
             if self._stop.exists():
                 if request.is_overdue:
                     raise KeyboardInterrupt
-                if not self._working:
+                if not self._running:
                     return
-                continue
-            if not self._placed and not self._has_more():
-                self._wait_elsewhere()
-            while len(self._placed) < self._view.concurrency and self._has_more():
-                planned = self._queue.popleft()
-                self._placed[planned.identity] = planned
-                self._sessions[planned.identity] = _session_count(planned)
-                engine.place(self._job(planned, work))
-            if not self._placed:
-                return
+            else:
+                self._place_trials(engine, work)
+                if not self._placed:
+                    return
 
-    def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
-        return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}
+    def _place_trials(self, engine: Engine, work: str) -> None:
+        """Place a trial for each free slot; without any to place, wait for those that other processes run."""
+        if not self._placed and not self._fill_queue():
+            self._wait_elsewhere()
+        while len(self._placed) < self._view.concurrency and self._fill_queue():
+            planned = self._queue.popleft()
+            self._placed[planned.identity] = planned
+            self._sessions_before[planned.identity] = _session_count(planned)
+            engine.place(self._job(planned, work))
 
-    def _has_more(self) -> bool:
-        """Whether a trial waits to be placed; an empty queue gets the search's next point."""
+    def _fill_queue(self) -> bool:
+        """Add the search's next point to an empty queue; returns whether there is a trial to place."""
         if not self._queue and self._search:
             suggested = self._search.next()
             self._trials += suggested
@@ -156,6 +164,9 @@ class Driver:
                 self._early_stopping.add(suggested)
             self._queue.extend(suggested)
         return bool(self._queue)
+
+    def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
+        return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}
 
     def _job(self, planned: PlannedTrial, work: str) -> dict[str, Any]:
         return {
@@ -175,43 +186,43 @@ class Driver:
         elif kind == "note":
             self._view.event(first)
         elif kind == "started":
-            self._started(self._placed[first])
+            self._on_started(self._placed[first])
         elif kind == "ended":
-            self._ended(self._placed[first], *more)
+            self._on_ended(self._placed[first], *more)
         else:
-            self._failed(self._placed[first], *more)
+            self._on_failed(self._placed[first], *more)
 
-    def _started(self, planned: PlannedTrial) -> None:
-        self._working.add(planned.identity)
+    def _on_started(self, planned: PlannedTrial) -> None:
+        self._running.add(planned.identity)
         # After the stop, a worker leaves its trial at once.
         if not self._view.is_running(planned) and not self._stop.exists():
             self._view.started(planned)
 
-    def _ended(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
-        """A worker leaves a trial; its folder, not the result, decides whether it is over."""
+    def _on_ended(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
+        """A worker has left a trial; its folder, not the result, decides whether it is over."""
         outcome = result["outcome"]
         if outcome in (None, "interrupted") and not self._stop.exists():
-            self._failed(planned, "its worker was interrupted", "", False)
+            self._on_failed(planned, "its worker was interrupted", "", False)
             return
         self._remove(planned)
         self._crashes = 0
         if self._report_if_over(planned):
             pass
         elif outcome == "paused":
-            self._held[planned.identity] = planned
+            self._paused[planned.identity] = planned
         elif outcome == "taken":
             self._elsewhere[planned.identity] = planned
             self._view.ended(planned, "is run by another process; waiting for it")
         elif self._view.is_running(planned):
             self._view.ended(planned, "interrupted")
-        self._decide(planned)
+        self._decide_point(planned)
 
-    def _failed(self, planned: PlannedTrial, reason: str, traceback: str, worker_died: bool) -> None:
+    def _on_failed(self, planned: PlannedTrial, reason: str, traceback: str, worker_died: bool) -> None:
         """An attempt failed: with an error of its own, or `worker_died` with its worker."""
         self._remove(planned)
         if self._report_if_over(planned):
             return
-        if worker_died and self._is_unstarted(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
+        if worker_died and self._left_no_trace(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
             self._unstarted[planned.identity] += 1
         else:
             self._attempts[planned.identity] += 1
@@ -228,16 +239,34 @@ class Driver:
             self._search.ended(planned, failed=True)
         if self._early_stopping:
             self._early_stopping.fail(planned)
-        self._decide(planned)
+        self._decide_point(planned)
 
-    def _is_unstarted(self, planned: PlannedTrial) -> bool:
-        """Whether this attempt left no trace: no recorded session, and no process that holds the lease."""
-        count = _session_count(planned)
-        return count == self._sessions[planned.identity] and planned.trial.lease().holder() is None
+    def _on_crash(self, error: EngineLostError) -> None:
+        """All of Ray ended, and with it an attempt of each running trial.
+
+        Raises:
+            PipelineError: this happened several times in a row.
+        """
+        ran = [self._placed[identity] for identity in self._running]
+        waited = [planned for identity, planned in self._placed.items() if identity not in self._running]
+        self._crashes += 1
+        if self._crashes >= MAX_ENGINE_CRASHES:
+            raise error
+        self._view.event(f"Ray {error.found}{'' if self._stop.exists() else '; it is started again'}")
+        for planned in waited:
+            self._remove(planned)
+        self._queue.extendleft(reversed(waited))
+        for planned in ran:
+            self._on_failed(planned, f"Ray {error.found}", str(error), True)
 
     def _remove(self, planned: PlannedTrial) -> None:
         del self._placed[planned.identity]
-        self._working.discard(planned.identity)
+        self._running.discard(planned.identity)
+
+    def _left_no_trace(self, planned: PlannedTrial) -> bool:
+        """Whether the attempt recorded no session, and no process holds the lease: it has not started."""
+        count = _session_count(planned)
+        return count == self._sessions_before[planned.identity] and planned.trial.lease().holder() is None
 
     def _report_if_over(self, planned: PlannedTrial) -> bool:
         """Whether it is done or stopped early; if so, report it."""
@@ -251,55 +280,37 @@ class Driver:
             self._search.ended(planned)
         return True
 
-    def _decide(self, planned: PlannedTrial) -> None:
-        """Continue or stop the waiting seeds of a trial's point, once that can be decided."""
+    def _decide_point(self, planned: PlannedTrial) -> None:
+        """Early stopping: continue or stop the paused seeds of a trial's point, once that can be decided."""
         if not self._early_stopping:
             return
         self._early_stopping.update(planned)
-        held = [seed for seed in self._early_stopping.seeds(planned) if seed.identity in self._held]
-        if not held:
+        paused = [seed for seed in self._early_stopping.seeds(planned) if seed.identity in self._paused]
+        if not paused:
             return
-        decision, step = self._early_stopping.decide(held[0])
+        decision, step = self._early_stopping.decide(paused[0])
         if decision is Decision.WAIT:
-            if planned in held:
+            if planned in paused:
                 self._view.ended(planned, f"waits for the other seeds at step {step}")
             return
-        for seed in held:
-            del self._held[seed.identity]
+        for seed in paused:
+            del self._paused[seed.identity]
             if decision is Decision.STOP:
                 mark_stopped(seed.trial, self._early_stopping.rule, step)
                 self._report_if_over(seed)
         if decision is Decision.CONTINUE:
             # They resume before new trials start.
-            self._queue.extendleft(reversed(held))
+            self._queue.extendleft(reversed(paused))
 
     def _wait_elsewhere(self) -> None:
-        """Wait for trials that other processes run, and queue those that are not over then."""
+        """Wait until a trial that another process runs is free; queue those that are not over then."""
         elsewhere = list(self._elsewhere.values())
         self._elsewhere.clear()
         wait_until_any_free(elsewhere, self._stop)
         for planned in elsewhere:
             if not self._report_if_over(planned):
                 self._queue.append(planned)
-            self._decide(planned)
-
-    def _handle_crash(self, error: EngineLostError) -> None:
-        """All of Ray ended, and with it an attempt of each running trial.
-
-        Raises:
-            PipelineError: this happened several times in a row.
-        """
-        ran = [self._placed[identity] for identity in self._working]
-        waited = [planned for identity, planned in self._placed.items() if identity not in self._working]
-        self._crashes += 1
-        if self._crashes >= MAX_ENGINE_CRASHES:
-            raise error
-        self._view.event(f"Ray {error.found}{'' if self._stop.exists() else '; it is started again'}")
-        for planned in waited:
-            self._remove(planned)
-        self._queue.extendleft(reversed(waited))
-        for planned in ran:
-            self._failed(planned, f"Ray {error.found}", str(error), True)
+            self._decide_point(planned)
 
 
 def _session_count(planned: PlannedTrial) -> int:

@@ -1,7 +1,7 @@
 """Early stopping: which trials of a sweep continue and which end, by the validation loss.
 
-ASHA (Li et al., MLSys 2020), asynchronous HyperBand, or the median rule: trials are compared after each rung, and none
-waits for trials that are behind. Two rules are specific to this project:
+ASHA (Li et al., MLSys 2020), asynchronous HyperBand, or the median rule (`early_stopping_rule`): trials are compared
+after certain steps, the rungs, and none waits for trials that are behind. Two rules are specific to this project:
 
 - Trials compete only within their task (modality, rates, corpus, LLM), since losses of different tasks are not
   comparable.
@@ -103,7 +103,7 @@ class EarlyStopping:
             return Decision.WAIT, rung
         others = (other for other, group in self._groups.items() if other != point and group == self._groups[point])
         rivals = [known for other in others if (known := self._loss(other, rung)) is not None]
-        if is_worse(loss, rivals, self.rule.one_in, self.rule.least_rivals):
+        if is_worse(loss, rivals, self.rule.one_in, self.rule.min_rivals):
             return Decision.STOP, rung
         self._passed[point] = rung
         return Decision.CONTINUE, rung

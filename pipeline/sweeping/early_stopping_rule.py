@@ -12,8 +12,11 @@ from pipeline.config import Section
 
 
 class EarlyStoppingRule(Section):
-    """Early stopping by the validation loss, among trials of one task; all seeds of a point continue, or none
-    (`pipeline.sweeping.early_stopping`)."""
+    """Section `scheduler` of a sweep file: early stopping by the validation loss, among trials of one task. Nothing is
+    scheduled; the key has the name that Ray Tune gives to such rules.
+
+    All seeds of a point continue, or none (`pipeline.sweeping.early_stopping`).
+    """
 
     kind: Literal["asha", "median", "hyperband"] = "asha"
     """asha: asynchronous successive halving (Li et al., MLSys 2020). hyperband: asha in several brackets, each of which
@@ -55,11 +58,11 @@ class EarlyStoppingRule(Section):
         return 2 if self.kind == "median" else self.factor
 
     @property
-    def least_rivals(self) -> int:
-        """The fewest others to compare with; a trial with fewer continues."""
+    def min_rivals(self) -> int:
+        """Minimum number of others to compare with; a trial with fewer continues."""
         return 3 if self.kind == "median" else 1
 
 
-def is_worse(loss: float, rivals: Sequence[float], factor: int, least: int = 1) -> bool:
-    """Whether a loss is above the `1 / factor` quantile of at least `least` rivals."""
-    return len(rivals) >= least and loss > float(np.quantile(rivals, 1 / factor))
+def is_worse(loss: float, rivals: Sequence[float], factor: int, min_rivals: int = 1) -> bool:
+    """Whether a loss is above the `1 / factor` quantile of at least `min_rivals` rivals."""
+    return len(rivals) >= min_rivals and loss > float(np.quantile(rivals, 1 / factor))

@@ -90,8 +90,7 @@ class Specification(Section):
     search: SearchSettings | None = None
     """Suggests points; null takes the product of all axes."""
     scheduler: EarlyStoppingRule | None = None
-    """Early stopping, as Ray Tune's schedulers do it (no trial is scheduled for a time); null trains all trials to the
-    end."""
+    """Early stopping, see `EarlyStoppingRule`; null trains all trials to the end."""
     select: Select = Select()
     primary: str | None = None
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its

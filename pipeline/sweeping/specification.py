@@ -1,8 +1,9 @@
-"""A sweep file, expanded to points.
+"""A sweep file, read, checked and expanded to points.
 
 An axis is a key of `params.yaml` with its values, or any name with a list of joint settings, each of which may have a
-`name`, such as LRS3; trials are the product of all axes and seeds, or the points that a search suggests. Everything is
-checked when the file is read: keys, values, and the parameters of each point.
+`name`, such as LRS3. A point is one choice of a value on each axis, with a seed. The points of a grid are the product
+of all axes and seeds; those of a search are suggested later, within its space. Keys, values, and the parameters of each
+point are checked here.
 """
 
 import itertools
@@ -36,15 +37,15 @@ SEED, RANKS = "train.seed", "train.ranks"
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A point of a sweep."""
+    """A point of a sweep: what one trial sets."""
 
     settings: SettingsByKey
     """Values of the axes and the seed, by dotted key."""
     params: Params
     labels: dict[str, str] = field(default_factory=dict)
-    """Names of named values, by axis."""
+    """The names of those chosen values that have one, by axis."""
     named: dict[str, str] = field(default_factory=dict)
-    """Names of named values, by each dotted key that they set."""
+    """The same names, by each dotted key that the value sets."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Sweep:
 
     specification: Specification
     base: Params
-    """The unchanged params.yaml, for which `dvc repro` runs the stages."""
+    """params.yaml without any setting of the sweep, for which `dvc repro` runs the stages."""
     points: tuple[SweepPoint, ...]
     """All points; for a search, the corners of its space, which need every input that it can need."""
     space: Space | None = None
@@ -64,10 +65,11 @@ class Sweep:
     native: Mapping[str, ResolvedPrecision] | None = None
     """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.ray.workers`."""
     only: tuple[str, ...] = ()
-    """`--only` of a search, which keeps some of the suggestions; a grid is narrowed already."""
+    """The values of `--only`, by which a search selects among its suggestions; the points of a grid are selected
+    already."""
 
     @cached_property
-    def _values(self) -> dict[str, Any]:
+    def _base_values(self) -> dict[str, Any]:
         return self.base.model_dump(mode="json")
 
     def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SweepPoint:
@@ -75,7 +77,7 @@ class Sweep:
 
         Args:
             settings: values of the axes and the seed.
-            chosen: the chosen value of each axis; None: as the search's space names them.
+            chosen: the chosen value of each axis, with its name; None looks the names up in the search's space.
 
         Raises:
             PipelineError: the settings contradict each other.
@@ -85,7 +87,7 @@ class Sweep:
         with_name = {axis: value for axis, value in chosen.items() if NAME in value}
         labels = {axis: value[NAME] for axis, value in with_name.items()}
         named = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
-        params = point_params(self.path, self._values, self.common, settings)
+        params = point_params(self.path, self._base_values, self.common, settings)
         return SweepPoint(settings, with_native(params, self.native) if self.native else params, labels, named)
 
     @property
@@ -114,7 +116,7 @@ def load_sweep(
     Raises:
         PipelineError: the first error in the file, in an argument, or in the parameters of a point.
     """
-    values = read_mapping(path, "name a file of experiments/", "with a name and axes")
+    values = read_mapping(path, "give a file of experiments/", "with a name and axes")
     specification = checked(Specification, values, path)
     base = load_params(params)
     for key in specification.set:
@@ -126,14 +128,14 @@ def load_sweep(
     for key in overridden:
         require_key(key, "--set")
     sweep = Sweep(specification, base, (), None, common | overridden, str(path))
-    sweep = (_search if specification.search else _grid)(sweep, overridden, only)
-    if specification.scheduler:
-        _require_comparable(sweep)
+    expand = _with_space if specification.search else _with_grid
+    sweep = expand(sweep, overridden, only)
+    _require_comparable_lengths(sweep)
     return sweep
 
 
-def _grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
-    """The sweep with the product of all axes."""
+def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
+    """The sweep with the points of a grid: the product of all axes and seeds."""
     path, specification = sweep.path, sweep.specification
     axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
@@ -141,24 +143,25 @@ def _grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep
     keys = {name: {key for value in values for key in value.keys() - {NAME}} for name, values in axes.items()}
     _require_disjoint(path, keys, overridden)
     if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
-        raise PipelineError(path, f"expands to {count} trials", f"name at most {MAX_TRIALS}")
+        raise PipelineError(path, f"expands to {count} trials", f"reduce it to at most {MAX_TRIALS}")
     points = []
     for chosen in itertools.product(*axes.values()):
-        settings = {key: value for setting in chosen for key, value in setting.items() if key != NAME}
+        settings = {key: setting for value in chosen for key, setting in value.items() if key != NAME}
         points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
     _require_consistent(path, specification, points)
     return replace(sweep, points=tuple(narrow(points, only)))
 
 
-def _search(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
-    """The sweep with the space of its search; every combination of options is checked at both ends of the ranges."""
+def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
+    """The sweep with the space of its search. Its points are the corners of the space, so that every combination of
+    options is checked at both ends of the ranges."""
     path, specification, metrics = sweep.path, sweep.specification, sweep.search.minimise
     space = read_space(path, specification.axes)
     keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
     _require_disjoint(path, keys, overridden)
     require_distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
     if len(set(metrics)) < len(metrics):
-        raise PipelineError(path, f"search.minimise is {list(metrics)}", "name each metric once")
+        raise PipelineError(path, f"search.minimise is {list(metrics)}", "list each metric once")
     common = sweep.common
     if any(metric.startswith("sinks/") for metric in metrics):
         common = common | {"sinks.validation": True}
@@ -168,8 +171,22 @@ def _search(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Swe
     return replace(sweep, points=points)
 
 
+def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: SettingsByKey) -> None:
+    """Check that no key is set by two axes, or by an axis and `--set`; `axes` are the keys of each."""
+    axis_of: dict[str, str] = {}
+    for axis, keys in axes.items():
+        for key in keys:
+            for other, other_axis in axis_of.items():
+                if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                    raise PipelineError(path, f"{other_axis} and {axis} both set {key}", "remove it from one of them")
+        axis_of |= dict.fromkeys(keys, axis)
+    for key in overridden:
+        if key in axis_of:
+            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
+
+
 def _require_consistent(path: str, specification: Specification, points: Sequence[SweepPoint]) -> None:
-    """GPUs match the ranks of each point, and the planned comparison is of a task of the sweep."""
+    """Check that the GPUs match the ranks of each point, and that `primary` is a task of the sweep."""
     gpus, primary = specification.resources.gpus, specification.primary
     for ranks in (point.params.train.ranks for point in points):
         if gpus not in (0, ranks) and (ranks > 1 or gpus > 1):
@@ -178,37 +195,27 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
                 f"gpus is {gpus:g} and {RANKS} is {ranks}",
                 f"set gpus to {ranks}, a GPU for each rank, or to 0, or leave {RANKS} out",
             )
-    tasks = {task_of(configuration(point.params)) for point in points} if primary else set()
+    if not primary:
+        return
+    tasks = {task_of(configuration(point.params)) for point in points}
     # In a sweep over several corpora, a task begins with the name of its corpus: `LRS3 VSR 5`.
-    if primary and not any(primary == task or primary.endswith(f" {task}") for task in tasks):
+    if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
 
 
-def _require_comparable(sweep: Sweep) -> None:
-    """Early stopping compares trials of equal length, at steps at which they are validated."""
-    where, scheduler = f"{sweep.path}: scheduler", sweep.specification.scheduler
-    assert scheduler is not None
+def _require_comparable_lengths(sweep: Sweep) -> None:
+    """Check that early stopping, if any, compares trials of equal length, at steps at which they are validated."""
+    rule = sweep.specification.scheduler
+    if rule is None:
+        return
+    where = f"{sweep.path}: scheduler"
     lengths = sorted({point.params.train.steps or 0 for point in sweep.points})
     if len(lengths) > 1 or not lengths[0]:
         # The steps of an epoch are not known yet.
         reason = f"compares trials of {lengths} steps" if lengths[-1] else "compares trials of epochs"
         raise PipelineError(where, reason, "give all the same train.steps")
     for interval in (point.params.train.validate_every for point in sweep.points):
-        for rung in scheduler.rungs(lengths[0]):
+        for rung in rule.rungs(lengths[0]):
             if rung % interval:
                 reason = f"compares after {rung} steps, and train.validate_every is {interval}"
                 raise PipelineError(where, reason, "make grace a multiple of it")
-
-
-def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: SettingsByKey) -> None:
-    """No key is set by two axes, or by an axis and `--set`."""
-    axis_of: dict[str, str] = {}
-    for name, keys in axes.items():
-        for key in keys:
-            for other, first in axis_of.items():
-                if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
-                    raise PipelineError(path, f"{first} and {name} both set {key}", "remove it from one of them")
-        axis_of |= dict.fromkeys(keys, name)
-    for key in overridden:
-        if key in axis_of:
-            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")

@@ -12,7 +12,7 @@ from pipeline.common.verified import read_sealed, write_sealed
 FAILED = "failed.json"
 """In the folder of a trial that failed permanently: `reason`, `traceback`, `time`. The next sweep tries it again."""
 STOPPED = "stopped.json"
-"""In the folder of a trial that a scheduler ended early: `rule`, `step`. It is not run again under the same rule."""
+"""In the folder of a trial that was stopped early: `rule`, `step`. It is not run again under the same rule."""
 
 
 def write_failure(folder: Path, reason: str, traceback: str) -> None:
