@@ -45,8 +45,8 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
         texts: one batch. The residuals of all layers are in memory together.
 
     Returns:
-        Residuals (B, T, D) after each layer, attention and roles; padding is at the right. The first token of each text
-        has the role of BOS, all others that of the response.
+        Residuals (batch, time, width) after each layer, attention and roles; padding is at the right. The first token
+        of each text has the role of BOS, all others that of the response.
 
     Raises:
         PipelineError: there is no text, a text is empty or too long for the model, the tokenizer belongs to another

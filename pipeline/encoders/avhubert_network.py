@@ -4,7 +4,7 @@ B. Shi, W.-N. Hsu, K. Lakhotia, A. Mohamed, "Learning audio-visual speech repres
 prediction", ICLR 2022: a ResNet-18 of the mouth after a 3-D convolution, a linear layer of stacked filterbanks, and
 both concatenated into a pre-norm Transformer with convolutional positions.
 
-Shapes below: B utterances, T frames, D width of the Transformer.
+In shapes below, `time` is in frames and `width` is that of the Transformer.
 """
 
 from collections.abc import Mapping
@@ -80,12 +80,12 @@ class AVHuBERTNetwork(nn.Module):
         """Encode a batch; vectors within the lengths do not depend on padding, those beyond are undefined.
 
         Args:
-            audio: (B, T, 104), stacked log filterbanks, normalised per frame; None without audio.
-            video: (B, T, 88, 88), the mouth, normalised, padded with 0; None without video.
-            lengths: (B,), frames of each utterance.
+            audio: (batch, time, 104), stacked log filterbanks, normalised per frame; None without audio.
+            video: (batch, time, 88, 88), the mouth, normalised, padded with 0; None without video.
+            lengths: (batch,), frames of each utterance.
 
         Returns:
-            (B, T, D).
+            (batch, time, width).
         """
         streams: list[Tensor | None] = [None, None]
         if audio is not None:
@@ -100,7 +100,7 @@ class AVHuBERTNetwork(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """(B, T, 88, 88) to (B, T, 512)."""
+    """(batch, time, 88, 88) to (batch, time, 512)."""
 
     def __init__(self) -> None:
         super().__init__()

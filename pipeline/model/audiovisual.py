@@ -234,9 +234,9 @@ class AudioVisualLLM(nn.Module):
         return Losses(cross_entropy, tokens, loss, counted)
 
     def _attention_mask(self, sequence: InputBatch) -> Tensor:
-        """The mask for the decoder: complete for sdpa with purely causal attention, else (batch, length).
+        """The mask for the decoder: complete for sdpa with purely causal attention, else (batch, time).
 
-        Given (batch, length), transformers checks on the host whether anything is padded, which waits for the device.
+        Given (batch, time), transformers checks on the host whether anything is padded, which waits for the device.
         """
         config = self.decoder.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

@@ -48,7 +48,7 @@ def decoder_layers(decoder: Any) -> nn.ModuleList:
 
 
 def run_backbone(decoder: Any, **arguments: Any) -> Any:
-    """One forward pass without the head; the output has `last_hidden_state` (B, T, D).
+    """One forward pass without the head; the output has `last_hidden_state` (batch, time, width).
 
     `position_ids` are dropped if the architecture derives positions from the attention mask.
     """
@@ -61,7 +61,7 @@ def run_backbone(decoder: Any, **arguments: Any) -> Any:
 
 
 def vocabulary_logits(decoder: Any, hidden: Tensor) -> Tensor:
-    """Logits (B, T, V) of the decoder's own head for the backbone's hidden states (B, T, D).
+    """Logits (batch, time, vocabulary) of the decoder's own head for the backbone's hidden states (batch, time, width).
 
     Some families scale or cap their logits after the product with the embedding, so the decoder's own `forward` runs,
     with the backbone replaced by its known output.

@@ -20,9 +20,9 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
     The official code also averages over padding; here padding does not count.
 
     Args:
-        hidden_states: of a Hugging Face decoder, L + 1 tensors (batch, length, width). The first is the embedding and
+        hidden_states: of a Hugging Face decoder, L + 1 tensors (batch, time, width). The first is the embedding and
             the last is after the final norm, so both are excluded: layer l is entry l + 1.
-        roles: (batch, length) of `Role`.
+        roles: (batch, time), values of `Role`.
         settings: which layers and roles count, and whether gradients reach BOS.
 
     Returns:
@@ -69,7 +69,7 @@ def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
 
 
 def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:
-    """(batch, length) of bool: the tokens that enter the loss."""
+    """(batch, time), bool: the tokens that enter the loss."""
     chosen = REAL_ROLES if settings.roles == "all" else [Role.of(name) for name in settings.roles]
     counted = torch.tensor([role for role in chosen if role not in EXEMPT], dtype=roles.dtype)
     return torch.isin(roles, to_device(counted, roles.device))

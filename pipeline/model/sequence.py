@@ -14,23 +14,23 @@ class InputBatch:
     """A left-padded batch of embeddings with the role of every token."""
 
     embeddings: Tensor
-    """(batch, length, width), float32."""
+    """(batch, time, width), float32."""
     roles: Tensor
-    """(batch, length) of `Role`; padding is at the left."""
+    """(batch, time), values of `Role`; padding is at the left."""
 
     @property
     def mask(self) -> Tensor:
-        """(batch, length) of bool, true at real tokens."""
+        """(batch, time), bool, true at real tokens."""
         return self.roles != Role.PADDING
 
     @property
     def positions(self) -> Tensor:
-        """(batch, length): position of each token, 0 at BOS."""
+        """(batch, time): position of each token, 0 at BOS."""
         return (self.mask.long().cumsum(1) - 1).clamp(min=0)
 
     @property
     def causal_mask(self) -> Tensor:
-        """(batch, 1, length, length) of bool, true where a query sees a key. Padding sees itself, so that no row of
+        """(batch, 1, time, time), bool, true where a query sees a key. Padding sees itself, so that no row of
         the attention is empty."""
         length = self.roles.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.roles.device).tril()
@@ -68,5 +68,5 @@ def pad_left(parts: list[SequencePart]) -> InputBatch:
 
 
 def _is_real(part: SequencePart) -> Tensor:
-    """(batch, longest) of bool, on the CPU."""
+    """(batch, longest), bool, on the CPU."""
     return torch.arange(part.embeddings.shape[1]) < torch.tensor(part.lengths)[:, None]

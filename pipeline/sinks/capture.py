@@ -19,27 +19,32 @@ from pipeline.sinks.hooks import MLPCall, PassRecording, evaluating, record_pass
 
 @dataclass(frozen=True)
 class Captured:
-    """One batch. L layers, B utterances, H heads, T positions with padding, D dimensions."""
+    """One batch; the axis `time` has the positions of its longest sequence."""
 
     mask: Tensor
-    """bool (B, T), true at real tokens."""
+    """(batch, time), bool, true at real tokens."""
     roles: Tensor
-    """(B, T) of `Role`."""
+    """(batch, time), values of `Role`."""
     residuals: tuple[Tensor, ...]
-    """L + 1 of (B, T, D): the input of layer 0, then the residual after each layer, the last before the final norm."""
+    """layers + 1 of (batch, time, width): the input of layer 0, then the residual after each layer, the last before the
+    final norm."""
     additions: tuple[tuple[Tensor, Tensor], ...] | None
-    """For each layer what attention and the MLP added, (B, T, D) each; None if a layer does more than add these."""
+    """For each layer what attention and the MLP added, (batch, time, width) each; None if a layer does more than add
+    these."""
     mlps: tuple[MLPCall, ...] | None
     """The MLP of each layer; None where `additions` is."""
     importance: Tensor
-    """(L, B, H, T) float32: mean attention to a key over the real queries that see it (Gu et al.); 0 at padding."""
+    """(layers, batch, heads, time) float32: mean attention to a key over the real queries that see it (Gu et al.); 0 at
+    padding."""
     response_importance: Tensor
-    """(L, B, H, T) float32: mean attention to a key over the response's queries; 0 without a response."""
+    """(layers, batch, heads, time) float32: mean attention to a key over the response's queries; 0 without a
+    response."""
     maps: Tensor
-    """(L, B, T, T) float32: attention of queries to keys, mean over heads. Rows of padding are undefined."""
+    """(layers, batch, time, time) float32: attention of queries to keys, mean over heads. Rows of padding are
+    undefined."""
     norms: Tensor | None
-    """(2, L, B, T) float32: L2 norms of keys and values, mean over the key-value heads, as attention uses them (keys
-    with their position encoding); None if the decoder takes no key-value cache."""
+    """(2, layers, batch, time) float32: L2 norms of keys and values, mean over the key-value heads, as attention uses
+    them (keys with their position encoding); None if the decoder takes no key-value cache."""
 
     @property
     def has_inner_layers(self) -> bool:
@@ -47,7 +52,7 @@ class Captured:
         return len(self.importance) > 2
 
     def finite(self) -> Tensor:
-        """(B,) of bool: utterances whose residuals and attention are finite at all real tokens."""
+        """(batch,), bool: utterances whose residuals and attention are finite at all real tokens."""
         importances = torch.stack([self.importance, self.response_importance])
         is_finite = importances.isfinite().all(4).all(3).all(1).all(0)
         for residual in self.residuals:
@@ -56,7 +61,7 @@ class Captured:
         return is_finite
 
     def select(self, kept: Tensor) -> "Captured":
-        """The utterances for which `kept` (B,) is true."""
+        """The utterances for which `kept` (batch,) is true."""
         return Captured(
             mask=self.mask[kept],
             roles=self.roles[kept],
@@ -70,7 +75,7 @@ class Captured:
         )
 
     def importance_at(self, position: Tensor) -> Tensor:
-        """(L, B, H): importance of the token at `position` (B,)."""
+        """(layers, batch, heads): importance of the token at `position` (batch,)."""
         rows = torch.arange(len(position), device=position.device)
         return self.importance.transpose(2, 3)[:, rows, position]
 
@@ -80,7 +85,7 @@ class Captured:
         Only keys that all queries of the response see are comparable: those up to its first token.
 
         Returns:
-            (B, T), -1 at keys that are not comparable; and (B,) of bool, whether there is a response.
+            (batch, time), -1 at keys that are not comparable; and (batch,), bool, whether there is a response.
         """
         response = self.mask & (self.roles == Role.RESPONSE)
         earlier = response.int().cumsum(1) - response.int()
@@ -92,13 +97,14 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
     """Run a decoder once, without gradients, and record.
 
     Runs under the caller's autocast, with eager attention (other implementations return no maps) and without dropout.
-    The result holds (4 L + 1) x B x T x D values of residuals and additions, and L x B x T x T of averaged maps.
+    The result holds residuals and additions, (4 layers + 1) x batch x time x width values, and averaged maps, layers x
+    batch x time x time.
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
-        embeddings: (B, T, D).
-        mask: bool (B, T), true at real tokens. Padding may be on either side.
-        roles: (B, T) of `Role`; each utterance has one BOS.
+        embeddings: (batch, time, width).
+        mask: (batch, time), bool, true at real tokens. Padding may be on either side.
+        roles: (batch, time), values of `Role`; each utterance has one BOS.
 
     Raises:
         PipelineError: the decoder's layers are not found, one returns no attention map, or tokens attend to later ones.

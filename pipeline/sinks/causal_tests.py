@@ -38,11 +38,11 @@ class BaselinePass:
 
     @property
     def non_sinks(self) -> Tensor:
-        """bool (B, T): tokens that are neither BOS nor sinks."""
+        """(batch, time), bool: tokens that are neither BOS nor sinks."""
         return self.captured.mask & ~self.tokens.is_bos & ~self.tokens.is_sink
 
     def draw(self, counts: Tensor, purpose: str) -> Tensor:
-        """bool (B, T): `counts` (B,) random non-sinks of each utterance, or all if it has fewer."""
+        """(batch, time), bool: `counts` (batch,) random non-sinks of each utterance, or all if it has fewer."""
         chosen = torch.zeros_like(self.captured.mask)
         for row, (count, candidates) in enumerate(zip(counts.tolist(), self.non_sinks, strict=True)):
             positions = candidates.nonzero()[:, 0]
@@ -60,7 +60,7 @@ class CausalTest:
     label: str
     """In tables."""
     tokens_affected: Callable[[BaselinePass, bool], Tensor]
-    """Of `(baseline, at_random)`, bool (B, T): the tokens that the intervention changes or hides."""
+    """Of `(baseline, at_random)`, (batch, time), bool: the tokens that the intervention changes or hides."""
     intervention: Callable[[nn.Module, BaselinePass, bool], AbstractContextManager]
     """Of `(decoder, baseline, at_random)`: the context of passes over this batch under the intervention."""
 
@@ -84,7 +84,7 @@ class GroupMeans:
             total.index_add_(0, groups, residual[real].cpu().double())
 
     def after(self, layer: int) -> Tensor:
-        """(3, D): BOS, intermediate sinks, all others; 0 for empty groups."""
+        """(3, width): BOS, intermediate sinks, all others; 0 for empty groups."""
         assert self._sums is not None
         return self._sums[layer] / self._counts.clamp(min=1)[:, None]
 
@@ -108,8 +108,8 @@ def set_massive(value: Literal["zero", "mean"], layer: int, means: GroupMeans) -
 
 
 def massive_activations(baseline: BaselinePass, layer: int, at_random: bool) -> Tensor:
-    """(B, T, D) of bool: the massive activations of sinks. At random, as many dimensions of as many drawn tokens; the
-    draw does not depend on the new value."""
+    """(batch, time, width), bool: the massive activations of sinks. At random, as many dimensions of as many drawn
+    tokens; the draw does not depend on the new value."""
     is_sink = baseline.tokens.is_sink
     massive = baseline.tokens.activations.massive & is_sink[..., None]
     if not at_random:

@@ -1,6 +1,6 @@
 """Classify each token of a captured batch: how massive its activations are, and whether it is a sink.
 
-L layers, B utterances, T positions with padding, D dimensions. Values at padding are 0.
+Values at padding are 0.
 """
 
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ class Activations:
     """Magnitudes and cosines of the residual after each layer."""
 
     largest: Tensor
-    """(L, B, T): largest |h| over the dimensions."""
+    """(layers, batch, time): largest |h| over the dimensions."""
     dimension: Tensor
-    """(L, B, T): the dimension of `largest`."""
+    """(layers, batch, time): the dimension of `largest`."""
     ratio: Tensor
-    """(L, B, T): `largest` divided by the median of |h| in that layer and utterance."""
+    """(layers, batch, time): `largest` divided by the median of |h| in that layer and utterance."""
     norm: Tensor
-    """(L, B, T): L2 norm."""
+    """(layers, batch, time): L2 norm."""
     cosine: Tensor
-    """(L, B, T): cosine to BOS of the same utterance."""
+    """(layers, batch, time): cosine to BOS of the same utterance."""
     top: Tensor
-    """(L, B, 3): the three largest |h| of an utterance."""
+    """(layers, batch, 3): the three largest |h| of an utterance."""
     median: Tensor
-    """(L, B): median of |h| over all tokens and dimensions of an utterance."""
+    """(layers, batch): median of |h| over all tokens and dimensions of an utterance."""
     massive: Tensor
-    """(B, T, D) of bool: dimensions whose ratio is above tau in some inner layer."""
+    """(batch, time, width), bool: dimensions whose ratio is above tau in some inner layer."""
 
 
 @dataclass(frozen=True)
@@ -47,57 +47,59 @@ class Tokens:
 
     activations: Activations
     is_bos: Tensor
-    """bool (B, T)."""
+    """(batch, time), bool."""
     bos: Tensor
-    """(B,): position of BOS."""
+    """(batch,): position of BOS."""
     max_ratio: Tensor
-    """(B, T): largest ratio over inner layers; 0 if there are none."""
+    """(batch, time): largest ratio over inner layers; 0 if there are none."""
     strongest_layer: Tensor
-    """(B, T): the inner layer of `max_ratio`."""
+    """(batch, time): the inner layer of `max_ratio`."""
     strongest_dimension: Tensor
-    """(B, T): the dimension of `max_ratio`."""
+    """(batch, time): the dimension of `max_ratio`."""
     is_absolute_sink: Tensor
-    """bool (B, T): in one inner layer the ratio is above tau and |h| above 100."""
+    """(batch, time), bool: in one inner layer the ratio is above tau and |h| above 100."""
     eligible: Tensor
-    """bool (B, T): keys that at least `minimum_queries` queries see."""
+    """(batch, time), bool: keys that at least `minimum_queries` queries see."""
     sink_rate: Tensor
-    """(L, B, T): share of heads in which the key's importance is above epsilon; 0 at keys that are not eligible."""
+    """(layers, batch, time): share of heads in which the key's importance is above epsilon; 0 at keys that are not
+    eligible."""
     massive_at: Tensor
-    """(L, B, T) of bool: the ratio is above tau."""
+    """(layers, batch, time), bool: the ratio is above tau."""
     attended_at: Tensor
-    """(L, B, T) of bool: the importance, mean over heads, is above epsilon; eligible keys only."""
+    """(layers, batch, time), bool: the importance, mean over heads, is above epsilon; eligible keys only."""
     outlier_at: Tensor
-    """(L, B, T) of bool: the largest |h| is above `outlier` times its median over the tokens (PrefixQuant)."""
+    """(layers, batch, time), bool: the largest |h| is above `outlier` times its median over the tokens
+    (PrefixQuant)."""
     aligned_at: Tensor
-    """(L, B, T) of bool: |cosine to BOS| is above `alignment`; false at BOS itself."""
+    """(layers, batch, time), bool: |cosine to BOS| is above `alignment`; false at BOS itself."""
 
     @property
     def is_sink(self) -> Tensor:
-        """bool (B, T): sinks by massive activation in an inner layer, BOS included."""
+        """(batch, time), bool: sinks by massive activation in an inner layer, BOS included."""
         return inner(self.massive_at).any(0)
 
     @property
     def is_intermediate(self) -> Tensor:
-        """bool (B, T): sinks by massive activation other than BOS."""
+        """(batch, time), bool: sinks by massive activation other than BOS."""
         return self.is_sink & ~self.is_bos
 
     @property
     def is_attention_sink(self) -> Tensor:
-        """bool (B, T): sinks by attention in some layer."""
+        """(batch, time), bool: sinks by attention in some layer."""
         return self.attended_at.any(0)
 
     @property
     def is_outlier(self) -> Tensor:
-        """bool (B, T): outlier tokens in an inner layer."""
+        """(batch, time), bool: outlier tokens in an inner layer."""
         return inner(self.outlier_at).any(0)
 
     @property
     def is_secondary(self) -> Tensor:
-        """bool (B, T): secondary sinks, aligned with BOS in some layer."""
+        """(batch, time), bool: secondary sinks, aligned with BOS in some layer."""
         return self.aligned_at.any(0)
 
     def of_bos(self, values: Tensor) -> Tensor:
-        """(B,): `values` (B, T) at BOS."""
+        """(batch,): `values` (batch, time) at BOS."""
         return values.gather(1, self.bos[:, None])[:, 0]
 
 
@@ -134,7 +136,7 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
 
 
 def inner(values: Tensor) -> Tensor:
-    """(L, …) with zeros in the first and the last layer, so that layers keep their numbers."""
+    """(layers, …) with zeros in the first and the last layer, so that layers keep their numbers."""
     kept = values.clone()
     kept[0], kept[-1] = 0, 0
     return kept

@@ -18,7 +18,8 @@ OTHER_ROLES = [role for role in REAL_ROLES if role is not Role.BOS]
 
 
 def cosine_to_bos(hidden: Tensor, bos: Tensor) -> Tensor:
-    """(B, T): cosine of the residuals `hidden` (B, T, D) to that at position `bos` (B,) of the same utterance."""
+    """(batch, time): cosine of the residuals `hidden` (batch, time, width) to that at position `bos` (batch,) of the
+    same utterance."""
     rows = torch.arange(len(hidden), device=hidden.device)
     return cosine_similarity(hidden, hidden[rows, bos][:, None], dim=-1)
 
@@ -32,7 +33,7 @@ class CosineCurves:
         self._histogram = CosineHistogram(layers, 2 * len(Role))
 
     def add(self, cosine: Tensor, roles: Tensor, is_sink: Tensor) -> None:
-        """Add `cosine` (L, N) of tokens with `roles` (N,); `is_sink` (N,) of bool."""
+        """Add `cosine` (layers, tokens) of tokens with `roles` (tokens,); `is_sink` (tokens,), bool."""
         groups = 2 * roles + is_sink.long()
         self._moments.add(cosine, groups)
         self._histogram.add(cosine, groups)
@@ -63,7 +64,7 @@ class CosineHistogram:
         self.counts = torch.zeros(rows, groups, BINS, dtype=torch.long)
 
     def add(self, cosines: Tensor, groups: Tensor) -> None:
-        """Add `cosines` (rows, N), whose columns belong to `groups` (N,)."""
+        """Add `cosines` (rows, tokens), whose columns belong to `groups` (tokens,)."""
         cosines, groups = cosines.cpu().double(), groups.cpu()
         rows, group_count, _ = self.counts.shape
         bins = ((cosines + 1) * (BINS / 2)).long().clamp(0, BINS - 1)

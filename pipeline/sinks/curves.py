@@ -19,12 +19,12 @@ MAX_DIMENSIONS = 20
 
 
 def token_groups(tokens: Tokens) -> Tensor:
-    """(B, T): BOS, SINK or REST."""
+    """(batch, time): BOS, SINK or REST."""
     return torch.where(tokens.is_bos, BOS, torch.where(tokens.is_sink, SINK, REST))
 
 
 class Curves:
-    """Running statistics of L layers and H heads."""
+    """Running statistics of a model with this number of layers and attention heads."""
 
     def __init__(self, layers: int, heads: int) -> None:
         self.layers, self.heads = layers, heads
@@ -77,15 +77,19 @@ class Curves:
         self._sinks += torch.stack([chosen.sum() for chosen in groups]).cpu()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays by name; L layers, H heads, R roles, D dimensions. NaN where nothing was measured.
+        """Arrays by name, NaN where nothing was measured.
 
-        `cosine_*`: cosine to BOS, (L, R, 2), the last axis is not a sink and sink; `cosine_quantiles` (L, R, 2, Q);
-        `*_joined`: over all roles but BOS, (L, 2). `largest` (L, 3) and `median` (L,): of |h|. `importance_bos` and
-        `importance_intermediate`: (L, H). `norm_*`: (L, 3), L2 norms of h at BOS, at intermediate sinks, at others;
-        `norm_key_*` and `norm_value_*`: the same of keys and values, mean over heads. `role_share`: (L, R), attention
-        of the response. `role_ratio`: (L, R), largest ratio of the role's tokens, mean over utterances that have the
-        role. `role_sink_rate`: (L, R), share of heads in which a key of the role has an importance above epsilon.
-        `features_*`: (D,), share of sink tokens at which the dimension is massive.
+        - `cosine_mean`, `cosine_deviation`, `cosine_quantiles` (layers, roles, 2, …): cosine to BOS of other tokens and
+          of intermediate sinks. `cosine_count` (roles, 2): their number. `cosine_*_joined` (layers, 2, …): over all
+          roles but BOS.
+        - `largest` (layers, 3), `median` (layers,): of |h|.
+        - `importance_bos`, `importance_intermediate`: (layers, heads).
+        - `norm_*` (layers, 3): L2 norms of h at BOS, at intermediate sinks, at others. `norm_key_*`, `norm_value_*`:
+          the same of keys and values, mean over heads.
+        - `role_share` (layers, roles): attention of the response. `role_ratio` (layers, roles): largest ratio of the
+          role's tokens, mean over utterances that have the role. `role_sink_rate` (layers, roles): share of heads in
+          which a key of the role has an importance above epsilon.
+        - `features_*` (width,): share of sink tokens at which the dimension is massive.
         """
         magnitudes = self._magnitudes.means().reshape(self.layers, 4)
         importance = self._importance.means().reshape(self.layers, self.heads, 2)
@@ -132,7 +136,7 @@ class Curves:
 
 
 def _add_reduced(moments: Moments, values: Tensor, roles: Tensor, reduction: str) -> None:
-    """Add `values` (L, B, T), reduced over the tokens of each role that an utterance has; `roles` (B, T)."""
+    """Add `values` (layers, batch, time), reduced over the tokens of each of the `roles` (batch, time)."""
     reduced = torch.zeros(*values.shape[:2], len(Role), device=values.device)
     reduced.scatter_reduce_(2, roles.expand(values.shape), values, reduction)
     present = torch.zeros(len(roles), len(Role), device=roles.device).scatter_(1, roles, 1.0).bool()

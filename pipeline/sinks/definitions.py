@@ -19,7 +19,7 @@ EPSILONS = tuple(step / 100 for step in range(1, 100))
 
 
 def by_definition(tokens: Tokens) -> Tensor:
-    """(5, B, T) of bool: which tokens are sinks, in the order of `DEFINITIONS`."""
+    """(5, batch, time), bool: which tokens are sinks, in the order of `DEFINITIONS`."""
     return torch.stack(
         [tokens.is_sink, tokens.is_absolute_sink, tokens.is_attention_sink, tokens.is_outlier, tokens.is_secondary]
     )
@@ -54,13 +54,16 @@ class Definitions:
         self._lifetimes.index_put_((lifetime, roles), torch.ones_like(roles), accumulate=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays by name; L layers, R roles.
+        """Arrays by name.
 
-        `role_tokens` (R,): tokens. `definition_tokens` (5, R): sinks by definition. `definition_agreement` (5, 5):
-        Jaccard index over eligible tokens other than BOS; NaN where neither definition has any. `massive_tokens`,
-        `attended_tokens`, `outlier_tokens` (L, R): tokens of each layer, including the first and the last.
-        `secondary_created` (L, R): secondary sinks by the first layer after which they are aligned.
-        `secondary_lifetime` (L + 1, R): secondary sinks by the number of layers for which they then stay aligned.
+        - `role_tokens` (roles,): tokens. `definition_tokens` (5, roles): sinks by definition.
+        - `definition_agreement` (5, 5): Jaccard index over eligible tokens other than BOS; NaN where neither definition
+          has any.
+        - `massive_tokens`, `attended_tokens`, `outlier_tokens` (layers, roles): tokens of each layer, including the
+          first and the last.
+        - `secondary_created` (layers, roles): secondary sinks by the first layer after which they are aligned.
+        - `secondary_lifetime` (layers + 1, roles): secondary sinks by the number of layers for which they then stay
+          aligned.
         """
         unions = self._unions.double()
         return {
@@ -76,7 +79,7 @@ class Definitions:
 
 def lifetimes(aligned: Tensor) -> tuple[Tensor, Tensor]:
     """The layer that creates each secondary sink, and for how many consecutive layers it then stays aligned, from
-    `aligned` (L, …) of bool with at least one true layer."""
+    `aligned` (layers, …), bool, with at least one true layer."""
     created = aligned.int().argmax(0)
     layers = torch.arange(len(aligned), device=aligned.device).view(-1, *[1] * created.dim())
     ended = ~aligned & (layers > created)
@@ -85,7 +88,7 @@ def lifetimes(aligned: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _count_by_role(chosen: Tensor, roles: Tensor) -> Tensor:
-    """(K, R): tokens of each role in `chosen` (K, N)."""
+    """(kinds, roles): tokens of each role in `chosen` (kinds, tokens)."""
     counts = torch.zeros(len(chosen), len(Role), dtype=torch.long, device=chosen.device)
     return counts.index_add_(1, roles, chosen.long()).cpu()
 

@@ -19,7 +19,7 @@ class _RoleCounts:
         self.position_sum = torch.zeros(len(Role), dtype=torch.float64)
 
     def add(self, captured: Captured, position: Tensor, counted: Tensor) -> None:
-        """Add the tokens at `position` (B,) of the utterances `counted` (B,)."""
+        """Add the tokens at `position` (batch,) of the utterances `counted` (batch,)."""
         roles = captured.roles.gather(1, position[:, None])[counted, 0].cpu()
         earlier = (captured.mask.cumsum(1).gather(1, position[:, None])[:, 0] - 1).double()
         relative = (earlier / (captured.mask.sum(1) - 1).clamp(min=1))[counted].cpu()

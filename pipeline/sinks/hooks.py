@@ -29,7 +29,7 @@ class MLPCall:
 
     module: nn.Module
     inputs: Tensor
-    """(B, T, D)"""
+    """(batch, time, width)"""
     autocast: torch.dtype | None
     """Type of the surrounding autocast; None without one."""
 
@@ -49,7 +49,7 @@ class _NormLayer(DynamicLayer):
     norms: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Record the norms of keys and values (B, heads, T, width) and return both unchanged."""
+        """Record the norms of keys and values (batch, heads, time, width) and return both unchanged."""
         norms = [
             torch.linalg.vector_norm(states.detach(), dim=-1, dtype=torch.float32).mean(1)
             for states in (key_states, value_states)
@@ -65,7 +65,7 @@ class _NormLayer(DynamicLayer):
 class PassRecording:
     """Records a pass. Each attention map is reduced as soon as it is computed, so only one is in memory.
 
-    Dictionaries are by the number of the layer; L layers, B utterances, H heads, T positions, D dimensions.
+    Dictionaries are by the number of the layer.
     """
 
     def __init__(self, mask: Tensor, roles: Tensor, model_name: str) -> None:
@@ -73,12 +73,13 @@ class PassRecording:
         self.cache = Cache(layer_class_to_replicate=_NormLayer)
         """To be passed to the decoder, which hands it the keys and values of every layer."""
         self.residuals: dict[int, Tensor] = {}
-        """(B, T, D) after each layer; -1: the input of the first."""
+        """(batch, time, width) after each layer; -1: the input of the first."""
         self.additions: dict[int, tuple[Tensor, Tensor]] = {}
-        """(B, T, D) that attention and the MLP add."""
+        """(batch, time, width) that attention and the MLP add."""
         self.mlps: dict[int, MLPCall] = {}
         self.attention: dict[int, tuple[Tensor, ...]] = {}
-        """Importance and response importance (B, H, T), and the map averaged over heads (B, T, T)."""
+        """Importance and response importance (batch, heads, time), and the map averaged over heads (batch, time,
+        time)."""
         self.is_additive = True
         """Whether the output of each layer so far is its input plus the outputs of two of its children."""
         self._queries = torch.stack([mask, mask & (roles == Role.RESPONSE)], dim=1).float()
@@ -126,7 +127,8 @@ class PassRecording:
         return on_layer
 
     def _is_map(self, value: Any) -> bool:
-        """Whether a value is (B, H, T, T) of weights: for real queries none is negative and the sum is at most 1."""
+        """Whether a value is an attention map (batch, heads, time, time): for real queries no element is negative, and
+        their sum is at most 1."""
         batch, length = self.mask.shape
         if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
             return False

@@ -156,8 +156,8 @@ class UtteranceRecords:
     def arrays(self) -> dict[str, np.ndarray]:
         """All records, so that two models can be compared utterance by utterance.
 
-        `record_ids` (N,), in rising order. `record_names` (K,): the metrics. `records` (K, 2, N) float32: numerators
-        and denominators.
+        `record_ids` (utterances,), in rising order. `record_names` (metrics,). `records` (metrics, 2, utterances)
+        float32: numerators and denominators.
         """
         names = sorted(self._columns)
         return {
@@ -180,7 +180,7 @@ class UtteranceRecords:
 
 
 def _ratio_array(ratio: Ratio) -> np.ndarray:
-    """(2, B). Where the denominator is 0 the numerator may be anything, and must not enter the sum."""
+    """(2, batch). Where the denominator is 0 the numerator may be anything, and must not enter the sum."""
     top, bottom = (part.detach().cpu().double().numpy() for part in ratio)
     return np.stack([np.where(bottom > 0, top, 0), bottom])
 
@@ -199,11 +199,13 @@ class Exemplar:
             self.id, self._arrays = utterance_ids[row], _exemplar_arrays(captured, tokens, row)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of the T tokens of the utterance, by name; L layers, K dimensions.
+        """Arrays of the tokens of the utterance, by name.
 
-        `exemplar_roles` (T,). `exemplar_sink` (T,) of bool: massive. `exemplar_map` (L, T, T) float16: attention of
-        queries to keys, mean over heads. `exemplar_size` (L, T, K): |h| at the dimensions `exemplar_features` (L, K),
-        those that are largest at some token, in rising order. `exemplar_typical` (L,): median of |h|.
+        - `exemplar_roles` (time,). `exemplar_sink` (time,), bool: massive.
+        - `exemplar_map` (layers, time, time) float16: attention of queries to keys, mean over heads.
+        - `exemplar_size` (layers, time, dimensions): |h| at the dimensions `exemplar_features` (layers, dimensions),
+          those that are largest at some token, in rising order.
+        - `exemplar_typical` (layers,): median of |h|.
         """
         return self._arrays
 

@@ -3,10 +3,10 @@
 with set_activations(decoder, layer, where, values):
     decoder.generate(…)  # or a teacher-forced pass
 
-Works on the decoders that `capture` takes. A batch of B sequences of T positions is addressed by tensors (B, T, …);
-padding may be on either side and stays unchanged unless selected. In generation the T positions are the prompt:
-residuals change in the pass that reads it, and later tokens see the changed keys and values in the cache; masked keys
-stay masked to the end. All beams of an utterance share its intervention. If nothing is selected, no hook is set and
+Works on the decoders that `capture` takes. Tensors (batch, time, …) select the positions to change; padding may be on
+either side and stays unchanged unless selected. In generation the positions are those of the prompt: residuals change
+in the pass that reads it, and later tokens see the changed keys and values in the cache; masked keys stay masked to the
+end. All beams of an utterance share its intervention. If nothing is selected, no hook is set and
 the output is bit-identical.
 """
 
@@ -34,8 +34,8 @@ def set_activations(decoder: nn.Module, layer: int, where: Tensor, values: Tenso
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
         layer: the layer whose output changes, from 0.
-        where: (B, T, D) of bool.
-        values: (B, T, D), used where `where` is true.
+        where: (batch, time, width), bool.
+        values: (batch, time, width), used where `where` is true.
     """
 
     def change(hidden: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def rotate(decoder: nn.Module, layer: int, where: Tensor, toward: Tensor, degree
     Args:
         decoder: as for `set_activations`.
         layer: the layer whose output changes, from 0.
-        where: bool (B, T): the tokens to rotate.
-        toward: (B, T): for each of them the position of the other token in the same sequence.
+        where: (batch, time), bool: the tokens to rotate.
+        toward: (batch, time): for each of them the position of the other token in the same sequence.
         degrees: the angle.
     """
     angle = radians(degrees)
@@ -80,7 +80,7 @@ def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
 
     Args:
         decoder: as for `set_activations`; its attention takes a mask by query and key (`sdpa` or `eager`).
-        where: bool (B, T): the tokens to hide.
+        where: (batch, time), bool: the tokens to hide.
 
     Raises:
         PipelineError: the attention takes another kind of mask, or its cache does not keep all keys.
@@ -145,7 +145,8 @@ def _changed_residual(
 
 
 def _for_beams(selected: Tensor, hidden: Tensor) -> Tensor:
-    """`selected` (B, T, …) repeated for a pass over `hidden` (B x beams, T, D), the beams of an utterance adjacent.
+    """`selected` (batch, time, …) repeated for a pass over `hidden` (batch x beams, time, width), the beams of an
+    utterance adjacent.
 
     Raises:
         ValueError: the pass has other positions.
@@ -159,7 +160,7 @@ def _for_beams(selected: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _hiding_hook(where: Tensor, cached: _CachedPositions, model_name: str) -> Callable:
-    """The hook before an attention module that removes the keys of `where` (B, T) from its mask."""
+    """The hook before an attention module that removes the keys of `where` (batch, time) from its mask."""
 
     def on_attention(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
@@ -184,7 +185,7 @@ def _hiding_hook(where: Tensor, cached: _CachedPositions, model_name: str) -> Ca
 
 
 def _visible_keys(where: Tensor, cached: int, hidden: Tensor) -> Tensor:
-    """(B x beams, 1, queries, keys) of bool: all keys except hidden ones, and every token itself."""
+    """(batch x beams, 1, queries, keys), bool: all keys except hidden ones, and every token itself."""
     rows, queries = hidden.shape[:2]
     is_hidden = torch.zeros(rows, cached + queries, dtype=torch.bool, device=hidden.device)
     is_hidden[:, : where.shape[1]] = where.repeat_interleave(rows // len(where), 0)

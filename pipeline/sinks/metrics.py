@@ -22,8 +22,8 @@ THRESHOLDS = (100, 300, 1000)
 """Ratios at which sink tokens are always counted, so that trials with different tau can be compared."""
 
 Ratio = tuple[Tensor, Tensor]
-"""Numerators and denominators (B,). A metric is the sum of the former over that of the latter; a denominator of 0 means
-that the utterance has no value."""
+"""Numerators and denominators (batch,). A metric is the sum of the former over that of the latter; a denominator of 0
+means that the utterance has no value."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class MeasuredBatch:
 
     @property
     def ones(self) -> Tensor:
-        """(B,): the denominator of a metric that every utterance has."""
+        """(batch,): the denominator of a metric that every utterance has."""
         return torch.ones(len(self.captured.mask), device=self.captured.mask.device)
 
     @property
     def others(self) -> Tensor:
-        """bool (B, T): real tokens other than BOS."""
+        """(batch, time), bool: real tokens other than BOS."""
         return self.captured.mask & ~self.tokens.is_bos
 
 
@@ -101,7 +101,7 @@ def _relocated_by_importance(m: MeasuredBatch) -> Ratio:
 
 
 def _count(m: MeasuredBatch, is_sink: Tensor) -> Ratio:
-    """Tokens of `is_sink` (B, T) other than BOS, per utterance."""
+    """Tokens of `is_sink` (batch, time) other than BOS, per utterance."""
     return (is_sink & ~m.tokens.is_bos).sum(1), m.ones
 
 
@@ -230,7 +230,7 @@ def _unit_share(m: MeasuredBatch) -> Ratio:
 
 
 def _by_utterance(m: MeasuredBatch, values: Tensor, utterance: Tensor) -> Ratio:
-    """Sum and number of `values` (S,) in each row of the batch; `utterance` (S,) are their rows."""
+    """Sum and number of `values` (sinks,) in each row of the batch; `utterance` (sinks,) are their rows."""
     return (
         torch.zeros_like(m.ones).index_add_(0, utterance, values),
         torch.zeros_like(m.ones).index_add_(0, utterance, torch.ones_like(values)),

@@ -14,7 +14,7 @@ class Moments:
         self.squares = torch.zeros(rows, groups, dtype=torch.float64)
 
     def add(self, values: Tensor, groups: Tensor) -> None:
-        """Add `values` (rows, N), whose columns belong to `groups` (N,)."""
+        """Add `values` (rows, columns), whose columns belong to `groups` (columns,)."""
         values, groups = values.cpu().double(), groups.cpu()
         count = torch.bincount(groups, minlength=len(self.count)).double()
         mean = torch.zeros_like(self.mean).index_add_(1, groups, values) / count.clamp(min=1)

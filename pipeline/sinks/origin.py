@@ -19,32 +19,33 @@ BOS, SINK = range(2)
 
 @dataclass(frozen=True)
 class SinkOrigins:
-    """S sink tokens, each at its massive dimension, with the sign chosen so that its activation is positive."""
+    """The sink tokens of a batch, each at its massive dimension, with the sign chosen so that its activation is
+    positive."""
 
     utterance: Tensor
-    """(S,): row of the batch."""
+    """(sinks,): row of the batch."""
     token: Tensor
-    """(S,): position in that row."""
+    """(sinks,): position in that row."""
     dimension: Tensor
-    """(S,): the massive dimension."""
+    """(sinks,): the massive dimension."""
     sign: Tensor
-    """(S,): of the activation, 1 or -1."""
+    """(sinks,): of the activation, 1 or -1."""
     is_bos: Tensor
-    """(S,) of bool."""
+    """(sinks,), bool."""
     before: Tensor
-    """(L, S): value at the input of each layer."""
+    """(layers, sinks): value at the input of each layer."""
     attention: Tensor
-    """(L, S): addition of attention."""
+    """(layers, sinks): addition of attention."""
     mlp: Tensor
-    """(L, S): addition of the MLP."""
+    """(layers, sinks): addition of the MLP."""
     main: Tensor
-    """(S,): the layer with the largest addition in the activation's sign, up to the sink's strongest layer."""
+    """(sinks,): the layer with the largest addition in the activation's sign, up to the sink's strongest layer."""
     first: Tensor
-    """(S,): the first layer after which the ratio is above tau."""
+    """(sinks,): the first layer after which the ratio is above tau."""
 
     @property
     def mlp_share(self) -> Tensor:
-        """(S,): |mlp| / (|mlp| + |attention|) at the main origin."""
+        """(sinks,): |mlp| / (|mlp| + |attention|) at the main origin."""
         attention, mlp = (part.gather(0, self.main[None])[0].abs() for part in (self.attention, self.mlp))
         return mlp / (mlp + attention)
 
@@ -104,7 +105,7 @@ class OriginStatistics:
         self._first.index_put_((origin.first.cpu(), groups), torch.ones_like(groups), accumulate=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays (L, 2) by name, the last axis BOS and intermediate sinks; empty if no additions are known.
+        """Arrays (layers, 2) by name, the last axis BOS and intermediate sinks; empty if no additions are known.
 
         `origin_before`, `origin_attention` and `origin_mlp`: mean input of each layer and mean additions at the massive
         dimension, in the sign of the activation, NaN without sinks. `origin_main` and `origin_first`: number of sinks

@@ -179,7 +179,7 @@ def sink_lines(labels: Sequence[str], tokens: Tokens, tau: float) -> list[str]:
 
 
 def _listed(labels: Sequence[str], is_sink: Tensor) -> str:
-    """The number of sinks in `is_sink` (T,), and the labels of the first ones."""
+    """The number of sinks in `is_sink` (time,), and the labels of the first ones."""
     positions = is_sink.nonzero()[:, 0].tolist()
     names = [f"{labels[token]} at {token}" for token in positions[:LISTED]] + ["…"] * (len(positions) > LISTED)
     return f"{len(positions)} ({', '.join(names)})" if positions else "0"
