@@ -35,7 +35,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, metavar="FOLDER", help=f"output folder; by default {RESULTS}/NAME")
     arguments = options.parse_args()
     if bool(arguments.trial) == bool(arguments.model):
-        options.error("name a trial with --trial, or a language model with --model and --text")
+        options.error("give a trial with --trial, or a language model with --model and --text")
     if bool(arguments.model) != bool(arguments.text):
         options.error("--model and --text go together")
     if arguments.utterances is not None and arguments.utterances < 1:
@@ -86,7 +86,7 @@ def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Eva
     runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
     trials = named_trials([arguments.trial], runs)
     if len(trials) != 1:
-        raise PipelineError(arguments.trial, f"has {len(trials)} trials", "name one of them")
+        raise PipelineError(arguments.trial, f"has {len(trials)} trials", "give one of them")
     speech = SpeechTarget(trials[0], arguments.set, arguments.utterances)
     return speech, speech.params.sinks, speech.params.evaluate
 

@@ -60,7 +60,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
     from pipeline.trials.trained import require_adapter, require_encoders, require_llm, trained_params
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PipelineError(out, "already exists", "name a new folder, or remove this one")
+        raise PipelineError(out, "already exists", "give a new folder, or remove this one")
     params = trained_params(trial, overrides)
     require_adapter(trial)
     require_llm(trial, params, weights_digest(params.model.llm.weights))

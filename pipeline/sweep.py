@@ -124,7 +124,7 @@ def _run_stages(params: Params, stages: Sequence[str]) -> None:
         prepare_weights(params)
     if "prepare" in stages:
         # Trials of another corpus in this folder would lose their data.
-        require_prepared(params.corpus, f"name another corpus.out, or remove {params.corpus.out}")
+        require_prepared(params.corpus, f"set another corpus.out, or remove {params.corpus.out}")
         prepare(params)
     for stream in streams(params.model.modality):
         if f"features@{stream}" in stages:

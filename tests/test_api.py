@@ -334,7 +334,7 @@ def test_invalid_exports(project: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(project)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with pytest.raises(PipelineError, match="taken: already exists; name a new folder"):
+    with pytest.raises(PipelineError, match="taken: already exists; give a new folder"):
         export_trial(Trial("audio"), tmp_path / "taken", [])
     with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
         export_trial(Trial("audio"), tmp_path / "out", ["model.llm.weights=data/weights/whisper-tiny.en"])

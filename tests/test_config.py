@@ -86,9 +86,9 @@ def test_settings_without_effect_online_are_refused_in_one_line(overrides, messa
 
 WEIGHT = "decorrelation.weight=0.1"
 REFUSED_LOSS = [
-    (["decorrelation.layers=[]"], "decorrelation.layers is []; name at least one, or set it to all"),
-    (["decorrelation.roles=[]"], "decorrelation.roles is []; name at least one, or set it to all"),
-    ([WEIGHT, "decorrelation.layers=[15]", "model.llm.blocks=16"], "name some of 0 to 14, or all"),
+    (["decorrelation.layers=[]"], "decorrelation.layers is []; list at least one, or set it to all"),
+    (["decorrelation.roles=[]"], "decorrelation.roles is []; list at least one, or set it to all"),
+    ([WEIGHT, "decorrelation.layers=[15]", "model.llm.blocks=16"], "list some of 0 to 14, or all"),
     ([WEIGHT, "decorrelation.layers=[0, 40]", "model.llm.blocks=16"], "decorrelation.layers is [0, 40] and"),
     ([WEIGHT, "model.llm.blocks=1"], "is 1; the loss uses all layers but the last; keep at least two"),
     ([WEIGHT, "decorrelation.roles=[video]", "model.modality=audio"], "and model.modality is 'audio', which has none"),
@@ -142,7 +142,7 @@ def test_values_are_frozen():
 
 
 def test_a_missing_file_names_the_option(tmp_path):
-    with pytest.raises(PipelineError, match=r"none\.yaml: the file is missing; name the file with --params"):
+    with pytest.raises(PipelineError, match=r"none\.yaml: the file is missing; give the file with --params"):
         load_params(tmp_path / "none.yaml")
 
 
@@ -176,7 +176,7 @@ REFUSED_YAML = [
     ("a: {<<: 1}", "invalid YAML"),
     ("a: *nope", "undefined alias"),
     ("a: 1\n---\nb: 2", "invalid YAML"),
-    ("a: " + "x" * (5 << 20), "has 5242883 characters; name a YAML file of at most 4194304"),
+    ("a: " + "x" * (5 << 20), "has 5242883 characters; use a YAML file of at most 4194304"),
 ]
 
 
@@ -193,7 +193,7 @@ def test_bad_yaml_is_one_short_line(text, message_part):
 @pytest.mark.parametrize("content", [b"\xff\xfea\0", b"a: \xe9\n", b"\0"])
 def test_a_file_that_is_not_utf_8_gives_one_line(tmp_path, content):
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(PipelineError, match=r"params\.yaml: (invalid UTF-8 .*; name the file|invalid YAML)"):
+    with pytest.raises(PipelineError, match=r"params\.yaml: (invalid UTF-8 .*; give the file|invalid YAML)"):
         load_params(tmp_path / "params.yaml")
 
 

@@ -109,7 +109,7 @@ def test_damaged_rows_are_skipped_with_their_lines(recordings: Path) -> None:
     [
         (b"", r"csv:1: the columns are none; it needs text and audio or video"),
         (b"path;words\n", r"csv:1: the columns are path;words; it needs"),
-        (b"audio,text,Text\n", r"csv:1: the columns are audio, text, text; name each column once"),
+        (b"audio,text,Text\n", r"csv:1: the columns are audio, text, text; list each column once"),
         ("audio,text\n".encode("utf-16-le"), r"csv:1: has a NUL character, as in UTF-16; save the file as UTF-8"),
         (b"audio,text\nr0.wav\nx.wav,hi\n", r"\(2 skipped: .*first clips.csv, line 2: has 1 fields"),
     ],

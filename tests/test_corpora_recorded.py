@@ -244,7 +244,7 @@ def test_unusable_label_files_are_errors(spoken: list[Spoken], tmp_path: Path) -
         with pytest.raises(PipelineError, match=message):
             prepare(params("auto_avsr", root, tmp_path / "out", *settings), workers=1)
     shutil.copy(test, labels / "lrs3_test_transcript_lengths_seg24s.csv")
-    with pytest.raises(PipelineError, match=r"seg16s\.csv, .*seg24s\.csv; name one: corpus\.auto_avsr\.test"):
+    with pytest.raises(PipelineError, match=r"seg16s\.csv, .*seg24s\.csv; set corpus\.auto_avsr\.test"):
         prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
     (labels / "lrs3_test_transcript_lengths_seg24s.csv").unlink()
     test.write_text("lrs3;nothing\n")
@@ -393,10 +393,10 @@ def test_few_speakers_are_split_by_text(spoken: list[Spoken], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("lrs3", r"has no folder trainval; name the folder of LRS3 that has trainval, test and pretrain"),
-        ("lrs2", r"has no folder mvlrs_v1/main; name the folder of LRS2 that has mvlrs_v1"),
-        ("auto_avsr", r"has no folder labels; name the root of an auto_avsr tree as corpus\.root"),
-        ("grid", r"has no \.mpg below a folder s1 to s34; name the folder of GRID as corpus\.root"),
+        ("lrs3", r"has no folder trainval; set corpus.root to the folder of LRS3 that has trainval, test and pretrain"),
+        ("lrs2", r"has no folder mvlrs_v1/main; set corpus.root to the folder of LRS2 that has mvlrs_v1"),
+        ("auto_avsr", r"has no folder labels; set corpus\.root to the root of an auto_avsr tree"),
+        ("grid", r"has no \.mpg below a folder s1 to s34; set corpus\.root to the folder of GRID"),
         ("folder", r"there is no audio or video with a transcript in it; add a \.txt with the name of each file"),
     ],
 )

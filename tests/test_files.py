@@ -126,7 +126,7 @@ def mounted(tmp_path):
 def test_a_read_only_folder_is_named(mounted):
     folder = mounted("runs", "ro")
     done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/a/b.json', 1)")
-    assert done.stderr.startswith("error: runs/a: read-only file system; mount it writable, or name another folder")
+    assert done.stderr.startswith("error: runs/a: read-only file system; mount it writable, or set another folder")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/b.json', 1)")
     assert done.stderr.startswith("error: runs/b.json: read-only file system; mount it writable")

@@ -169,7 +169,7 @@ REFUSED = {
     "postgresql://me:secret@127.0.0.1:1/mlflow": "pip install 'psycopg[binary]'",
     "postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow": "pip install psycopg2-binary",
     "mysql://me:secret@127.0.0.1:1/mlflow": "pip install mysqlclient",
-    "mssql+nonsense://me:secret@127.0.0.1:1/mlflow": "name a driver",
+    "mssql+nonsense://me:secret@127.0.0.1:1/mlflow": "use a driver",
 }
 """Unsupported addresses, and part of the error message for each."""
 

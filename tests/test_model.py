@@ -308,7 +308,7 @@ def test_a_model_without_eos_is_refused(own):
     change(own / "tokenizer_config.json", eos_token=None)
     for name in ("config.json", "generation_config.json"):
         change(own / name, eos_token_id=None)
-    with pytest.raises(PipelineError, match="names an EOS token; set eos_token_id"):
+    with pytest.raises(PipelineError, match="has an EOS token; set eos_token_id"):
         build(own)
 
 

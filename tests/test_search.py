@@ -348,7 +348,7 @@ def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(se
         ({"axes": {"decorrelation.weight": {"uniform": [-1, 1]}}}, "decorrelation.weight is -1"),
         ({"search": {"trials": 0, "minimise": WER}}, "search.trials is 0"),
         ({"search": {"trials": 3, "minimise": "wer/test"}}, "a metric of the validation split"),
-        ({"search": {"trials": 3, "minimise": [WER, WER]}}, "name each metric once"),
+        ({"search": {"trials": 3, "minimise": [WER, WER]}}, "list each metric once"),
         ({"search": {"trials": 3, "minimise": []}}, "search.minimise is []"),
         ({"search": {"trials": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
         ({"seeds": [0, 0]}, "seeds has"),

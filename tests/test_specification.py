@@ -207,7 +207,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 0}}}, "samples is 0"),
         ({"axes": {"decorrelation.weight": [float("nan")]}}, "a value must be a finite number"),
         ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 10**9}}}, "samples is 1000000000; it must be"),
-        ({"axes": WEIGHTS, "seeds": list(range(5001))}, "expands to 10002 trials; name at most 10000"),
+        ({"axes": WEIGHTS, "seeds": list(range(5001))}, "expands to 10002 trials; reduce it to at most 10000"),
         ({"seeds": [-1]}, "train.seed is -1; it must be"),
         ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight has {"decorrelation.weight":1} twice'),
         ({"axes": {"train.seed": [0, 1]}, "seeds": [0]}, "train.seed and seeds both set train.seed"),

@@ -312,7 +312,7 @@ def test_no_corpus_replaces_another(project):
     specify(project, set={"corpus.seed": 8} | mine, axes=axes)
     refused = command(project, "sweep", "sweep.yaml")
     assert refused.returncode == 1
-    assert "data/mine: was prepared with corpus.seed=7, not 8; name another corpus.out" in refused.stderr
+    assert "data/mine: was prepared with corpus.seed=7, not 8; set another corpus.out" in refused.stderr
     assert corpus.read_bytes() == before
 
 

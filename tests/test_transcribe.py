@@ -202,7 +202,7 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_invalid_files(spoilt: Path, stream: str, name: str, expected: str) -> None:
-    with pytest.raises(PipelineError, match=rf"^{spoilt / name}: {expected}.*; name a"):
+    with pytest.raises(PipelineError, match=rf"^{spoilt / name}: {expected}.*; give a"):
         read_streams(spoilt / name, [stream], spoilt)
 
 

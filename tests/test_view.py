@@ -279,7 +279,7 @@ def test_a_damaged_mark_does_not_stop_a_sweep(four):
         ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; it has 4"),
         (
             "decorrelation.layers=[1, 3]",
-            "decorrelation.layers: wrong names layer 3, and its LLM has 4; name layers from",
+            "decorrelation.layers: wrong lists layer 3, and its LLM has 4; list layers from",
         ),
     ],
 )

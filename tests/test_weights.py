@@ -200,7 +200,7 @@ def test_a_damaged_llm_without_a_record_is_an_error(tmp_path, name, content):
     (folder / name).write_bytes(content)
     params = load_params(ROOT / "params.yaml", ["train.device=cpu", f"model.llm={{weights: {folder}, blocks: null}}"])
     inputs = Inputs((), {}, {"llm": weights_digest(folder)})
-    with pytest.raises(PipelineError, match=r"llm\S*: .+; name a "):
+    with pytest.raises(PipelineError, match=r"llm\S*: .+; use a "):
         build_model(params, inputs)
 
 

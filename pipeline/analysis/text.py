@@ -41,9 +41,9 @@ class TextTarget:
     score: Literal["perplexity"] = "perplexity"
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
-        text = read_text(file, "name a text file with --text")
+        text = read_text(file, "give a text file with --text")
         if not text.strip():
-            raise PipelineError(file, "is empty", "name a text file with some words in it")
+            raise PipelineError(file, "is empty", "give a text file with some words in it")
         if tokens < 2:
             raise PipelineError("--tokens", f"{tokens} leaves no token after BOS", "use at least 2, or better 64")
         device = resolve_device(params.train.device)

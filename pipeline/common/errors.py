@@ -20,7 +20,7 @@ _MIN_FREE = 1 << 16
 _REMEDIES = {
     errno.EACCES: "change its permissions; `ls -ld` shows its owner",
     errno.EPERM: "change its permissions; `ls -ld` and `lsattr -d` show its protection",
-    errno.EROFS: "mount it writable, or name another folder in params.yaml",
+    errno.EROFS: "mount it writable, or set another folder in params.yaml",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "allow more open files, such as `ulimit -n 4096`",
     errno.EIO: "check the disk; it fails",

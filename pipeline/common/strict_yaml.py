@@ -117,7 +117,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         PipelineError: the text is not YAML, has a duplicate key, or exceeds the bounds above.
     """
     if len(text) > MAX_CHARACTERS:
-        raise PipelineError(where, f"has {len(text)} characters", f"name a YAML file of at most {MAX_CHARACTERS}")
+        raise PipelineError(where, f"has {len(text)} characters", f"use a YAML file of at most {MAX_CHARACTERS}")
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError) as error:

@@ -42,7 +42,7 @@ def named_trial(name: str, runs: str | Path) -> Trial:
         name = identity_of_run(name, tracking_uri()) or name
     trials = _matching(name, Path(runs))
     if len(trials) != 1:
-        raise PipelineError(name, f"contains {len(trials)} trials", "name one of them")
+        raise PipelineError(name, f"contains {len(trials)} trials", "give one of them")
     return trials[0]
 
 
@@ -53,13 +53,13 @@ def _matching(name: str, runs: Path) -> list[Trial]:
     if folder.is_dir():
         trials = _trials_in(folder)
         if not trials:
-            raise PipelineError(folder, "contains no trial", "name a trial's folder, or a folder of several")
+            raise PipelineError(folder, "contains no trial", "give a trial's folder, or a folder of several")
         return trials
     trials = [trial for trial in _trials_in(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
     trials = [trial for trial in trials if trial.identity.startswith(name)]
     if len(trials) != 1:
         found = f"matches {len(trials)} identities" if trials else "is neither a folder nor an identity"
-        raise PipelineError(name, f"{found} in {runs}", "name one of the folders there")
+        raise PipelineError(name, f"{found} in {runs}", "give one of the folders there")
     return trials
 
 

@@ -29,7 +29,7 @@ def _corpus(params: "Params") -> Iterator[Contradiction]:
     if noise.train_share > 0 and not noise.train_snrs:
         yield (
             f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
-            "name at least one ratio in dB, or set the share to 0",
+            "set at least one ratio in dB, or set the share to 0",
         )
     if (corpus.root is None) == getattr(resolve_name(CORPORA[corpus.kind]), "has_root", True):
         yield (
@@ -73,7 +73,7 @@ def _decorrelation(params: "Params") -> Iterator[Contradiction]:
     loss, modality = params.decorrelation, params.model.modality
     for key in ("layers", "roles"):
         if not getattr(loss, key):
-            yield f"decorrelation.{key} is []", "name at least one, or set it to all"
+            yield f"decorrelation.{key} is []", "list at least one, or set it to all"
     if loss.weight == 0:
         return
     present = [f"{stream}{part}" for stream in streams(modality) for part in ("_start", "", "_end")]
@@ -91,7 +91,7 @@ def _decorrelation(params: "Params") -> Iterator[Contradiction]:
         yield (
             f"decorrelation.layers is {'all' if loss.layers == 'all' else list(loss.layers)} and model.llm.blocks is "
             f"{count}; the loss uses all layers but the last",
-            f"name some of 0 to {count - 2}, or all" if layers else "keep at least two layers",
+            f"list some of 0 to {count - 2}, or all" if layers else "keep at least two layers",
         )
 
 
@@ -126,7 +126,7 @@ def _online(params: "Params") -> Iterator[Contradiction]:
     if augmentation.noise_share > 0 and not augmentation.noise_snrs:
         yield (
             f"features.augmentation.noise_share is {augmentation.noise_share} and noise_snrs is empty",
-            "name at least one ratio in dB, or set the share to 0",
+            "set at least one ratio in dB, or set the share to 0",
         )
     if is_noise_added(params.model.modality, augmentation.noise_share) and params.corpus.noise.train_share == 1:
         yield (

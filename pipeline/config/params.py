@@ -41,7 +41,7 @@ def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         PipelineError: the file is missing, or a value in it or in an override is wrong.
     """
-    values = read_mapping(path, "name the file with --params", "of sections")
+    values = read_mapping(path, "give the file with --params", "of sections")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

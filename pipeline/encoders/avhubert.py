@@ -34,7 +34,7 @@ FILTERS = 26
 PREEMPHASIS = 0.97
 FULL_SCALE = 32_768
 """Filterbanks use 16-bit samples, which matters for the logarithm of silence."""
-REMEDY = "name a folder of weights that `python -m pipeline.weights` converted with format avhubert"
+REMEDY = "set it to a folder that `python -m pipeline.weights` converted with format avhubert"
 
 
 class AVHuBERT:

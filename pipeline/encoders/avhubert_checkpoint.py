@@ -16,7 +16,7 @@ empty before)."""
 PRETRAINING = ("label_embs_concat", "final_proj.", "mask_emb")
 """Tensors that are only used in pretraining."""
 POSITIONS = "encoder.pos_conv.0.weight"
-REMEDY = "name a pre-trained or fine-tuned AV-HuBERT, base or large"
+REMEDY = "use a pre-trained or fine-tuned AV-HuBERT, base or large"
 
 
 def convert_avhubert(source: Path, folder: Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.common.hardware import autocast
 from pipeline.config import LLM
 from pipeline.model.backbone import run_backbone
 
-REMEDY = "name a folder with config.json, weights and tokenizer of a causal language model, as model hubs have them"
+REMEDY = "use a folder with config.json, weights and tokenizer of a causal language model, as model hubs have them"
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError, SafetensorError,
 )  # fmt: skip
@@ -144,7 +144,7 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise PipelineError(
             tokenizer.name_or_path,
-            "neither its tokenizer nor its config.json or generation_config.json names an EOS token",
+            "neither its tokenizer nor its config.json or generation_config.json has an EOS token",
             "set eos_token_id in its config.json: responses need an end token",
         )
     return tokenizer.eos_token_id
@@ -193,7 +193,7 @@ def _load_config(settings: LLM) -> PreTrainedConfig:
         raise PipelineError(
             settings.weights,
             "there is no model here (no config.json)",
-            "fetch it with: python -m pipeline.weights, or name a folder with config.json, weights and tokenizer",
+            "fetch it with: python -m pipeline.weights, or use a folder with config.json, weights and tokenizer",
         )
     try:
         config = AutoConfig.from_pretrained(settings.weights, trust_remote_code=False)

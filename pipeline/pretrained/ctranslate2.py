@@ -23,13 +23,13 @@ def convert_whisper(source: Path, folder: Path) -> None:
 
     file = source / "model.bin"
     if not file.is_file():
-        raise PipelineError(file, "the file is missing", "name the folder of a Whisper converted by CTranslate2")
+        raise PipelineError(file, "the file is missing", "use the folder of a Whisper converted by CTranslate2")
     tensors = read_tensors(file)
     try:
         heads = int(tensors["encoder/num_heads"])
         encoder = _encoder(tensors)
     except KeyError as error:
-        raise PipelineError(file, f"has no tensor {error}", "name a Whisper converted by CTranslate2") from None
+        raise PipelineError(file, f"has no tensor {error}", "use a Whisper converted by CTranslate2") from None
     for name, tensor in encoder.items():
         if tensor.dtype.kind != "f":
             raise PipelineError(file, f"has {name} as {tensor.dtype}", "convert it with quantization float16")

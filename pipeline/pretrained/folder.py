@@ -34,7 +34,7 @@ def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
     """`{relative name: {bytes, sha256}}` of the files of the weights; reads and raises as `weights_digest`."""
     folder = Path(folder)
     if not folder.is_dir():
-        remedy = "name a folder of weights, or, for those of params.yaml, run: python -m pipeline.weights"
+        remedy = "use a folder of weights, or, for those of params.yaml, run: python -m pipeline.weights"
         raise PipelineError(folder, "has no weights", remedy)
     return recorded_files(folder) if (folder / RECORD).exists() else describe_files(folder)
 
@@ -85,7 +85,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """
     names = _names(folder)
     if not any(Path(name).suffix in TENSORS for name in names):
-        raise PipelineError(folder, "has no .safetensors file", "name a Hugging Face folder that has one")
+        raise PipelineError(folder, "has no .safetensors file", "use a Hugging Face folder that has one")
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 

@@ -24,7 +24,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not file.is_file():
-        raise PipelineError(file, "is not a file", "name the .gguf file itself")
+        raise PipelineError(file, "is not a file", "give the .gguf file itself")
     try:
         # There is no option to hide its progress bar.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -33,7 +33,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except (ValueError, IndexError, KeyError, NotImplementedError, OSError, struct.error) as error:
-        remedy = "fetch it again, or name a model that transformers supports"
+        remedy = "fetch it again, or use a model that transformers supports"
         raise PipelineError(file, f"cannot be read as GGUF ({error_reason(error)})", remedy) from None
     config = quantised.config
     if hasattr(config, "quantization_config"):

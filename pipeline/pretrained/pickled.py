@@ -24,7 +24,7 @@ STORAGES = {
     "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
 """PyTorch's names of storage types, and their data types."""
-REMEDY = "name a checkpoint written by PyTorch 1.6 or later, or fetch it again"
+REMEDY = "use a checkpoint written by PyTorch 1.6 or later, or fetch it again"
 DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, AttributeError, KeyError, IndexError, TypeError,
     ValueError, RuntimeError, OverflowError, NotImplementedError,

@@ -46,8 +46,8 @@ def require_layers(trials: Sequence[PlannedTrial]) -> None:
         if loss.weight > 0 and loss.layers != "all" and max(loss.layers, default=0) >= last:
             raise PipelineError(
                 "decorrelation.layers",
-                f"{planned.name} names layer {max(loss.layers)}, and its LLM has {last + 1}",
-                f"name layers from 0 to {last - 1}: the output of the last one is not included",
+                f"{planned.name} lists layer {max(loss.layers)}, and its LLM has {last + 1}",
+                f"list layers from 0 to {last - 1}: the output of the last one is not included",
             )
 
 

@@ -144,7 +144,7 @@ def _remedy(uri: str, cause: BaseException, reason: str) -> str:
     elif path:
         remedy = _remedy_of_file(uri, path, cause, reason)
     elif "load plugin" in reason:
-        remedy = "name a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
+        remedy = "use a driver that SQLAlchemy has in MLFLOW_TRACKING_URI, such as postgresql://"
     elif "error code 401" in reason or "error code 403" in reason:
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:

@@ -84,7 +84,7 @@ def _loaded(
     # A folder that `pipeline.weights` did not write has no record: damage shows as an error of any of three libraries.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "name a complete folder, with config.json, weights and tokenizer"
+        remedy = "use a complete folder, with config.json, weights and tokenizer"
         raise PipelineError(settings.weights, f"no LLM can be loaded ({reason})", remedy) from error
 
 

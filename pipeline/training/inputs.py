@@ -70,7 +70,7 @@ class TrialInputs:
     @cached_property
     def _manifest(self) -> list[Utterance]:
         corpus = self.params.corpus
-        require_prepared(corpus, "prepare it again with: python -m pipeline.prepare, or name another corpus.out")
+        require_prepared(corpus, "prepare it again with: python -m pipeline.prepare, or set another corpus.out")
         return read_manifest(corpus.out)
 
     @cached_property

@@ -14,7 +14,7 @@ from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recorded.recording import SOUND, Recording, is_audio, skip_on_error
 
-REMEDY = "name a complete audio or video file with speech in it"
+REMEDY = "give a complete audio or video file with speech in it"
 
 
 def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
     try:
         require_file(file)
         if "video" in streams and not _has_video(file):
-            raise PipelineError(file, "it has no picture, and this trial needs video", "name a video")
+            raise PipelineError(file, "it has no picture, and this trial needs video", "give a video")
         recording = Recording(_sound_of(file), file if "video" in streams else None, detector)
         with tempfile.TemporaryDirectory() as folder:
             readers = {"audio": _read_sound, "video": _read_mouth}

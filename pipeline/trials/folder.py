@@ -192,7 +192,7 @@ def _read_identity(path: Path) -> dict[str, Any]:
     remedy = f"remove {path.parent}; the trial is created again"
     parts = read_json(path, remedy)
     if not isinstance(parts, dict) or not isinstance(parts.get("identity"), str):
-        raise PipelineError(path, "names no identity", remedy)
+        raise PipelineError(path, "has no identity", remedy)
     if digest({name: part for name, part in parts.items() if name != "identity"}) != parts["identity"]:
         raise PipelineError(path, "has changed since it was written", remedy)
     return parts

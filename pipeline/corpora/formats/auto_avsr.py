@@ -47,20 +47,20 @@ class AutoAVSR(RecordedCorpus):
         """The label file of each split that has one."""
         folder, labels = self.root / "labels", {}
         if not folder.is_dir():
-            raise PipelineError(self.root, "has no folder labels", "name the root of an auto_avsr tree as corpus.root")
+            raise PipelineError(self.root, "has no folder labels", "set corpus.root to the root of an auto_avsr tree")
         for split in SPLITS:
             named = getattr(self.corpus.auto_avsr, split)
             if named is not None:
                 labels[split] = folder / named
                 if not labels[split].is_file():
                     where = f"corpus.auto_avsr.{split}"
-                    raise PipelineError(where, f"there is no {labels[split]}", "name a label file")
+                    raise PipelineError(where, f"there is no {labels[split]}", "set it to a label file")
                 continue
             word = re.compile(rf"(^|_)({NAMES[split]})(_|\.)")
             matches = sorted(path for path in folder.glob("*.csv") if word.search(path.name))
             if len(matches) > 1 or (not matches and split != "validation"):
                 names = ", ".join(path.name for path in matches) or "none"
-                raise PipelineError(folder, f"label files of {split}: {names}", f"name one: corpus.auto_avsr.{split}")
+                raise PipelineError(folder, f"label files of {split}: {names}", f"set corpus.auto_avsr.{split} to one")
             if matches:
                 labels[split] = matches[0]
         return labels

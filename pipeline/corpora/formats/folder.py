@@ -27,7 +27,7 @@ SPLIT_NAMES = {
     "test": "test",
 }  # fmt: skip
 UNKNOWN_SPEAKER = "speaker"
-REMEDY = "name a folder or a CSV as corpus.root"
+REMEDY = "set corpus.root to a folder or a CSV"
 
 
 class Folder(RecordedCorpus):
@@ -46,7 +46,7 @@ class Folder(RecordedCorpus):
         if not clips:
             raise PipelineError(
                 self.root, f"there is no audio or video with a transcript in it{skip_summary(skipped)}",
-                "add a .txt with the name of each file, or name a CSV with the columns audio, video, text",
+                "add a .txt for each file, or set corpus.root to a CSV with the columns audio, video, text",
             )  # fmt: skip
         splits = {clip.split for clip in clips}
         for split in ("test", "validation"):

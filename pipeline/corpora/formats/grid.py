@@ -70,7 +70,7 @@ class Grid(RecordedCorpus):
         videos, alignments = _find_files(self.root, skipped)
         if not videos:
             found = f"has no .mpg below a folder s1 to s34{skip_summary(skipped)}"
-            raise PipelineError(self.root, found, "name the folder of GRID as corpus.root")
+            raise PipelineError(self.root, found, "set corpus.root to the folder of GRID")
         for (speaker, name), video in sorted(videos.items(), key=lambda item: (int(item[0][0][1:]), item[0][1])):
             path = video.relative_to(self.root).as_posix()
             split = "test" if settings.split == "disjoint" and speaker in settings.test_speakers else "train"
@@ -119,7 +119,7 @@ def _in_splits(corpus: Corpus, clips: list[RecordedClip]) -> list[RecordedClip]:
         speakers = {clip.speaker for clip in clips}
         if missing := [speaker for speaker in corpus.grid.test_speakers if speaker not in speakers]:
             where = "corpus.grid.test_speakers"
-            raise PipelineError(where, f"{missing[0]} is not in {corpus.root}", "name speakers of the corpus")
+            raise PipelineError(where, f"{missing[0]} is not in {corpus.root}", "list speakers of the corpus")
         test = {clip.id for clip in clips if clip.speaker in corpus.grid.test_speakers}
         keys = {clip.id: clip.speaker for clip in clips if clip.id not in test}
     else:

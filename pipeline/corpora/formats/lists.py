@@ -89,7 +89,7 @@ def _columns(where: str, header: str, separators: tuple[str, ...]) -> tuple[str,
         known = [name for name in columns if name in COLUMNS]
         if "text" in known and {"audio", "video"} & set(known):
             if len(known) > len(set(known)):
-                raise PipelineError(where, f"the columns are {', '.join(columns)}", "name each column once")
+                raise PipelineError(where, f"the columns are {', '.join(columns)}", "list each column once")
             return separator, columns
     shown = ", ".join(header[:200].split(separators[0])) or "none"
     raise PipelineError(

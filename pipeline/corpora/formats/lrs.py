@@ -59,7 +59,7 @@ class LRS3(_LRS):
     def find_clips(self) -> Listing:
         parts = ["trainval", "test", *([PRETRAIN] if self.corpus.lrs.pretrain else [])]
         if missing := [part for part in parts if not (self.root / part).is_dir()]:
-            remedy = "name the folder of LRS3 that has trainval, test and pretrain"
+            remedy = "set corpus.root to the folder of LRS3 that has trainval, test and pretrain"
             raise PipelineError(self.root, f"has no folder {missing[0]}", remedy)
         skipped: list[SkippedClip] = []
         by_part = {p: list(_clips_of_part(self.root, p, "test" if p == "test" else "train", skipped)) for p in parts}
@@ -87,7 +87,7 @@ class LRS2(_LRS):
         for folder in (self.root / "mvlrs_v1", self.root):
             if (folder / "main").is_dir():
                 return folder
-        remedy = "name the folder of LRS2 that has mvlrs_v1 and the lists"
+        remedy = "set corpus.root to the folder of LRS2 that has mvlrs_v1 and the lists"
         raise PipelineError(self.root, "has no folder mvlrs_v1/main", remedy)
 
     def find_clips(self) -> Listing:

@@ -24,7 +24,7 @@ VIDEO = (
 """Endings of video files, likewise."""
 _ENDINGS = mimetypes.MimeTypes(filenames=())
 """Built-in types only, which are equal on every machine."""
-REMEDY = "name the folder of the corpus as corpus.root"
+REMEDY = "set corpus.root to the folder of the corpus"
 MAX_NAME_BYTES = 200
 """Maximum bytes of a name. File systems allow 255, and media get longer names than their sources."""
 

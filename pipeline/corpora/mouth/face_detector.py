@@ -24,7 +24,7 @@ KEYPOINTS = 4
 MIN_SCORE = 0.5
 MIN_OVERLAP = 0.3
 """Minimum intersection over union of two boxes of the same face."""
-REMEDY = "name a folder of weights that `python -m pipeline.weights` fetched with format tflite"
+REMEDY = "set corpus.face_detector to a folder that `python -m pipeline.weights` fetched with format tflite"
 
 
 class FaceDetector:

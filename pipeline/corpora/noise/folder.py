@@ -32,7 +32,7 @@ def noise_files(folder: str | Path) -> list[Path]:
             files += [Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO]
     if not files:
         found = f"there is no audio file in {folder}{skip_summary(unread)}"
-        raise PipelineError("corpus.noise.folder", found, "name a folder of noise, or null")
+        raise PipelineError("corpus.noise.folder", found, "set it to a folder of noise, or null")
     return sorted(files)
 
 

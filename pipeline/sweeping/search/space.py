@@ -139,7 +139,9 @@ def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
     for axis in read:
         combinations *= len(axis.options)
     if combinations > MAX_OPTIONS:
-        raise PipelineError(path, f"has {combinations} combinations of options", f"name at most {MAX_OPTIONS}")
+        raise PipelineError(
+            path, f"has {combinations} combinations of options", f"reduce them to at most {MAX_OPTIONS}"
+        )
     # Keys that decide which others are used come first.
     return Space(tuple(sorted(read, key=lambda axis: not axis.keys & DECIDING)))
 
