@@ -8,6 +8,6 @@ import sys
 # training step took eight times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# `python -m pipeline.…` is importing: nothing has begun, so Ctrl-C just ends it. `run_command` takes it from there.
+# `python -m pipeline.…` is importing: nothing has started, so Ctrl-C just ends it. `run_command` takes it from there.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

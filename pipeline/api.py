@@ -59,9 +59,7 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
         raise PipelineError("texts", fault, "give at least one text, each with some words")
     longest, limit = max(map(len, rows)) + 1, max_positions(model.config)
     if limit and longest > limit:
-        raise PipelineError(
-            "texts", f"one has {longest} tokens, and the model has room for {limit}", "cut it into pieces"
-        )
+        raise PipelineError("texts", f"one has {longest} tokens, and the model has room for {limit}", "split it")
     require_embedded([bos, *(token for row in rows for token in row)], model, "the texts")
     ids, lengths = padded([torch.tensor([bos, *row]) for row in rows])
     mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]

@@ -89,7 +89,7 @@ def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
     from pipeline.model.decoder import bos_token, eos_token, limit_layers, load_tokenizer
 
     llm = params.model.llm
-    cut, changed = limit_layers(llm)
+    limited, changed = limit_layers(llm)
     original, _ = limit_layers(llm.model_copy(update={"blocks": None}))
     text = prompt(params.model.prompt, params.model.modality)
     tokenizer = load_tokenizer(llm)
@@ -97,12 +97,12 @@ def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
         "base_model": {
             "name": Path(llm.weights).resolve().name,
             "files": {name: file["sha256"] for name, file in known_files(llm.weights).items()},
-            "layers": cut.get_text_config(decoder=True).num_hidden_layers,
+            "layers": limited.get_text_config(decoder=True).num_hidden_layers,
             "layers_before": original.get_text_config(decoder=True).num_hidden_layers,
             "config": changed,
         },
         "precision": trial.identity_parts()["configuration"]["train"]["precision"],
-        "bos_token_id": bos_token(tokenizer, cut),
+        "bos_token_id": bos_token(tokenizer, limited),
         "eos_token_id": eos_token(tokenizer),
         "prompt": text,
         "prompt_token_ids": tokenizer(text, add_special_tokens=False)["input_ids"],

@@ -1,8 +1,8 @@
 """Transcribe your own recordings with a trained trial: one line of text per file.
 
 Encoders, rates, LLM and adapter are those of the trial's own config.yaml. An audio trial takes any audio, or a video
-with sound; a trial with video takes a video of a face or of a mouth. A .wav with the name of a video replaces its
-sound.
+with audio; a trial with video takes a video of a face or of a mouth. A .wav with the name of a video replaces its
+audio.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def transcribe(arguments: argparse.Namespace) -> None:
     for file in arguments.files:
         transcription = transcriber.transcribe(file)
         print(transcription.text, flush=True)
-        if transcription.is_cut:
+        if transcription.is_truncated:
             warning = f"its text reached the limit of {limit} tokens"
             remedy = f"raise it with --set evaluate.max_new_tokens={2 * limit}"
             print(f"warning: {file}: {warning}; {remedy}", file=sys.stderr, flush=True)

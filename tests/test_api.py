@@ -111,7 +111,7 @@ def test_a_model_keeps_its_type_mode_and_attention(llm: Path, dtype: torch.dtype
     [
         ([], "texts: the list is empty; give at least one text"),
         (["a", ""], "texts: text 1 has no tokens"),
-        (["a" * 512], "texts: one has 513 tokens, and the model has room for 512; cut it into pieces"),
+        (["a" * 512], "texts: one has 513 tokens, and the model has room for 512; split it"),
     ],
 )
 def test_invalid_texts(loaded: tuple, texts: list[str], expected: str) -> None:
@@ -209,7 +209,7 @@ MOUTH = np.zeros((25, 96, 96), np.uint8)
         ({"audio": np.nan * SECOND, "video": MOUTH}, r"audio: its largest \|sample\| is nan"),
         (
             {"audio": np.tile(SECOND, 200), "video": MOUTH},
-            r"the recording: needs 6\d\d tokens .* has room for 512; cut",
+            r"the recording: needs 6\d\d tokens .* has room for 512; split",
         ),
     ],
 )

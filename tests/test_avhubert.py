@@ -254,7 +254,7 @@ def test_missing_weights_and_small_videos_are_errors(folder, tmp_path):
         load(tmp_path)
 
 
-def test_the_mouth_is_cut_from_the_centre_and_normalised():
+def test_the_mouth_is_cropped_from_the_centre_and_normalised():
     frames = np.zeros((2, 96, 96), np.uint8)
     frames[:, 4, 4] = frames[:, 91, 91] = 255
     found = normalised_mouth(frames)

@@ -28,7 +28,7 @@ AUDIO = "model.modality=audio"
 
 
 def lines_of(text: str, label: str) -> str:
-    """The line that begins with a label."""
+    """The line that starts with a label."""
     return next(line for line in text.splitlines() if line.startswith(label))
 
 
@@ -93,8 +93,8 @@ def test_cut_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
     comparison = compare(trials)
     [note] = comparison.notes
     assert note == (
-        "Hypotheses that were cut at evaluate.max_new_tokens: VSR 5, weight 0, seed 0: 3 of test, 5 of test/snr_0. "
-        "Raise it."
+        "Hypotheses that were truncated at evaluate.max_new_tokens: VSR 5, weight 0, seed 0: 3 of test, "
+        "5 of test/snr_0. Raise it."
     )
     assert note in rendering.table_text(comparison, 500)
     assert "cut_hypotheses/test/snr_0,5" in rendering.long_csv(comparison)

@@ -201,7 +201,7 @@ def test_aliases_and_merged_mappings_are_read():
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: *a}", "file") == {"a": {"x": 1}, "b": {"x": 1, "y": {"x": 1}}}
 
 
-def test_a_long_value_is_cut_in_the_error():
+def test_a_long_value_is_shortened_in_the_error():
     with pytest.raises(PipelineError) as refused:
         load_params(PARAMS, ["train.steps=" + "x" * 100_000])
     assert "train.steps is 'xxx" in str(refused.value)

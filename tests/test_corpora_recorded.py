@@ -134,7 +134,7 @@ def test_long_clips_are_cut_between_words(spoken: list[Spoken], tmp_path: Path) 
         assert piece.audio_seconds <= 2
         frames = len(read_video_gray(folder / str(piece.video)))
         assert frames == piece.video_frames
-        # The last piece lasts until the end of its sound.
+        # The last piece lasts until the end of its audio.
         assert abs(piece.audio_seconds - frames / 25) < (0.15 if piece.id[-2:] != "00" else 0.01)
 
 
@@ -153,15 +153,15 @@ def test_unusable_clips_are_listed_and_the_others_prepared(spoken: list[Spoken],
     assert len(lines) == 12 - 6
     reasons = {path: reason for path, _, reason in skipped(folder)}
     assert reasons == {
-        first.relative_to(root).as_posix(): "unreadable sound",
+        first.relative_to(root).as_posix(): "unreadable audio",
         second.relative_to(root).as_posix(): "a file is missing",
         third.relative_to(root).as_posix(): "unreadable transcript",
         fourth.relative_to(root).as_posix(): "unreadable transcript",
-        fifth.relative_to(root).as_posix(): "unreadable sound",
+        fifth.relative_to(root).as_posix(): "unreadable audio",
         sixth.relative_to(root).as_posix(): "a file is missing",
     }
     splits = json.loads((folder / "prepare.json").read_text())["splits"]
-    assert splits["test"]["skipped"] == {"unreadable sound": 1, "a file is missing": 1}
+    assert splits["test"]["skipped"] == {"unreadable audio": 1, "a file is missing": 1}
     assert sum(split["utterances"] for split in splits.values()) == len(lines)
 
     # A clip is tried again only after a change of its files.
@@ -200,7 +200,7 @@ def test_a_split_without_usable_clips_is_an_error(spoken: list[Spoken], tmp_path
         (root / "mvlrs_v1/main" / name).with_suffix(".mp4").write_bytes(b"nothing")
     with pytest.raises(PipelineError, match=r"skipped\.csv: every utterance of validation was skipped; see"):
         prepare(params("lrs2", root, tmp_path / "out"), workers=1)
-    assert {reason for _, _, reason in skipped(tmp_path / "out")} == {"unreadable sound"}
+    assert {reason for _, _, reason in skipped(tmp_path / "out")} == {"unreadable audio"}
 
 
 # auto_avsr.
@@ -294,7 +294,7 @@ ENCODED = {
 
 
 def encode(path: Path, one: Spoken, title: str = "") -> None:
-    """Write the sound of an utterance in the format of the ending of the path."""
+    """Write the audio of an utterance in the format of the ending of the path."""
     container, codec, rate = ENCODED[path.suffix]
     with av.open(str(path), "w", format=container) as out:
         out.metadata["title"] = title
@@ -335,7 +335,7 @@ def test_no_clip_stops_the_preparation(spoken: list[Spoken], tmp_path: Path, mon
     content = latin.with_suffix(".m4v").read_bytes()
     latin.with_suffix(".m4v").write_bytes(content.replace(b"Titel", b"T\xeftel"))
     empty.write_bytes(b"RIFF nothing")
-    prepare_clip, read = RecordedCorpus.prepare_clip, recording.read_sound
+    prepare_clip, read = RecordedCorpus.prepare_clip, recording.extract_audio
 
     def prepare_without_gone(self: RecordedCorpus, *rest: object) -> object:
         gone.unlink(missing_ok=True)
@@ -347,7 +347,7 @@ def test_no_clip_stops_the_preparation(spoken: list[Spoken], tmp_path: Path, mon
         return read(path, *rest)
 
     monkeypatch.setattr(RecordedCorpus, "prepare_clip", prepare_without_gone)
-    monkeypatch.setattr(recording, "read_sound", read_with_bug)
+    monkeypatch.setattr(recording, "extract_audio", read_with_bug)
     folder = prepare(params("folder", root, tmp_path / "out", "corpus.video=false"), workers=1)
     found = {path: reason for path, _, reason in skipped(folder)}
     assert found[bug.relative_to(root).as_posix()] == "unexpected error"
@@ -465,7 +465,7 @@ def test_each_split_uses_its_own_part_of_a_folder_of_noise(spoken: list[Spoken],
         prepare(params("folder", root, tmp_path / "out", f"corpus.noise.folder={tmp_path / 'none'}"), workers=1)
 
 
-def test_a_change_of_noise_keeps_videos_and_clean_sound(spoken: list[Spoken], tmp_path: Path) -> None:
+def test_a_change_of_noise_keeps_videos_and_clean_audio(spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_grid(tmp_path / "root", spoken)
     first_params = params("grid", root, tmp_path / "out", NOISY, *MORE["grid"])
     folder = prepare(first_params, workers=1)

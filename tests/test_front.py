@@ -11,7 +11,7 @@ from pipeline.comparison.front import SearchPoint, SearchResult, search_csv, sea
 from pipeline.comparison.front_figures import search_figures
 from pipeline.comparison.output import answers
 from pipeline.comparison.table import compare
-from pipeline.sweeping.search.importance import key_importance
+from pipeline.sweeping.search.key_importance import key_importance
 
 WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
 

@@ -193,11 +193,15 @@ def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
     assert len(set(together)) > 1
 
 
-def test_a_hypothesis_without_an_end_token_is_cut(llm, monkeypatch):
+def test_a_hypothesis_without_an_end_token_is_truncated(llm, monkeypatch):
     model = build(llm)
     generated = torch.tensor([[40, 41, model.eos, model.eos], [40, 41, 42, 43], [40, 41, 42, model.eos]])
     monkeypatch.setattr(model.decoder, "generate", lambda **_: generated, raising=False)
-    assert [hypothesis.is_cut for hypothesis in decode(model, batch_of(model, [0, 1, 2]), 1, 4)] == [False, True, False]
+    assert [hypothesis.is_truncated for hypothesis in decode(model, batch_of(model, [0, 1, 2]), 1, 4)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 GENERATION = {

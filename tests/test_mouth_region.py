@@ -140,8 +140,8 @@ def test_a_rotated_scaled_and_shifted_face_gives_the_same_region(face, straight,
 
 def test_equal_keypoints_give_equal_regions(face, detector):
     points = FaceDetector(detector / FULL_RANGE).keypoints(picture(face[0]))
-    plain = region._cut(face[0], points)
-    moved = region._cut(turned(face[:1], TURN)[0], apply(TURN, points))
+    plain = region._crop(face[0], points)
+    moved = region._crop(turned(face[:1], TURN)[0], apply(TURN, points))
     assert difference(moved, plain) < 1 < difference(np.roll(plain, 1, axis=1), plain)
 
 

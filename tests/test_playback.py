@@ -19,15 +19,15 @@ from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, wri
 from pipeline.corpora.media.playback import displayed_frames
 from pipeline.corpora.mouth.region import is_cropped
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recorded.recording import Recording, read_sound
+from pipeline.corpora.recorded.recording import Recording, extract_audio
 from pipeline.transcription.recording import read_streams
 
 RATE = 16_000
 SECONDS = np.arange(2 * RATE) / RATE
 VOICE = (0.2 * np.sin(2 * np.pi * 220 * SECONDS) * (1 + np.sin(2 * np.pi * 3 * SECONDS))).astype(np.float32)
-PICTURE = np.full((64, 96, 3), 60, np.uint8)
-PICTURE[:24, :32], PICTURE[40:, 64:] = 200, 20
-"""An asymmetric picture."""
+IMAGE = np.full((64, 96, 3), 60, np.uint8)
+IMAGE[:24, :32], IMAGE[40:, 64:] = 200, 20
+"""An asymmetric image."""
 
 
 def film(frames: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def copied(path: Path, source: io.BytesIO | Path, later: float = 0.0) -> Path:
 
 
 def spoken(path: Path, *tracks: tuple[np.ndarray, float], frames: int = 0, default: int | None = None) -> Path:
-    """A file with these sounds and their start times, and a number of frames from time 0."""
+    """A file with these audio tracks and their start times, and a number of frames from time 0."""
     with av.open(str(path), "w") as out:
         picture = out.add_stream("libx264", rate=25, options={"bf": "0"}) if frames else None
         if picture is not None:
@@ -93,7 +93,7 @@ def spoken(path: Path, *tracks: tuple[np.ndarray, float], frames: int = 0, defau
     return path
 
 
-# Pictures.
+# Frames.
 
 
 def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
@@ -116,11 +116,11 @@ def test_a_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, int
         for x in range(stored.shape[1]):
             # Displayed position of a stored pixel; negative values count from the other edge.
             across, down = a * x + c * y - (min(a, c) < 0), b * x + d * y - (min(b, d) < 0)
-            stored[y, x] = PICTURE[down % 64, across % 96]
+            stored[y, x] = IMAGE[down % 64, across % 96]
     write_video(tmp_path / "phone.mp4", np.stack([stored] * 3))
     shown = read_video_gray(with_matrix(tmp_path / "phone.mp4", *matrix))
     assert shown.shape == (3, 64, 96)
-    assert np.abs(shown[1].astype(float) - PICTURE[..., 0]).mean() < 1
+    assert np.abs(shown[1].astype(float) - IMAGE[..., 0]).mean() < 1
 
 
 def test_pixels_become_square(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_pixels_become_square(tmp_path: Path) -> None:
             stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
             stream.codec_context.sample_aspect_ratio = aspect
             for _ in range(3):
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(PICTURE, format="rgb24")))
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(IMAGE, format="rgb24")))
             out.mux(stream.encode(None))
         frame, *_ = displayed_frames(tmp_path / f"{name}.mp4")
         assert (frame.width, frame.height) == size
@@ -182,7 +182,7 @@ def test_implausible_timestamps_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "frag"])
-def test_a_truncated_file_is_refused_for_sound_and_video(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_refused_for_audio_and_video(tmp_path: Path, kind: str) -> None:
     """With the index at the beginning, decoders read the rest without an error."""
     whole = spoken(tmp_path / "whole.mkv", (VOICE, 0), frames=30)
     path = tmp_path / f"cut.{kind.replace('frag', 'mov')}"
@@ -198,8 +198,8 @@ def test_a_truncated_file_is_refused_for_sound_and_video(tmp_path: Path, kind: s
     with pytest.raises(PipelineError, match=r"truncated: (box 'mdat'|segment) has \d+ of \d+ bytes"):
         numbers(path)
     with pytest.raises(Unusable) as caught:
-        read_sound(path)
-    assert caught.value.reason == "unreadable sound"
+        extract_audio(path)
+    assert caught.value.reason == "unreadable audio"
     assert "truncated: " in caught.value.detail
 
 
@@ -235,7 +235,7 @@ def test_a_cover_is_not_a_video(tmp_path: Path) -> None:
     with av.open(cover, "w", format="mjpeg") as out:
         stream = out.add_stream("mjpeg", rate=1)
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
-        out.mux(stream.encode(av.VideoFrame.from_ndarray(PICTURE, format="rgb24")))
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(IMAGE, format="rgb24")))
         out.mux(stream.encode(None))
     for kind, form, codec in (("mp3", "mp3", "libmp3lame"), ("m4a", "mp4", "aac"), ("mp4", "mp4", "aac")):
         song = tmp_path / f"song.{kind}"
@@ -257,14 +257,14 @@ def test_a_cover_is_not_a_video(tmp_path: Path) -> None:
             out.mux(voice.encode(None))
         with av.open(str(song)) as container:
             assert container.streams.video
-        with pytest.raises(PipelineError, match=rf"song\.{kind}: it has no picture"):
+        with pytest.raises(PipelineError, match=rf"song\.{kind}: it has no video"):
             read_streams(song, ["video"], tmp_path)
         write_audio(song.with_suffix(".wav"), VOICE[::-1] / 2)
         heard = read_streams(song, ["audio"], tmp_path)["audio"]
         assert loudness(heard) == pytest.approx(loudness(VOICE), rel=0.1)
 
 
-# Sounds.
+# Audio.
 
 
 def loudness(samples: np.ndarray) -> float:
@@ -281,19 +281,19 @@ def test_the_default_track_is_read_unless_it_is_silent(tmp_path: Path) -> None:
     first = spoken(tmp_path / "first.mkv", (VOICE, 0), (other, 0), frames=50, default=0)
     second = spoken(tmp_path / "second.mkv", (VOICE, 0), (other, 0), frames=50, default=1)
     silent = spoken(tmp_path / "silent.mkv", (silence, 0), (other, 0), frames=50, default=0)
-    assert np.array_equal(read_sound(first), pcm16(VOICE) / np.float32(32768))
+    assert np.array_equal(extract_audio(first), pcm16(VOICE) / np.float32(32768))
     for path in (second, silent):
-        assert np.array_equal(read_sound(path), pcm16(other) / np.float32(32768))
+        assert np.array_equal(extract_audio(path), pcm16(other) / np.float32(32768))
     with pytest.raises(Unusable, match="silence"):
-        read_sound(spoken(tmp_path / "none.mkv", (silence, 0), (silence, 0), frames=50))
+        extract_audio(spoken(tmp_path / "none.mkv", (silence, 0), (silence, 0), frames=50))
 
 
-def test_sound_begins_with_the_video(tmp_path: Path) -> None:
+def test_audio_starts_with_the_video(tmp_path: Path) -> None:
     click = np.zeros(2 * RATE, np.float32)
     click[RATE // 2 :] = VOICE[RATE // 2 :]
     for later in (0.0, 0.3, 2.0):
         late = spoken(tmp_path / "late.mkv", (click, later), frames=100)
-        assert begin(read_sound(late)) == pytest.approx(0.5 + later, abs=0.02)
+        assert begin(extract_audio(late)) == pytest.approx(0.5 + later, abs=0.02)
     early = spoken(tmp_path / "early.mkv", (click, 0.0))
     with av.open(str(early)) as given, av.open(str(tmp_path / "both.mkv"), "w") as out:
         voice = out.add_stream_from_template(given.streams.audio[0])
@@ -304,12 +304,14 @@ def test_sound_begins_with_the_video(tmp_path: Path) -> None:
                     if packet.dts is not None:
                         packet.stream = target
                         out.mux(packet)
-    # Sound before the video is kept if the video is not used.
-    assert len(Recording(tmp_path / "both.mkv", tmp_path / "both.mkv", tmp_path).sound) == pytest.approx(0.8 * RATE, 20)
-    assert begin(Recording(tmp_path / "both.mkv", None, tmp_path).sound) == pytest.approx(0.5, abs=0.02)
+    # Audio before the video is kept if the video is not used.
+    assert len(Recording(tmp_path / "both.mkv", tmp_path / "both.mkv", tmp_path).samples) == pytest.approx(
+        0.8 * RATE, 20
+    )
+    assert begin(Recording(tmp_path / "both.mkv", None, tmp_path).samples) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
+def test_a_gap_in_the_audio_becomes_silence(tmp_path: Path) -> None:
     path = tmp_path / "gap.mka"
     with av.open(str(path), "w") as out:
         voice = out.add_stream("pcm_s16le", rate=RATE, layout="mono")
@@ -318,7 +320,7 @@ def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
             frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
             frame.pts = start + (RATE if start >= RATE else 0)
             out.mux(voice.encode(frame))
-    heard = read_sound(path)
+    heard = extract_audio(path)
     assert len(heard) == 3 * RATE
     assert not heard[RATE : 2 * RATE].any()
     assert np.array_equal(heard[2 * RATE :], pcm16(VOICE[RATE:]) / np.float32(32768))
@@ -393,12 +395,12 @@ def test_floating_point_beyond_full_scale(tmp_path: Path, kind: str) -> None:
             out.mux(voice.encode(None))
         return path
 
-    assert np.allclose(read_sound(written(VOICE)), VOICE, atol=1e-6)
+    assert np.allclose(extract_audio(written(VOICE)), VOICE, atol=1e-6)
     # Floating-point recordings beyond full scale are scaled down, not clipped.
-    hot = read_sound(written(5 * VOICE))
+    hot = extract_audio(written(5 * VOICE))
     assert np.allclose(hot, VOICE / np.abs(VOICE).max(), atol=1e-5)
     with pytest.raises(Unusable) as caught:
-        read_sound(written(32768 * VOICE))
+        extract_audio(written(32768 * VOICE))
     assert "the peak is 13,1" in caught.value.detail
     assert "divide steps of 16 bits by 32,768" in caught.value.detail
 

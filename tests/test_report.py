@@ -188,9 +188,9 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
     ]  # fmt: skip
     group = found["ASR 16", "test, 0 dB"]
     assert [example.id for example in group.worst] == ["test/0+0dB", "test/1+0dB"]
-    assert group.worst[0].rate == pytest.approx(5 / 12)
+    assert group.worst[0].wer == pytest.approx(5 / 12)
     assert [attempt.names for attempt in group.worst[0].attempts] == [("weight 0",), ("weight 0.1",)]
-    assert [example.rate for example in group.best] == [0, pytest.approx(1 / 12)]
+    assert [example.wer for example in group.best] == [0, pytest.approx(1 / 12)]
     assert [attempt.names for attempt in group.best[0].attempts] == [("all",)]
 
 

@@ -42,7 +42,7 @@ def test_a_sweep_runs_its_trials_and_compares_them(swept):
     assert len(trials(swept)) == 2
     printed = (swept / "printed.txt").read_text()
     assert "requested 0.5 GPUs per trial, none available; running on CPU" in printed
-    assert printed.count("  begins") == printed.count("  done") == 2
+    assert printed.count("  starts") == printed.count("  done") == 2
     assert table(swept) in printed
     for ending in ("md", "csv", "tex"):
         assert (swept / f"results/sweeps/small/table.{ending}").read_text()
@@ -154,7 +154,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     weights.write_bytes(weights.read_bytes()[:-100])
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
-    assert "goes on" in again.stdout
+    assert "resumes" in again.stdout
     assert "resuming from the previous one" in (trial / "log.txt").read_text()
     assert sessions(trial) == ["running", "running", "finished"]
     assert results(project) == results(swept)
@@ -184,8 +184,8 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     assert max(steps) == json.loads((trial / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert sessions(trial) == ["interrupted"]
     assert f"waits after step {max(steps)}" in printed
-    assert "1 trial has not begun" in printed
-    assert printed.count("  begins") == 1
+    assert "1 trial has not started" in printed
+    assert printed.count("  starts") == 1
 
     drivers = [start(project, "sweep", "sweep.yaml") for _ in range(2)]
     for driver in drivers:
@@ -278,7 +278,7 @@ def test_a_wrong_lora_target_is_an_error_before_anything_runs(project):
             "model.lora.targets: the LLM in data/weights/llm has no c_attn, which trials such as AVSR" in refused.stderr
         )
         assert "down_proj" in refused.stderr
-        assert "begins" not in refused.stdout
+        assert "  starts" not in refused.stdout
     assert not (project / "runs").exists()
 
 
@@ -343,14 +343,14 @@ def test_trials_that_are_stopped_early_stay_stopped(project):
     assert "4 trials, 2 done, 2 stopped early, 0 to do" in planned.stdout
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0
-    assert "begins" not in again.stdout
-    assert "goes on" not in again.stdout
+    assert "  starts" not in again.stdout
+    assert "resumes" not in again.stdout
 
     # Without the rule they continue from their checkpoints.
     specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1])
     ended = command(project, "sweep", "sweep.yaml")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("goes on") == 2
+    assert ended.stdout.count("resumes") == 2
     assert [sessions(trial) for trial in trials(project)].count(["finished", "finished"]) >= 2
 
 

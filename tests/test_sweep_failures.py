@@ -77,7 +77,7 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
             printed, errors = update.communicate(timeout=240)
             assert update.returncode == 0, errors
             assert "warning" not in errors
-        assert "begins" not in printed
+        assert "  starts" not in printed
         runs = search(address, "small")
     finally:
         stop(server)

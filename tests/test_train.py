@@ -193,9 +193,11 @@ def test_an_evaluation_has_its_own_digest(project):
     assert published["sinks_att"] == pytest.approx(metrics[f"{SINKS}/attention"], abs=1e-4)
     # Six tokens are too few for any text of the grammar, and a small LLM that knows nothing rarely ends earlier.
     hypotheses = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
-    cut = sum(line["is_cut"] for line in hypotheses if (line["split"], line["condition"]) == ("test", "snr_0"))
-    assert metrics["cut_hypotheses/test/snr_0"] == cut > 0
-    assert f"warning: {cut} of 2 hypotheses of test/snr_0 were cut at evaluate.max_new_tokens 6" in done.stderr
+    truncated = sum(line["is_cut"] for line in hypotheses if (line["split"], line["condition"]) == ("test", "snr_0"))
+    assert metrics["cut_hypotheses/test/snr_0"] == truncated > 0
+    assert (
+        f"warning: {truncated} of 2 hypotheses of test/snr_0 were truncated at evaluate.max_new_tokens 6" in done.stderr
+    )
     assert {"wer/validation", "wer/test", "wer/test/snr_0", "cer/test", "wer_normalised/test"} <= set(metrics)
     assert {"sinks/bos_sink_rate", "sinks/max_ratio/bos", "sinks/relocated_share"} <= set(metrics)
     lines = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]

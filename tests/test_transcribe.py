@@ -96,7 +96,7 @@ def test_any_format_is_read(project: Path, tmp_path: Path) -> None:
     assert len(read_streams(tmp_path / "slow.wav", ["audio"], tmp_path)["audio"]) == 2 * len(samples)
 
 
-def test_a_wav_replaces_the_sound_of_a_video(project: Path, tmp_path: Path) -> None:
+def test_a_wav_replaces_the_audio_of_a_video(project: Path, tmp_path: Path) -> None:
     mp4 = next((project / "data/corpus/test").rglob("*.mp4"))
     with_wav = read_streams(mp4, ["audio", "video"], tmp_path)
     assert np.array_equal(with_wav["audio"], read_audio(mp4.with_suffix(".wav")))
@@ -190,15 +190,15 @@ def spoilt(project: Path, tmp_path: Path) -> Path:
     [
         ("audio", "missing.wav", "the file is missing"),
         ("audio", "", "is a folder"),
-        ("audio", "cut.wav", r"unreadable sound \(truncated: chunk 'data' has \d+ of \d+ bytes\)"),
-        ("audio", "text.mp3", "unreadable sound .Invalid data"),
-        ("audio", "empty.wav", "unreadable sound .has no samples"),
+        ("audio", "cut.wav", r"unreadable audio \(truncated: chunk 'data' has \d+ of \d+ bytes\)"),
+        ("audio", "text.mp3", "unreadable audio .Invalid data"),
+        ("audio", "empty.wav", "unreadable audio .has no samples"),
         ("audio", "silence.wav", "silence"),
         ("audio", "click.wav", r"shorter than a frame \(0.006 s\)"),
-        ("audio", "silent.mp4", "unreadable sound .has no sound"),
-        ("audio", "half.mp4", "unreadable sound"),
+        ("audio", "silent.mp4", "unreadable audio .has no audio"),
+        ("audio", "half.mp4", "unreadable audio"),
         ("video", "half.mp4", "unreadable video"),
-        ("video", "speech.wav", "it has no picture, and this trial needs video"),
+        ("video", "speech.wav", "it has no video, which this trial needs"),
     ],
 )
 def test_invalid_files(spoilt: Path, stream: str, name: str, expected: str) -> None:
@@ -211,7 +211,7 @@ def test_invalid_files(spoilt: Path, stream: str, name: str, expected: str) -> N
     [
         (
             "evaluate.max_new_tokens=500",
-            r"speech\.wav: needs 5\d\d tokens including its text, and the LLM has room for 512; cut",
+            r"speech\.wav: needs 5\d\d tokens including its text, and the LLM has room for 512; split",
         ),
         ("model.rates.audio=4", "--set: changes what the trial was trained with"),
         ("features.audio.encoder=self_supervised", "--set: changes the audio encoder of the trial"),

@@ -97,19 +97,19 @@ def test_after_a_quarter_of_the_time_the_rest_is_estimated_within_30_percent(tmp
     for settings, step, evaluation in TASKS[::order]:
         for weight in (0.0, 0.1):
             chosen = [*settings, f"decorrelation.weight={weight}", "train.steps=480"]
-            begins = min(free)
-            trained = begins + 480 * step * (1 + weight)
-            free[free.index(begins)] = trained + evaluation
+            starts = min(free)
+            trained = starts + 480 * step * (1 + weight)
+            free[free.index(starts)] = trained + evaluation
             planned = planned_trial(tmp_path / "runs", str(len(trials)), *chosen)
             trials.append(planned)
-            ends.append((begins, trained, trained + evaluation))
+            ends.append((starts, trained, trained + evaluation))
     whole, now = max(free), max(free) / 4
     shown = View(trials, {}, "wer/test", tmp_path / "log")
     shown.concurrency = slots
     events = []
-    for planned, (begins, trained, done) in zip(trials, ends, strict=True):
-        events.append((begins, planned, None))
-        events += [(begins + (trained - begins) * step / 480, planned, step) for step in range(10, 490, 10)]
+    for planned, (starts, trained, done) in zip(trials, ends, strict=True):
+        events.append((starts, planned, None))
+        events += [(starts + (trained - starts) * step / 480, planned, step) for step in range(10, 490, 10)]
         events.append((done, planned, "done"))
     for at, planned, event in sorted((event for event in events if event[0] <= now), key=lambda event: event[0]):
         clock[0] = at
@@ -150,7 +150,7 @@ def test_an_interrupted_sweep_lists_waiting_trials_and_counts_those_that_have_no
     assert lines == [
         "seed 1  has no checkpoint yet and will start again",
         "seed 2  is trained and waits for its evaluation",
-        "2 trials have not begun",
+        "2 trials have not started",
     ]
     shown.close()
 
@@ -206,7 +206,7 @@ def test_a_waiting_trial_continues_and_a_stopped_one_is_not_waited_for(four, tmp
     shown.started(four[0])
     shown.ended(four[0], "waits for the other seeds at step 10")
     shown.started(four[0])
-    assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  goes on")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  resumes")
     mark_stopped(four[1].trial, asha, 10)
     shown.started(four[1])
     shown.ended(four[1], "stopped early after step 10")

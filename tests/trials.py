@@ -14,7 +14,7 @@ DATA = {"utterances": "1" * 64}
 
 
 def make_trial(runs: Path, *settings: str, data: dict[str, str] = DATA) -> Trial:
-    """A trial that has not begun to train, with the settings of the repository's params.yaml and these."""
+    """A trial that has not started to train, with the settings of the repository's params.yaml and these."""
     params = load_params(ROOT / "params.yaml", ["train.device=cpu", "train.precision=float32", *settings])
     return Trial.create(runs, params, data)
 

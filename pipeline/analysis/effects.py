@@ -51,13 +51,13 @@ class Treatment:
         return self.test.tokens_affected(baseline, self.at_random).sum(1).tolist()
 
     def intervention(self, decoder: nn.Module, baseline: BaselinePass) -> AbstractContextManager:
-        """The context of passes in this condition."""
+        """The context of passes in this treatment."""
         return self.test.intervention(decoder, baseline, self.at_random) if self.test else nullcontext()
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One item in one condition."""
+    """One item in one treatment."""
 
     result: Any
     """A hypothesis, or nats and tokens."""
@@ -70,7 +70,7 @@ class ItemResult:
 
 @dataclass(frozen=True)
 class Effect:
-    """The score of one condition over all items, and its change from the baseline."""
+    """The score of one treatment over all items, and its change from the baseline."""
 
     name: str
     label: str
@@ -118,31 +118,31 @@ def outcomes(
     Outcomes are appended to the file `journal`; batches that are complete there are not run again.
 
     Returns:
-        Outcomes by condition (`baseline`, `mask/bos`, `mask/bos/random`) and id.
+        Outcomes by treatment (`baseline`, `mask/bos`, `mask/bos/random`) and id.
     """
-    by_condition: dict[str, dict[str, ItemResult]] = {}
-    conditions = [Treatment(), *(Treatment(test, at_random) for test in tests for at_random in (False, True))]
+    by_treatment: dict[str, dict[str, ItemResult]] = {}
+    treatments = [Treatment(), *(Treatment(test, at_random) for test in tests for at_random in (False, True))]
     with (
         torch.no_grad(),
-        progress(len(target) * len(conditions), "interventions", target.item) as bar,
+        progress(len(target) * len(treatments), "interventions", target.item) as bar,
         Journal(journal) as lines,
     ):
         for name, id, outcome in lines.values:
-            by_condition.setdefault(name, {})[id] = ItemResult(**outcome)
+            by_treatment.setdefault(name, {})[id] = ItemResult(**outcome)
         for batch in target.intervention_batches():
             baseline = None
-            for condition in conditions:
-                known = by_condition.setdefault(condition.name, {})
+            for treatment in treatments:
+                known = by_treatment.setdefault(treatment.name, {})
                 # Complete batches, so that rounding is the same as without an interruption.
                 if not all(id in known for id in batch.ids):
                     baseline = baseline or _baseline_pass(target, batch, settings)
-                    if condition.test and not any(condition.tokens_affected(baseline)):
-                        known |= {id: by_condition[BASELINE][id] for id in batch.ids}
+                    if treatment.test and not any(treatment.tokens_affected(baseline)):
+                        known |= {id: by_treatment[BASELINE][id] for id in batch.ids}
                     else:
-                        known |= zip(batch.ids, _run(condition, target, batch, baseline, settings), strict=True)
-                    lines.add(*([condition.name, id, asdict(known[id])] for id in batch.ids))
+                        known |= zip(batch.ids, _run(treatment, target, batch, baseline, settings), strict=True)
+                    lines.add(*([treatment.name, id, asdict(known[id])] for id in batch.ids))
                 bar.update(len(batch.ids))
-    return by_condition
+    return by_treatment
 
 
 def _baseline_pass(target: AnalysisTarget, batch: ItemBatch, settings: Sinks) -> BaselinePass:
@@ -151,46 +151,46 @@ def _baseline_pass(target: AnalysisTarget, batch: ItemBatch, settings: Sinks) ->
 
 
 def _run(
-    condition: Treatment, target: AnalysisTarget, batch: ItemBatch, baseline: BaselinePass, settings: Sinks
+    treatment: Treatment, target: AnalysisTarget, batch: ItemBatch, baseline: BaselinePass, settings: Sinks
 ) -> Iterator[ItemResult]:
-    with condition.intervention(target.decoder, baseline):
+    with treatment.intervention(target.decoder, baseline):
         results = target.run(batch)
         tokens = classify_tokens(capture_batch(target, batch), settings)
     sinks, ratios = tokens.is_intermediate.sum(1).tolist(), tokens.of_bos(tokens.max_ratio).tolist()
-    for result, affected, count, ratio in zip(results, condition.tokens_affected(baseline), sinks, ratios, strict=True):
+    for result, affected, count, ratio in zip(results, treatment.tokens_affected(baseline), sinks, ratios, strict=True):
         yield ItemResult(result, affected, count, ratio if math.isfinite(ratio) else None)
 
 
 def effects(
-    target: AnalysisTarget, tests: list[CausalTest], by_condition: dict[str, dict[str, ItemResult]], seed: int = 0
+    target: AnalysisTarget, tests: list[CausalTest], by_treatment: dict[str, dict[str, ItemResult]], seed: int = 0
 ) -> list[tuple[Effect, Effect | None]]:
     """The effect of each test and of its control; the baseline, which has no control, is first."""
-    ids = sorted(by_condition[BASELINE])
+    ids = sorted(by_treatment[BASELINE])
 
-    def counts(condition: Treatment) -> tuple[np.ndarray, np.ndarray]:
-        of_condition = by_condition[condition.name]
-        pairs = target.score_counts({id: of_condition[id].result for id in ids})
+    def counts(treatment: Treatment) -> tuple[np.ndarray, np.ndarray]:
+        of_treatment = by_treatment[treatment.name]
+        pairs = target.score_counts({id: of_treatment[id].result for id in ids})
         numerators, denominators = np.array([pairs[id] for id in ids], float).T
         return numerators, denominators
 
     baseline, _ = counts(Treatment())
 
-    def effect(condition: Treatment) -> Effect:
-        items = [by_condition[condition.name][id] for id in ids]
-        numerators, denominators = counts(condition)
+    def effect(treatment: Treatment) -> Effect:
+        items = [by_treatment[treatment.name][id] for id in ids]
+        numerators, denominators = counts(treatment)
         ratios = [item.ratio for item in items if item.ratio is not None]
         difference = numerators - baseline
 
-        def score(rate: float) -> float:
-            return math.exp(rate) if target.score == "perplexity" else 100 * rate
+        def score(ratio: float) -> float:
+            return math.exp(ratio) if target.score == "perplexity" else 100 * ratio
 
         def score_interval(values: np.ndarray) -> tuple[float, float] | None:
             bounds = ratio_interval(values, denominators, RESAMPLINGS, seed)
             return bounds and (score(bounds[0]), score(bounds[1]))
 
         return Effect(
-            name=condition.name,
-            label=condition.label,
+            name=treatment.name,
+            label=treatment.label,
             tokens_affected=float(np.mean([item.tokens_affected for item in items])),
             score=score(numerators.sum() / denominators.sum()),
             score_interval=score_interval(numerators),

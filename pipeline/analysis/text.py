@@ -23,7 +23,7 @@ from pipeline.pretrained.folder import weights_digest
 
 
 class TextTarget:
-    """A text cut into windows of equal length, each starting with BOS; an incomplete last window is dropped.
+    """A text split into windows of equal length, each starting with BOS; an incomplete last window is dropped.
 
     Args:
         folder: a model of the transformers library: config.json, weights, tokenizer.

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.common.redaction import without_secrets
 
 MAX_LENGTH = 600
-"""Characters of a part of an error; a longer part is cut in its middle."""
+"""Characters of a part of an error; a longer part is shortened in its middle."""
 _MAX_SCANNED = 20_000
 _MIN_FREE = 1 << 16
 """Bytes; a disk with less free space is full."""
@@ -47,7 +47,7 @@ class PipelineError(Exception):
 def one_line(text: str) -> str:
     """Text of any origin as one line of bounded length, without secrets and control characters."""
     if len(text) > _MAX_SCANNED:
-        # Far more than is shown, so that a secret at the cut is still recognised.
+        # Far more than is shown, so that a secret at the edge is still recognised.
         text = f"{text[: _MAX_SCANNED // 2]} … {text[-_MAX_SCANNED // 2 :]}"
     line = without_secrets(" ".join(part for line in text.splitlines() if (part := line.strip())))
     if len(line) > MAX_LENGTH:

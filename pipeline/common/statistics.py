@@ -47,29 +47,40 @@ def ratio_interval(
     Returns:
         Low and high; None without resamplings, or with fewer than ten utterances with a positive denominator.
     """
-    tops, bottoms = np.asarray(numerators, float), np.asarray(denominators, float)
-    if tops.shape != bottoms.shape or tops.ndim != 1:
-        raise ValueError(f"values of shape {tops.shape} and {bottoms.shape} must be equally long vectors")
-    if resamplings == 0 or (bottoms > 0).sum() < MIN_UTTERANCES:
+    numerator_values, denominator_values = np.asarray(numerators, float), np.asarray(denominators, float)
+    if numerator_values.shape != denominator_values.shape or numerator_values.ndim != 1:
+        raise ValueError(
+            f"values of shape {numerator_values.shape} and {denominator_values.shape} must be of one length"
+        )
+    if resamplings == 0 or (denominator_values > 0).sum() < MIN_UTTERANCES:
         return None
     if speakers is not None and len(set(speakers)) >= MIN_SPEAKERS:
-        return _over_speakers(tops, bottoms, speakers)
-    draws = [(tops[i].sum(1), bottoms[i].sum(1)) for i in _draws(len(tops), resamplings, seed)]
-    drawn = np.concatenate([top[bottom > 0] / bottom[bottom > 0] for top, bottom in draws])
+        return _over_speakers(numerator_values, denominator_values, speakers)
+    draws = [
+        (numerator_values[i].sum(1), denominator_values[i].sum(1))
+        for i in _draws(len(numerator_values), resamplings, seed)
+    ]
+    drawn = np.concatenate(
+        [numerator[denominator > 0] / denominator[denominator > 0] for numerator, denominator in draws]
+    )
     low, high = np.percentile(drawn, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
     return float(low), float(high)
 
 
-def _over_speakers(tops: np.ndarray, bottoms: np.ndarray, speakers: Sequence[Hashable]) -> tuple[float, float]:
+def _over_speakers(
+    numerator_values: np.ndarray, denominator_values: np.ndarray, speakers: Sequence[Hashable]
+) -> tuple[float, float]:
     numbers = {speaker: number for number, speaker in enumerate(dict.fromkeys(speakers))}
     number_of = np.array([numbers[speaker] for speaker in speakers])
-    top, bottom = (np.bincount(number_of, values, len(numbers)) for values in (tops, bottoms))
-    ratio, count = top.sum() / bottom.sum(), len(numbers)
-    residuals = top - ratio * bottom
-    standard_error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / bottom.sum()
+    numerator, denominator = (
+        np.bincount(number_of, values, len(numbers)) for values in (numerator_values, denominator_values)
+    )
+    ratio, count = numerator.sum() / denominator.sum(), len(numbers)
+    residuals = numerator - ratio * denominator
+    standard_error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / denominator.sum()
     half_width = _t_quantile(count - 1) * standard_error
     # A ratio that cannot be negative gets no interval below zero.
-    low = max(ratio - half_width, 0.0) if (tops >= 0).all() else ratio - half_width
+    low = max(ratio - half_width, 0.0) if (numerator_values >= 0).all() else ratio - half_width
     return float(low), float(ratio + half_width)
 
 
@@ -153,7 +164,7 @@ def sign_flip_p(ours: Values, theirs: Values, seed: int = 0) -> float:
         seed: of the draws, where there are too many patterns to enumerate.
 
     Raises:
-        ValueError: the vectors are not equally long.
+        ValueError: the values are not equally long.
     """
     differences = np.asarray(ours, float) - np.asarray(theirs, float)
     # The sign of a zero is irrelevant: without zeros the test is exact for more utterances.

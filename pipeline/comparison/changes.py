@@ -109,12 +109,12 @@ def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], see
     def logarithms(side: list[tuple[int, int]]) -> list[float]:
         return [math.log((errors + SMOOTHING) / (words + SMOOTHING)) for errors, words in side]
 
-    baseline, rate = (statistics.fmean(errors / words for errors, words in side) for side in (before, after))
+    baseline, wer = (statistics.fmean(errors / words for errors, words in side) for side in (before, after))
     result = welch(logarithms(after), logarithms(before))
     low, high = (baseline * math.expm1(bound) for bound in result.interval)
     share = min(MARGIN_POINTS / baseline, MARGIN_SHARE) if baseline else 0.0
     equivalence = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None
-    return WERChange(rate - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
+    return WERChange(wer - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
 
 
 def _over_utterances(after: Entry, before: Entry, condition: str) -> WERChange:

@@ -63,7 +63,7 @@ class SearchResult:
     metrics: tuple[str, ...]
     """Minimised metrics."""
     points: tuple[SearchPoint, ...]
-    importance: Mapping[str, Mapping[str, KeyImportance]]
+    key_importance: Mapping[str, Mapping[str, KeyImportance]]
     """By metric and key."""
 
     @cached_property
@@ -201,10 +201,10 @@ def search_notes(result: SearchResult) -> list[str]:
     ]
     if any(len(values) > 1 for point in result.done for values in point.values.values()):
         lines.append("±: standard deviation over seeds, their number in parentheses.")
-    for metric, keys in result.importance.items():
+    for metric, keys in result.key_importance.items():
         shares = [f"{key} {share.value:.0%} [{share.low:.0%}, {share.high:.0%}]" for key, share in keys.items()]
         lines.append(f"Importance for {metric_label(metric)}: {', '.join(shares)}.")
-    if result.importance:
+    if result.key_importance:
         lines.append(
             f"Importance: share of the variance that is due to a key (fANOVA on {len(result.done)} points, which the "
             "searcher chose); [ ]: 95% interval over resamplings of the points. If intervals overlap, the order of the "

@@ -131,14 +131,14 @@ class _Candidate:
         return self.cell.metrics[name if name in self.cell.metrics else BY_ACTIVATION].mean
 
     @property
-    def rates(self) -> tuple[float, ...]:
+    def wers(self) -> tuple[float, ...]:
         """The word error rate of each seed."""
         return self.cell.metrics[self.reported].by_seed
 
     def __str__(self) -> str:
         wer = f"{100 * self.cell.metrics[self.reported].mean:.1f}"
-        if len(self.rates) > 1:
-            low, high = (100 * max(bound, 0.0) for bound in mean_interval(self.rates))
+        if len(self.wers) > 1:
+            low, high = (100 * max(bound, 0.0) for bound in mean_interval(self.wers))
             wer += f" [{low:.1f}, {high:.1f}]"
         name = f"{self.variant} at rate {', '.join(map(str, self.task.rates))}"
         return f"{name}: WER {wer}, sinks per utterance {sink_counts(self.cell)}"
@@ -171,13 +171,13 @@ def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
         return
     other = min(rest, key=lambda candidate: candidate.chosen_by)
     yield str(other)
-    yield _difference(best.rates, other.rates)
+    yield _difference(best.wers, other.wers)
 
 
-def _difference(rates: Sequence[float], other_rates: Sequence[float]) -> str:
+def _difference(wers: Sequence[float], other_wers: Sequence[float]) -> str:
     """The significance of the difference of two word error rates over seeds."""
-    if min(len(rates), len(other_rates)) < 2:
+    if min(len(wers), len(other_wers)) < 2:
         return "whether WER differs is inconclusive, with one seed"
-    p = welch(*([log(rate + SMOOTHING) for rate in side] for side in (rates, other_rates))).p
+    p = welch(*([log(wer + SMOOTHING) for wer in side] for side in (wers, other_wers))).p
     result = "WER differs" if p < LEVEL else "whether WER differs is inconclusive"
-    return f"{result} ({p_text(p)}, {len(rates)} and {len(other_rates)} seeds)"
+    return f"{result} ({p_text(p)}, {len(wers)} and {len(other_wers)} seeds)"

@@ -17,7 +17,7 @@ from pipeline.comparison.changes import WERChange, wer_changes, with_corrected_p
 from pipeline.comparison.entries import WEIGHT, Entry, Gap, Task, condition_order, read_entries
 from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
-from pipeline.trials.results import CUT
+from pipeline.trials.results import TRUNCATED
 
 LOSS = "decorrelation."
 
@@ -271,14 +271,16 @@ def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -
             notes.append(f"The trials of {task} were trained with different code.")
         if len({entry.evaluation for entry in of_task if entry.evaluation}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
-    if cut := [f"{name(entry)}: {_cut(entry)}" for entry in entries if _cut(entry)]:
-        notes.append(f"Hypotheses that were cut at evaluate.max_new_tokens: {'; '.join(cut)}. Raise it.")
+    if truncated := [f"{name(entry)}: {_truncated(entry)}" for entry in entries if _truncated(entry)]:
+        notes.append(f"Hypotheses that were truncated at evaluate.max_new_tokens: {'; '.join(truncated)}. Raise it.")
     if absent:
         notes.append(f"{absent} {'trial has' if absent == 1 else 'trials have'} not started.")
     return notes
 
 
-def _cut(entry: Entry) -> str:
-    """Number of cut hypotheses by condition; empty without any."""
-    counts = {name.partition("/")[2]: value for name, value in entry.metrics.items() if name.startswith(f"{CUT}/")}
+def _truncated(entry: Entry) -> str:
+    """Number of truncated hypotheses by condition; empty without any."""
+    counts = {
+        name.partition("/")[2]: value for name, value in entry.metrics.items() if name.startswith(f"{TRUNCATED}/")
+    }
     return ", ".join(f"{value:.0f} of {condition}" for condition, value in sorted(counts.items()) if value)

@@ -1,7 +1,7 @@
 """The record of prepared clips `clips.jsonl`, from which a stopped or repeated `prepare` resumes.
 
 A line is appended when a clip is finished; a complete corpus has its lines in the order of the listing. Each line
-begins with the SHA-256 of its JSON, so torn and changed lines are ignored, and has the digest of the settings.
+starts with the SHA-256 of its JSON, so torn and changed lines are ignored, and has the digest of the settings.
 
 Media older than the record are trusted unread. Newer ones are compared with their SHA-256, so a copied corpus is read
 once; files that differ are removed.

@@ -19,7 +19,7 @@ REFUSED = "the system could not read it"
 """The only temporary reason to skip a clip, such as an unmounted share: `prepare` tries the clip again at every
 start."""
 SILENCE = "silence"
-"""The reason to skip a clip without audible sound."""
+"""The reason to skip a silent clip."""
 MAX_SHOWN = 1000
 """Maximum characters of a path in a message; a damaged list may have a path of any length."""
 

@@ -54,7 +54,7 @@ class Sizes:
 
 
 class AVHuBERTNetwork(nn.Module):
-    """Encoder of audio, video or both into one sequence of vectors."""
+    """Encoder of audio, video or both into one sequence of frames."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class AVHuBERTNetwork(nn.Module):
         return network
 
     def forward(self, audio: Tensor | None, video: Tensor | None, lengths: Tensor) -> Tensor:
-        """Encode a batch; vectors within the lengths do not depend on padding, those beyond are undefined.
+        """Encode a batch; frames within the lengths do not depend on padding, those beyond are undefined.
 
         Args:
             audio: (batch, time, 104), stacked log filterbanks, normalised per frame; None without audio.
@@ -154,14 +154,14 @@ class _Transformer(nn.Module):
         self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.layers)])
         self.layer_norm = nn.LayerNorm(sizes.width)
 
-    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
-        vectors = vectors * real[..., None]
+    def forward(self, features: Tensor, real: Tensor) -> Tensor:
+        features = features * real[..., None]
         # An even kernel yields one extra vector.
-        positions = self.pos_conv[0](vectors.transpose(1, 2))[..., : vectors.shape[1]].transpose(1, 2)
-        vectors = vectors + functional.gelu(positions)
+        positions = self.pos_conv[0](features.transpose(1, 2))[..., : features.shape[1]].transpose(1, 2)
+        features = features + functional.gelu(positions)
         for layer in self.layers:
-            vectors = layer(vectors, real)
-        return self.layer_norm(vectors)
+            features = layer(features, real)
+        return self.layer_norm(features)
 
 
 class _Layer(nn.Module):
@@ -172,9 +172,9 @@ class _Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(sizes.width)
         self.fc1, self.fc2 = nn.Linear(sizes.width, sizes.hidden), nn.Linear(sizes.hidden, sizes.width)
 
-    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
-        vectors = vectors + self.self_attn(self.self_attn_layer_norm(vectors), real)
-        return vectors + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(vectors))))
+    def forward(self, features: Tensor, real: Tensor) -> Tensor:
+        features = features + self.self_attn(self.self_attn_layer_norm(features), real)
+        return features + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(features))))
 
 
 class _Attention(nn.Module):
@@ -182,9 +182,9 @@ class _Attention(nn.Module):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
+    def forward(self, features: Tensor, real: Tensor) -> Tensor:
         query, key, value = (
-            linear(vectors).unflatten(-1, (-1, HEAD)).transpose(1, 2)
+            linear(features).unflatten(-1, (-1, HEAD)).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, real[:, None, None, :])

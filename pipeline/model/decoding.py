@@ -18,7 +18,7 @@ class Hypothesis(NamedTuple):
 
     text: str
     """With single spaces."""
-    is_cut: bool
+    is_truncated: bool
     """Whether it reached `max_new_tokens` without an end token, so that it is probably incomplete."""
 
 

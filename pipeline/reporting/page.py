@@ -131,7 +131,7 @@ def pages(
         "claim_table": claims_markdown(checked),
         "table": rendering.table_markdown(comparison),
         "latex": rendering.table_latex(comparison),
-        "figures": list(_pictures(figures, folder, comparison.tasks)),
+        "figures": list(_embedded_figures(figures, folder, comparison.tasks)),
         "utterances": [_playable(group, comparison, players) for group in extremes(comparison)],
         "media_notes": players.notes if players else ["Audio and video were omitted on request (--no-media)."],
         "origins": trial_provenance(comparison.entries),
@@ -189,7 +189,7 @@ def _split(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
-def _pictures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[EmbeddedFigure]:
+def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[EmbeddedFigure]:
     """The figures in the order of `CAPTIONS`."""
     by_name: dict[str, list[Path]] = {}
     for file in figures:

@@ -47,7 +47,7 @@ class QuotedUtterance:
     id: str
     text: str
     """The reference."""
-    rate: float
+    wer: float
     """Word error rate over all trials of the task."""
     attempts: tuple[Attempt, ...]
 
@@ -86,9 +86,9 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
     shared = set.intersection(*(set(entry.edits.get(condition, {})) for entry in entries))
     counts = {id: [entry.edits[condition][id] for entry in entries] for id in shared}
     sums = {id: (sum(c.errors for c in each), sum(c.words for c in each)) for id, each in counts.items()}
-    rates = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
-    worst = sorted(shared, key=lambda id: (-rates[id], id))[:COUNT]
-    best = sorted(shared - set(worst), key=lambda id: (rates[id], -sums[id][1], id))[:COUNT]
+    wers = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
+    worst = sorted(shared, key=lambda id: (-wers[id], id))[:COUNT]
+    best = sorted(shared - set(worst), key=lambda id: (wers[id], -sums[id][1], id))[:COUNT]
     quoted = entries[:MAX_TRIALS]
     texts = {_name(comparison, entry): _texts(entry, {*worst, *best}) for entry in quoted}
 
@@ -103,7 +103,7 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
             Attempt(("all",) if unanimous else tuple(trials), aligned(reference, hypothesis))
             for hypothesis, trials in names.items()
         )
-        return QuotedUtterance(id, reference, rates[id], tuple(attempts))
+        return QuotedUtterance(id, reference, wers[id], tuple(attempts))
 
     return Extremes(
         task, condition_name(condition), tuple(map(example, worst)), tuple(map(example, best)),

@@ -151,7 +151,9 @@ class UtteranceRecords:
     def metrics(self) -> dict[str, float]:
         """The value of each metric that exists."""
         sums = {name: self.column(name).sum(1) for name in self._columns}
-        return {name: float(top / bottom) for name, (top, bottom) in sums.items() if bottom > 0}
+        return {
+            name: float(numerator / denominator) for name, (numerator, denominator) in sums.items() if denominator > 0
+        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All records, so that two models can be compared utterance by utterance.
@@ -181,8 +183,8 @@ class UtteranceRecords:
 
 def _ratio_array(ratio: Ratio) -> np.ndarray:
     """(2, batch). Where the denominator is 0 the numerator may be anything, and must not enter the sum."""
-    top, bottom = (part.detach().cpu().double().numpy() for part in ratio)
-    return np.stack([np.where(bottom > 0, top, 0), bottom])
+    numerator, denominator = (part.detach().cpu().double().numpy() for part in ratio)
+    return np.stack([np.where(denominator > 0, numerator, 0), denominator])
 
 
 class Exemplar:

@@ -24,7 +24,7 @@ from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 
 METRIC = "loss/validation"
-"""The only metric that is measured during training; cross-entropy alone, so that decorrelation weights compare."""
+"""The metric by which trials are compared: cross-entropy alone, whatever their decorrelation weights are."""
 
 
 class Decision(Enum):

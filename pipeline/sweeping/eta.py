@@ -98,7 +98,7 @@ def _estimate(
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When the last of some trials ends, if each begins, in order, as soon as a slot is free."""
+    """When the last of some trials ends, if each starts, in order, as soon as a slot is free."""
     free = [0.0] * max(slots, 1)
     for duration in seconds:
         heapq.heappush(free, heapq.heappop(free) + duration)
@@ -121,7 +121,7 @@ class RunningTrial:
         self.timed: tuple[float, float] | None = None
         """Seconds between the first and the last line of its log in this session, and the fraction trained between."""
         self._first: tuple[float, int] | None = None
-        # Earlier lines are of earlier sessions; the log is cut back to a checkpoint and then continues.
+        # Earlier lines are of earlier sessions; the log is truncated to a checkpoint and then continues.
         self._steps_before = round(fraction * (planned.params.train.steps or 0))
         log = planned.trial.metrics_log.path
         self._position = 0 if is_started or not log.exists() else log.stat().st_size

@@ -93,10 +93,10 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     result = SearchResult(search.kind, search.trials, search.minimise, points, {})
     if len(result.done) < MIN_POINTS or not result.keys:
         return result
-    from pipeline.sweeping.search.importance import key_importance
+    from pipeline.sweeping.search.key_importance import key_importance
 
     of = {m: key_importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
-    return replace(result, importance={metric: shares for metric, shares in of.items() if shares})
+    return replace(result, key_importance={metric: shares for metric, shares in of.items() if shares})
 
 
 def compared_trials(

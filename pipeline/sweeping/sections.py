@@ -98,7 +98,7 @@ class Specification(Section):
 
 
 class Uniform(Section):
-    """Uniform draws between two bounds; equal bounds give equal draws, and more samples begin with the same ones."""
+    """Uniform draws between two bounds; equal bounds give equal draws, and more samples start with the same ones."""
 
     uniform: tuple[float, float]
     samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]

@@ -198,7 +198,7 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
     if not primary:
         return
     tasks = {task_of(configuration(point.params)) for point in points}
-    # In a sweep over several corpora, a task begins with the name of its corpus: `LRS3 VSR 5`.
+    # In a sweep over several corpora, a task starts with the name of its corpus: `LRS3 VSR 5`.
     if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
 

@@ -90,7 +90,7 @@ class View:
     def started(self, planned: PlannedTrial) -> None:
         fraction = self._fractions.get(planned.identity)
         self._running[planned.identity] = RunningTrial(planned, fraction or 0.0)
-        self.event(f"{planned.name:{self._width}}  {'begins' if fraction is None else 'goes on'}")
+        self.event(f"{planned.name:{self._width}}  {'starts' if fraction is None else 'resumes'}")
 
     def ended(self, planned: PlannedTrial, outcome: str) -> None:
         """`outcome` is `done`, or a description."""
@@ -131,7 +131,7 @@ class View:
         for planned in started:
             self.event(f"{planned.name:{self._width}}  {_waiting_status(planned)}")
         if others := len(waiting) - len(started):
-            self.event(f"{others} {'trial has' if others == 1 else 'trials have'} not begun")
+            self.event(f"{others} {'trial has' if others == 1 else 'trials have'} not started")
 
     def refresh(self) -> None:
         """Redraw the running trials; without a terminal, print the progress once a minute."""

@@ -36,7 +36,7 @@ _PARALLEL, _SCATTERS, _SINGLE = "Task, weight, error rates and sinks", "Error ra
 _MAX_TITLE_LENGTH, _ENDS = 15, 6
 """MLflow's parallel coordinates shorten a longer title to this many characters of its beginning and its end."""
 _MAX_SCATTERS = 3
-_PICTURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
+_FIGURES = ("overview.png", "wer_against_rate.png", "against_weight.png")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def is_description(note: str) -> bool:
 
 
 def description(table: str, experiment: str, run: str, files: Iterable[str]) -> str:
-    """Markdown for the page of a sweep's parent run: links to charts and report, the table, pictures.
+    """Markdown for the page of a sweep's parent run: links to charts and report, the table, figures.
 
     `experiment` and `run` are ids, `files` the paths of the run's artifacts.
     """
@@ -144,11 +144,11 @@ def description(table: str, experiment: str, run: str, files: Iterable[str]) -> 
     links = [f"{_CHARTS_LINK}({CHARTS.format(experiment=experiment)})"]
     if "report.html" in present:
         links.append(f"[Report](#/experiments/{experiment}/runs/{run}/artifacts/report.html)")
-    paths = [path for name in _PICTURES for path in sorted(present) if path.rpartition("/")[2] == name]
-    pictures = [f"![{path}](get-artifact?path={path}&run_uuid={run})" for path in paths]
-    text = "\n\n".join([" · ".join(links), table.strip(), *pictures]) + "\n"
+    paths = [path for name in _FIGURES for path in sorted(present) if path.rpartition("/")[2] == name]
+    figures = [f"![{path}](get-artifact?path={path}&run_uuid={run})" for path in paths]
+    text = "\n\n".join([" · ".join(links), table.strip(), *figures]) + "\n"
     # MLflow would truncate the table, which is among the artifacts in any case.
-    return text if len(text) <= MAX_TAG_LENGTH else "\n\n".join([" · ".join(links), *pictures]) + "\n"
+    return text if len(text) <= MAX_TAG_LENGTH else "\n\n".join([" · ".join(links), *figures]) + "\n"
 
 
 def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:

@@ -40,7 +40,7 @@ def step_of(checkpoint: Path) -> int:
 
 def _damage(checkpoint: Path) -> str | None:
     if not is_sealed(checkpoint):
-        return "it was cut short while it was written"
+        return "it is truncated"
     if fault := folder_fault(checkpoint):
         return fault
     sealed, _ = read_sealed(checkpoint / FOLDER_SEAL, "")

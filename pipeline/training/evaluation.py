@@ -19,7 +19,7 @@ from pipeline.scoring.errors import score
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.training.inputs import Inputs
-from pipeline.trials.results import CUT
+from pipeline.trials.results import TRUNCATED
 
 FOLLOWED_UTTERANCES = 32
 """Utterances of the clean validation split on which sinks are measured during training, in a few seconds."""
@@ -48,7 +48,7 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
 
 
 def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) -> tuple[dict[str, float], list[dict]]:
-    """Metrics of each split and condition, and the lines of `hypotheses.jsonl`. Warns of cut hypotheses."""
+    """Metrics of each split and condition, and the lines of `hypotheses.jsonl`. Warns of truncated hypotheses."""
     values: dict[str, float] = {}
     lines: list[dict] = []
     for split in params.evaluate.splits:
@@ -62,15 +62,15 @@ def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) ->
                 params.evaluate.bootstrap,
                 speakers=[utterance.speaker for utterance in utterances],
             )
-            cut = sum(hypothesis.is_cut for hypothesis in outputs)
-            if cut:
+            truncated = sum(hypothesis.is_truncated for hypothesis in outputs)
+            if truncated:
                 print(
-                    f"warning: {cut} of {len(utterances)} hypotheses of {name} were cut at evaluate.max_new_tokens "
-                    f"{params.evaluate.max_new_tokens}; raise it",
+                    f"warning: {truncated} of {len(utterances)} hypotheses of {name} were truncated "
+                    f"at evaluate.max_new_tokens {params.evaluate.max_new_tokens}; raise it",
                     file=sys.stderr,
                     flush=True,
                 )
-            values |= result.metrics(name) | {f"{CUT}/{name}": cut}
+            values |= result.metrics(name) | {f"{TRUNCATED}/{name}": truncated}
             lines += [
                 {
                     "split": split,
@@ -79,7 +79,7 @@ def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) ->
                     "speaker": utterance.speaker,
                     "reference": utterance.text,
                     "hypothesis": hypothesis.text,
-                    "is_cut": hypothesis.is_cut,
+                    "is_cut": hypothesis.is_truncated,
                     **scored.record(),
                 }
                 for utterance, hypothesis, scored in zip(utterances, outputs, result.utterances, strict=True)

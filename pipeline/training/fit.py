@@ -42,7 +42,7 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
         params: all parameters.
         inputs: the training split and the clean validation split.
         trial: gets checkpoints, and a line in its metrics log every `train.log_every` steps. When training resumes, the
-            log is cut back to the checkpoint.
+            log is truncated to the checkpoint.
         lease: of the trial.
         until: a step to pause after, with a checkpoint and without an adapter.
 

@@ -12,7 +12,7 @@ from pipeline.corpora.media.files import PCM_STEPS, pcm16, read_audio, read_vide
 from pipeline.corpora.media.playback import has_video
 from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recorded.recording import SOUND, Recording, is_audio, skip_on_error
+from pipeline.corpora.recorded.recording import AUDIO_ENDINGS, Recording, is_audio, skip_on_error
 
 REMEDY = "give a complete audio or video file with speech in it"
 
@@ -20,26 +20,26 @@ REMEDY = "give a complete audio or video file with speech in it"
 def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[str, np.ndarray]:
     """Read a recording of any format.
 
-    As in a corpus, an audio file with the name of the video replaces the video's own sound.
+    As in a corpus, an audio file with the name of the video replaces the video's own audio.
 
     Args:
-        file: audio or video; the picture may show a face or only the mouth region.
+        file: audio or video; the video may show a face or only the mouth region.
         streams: streams to read, `audio`, `video`.
-        detector: folder of the face detector's weights, read only if the picture is not the mouth region.
+        detector: folder of the face detector's weights, read only if the video is not the mouth region.
 
     Returns:
         By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
 
     Raises:
-        PipelineError: the file is missing or damaged, or has no picture, no face or no sound for a stream.
+        PipelineError: the file is missing or damaged, or has no video, no face or no audio for a stream.
     """
     try:
         require_file(file)
         if "video" in streams and not _has_video(file):
-            raise PipelineError(file, "it has no picture, and this trial needs video", "give a video")
-        recording = Recording(_sound_of(file), file if "video" in streams else None, detector)
+            raise PipelineError(file, "it has no video, which this trial needs", "give a video")
+        recording = Recording(_audio_of(file), file if "video" in streams else None, detector)
         with tempfile.TemporaryDirectory() as folder:
-            readers = {"audio": _read_sound, "video": _read_mouth}
+            readers = {"audio": _read_samples, "video": _read_mouth}
             return {stream: readers[stream](recording, Path(folder)) for stream in streams}
     except Unusable as error:
         detail = f" ({error.detail})" if error.detail else ""
@@ -88,18 +88,18 @@ def _has_video(file: Path) -> bool:
         return has_video(file)
 
 
-def _sound_of(file: Path) -> Path:
-    candidates = (file.with_suffix(suffix) for suffix in SOUND)
-    sound = next((path for path in candidates if path.is_file()), file)
-    return sound if sound != file and _has_video(file) else file
+def _audio_of(file: Path) -> Path:
+    candidates = (file.with_suffix(suffix) for suffix in AUDIO_ENDINGS)
+    audio = next((path for path in candidates if path.is_file()), file)
+    return audio if audio != file and _has_video(file) else file
 
 
-def _read_sound(recording: Recording, folder: Path) -> np.ndarray:
-    if (samples := len(recording.sound)) < SAMPLES_PER_FRAME:
+def _read_samples(recording: Recording, folder: Path) -> np.ndarray:
+    if (samples := len(recording.samples)) < SAMPLES_PER_FRAME:
         raise Unusable("shorter than a frame", f"{samples / SAMPLE_RATE:.3f} s")
     # Through a file, since a corpus keeps 16 bits per sample.
-    recording.write_sound(folder / "sound.wav", 0, None)
-    return read_audio(folder / "sound.wav")
+    recording.write_audio_between(folder / "audio.wav", 0, None)
+    return read_audio(folder / "audio.wav")
 
 
 def _read_mouth(recording: Recording, folder: Path) -> np.ndarray:

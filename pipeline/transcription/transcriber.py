@@ -39,7 +39,7 @@ class Transcription:
     streams: dict[str, np.ndarray]
     """Inputs of the model: features (frames, dimension) or, if the trial's encoders are inside its model, media."""
     text: str
-    is_cut: bool
+    is_truncated: bool
     """Whether the text reached the maximum number of tokens, so that it is probably incomplete."""
 
 
@@ -138,7 +138,7 @@ class Transcriber:
         if longest and tokens > longest:
             raise PipelineError(
                 name, f"needs {tokens:,} tokens including its text, and the LLM has room for {longest:,}",
-                "cut it into pieces"
+                "split it"
             )  # fmt: skip
 
     @torch.no_grad()

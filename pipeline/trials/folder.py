@@ -4,13 +4,20 @@
 runs/<first 16 digits of the identity>/
     identity.json       the identity and its parts: configuration, data, code
     config.yaml         all parameters, as --params takes them
-    provenance.json     where, when and how it ran; with source.tar.gz and uncommitted.patch
+    provenance.json     where, when and how each session ran
+    source.tar.gz       the code that trained it; with uncommitted.patch, the changes since the last commit
+    lease.json          the process that runs it
+    log.txt             the output of its stages in a sweep
     metrics.jsonl       the metrics log
     checkpoints/        during training
     adapter/            the trained weights: renamed into place when training has ended
     hypotheses.jsonl    the hypothesis of each utterance
     sinks.npz           the arrays of the sink instrument
+    figures/            images for its page in MLflow, if there are any
     metrics.json        written last: the trial is done
+    stopped.json        why early stopping ended its training
+    failed.json         its error in a sweep; removed when it runs again
+    reproduction.json   the verdict of the last reproduction
 ```
 
 Each file is verified when it is read: `identity.json` and `metrics.json` by themselves, `config.yaml` by its first
@@ -122,8 +129,8 @@ class Trial:
             return Status.DONE
         if self.adapter.is_dir():
             return Status.TRAINED
-        has_begun = self.metrics_log.path.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
-        return Status.TRAINING if has_begun else Status.NEW
+        has_started = self.metrics_log.path.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+        return Status.TRAINING if has_started else Status.NEW
 
     def result(self) -> dict[str, Any] | None:
         """`identity`, `evaluation`, `metrics` by name and `details` from `metrics.json`; None if it is missing, or

@@ -109,7 +109,7 @@ class Lease:
         if not self.held:
             raise LeaseLostError(
                 self.path.parent,
-                "another process took this trial over while this one was suspended or cut off",
+                "another process took this trial over while this one was suspended or unreachable",
                 "leave it to that process; nothing is lost",
             )
 

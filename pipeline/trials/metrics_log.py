@@ -56,7 +56,7 @@ class MetricsLog:
         """The records from a position on, and the position after them. An incomplete last line is not read.
 
         Args:
-            position: 0, or the position that an earlier call returned. If the log was cut back since, all is read.
+            position: 0, or the position that an earlier call returned. If the log was truncated since, all is read.
         """
         try:
             content = self.path.read_bytes()

@@ -88,7 +88,7 @@ def record_session(
 def sessions(trial: Trial) -> list[dict[str, Any]]:
     """The recorded sessions of a trial, the oldest first; empty without `provenance.json`, a PipelineError if that is
     damaged."""
-    path, remedy = trial.provenance, "move it away; a new one is begun"
+    path, remedy = trial.provenance, "move it away; a new one is started"
     if not path.exists():
         return []
     recorded = read_sealed(path, remedy)[0].get("sessions")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
-CUT = "cut_hypotheses"
+TRUNCATED = "cut_hypotheses"
 """The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again"
 _KEYS = {"identity", "evaluation", "metrics", "details"}

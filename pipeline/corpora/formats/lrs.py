@@ -39,7 +39,7 @@ class _LRS(RecordedCorpus):
         """LRS2 and LRS3 in their original trees."""
 
         pretrain: bool = False
-        """Whether the clips of `pretrain`, cut between words into pieces, are part of the training split."""
+        """Whether the clips of `pretrain`, split between words into pieces, are part of the training split."""
         piece_seconds: Annotated[float, Field(ge=1)] = 16.0
         """Maximum length of a piece."""
 
@@ -190,9 +190,9 @@ def hold_out_validation(corpus: Corpus, clips: list[RecordedClip], skipped: list
 
 
 def cut_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
-    """Cut a long clip between words into few pieces of at most `longest` seconds.
+    """Split a long clip between words into few pieces of at most `longest` seconds.
 
-    A cut is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.
+    A split is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.
 
     Args:
         text: of the whole clip.

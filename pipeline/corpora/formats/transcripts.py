@@ -59,7 +59,7 @@ def read_lrs(path: Path) -> tuple[str, list[TimedWord]]:
     lines = read_transcript(path)
     line = next((line for line in lines if line.startswith("Text:")), None)
     if line is None:
-        raise Unusable(UNREADABLE, f"{printable(path.name)} has no line that begins with Text:")
+        raise Unusable(UNREADABLE, f"{printable(path.name)} has no line that starts with Text:")
     text = lrs_text(line.removeprefix("Text:"))
     if not normalise(text):
         raise Unusable("empty transcript")

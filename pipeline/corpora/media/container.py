@@ -51,7 +51,7 @@ def require_complete(path: Path, remedy: str) -> None:
 
 
 def is_wav(path: Path) -> bool:
-    """Whether a file begins like a wav of any size and byte order."""
+    """Whether a file starts like a wav of any size and byte order."""
     with open(path, "rb") as file:
         head = file.read(12)
     return len(head) == 12 and head[:4] in RIFF and head[8:] == b"WAVE"

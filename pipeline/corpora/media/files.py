@@ -12,9 +12,9 @@ from av.video.reformatter import VideoReformatter
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write
 from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
+from pipeline.corpora.media.audio_track import limit_peak
 from pipeline.corpora.media.container import is_wav, repaired_wav, require_complete
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
-from pipeline.corpora.media.sound_track import limit_peak
 
 PCM_STEPS = 1 << 15
 """Quantisation steps of 16-bit audio on either side of zero."""
@@ -25,7 +25,7 @@ VIDEO_OPTIONS = {
 """Nearly transparent at a constant quantiser, without reordered frames, so every player shows the first frame at time
 0. No lookahead: that of x264 reads uninitialised memory, and one file in 40 came out different.
 """
-SOUND_BITS_PER_SECOND = 64_000
+AUDIO_BITS_PER_SECOND = 64_000
 
 
 def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
@@ -63,25 +63,25 @@ def read_audio(path: Path) -> np.ndarray:
         raise PipelineError(path, "no wav header", REMEDY)
     require_complete(path, REMEDY)
     try:
-        samples, rate = _read_sound_file(path)
+        samples, sample_rate = _read_audio_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise PipelineError(path, f"unreadable audio ({error})", REMEDY) from None
     if not len(samples):
         raise PipelineError(path, "has no samples", REMEDY)
-    return resample(samples, rate)
+    return resample(samples, sample_rate)
 
 
-def _read_sound_file(path: Path) -> tuple[np.ndarray, int]:
+def _read_audio_file(path: Path) -> tuple[np.ndarray, int]:
     """(samples,) float32, the mean of the channels, and the sample rate of a file in a format of libsndfile."""
     with soundfile.SoundFile(repaired_wav(path) or path) as file:
         expected, is_float = file.frames, file.subtype in ("FLOAT", "DOUBLE")
         samples = file.read(dtype="float32", always_2d=True)
-        rate = file.samplerate
+        sample_rate = file.samplerate
     if len(samples) < expected:
         raise PipelineError(path, f"truncated: has {len(samples)} of {expected} samples", REMEDY)
     if is_float:
         samples = limit_peak(path, samples, REMEDY)
-    return samples.mean(axis=1), rate
+    return samples.mean(axis=1), sample_rate
 
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
@@ -122,25 +122,25 @@ def read_video_gray(path: Path) -> np.ndarray:
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     try:
-        rate = displayed_size(path, REMEDY).rate
+        frame_rate = displayed_size(path, REMEDY).rate
         frames = [
             reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
             for frame in displayed_frames(path, REMEDY)
         ]
     except OSError as error:
         raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
-    if rate is not None and len(frames) > 1 and abs(rate - FRAME_RATE) > 0.1:
-        raise PipelineError(path, f"has {float(rate):g} frames per second", f"convert it to {FRAME_RATE}")
+    if frame_rate is not None and len(frames) > 1 and abs(frame_rate - FRAME_RATE) > 0.1:
+        raise PipelineError(path, f"has {float(frame_rate):g} frames per second", f"convert it to {FRAME_RATE}")
     return np.stack(frames)
 
 
-def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None) -> None:
+def write_video(path: Path, frames: np.ndarray, audio: np.ndarray | None = None) -> None:
     """Write an mp4 (H.264, 25 fps) atomically. Equal input gives equal bytes.
 
     Args:
         path: the mp4.
         frames: (frames, height, width, 3) uint8 RGB; height and width are even.
-        sound: (samples,) float in [-1, 1] at 16 kHz, for playback; None is no sound.
+        audio: (samples,) float in [-1, 1] at 16 kHz, for playback; None is no audio.
     """
     if not len(frames):
         raise ValueError(f"{path}: a video needs at least one frame")
@@ -151,16 +151,16 @@ def write_video(path: Path, frames: np.ndarray, sound: np.ndarray | None = None)
         # Clips are short, and the bytes must not depend on the number of cores.
         video.codec_context.thread_count = 1
         voice = None
-        if sound is not None:
+        if audio is not None:
             voice = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"})
-            voice.bit_rate = SOUND_BITS_PER_SECOND
+            voice.bit_rate = AUDIO_BITS_PER_SECOND
             voice.codec_context.flags |= av.codec.context.Flags.bitexact
         for frame in frames:
             out.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         out.mux(video.encode(None))
-        if voice is not None and sound is not None:
-            audio = av.AudioFrame.from_ndarray(pcm16(sound)[None], format="s16", layout="mono")
-            audio.sample_rate = SAMPLE_RATE
-            out.mux(voice.encode(audio))
+        if voice is not None and audio is not None:
+            samples = av.AudioFrame.from_ndarray(pcm16(audio)[None], format="s16", layout="mono")
+            samples.sample_rate = SAMPLE_RATE
+            out.mux(voice.encode(samples))
             out.mux(voice.encode(None))
     _write(path, content)

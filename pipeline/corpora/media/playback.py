@@ -76,7 +76,7 @@ def default_first(streams: Iterable[AnyStream]) -> list[AnyStream]:
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
-    """The video that a player displays; None if there is none, or only a cover picture."""
+    """The video that a player displays; None if there is none, or only a cover image."""
     return next(iter(default_first(s for s in container.streams.video if not s.disposition & STILL)), None)
 
 
@@ -128,14 +128,16 @@ def _decoded(path: Path, stream: av.video.stream.VideoStream, remedy: str) -> It
         raise PipelineError(path, "has no frames", remedy)
 
 
-def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, remedy: str) -> Iterator[av.VideoFrame]:
-    """For each 1/25 s, the last frame that begins less than 1/50 s after it."""
+def _resampled(
+    path: Path, frames: Iterator[av.VideoFrame], frame_rate: Fraction, remedy: str
+) -> Iterator[av.VideoFrame]:
+    """For each 1/25 s, the last frame that starts less than 1/50 s after it."""
     shown: av.VideoFrame | None = None
     start = time = Fraction(0)
     yielded = 0
     for number, frame in enumerate(frames):
         # Without timestamps, frames are evenly spaced.
-        time = number / rate if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        time = number / frame_rate if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
         if shown is None:
             start = time
         if time - start > number + MAX_STANDSTILL_SECONDS:
@@ -147,7 +149,7 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], rate: Fraction, reme
     if shown is None:
         return
     # The last frame is displayed for its duration; a very short video still has a frame.
-    end = time - start + min(1 / rate, Fraction(MAX_STANDSTILL_SECONDS))
+    end = time - start + min(1 / frame_rate, Fraction(MAX_STANDSTILL_SECONDS))
     for _ in range(max(yielded == 0, round(end * FRAME_RATE) - yielded)):
         yield shown
 
@@ -172,17 +174,17 @@ def _upright(frames: Iterator[av.VideoFrame], aspect: Fraction | None) -> Iterat
             matrix = sides.get(Type.DISPLAYMATRIX)
             transposed, mirrored, flipped = _turn(bytes(matrix)) if matrix is not None else (False, False, False)
             if transposed or mirrored or flipped or size != (frame.width, frame.height):
-                picture: Any = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
-                picture = picture.swapaxes(0, 1) if transposed else picture
-                picture = picture[:: -1 if flipped else 1, :: -1 if mirrored else 1]
-                upright = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                image: Any = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
+                image = image.swapaxes(0, 1) if transposed else image
+                image = image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+                upright = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             else:
                 upright = frame
         yield upright
 
 
 def _turn(matrix: bytes) -> tuple[bool, bool, bool]:
-    """Whether a display matrix transposes a picture, then mirrors it horizontally, then flips it vertically.
+    """Whether a display matrix transposes an image, then mirrors it horizontally, then flips it vertically.
 
     The matrix is nine native 32-bit integers a b u c d v x y w: a stored pixel (p, q), q down, is displayed at
     (a p + c q, b p + d q). Other rotations than quarter turns are rounded.

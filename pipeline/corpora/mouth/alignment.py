@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 
 REFERENCE = np.array([[102.07, 94.27], [156.36, 93.58], [129.00, 135.90], [129.31, 157.82]])
-"""(4, 2): right eye, left eye, nose and mouth of the mean face, x and y in pixels of a picture of 256x256."""
+"""(4, 2): right eye, left eye, nose and mouth of the mean face, x and y in pixels of an image of 256x256."""
 SIDE = 256
-"""Pixels along a side of the picture with the keypoints `REFERENCE`."""
+"""Pixels along a side of the image with the keypoints `REFERENCE`."""
 SMOOTHED_OVER = 6
 """Maximum frames before and after the current one."""
 
@@ -73,18 +73,18 @@ def apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ transform[:, :2].T + transform[:, 2]
 
 
-def window(picture: np.ndarray, transform: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """Cut a square (side, side, 3) out of a picture (height, width, 3) after a transform (2, 3) of x and y.
+def window(image: np.ndarray, transform: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+    """Crop a square (side, side, 3) of an image (height, width, 3) after a transform (2, 3) of x and y.
 
-    `left` and `top` are the corner in the transformed picture. Bilinear interpolation, black beyond the edges.
+    `left` and `top` are the corner in the transformed image. Bilinear interpolation, black beyond the edges.
     """
     from scipy.ndimage import affine_transform
 
-    # From rows and columns of the square to those of the picture.
+    # From rows and columns of the square to those of the image.
     back = np.linalg.inv(transform[::-1, [1, 0]])
     offset = back @ ([top, left] - transform[::-1, 2])
-    square = np.empty((side, side, picture.shape[2]), np.float32)
-    for channel in range(picture.shape[2]):
-        plane = picture[..., channel]
+    square = np.empty((side, side, image.shape[2]), np.float32)
+    for channel in range(image.shape[2]):
+        plane = image[..., channel]
         affine_transform(plane, back, offset, order=1, mode="grid-constant", output=square[..., channel])
     return np.rint(square).astype(np.uint8)

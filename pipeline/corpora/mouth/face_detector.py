@@ -1,7 +1,7 @@
-"""BlazeFace: detection of the eyes, the nose and the mouth of the largest face in a picture.
+"""BlazeFace: detection of the eyes, the nose and the mouth of the largest face in an image.
 
 V. Bazarevsky et al., "BlazeFace: sub-millisecond neural face detection on mobile GPUs", arXiv 1907.05047. Two networks,
-for small faces and for faces that fill the picture, run by LiteRT.
+for small faces and for faces that fill the image, run by LiteRT.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class FaceDetector:
         self._reformatter = VideoReformatter()
 
     def keypoints(self, frame: av.VideoFrame) -> np.ndarray | None:
-        """Find the largest face in a picture of any size and format.
+        """Find the largest face in an image of any size and format.
 
         Returns:
             (4, 2) float64, x and y in pixels from the upper left corner: right eye, left eye, nose, mouth. None without
@@ -66,9 +66,9 @@ class FaceDetector:
         size = np.maximum(1, np.rint(np.array([frame.width, frame.height]) * scale)).astype(int)
         left, top = (self._side - size) // 2
         small = self._reformatter.reformat(frame, int(size[0]), int(size[1]), "rgb24", interpolation="BILINEAR")
-        picture = np.full((1, self._side, self._side, 3), -1, np.float32)
-        picture[0, top : top + size[1], left : left + size[0]] = small.to_ndarray() / np.float32(127.5) - 1
-        self._network.set_tensor(self._input["index"], picture)
+        image = np.full((1, self._side, self._side, 3), -1, np.float32)
+        image[0, top : top + size[1], left : left + size[0]] = small.to_ndarray() / np.float32(127.5) - 1
+        self._network.set_tensor(self._input["index"], image)
         self._network.invoke()
         logits = self._network.get_tensor(self._scores)[0, :, 0].astype(np.float64)
         points = _largest(self._network.get_tensor(self._boxes)[0] / self._side, logits, self._anchors)
@@ -89,7 +89,7 @@ def _silent() -> Iterator[None]:
 
 
 def _anchors(number: int) -> np.ndarray:
-    """(anchors, 2): x and y of the centres, in units of the side of the picture."""
+    """(anchors, 2): x and y of the centres, in units of the side of the image."""
     centres = []
     for cells, each in ANCHORS[number]:
         y, x = np.mgrid[:cells, :cells].reshape(2, -1)

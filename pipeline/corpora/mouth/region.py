@@ -2,7 +2,7 @@
 
 P. Ma, A. Haliassos, A. Fernandez-Lopez, H. Chen, S. Petridis, M. Pantic, "Auto-AVSR: audio-visual speech recognition
 with automatic labels", ICASSP 2023: each frame is aligned to a mean face by its interpolated and smoothed keypoints,
-then the square around the mouth is cut out.
+then the square around the mouth is cropped.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pipeline.corpora.mouth.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RA
 CROP = 96
 """Pixels along a side of the mouth region."""
 MAX_SHIFT = 5
-"""Maximum shift in pixels that keeps the region inside the aligned picture."""
+"""Maximum shift in pixels that keeps the region inside the aligned image."""
 MOUTH = 3
 """Index of the mouth among the keypoints."""
 
@@ -64,7 +64,7 @@ def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
 
     Args:
         source: a video of any size and frame rate; the largest face of each frame is used.
-        target: the mp4 to write: 96x96 pixels, 25 frames per second, no sound.
+        target: the mp4 to write: 96x96 pixels, 25 frames per second, no audio.
         detector: the folder of the face detector's weights.
 
     Raises:
@@ -79,7 +79,7 @@ def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     frames = (reformatter.reformat(frame, format="rgb24").to_ndarray() for frame in displayed_frames(source))
-    write_video(target, np.stack([_cut(frame, points) for frame, points in zip(frames, places, strict=True)]))
+    write_video(target, np.stack([_crop(frame, points) for frame, points in zip(frames, places, strict=True)]))
     return CropReport(len(places), detected)
 
 
@@ -111,7 +111,7 @@ def _detect(network: FaceDetector, frames: Iterator[av.VideoFrame]) -> Iterator[
         yield points
 
 
-def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+def _crop(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     transform = similarity(keypoints, REFERENCE)
     if transform is None:
         raise NoFace("all keypoints of a face are equal")
@@ -120,4 +120,4 @@ def _cut(picture: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     if (off := np.abs(centre - inside).max()) > MAX_SHIFT:
         raise NoFace(f"a mouth is {off} pixels too near to the edge of the aligned face")
     left, top = inside - CROP // 2
-    return window(picture, transform, left, top, CROP)
+    return window(image, transform, left, top, CROP)

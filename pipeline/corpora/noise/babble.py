@@ -62,7 +62,7 @@ def write_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]], 
         speech = _read_speech(paths, length)
         if not len(speech):
             continue
-        # A random start, so that talkers do not begin together.
+        # A random start, so that talkers do not start together.
         start = int(random_generator("babble", corpus.seed, split, talker).integers(len(speech)))
         tracks.append(np.resize(np.roll(speech, -start), length))
     if not tracks:
@@ -73,14 +73,14 @@ def write_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]], 
 
 
 def _read_speech(paths: Sequence[Path], length: int) -> np.ndarray:
-    from pipeline.corpora.recorded.recording import read_sound
+    from pipeline.corpora.recorded.recording import extract_audio
 
     parts, samples = [np.empty(0, np.float32)], 0
     for path in paths:
         if samples >= length:
             break
         try:
-            parts.append(read_sound(path))
+            parts.append(extract_audio(path))
         except Unusable:
             continue
         samples += len(parts[-1])

@@ -64,7 +64,7 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
         PipelineError: there is no file, a file is unreadable, or all are silent.
     """
     from pipeline.corpora.media.files import write_audio
-    from pipeline.corpora.recorded.recording import read_sound
+    from pipeline.corpora.recorded.recording import extract_audio
 
     target = folder / noise_path(split)
     if target.exists():
@@ -74,13 +74,13 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
     parts = []
     for path in files:
         try:
-            sound = read_sound(path)
+            samples = extract_audio(path)
         except Unusable as error:
             if error.reason == SILENCE:
                 continue
             reason = f"{error.reason} ({error.detail})" if error.detail else error.reason
             raise PipelineError(path, reason, "repair it, or remove it from the folder of noise") from None
-        part = np.array_split(sound, len(SPLITS))[SPLITS.index(split)][:most]
+        part = np.array_split(samples, len(SPLITS))[SPLITS.index(split)][:most]
         if part.any():
             parts.append(part / root_mean_square(part))
     if not parts:

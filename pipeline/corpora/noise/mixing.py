@@ -47,7 +47,7 @@ def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
     """Speech in noise: `y = x + a n`, `a = sqrt(|x|^2 / |n|^2 10^(-SNR / 10))` over the whole utterance.
 
-    The excerpt of the noise begins at random and wraps around. A mixture that would clip is scaled down as a whole,
+    The excerpt of the noise starts at random and wraps around. A mixture that would clip is scaled down as a whole,
     which keeps the ratio.
 
     Args:

@@ -1,1 +1,1 @@
-"""Recorded corpora: clips are cut, converted, mixed with noise and checked."""
+"""Recorded corpora: clips are split, converted, mixed with noise and checked."""

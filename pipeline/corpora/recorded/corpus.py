@@ -29,7 +29,7 @@ class RecordedClip:
     split: str
     speaker: str
     audio: Path
-    """A wav, or a video with sound."""
+    """A wav, or a video with audio."""
     video: Path | None
     path: str
     """Relative to `corpus.root`, for messages."""
@@ -63,7 +63,7 @@ class RecordedCorpus(Reader):
     keys: tuple[str, ...] = ()
     """Keys of `corpus` that only this format uses."""
     cut_keys: tuple[str, ...] = ()
-    """Those of them that decide where clips are cut into pieces."""
+    """Those of them that decide where clips are split into pieces."""
 
     def __init__(self, corpus: Corpus) -> None:
         super().__init__(corpus)

@@ -19,12 +19,12 @@ import soundfile
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from pipeline.corpora.media.audio_track import is_silent, read_track
 from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.media.playback import REMEDY
-from pipeline.corpora.media.sound_track import is_silent, read_track
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error
 
-SOUND = (".wav", ".flac", ".ogg")
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg")
 """Endings of audio files that soundfile reads, as corpora store them next to a video."""
 
 
@@ -45,26 +45,26 @@ def skip_on_error(path: Path, reason: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Recording:
-    """The files of a clip. Decoded sound is cached."""
+    """The files of a clip. Decoded audio is cached."""
 
     audio: Path
-    """A wav, or a video with sound."""
+    """A wav, or a video with audio."""
     video: Path | None
     detector: Path
     """The folder of the face detector's weights; read only if the video is not a mouth region already."""
 
     @cached_property
-    def sound(self) -> np.ndarray:
-        """(samples,) float32 at 16 kHz, beginning with the picture; raises `Unusable` as `read_sound`."""
-        return read_sound(self.audio, self.video is not None)
+    def samples(self) -> np.ndarray:
+        """(samples,) float32 at 16 kHz, starting with the video; raises `Unusable` as `extract_audio`."""
+        return extract_audio(self.audio, self.video is not None)
 
-    def cut_sound(self, begin: int, end: int | None) -> np.ndarray:
-        """The sound from video frame `begin` up to frame `end`; None is the end."""
-        return self.sound[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
+    def audio_between(self, begin: int, end: int | None) -> np.ndarray:
+        """(samples,) from video frame `begin` up to frame `end`; None is the end."""
+        return self.samples[begin * SAMPLES_PER_FRAME : None if end is None else end * SAMPLES_PER_FRAME]
 
-    def write_sound(self, target: Path, begin: int, end: int | None) -> FileInfo:
-        """Write the sound between two video frames, or link a wav that is complete and in the right format."""
-        samples = self.cut_sound(begin, end)
+    def write_audio_between(self, target: Path, begin: int, end: int | None) -> FileInfo:
+        """Write the audio between two video frames, or link a wav that is complete and in the right format."""
+        samples = self.audio_between(begin, end)
         if begin == 0 and end is None and _is_prepared_wav(self.audio, len(samples)):
             link(self.audio, target)
         else:
@@ -96,7 +96,7 @@ class Recording:
             piece = frames[begin:end]
             if not len(piece):
                 raise Unusable("the transcript is longer than the video", f"{len(frames) / FRAME_RATE:.2f} s of video")
-            write_video(target, _rgb(piece), self.cut_sound(begin, begin + len(piece)))
+            write_video(target, _rgb(piece), self.audio_between(begin, begin + len(piece)))
             infos[target] = FileInfo(file_sha256(target), len(piece))
         return infos
 
@@ -110,7 +110,7 @@ class Recording:
                 if video.suffix.lower() == ".mp4":
                     link(video, target)
                 else:
-                    write_video(target, _rgb(frames), self.sound)
+                    write_video(target, _rgb(frames), self.samples)
                 return FileInfo(file_sha256(target), len(frames))
             try:
                 crop_mouth(video, target, self.detector)
@@ -119,8 +119,8 @@ class Recording:
         return FileInfo(file_sha256(target), len(read_video_gray(target)))
 
 
-def read_sound(path: Path, with_video: bool = False) -> np.ndarray:
-    """Read the sound of an audio file, or of a video (see `read_track`).
+def extract_audio(path: Path, with_video: bool = False) -> np.ndarray:
+    """Read the audio of an audio file, or of a video (see `read_track`).
 
     Returns:
         (samples,) float32 at 16 kHz.
@@ -128,7 +128,7 @@ def read_sound(path: Path, with_video: bool = False) -> np.ndarray:
     Raises:
         Unusable: it cannot be read, or is silent.
     """
-    with skip_on_error(path, "unreadable sound"):
+    with skip_on_error(path, "unreadable audio"):
         samples = read_audio(path) if is_audio(path) else resample(*read_track(path, REMEDY, with_video))
     if is_silent(samples):
         raise Unusable(SILENCE)
@@ -136,8 +136,8 @@ def read_sound(path: Path, with_video: bool = False) -> np.ndarray:
 
 
 def is_audio(path: Path) -> bool:
-    """Whether a file has an ending in `SOUND`."""
-    return path.suffix.lower() in SOUND
+    """Whether a file has an ending in `AUDIO_ENDINGS`."""
+    return path.suffix.lower() in AUDIO_ENDINGS
 
 
 def _is_prepared_wav(path: Path, samples: int) -> bool:

@@ -1,4 +1,4 @@
-"""Preparation of the utterances of a recorded clip: cut, linked or converted, mixed with noise, checked."""
+"""Preparation of the utterances of a recorded clip: split, linked or converted, mixed with noise, checked."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,10 +62,10 @@ def _write_audio(
         path = _wav(clip, piece, snr)
         if path in infos:
             continue
-        speech = recording.cut_sound(piece.begin, piece.end)
+        speech = recording.audio_between(piece.begin, piece.end)
         _check_length(corpus, len(speech) / SAMPLE_RATE)
         if snr is None:
-            infos[path] = recording.write_sound(folder / path, piece.begin, piece.end)
+            infos[path] = recording.write_audio_between(folder / path, piece.begin, piece.end)
         else:
             write_audio(folder / path, _in_noise(corpus, clip, piece, speech, snr, folder))
             infos[path] = FileInfo(file_sha256(folder / path), len(speech) / SAMPLE_RATE)
@@ -91,16 +91,16 @@ def _lines(corpus: Corpus, clip: RecordedClip, piece: Piece, infos: dict[str, Fi
     name = f"{clip.id}{piece.suffix}"
     video = infos[f"{name}.mp4"] if clip.video is not None and corpus.video else None
     snrs = _snrs(corpus, clip, piece)
-    sounds = [infos[_wav(clip, piece, snr)] for snr in snrs]
-    _check_length(corpus, sounds[0].length)
+    wavs = [infos[_wav(clip, piece, snr)] for snr in snrs]
+    _check_length(corpus, wavs[0].length)
     if video is not None:
-        _check_video(clip, sounds[0].length, int(video.length))
-    for number, (snr, sound) in enumerate(zip(snrs, sounds, strict=True)):
+        _check_video(clip, wavs[0].length, int(video.length))
+    for number, (snr, wav) in enumerate(zip(snrs, wavs, strict=True)):
         yield Utterance(
             id=name if not number else f"{name}+{snr:g}dB", split=clip.split, speaker=clip.speaker, text=piece.text,
-            audio=_wav(clip, piece, snr), video=f"{name}.mp4" if video else None, audio_seconds=sound.length,
+            audio=_wav(clip, piece, snr), video=f"{name}.mp4" if video else None, audio_seconds=wav.length,
             video_frames=int(video.length) if video else None, snr=snr,
-            audio_sha256=sound.sha256, video_sha256=video.sha256 if video else None,
+            audio_sha256=wav.sha256, video_sha256=video.sha256 if video else None,
         )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
     finally:
         _ctypes.dlclose(library._handle)
     if not len(samples) or not phonemes:
-        raise PipelineError("espeak-ng", f"synthesises no sound for {text!r}", "remove that sentence")
+        raise PipelineError("espeak-ng", f"synthesises no audio for {text!r}", "remove that sentence")
     return Speech(samples, rate, tuple(phonemes))
 
 

@@ -76,7 +76,7 @@ def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[n
 
 
 def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
-    """Write the missing media of an utterance: wavs, and an mp4 with the clean sound.
+    """Write the missing media of an utterance: wavs, and an mp4 with the clean audio.
 
     Returns:
         Its lines of the manifest: the utterance, then its noisy copies.
@@ -113,9 +113,9 @@ def _speech(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
     before, after = (int(random.uniform(*SILENCE_SECONDS) * SAMPLE_RATE) for _ in range(2))
     frames = -(-(before + len(speech) + after) // SAMPLES_PER_FRAME)
     level = 10 ** (random.uniform(*LEVELS) / 20) / root_mean_square(speech)
-    sound = np.zeros(frames * SAMPLES_PER_FRAME, dtype=np.float32)
-    sound[before : before + len(speech)] = speech * min(level, PEAK / np.abs(speech).max())
-    return sound, [Phoneme(phoneme.name, phoneme.start + before / SAMPLE_RATE) for phoneme in phonemes]
+    padded = np.zeros(frames * SAMPLES_PER_FRAME, dtype=np.float32)
+    padded[before : before + len(speech)] = speech * min(level, PEAK / np.abs(speech).max())
+    return padded, [Phoneme(phoneme.name, phoneme.start + before / SAMPLE_RATE) for phoneme in phonemes]
 
 
 def _in_noise(speech: np.ndarray, snr: float | None, plan: Plan, folder: Path) -> np.ndarray:

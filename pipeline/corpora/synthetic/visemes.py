@@ -92,7 +92,7 @@ def segments(phonemes: Sequence[Phoneme], seconds: float) -> list[Segment]:
     """
     bounds = [(phoneme.name, phoneme.start) for phoneme in phonemes]
     times = [start - CLOSURE_SECONDS if name in STOPS else start for name, start in bounds] + [seconds]
-    # A closure begins early, but takes at most half of the phoneme before it.
+    # A closure starts early, but takes at most half of the phoneme before it.
     for index in range(len(bounds) - 1, 0, -1):
         times[index] = max(times[index], (bounds[index - 1][1] + bounds[index][1]) / 2)
     result = [Segment(Viseme.SILENCE, 0.0, max(times[0], 0.0))] if times[0] > 0 else []

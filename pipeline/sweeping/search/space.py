@@ -29,7 +29,7 @@ FORMS = "write {uniform: [a, b]}, {loguniform: [a, b]}, {int: [a, b]}, or a list
 DECIDING = {"model.modality", "features.mode", "decorrelation.weight"}
 """Keys whose values decide which other keys a trial uses."""
 MAX_OPTIONS = 4096
-"""Combinations of options; each is checked before the search begins."""
+"""Combinations of options; each is checked before the search starts."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The suggestions of a search so far, from its journal: `runs/searches/<sweep>-<key>.jsonl`, a line per suggestion.
 
 The key depends on the search, its axes and seeds, and the data and code of its trials, but not on the number of
-suggestions: raising that continues the search, while other axes begin a new one.
+suggestions: raising that continues the search, while other axes start a new one.
 """
 
 import contextlib

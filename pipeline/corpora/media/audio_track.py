@@ -1,4 +1,4 @@
-"""Decoding of the sound of a file as a player plays it: the default track, synchronised with the video."""
+"""Decoding of the audio of a file as a player plays it: the default track, synchronised with the video."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SILENCE = 0.5 / (1 << 15)
 MAX_OFFSET_SECONDS = 60.0
 """Maximum seconds between the first frame and the first sample; a larger offset is a wrong timestamp."""
 MAX_LEAD_SECONDS = 1.0
-"""Maximum seconds of sound before the first frame that are removed if the video is not used."""
+"""Maximum seconds of audio before the first frame that are removed if the video is not used."""
 MIN_GAP_SECONDS = 0.1
 """Seconds; timestamps are rounded, so a smaller difference is no gap."""
 MAX_PEAK = 16.0
@@ -23,13 +23,13 @@ MAX_PEAK = 16.0
 def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.ndarray, int]:
     """Read the first audio track of an audio or video file that is not silent.
 
-    With `with_video`, the sound must begin with the first video frame, since the video is used as well.
+    With `with_video`, the audio must start with the first video frame, since the video is used as well.
 
     Returns:
-        (samples,) float32, the mean of the channels, beginning with the video if there is one; sample rate.
+        (samples,) float32, the mean of the channels, starting with the video if there is one; sample rate.
 
     Raises:
-        PipelineError: the file is truncated or damaged, or has no sound.
+        PipelineError: the file is truncated or damaged, or has no audio.
         av.error.FFmpegError, OSError: as `open_media`.
     """
     with open_media(path, remedy) as container:
@@ -40,13 +40,14 @@ def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.nd
             video_start = video.start_time * video.time_base
     first: tuple[np.ndarray, int] | None = None
     for track in tracks:
-        samples, rate, start = _decoded(path, track, remedy)
-        samples = _synchronised(samples, rate, 0.0 if video_start is None else start - float(video_start), with_video)
-        first = first or (samples, rate)
+        samples, sample_rate, start = _decoded(path, track, remedy)
+        offset = 0.0 if video_start is None else start - float(video_start)
+        samples = _synchronised(samples, sample_rate, offset, with_video)
+        first = first or (samples, sample_rate)
         if not is_silent(samples):
-            return samples, rate
+            return samples, sample_rate
     if first is None or not len(first[0]):
-        raise PipelineError(path, "has no sound", remedy)
+        raise PipelineError(path, "has no audio", remedy)
     return first
 
 
@@ -73,18 +74,18 @@ def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
     return samples / np.float32(peak) if peak > 1 else samples
 
 
-def _synchronised(samples: np.ndarray, rate: int, offset: float, with_video: bool) -> np.ndarray:
-    """Pad or cut samples that begin `offset` seconds after the first video frame."""
+def _synchronised(samples: np.ndarray, sample_rate: int, offset: float, with_video: bool) -> np.ndarray:
+    """Pad or shorten samples that start `offset` seconds after the first video frame."""
     if abs(offset) > MAX_OFFSET_SECONDS or (offset < -MAX_LEAD_SECONDS and not with_video):
         return samples
-    shift = round(offset * rate)
+    shift = round(offset * sample_rate)
     return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
 
 
 def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, float]:
     """(samples,) float32 of a track, its sample rate, and its start in seconds."""
     parts: list[np.ndarray] = []
-    first, count, rate = 0.0, 0, 0
+    first, count, sample_rate = 0.0, 0, 0
     with open_media(path, remedy) as container:
         stream = next(audio for audio in container.streams.audio if audio.index == track)
         stream.codec_context.thread_count = 1
@@ -92,13 +93,13 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
         is_timed = container.format.name != MPEG
         for frame in container.decode(stream):
             if not parts:
-                first, rate = frame.time or 0.0, frame.sample_rate
-            if frame.sample_rate != rate:
-                raise PipelineError(path, f"the sample rate changes from {rate} to {frame.sample_rate}", remedy)
-            gap = round(((frame.time or 0.0) - first) * rate) - count if is_timed else 0
-            if gap > MIN_GAP_SECONDS * rate:
-                if gap > MAX_OFFSET_SECONDS * rate:
-                    raise PipelineError(path, f"damaged timestamps: no sound for {gap / rate:,.0f} s", remedy)
+                first, sample_rate = frame.time or 0.0, frame.sample_rate
+            if frame.sample_rate != sample_rate:
+                raise PipelineError(path, f"the sample rate changes from {sample_rate} to {frame.sample_rate}", remedy)
+            gap = round(((frame.time or 0.0) - first) * sample_rate) - count if is_timed else 0
+            if gap > MIN_GAP_SECONDS * sample_rate:
+                if gap > MAX_OFFSET_SECONDS * sample_rate:
+                    raise PipelineError(path, f"damaged timestamps: no audio for {gap / sample_rate:,.0f} s", remedy)
                 parts.append(np.zeros(gap, np.float32))
                 count += gap
             parts.append(_channels(frame).mean(axis=0))
@@ -108,7 +109,7 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
     samples = np.concatenate(parts)
     if is_float:
         samples = limit_peak(path, samples, remedy)
-    return samples, rate, first
+    return samples, sample_rate, first
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:
