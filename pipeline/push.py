@@ -19,7 +19,7 @@ from pipeline.trials.environment import locked_stages
 from pipeline.trials.folder import Status, Trial
 
 REMOTES = ".dvc/config"
-AT_ONCE = 500
+FOLDERS_PER_CALL = 500
 """Folders per call of DVC; the length of a command line is limited."""
 
 
@@ -35,8 +35,8 @@ def push(params: Params) -> list[str]:
     folders = [*_untracked_corpora(done), *features, *(trial.folder for trial in done)]
     let_dvc_do_without_git(Path.cwd())
     _require_remote()
-    for start in range(0, len(folders), AT_ONCE):
-        _dvc("add", *map(str, folders[start : start + AT_ONCE]))
+    for start in range(0, len(folders), FOLDERS_PER_CALL):
+        _dvc("add", *map(str, folders[start : start + FOLDERS_PER_CALL]))
     _dvc("push")
     print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {LOCK} names", flush=True)
     return [f"{folder}.dvc" for folder in folders]

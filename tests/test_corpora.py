@@ -205,7 +205,7 @@ def test_closures_are_reached_and_open_vowels_are_open() -> None:
     for text in ("bin blue by b five please", "place red by p one soon", "set blue by m nine please"):
         for voice in ("en-us+m2", "en-gb-x-rp+f4"):
             speech = speak(text, voice, 160, 50)
-            frames = int(len(speech.samples) / speech.rate * 25) + 1
+            frames = int(len(speech.samples) / speech.sample_rate * 25) + 1
             visemes = segments(speech.phonemes, frames / 25)
             moved = trajectory(visemes, frames)[:, opening]
             times = (np.arange(frames) + 0.5) / 25

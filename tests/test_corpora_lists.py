@@ -12,7 +12,7 @@ import trees
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.transcripts import read_lrs, read_transcript_text
-from pipeline.corpora.formats.tree import AUDIO, VIDEO
+from pipeline.corpora.formats.tree import AUDIO_ENDINGS, VIDEO_ENDINGS
 from pipeline.corpora.journal import skipped_text
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.noise.folder import noise_files
@@ -157,7 +157,7 @@ def test_ids_stay_inside_the_corpus_for_any_path_in_a_table(recordings: Path) ->
 # Folders.
 
 
-@pytest.mark.parametrize("ending", [*AUDIO, *VIDEO, ".MP3", ".WebM"])
+@pytest.mark.parametrize("ending", [*AUDIO_ENDINGS, *VIDEO_ENDINGS, ".MP3", ".WebM"])
 def test_a_folder_may_have_recordings_of_all_formats(ending: str, tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "mine" / f"s{number}").mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_a_folder_may_have_recordings_of_all_formats(ending: str, tmp_path: Path
         (tmp_path / "mine" / f"s{number}" / "a.txt").write_text(f"text {number}")
     found = listing("folder", tmp_path / "mine", *SMALL)
     assert (len(found.clips), found.skipped) == (4, [])
-    assert all((clip.video is not None) == (ending.lower() in VIDEO) for clip in found.clips)
+    assert all((clip.video is not None) == (ending.lower() in VIDEO_ENDINGS) for clip in found.clips)
 
 
 def test_each_file_of_a_folder_is_used_or_skipped(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def spoken() -> list[np.ndarray]:
         speak("the quick brown fox jumps over the lazy dog", "en-gb-x-rp+m4", 150, 40),
         speak("no", "en+m1", 170, 60),
     ]
-    return [resample(speech.samples, speech.rate) for speech in speeches]
+    return [resample(speech.samples, speech.sample_rate) for speech in speeches]
 
 
 @pytest.fixture(scope="module")

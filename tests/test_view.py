@@ -276,7 +276,7 @@ def test_a_damaged_mark_does_not_stop_a_sweep(four):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; it has 4"),
+        ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; keep at most 4"),
         (
             "decorrelation.layers=[1, 3]",
             "decorrelation.layers: wrong lists layer 3, and its LLM has 4; list layers from",

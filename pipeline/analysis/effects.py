@@ -51,13 +51,13 @@ class Treatment:
         return self.test.tokens_affected(baseline, self.at_random).sum(1).tolist()
 
     def intervention(self, decoder: nn.Module, baseline: BaselinePass) -> AbstractContextManager:
-        """The context of passes in this treatment."""
+        """The context of passes under this treatment."""
         return self.test.intervention(decoder, baseline, self.at_random) if self.test else nullcontext()
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One item in one treatment."""
+    """One item under one treatment."""
 
     result: Any
     """A hypothesis, or nats and tokens."""

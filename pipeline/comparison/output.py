@@ -27,7 +27,7 @@ from pipeline.comparison.table import Cell, Comparison, Variant
 CHOSEN_BY = "wer/validation"
 SMOOTHING = 1e-4
 """Added to a word error rate before its logarithm, which 0 does not have."""
-DRAWN = "figures.json"
+FIGURES_RECORD = "figures.json"
 """Lists the figures and the digest of their sources."""
 
 
@@ -72,7 +72,7 @@ def headline(comparison: Comparison, search: SearchResult | None = None) -> str:
 def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) -> list[Path]:
     source = _source(comparison, search)
     try:
-        known = read_json(folder / DRAWN, "")
+        known = read_json(folder / FIGURES_RECORD, "")
         files, known_source = dict(known["files"]), known["source"]
     except (PipelineError, KeyError, TypeError, ValueError):
         # Missing, damaged, or of an earlier version.
@@ -99,7 +99,7 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
         drawn.append(svg)
     for file in {folder / name for name in files} - set(drawn):
         file.unlink(missing_ok=True)
-    write_json(folder / DRAWN, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
+    write_json(folder / FIGURES_RECORD, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
     return drawn
 
 

@@ -156,7 +156,7 @@ class _Transformer(nn.Module):
 
     def forward(self, features: Tensor, real: Tensor) -> Tensor:
         features = features * real[..., None]
-        # An even kernel yields one extra vector.
+        # An even kernel yields one extra frame.
         positions = self.pos_conv[0](features.transpose(1, 2))[..., : features.shape[1]].transpose(1, 2)
         features = features + functional.gelu(positions)
         for layer in self.layers:

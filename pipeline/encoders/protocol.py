@@ -15,7 +15,7 @@ class Encoder(Protocol):
     """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of frames."""
 
     frame_rate: int
-    """Vectors per second."""
+    """Frames per second."""
     dimension: int
     takes: ClassVar[frozenset[str]]
     """Optional capabilities: `lora` (it has a `network`, and `encode_with_gradients`), and the augmentations that only

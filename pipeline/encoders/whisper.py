@@ -20,7 +20,7 @@ WINDOW = 30 * SAMPLE_RATE
 """Samples of the input length that Whisper was trained on."""
 FRAME_RATE = 50
 FRAME = SAMPLE_RATE // FRAME_RATE
-"""Samples per vector."""
+"""Samples per frame."""
 MIN_FRAMES = 25
 """Minimum number of frames: half a second."""
 CUDA_WINDOWS = 16

@@ -125,7 +125,9 @@ def score(
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
     numbered = [(normalise_numbers(r), normalise_numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
     if not any(reference for reference, _ in pairs):
-        raise PipelineError("references", f"no word in {len(references)} references", "an error rate needs transcripts")
+        raise PipelineError(
+            "references", f"no word in {len(references)} references", "score utterances that have a transcript"
+        )
     words, characters, numbers = _aligned(pairs, "words"), _aligned(pairs, "characters"), _aligned(numbered, "words")
     return Score(
         wer=_rate(words, bootstrap, seed, speakers),

@@ -26,7 +26,7 @@ def require_lora_targets(trials: Sequence[PlannedTrial]) -> None:
             raise PipelineError(
                 "model.lora.targets",
                 f"the LLM in {folder} has no {target}, which trials such as {planned.name} adapt",
-                f"it has: {', '.join(sorted(known[folder]))}",
+                f"use some of: {', '.join(sorted(known[folder]))}",
             )
 
 
@@ -40,7 +40,9 @@ def require_layers(trials: Sequence[PlannedTrial]) -> None:
             continue
         if llm.blocks and llm.blocks > depth:
             raise PipelineError(
-                "model.llm.blocks", f"{planned.name} keeps {llm.blocks} layers of {llm.weights}", f"it has {depth}"
+                "model.llm.blocks",
+                f"{planned.name} keeps {llm.blocks} layers of {llm.weights}",
+                f"keep at most {depth}",
             )
         last = (llm.blocks or depth) - 1
         if loss.weight > 0 and loss.layers != "all" and max(loss.layers, default=0) >= last:

@@ -84,7 +84,7 @@ class Specification(Section):
     """Values of `train.seed`; null keeps that of params.yaml."""
     resources: Resources = Resources()
     concurrency: Annotated[int, Field(ge=1)] | None = None
-    """The most trials at once; null: as many as the resources allow."""
+    """Maximum number of trials at once; null: as many as the resources allow."""
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a failed trial is retried, from its last checkpoint."""
     search: SearchSettings | None = None

@@ -12,7 +12,7 @@ from pipeline.corpora.media.files import PCM_STEPS, pcm16, read_audio, read_vide
 from pipeline.corpora.media.playback import has_video
 from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
-from pipeline.corpora.recorded.recording import AUDIO_ENDINGS, Recording, is_audio, skip_on_error
+from pipeline.corpora.recorded.recording import SOUNDFILE_ENDINGS, Recording, is_audio, skip_on_error
 
 REMEDY = "give a complete audio or video file with speech in it"
 
@@ -89,7 +89,7 @@ def _has_video(file: Path) -> bool:
 
 
 def _audio_of(file: Path) -> Path:
-    candidates = (file.with_suffix(suffix) for suffix in AUDIO_ENDINGS)
+    candidates = (file.with_suffix(suffix) for suffix in SOUNDFILE_ENDINGS)
     audio = next((path for path in candidates if path.is_file()), file)
     return audio if audio != file and _has_video(file) else file
 

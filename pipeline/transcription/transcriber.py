@@ -108,7 +108,7 @@ class Transcriber:
                 transcription.name, "its activations are not finite", "use a trial that has not diverged"
             )
         if not captured.has_inner_layers:
-            raise PipelineError("model.llm.blocks", "is less than three", "massive activations need an inner layer")
+            raise PipelineError("model.llm.blocks", "is less than three", "use a trial with an inner layer")
         labels = self.model.token_labels(captured.roles[0].tolist(), self.model.tokenize_response(transcription.text))
         return sink_lines(labels, classify_tokens(captured, self.params.sinks), self.params.sinks.tau)
 

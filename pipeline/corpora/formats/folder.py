@@ -17,7 +17,15 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.words import normalise
 from pipeline.corpora.formats.lists import Row, read_table
 from pipeline.corpora.formats.transcripts import read_transcript_text
-from pipeline.corpora.formats.tree import AUDIO, VIDEO, file_fault, files_below, is_recording, name_fault, preference
+from pipeline.corpora.formats.tree import (
+    AUDIO_ENDINGS,
+    VIDEO_ENDINGS,
+    file_fault,
+    files_below,
+    is_recording,
+    name_fault,
+    preference,
+)
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import SPLITS, hold_out
@@ -162,7 +170,11 @@ class _Files:
 
 def _kind(name: str) -> str:
     ending = os.path.splitext(name)[1].lower()
-    return "audio" if ending in AUDIO else "video" if ending in VIDEO else "text" if ending == ".txt" else "other"
+    if ending in AUDIO_ENDINGS:
+        return "audio"
+    if ending in VIDEO_ENDINGS:
+        return "video"
+    return "text" if ending == ".txt" else "other"
 
 
 def _clip(

@@ -32,7 +32,7 @@ HELD_OUT = "its speaker is held out for validation"
 
 
 class _LRS(RecordedCorpus):
-    cut_keys = ("lrs",)
+    piece_keys = ("lrs",)
     section = "lrs"
 
     class Settings(Section):
@@ -47,7 +47,7 @@ class _LRS(RecordedCorpus):
         text, words = read_lrs(Path(str(clip.transcript)))
         if not _is_pretrain(clip):
             return [Piece(text)]
-        return cut_at_words(text, words, min(self.corpus.lrs.piece_seconds, self.corpus.longest_seconds))
+        return split_at_words(text, words, min(self.corpus.lrs.piece_seconds, self.corpus.longest_seconds))
 
 
 class LRS3(_LRS):
@@ -189,7 +189,7 @@ def hold_out_validation(corpus: Corpus, clips: list[RecordedClip], skipped: list
     return kept
 
 
-def cut_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
+def split_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
     """Split a long clip between words into few pieces of at most `longest` seconds.
 
     A split is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.

@@ -10,13 +10,13 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.reader import SkippedClip, Unusable, open_error, printable
 
-AUDIO = (
+AUDIO_ENDINGS = (
     ".wav", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".w64", ".voc", ".sph", ".wv", ".ape", ".tta",
     ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".m4a", ".m4b", ".aac", ".wma", ".amr", ".awb", ".ac3", ".eac3",
     ".dts", ".mka", ".weba", ".spx", ".gsm", ".ra",
 )  # fmt: skip
 """Endings of audio files. Among files of the same name, the ending that comes first here is preferred."""
-VIDEO = (
+VIDEO_ENDINGS = (
     ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".ts", ".mts",
     ".m2ts", ".vob", ".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogm", ".mxf", ".dv", ".divx", ".mjpeg",
     ".h264", ".264", ".hevc", ".y4m", ".rm", ".rmvb",
@@ -75,7 +75,7 @@ def _is(test: Callable[[], bool]) -> bool:
 def preference(name: str) -> tuple[int, str]:
     """Sort key that puts the preferred file first among files that differ only in their ending."""
     ending = os.path.splitext(name)[1].lower()
-    order = AUDIO + VIDEO
+    order = AUDIO_ENDINGS + VIDEO_ENDINGS
     return order.index(ending) if ending in order else len(order), name
 
 
@@ -83,7 +83,7 @@ def is_recording(name: str) -> bool:
     """Whether a file is audio or video by its ending, in a supported format or not."""
     ending = os.path.splitext(name)[1]
     media_type = _ENDINGS.guess_type(f"x{ending}")[0] or ""
-    return ending.lower() in AUDIO + VIDEO or media_type.startswith(("audio/", "video/"))
+    return ending.lower() in AUDIO_ENDINGS + VIDEO_ENDINGS or media_type.startswith(("audio/", "video/"))
 
 
 def file_fault(path: Path) -> Unusable | None:

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.media.playback import MPEG, default_first, open_media, video_stream
 
-SILENCE = 0.5 / (1 << 15)
+SILENCE_LEVEL = 0.5 / (1 << 15)
 """Samples below it round to 0 in 16 bits."""
 MAX_OFFSET_SECONDS = 60.0
 """Maximum seconds between the first frame and the first sample; a larger offset is a wrong timestamp."""
@@ -53,7 +53,7 @@ def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.nd
 
 def is_silent(samples: np.ndarray) -> bool:
     """Whether samples (any shape, full scale 1) are all 0 in 16 bits."""
-    return not (np.abs(samples) >= SILENCE).any()
+    return not (np.abs(samples) >= SILENCE_LEVEL).any()
 
 
 def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:

@@ -28,18 +28,18 @@ VIDEO_OPTIONS = {
 AUDIO_BITS_PER_SECOND = 64_000
 
 
-def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
-    """Band-limited resampling (polyphase filter) of (samples,) from `rate` to `target` Hz.
+def resample(samples: np.ndarray, sample_rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
+    """Band-limited resampling (polyphase filter) of (samples,) from `sample_rate` to `target` Hz.
 
     Returns:
-        (ceil(samples * target / rate),) float32.
+        (ceil(samples * target / sample_rate),) float32.
     """
-    if rate == target:
+    if sample_rate == target:
         return np.asarray(samples, dtype=np.float32)
     # Slow to import, and not needed at 16 kHz.
     from scipy.signal import resample_poly
 
-    ratio = Fraction(target, rate)
+    ratio = Fraction(target, sample_rate)
     return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
 
 
@@ -122,7 +122,7 @@ def read_video_gray(path: Path) -> np.ndarray:
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     try:
-        frame_rate = displayed_size(path, REMEDY).rate
+        frame_rate = displayed_size(path, REMEDY).frame_rate
         frames = [
             reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
             for frame in displayed_frames(path, REMEDY)

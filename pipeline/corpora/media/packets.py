@@ -75,7 +75,7 @@ def _truncated_program_stream(file: BinaryIO, size: int) -> str | None:
 
 
 def _truncated_mp3(file: BinaryIO, size: int) -> str | None:
-    """Fewer bytes than stated, and an incomplete last frame. A clip cut between frames has the first sign only."""
+    """Fewer bytes than stated, and an incomplete last frame; a clip truncated between frames has only the first."""
     begin = 0
     if (tag := file.read(10))[:3] == ID3:
         begin = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(tag[6:10]))
@@ -115,5 +115,5 @@ def _frame_bytes(header: bytes) -> int:
     if version == 1 or bit_index in (0, 15) or rate_index == 3:
         return 0
     is_first = version == 3
-    rate = SAMPLE_RATES[rate_index] // {3: 1, 2: 2, 0: 4}[version]
-    return (144 if is_first else 72) * 1000 * BIT_RATES[is_first][bit_index] // rate + (header[2] >> 1 & 1)
+    sample_rate = SAMPLE_RATES[rate_index] // {3: 1, 2: 2, 0: 4}[version]
+    return (144 if is_first else 72) * 1000 * BIT_RATES[is_first][bit_index] // sample_rate + (header[2] >> 1 & 1)

@@ -38,7 +38,7 @@ class Size:
     width: int
     """In square pixels, as stored, before rotation."""
     height: int
-    rate: Fraction | None
+    frame_rate: Fraction | None
     """Average frames per second."""
 
 
@@ -106,8 +106,8 @@ def displayed_frames(path: Path, remedy: str = REMEDY) -> Iterator[av.VideoFrame
         frames = _decoded(path, stream, remedy)
         if stream.average_rate != FRAME_RATE or stream.container.format.name != MPEG:
             # An AVI may state its clock rate as its frame rate.
-            rate = min(filter(None, (stream.average_rate, stream.guessed_rate)), default=Fraction(FRAME_RATE))
-            frames = _resampled(path, frames, rate, remedy)
+            frame_rate = min(filter(None, (stream.average_rate, stream.guessed_rate)), default=Fraction(FRAME_RATE))
+            frames = _resampled(path, frames, frame_rate, remedy)
         yield from _upright(frames, stream.sample_aspect_ratio)
 
 

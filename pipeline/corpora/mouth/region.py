@@ -53,8 +53,8 @@ def is_cropped(path: Path) -> bool:
         PipelineError: the file cannot be read as a video.
     """
     size = displayed_size(path)
-    has_rate = size.rate is not None and abs(size.rate - FRAME_RATE) < 0.1
-    return (size.width, size.height) == (CROP, CROP) and has_rate
+    has_frame_rate = size.frame_rate is not None and abs(size.frame_rate - FRAME_RATE) < 0.1
+    return (size.width, size.height) == (CROP, CROP) and has_frame_rate
 
 
 def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.formats.tree import AUDIO, files_below
+from pipeline.corpora.formats.tree import AUDIO_ENDINGS, files_below
 from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.noise.mixing import LEVEL, noise_path, root_mean_square
 from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
@@ -29,7 +29,9 @@ def noise_files(folder: str | Path) -> list[Path]:
     files: list[Path] = []
     if Path(folder).is_dir():
         for parts, names in files_below(Path(folder), unread):
-            files += [Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO]
+            files += [
+                Path(folder).joinpath(*parts, name) for name in names if Path(name).suffix.lower() in AUDIO_ENDINGS
+            ]
     if not files:
         found = f"there is no audio file in {folder}{skip_summary(unread)}"
         raise PipelineError("corpus.noise.folder", found, "set it to a folder of noise, or null")

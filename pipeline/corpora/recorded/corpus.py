@@ -62,7 +62,7 @@ class RecordedCorpus(Reader):
 
     keys: tuple[str, ...] = ()
     """Keys of `corpus` that only this format uses."""
-    cut_keys: tuple[str, ...] = ()
+    piece_keys: tuple[str, ...] = ()
     """Those of them that decide where clips are split into pieces."""
 
     def __init__(self, corpus: Corpus) -> None:
@@ -91,8 +91,8 @@ class RecordedCorpus(Reader):
         common = {"kind", "seed", "video", "longest_seconds", "noise"}
         values = corpus.model_dump(mode="json", include=common | set(self.keys))
         lists = [[path.name, file_sha256(path)] for path in self.lists()]
-        cuts = {key: values[key] for key in self.cut_keys}
-        media = {"kind": corpus.kind, "cuts": cuts, "code": code_digest(RECORDING)}
+        splitting = {key: values[key] for key in self.piece_keys}
+        media = {"kind": corpus.kind, "cuts": splitting, "code": code_digest(RECORDING)}
         chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
         noise = {"corpus": chosen, "lists": lists, "code": code_digest(BABBLE, CORPUS, module)}
         if corpus.noise.folder is not None:

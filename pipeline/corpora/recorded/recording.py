@@ -24,7 +24,7 @@ from pipeline.corpora.media.files import read_audio, read_video_gray, resample, 
 from pipeline.corpora.media.playback import REMEDY
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error
 
-AUDIO_ENDINGS = (".wav", ".flac", ".ogg")
+SOUNDFILE_ENDINGS = (".wav", ".flac", ".ogg")
 """Endings of audio files that soundfile reads, as corpora store them next to a video."""
 
 
@@ -136,8 +136,8 @@ def extract_audio(path: Path, with_video: bool = False) -> np.ndarray:
 
 
 def is_audio(path: Path) -> bool:
-    """Whether a file has an ending in `AUDIO_ENDINGS`."""
-    return path.suffix.lower() in AUDIO_ENDINGS
+    """Whether a file has an ending in `SOUNDFILE_ENDINGS`."""
+    return path.suffix.lower() in SOUNDFILE_ENDINGS
 
 
 def _is_prepared_wav(path: Path, samples: int) -> bool:

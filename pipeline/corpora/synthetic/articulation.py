@@ -53,9 +53,9 @@ _STRENGTHS = {
 }
 _GROUPS = (0, 1, 1, 2, 3, 3, 4)
 """Index of the strength for each parameter."""
-_RATES = np.array([38.0, 16.0, 16.0, 22.0, 34.0, 40.0, 40.0])
+_DECAYS = np.array([38.0, 16.0, 16.0, 22.0, 34.0, 40.0, 40.0])
 """Decay of the dominance outside a segment, by parameter, per second: the shape of the lips spreads widest."""
-_HASTE = {Viseme.P: 2.5, Viseme.F: 1.6}
+_DECAY_FACTORS = {Viseme.P: 2.5, Viseme.F: 1.6}
 """Factor of that decay for a class: labials dominate, but only briefly."""
 _CORE = {Viseme.P: 1.0, Viseme.F: 1.0}
 """Fraction of a segment with full dominance: half, except for the labials, whose target must be reached."""
@@ -75,6 +75,6 @@ def trajectory(visemes: Sequence[Segment], frames: int) -> np.ndarray:
     outside = np.maximum(np.maximum(starts + margins - times[:, None], times[:, None] - ends + margins), 0.0)
     # Relative to the nearest segment, so that a long pause does not underflow all dominances.
     nearest = outside.min(axis=1, keepdims=True)
-    haste = np.array([_HASTE.get(segment.viseme, 1.0) for segment in visemes])
-    dominance = strengths * np.exp(-_RATES * (haste * (outside - nearest))[:, :, None])
+    factors = np.array([_DECAY_FACTORS.get(segment.viseme, 1.0) for segment in visemes])
+    dominance = strengths * np.exp(-_DECAYS * (factors * (outside - nearest))[:, :, None])
     return (dominance * targets).sum(axis=1) / dominance.sum(axis=1)

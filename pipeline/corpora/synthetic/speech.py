@@ -46,7 +46,7 @@ class Speech:
 
     samples: np.ndarray
     """(samples,) float32 in [-1, 1]."""
-    rate: int
+    sample_rate: int
     """Samples per second."""
     phonemes: tuple[Phoneme, ...]
     """In order of time."""
@@ -92,9 +92,11 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
     library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
     try:
         options = PHONEME_EVENTS | DONT_EXIT
-        rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), options)
-        if rate <= 0:
-            raise PipelineError("espeak-ng", f"does not start (code {rate})", "reinstall the package espeakng-loader")
+        sample_rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), options)
+        if sample_rate <= 0:
+            raise PipelineError(
+                "espeak-ng", f"does not start (code {sample_rate})", "reinstall the package espeakng-loader"
+            )
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         if library.espeak_SetVoiceByName(voice.encode()):
             raise PipelineError("espeak-ng", f"has no voice {voice!r}", "reinstall the package espeakng-loader")
@@ -106,7 +108,7 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
         _ctypes.dlclose(library._handle)
     if not len(samples) or not phonemes:
         raise PipelineError("espeak-ng", f"synthesises no audio for {text!r}", "remove that sentence")
-    return Speech(samples, rate, tuple(phonemes))
+    return Speech(samples, sample_rate, tuple(phonemes))
 
 
 def _synthesise(library: ctypes.CDLL, text: str) -> tuple[np.ndarray, list[Phoneme]]:

@@ -72,7 +72,7 @@ def _monologue(sentences: list[Sentence], voice: str, random: np.random.Generato
 def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[np.ndarray, tuple[Phoneme, ...]]:
     speed, pitch = int(random.integers(*SPEEDS)), int(random.integers(*PITCHES))
     speech = speak(sentence.spoken, voice, speed, pitch)
-    return resample(speech.samples, speech.rate), speech.phonemes
+    return resample(speech.samples, speech.sample_rate), speech.phonemes
 
 
 def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
