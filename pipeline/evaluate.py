@@ -23,7 +23,7 @@ from pipeline.trials.results import write_hypotheses, write_sinks
 from pipeline.trials.trained import require_trained
 
 RESULTS = Path("results/evaluate")
-METRICS = Path("results/dvc.json")
+DVC_METRICS = Path("results/dvc.json")
 """With a longer name, the six columns of `dvc metrics show` would not fit a terminal."""
 HEADLINES = {
     "wer": "wer/test",
@@ -94,7 +94,7 @@ def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
 
     result = trial.result()
     assert result is not None
-    write_json(METRICS, headlines(result["metrics"]))
+    write_json(DVC_METRICS, headlines(result["metrics"]))
     other, sink = trial.read_sinks()["cosine_mean_joined"].T
     text = io.StringIO()
     writer = csv.writer(text)

@@ -20,7 +20,7 @@ from pipeline.trials.folder import Trial
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 """The files of peft."""
-DOWNSAMPLING = ("average", "stack")
+EXPORTABLE_DOWNSAMPLING = ("average", "stack")
 """Kinds that the card's code implements."""
 
 
@@ -65,9 +65,9 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
     require_adapter(trial)
     require_llm(trial, params, weights_digest(params.model.llm.weights))
     require_encoders(trial, params)
-    if params.model.downsampling.kind not in DOWNSAMPLING:
+    if params.model.downsampling.kind not in EXPORTABLE_DOWNSAMPLING:
         found = f"is {params.model.downsampling.kind!r}"
-        raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(DOWNSAMPLING)}")
+        raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(EXPORTABLE_DOWNSAMPLING)}")
     source = _source(Path(params.model.llm.weights))
     config = projector_config(trial, params)
     with atomic_write(out) as folder:

@@ -23,8 +23,8 @@ from pipeline.common.progress import progress
 from pipeline.common.verified import sha256_of
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import (
-    JOURNAL,
-    SKIPPED,
+    JOURNAL_FILE,
+    SKIPPED_FILE,
     ClipRecord,
     open_journal,
     read_previous_run,
@@ -35,9 +35,9 @@ from pipeline.corpora.manifest import MANIFEST, REMEDY, Utterance, manifest_text
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
 from pipeline.corpora.prepared import (
     MANIFEST_KEY,
-    MEDIA,
+    MEDIA_FOLDERS,
     ROOT,
-    SETTINGS,
+    SETTINGS_FILE,
     SOURCES,
     read_settings,
     remove_media,
@@ -94,23 +94,23 @@ def _prepare(corpus: Corpus, workers: int | None) -> Path:
     if before is not None:
         remove_media(folder, reader.stale_media(before, settings))
     if moved and known.get(SOURCES) != _sources_digest(reader, listing):
-        remove_media(folder, [*MEDIA, JOURNAL])
+        remove_media(folder, [*MEDIA_FOLDERS, JOURNAL_FILE])
     began = time.time_ns()
     previous = read_previous_run(folder, clips, reader.sources, settings["digest"])
     todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
     has_noise = all((folder / noise_path(split)).exists() for split in splits_with_noise(corpus))
     if not todo and has_noise and _is_complete(folder, corpus, known, listing, [previous.done[id_] for id_ in clips]):
         if moved:
-            write_json(folder / SETTINGS, known | {ROOT: corpus.root})
+            write_json(folder / SETTINGS_FILE, known | {ROOT: corpus.root})
         if previous.files_read:
             # The next start trusts the files that were read now.
-            os.utime(folder / JOURNAL, ns=(began, began))
+            os.utime(folder / JOURNAL_FILE, ns=(began, began))
         return folder
     require_space(folder, reader.estimated_bytes(todo), "the corpus")
-    for name in (MANIFEST, SKIPPED):
+    for name in (MANIFEST, SKIPPED_FILE):
         (folder / name).unlink(missing_ok=True)
     settings |= listing.extra | {SOURCES: _sources_digest(reader, listing)}
-    write_json(folder / SETTINGS, settings)
+    write_json(folder / SETTINGS_FILE, settings)
     done = dict(previous.done)
     with open_journal(folder, previous.records.values()) as append:
         for id_, result in _results(reader, folder, listing, todo, previous.media, workers):
@@ -124,7 +124,7 @@ def _prepare(corpus: Corpus, workers: int | None) -> Path:
 def _settings_before(folder: Path) -> dict[str, Any] | None:
     recorded = read_settings(folder)
     if recorded is None and folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
-        raise PipelineError(folder, f"has files, but no {SETTINGS}", "set corpus.out to an empty folder")
+        raise PipelineError(folder, f"has files, but no {SETTINGS_FILE}", "set corpus.out to an empty folder")
     return recorded
 
 
@@ -199,7 +199,7 @@ def _is_complete(
 ) -> bool:
     """Whether manifest and `skipped.csv` are what these results give."""
     lines, skipped = _outputs(corpus, listing, results)
-    files = {MANIFEST: manifest_text(lines), SKIPPED: skipped_text(skipped)}
+    files = {MANIFEST: manifest_text(lines), SKIPPED_FILE: skipped_text(skipped)}
     expected = {name: _sha256(text) for name, text in files.items() if text}
     if recorded.get(MANIFEST_KEY) != expected.get(MANIFEST):
         return False
@@ -215,15 +215,17 @@ def _finish(
 ) -> None:
     lines, skipped = _outputs(corpus, listing, results)
     if skipped:
-        write_text(folder / SKIPPED, skipped_text(skipped))
+        write_text(folder / SKIPPED_FILE, skipped_text(skipped))
     splits = {split: _summary(corpus, split, lines, skipped) for split in SPLITS}
     for split, summary in splits.items():
         if not summary["utterances"]:
-            raise PipelineError(folder / SKIPPED, f"every utterance of {split} was skipped", "see the reasons there")
+            raise PipelineError(
+                folder / SKIPPED_FILE, f"every utterance of {split} was skipped", "see the reasons there"
+            )
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
     remove_unlisted(folder, media | {noise_path(split) for split in splits_with_noise(corpus)})
     text = manifest_text(lines)
-    write_json(folder / SETTINGS, settings | {"splits": splits, MANIFEST_KEY: _sha256(text)})
+    write_json(folder / SETTINGS_FILE, settings | {"splits": splits, MANIFEST_KEY: _sha256(text)})
     write_text(folder / MANIFEST, text)
     print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
 
@@ -250,8 +252,8 @@ def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -
     for part, (count, official) in extra.get("official", {}).items():
         if count != official:
             yield f"{part}: {count:,} of the official {official:,} clips found"
-    if (folder / SKIPPED).exists():
-        yield f"skipped clips: {folder / SKIPPED}"
+    if (folder / SKIPPED_FILE).exists():
+        yield f"skipped clips: {folder / SKIPPED_FILE}"
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.redaction import file_without_secrets
-from pipeline.common.version_control import LOCK, let_dvc_do_without_git
+from pipeline.common.version_control import DVC_LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.trials.environment import locked_stages
@@ -38,7 +38,7 @@ def push(params: Params) -> list[str]:
     for start in range(0, len(folders), FOLDERS_PER_CALL):
         _dvc("add", *map(str, folders[start : start + FOLDERS_PER_CALL]))
     _dvc("push")
-    print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {LOCK} names", flush=True)
+    print(f"pushed: {len(done)} trials, {len(features)} folders of features, and what {DVC_LOCK} names", flush=True)
     return [f"{folder}.dvc" for folder in folders]
 
 
@@ -86,7 +86,7 @@ def main() -> None:
         patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
         # If all trials belong to sweeps, the stages of params.yaml have no outputs.
         missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"
-        files = [name for name in (LOCK, REMOTES) if Path(name).exists()]
+        files = [name for name in (DVC_LOCK, REMOTES) if Path(name).exists()]
         if REMOTES in files and holds_secret(Path(REMOTES)):
             files.remove(REMOTES)
             print(f"{REMOTES} holds a secret and must not be shared: move it away with dvc remote modify --local")

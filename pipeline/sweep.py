@@ -23,7 +23,7 @@ from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.ray.workers import with_worker_precision
-from pipeline.sweeping.results import LOG, next_lines, publish_results, results_folder
+from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
@@ -31,7 +31,7 @@ from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError
-from pipeline.trials.marks import FAILED
+from pipeline.trials.marks import FAILED_FILE
 
 DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
@@ -80,7 +80,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": "taken"}
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
-    (trial.folder / FAILED).unlink(missing_ok=True)
+    (trial.folder / FAILED_FILE).unlink(missing_ok=True)
     step = until or params.train.steps or int(trial.metrics_log.read()[0][-1]["step"])
     return {"outcome": "paused" if until else "done", "step": step}
 
@@ -189,7 +189,7 @@ def run(arguments: Namespace) -> None:
             search = Search(sweep, suggestions) if suggestions and not sweep.only else None
             try:
                 with record_plan(results, sweep.specification, trials) as record:
-                    Driver(sweep, trials, results / LOG, search, record).run(arguments.address, WORK, sync)
+                    Driver(sweep, trials, results / SWEEP_LOG, search, record).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error
             trials = suggestions.trials if suggestions else trials
@@ -205,7 +205,8 @@ def run(arguments: Namespace) -> None:
         raise PipelineError(
             arguments.file,
             f"{len(unfinished)} of {len(trials)} trials are not done",
-            f"see {FAILED} and log.txt in folders such as {unfinished[0].trial.folder}; the same command tries again",
+            f"see {FAILED_FILE} and log.txt in folders such as {unfinished[0].trial.folder}; "
+            "the same command tries again",
         )
 
 

@@ -10,7 +10,7 @@ import sys
 
 from pipeline.common.command import run_command
 from pipeline.common.errors import PipelineError
-from pipeline.tracking.server import UI_SETTINGS, is_server, tracking_uri
+from pipeline.tracking.server import UI_ENVIRONMENT, is_server, tracking_uri
 from pipeline.tracking.views import PORT, all_charts
 
 HOST = "127.0.0.1"
@@ -29,7 +29,7 @@ def show(port: int) -> None:
     print(f"MLflow starts at http://{HOST}:{port}; Ctrl-C ends it", flush=True)
     words = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
     words += ["--default-artifact-root", "mlartifacts"]
-    os.execve(sys.executable, [sys.executable, *words], UI_SETTINGS | os.environ)
+    os.execve(sys.executable, [sys.executable, *words], UI_ENVIRONMENT | os.environ)
 
 
 def _require_free(port: int) -> None:

@@ -147,7 +147,7 @@ def test_left_out_modules_do_not_count_but_are_archived(tmp_path: Path) -> None:
     assert code_digest("pipeline.train", source=package(tmp_path / "b", changed)) == before
     names = {file.name for file in reached_files("pipeline.train", source=tmp_path / "a")}
     assert names == {"__init__.py", "train.py", "config.py", "secret.py", "files.py"}
-    assert all(reason for reason in code.LEFT_OUT.values())
+    assert all(reason for reason in code.MODULES_LEFT_OUT.values())
 
 
 def test_a_missing_module_is_an_error(tmp_path: Path) -> None:

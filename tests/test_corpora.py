@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.noise.mixing import LEVEL, PEAK, mix, mix_babble, root_mean_square
+from pipeline.corpora.noise.mixing import NOISE_LEVEL, PEAK, mix, mix_babble, root_mean_square
 from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
 from pipeline.corpora.synthetic.articulation import PARAMETERS, trajectory
 from pipeline.corpora.synthetic.drawn_mouth import draw_frames
@@ -304,6 +304,6 @@ def test_babble_has_equal_power_of_each_talker() -> None:
     first, second = np.random.default_rng(0).standard_normal((2, 4000))
     together = mix_babble([first, 100 * second])
     assert np.corrcoef(together, first)[0, 1] == pytest.approx(np.corrcoef(together, second)[0, 1], abs=0.05)
-    assert root_mean_square(together) == pytest.approx(LEVEL)
+    assert root_mean_square(together) == pytest.approx(NOISE_LEVEL)
     with pytest.raises(ValueError, match="fewer"):
         mix(np.zeros(10), np.ones(5), 0, np.random.default_rng(0))

@@ -52,7 +52,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
 ) -> None:
     line = Metric(NAME, "length of BOS", RATIO, "lower", MAIN, "The largest length of BOS.")
     monkeypatch.setattr(metrics, "METRICS", [*METRICS, line])
-    monkeypatch.setattr(sink_metrics, "METRICS", dict(sink_metrics.METRICS))
+    monkeypatch.setattr(sink_metrics, "METRIC_FUNCTIONS", dict(sink_metrics.METRIC_FUNCTIONS))
 
     @sink_metrics.metric(NAME)
     def _bos_norm(m: sink_metrics.MeasuredBatch) -> sink_metrics.Ratio:
@@ -82,7 +82,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
 
 
 def test_what_the_instrument_measures_is_registered_and_nothing_else_is() -> None:
-    measured = set(sink_metrics.METRICS)
+    measured = set(sink_metrics.METRIC_FUNCTIONS)
     assert {name for name in measured if not metrics.find(name)} == set()
     largest = {"sinks/max_ratio/bos/max", "sinks/max_ratio/intermediate/max"}
     registered = {metric.name for metric in METRICS if metric.name.startswith("sinks/") and not metric.is_family}

@@ -164,7 +164,7 @@ def test_the_precision_of_workers_applies_to_suggestions(searched, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     sweep = searched(trials=1, axes=WEIGHT, set={"train.precision": "auto"}).sweep
     for native in ("float32", "bfloat16"):
-        write_json(results_folder(sweep) / workers.FILE, {"precision": {"auto": native, "cpu": native}})
+        write_json(results_folder(sweep) / workers.PRECISION_FILE, {"precision": {"auto": native, "cpu": native}})
         assert with_worker_precision(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
 
 

@@ -102,10 +102,10 @@ def test_every_training_parameter_counts_unless_declared() -> None:
     given = params("decorrelation.weight=0.1")
     counted = keys(identity_parts(given, DATA)["configuration"])
     there = keys(given.model_dump(mode="json", include=set(identity.TRAINING_SECTIONS)))
-    assert counted == there - set(identity.LEFT_OUT)
+    assert counted == there - set(identity.KEYS_LEFT_OUT)
     evaluation = keys(given.model_dump(mode="json", include=set(identity.EVALUATION_SECTIONS)))
-    assert set(identity.LEFT_OUT) < there | evaluation
-    assert all(identity.LEFT_OUT.values())
+    assert set(identity.KEYS_LEFT_OUT) < there | evaluation
+    assert all(identity.KEYS_LEFT_OUT.values())
 
 
 def test_data_and_code_count(monkeypatch: pytest.MonkeyPatch) -> None:

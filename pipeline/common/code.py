@@ -16,7 +16,7 @@ from pipeline.common.files import digest
 SOURCE = Path(__file__).resolve().parents[2]
 """The folder of this package."""
 
-LEFT_OUT = {
+MODULES_LEFT_OUT = {
     "pipeline.common.code": "this digest itself",
     "pipeline.common.command": "command-line handling",
     "pipeline.common.errors": "error messages",
@@ -39,8 +39,8 @@ def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOU
     """SHA-256 of the code that these modules import from this package, 64 hexadecimal digits.
 
     Imports may be absolute or relative, at the top or inside functions, or the name of a kind in a registry, such as
-    `pipeline.encoders.dct:MouthDCT`; a package's `__init__` is imported with any of its modules. `LEFT_OUT` is not
-    followed. Cached for the life of the process, so that it describes the loaded code, not later edits.
+    `pipeline.encoders.dct:MouthDCT`; a package's `__init__` is imported with any of its modules. `MODULES_LEFT_OUT` is
+    not followed. Cached for the life of the process, so that it describes the loaded code, not later edits.
 
     Args:
         modules: names such as `pipeline.train`.
@@ -55,7 +55,7 @@ def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOU
 
 @functools.cache
 def _code_digest(modules: tuple[str, ...], without: tuple[str, ...], source: Path) -> str:
-    reached = _reached(modules, source, (*LEFT_OUT, *without))
+    reached = _reached(modules, source, (*MODULES_LEFT_OUT, *without))
     return digest({name: tree_digest(_tree(path)) for name, path in reached.items()})
 
 

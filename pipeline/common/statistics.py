@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Significance level; intervals are of 1 - LEVEL."""
 PERMUTATIONS = 9999
 """Draws of the sign-flip test if the patterns are too many; its smallest p-value is 1 / (PERMUTATIONS + 1)."""
@@ -63,7 +63,7 @@ def ratio_interval(
     drawn = np.concatenate(
         [numerator[denominator > 0] / denominator[denominator > 0] for numerator, denominator in draws]
     )
-    low, high = np.percentile(drawn, (100 * LEVEL / 2, 100 * (1 - LEVEL / 2)))
+    low, high = np.percentile(drawn, (100 * SIGNIFICANCE_LEVEL / 2, 100 * (1 - SIGNIFICANCE_LEVEL / 2)))
     return float(low), float(high)
 
 
@@ -95,7 +95,7 @@ def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]
 def _t_quantile(degrees_of_freedom: float) -> float:
     from scipy.stats import t
 
-    return float(t.ppf(1 - LEVEL / 2, degrees_of_freedom))
+    return float(t.ppf(1 - SIGNIFICANCE_LEVEL / 2, degrees_of_freedom))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -20,14 +20,14 @@ from pipeline.common.redaction import file_without_secrets, without_secrets
 SECONDS = 60
 MAX_NAMED = 5
 """Files named in an error."""
-SETTINGS = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
+SETTINGS_FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files outside the package that the code uses."""
 MAX_PATCH_BYTES = 16 << 20
 """Bytes; a longer patch is not written by hand and not scanned for secrets."""
 GIT_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
-LOCK = "dvc.lock"
-_OF_DATA = (LOCK, "*.dvc", ".dvc/**")
+DVC_LOCK = "dvc.lock"
+_OF_DATA = (DVC_LOCK, "*.dvc", ".dvc/**")
 PLAIN = (
     "--binary", "--relative", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
     "--dst-prefix=b/",
@@ -63,7 +63,7 @@ def code_state(root: Path, files: tuple[Path, ...]) -> CodeState:
     changed = _names(_git(root, "diff", "HEAD", "--name-only", "--no-renames", "--relative", "-z", *code))
     tracked = set(_names(_git(root, "ls-files", "-z")))
     names = {file.relative_to(root).as_posix(): file for file in files}
-    untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked | {LOCK}}
+    untracked = {name: file_sha256(file) for name, file in sorted(names.items()) if name not in tracked | {DVC_LOCK}}
     return CodeState(
         {
             "version_control": "git",
@@ -123,9 +123,9 @@ def require_clean(root: Path = SOURCE) -> None:
 
     Raises:
         PipelineError: there is no commit, or a file was changed or added since; of ignored and untracked files, Python
-            below `pipeline/` and `SETTINGS` count.
+            below `pipeline/` and `SETTINGS_FILES` count.
     """
-    files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS)]
+    files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS_FILES)]
     record = code_state(root, tuple(file for file in files if file.is_file())).record
     if "commit" not in record:
         raise PipelineError("--require-clean", f"version control: {record['version_control']}", "commit the code first")

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.common import metrics
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import BY_ACTIVATION
-from pipeline.common.statistics import LEVEL, mean_interval, ratio_interval
+from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, ratio_interval
 from pipeline.common.text import rounded, table_row
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
@@ -33,7 +33,7 @@ RELOCATION, INCREASE = 0.5, 0.05
 """Share of utterances whose dominant sink is not BOS that counts as relocation, and the same for its increase over
 weight 0."""
 
-KINDS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
+SINK_DEFINITIONS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 """Ends of the metrics that count intermediate sinks, by the definition of a sink."""
 RELOCATED = {"attention": metrics.RELOCATED, "activation": metrics.RELOCATED_BY_RATIO}
 NO_SINK = "there is no intermediate sink"
@@ -47,7 +47,8 @@ NOTES = (
     f"The loss removes them if less than {REMAINING:.0%} of those at weight 0 remain. Another token takes over if the "
     f"dominant sink is not BOS in {RELOCATION:.0%} of the utterances, or in {INCREASE:.0%} more than at weight 0.",
     f"For a modality with several rates: at the highest the word error rate falls, at the lowest it stays within "
-    f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 (two one-sided tests, {LEVEL:.0%}).",
+    f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 "
+    f"(two one-sided tests, {SIGNIFICANCE_LEVEL:.0%}).",
     "[ ]: 95% interval, over seeds if there are several (number in parentheses), else over the utterances of this one "
     "trial, which says nothing about other trials. If it includes the bound, the claim is inconclusive.",
 )
@@ -152,7 +153,7 @@ def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list
 
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     """The claims about trials at weight 0."""
-    for kind, suffix in KINDS.items():
+    for kind, suffix in SINK_DEFINITIONS.items():
         count = _above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance")
         yield Finding(f"there are intermediate sinks, by {kind}", *count)
     yield Finding("they occur at certain roles", *_roles(trials))
@@ -217,7 +218,7 @@ def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Itera
         both = [(trial.column(name), baseline.column(name)) for trial, baseline in zip(trials, baselines, strict=True)]
         return [(after, before) for after, before in both if after is not None and before is not None]
 
-    for kind, suffix in KINDS.items():
+    for kind, suffix in SINK_DEFINITIONS.items():
         yield Finding(f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + suffix)))
     for kind, name in RELOCATED.items():
         yield Finding(f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name)))
@@ -281,9 +282,10 @@ def _stays(change: WERChange) -> ClaimVerdict:
     effect of the loss."""
     if change.equivalence_p is None or change.p is None:
         return ClaimVerdict.OPEN
-    if change.equivalence_p < LEVEL:
+    if change.equivalence_p < SIGNIFICANCE_LEVEL:
         return ClaimVerdict.HOLDS
-    return ClaimVerdict.FAILS if change.p < LEVEL and abs(change.difference) > change.margin else ClaimVerdict.OPEN
+    is_beyond_margin = change.p < SIGNIFICANCE_LEVEL and abs(change.difference) > change.margin
+    return ClaimVerdict.FAILS if is_beyond_margin else ClaimVerdict.OPEN
 
 
 def _columns(trials: Sequence[Records], name: str) -> list[Column]:

@@ -18,7 +18,7 @@ from pipeline.trials.results import AGAIN
 
 MARK = "identity.json"
 """The file that identifies a folder as a trial's."""
-WEIGHT = "decorrelation.weight"
+DECORRELATION_WEIGHT = "decorrelation.weight"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
 _DATA_SECTIONS = ("corpus", "features")
 _NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
@@ -110,7 +110,7 @@ class Entry:
     @property
     def decorrelation_weight(self) -> float:
         """The decorrelation weight."""
-        return self.settings[WEIGHT]
+        return self.settings[DECORRELATION_WEIGHT]
 
     @functools.cached_property
     def edits(self) -> dict[str, ErrorsById]:

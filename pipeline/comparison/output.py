@@ -14,7 +14,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, digest, read_json, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION
-from pipeline.common.statistics import LEVEL, mean_interval, welch
+from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, welch
 from pipeline.common.text import p_text
 from pipeline.common.verified import fault, sha256_of
 from pipeline.comparison import front, rendering
@@ -179,5 +179,5 @@ def _difference(wers: Sequence[float], other_wers: Sequence[float]) -> str:
     if min(len(wers), len(other_wers)) < 2:
         return "whether WER differs is inconclusive, with one seed"
     p = welch(*([log(wer + SMOOTHING) for wer in side] for side in (wers, other_wers))).p
-    result = "WER differs" if p < LEVEL else "whether WER differs is inconclusive"
+    result = "WER differs" if p < SIGNIFICANCE_LEVEL else "whether WER differs is inconclusive"
     return f"{result} ({p_text(p)}, {len(wers)} and {len(other_wers)} seeds)"

@@ -10,7 +10,7 @@ from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.writer import identity_of_run
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import FOLDER_DIGITS
-from pipeline.trials.results import METRICS
+from pipeline.trials.results import METRICS_FILE
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
@@ -65,5 +65,5 @@ def _matching(name: str, runs: Path) -> list[Trial]:
 
 def _trials_in(folder: Path) -> list[Trial]:
     # A folder with results but no identity is a damaged trial, which must be reported.
-    folders = {file.parent for name in (MARK, METRICS) for file in folder.glob(f"*/{name}")}
+    folders = {file.parent for name in (MARK, METRICS_FILE) for file in folder.glob(f"*/{name}")}
     return [Trial(folder) for folder in sorted(folders)]

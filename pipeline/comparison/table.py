@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
 from pipeline.comparison.changes import WERChange, wer_changes, with_corrected_p
-from pipeline.comparison.entries import WEIGHT, Entry, Gap, Task, condition_order, read_entries
+from pipeline.comparison.entries import DECORRELATION_WEIGHT, Entry, Gap, Task, condition_order, read_entries
 from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
 from pipeline.trials.results import TRUNCATED
@@ -170,7 +170,7 @@ def _differing_keys(entries: Sequence[Entry]) -> list[str]:
     """Keys with two values or more among the trials of one task."""
     tasks = {entry.task for entry in entries}
     keys = {key for task in tasks for key in differing_settings([entry for entry in entries if entry.task == task])}
-    return sorted(keys - {WEIGHT})
+    return sorted(keys - {DECORRELATION_WEIGHT})
 
 
 def differing_settings(entries: Sequence[Entry]) -> list[str]:
@@ -239,7 +239,7 @@ def _setting_notes(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
     by_key: dict[str, dict[str, set[Task]]] = {}
     for entry in entries:
         for key, value in entry.settings.items():
-            if key not in keys and key not in (WEIGHT, "code", "data"):
+            if key not in keys and key not in (DECORRELATION_WEIGHT, "code", "data"):
                 by_key.setdefault(key, {}).setdefault(json.dumps(value), set()).add(entry.task)
     for key, values in sorted(by_key.items()):
         if len(values) > 1:

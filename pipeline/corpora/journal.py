@@ -23,7 +23,7 @@ from pipeline.common.files import canonical, file_sha256, write_text
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 
-JOURNAL, SKIPPED = "clips.jsonl", "skipped.csv"
+JOURNAL_FILE, SKIPPED_FILE = "clips.jsonl", "skipped.csv"
 COLUMNS = ("path", "split", "reason", "detail", "clip")
 
 
@@ -62,7 +62,7 @@ def read_previous_run(
 ) -> PreviousRun:
     """Read `clips.jsonl`, and remove media that are damaged or whose source files changed."""
     run = PreviousRun()
-    path = folder / JOURNAL
+    path = folder / JOURNAL_FILE
     if not path.exists():
         return run
     written = path.stat().st_mtime_ns
@@ -120,14 +120,14 @@ def _intact_files(folder: Path, infos: dict[str, FileInfo], written: int) -> tup
 
 def write_records(folder: Path, records: Iterable[ClipRecord]) -> None:
     """Write `clips.jsonl` atomically."""
-    write_text(folder / JOURNAL, "".join(map(_line, records)))
+    write_text(folder / JOURNAL_FILE, "".join(map(_line, records)))
 
 
 @contextmanager
 def open_journal(folder: Path, records: Iterable[ClipRecord]) -> Iterator[Callable[[ClipRecord], None]]:
     """Write `clips.jsonl` with these records; the context is a function that appends a further one."""
     write_records(folder, records)
-    with open(folder / JOURNAL, "a", encoding="utf-8", buffering=1) as file:
+    with open(folder / JOURNAL_FILE, "a", encoding="utf-8", buffering=1) as file:
 
         def append(record: ClipRecord) -> None:
             file.write(_line(record))

@@ -10,12 +10,12 @@ from pipeline.common.files import read_json
 from pipeline.config import Corpus
 from pipeline.corpora.splits import SPLITS
 
-SETTINGS = "prepare.json"
+SETTINGS_FILE = "prepare.json"
 ROOT, SOURCES = "root", "sources"
 """Keys of the corpus root and of the digest of its file sizes; equal digests mean the same corpus at a new root."""
 MANIFEST_KEY = "manifest"
 """Key of the SHA-256 of `manifest.jsonl`."""
-MEDIA = ("babble", *SPLITS)
+MEDIA_FOLDERS = ("babble", *SPLITS)
 """Folders of media; nothing outside them is ever removed."""
 
 
@@ -25,9 +25,9 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     Raises:
         PipelineError: it is damaged.
     """
-    if not (folder / SETTINGS).exists():
+    if not (folder / SETTINGS_FILE).exists():
         return None
-    recorded = read_json(folder / SETTINGS, "remove the folder and run: python -m pipeline.prepare")
+    recorded = read_json(folder / SETTINGS_FILE, "remove the folder and run: python -m pipeline.prepare")
     return recorded if isinstance(recorded, dict) else {}
 
 
@@ -64,7 +64,7 @@ def remove_media(folder: Path, patterns: list[str]) -> None:
 
 def remove_unlisted(folder: Path, listed: set[str]) -> None:
     """Remove media that are not listed, such as temporary files of a killed process."""
-    for name in MEDIA:
+    for name in MEDIA_FOLDERS:
         for path in (folder / name).rglob("*"):
             if path.relative_to(folder).as_posix() not in listed and (path.is_symlink() or path.is_file()):
                 path.unlink()

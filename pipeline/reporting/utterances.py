@@ -10,7 +10,7 @@ from pipeline.scoring.errors import score
 
 COUNT = 2
 """Worst, and best, utterances shown for a task and condition."""
-MAX_TRIALS = 8
+MAX_QUOTED_TRIALS = 8
 """Trials quoted for an utterance; a sweep may have thousands."""
 
 
@@ -89,7 +89,7 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
     wers = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
     worst = sorted(shared, key=lambda id: (-wers[id], id))[:COUNT]
     best = sorted(shared - set(worst), key=lambda id: (wers[id], -sums[id][1], id))[:COUNT]
-    quoted = entries[:MAX_TRIALS]
+    quoted = entries[:MAX_QUOTED_TRIALS]
     texts = {_name(comparison, entry): _texts(entry, {*worst, *best}) for entry in quoted}
 
     def example(id: str) -> QuotedUtterance:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256, read_json, write_json
-from pipeline.common.version_control import LOCK
+from pipeline.common.version_control import DVC_LOCK
 from pipeline.trials.environment import archived_sources
 
 RESTORED = ".restored.json"
@@ -23,7 +23,7 @@ def same_code(a: dict[str, Any], b: dict[str, Any], trial: Path) -> bool:
     sources_a, sources_b = archived_sources(trial, a), archived_sources(trial, b)
     if sources_a is None or sources_b is None:
         return False
-    return {**sources_a, LOCK: b""} == {**sources_b, LOCK: b""}
+    return {**sources_a, DVC_LOCK: b""} == {**sources_b, DVC_LOCK: b""}
 
 
 def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path) -> str:
@@ -74,8 +74,12 @@ def _origin(session: dict[str, Any], reason: str | None, written: list[str], sou
         how = f"from {session['source']['file']}: {reason}"
     else:
         how = f"commit {code['commit'][:12]}" + (" and uncommitted.patch" if session.get("patch") else "")
-        odd = [name for name in written if name not in {*code.get("untracked", ()), *withheld, LOCK}]
-        how += f", {len(odd)} files otherwise in the archive: as there ({', '.join(odd[:3])})" if odd else ""
+        unexpected = [name for name in written if name not in {*code.get("untracked", ()), *withheld, DVC_LOCK}]
+        how += (
+            f", {len(unexpected)} files otherwise in the archive: as there ({', '.join(unexpected[:3])})"
+            if unexpected
+            else ""
+        )
         missing = [name for name in withheld if name not in sources]
         how += f", without the changes of {', '.join(missing)}, which held a secret" if missing else ""
     return how + (f"; a secret in {', '.join(redacted)} was not kept" if redacted else "")

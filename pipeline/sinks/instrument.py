@@ -26,7 +26,7 @@ from pipeline.sinks.metrics import MeasuredBatch, Ratio, per_utterance_metrics
 from pipeline.sinks.origin import OriginStatistics, sink_origins
 from pipeline.sinks.writing_units import UnitStatistics, writing_units
 
-THRESHOLDS = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
+THRESHOLD_KEYS = ("epsilon", "tau", "outlier", "alignment", "minimum_queries")
 EXEMPLAR_DIMENSIONS = 24
 """Dimensions of |h| that the exemplar keeps for each layer: those that are largest at some token."""
 
@@ -117,7 +117,7 @@ class SinkStatistics:
         return {
             "utterances": len(self._records),
             "left_out": self._not_finite,
-            "thresholds": {name: getattr(self.settings, name) for name in THRESHOLDS},
+            "thresholds": {name: getattr(self.settings, name) for name in THRESHOLD_KEYS},
             **{group: curves[group] | origin[group] | units[group] for group in curves},
             **self._dominant.description(),
             "exemplar": self._exemplar.id,

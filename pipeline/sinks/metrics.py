@@ -50,7 +50,7 @@ class MeasuredBatch:
 
 Measure = Callable[[MeasuredBatch], Ratio]
 Applicable = Callable[[MeasuredBatch], bool]
-METRICS: dict[str, tuple[Measure, Applicable]] = {}
+METRIC_FUNCTIONS: dict[str, tuple[Measure, Applicable]] = {}
 """By name: the function of each metric, and whether a batch has it."""
 
 
@@ -58,7 +58,7 @@ def metric(name: str, applicable: Applicable = lambda batch: True) -> Callable[[
     """Register a function as the metric of this name."""
 
     def register(measure: Measure) -> Measure:
-        METRICS[name] = measure, applicable
+        METRIC_FUNCTIONS[name] = measure, applicable
         return measure
 
     return register
@@ -66,7 +66,7 @@ def metric(name: str, applicable: Applicable = lambda batch: True) -> Callable[[
 
 def per_utterance_metrics(batch: MeasuredBatch) -> dict[str, Ratio]:
     """Every metric that the batch has, by name."""
-    return {name: measure(batch) for name, (measure, applicable) in METRICS.items() if applicable(batch)}
+    return {name: measure(batch) for name, (measure, applicable) in METRIC_FUNCTIONS.items() if applicable(batch)}
 
 
 def _inner(m: MeasuredBatch) -> bool:

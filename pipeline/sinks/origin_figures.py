@@ -23,7 +23,7 @@ from pipeline.sinks.figures import (
 )
 
 GROUPS = "BOS", "intermediate sinks"
-KINDS = ("|gate|", "|up|", "|product|")
+VALUE_LABELS = ("|gate|", "|up|", "|product|")
 LINEAR_BELOW = 100.0
 """Largest magnitude on the linear part of the axis of additions; beyond it the axis is logarithmic."""
 
@@ -79,8 +79,8 @@ def inside_mlp(panels: Sequence[Panel]) -> Figure:
         for number, (name, values, colour) in enumerate(bars):
             if np.isnan(values).all():
                 continue
-            ax.bar(np.arange(len(KINDS)) + 0.27 * (number - 1), values, 0.25, color=colour, label=name)
-        ax.set_xticks(range(len(KINDS)), KINDS)
+            ax.bar(np.arange(len(VALUE_LABELS)) + 0.27 * (number - 1), values, 0.25, color=colour, label=name)
+        ax.set_xticks(range(len(VALUE_LABELS)), VALUE_LABELS)
         ax.set_title(f"{panel.title}\nMLP of layer {layer}")
         plain_logarithmic(ax)
         if is_leftmost(ax):

@@ -13,7 +13,7 @@ from pipeline.sinks.mlp import MLPActivations, trace_mlp
 from pipeline.sinks.moments import Moments
 from pipeline.sinks.origin import BOS, SINK, SinkOrigins
 
-KINDS = ("gate", "up", "product")
+MLP_VALUES = ("gate", "up", "product")
 MAX_UNITS = 10
 """Units in the description."""
 
@@ -87,7 +87,7 @@ def _units_of_layer(
         of_unit = values[utterance, :, unit].float().abs()
         return torch.where(others[utterance], of_unit, 0).sum(1) / others.sum(1)[utterance]
 
-    kinds = [getattr(mlp, kind) for kind in KINDS]
+    kinds = [getattr(mlp, kind) for kind in MLP_VALUES]
     return WritingUnits(
         utterance=utterance,
         is_bos=origin.is_bos[sinks],
@@ -107,7 +107,7 @@ class UnitStatistics:
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
-        self._moments = Moments(2 * len(KINDS) + 2, 2 * layers)
+        self._moments = Moments(2 * len(MLP_VALUES) + 2, 2 * layers)
         self._counts: Tensor | None = None
 
     def add(self, units: WritingUnits | None) -> None:
@@ -132,7 +132,7 @@ class UnitStatistics:
         if self._counts is None:
             return {}
         means = self._moments.means().reshape(-1, self.layers, 2).numpy()
-        kinds = len(KINDS)
+        kinds = len(MLP_VALUES)
         return {
             "unit_at_sink": means[:kinds],
             "unit_at_others": means[kinds : 2 * kinds],

@@ -9,7 +9,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.config import Params
-from pipeline.trials.identity import LEFT_OUT, TRAINING_SECTIONS, configuration
+from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration
 
 if TYPE_CHECKING:
     from pipeline.sweeping.specification import SweepPoint
@@ -56,7 +56,7 @@ def is_used(params: Params, key: str) -> bool:
     stream = rest.partition(".")[0]
     if section == "features" and stream in ("audio", "video"):
         return stream in streams(params.model.modality)
-    return section not in TRAINING_SECTIONS or key in LEFT_OUT or key in _flat_keys(configuration(params))
+    return section not in TRAINING_SECTIONS or key in KEYS_LEFT_OUT or key in _flat_keys(configuration(params))
 
 
 def _full_key(key: str, points: Sequence[SweepPoint]) -> str:

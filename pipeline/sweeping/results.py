@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.comparison.table import Comparison
 
 RESULTS = Path("results/sweeps")
-LOG = "log.txt"
+SWEEP_LOG = "log.txt"
 _STATE = "state.json"
 
 

@@ -20,8 +20,8 @@ from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.sections import Specification
 from pipeline.trials.folder import Status, Trial
 
-FILE = "plan.json"
-TRIALS = "trials.jsonl"
+PLAN_FILE = "plan.json"
+TRIALS_FILE = "trials.jsonl"
 """A line per trial, so that a search can add trials."""
 
 
@@ -52,14 +52,14 @@ def record_plan(
         "scheduler": specification.scheduler.model_dump(mode="json") if specification.scheduler else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRIALS).unlink(missing_ok=True)
-    with Journal(folder / TRIALS) as journal:
+    (folder / TRIALS_FILE).unlink(missing_ok=True)
+    with Journal(folder / TRIALS_FILE) as journal:
         journal.add(*map(_line, trials))
-        write_json(folder / FILE, plan)
+        write_json(folder / PLAN_FILE, plan)
         try:
             yield lambda more: journal.add(*map(_line, more))
         finally:
-            write_json(folder / FILE, plan | {"driver": driver | {"until": _now()}})
+            write_json(folder / PLAN_FILE, plan | {"driver": driver | {"until": _now()}})
 
 
 def _line(planned: PlannedTrial) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _line(planned: PlannedTrial) -> dict[str, Any]:
 
 def read_plan(folder: Path) -> RecordedPlan:
     """The plan that the last driver recorded in a folder of results."""
-    path = folder / FILE
+    path = folder / PLAN_FILE
     if not path.exists():
         raise PipelineError(path, "does not exist: this sweep has run no trial yet", "start it, or see --plan")
     plan = read_json(path, "see --plan instead")
@@ -93,7 +93,7 @@ def read_plan(folder: Path) -> RecordedPlan:
                 rule,
                 line["dataset"],
             )
-            for line in read_journal(folder / TRIALS)
+            for line in read_journal(folder / TRIALS_FILE)
         )
         return RecordedPlan(trials, plan["metric"], plan["driver"])
     except (KeyError, TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from pipeline.tracking.writer import ingest_sweep, is_sweep_synced
 from pipeline.trials.folder import Status
 
 LOWEST_PRIORITY = 19
-ARTIFACTS = ("table.*", "search.*", "claims.md", "*.png")
+SWEEP_ARTIFACTS = ("table.*", "search.*", "claims.md", "*.png")
 """The results of a sweep that MLflow stores."""
 FORWARDED = ("waiting for ", "note: ")
 """Beginnings of lines to print at once; the last line of a failed process is its error."""
@@ -94,5 +94,5 @@ def _arguments(
     name: str, trials: Sequence[PlannedTrial], folder: Path
 ) -> tuple[list[Path], str, str, list[Path], bool]:
     started = [planned.trial.folder for planned in trials if planned.state is not Status.NEW]
-    artifacts = [path for pattern in ARTIFACTS for path in sorted(folder.glob(pattern))]
+    artifacts = [path for pattern in SWEEP_ARTIFACTS for path in sorted(folder.glob(pattern))]
     return started, tracking_uri(), name, artifacts, all(planned.is_over for planned in trials)

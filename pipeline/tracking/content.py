@@ -21,8 +21,8 @@ from pipeline.trials.trained import read_log
 
 MAX_PARAMETER_LENGTH = 6000
 """A limit of MLflow's interface."""
-ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
-FIGURES = "figures"
+TRIAL_ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
+FIGURES_FOLDER = "figures"
 """The folder of figures, in the trial's folder and in MLflow."""
 ANALYSIS = Path("results/analysis")
 """The figures of `analyze`, in a folder named like the trial's."""
@@ -32,7 +32,7 @@ SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
 """Tags that identify a run, and its name as long as no other run has the same."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """MLflow's statuses of a run."""
-_STATUS_OF_MARK = {marks.FAILED: FAILED, marks.STOPPED: KILLED}
+_STATUS_OF_MARK = {marks.FAILED_FILE: FAILED, marks.STOPPED_FILE: KILLED}
 _READ = (*_STATUS_OF_MARK, "identity.json", "metrics.jsonl", REPRODUCTION)
 
 
@@ -135,9 +135,9 @@ def _read_content(trial: Trial, sweep: str) -> RunContent:
 
 def present_artifacts(trial: Trial) -> dict[str, Path]:
     """The files and figures of a trial that MLflow stores, by their paths in MLflow."""
-    files = {name: trial.folder / name for name in ARTIFACTS if (trial.folder / name).exists()}
-    figures = [*_files(trial.folder / FIGURES), *sorted((ANALYSIS / trial.folder.name).glob("*.png"))]
-    return files | {f"{FIGURES}/{file.name}": file for file in figures}
+    files = {name: trial.folder / name for name in TRIAL_ARTIFACTS if (trial.folder / name).exists()}
+    figures = [*_files(trial.folder / FIGURES_FOLDER), *sorted((ANALYSIS / trial.folder.name).glob("*.png"))]
+    return files | {f"{FIGURES_FOLDER}/{file.name}": file for file in figures}
 
 
 def _status(trial: Trial) -> str:

@@ -20,7 +20,7 @@ from pipeline.tracking.database import (
 )
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-SETTINGS = {
+ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     # By default MLflow retries for many minutes; here everything can be sent later.
@@ -28,7 +28,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 """Environment variables that MLflow reads on import; they do not override existing ones."""
-UI_SETTINGS = SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+UI_ENVIRONMENT = ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """The same for the server of MLflow's pages, which needs no workers for evaluations of language models."""
 TRACKING_PACKAGES = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "requests", "urllib3", "json", "boto3", "botocore", "google", "azure",
@@ -58,7 +58,7 @@ def is_server(uri: str) -> bool:
 def client_of(uri: str) -> Any:
     """A connected `MlflowClient` with short timeouts and without log messages. Raises MLflow's errors, see
     `wrap_errors`."""
-    for name, value in SETTINGS.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _require_supported(uri)
     if path := database(uri):
@@ -102,7 +102,7 @@ def connected(uri: str) -> Iterator[Any]:
     path = database(uri)
     with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
         if path:
-            for name, value in SETTINGS.items():
+            for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             if not exists(uri):
                 create_database(path, lambda plain: _client(plain).search_experiments(max_results=1))

@@ -25,7 +25,7 @@ CHARTS += "&workflowType=machine_learning"
 LOCAL_SERVER = "http://127.0.0.1:{port}/"
 """The server of `make ui`."""
 PORT = 5000
-TASK, WEIGHT = "task", "decorrelation.weight"
+TASK, DECORRELATION_WEIGHT = "task", "decorrelation.weight"
 _TASK_SETTINGS = ("model.modality", "model.rates.")
 _SETTINGS = ("corpus.", "features.", "model.", "decorrelation.", "train.")
 _COUNTS = (BY_ACTIVATION, BY_ATTENTION)
@@ -93,16 +93,26 @@ def saved_view(runs: Sequence[ShownRun], sweep: str, created: int) -> str:
 
     `sweep` is the trials' tag; `created` is the time of the experiment in milliseconds.
     """
-    settings = [key for key in _differing([run.params for run in runs]) if key != WEIGHT]
+    settings = [key for key in _differing([run.params for run in runs]) if key != DECORRELATION_WEIGHT]
     in_all = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
     metrics = sorted({name for run in runs for name in run.metrics})
     headlines = _headlines(metrics)
-    columns = [f"params.`{key}`" for key in (TASK, WEIGHT, *settings)] + [f"metrics.`{name}`" for name in headlines]
+    columns = [f"params.`{key}`" for key in (TASK, DECORRELATION_WEIGHT, *settings)] + [
+        f"metrics.`{name}`" for name in headlines
+    ]
     columns.append("attributes.`Dataset`")
     lines = [metric.name for metric in shown(CURVE) if metric.name in metrics]
     axes = _distinct_titles([name for name in headlines if name in in_all])
     charts = [
-        _chart("PARALLEL", _PARALLEL, "", 100, showAllRuns=True, selectedParams=[TASK, WEIGHT], selectedMetrics=axes)
+        _chart(
+            "PARALLEL",
+            _PARALLEL,
+            "",
+            100,
+            showAllRuns=True,
+            selectedParams=[TASK, DECORRELATION_WEIGHT],
+            selectedMetrics=axes,
+        )
     ]
     rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
     counts = [name for name in _COUNTS if name in metrics]

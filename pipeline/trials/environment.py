@@ -20,7 +20,7 @@ from pipeline.common.files import file_sha256
 from pipeline.common.hardware import CPU, value_of
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.version_control import LOCK, SETTINGS, code_state
+from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, code_state
 
 MODULES = ("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate")
 """The commands whose code produces a trial and its data."""
@@ -53,7 +53,7 @@ def project_code(root: Path = SOURCE) -> Any:
 
 @functools.cache
 def source_archive(root: Path = SOURCE) -> bytes:
-    """The sources that a trial uses, `SETTINGS` and `dvc.lock`, as a gzipped tar: equal bytes for equal files.
+    """The sources that a trial uses, `SETTINGS_FILES` and `dvc.lock`, as a gzipped tar: equal bytes for equal files.
 
     Secrets are replaced by `***`; `redacted_sources` lists these files.
     """
@@ -99,7 +99,7 @@ _without_secrets = functools.cache(file_without_secrets)
 
 
 def _used_files(root: Path) -> tuple[Path, ...]:
-    settings = (root / name for name in (*SETTINGS, LOCK))
+    settings = (root / name for name in (*SETTINGS_FILES, DVC_LOCK))
     return tuple(sorted([*reached_files(*MODULES, source=root), *(file for file in settings if file.is_file())]))
 
 
@@ -122,7 +122,7 @@ def _command(root: Path) -> list[str]:
 
 def locked_stages(root: Path) -> dict[str, Any] | None:
     """The stages in `dvc.lock`, by name; None without that file."""
-    path = root / LOCK
+    path = root / DVC_LOCK
     return (read_yaml(path, "restore it, or remove it") or {}).get("stages", {}) if path.exists() else None
 
 

@@ -42,7 +42,7 @@ from pipeline.config import Params
 from pipeline.trials import results
 from pipeline.trials.identity import FOLDER_DIGITS, identity_parts
 from pipeline.trials.lease import Lease
-from pipeline.trials.metrics_log import LOG, MetricsLog
+from pipeline.trials.metrics_log import LOG_FILE, MetricsLog
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,10 +66,10 @@ class Trial:
         self.provenance = self.folder / "provenance.json"
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter"
-        self.hypotheses = self.folder / results.HYPOTHESES
-        self.sinks = self.folder / results.SINKS
-        self.metrics = self.folder / results.METRICS
-        self.metrics_log = MetricsLog(self.folder / LOG)
+        self.hypotheses = self.folder / results.HYPOTHESES_FILE
+        self.sinks = self.folder / results.SINKS_FILE
+        self.metrics = self.folder / results.METRICS_FILE
+        self.metrics_log = MetricsLog(self.folder / LOG_FILE)
         self._identity_file = self.folder / "identity.json"
 
     @classmethod

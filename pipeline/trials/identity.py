@@ -15,7 +15,7 @@ from pipeline.common.modality import prompt, streams
 from pipeline.config import Params
 from pipeline.config.registry import DOWNSAMPLING
 
-LEFT_OUT = {
+KEYS_LEFT_OUT = {
     "model.llm.weights": "a path; the digest of the weights is in the data",
     "train.runs": "a path",
     "train.device": "where the trial runs; in provenance",
@@ -120,7 +120,7 @@ def _online(params: Params) -> dict[str, Any]:
 
 def _without_left_out(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
     settings = params.model_dump(mode="json", include=set(sections))
-    for key in LEFT_OUT:
+    for key in KEYS_LEFT_OUT:
         section, *parents, last = key.split(".")
         if section in sections:
             values = settings[section]

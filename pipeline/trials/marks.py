@@ -9,9 +9,9 @@ from pipeline.common.files import write_json
 from pipeline.common.redaction import without_secrets
 from pipeline.common.verified import read_sealed, write_sealed
 
-FAILED = "failed.json"
+FAILED_FILE = "failed.json"
 """In the folder of a trial that failed permanently: `reason`, `traceback`, `time`. The next sweep tries it again."""
-STOPPED = "stopped.json"
+STOPPED_FILE = "stopped.json"
 """In the folder of a trial that was stopped early: `rule`, `step`. It is not run again under the same rule."""
 
 
@@ -19,23 +19,23 @@ def write_failure(folder: Path, reason: str, traceback: str) -> None:
     """Write `failed.json`."""
     lines = without_secrets(traceback).split("\n")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder / FAILED, {"reason": without_secrets(reason), "traceback": lines, "time": now})
+    write_json(folder / FAILED_FILE, {"reason": without_secrets(reason), "traceback": lines, "time": now})
 
 
 def failure(folder: Path) -> str | None:
     """Why a trial failed permanently, or None."""
-    content = _read(folder / FAILED)
-    return None if content is None else str(content.get("reason", f"{FAILED} is damaged"))
+    content = _read(folder / FAILED_FILE)
+    return None if content is None else str(content.get("reason", f"{FAILED_FILE} is damaged"))
 
 
 def write_stop(folder: Path, rule: dict[str, Any], step: int) -> None:
     """Write `stopped.json`: the rule that ended the trial after a step."""
-    write_sealed(folder / STOPPED, {"rule": rule, "step": step})
+    write_sealed(folder / STOPPED_FILE, {"rule": rule, "step": step})
 
 
 def stop(folder: Path) -> tuple[dict[str, Any], int] | None:
     """The rule that ended a trial, and the step; None without a valid `stopped.json`."""
-    content = _read(folder / STOPPED) or {}
+    content = _read(folder / STOPPED_FILE) or {}
     try:
         return dict(content["rule"]), int(content["step"])
     except (KeyError, TypeError, ValueError):
@@ -46,9 +46,12 @@ def gap(folder: Path) -> tuple[str, str] | None:
     """`failed` or `stopped` and the reason in one line, for a trial that a sweep has ended; else None."""
     if (reason := failure(folder)) is not None:
         return "failed", reason.strip().partition("\n")[0]
-    if (folder / STOPPED).exists():
+    if (folder / STOPPED_FILE).exists():
         stopped = stop(folder)
-        return "stopped", f"by {stopped[0].get('kind')} after step {stopped[1]}" if stopped else f"{STOPPED} is damaged"
+        if stopped is None:
+            return "stopped", f"{STOPPED_FILE} is damaged"
+        rule, step = stopped
+        return "stopped", f"by {rule.get('kind')} after step {step}"
     return None
 
 

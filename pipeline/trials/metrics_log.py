@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write
 
-LOG = "metrics.jsonl"
+LOG_FILE = "metrics.jsonl"
 Record = dict[str, float]
 """`time`, `step` and the metrics of that step by name."""
 

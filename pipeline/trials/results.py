@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256, parse_json, read_text, write_text
 from pipeline.common.verified import read_sealed, remembered, require, sha256_of, write_sealed
-from pipeline.trials.metrics_log import LOG
+from pipeline.trials.metrics_log import LOG_FILE
 
 if TYPE_CHECKING:
     import numpy as np
 
-METRICS, HYPOTHESES, SINKS = "metrics.json", "hypotheses.jsonl", "sinks.npz"
+METRICS_FILE, HYPOTHESES_FILE, SINKS_FILE = "metrics.json", "hypotheses.jsonl", "sinks.npz"
 TRUNCATED = "cut_hypotheses"
 """The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again"
@@ -27,16 +27,16 @@ _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Write `metrics.json` with `identity`, `evaluation`, `metrics`, `details`, after all other results."""
-    _check(result, folder / METRICS)
-    files = {name: file_sha256(folder / name) for name in (HYPOTHESES, SINKS) if (folder / name).exists()}
-    write_sealed(folder / METRICS, result | {"files": files})
+    _check(result, folder / METRICS_FILE)
+    files = {name: file_sha256(folder / name) for name in (HYPOTHESES_FILE, SINKS_FILE) if (folder / name).exists()}
+    write_sealed(folder / METRICS_FILE, result | {"files": files})
 
 
 def read_result(folder: Path, identity: str) -> dict[str, Any]:
     """Read `metrics.json`. PipelineError if it is missing, damaged, or of a trial of another identity."""
     result, _ = _read(folder)
     if result["identity"] != identity:
-        raise PipelineError(folder / METRICS, f"belongs to the trial {result['identity']}", AGAIN)
+        raise PipelineError(folder / METRICS_FILE, f"belongs to the trial {result['identity']}", AGAIN)
     return result
 
 
@@ -52,14 +52,14 @@ def results_fault(folder: Path) -> PipelineError | None:
 
 def write_hypotheses(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write `hypotheses.jsonl`."""
-    write_text(folder / HYPOTHESES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(folder / HYPOTHESES_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write `sinks.npz`."""
     import numpy as np
 
-    with atomic_write(folder / SINKS) as temporary:
+    with atomic_write(folder / SINKS_FILE) as temporary:
         # Any: to type checkers, one of the names may be that of an option of `savez`.
         named: dict[str, Any] = {**arrays}
         np.savez(temporary, **named)
@@ -67,8 +67,8 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
 
 def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
     """The lines of `hypotheses.jsonl`. PipelineError if it is missing or damaged."""
-    path = folder / HYPOTHESES
-    _require(folder, HYPOTHESES)
+    path = folder / HYPOTHESES_FILE
+    _require(folder, HYPOTHESES_FILE)
     text = read_text(path, AGAIN)
     # All lines at once: a thousand trials have half a million.
     lines = parse_json(path, "[{}]".format(text.rstrip("\n").replace("\n", ",")), AGAIN)
@@ -81,25 +81,27 @@ def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
     """The arrays of `sinks.npz`. PipelineError if it is missing or damaged."""
     import numpy as np
 
-    _require(folder, SINKS)
+    _require(folder, SINKS_FILE)
     try:
-        with np.load(folder / SINKS) as arrays:
+        with np.load(folder / SINKS_FILE) as arrays:
             return dict(arrays)
     # A damaged file fails anywhere: zipfile, zlib, the parser of a header.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PipelineError(folder / SINKS, f"cannot be read ({reason})", AGAIN) from None
+        raise PipelineError(folder / SINKS_FILE, f"cannot be read ({reason})", AGAIN) from None
 
 
 def output_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each result in a trial's folder, by name: trained weights, metrics log, results of an evaluation."""
     files = sorted(file for file in (folder / "adapter").rglob("*") if file.is_file())
-    files += [folder / name for name in (LOG, HYPOTHESES, SINKS, METRICS) if (folder / name).is_file()]
+    files += [
+        folder / name for name in (LOG_FILE, HYPOTHESES_FILE, SINKS_FILE, METRICS_FILE) if (folder / name).is_file()
+    ]
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
 
 
 def _require(folder: Path, name: str) -> None:
-    if not (folder / METRICS).exists():
+    if not (folder / METRICS_FILE).exists():
         return
     _, files = _read(folder)
     if name in files:
@@ -109,9 +111,9 @@ def _require(folder: Path, name: str) -> None:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The result, and the SHA-256 of the other files."""
     try:
-        return remembered(_read_metrics, folder / METRICS)
+        return remembered(_read_metrics, folder / METRICS_FILE)
     except OSError as error:
-        raise PipelineError(folder / METRICS, f"cannot be read ({error.strerror})", AGAIN) from None
+        raise PipelineError(folder / METRICS_FILE, f"cannot be read ({error.strerror})", AGAIN) from None
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -10,7 +10,7 @@ from pipeline.pretrained.folder import files_digest, weights_digest
 from pipeline.trials.environment import shown_path
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import configuration
-from pipeline.trials.metrics_log import LOG, Record
+from pipeline.trials.metrics_log import LOG_FILE, Record
 from pipeline.trials.provenance import sessions
 
 
@@ -53,7 +53,7 @@ def require_adapter(trial: Trial) -> None:
 
 def read_log(trial: Trial) -> list[Record]:
     """The records of the metrics log, verified if provenance has its digest. PipelineError if it is damaged."""
-    if sha256 := _trained_outputs(trial).get(LOG):
+    if sha256 := _trained_outputs(trial).get(LOG_FILE):
         require(trial.metrics_log.path, sha256, _retrain(trial))
     return trial.metrics_log.read()[0]
 

@@ -24,7 +24,7 @@ CROP = 96
 """Pixels along a side of the mouth region."""
 MAX_SHIFT = 5
 """Maximum shift in pixels that keeps the region inside the aligned image."""
-MOUTH = 3
+MOUTH_KEYPOINT = 3
 """Index of the mouth among the keypoints."""
 
 
@@ -115,7 +115,7 @@ def _crop(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     transform = similarity(keypoints, REFERENCE)
     if transform is None:
         raise NoFace("all keypoints of a face are equal")
-    centre = np.rint(apply(transform, keypoints)[MOUTH]).astype(int)
+    centre = np.rint(apply(transform, keypoints)[MOUTH_KEYPOINT]).astype(int)
     inside = np.clip(centre, CROP // 2, SIDE - CROP // 2)
     if (off := np.abs(centre - inside).max()) > MAX_SHIFT:
         raise NoFace(f"a mouth is {off} pixels too near to the edge of the aligned face")

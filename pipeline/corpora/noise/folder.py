@@ -9,7 +9,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.tree import AUDIO_ENDINGS, files_below
 from pipeline.corpora.manifest import SAMPLE_RATE
-from pipeline.corpora.noise.mixing import LEVEL, noise_path, root_mean_square
+from pipeline.corpora.noise.mixing import NOISE_LEVEL, noise_path, root_mean_square
 from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS, random_generator
 
@@ -89,4 +89,4 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
         raise PipelineError(noise, "has only silence", "set corpus.noise.folder to a folder of noise, or null")
     together = np.concatenate(parts)
     together = np.resize(together, max(len(together), int(np.ceil(seconds * SAMPLE_RATE))))
-    write_audio(target, together * LEVEL)
+    write_audio(target, together * NOISE_LEVEL)

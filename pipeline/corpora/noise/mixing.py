@@ -11,7 +11,7 @@ from pipeline.corpora.splits import SPLITS
 
 PEAK = 0.99
 """Largest sample of a mixture."""
-LEVEL = 0.1
+NOISE_LEVEL = 0.1
 """Root mean square of a noise file, comfortable to listen to."""
 
 
@@ -38,10 +38,10 @@ def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:
         tracks: (samples,) each, of equal length and not silent.
 
     Returns:
-        (samples,) float32 with root mean square `LEVEL`.
+        (samples,) float32 with root mean square `NOISE_LEVEL`.
     """
     babble = np.mean([track / root_mean_square(track) for track in tracks], axis=0).astype(np.float32)
-    return babble * (LEVEL / root_mean_square(babble))
+    return babble * (NOISE_LEVEL / root_mean_square(babble))
 
 
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:

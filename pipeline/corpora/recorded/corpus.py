@@ -12,7 +12,7 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies
-from pipeline.corpora.prepared import MEDIA, ROOT
+from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS
 
@@ -110,7 +110,7 @@ class RecordedCorpus(Reader):
 
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if before.get("media") != now["media"]:
-            return list(MEDIA)
+            return list(MEDIA_FOLDERS)
         if before.get("noise") != now["noise"]:
             return ["babble", *(f"{split}/**/*dB.wav" for split in SPLITS)]
         return []

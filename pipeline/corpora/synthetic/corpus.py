@@ -11,7 +11,7 @@ from pipeline.common.files import digest, file_sha256
 from pipeline.config import Section
 from pipeline.config.registry import error
 from pipeline.corpora.noise.folder import noise_settings, write_folder_noise
-from pipeline.corpora.prepared import MEDIA
+from pipeline.corpora.prepared import MEDIA_FOLDERS
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader
 from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.synthetic.plan import Plan, plan_corpus
@@ -68,7 +68,7 @@ class SyntheticCorpus(Reader):
         return causes | {"digest": digest(causes)}
 
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        return list(MEDIA) if before.get("digest") != now["digest"] else []
+        return list(MEDIA_FOLDERS) if before.get("digest") != now["digest"] else []
 
     def listing(self) -> Listing:
         plans = plan_corpus(self.corpus)

@@ -13,7 +13,7 @@ from pipeline.corpora.synthetic.articulation import PARAMETERS
 SIZE = 96
 CENTRE = (48.0, 51.0)
 """Position of the mouth of a head at rest in the image, in pixels (x, y)."""
-MOUTH = (slice(None), slice(27, 87), slice(9, 87))
+MOUTH_AREA = (slice(None), slice(27, 87), slice(9, 87))
 """Part of the image that contains the lips of all speakers."""
 SOFTNESS = 1.4
 """Width of an antialiased edge in pixels."""
@@ -76,7 +76,7 @@ class _Face:
         self.upper = look.upper * full
         self.lower = look.lower * full * (1 - 0.35 * self.tuck)
         motion = motion.astype(np.float32)
-        self.u, self.v = (axis[MOUTH] for axis in _face_coordinates(look, motion, step=1))
+        self.u, self.v = (axis[MOUTH_AREA] for axis in _face_coordinates(look, motion, step=1))
         # Skin is smooth: every other pixel is enough.
         self.face_u, self.face_v = _face_coordinates(look, motion, step=2)
         self._trace_lips()
@@ -116,7 +116,7 @@ class _Face:
         # Lips that touch show a dark line, not half a pixel of teeth.
         inside *= np.clip(self.parting * (1 / 1.5), 0, 1)
         image = self._skin()
-        mouth = image[(slice(None), *MOUTH)]
+        mouth = image[(slice(None), *MOUTH_AREA)]
         _blend(mouth, self._lips(), lips)
         _blend(mouth, self._cavity(), inside)
         return image

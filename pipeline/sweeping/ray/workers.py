@@ -12,7 +12,7 @@ from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.results import results_folder
 from pipeline.sweeping.specification import Sweep
 
-FILE = "workers.json"
+PRECISION_FILE = "workers.json"
 """In the results folder of a sweep that ran on a cluster."""
 
 
@@ -23,7 +23,7 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
         sweep: the sweep as loaded.
         address: address of a Ray cluster, of which a worker is queried the first time.
     """
-    path = results_folder(sweep) / FILE
+    path = results_folder(sweep) / PRECISION_FILE
     if address and not path.exists():
         with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
             write_json(path, {"precision": engine.native})

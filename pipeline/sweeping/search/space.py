@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.sweeping.search.searchers import Draw
 
 RangeKind = Literal["uniform", "loguniform", "int"]
-KINDS = get_args(RangeKind)
+RANGE_KINDS = get_args(RangeKind)
 SET_FOR_STAGES = ("weights.", "corpus.", "features.")
 FORMS = "write {uniform: [a, b]}, {loguniform: [a, b]}, {int: [a, b]}, or a list of values"
 DECIDING = {"model.modality", "features.mode", "decorrelation.weight"}
@@ -182,7 +182,7 @@ def _option(where: str, label: str, values: SettingsByKey, several: bool) -> Opt
         if key == NAME:
             continue
         require_key(key, where)
-        if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in KINDS:
+        if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in RANGE_KINDS:
             ranges.append(_range(where, key, f"{key} of {label}" if several else key, value))
         elif isinstance(value, dict) and "samples" in value:
             raise PipelineError(where, f"has samples: {value['samples']!r}", "remove it: the search draws the samples")
