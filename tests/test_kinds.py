@@ -50,14 +50,14 @@ class TongueTwisters(RecordedCorpus):
 
 import numpy as np
 
-from pipeline.config import AudioEncoder
+from pipeline.config import AudioEncoderSettings
 
 
 class Energy:
     frame_rate = 25
     takes = frozenset()
 
-    class Settings(AudioEncoder):
+    class Settings(AudioEncoderSettings):
         bands: int = 3
 
     def __init__(self, settings, device="auto"):
