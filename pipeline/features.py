@@ -97,23 +97,21 @@ def _encode(params: Params, groups: Sequence[Group]) -> None:
     total = sum(len(group.media) for group in groups)
     with progress(total, f"{groups[0].stream} features", unit="file") as bar:
         for group in groups:
-            with partial(group, encoder.dimension) as unfinished:
+            with partial(group, encoder.dimension) as begun:
                 if not _fault(group):
                     # Another process finished it in the meantime.
-                    unfinished.discard()
+                    begun.discard()
                     bar.update(len(group.media))
                     continue
-                todo = {sha256: u for sha256, u in group.media.items() if sha256 not in unfinished.media}
-                bar.initial += len(unfinished.media)
-                bar.update(len(unfinished.media))
+                todo = {sha256: u for sha256, u in group.media.items() if sha256 not in begun.media}
+                bar.initial += len(begun.media)
+                bar.update(len(begun.media))
                 _require_space(group, list(todo.values()), encoder.frame_rate * encoder.dimension * DTYPE.itemsize)
                 for batch in _batches(params, group.stream, todo):
                     features = encoder.encode(list(batch.values()))
-                    unfinished.append(
-                        {sha256: _half(f, todo[sha256]) for sha256, f in zip(batch, features, strict=True)}
-                    )
+                    begun.append({sha256: _half(f, todo[sha256]) for sha256, f in zip(batch, features, strict=True)})
                     bar.update(len(batch))
-                unfinished.finish(encoder.frame_rate)
+                begun.finish(encoder.frame_rate)
 
 
 def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_second: int) -> None:

@@ -37,8 +37,8 @@ def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folde
     figure = Figure(figsize=(7.4, ROW_HEIGHT * len(tests) + 1.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     axes = figure.subplots()
     styles = ((0, "intervention", ORANGE, "o", -0.14), (1, "the same on as many tokens at random", GREY, "s", 0.14))
-    for which, name, colour, marker, offset in styles:
-        shown = [(row, pair[which]) for row, pair in enumerate(tests) if pair[which].tokens_affected]
+    for side, name, colour, marker, offset in styles:
+        shown = [(row, pair[side]) for row, pair in enumerate(tests) if pair[side].tokens_affected]
         if not shown:
             continue
         rows_shown, shown_effects = zip(*shown, strict=True)

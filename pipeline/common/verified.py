@@ -119,8 +119,8 @@ def folder_fault(folder: Path) -> str | None:
         files = sealed["files"]
     except (PipelineError, KeyError):
         return f"{FOLDER_SEAL} is damaged"
-    if odd := sorted(files.keys() ^ set(_names(folder))):
-        return f"files are missing or were added: {', '.join(odd)}"
+    if different := sorted(files.keys() ^ set(_names(folder))):
+        return f"files are missing or were added: {', '.join(different)}"
     faults = (f"{name} {reason}" for name, sha256 in files.items() if (reason := fault(folder / name, sha256)))
     return next(faults, None)
 

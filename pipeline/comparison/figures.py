@@ -230,11 +230,11 @@ def _draw_lines(axes: Axes, lines: dict[str, list[Cell]], quantity: Quantity) ->
 
 def _look(number: int) -> dict[str, Any]:
     """Colour, marker and stroke of a line; repeated colours have other markers and strokes."""
-    again, colour = divmod(number, len(COLOURS))
+    repetition, colour = divmod(number, len(COLOURS))
     return {
         "color": COLOURS[colour],
-        "marker": MARKERS[(colour + again) % len(MARKERS)],
-        "linestyle": LINES[again % len(LINES)],
+        "marker": MARKERS[(colour + repetition) % len(MARKERS)],
+        "linestyle": LINES[repetition % len(LINES)],
     }
 
 

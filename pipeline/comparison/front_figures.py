@@ -69,10 +69,10 @@ def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPo
     names = sorted(set(map(str, values)))
     for in_front, colour in ((False, sinks.GREY), (True, sinks.BLUE)):
         chosen = [point for point in points if (point in front) is in_front]
-        places = [point.settings[key] if numeric else names.index(str(point.settings[key])) for point in chosen]
-        heights = [_height(point, metric) for point in chosen]
+        x_values = [point.settings[key] if numeric else names.index(str(point.settings[key])) for point in chosen]
+        y_values = [_height(point, metric) for point in chosen]
         errors = [_error(point, metric) for point in chosen]
-        axes.errorbar(places, heights, errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2)
+        axes.errorbar(x_values, y_values, errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2)
     if not numeric:
         axes.set_xticks(range(len(names)), names)
         return
@@ -87,10 +87,10 @@ def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPo
 
 def _points(axes: Axes, points: Sequence[SearchPoint], x: str, y: str, colour: str, words: str) -> None:
     if points:
-        places, heights = [_height(point, x) for point in points], [_height(point, y) for point in points]
+        x_values, y_values = [_height(point, x) for point in points], [_height(point, y) for point in points]
         errors = [_error(point, y) for point in points], [_error(point, x) for point in points]
         axes.errorbar(
-            places, heights, *errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2, label=words
+            x_values, y_values, *errors, fmt="o", color=colour, markersize=4, elinewidth=1, capsize=2, label=words
         )
 
 

@@ -205,14 +205,14 @@ def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str
 
 def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> dict[tuple[Task, Variant], Cell]:
     """The cells with p-values corrected for the number of changes of the test set, the primary one apart."""
-    places = [
+    tested = [
         (key, condition)
         for key, cell in cells.items()
         for condition in sorted(cell.changes)
         if not condition.startswith("validation")
     ]
     for is_primary in (True, False):
-        family = [(key, c) for key, c in places if (str(key[0]) == primary and c == "test") is is_primary]
+        family = [(key, c) for key, c in tested if (str(key[0]) == primary and c == "test") is is_primary]
         changes = with_corrected_p([cells[key].changes[condition] for key, condition in family])
         for (key, condition), change in zip(family, changes, strict=True):
             cells[key].changes[condition] = change

@@ -153,8 +153,8 @@ def _parsed(line: str, where: str) -> Any:
 
 def _checked_utterance(values: Any, where: str) -> Utterance:
     if not isinstance(values, dict) or values.keys() != _EXPECTED.keys():
-        odd = sorted(_EXPECTED.keys() ^ set(values)) if isinstance(values, dict) else [type(values).__name__]
-        raise PipelineError(where, f"unexpected or missing: {', '.join(odd)[:200]}", REMEDY)
+        unexpected = sorted(_EXPECTED.keys() ^ set(values)) if isinstance(values, dict) else [type(values).__name__]
+        raise PipelineError(where, f"unexpected or missing: {', '.join(unexpected)[:200]}", REMEDY)
     for name, (is_valid, expected) in _EXPECTED.items():
         if not is_valid(values[name]):
             raise PipelineError(where, f"{name} is {_shortened(values[name])}; it must be {expected}", REMEDY)

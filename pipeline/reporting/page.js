@@ -11,8 +11,8 @@
   const show = () => {
     const names = [];
     for (const line of lines) {
-      const places = line.dataset.places.split(" ").map(Number);
-      const inside = [...brushes].every(([axis, [low, high]]) => places[axis] >= low && places[axis] <= high);
+      const positions = line.dataset.positions.split(" ").map(Number);
+      const inside = [...brushes].every(([axis, [low, high]]) => positions[axis] >= low && positions[axis] <= high);
       line.classList.toggle("faded", !inside);
       if (inside) names.push(line.dataset.name);
     }

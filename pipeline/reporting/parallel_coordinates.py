@@ -23,7 +23,7 @@ class CoordinateAxis:
     """One key or metric."""
 
     name: str
-    places: tuple[float, ...]
+    positions: tuple[float, ...]
     """Position of each point, as a share of the axis from its lower end."""
     ticks: tuple[tuple[float, str], ...]
     """Positions with their labels."""
@@ -35,7 +35,7 @@ class Line:
 
     name: str
     """With its metrics."""
-    places: tuple[float, ...]
+    positions: tuple[float, ...]
     """Its position on each axis."""
     front: bool
     """Whether it is on the Pareto front."""
@@ -60,8 +60,8 @@ def parallel_coordinates(result: SearchResult) -> ParallelCoordinates | None:
     lines = []
     for number, point in enumerate(points):
         values = [f"{metric_label(metric)} {value_text(point.values[metric], metric)}" for metric in result.metrics]
-        places = tuple(axis.places[number] for axis in axes)
-        lines.append(Line(f"{point.name} ({', '.join(values)})", places, point in result.front))
+        positions = tuple(axis.positions[number] for axis in axes)
+        lines.append(Line(f"{point.name} ({', '.join(values)})", positions, point in result.front))
     return ParallelCoordinates(tuple(axes), tuple(lines))
 
 
@@ -78,10 +78,12 @@ def _axis(name: str, values: Sequence[Any]) -> CoordinateAxis:
         texts = {value: f"{value:.3g}" for value in named}
     else:
         texts = {value: str(value) for value in sorted(set(map(str, present)))}
-        scaled = {text: float(place) for place, text in enumerate(texts)}
+        scaled = {text: float(position) for position, text in enumerate(texts)}
         values = [None if value is None else str(value) for value in values]
     low, high = min(scaled.values()), max(scaled.values())
-    share = {value: round((place - low) / (high - low) if high > low else 0.5, 4) for value, place in scaled.items()}
+    share = {
+        value: round((position - low) / (high - low) if high > low else 0.5, 4) for value, position in scaled.items()
+    }
     ticks = [(share[value], text) for value, text in texts.items()]
     if None in values:
         ticks.append((BELOW, "not used"))

@@ -31,13 +31,15 @@ class ReproductionVerdict:
         return ("PASS equal" if self.equal else "PASS near") if self.passed else "FAIL"
 
 
-def judge(recorded: Trial, again: Trial, exact: bool) -> list[ReproductionVerdict]:
+def judge(recorded: Trial, reproduced: Trial, exact: bool) -> list[ReproductionVerdict]:
     """Compare a recorded trial with its reproduction, both done.
 
     If bits need not be equal (not `exact`), metrics have `TOLERANCE`, and different hypotheses and weights pass but are
     reported. PipelineError if a trial is not done, or its hypotheses are damaged.
     """
-    weights = [{file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, again)]
+    weights = [
+        {file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, reproduced)
+    ]
     differing = _differing(*weights)
     text = f"other bits in {', '.join(differing)}" if differing else "equal bits"
     verdicts = [
@@ -45,12 +47,12 @@ def judge(recorded: Trial, again: Trial, exact: bool) -> list[ReproductionVerdic
             "trained weights", f"{len(weights[0])} files", text, not (differing and exact), not differing
         )
     ]
-    before, now = _hypotheses(recorded), _hypotheses(again)
+    before, now = _hypotheses(recorded), _hypotheses(reproduced)
     differing = _differing(before, now)
     count = len(before)
     text = f"{len(differing)} of {count} differ, such as {differing[0][1]}" if differing else f"all {count} equal"
     verdicts.append(ReproductionVerdict("hypotheses", f"{count}", text, not (differing and exact), not differing))
-    return [*verdicts, *_metrics(_result(recorded), _result(again), exact)]
+    return [*verdicts, *_metrics(_result(recorded), _result(reproduced), exact)]
 
 
 def _differing(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:

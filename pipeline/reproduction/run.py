@@ -129,9 +129,9 @@ class Reproduction:
         """Train and evaluate again, and compare. Returns the verdicts, and why bits need not be equal."""
         for stage in STAGES:
             run_stage(stage, self.trees[stage], self.trial.config, self.settings[stage])
-        again = Trial.at(self.workspace / "runs", self.trial.identity)
-        reasons = self._reasons(*(_last(again, stage) for stage in STAGES))
-        return judge(self.trial, again, exact=not reasons), reasons
+        reproduced = Trial.at(self.workspace / "runs", self.trial.identity)
+        reasons = self._reasons(*(_last(reproduced, stage) for stage in STAGES))
+        return judge(self.trial, reproduced, exact=not reasons), reasons
 
     def remove(self) -> None:
         """Remove the workspace, from git too."""

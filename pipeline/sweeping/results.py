@@ -95,8 +95,10 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
         return result
     from pipeline.sweeping.search.key_importance import key_importance
 
-    of = {m: key_importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise}
-    return replace(result, key_importance={metric: shares for metric, shares in of.items() if shares})
+    by_metric = {
+        m: key_importance([(p.settings, p.mean(m)) for p in result.done], result.keys) for m in search.minimise
+    }
+    return replace(result, key_importance={metric: shares for metric, shares in by_metric.items() if shares})
 
 
 def compared_trials(

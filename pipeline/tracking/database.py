@@ -167,12 +167,12 @@ def stored_runs(path: Path, experiment: str, *tags: str) -> list[StoredRun]:
 
     Empty if the database cannot be read.
     """
-    places = ", ".join("?" * len(tags))
+    placeholders = ", ".join("?" * len(tags))
     query = (
         "SELECT runs.run_uuid, runs.artifact_uri, tags.key, tags.value FROM experiments "
         "JOIN runs ON runs.experiment_id = experiments.experiment_id JOIN tags ON tags.run_uuid = runs.run_uuid "
         "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active' "
-        f"AND tags.key IN ({places})"
+        f"AND tags.key IN ({placeholders})"
     )
     runs: dict[str, StoredRun] = {}
     for run_id, artifacts, key, value in _read(path, query, (experiment, *tags)):

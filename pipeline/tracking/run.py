@@ -59,13 +59,13 @@ def ingest_trial(
     ):
         return run.info.run_id
     content = trial_content(trial, sweep)
-    held = _held_points(client, run) if run else set()
-    if run and not _is_part(client, run, held, content):
-        old, held = run, set()
+    present = _present_points(client, run) if run else set()
+    if run and not _is_part(client, run, present, content):
+        old, present = run, set()
         run = _create_run(client, experiment_id, content, old)
         client.delete_run(old.info.run_id)
     run = run or _create_run(client, experiment_id, content)
-    _complete(client, run, content, held)
+    _complete(client, run, content, present)
     client.set_tag(run.info.run_id, SYNCED, fingerprint)
     return run.info.run_id
 
@@ -117,7 +117,7 @@ def _create_run(client: Any, experiment_id: str, content: RunContent, old: Any =
     return client.create_run(experiment_id, content.started, {**tags, **content.tags}, name)
 
 
-def _held_points(client: Any, run: Any) -> set[MetricPoint]:
+def _present_points(client: Any, run: Any) -> set[MetricPoint]:
     return {
         MetricPoint(name, point.value, point.timestamp, point.step)
         for name in run.data.metrics
@@ -125,13 +125,13 @@ def _held_points(client: Any, run: Any) -> set[MetricPoint]:
     }
 
 
-def _is_part(client: Any, run: Any, held: set[MetricPoint], content: RunContent) -> bool:
+def _is_part(client: Any, run: Any, present: set[MetricPoint], content: RunContent) -> bool:
     """Whether the folder has everything that the run has, so that the run only needs to be completed."""
     data = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs} if run.inputs else {}
     return (
         run.info.start_time == content.started
         and run.data.params.items() <= content.params.items()
-        and held <= content.points
+        and present <= content.points
         and data.items() <= {name: _short_digest(value) for name, value in content.data.items()}.items()
         and _artifacts(client, run.info.run_id) <= content.artifacts.keys()
     )
@@ -144,7 +144,7 @@ def _artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
     return paths
 
 
-def _complete(client: Any, run: Any, content: RunContent, held: set[MetricPoint]) -> None:
+def _complete(client: Any, run: Any, content: RunContent, present: set[MetricPoint]) -> None:
     """Add to a run the content that it lacks."""
     from mlflow.entities import Metric, Param, RunTag
 
@@ -153,7 +153,7 @@ def _complete(client: Any, run: Any, content: RunContent, held: set[MetricPoint]
     for batch in _batches(missing, PARAMETERS_PER_BATCH):
         client.log_batch(run_id, params=batch)
     _log_data(client, run, content.data)
-    points = sorted(content.points - held, key=lambda point: (point.step, point.name))
+    points = sorted(content.points - present, key=lambda point: (point.step, point.name))
     for batch in _batches(points, METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=[Metric(point.name, point.value, point.time, point.step) for point in batch])
     for path, file in content.artifacts.items():

@@ -70,8 +70,8 @@ class Folder(RecordedCorpus):
             for name in names:
                 # macOS writes accents as combining characters.
                 by_stem[unicodedata.normalize("NFC", os.path.splitext(name)[0])].append(name)
-            for stem, together in by_stem.items():
-                files = _Files(parts, stem, together)
+            for stem, same_stem in by_stem.items():
+                files = _Files(parts, stem, same_stem)
                 skipped += files.skipped()
                 try:
                     yield from files.clip(self.root)

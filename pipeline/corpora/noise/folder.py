@@ -72,7 +72,7 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
     if target.exists():
         return
     files = chosen_files(noise, seed)
-    most = MAX_NOISE_SECONDS * SAMPLE_RATE // len(files)
+    max_samples = MAX_NOISE_SECONDS * SAMPLE_RATE // len(files)
     parts = []
     for path in files:
         try:
@@ -82,11 +82,11 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
                 continue
             reason = f"{error.reason} ({error.detail})" if error.detail else error.reason
             raise PipelineError(path, reason, "repair it, or remove it from the folder of noise") from None
-        part = np.array_split(samples, len(SPLITS))[SPLITS.index(split)][:most]
+        part = np.array_split(samples, len(SPLITS))[SPLITS.index(split)][:max_samples]
         if part.any():
             parts.append(part / root_mean_square(part))
     if not parts:
         raise PipelineError(noise, "has only silence", "set corpus.noise.folder to a folder of noise, or null")
-    together = np.concatenate(parts)
-    together = np.resize(together, max(len(together), int(np.ceil(seconds * SAMPLE_RATE))))
-    write_audio(target, together * NOISE_LEVEL)
+    noise_samples = np.concatenate(parts)
+    noise_samples = np.resize(noise_samples, max(len(noise_samples), int(np.ceil(seconds * SAMPLE_RATE))))
+    write_audio(target, noise_samples * NOISE_LEVEL)
