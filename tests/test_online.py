@@ -199,8 +199,8 @@ from pipeline.trials.folder import Trial
 target = SpeechTarget(Trial(folder), [], None)
 clips = list(target._inputs.streams["video"].values())[:4]
 encoder, given = target.model.encoders["video"].encoder, []
-encode = encoder.encode_with_gradients
-encoder.encode_with_gradients = lambda inputs: given.append(len(inputs)) or encode(inputs)
+vectors = encoder.vectors
+encoder.vectors = lambda inputs: given.append(len(inputs)) or vectors(inputs)
 def encoded(*chosen):
     batch = {MEDIA: MediaBatch(("",) * len(chosen), {"video": tuple(clips[n] for n in chosen)})}
     found = target.model.encoded(batch)

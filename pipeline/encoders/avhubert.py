@@ -43,8 +43,8 @@ class AVHuBERT:
     As encoder of both streams of an audio-visual LLM it runs once per stream, so that each has its own tokens, rate and
     delimiters. A joint encoding, which the network supports, would give one stream instead of two.
 
-    `encode` processes utterances one by one without padding, so a result does not depend on the batch.
-    `encode_with_gradients`, which LoRA in the network uses in training, processes them together.
+    `encode` processes utterances one by one without padding, so a result does not depend on the batch. `vectors`, which
+    LoRA in the network uses in training, processes them together.
     """
 
     frame_rate = FRAME_RATE
@@ -74,9 +74,9 @@ class AVHuBERT:
         import torch
 
         with torch.inference_mode():
-            return [self.encode_with_gradients([values])[0].cpu().numpy() for values in inputs]
+            return [self.vectors([values])[0].cpu().numpy() for values in inputs]
 
-    def encode_with_gradients(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
+    def vectors(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
         """Encode utterances in one batch, on the device and with gradients; arguments and errors are those of `encode`.
 
         Returns:

@@ -12,13 +12,13 @@ from pipeline.pretrained.folder import weights_digest
 
 
 class Encoder(Protocol):
-    """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of frames."""
+    """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of vectors."""
 
     frame_rate: int
-    """Frames per second."""
+    """Vectors per second."""
     dimension: int
     takes: ClassVar[frozenset[str]]
-    """Optional capabilities: `lora` (it has a `network`, and `encode_with_gradients`), and the augmentations that only
+    """Optional capabilities: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that only
     some encoders can see, `crop` and `flip`."""
 
     def __init__(self, settings: Any, device: str = "auto") -> None:
@@ -48,7 +48,7 @@ def encoder_kind(name: str) -> type[Encoder]:
 def pretrained_identity(encoder: str, precision: str, weights: str | Path) -> dict[str, Any]:
     """`Encoder.identity` of a pretrained encoder: name, precision, digest of the weights.
 
-    Precision matters: bfloat16 changes the features of Whisper tiny.en by 1.2% of their length.
+    Precision matters: bfloat16 changes the vectors of Whisper tiny.en by 1.2% of their length.
 
     Raises:
         PipelineError: the weights are missing or damaged.

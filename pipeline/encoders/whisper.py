@@ -20,22 +20,22 @@ WINDOW = 30 * SAMPLE_RATE
 """Samples of the input length that Whisper was trained on."""
 FRAME_RATE = 50
 FRAME = SAMPLE_RATE // FRAME_RATE
-"""Samples per frame."""
+"""Samples per vector."""
 MIN_FRAMES = 25
-"""Minimum number of frames: half a second."""
+"""Minimum number of vectors: half a second."""
 CUDA_WINDOWS = 16
 """Windows per batch on a GPU. On a CPU it is one: its 1,500 positions occupy all cores, and larger batches are slower
 (tiny.en, two cores, bfloat16: 0.055 s per window alone, 0.068 s in a batch of eight)."""
 
 
 class Whisper:
-    """Whisper's encoder on windows of 30 s, shortened to the length of each utterance.
+    """Whisper's encoder on windows of 30 s, cut to the length of each utterance.
 
     The encoder has no padding mask and was trained on 30 s only. Each window is therefore padded with silence, and of
-    its 1,500 frames those within the utterance are kept: one per full 20 ms, at least 25. An utterance over 30 s is
-    split into windows that are encoded separately, as Whisper does with long audio.
+    its 1,500 vectors those within the utterance are kept: one per full 20 ms, at least 25. An utterance over 30 s is
+    cut into windows that are encoded separately, as Whisper does with long audio.
 
-    With `window: fitted` a window is padded to the next whole second only. Its features differ (cosine 0.94 to the
+    With `window: fitted` a window is padded to the next whole second only. Its vectors differ (cosine 0.94 to the
     padded ones on tiny.en): Whisper's own decoder fails on them, while a projector can be trained on them.
     """
 
@@ -48,7 +48,7 @@ class Whisper:
         weights: str = "data/weights/whisper-tiny.en"
         window: Literal["padded", "fitted"] = "padded"
         """padded: each utterance is padded to 30 s, as in Whisper's training. fitted: to the next whole second, which
-        is many times cheaper for short utterances; Whisper's own decoder fails on such features, a projector trained on
+        is many times cheaper for short utterances; Whisper's own decoder fails on such vectors, a projector trained on
         them does not."""
 
     def __init__(self, settings: Settings, device: str = "auto") -> None:
@@ -74,17 +74,17 @@ class Whisper:
             Per input (max(samples // 320, 25), dimension) float32.
         """
         frames = [max(len(samples) // FRAME, MIN_FRAMES) for samples in inputs]
-        pieces = [
+        cut = [
             (number, samples[begin : begin + WINDOW])
             for number, samples in enumerate(inputs)
             for begin in range(0, max(len(samples) // FRAME * FRAME, 1), WINDOW)
         ]
-        features: list[list[np.ndarray]] = [[] for _ in inputs]
-        for first in range(0, len(pieces), self.windows):
-            numbers, windows = zip(*pieces[first : first + self.windows], strict=True)
+        vectors: list[list[np.ndarray]] = [[] for _ in inputs]
+        for first in range(0, len(cut), self.windows):
+            numbers, windows = zip(*cut[first : first + self.windows], strict=True)
             for number, window in zip(numbers, self._pass(list(windows)), strict=True):
-                features[number].append(window)
-        return [np.concatenate(parts)[:count] for parts, count in zip(features, frames, strict=True)]
+                vectors[number].append(window)
+        return [np.concatenate(parts)[:count] for parts, count in zip(vectors, frames, strict=True)]
 
     def _pass(self, windows: list[np.ndarray]) -> np.ndarray:
         """(windows, positions, dimension) of at most `self.windows` windows. The batch is padded with silence to a
@@ -98,12 +98,12 @@ class Whisper:
             windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length", max_length=length
         ).input_features
         with torch.inference_mode(), autocast(self.precision, self.device):
-            features = self._encoder_of(length // FRAME)(mel.to(self.device)).last_hidden_state
-        return features[: len(windows)].float().cpu().numpy()
+            vectors = self._encoder_of(length // FRAME)(mel.to(self.device)).last_hidden_state
+        return vectors[: len(windows)].float().cpu().numpy()
 
     @functools.lru_cache(maxsize=WINDOW // SAMPLE_RATE)  # noqa: B019 - an encoder lives as long as its process
     def _encoder_of(self, positions: int) -> "WhisperEncoder":
-        """The encoder for windows with this number of frames: the same tensors with fewer positions."""
+        """The encoder for windows with this number of vectors: the same tensors with fewer positions."""
         import torch
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 

@@ -23,7 +23,7 @@ class OnlineEncoder:
     """An encoder to run inside the model, and its LoRA settings."""
 
     encoder: Any
-    """See `pipeline.encoders.protocol`; with LoRA it also has a `network`, and `encode_with_gradients`."""
+    """See `pipeline.encoders.protocol`; with LoRA it also has a `network`, and `vectors`: `encode` with gradients."""
     lora: EncoderLoRA | None
 
 
@@ -76,7 +76,7 @@ class AdaptedEncoder(EncoderModule):
 
     def forward(self, media: Sequence[np.ndarray]) -> list[Tensor]:
         """Features (frames, dimension) float32 of each medium."""
-        return self.encoder.encode_with_gradients(media)
+        return self.encoder.vectors(media)
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
         """Stay in evaluation mode: the frozen batch normalisation must not update its statistics."""

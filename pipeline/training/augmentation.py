@@ -89,23 +89,23 @@ def cropped(frames: np.ndarray, side: int, random: np.random.Generator) -> np.nd
     return frames[:, top : top + side, left : left + side]
 
 
-def time_masked(content: np.ndarray, per_second: int, longest: float, random: np.random.Generator) -> np.ndarray:
+def time_masked(content: np.ndarray, rate: int, longest: float, random: np.random.Generator) -> np.ndarray:
     """Set one stretch per second (or part of it) to 0: silent or black frames (Ma et al., ICASSP 2023).
 
     Args:
         content: (length, …).
-        per_second: samples or frames per second.
+        rate: samples or frames per second.
         longest: maximal length of a stretch, in seconds.
         random: draws the lengths and positions of the stretches.
 
     Returns:
         (length, …), a copy if a stretch is masked.
     """
-    most = min(round(longest * per_second), len(content))
+    most = min(round(longest * rate), len(content))
     if most == 0:
         return content
     content = content.copy()
-    for _ in range(-(-len(content) // per_second)):
+    for _ in range(-(-len(content) // rate)):
         width = int(random.integers(most + 1))
         start = int(random.integers(len(content) - width + 1))
         content[start : start + width] = 0

@@ -16,7 +16,7 @@ between epochs."""
 class Batches:
     """The batches of an entire training, as indices of utterances. They depend on the parameters alone.
 
-    Each epoch has every utterance once. Batches are taken from a random order or, grouped by length, from the order of
+    Each epoch has every utterance once. Batches are cut from a random order or, grouped by length, from the order of
     lengths, and then shuffled.
 
     Args:
@@ -47,12 +47,12 @@ class Batches:
         random = torch.Generator().manual_seed(self._train.seed + number)
         order = torch.randperm(len(self._frames), generator=random)
         if not self._train.group_by_length:
-            return self._split(order.tolist())
+            return self._cut(order.tolist())
         change = 1 + SPREAD * (2 * torch.rand(len(order), generator=random) - 1)
-        batches = self._split(order[(self._frames[order] * change).argsort(stable=True)].tolist())
+        batches = self._cut(order[(self._frames[order] * change).argsort(stable=True)].tolist())
         return [batches[index] for index in torch.randperm(len(batches), generator=random).tolist()]
 
-    def _split(self, order: list[int]) -> list[list[int]]:
+    def _cut(self, order: list[int]) -> list[list[int]]:
         """Consecutive batches, each as large as possible; an utterance that is too long is a batch of its own."""
         budget, most = self._train.batch_frames, self._train.batch_size
         lengths = self._frames.tolist()
