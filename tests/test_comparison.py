@@ -85,7 +85,7 @@ def test_settings_that_differ_between_tasks_only_are_a_note(tmp_path: Path) -> N
     assert comparison.notes == ("train.learning_rate is 0.001 for ASR 16, 0.0005 for VSR 5.",)
 
 
-def test_cut_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
+def test_truncated_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
     counts = {"cut_hypotheses/test": 3, "cut_hypotheses/test/snr_0": 5, "cut_hypotheses/validation": 0}
     trials = [make_trial(tmp_path, "model.modality=video"), make_trial(tmp_path, AUDIO)]
     finish(trials[0], {"test": FEW, "test/snr_0": MANY}, **counts)

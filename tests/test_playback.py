@@ -405,7 +405,7 @@ def test_floating_point_beyond_full_scale(tmp_path: Path, kind: str) -> None:
     assert "divide steps of 16 bits by 32,768" in caught.value.detail
 
 
-def test_a_wav_of_the_same_name_replaces_only_the_sound_of_a_video(tmp_path: Path) -> None:
+def test_a_wav_of_the_same_name_replaces_only_the_audio_of_a_video(tmp_path: Path) -> None:
     write_audio(tmp_path / "take.wav", VOICE[::-1] / 2)
     soundfile.write(tmp_path / "take.mp3", VOICE, RATE, format="MP3")
     heard = read_streams(tmp_path / "take.mp3", ["audio"], tmp_path)["audio"]
