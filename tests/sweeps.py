@@ -47,7 +47,7 @@ def make_inputs(folder):
         folder,
         "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
         "make_inputs(load_sweep('sweep.yaml'), "
-        "Namespace(file='sweep.yaml', params='params.yaml', no_repro=False, sync=False))",
+        "Namespace(file='sweep.yaml', params='params.yaml', address=None, no_repro=False, sync=False))",
     )
 
 

@@ -160,7 +160,7 @@ def test_missing_resources_of_a_cluster_are_an_error(project, head, tmp_path):
     # By default, with the token in the home folder.
     printed = refused(own, resources={"cpus": 3})
     assert "a trial requests 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
-    assert "failed: resources.gpus: Ray assigned GPU 0 to this trial, and torch" in refused(own)
+    assert "failed: resources.gpus: Ray assigned GPU 0 to this worker, and torch" in refused(own)
     (mark,) = project.glob("runs/*/failed.json")
     assert "sees 0; install a torch that matches" in json.loads(mark.read_text())["reason"]
 
