@@ -37,6 +37,18 @@ def planned_trial(runs: Path, name: str, *settings: str, rule: Scheduler | None 
     return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule)
 
 
+@contextlib.contextmanager
+def cluster_of_two():
+    """A cluster whose head only drives, and its two other nodes of one CPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
 def specify(folder, **changes):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from project import command, environment, program, start
-from sweeps import wait_until
+from sweeps import cluster_of_two, wait_until
 
 from pipeline.common.files import file_sha256
 
@@ -41,16 +41,8 @@ def refuse(reason):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator:
-    """A cluster whose head only drives, and two nodes of one CPU."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+    with cluster_of_two() as (cluster, _):
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from project import command, environment, small_disk, start
 from sweeps import (
     SWEEP,
     checkpoint_of,
+    cluster_of_two,
     descendant,
     descendants,
     is_alive,
@@ -91,13 +92,9 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
 
 
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
-    from ray.cluster_utils import Cluster
-
     # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    with cluster_of_two() as (cluster, nodes):
         # The token of another cluster has no effect on one without a token.
         monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
         driver = start(project, "sweep", "sweep.yaml", "--address", cluster.address)
@@ -109,8 +106,6 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch
         printed, errors = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed + errors
         assert "is retried after" in printed
-    finally:
-        cluster.shutdown()
     assert results(project) == results(swept)
     assert table(project) == table(swept)
 

@@ -83,21 +83,15 @@ class ClusterPool:
                 self._ray.send((number, os.getcwd(), work, job))
             if not placed:
                 return
-            number, result = self._result()
+            kind, number, *outcome = next(filter(None, self._events))
             # Others are of an earlier run that was not finished.
             if number in placed:
-                results[number] = result
+                results[number] = KILLED if kind == "killed" else _value(*outcome)
             while (number := next(iter(placed if in_order else results), -1)) in results:
                 yield placed.pop(number), results.pop(number)
 
-    def _result(self) -> tuple[int, Any]:
-        for event in self._events:
-            if event:
-                kind, number, *more = event
-                if kind == "killed":
-                    return number, KILLED
-                result, error = more
-                if error is not None:
-                    raise error
-                return number, result
-        raise AssertionError("events never end")
+
+def _value(result: Any, error: Exception | None) -> Any:
+    if error is not None:
+        raise error
+    return result

@@ -4,7 +4,9 @@ Tasks, not actors: an actor holds the resources of its node, so that one from a 
 """
 
 import os
+import queue
 import socket
+import threading
 import traceback
 from concurrent.futures import Future
 from functools import partial
@@ -42,9 +44,12 @@ def serve(connection: Connection, options: PoolOptions) -> None:
         remote = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_calls=0, max_retries=RETRIES)
         task = remote(_run)
         channel.send("ready", count)
+        # Ray calls back in the thread of its own messages, which must not wait for the driver.
+        events: queue.SimpleQueue[tuple] = queue.SimpleQueue()
+        threading.Thread(target=_send, args=(channel, events), daemon=True).start()
         while job := _receive(connection):
             number, *arguments = job
-            task.remote(*arguments).future().add_done_callback(partial(_report, channel, number))
+            task.remote(*arguments).future().add_done_callback(partial(_report, events, number))
         ray.shutdown()
     except PipelineError as error:
         channel.send("refused", error.where, error.found, error.remedy)
@@ -88,14 +93,19 @@ def _run(root: str, work: str, job: tuple) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _report(channel: Channel, number: int, future: Future) -> None:
+def _send(channel: Channel, events: queue.SimpleQueue[tuple]) -> None:
+    while channel.send(*events.get()):
+        pass
+
+
+def _report(events: queue.SimpleQueue[tuple], number: int, future: Future) -> None:
     error = future.exception()
     if error is None:
-        channel.send("done", number, *future.result())
+        events.put(("done", number, *future.result()))
     elif isinstance(error, WorkerCrashedError):
-        channel.send("killed", number)
+        events.put(("killed", number))
     elif isinstance(error, OutOfMemoryError):
         found = "its memory monitor ends the workers (a machine is short of memory)"
-        channel.send("refused", "Ray", found, "start Ray there with fewer CPUs: ray start --num-cpus")
+        events.put(("refused", "Ray", found, "start Ray there with fewer CPUs: ray start --num-cpus"))
     else:
-        channel.send("refused", "Ray", f"a job was lost ({one_line(error)})", "the same command continues")
+        events.put(("refused", "Ray", f"a job was lost ({one_line(error)})", "the same command continues"))
