@@ -53,13 +53,13 @@ def specify(folder, **changes):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
 
 
-def make_inputs(folder):
+def make_inputs(folder, address=None):
     """Runs the stages of a sweep without its trials; returns what was printed."""
     return program(
         folder,
         "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
         "make_inputs(load_sweep('sweep.yaml'), "
-        "Namespace(file='sweep.yaml', params='params.yaml', address=None, no_repro=False, sync=False))",
+        f"Namespace(file='sweep.yaml', params='params.yaml', address={address!r}, no_repro=False, sync=False))",
     )
 
 
