@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from project import ROOT, command, environment, program, start
-from sweeps import cluster_of_two, make_inputs, wait_until
+from sweeps import add_node, cluster_of_two, make_inputs, wait_until
 
 from pipeline.common.files import file_sha256
 
@@ -119,7 +119,7 @@ def test_a_stage_that_is_interrupted_and_loses_a_node_continues(specified, tmp_p
     kept = {path: path.stat().st_mtime_ns for path in media(journal)}
     assert before < len(kept) / 2 < 44
 
-    extra = cluster.add_node(num_cpus=1)
+    extra = add_node(cluster)
     process = start(project, "prepare", *words)
     wait_until(lambda: lines(journal) >= len(kept) / 2 + 6, process, "more clips")
     cluster.remove_node(extra, allow_graceful=False)
@@ -128,7 +128,7 @@ def test_a_stage_that_is_interrupted_and_loses_a_node_continues(specified, tmp_p
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert content(project / "data/corpus") == content(calm / "data/corpus")
 
-    extra = cluster.add_node(num_cpus=1)
+    extra = add_node(cluster)
     process = start(project, "features", "audio", *words)
     partial = project / "data/features"
     wait_until(lambda: any(lines(path) > 3 for path in partial.glob("*.partial/journal.jsonl")), process, "features")

@@ -9,7 +9,7 @@ import trees
 import yaml
 from project import ROOT, make_project, start
 from published import NARROW, drawn, official
-from sweeps import cluster_of_two, sessions, trials, wait_until
+from sweeps import add_node, cluster_of_two, sessions, trials, wait_until
 
 PATHS = {
     "/models/Llama-3.2-1B": "sources/llm",
@@ -78,7 +78,7 @@ def test_the_grid_survives_a_node_and_its_driver(lab):
         wait_until(lambda: done(lab) >= 6, driver, "more trials", 400)
         driver.kill()
         driver.wait()
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
         driver = start(lab, *words)
         printed, errors = driver.communicate(timeout=800)
         assert driver.returncode == 0, printed + errors

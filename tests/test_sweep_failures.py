@@ -21,6 +21,7 @@ from sweeps import (
     cluster_of_two,
     descendant,
     descendants,
+    free_port,
     is_alive,
     results,
     specify,
@@ -259,12 +260,6 @@ def test_sigterm_while_ray_starts(project):
     assert driver.returncode == 130, printed + errors
     assert errors.splitlines() == ["interrupted: finished work is kept; the same command continues from there"]
     assert not left.exists()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen:
