@@ -3,6 +3,8 @@
 In mode online nothing is written: trials encode the media themselves.
 """
 
+import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,25 +12,34 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
+from pipeline.common.hardware import resolve_precision
+from pipeline.common.process_pool import KILLED
 from pipeline.config import Params, Stream
+from pipeline.config.features import EncoderSettings
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.reading import read_media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import DTYPE, Group, feature_groups, read_index, verify_features
+from pipeline.sweeping.ray.pool import ClusterPool, cluster_pool
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")
 READERS = 4
 """Threads that read media while the encoder runs."""
+GPU_SHARE = 0.5
+"""GPUs per process of a cluster: of two that share one, one reads media while the other encodes."""
 MAX_FLOAT16 = np.finfo(np.float16).max
+Media = dict[str, Utterance]
+"""An utterance by the SHA-256 of its media."""
 
 
 def main() -> None:
     """Extract the features of the given streams, by default of all streams of the corpus."""
     options = parser("Encode the corpus with the frozen encoders.")
+    add_address(options)
     options.add_argument("streams", nargs="*", metavar="audio|video", help="streams to encode (default: all)")
     arguments = options.parse_args()
     if unknown := set(arguments.streams) - set(STREAMS):
@@ -44,7 +55,7 @@ def main() -> None:
             write_json(RESULTS / f"{stream}.json", digests)
             print(f"{stream}: features.mode is online; trials encode the media in training", flush=True)
             continue
-        folders = extract_features(params, stream, utterances)
+        folders = extract_features(params, stream, utterances, arguments.address)
         write_json(RESULTS / f"{stream}.json", {group.name: _summary(group) for group in groups})
         print(f"{stream}: {len(folders)} groups of features are complete in {params.features.out}", flush=True)
 
@@ -55,19 +66,23 @@ def _summary(group: Group) -> dict[str, Any]:
     return sizes | {"folder": str(group.folder), "sha256": index["sha256"]}
 
 
-def extract_features(params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None) -> list[Path]:
+def extract_features(
+    params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None, address: str | None = None
+) -> list[Path]:
     """Encode the groups of a stream that are missing or damaged; an interrupted extraction is resumed.
 
     Args:
         params: corpus and features.
         stream: `audio` or `video`.
         utterances: complete groups (see `feature_groups`); None is the corpus.
+        address: address of a Ray cluster, whose workers encode the batches.
 
     Returns:
         The folders of all groups.
 
     Raises:
-        PipelineError: weights or media are missing or damaged, there is no video, or the disk is too small.
+        PipelineError: weights or media are missing or damaged, there is no video, the disk is too small, or the cluster
+            cannot be used.
     """
     groups = feature_groups(params, stream, utterances or read_manifest(params.corpus.out))
     faults = {group.name: fault for group in groups if (fault := _fault(group))}
@@ -76,7 +91,7 @@ def extract_features(params: Params, stream: Stream, utterances: Sequence[Uttera
         if group.folder.exists():
             print(faults[group.name], flush=True)
     if missing:
-        _encode(params, missing)
+        _encode(params, missing, address)
     return [group.folder for group in groups]
 
 
@@ -88,16 +103,15 @@ def _fault(group: Group) -> PipelineError | None:
     return None
 
 
-def _encode(params: Params, groups: Sequence[Group]) -> None:
+def _encode(params: Params, groups: Sequence[Group], address: str | None) -> None:
     from pipeline.common.progress import progress
     from pipeline.encoders.partial import partial
 
-    settings = getattr(params.features, groups[0].stream)
-    encoder = encoder_kind(settings.encoder)(settings)
+    stream = groups[0].stream
     total = sum(len(group.media) for group in groups)
-    with progress(total, f"{groups[0].stream} features", unit="file") as bar:
+    with _encoding(params, stream, address) as encoding, progress(total, f"{stream} features", unit="file") as bar:
         for group in groups:
-            with partial(group, encoder.dimension) as begun:
+            with partial(group, encoding.dimension) as begun:
                 if not _fault(group):
                     # Another process finished it in the meantime.
                     begun.discard()
@@ -106,12 +120,89 @@ def _encode(params: Params, groups: Sequence[Group]) -> None:
                 todo = {sha256: u for sha256, u in group.media.items() if sha256 not in begun.media}
                 bar.initial += len(begun.media)
                 bar.update(len(begun.media))
-                _require_space(group, list(todo.values()), encoder.frame_rate * encoder.dimension * DTYPE.itemsize)
-                for batch in _batches(params, group.stream, todo):
-                    features = encoder.encode(list(batch.values()))
-                    begun.append({sha256: _half(f, todo[sha256]) for sha256, f in zip(batch, features, strict=True)})
-                    bar.update(len(batch))
-                begun.finish(encoder.frame_rate)
+                _require_space(group, list(todo.values()), encoding.frame_rate * encoding.dimension * DTYPE.itemsize)
+                for features in encoding.encode(todo):
+                    begun.append(features)
+                    bar.update(len(features))
+                begun.finish(encoding.frame_rate)
+
+
+@contextlib.contextmanager
+def _encoding(params: Params, stream: Stream, address: str | None) -> Iterator["_Local | _Remote"]:
+    settings = getattr(params.features, stream)
+    if address is None:
+        yield _Local(params, settings, stream)
+        return
+    # Workers may resolve `auto` otherwise than the identity of the features.
+    settings = settings.model_copy(update={"precision": resolve_precision(settings.precision)})
+    with cluster_pool(address, gpus=GPU_SHARE if settings.weights else 0.0) as pool:
+        yield _Remote(params, settings, stream, pool)
+
+
+class _Local:
+    """Encodes on this machine; the next batch is read while the current one is encoded."""
+
+    def __init__(self, params: Params, settings: EncoderSettings, stream: Stream) -> None:
+        self._folder, self._size, self._stream = params.corpus.out, params.features.batch_size, stream
+        self._encoder = encoder_kind(settings.encoder)(settings)
+        self.frame_rate, self.dimension = self._encoder.frame_rate, self._encoder.dimension
+
+    def encode(self, media: Media) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of features (frames, dimension) float16 by the SHA-256 of the media, in their order."""
+        with ThreadPoolExecutor(READERS) as pool:
+            ready: dict[str, Future[np.ndarray]] = {}
+            for batch in [*_batches(media, self._size), {}]:
+                coming = {s: pool.submit(read_media, self._folder, self._stream, u) for s, u in batch.items()}
+                if ready:
+                    features = self._encoder.encode([content.result() for content in ready.values()])
+                    yield {s: _half(f, media[s]) for s, f in zip(ready, features, strict=True)}
+                ready = coming
+
+
+class _Remote:
+    """Encodes on the workers of a cluster, each with an encoder of its own."""
+
+    def __init__(self, params: Params, settings: EncoderSettings, stream: Stream, pool: ClusterPool) -> None:
+        self._arguments = settings, params.corpus.out, stream
+        self._size, self._pool = params.features.batch_size, pool
+        ((_, shape),) = pool.run(encoder_shape, [(settings,)])
+        self.frame_rate, self.dimension = _survived(shape, settings.encoder)
+
+    def encode(self, media: Media) -> Iterator[dict[str, np.ndarray]]:
+        """As `_Local.encode`."""
+        jobs = ((*self._arguments, batch) for batch in _batches(media, self._size))
+        for (*_, batch), features in self._pool.run(encode_batch, jobs, in_order=True):
+            yield _survived(features, next(iter(batch.values())).id)
+
+
+def _survived(result: Any, name: str) -> Any:
+    if result is KILLED:
+        remedy = "lower features.batch_size, or start Ray with fewer CPUs"
+        raise PipelineError(name, "the processes that encode it were killed (out of memory?)", remedy)
+    return result
+
+
+def _batches(media: Media, size: int) -> Iterator[Media]:
+    items = list(media.items())
+    return (dict(items[first : first + size]) for first in range(0, len(items), size))
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(settings: EncoderSettings) -> Any:
+    """Loaded once per process of a cluster, which encodes many batches."""
+    return encoder_kind(settings.encoder)(settings)
+
+
+def encoder_shape(settings: EncoderSettings) -> tuple[int, int]:
+    """On a worker: frame rate and dimension of an encoder."""
+    encoder = _encoder(settings)
+    return encoder.frame_rate, encoder.dimension
+
+
+def encode_batch(settings: EncoderSettings, folder: str, stream: Stream, batch: Media) -> dict[str, np.ndarray]:
+    """On a worker: the float16 features of a batch, by the SHA-256 of the media."""
+    features = _encoder(settings).encode([read_media(folder, stream, utterance) for utterance in batch.values()])
+    return {s: _half(f, batch[s]) for s, f in zip(batch, features, strict=True)}
 
 
 def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_second: int) -> None:
@@ -119,19 +210,6 @@ def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_seco
         u.audio_seconds if group.stream == "audio" else (u.video_frames or 0) / FRAME_RATE for u in utterances
     )
     require_space(group.out, int(seconds * bytes_per_second), f"{group.stream} features of {group.name}")
-
-
-def _batches(params: Params, stream: Stream, media: dict[str, Utterance]) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of media by their SHA-256; the next batch is read while the current one is encoded."""
-    items = list(media.items())
-    folder, size = params.corpus.out, params.features.batch_size
-    with ThreadPoolExecutor(READERS) as pool:
-        ready: dict[str, Future[np.ndarray]] = {}
-        for first in range(0, len(items) + size, size):
-            coming = {sha256: pool.submit(read_media, folder, stream, u) for sha256, u in items[first : first + size]}
-            if ready:
-                yield {sha256: content.result() for sha256, content in ready.items()}
-            ready = coming
 
 
 def _half(features: np.ndarray, utterance: Utterance) -> np.ndarray:

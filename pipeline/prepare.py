@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, require_space, write_json, write_text
+from pipeline.common.process_pool import KILLED, Run, available_cores
 from pipeline.common.progress import progress
 from pipeline.common.verified import sha256_of
 from pipeline.config import Corpus, Params
@@ -43,30 +44,42 @@ from pipeline.corpora.prepared import (
     remove_media,
     remove_unlisted,
 )
-from pipeline.corpora.process_pool import KILLED, available_cores, run_parallel
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
+from pipeline.corpora.reader import (
+    FileInfo,
+    Listing,
+    PreparedClip,
+    Reader,
+    SkippedClip,
+    Unusable,
+    open_error,
+    reader_of,
+)
 from pipeline.corpora.splits import SPLITS
+from pipeline.sweeping.ray.pool import parallel_run
 
+MISSING = open_error(Path("clip"), FileNotFoundError()).reason
+"""The reason to skip a clip that lacks a file."""
 FEW = 24
 """Up to this many clips, one process finishes before others would have started."""
 
 
-def prepare(params: Params, workers: int | None = None) -> Path:
+def prepare(params: Params, workers: int | None = None, address: str | None = None) -> Path:
     """Prepare the corpus that `params.corpus` describes.
 
     Args:
         params: all parameters; only section `corpus` is used.
         workers: number of processes, by default one per core. The result does not depend on it.
+        address: address of a Ray cluster, whose workers prepare the clips instead, with the same result.
 
     Returns:
         The folder with `manifest.jsonl`.
 
     Raises:
         PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
-            corpus, no utterance of a split is usable, or the disk is full.
+            corpus, no utterance of a split is usable, the disk is full, or the cluster cannot be used.
     """
     with _exclusive(Path(params.corpus.out)):
-        return _prepare(params.corpus, workers)
+        return _prepare(params.corpus, workers, address)
 
 
 @contextlib.contextmanager
@@ -82,7 +95,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(corpus: Corpus, workers: int | None) -> Path:
+def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     folder = Path(corpus.out)
     reader = reader_of(corpus)
     listing = reader.listing()
@@ -112,8 +125,12 @@ def _prepare(corpus: Corpus, workers: int | None) -> Path:
     settings |= listing.extra | {SOURCES: _sources_digest(reader, listing)}
     write_json(folder / SETTINGS_FILE, settings)
     done = dict(previous.done)
-    with open_journal(folder, previous.records.values()) as append:
-        for id_, result in _results(reader, folder, listing, todo, previous.media, workers):
+    if workers is None:
+        workers = 1 if len(todo) <= FEW else available_cores()
+    with parallel_run(address, workers) as run, open_journal(folder, previous.records.values()) as append:
+        for id_, result in _results(reader, folder, listing, todo, previous.media, run):
+            if address:
+                _require_visible(reader, clips[id_], result)
             append(ClipRecord(id_, settings["digest"], result))
             done[id_] = result
     write_records(folder, (ClipRecord(id_, settings["digest"], done[id_]) for id_ in clips))
@@ -141,22 +158,28 @@ def _sources_digest(reader: Reader, listing: Listing) -> str:
 
 
 def _results(
-    reader: Reader, folder: Path, listing: Listing, todo: list[Any], media: dict[str, Any], workers: int | None
+    reader: Reader, folder: Path, listing: Listing, todo: list[Any], media: dict[str, Any], run: Run
 ) -> Iterator[tuple[str, PreparedClip]]:
     corpus, total = reader.corpus, len(listing.clips)
-    if workers is None:
-        workers = 1 if len(todo) <= FEW else available_cores()
     with progress(total, "prepare", "clip", total - len(todo)) as bar:
         noises = [(corpus, s, reader.noise_recipe(s, listing.clips), folder) for s in splits_with_noise(corpus)]
-        for (_, split, *_), result in run_parallel(_write_noise, noises, workers):
+        for (_, split, *_), result in run(_write_noise, noises):
             if result is KILLED:
                 raise PipelineError(f"the noise of {split}", "its process was killed (out of memory?)", REMEDY)
         jobs = ((corpus, clip, folder, media.get(clip.id, {})) for clip in todo)
-        for (_, clip, *_), result in run_parallel(_prepare_clip, jobs, workers):
+        for (_, clip, *_), result in run(_prepare_clip, jobs):
             bar.update()
             if result is KILLED and reader.requires_all:
                 raise PipelineError(clip.id, "its process was killed (out of memory?)", REMEDY)
             yield clip.id, _skipped(clip, Unusable("kills the process that reads it")) if result is KILLED else result
+
+
+def _require_visible(reader: Reader, clip: Any, result: PreparedClip) -> None:
+    """Refuse that a clip is skipped because a machine of the cluster lacks files that exist here."""
+    is_missing = result.skipped is not None and result.skipped.reason == MISSING
+    if is_missing and all(source.exists() for source in reader.sources(clip)):
+        found = f"a node of the cluster does not find the files of {clip.id} there"
+        raise PipelineError(str(reader.corpus.root), found, "mount the corpus at the same path on all nodes")
 
 
 def _skipped(clip: Any, reason: Unusable) -> PreparedClip:
@@ -258,8 +281,10 @@ def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -
 
 def main() -> None:
     """Prepare the corpus of the parameters."""
-    arguments = parser(__doc__.splitlines()[0]).parse_args()
-    run_command(lambda: prepare(params_of(arguments)))
+    options = parser(__doc__.splitlines()[0])
+    add_address(options)
+    arguments = options.parse_args()
+    run_command(lambda: prepare(params_of(arguments), address=arguments.address))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import parser, quieten_libraries, run_command
+from pipeline.common.command import add_address, parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
@@ -100,10 +100,10 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     for params in incomplete:
         needed = needed_stages(params)
         if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
-            repro(by_dvc, arguments.params)
+            repro(by_dvc, arguments.params, arguments.address)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
-        _run_stages(params, needed)
+        _run_stages(params, needed, arguments.address)
         if missing := needed_stages(params):
             raise missing_inputs_error(missing)
 
@@ -114,21 +114,21 @@ def _is_dvc_stage(stage: str, params: Params, base: Params) -> bool:
     return all(getattr(params, section) == getattr(base, section) for section in sections)
 
 
-def _run_stages(params: Params, stages: Sequence[str]) -> None:
+def _run_stages(params: Params, stages: Sequence[str], address: str | None) -> None:
     from pipeline.corpora.prepared import require_prepared
     from pipeline.features import extract_features
     from pipeline.prepare import prepare
     from pipeline.weights import prepare_weights
 
     if "weights" in stages:
-        prepare_weights(params)
+        prepare_weights(params, address)
     if "prepare" in stages:
         # Trials of another corpus in this folder would lose their data.
         require_prepared(params.corpus, f"set another corpus.out, or remove {params.corpus.out}")
-        prepare(params)
+        prepare(params, address=address)
     for stream in streams(params.model.modality):
         if f"features@{stream}" in stages:
-            extract_features(params, stream)
+            extract_features(params, stream, address=address)
 
 
 def show_plan(sweep: Sweep, file: str, params: str) -> None:
@@ -250,7 +250,7 @@ def main() -> None:
         metavar="k=v",
         help="keep trials with this value (modality=audio); of a search, those that it has suggested",
     )
-    options.add_argument("--address", help="address of a Ray cluster (default: Ray on this machine only)")
+    add_address(options)
     options.add_argument("--retries", type=int, help="how often a failed trial is retried (default: the file's)")
     options.add_argument("--sync", action="store_true", help="write the current state to MLflow; run nothing")
     options.add_argument("--no-repro", action="store_true", help="refuse to run stages for missing inputs")

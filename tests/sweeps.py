@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -37,17 +38,49 @@ def planned_trial(runs: Path, name: str, *settings: str, rule: EarlyStoppingRule
     return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule)
 
 
+AGENTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+"""Ports of a node. A node ends if its agents do not choose them within seconds, which they miss on a busy machine."""
+
+
+@contextlib.contextmanager
+def cluster_of_two():
+    """A cluster whose head only drives, and its two other nodes of one CPU."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False} | free_ports()
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster, [add_node(cluster) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+def add_node(cluster):
+    """Adds a node of one CPU."""
+    return cluster.add_node(num_cpus=1, **free_ports())
+
+
+def free_ports():
+    return {name: free_port() for name in AGENTS}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def specify(folder, **changes):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
 
 
-def make_inputs(folder):
+def make_inputs(folder, address=None):
     """Runs the stages of a sweep without its trials; returns what was printed."""
     return program(
         folder,
         "from argparse import Namespace; from pipeline.sweep import load_sweep, make_inputs; "
         "make_inputs(load_sweep('sweep.yaml'), "
-        "Namespace(file='sweep.yaml', params='params.yaml', no_repro=False, sync=False))",
+        f"Namespace(file='sweep.yaml', params='params.yaml', address={address!r}, no_repro=False, sync=False))",
     )
 
 

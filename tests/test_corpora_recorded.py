@@ -20,11 +20,11 @@ from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.process_pool import KILLED, run_parallel
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise.babble import write_babble
 from pipeline.corpora.noise.mixing import root_mean_square
-from pipeline.corpora.process_pool import KILLED, run_parallel
 from pipeline.corpora.reader import is_current
 from pipeline.corpora.recorded import recording
 from pipeline.corpora.recorded.corpus import RecordedCorpus

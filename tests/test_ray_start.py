@@ -13,8 +13,8 @@ import pytest
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray import process as ray_process
 from pipeline.sweeping.ray import workers
-from pipeline.sweeping.ray.process import _require_gpus, reason_of
-from pipeline.sweeping.ray.start import slots, trial_resources
+from pipeline.sweeping.ray.process import reason_of
+from pipeline.sweeping.ray.start import require_gpus, slots, trial_resources
 from pipeline.sweeping.sections import Resources
 from pipeline.sweeping.specification import load_sweep
 
@@ -64,11 +64,11 @@ def test_a_worker_sees_only_its_assigned_gpus(monkeypatch):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    _require_gpus([1])
+    require_gpus([1])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    with pytest.raises(PipelineError, match=r"Ray assigned GPU 0, 1 to this trial, and torch \S+ sees 1"):
-        _require_gpus([0, 1])
-    _require_gpus([])
+    with pytest.raises(PipelineError, match=r"Ray assigned GPU 0, 1 to this worker, and torch \S+ sees 1"):
+        require_gpus([0, 1])
+    require_gpus([])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -91,10 +91,10 @@ def test_the_watch_ends_ray_only_if_the_driver_lives(monkeypatch):
     monkeypatch.setattr("os._exit", sys.exit)
     driver, channel = multiprocessing.Pipe()
     with pytest.raises(SystemExit):
-        ray_process._watch(ray_process._Channel(channel), None, {}, 1)
+        ray_process._watch(ray_process.Channel(channel), None, {}, 1)
     assert driver.recv() == ("lost", "its process raylet was killed")
     driver.close()
-    ray_process._watch(ray_process._Channel(channel), None, {}, 1)
+    ray_process._watch(ray_process.Channel(channel), None, {}, 1)
 
 
 @contextlib.contextmanager

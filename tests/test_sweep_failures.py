@@ -18,8 +18,10 @@ from project import command, environment, small_disk, start
 from sweeps import (
     SWEEP,
     checkpoint_of,
+    cluster_of_two,
     descendant,
     descendants,
+    free_port,
     is_alive,
     results,
     specify,
@@ -91,13 +93,9 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
 
 
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
-    from ray.cluster_utils import Cluster
-
     # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    with cluster_of_two() as (cluster, nodes):
         # The token of another cluster has no effect on one without a token.
         monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
         driver = start(project, "sweep", "sweep.yaml", "--address", cluster.address)
@@ -109,8 +107,6 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch
         printed, errors = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed + errors
         assert "is retried after" in printed
-    finally:
-        cluster.shutdown()
     assert results(project) == results(swept)
     assert table(project) == table(swept)
 
@@ -160,7 +156,7 @@ def test_missing_resources_of_a_cluster_are_an_error(project, head, tmp_path):
     # By default, with the token in the home folder.
     printed = refused(own, resources={"cpus": 3})
     assert "a trial requests 3 CPUs and 0 GPUs, and the largest node has 2 CPUs and 1 GPUs" in printed
-    assert "failed: resources.gpus: Ray assigned GPU 0 to this trial, and torch" in refused(own)
+    assert "failed: resources.gpus: Ray assigned GPU 0 to this worker, and torch" in refused(own)
     (mark,) = project.glob("runs/*/failed.json")
     assert "sees 0; install a torch that matches" in json.loads(mark.read_text())["reason"]
 
@@ -264,12 +260,6 @@ def test_sigterm_while_ray_starts(project):
     assert driver.returncode == 130, printed + errors
     assert errors.splitlines() == ["interrupted: finished work is kept; the same command continues from there"]
     assert not left.exists()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen:

@@ -14,6 +14,8 @@ from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
 
 INTERRUPTED = 130
+ADDRESS = "PIPELINE_ADDRESS"
+"""The variable with the default of `--address`: command lines of DVC's stages do not depend on a cluster."""
 _WORKSPACES = (".dvc", "tmp", "exps")
 
 
@@ -26,6 +28,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--require-clean", action=_RequireClean, help="refuse to run code that is not committed")
     return options
+
+
+def add_address(options: argparse.ArgumentParser) -> None:
+    """Add the option `--address`."""
+    options.add_argument(
+        "--address",
+        default=os.environ.get(ADDRESS) or None,
+        help=f"address of a Ray cluster, or set {ADDRESS}; without it all work is done on this machine",
+    )
 
 
 class _RequireClean(argparse.Action):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.command import ADDRESS
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import canonical, read_json
 from pipeline.common.modality import streams
@@ -120,8 +121,14 @@ def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
     return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", f"run: dvc repro {names}")
 
 
-def repro(stages: Sequence[str], params: str) -> None:
-    """Run stages (all stages, if none is named) by `dvc repro`, and print their output."""
+def repro(stages: Sequence[str], params: str, address: str | None = None) -> None:
+    """Run stages (all stages, if none is named) by `dvc repro`, and print their output.
+
+    Args:
+        stages: their names.
+        params: the parameter file, which must be params.yaml.
+        address: address of a Ray cluster, which they use.
+    """
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc runs params.yaml only")
     print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)
@@ -129,7 +136,8 @@ def repro(stages: Sequence[str], params: str) -> None:
     # Stages call `python`, which must be this one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    with subprocess.Popen(command, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True) as process:
+    variables = os.environ | {"PATH": path} | ({ADDRESS: address} if address else {})
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stdout or ():
                 if line.strip() and not line.startswith(_DVC_OUTPUT):

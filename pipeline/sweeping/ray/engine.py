@@ -1,4 +1,4 @@
-"""Ray Tune in its own process, seen from the driver.
+"""Ray in its own process, seen from the driver; and Ray Tune there, which runs trials.
 
 When Ray loses its control store, a node or its memory, it ends, or hangs for a minute. Here that is an event, so that
 the driver survives, answers signals, and reports it. The state of a trial is in its own folder and nothing of Ray's is
@@ -11,9 +11,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from pipeline.common.errors import PipelineError
@@ -50,15 +51,63 @@ class EngineLostError(PipelineError):
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class RayOptions:
     """The arguments of Ray's process."""
 
-    specification: Specification
     address: str | None
-    folder: str
-    """For its temporary files."""
+    folder: str = ""
+    """For its temporary files; set by `ray_process`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(RayOptions):
+    """The arguments of the process that runs Ray Tune."""
+
+    specification: Specification
     query_precision: bool
     """Whether to query a worker for `Engine.native` at the start."""
+
+
+class RayConnection:
+    """The driver's side of Ray's process.
+
+    Args:
+        connection: to the process.
+        output: the file with what the process prints.
+    """
+
+    def __init__(self, connection: Connection, output: Path) -> None:
+        self._connection, self._output = connection, output
+
+    def send(self, job: Any) -> None:
+        """Send a job."""
+        # If Ray's process has ended, `events` raises.
+        with contextlib.suppress(OSError):
+            self._connection.send(job)
+
+    def events(self) -> Iterator[Event | None]:
+        """Events, and None after each `TICK_SECONDS` without one.
+
+        Raises:
+            EngineLostError: Ray ended.
+            PipelineError: Ray cannot be used.
+        """
+        while True:
+            try:
+                event = self._connection.recv() if self._connection.poll(TICK_SECONDS) else None
+            except (EOFError, OSError):
+                event = ("lost", self._last_output())
+            if event and event[0] == "refused":
+                raise PipelineError(*event[1:])
+            if event and event[0] == "lost":
+                raise EngineLostError("Ray", f"ended unexpectedly ({event[1]})", "the same command continues")
+            yield event
+
+    def _last_output(self) -> str:
+        lines = []
+        with contextlib.suppress(OSError):
+            lines = self._output.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "its process was killed"
 
 
 class Engine:
@@ -89,11 +138,10 @@ class Engine:
 
     def __enter__(self) -> "Engine":
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(temporary_folder())
-            (folder / RAY).mkdir()
-            options = EngineOptions(self._specification, self._address, str(folder), self._query_precision)
-            self._connection = stack.enter_context(_ray_process(options))
-            self._output = folder / OUTPUT
+            options = EngineOptions(
+                self._address, specification=self._specification, query_precision=self._query_precision
+            )
+            self._ray = stack.enter_context(ray_process("pipeline.sweeping.ray.process:serve", options))
             for event in self.events():
                 if self._stop.exists():
                     raise KeyboardInterrupt
@@ -115,41 +163,32 @@ class Engine:
             job: `work`, the function that a worker calls (`module:function`); its input: `params`, `identity`,
                 `folder`, `stop`, `until`; `root`, the working directory.
         """
-        # If Ray's process has ended, `events` raises.
-        with contextlib.suppress(OSError):
-            self._connection.send(job)
+        self._ray.send(job)
 
     def events(self) -> Iterator[Event | None]:
-        """Events, and None after each `TICK_SECONDS` without one.
-
-        Raises:
-            EngineLostError: Ray ended.
-            PipelineError: Ray cannot be used.
-        """
-        while True:
-            try:
-                event = self._connection.recv() if self._connection.poll(TICK_SECONDS) else None
-            except (EOFError, OSError):
-                event = ("lost", self._last_output())
-            if event and event[0] == "refused":
-                raise PipelineError(*event[1:])
-            if event and event[0] == "lost":
-                raise EngineLostError("Ray", f"ended unexpectedly ({event[1]})", "the same command continues")
-            yield event
-
-    def _last_output(self) -> str:
-        lines = []
-        with contextlib.suppress(OSError):
-            lines = self._output.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "its process was killed"
+        """As `RayConnection.events`."""
+        return self._ray.events()
 
 
 @contextlib.contextmanager
-def _ray_process(options: EngineOptions) -> Iterator[Connection]:
-    """Ray's process; on exit it and all that it started are killed, or they would create their folders again."""
+def ray_process(serve: str, options: RayOptions) -> Iterator[RayConnection]:
+    """Ray's process; on exit it and all that it started are killed, or they would create their folders again.
+
+    Args:
+        serve: its main function, `module:function`, which takes a connection and the options.
+        options: without the folder.
+    """
+    with temporary_folder() as folder:
+        (folder / RAY).mkdir()
+        with _process(serve, replace(options, folder=str(folder))) as connection:
+            yield RayConnection(connection, folder / OUTPUT)
+
+
+@contextlib.contextmanager
+def _process(serve: str, options: RayOptions) -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
     connection, its_connection = context.Pipe()
-    process = context.Process(target=_serve, args=(its_connection, options), daemon=True)
+    process = context.Process(target=_serve, args=(its_connection, serve, options), daemon=True)
     # Until it leads its own session a moment later, it gets the terminal's Ctrl-C, too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -192,13 +231,12 @@ def _session_members(leader: int) -> list[int]:
     return pids
 
 
-def _serve(connection: Connection, options: EngineOptions) -> None:
-    """The main function of Ray's process."""
+def _serve(connection: Connection, serve: str, options: RayOptions) -> None:
+    """The beginning of Ray's process."""
     os.setsid()
     output = os.open(Path(options.folder) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     set_environment(options.address, Path(options.folder))
-    from pipeline.sweeping.ray.process import serve
-
-    serve(connection, options)
+    # Only now, since Ray reads the environment when it is imported.
+    resolve_name(serve)(connection, options)

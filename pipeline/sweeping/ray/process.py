@@ -3,18 +3,15 @@
 Retries and resumption are the driver's: for Tune each attempt is a trial of its own.
 """
 
-import contextlib
 import os
 import pickle
 import pkgutil
 import queue
 import shutil
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,11 +24,13 @@ from ray.tune.search import Searcher
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision, native_precision
+from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
 from pipeline.sweeping.ray.engine import EngineOptions, kill_session
 from pipeline.sweeping.ray.start import (
     dead_process,
     node_resources,
     require_answer,
+    require_gpus,
     slots,
     start_ray,
     trial_resources,
@@ -46,14 +45,14 @@ JOB_SECONDS = 0.3
 
 def serve(connection: Connection, options: EngineOptions) -> None:
     """Run jobs until the driver closes the connection, or dies."""
-    channel, jobs = _Channel(connection), _Jobs()
+    channel, jobs = Channel(connection), _Jobs()
     receiver = threading.Thread(target=_receive, args=(connection, jobs, options), daemon=True)
     try:
-        _ignore_signals()
+        ignore_signals()
         receiver.start()
         start_ray(options.address, Path(options.folder))
         # Ray has set its own handlers.
-        _ignore_signals()
+        ignore_signals()
         resources, notes = trial_resources(options.specification.resources, node_resources(), options.address)
         for note in notes:
             channel.send("note", note)
@@ -83,27 +82,6 @@ def _precision_here() -> dict[str, ResolvedPrecision]:
     return {device: native_precision(device) for device in ("auto", "cpu")}
 
 
-class _Channel:
-    """Sends events to the driver, from several threads."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-
-    def send(self, *event: Any) -> bool:
-        """Returns whether the driver lives. If it does not, `_receive` ends this process."""
-        with contextlib.suppress(OSError), self._lock:
-            self._connection.send(event)
-            return True
-        return False
-
-
-def _ignore_signals() -> None:
-    """The driver ends this process. An empty handler, since SIG_IGN would be inherited by all of Ray's processes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
 def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> None:
     while True:
         try:
@@ -118,7 +96,7 @@ def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> N
             os._exit(0)
 
 
-def _watch(channel: _Channel, address: str | None, resources: dict[str, float], most: int) -> None:
+def _watch(channel: Channel, address: str | None, resources: dict[str, float], most: int) -> None:
     """Report what Ray detects only after a minute, and what it never reports."""
     while not address:
         time.sleep(POLL_SECONDS)
@@ -139,7 +117,7 @@ def _watch(channel: _Channel, address: str | None, resources: dict[str, float], 
             is_silent = True
 
 
-def _run(jobs: "_Jobs", channel: _Channel, resources: dict[str, float], folder: str) -> None:
+def _run(jobs: "_Jobs", channel: Channel, resources: dict[str, float], folder: str) -> None:
     tune.Tuner(
         tune.with_resources(_Worker, resources),
         tune_config=tune.TuneConfig(
@@ -221,32 +199,16 @@ class _Worker(tune.Trainable):
     def step(self) -> dict:
         try:
             os.chdir(self._job["root"])
-            _require_gpus(ray.get_gpu_ids())
+            require_gpus(ray.get_gpu_ids())
             return {"step": 0, **pkgutil.resolve_name(self._job["work"])(self._job), "done": True}
         except Exception as error:
             raise AttemptError(error_line(error), traceback.format_exc()) from None
 
 
-def _require_gpus(assigned: Sequence[int | str]) -> None:
-    """Restrict a trial to the GPUs that Ray assigned to it."""
-    if not assigned:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        return
-    import torch
-
-    if torch.cuda.device_count() < len(assigned):
-        names = ", ".join(map(str, assigned))
-        raise PipelineError(
-            "resources.gpus",
-            f"Ray assigned GPU {names} to this trial, and torch {torch.__version__} sees {torch.cuda.device_count()}",
-            "install a torch that matches the driver, start Ray without that GPU, or set gpus to 0",
-        )
-
-
 class _Events(tune.Callback):
     """Sends the events of Tune's trials to the driver."""
 
-    def __init__(self, channel: _Channel) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def __getstate__(self) -> dict:
@@ -302,9 +264,3 @@ def reason_of(error: Exception | None, text: str) -> str:
         return error_line(getattr(error, "cause", None) or error)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Failure # ")]
     return lines[-1].strip() if lines else "Ray gives no reason"
-
-
-def error_line(error: BaseException) -> str:
-    """An exception as a line."""
-    text = str(error).strip().partition("\n")[0] or "no message"
-    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"

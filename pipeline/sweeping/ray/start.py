@@ -1,7 +1,9 @@
-"""Start Ray on this machine, closed to others, or connect to a cluster; and the resources of a trial there."""
+"""Start Ray on this machine, closed to others, or connect to a cluster; and the resources there."""
 
 import logging
+import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,19 @@ def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
 
 def _shown(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def require_gpus(assigned: Sequence[int | str]) -> None:
+    """Restrict a worker to the GPUs that Ray assigned to it."""
+    if not assigned:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    import torch
+
+    if torch.cuda.device_count() < len(assigned):
+        names = ", ".join(map(str, assigned))
+        raise PipelineError(
+            "resources.gpus",
+            f"Ray assigned GPU {names} to this worker, and torch {torch.__version__} sees {torch.cuda.device_count()}",
+            "install a torch that matches the driver, start Ray without that GPU, or set gpus to 0",
+        )

@@ -15,6 +15,8 @@ QUEUED = 4
 """Submitted jobs per process: no process is idle, and memory does not grow with the corpus."""
 KILLED = object()
 """The result of a job that kills its process."""
+Run = Callable[[Callable, Iterable[tuple]], Iterator[tuple[tuple, Any]]]
+"""`run(function, jobs)` yields each job with the result of `function(*job)`, or with `KILLED`, as jobs finish."""
 
 
 def available_cores() -> int:

@@ -1,0 +1,97 @@
+"""Jobs on the workers of a Ray cluster, with the interface of the processes of this machine."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+from pipeline.common.process_pool import KILLED, QUEUED, Run, run_parallel
+from pipeline.sweeping.ray.engine import RayConnection, RayOptions, ray_process
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions(RayOptions):
+    """The arguments of Ray's process for jobs."""
+
+    gpus: float = 0.0
+    """Of a job, on a cluster that has any."""
+
+
+@contextlib.contextmanager
+def parallel_run(address: str | None, processes: int) -> Iterator[Run]:
+    """The function that runs jobs in parallel.
+
+    Args:
+        address: address of a Ray cluster; None is this machine, without Ray.
+        processes: number of processes on this machine.
+    """
+    if address is None:
+        yield lambda function, jobs: run_parallel(function, jobs, processes)
+        return
+    with cluster_pool(address) as pool:
+        yield pool.run
+
+
+@contextlib.contextmanager
+def cluster_pool(address: str, gpus: float = 0.0) -> Iterator["ClusterPool"]:
+    """Connect to a cluster.
+
+    Args:
+        address: its address.
+        gpus: the GPUs of a job, on a cluster that has any. A job has one CPU.
+
+    Raises:
+        PipelineError: the cluster does not answer, or none of its nodes can run a job.
+    """
+    with ray_process("pipeline.sweeping.ray.tasks:serve", PoolOptions(address, gpus=gpus)) as ray:
+        _, slots = next(filter(None, ray.events()))
+        yield ClusterPool(ray, slots)
+
+
+class ClusterPool:
+    """Runs jobs on a cluster. A job is repeated elsewhere if its worker or its node is lost.
+
+    Workers share the working directory of this process.
+    """
+
+    def __init__(self, ray: RayConnection, slots: int) -> None:
+        self._ray, self._events, self._numbers = ray, ray.events(), count()
+        self._most = QUEUED * slots
+
+    def run(self, function: Callable, jobs: Iterable[tuple], in_order: bool = False) -> Iterator[tuple[tuple, Any]]:
+        """Yield each job with the result of `function(*job)`, or with `KILLED` if it kills every worker.
+
+        Args:
+            function: of a module that workers can import.
+            jobs: arguments.
+            in_order: whether results are yielded in the order of the jobs, not as jobs finish.
+
+        Raises:
+            Exception: that of a job.
+            PipelineError: the cluster is lost.
+        """
+        work = f"{sys.modules[function.__module__].__spec__.name}:{function.__qualname__}"  # type: ignore[union-attr]
+        remaining = zip(self._numbers, jobs, strict=False)
+        placed: dict[int, tuple] = {}
+        results: dict[int, Any] = {}
+        while True:
+            for number, job in islice(remaining, self._most - len(placed)):
+                placed[number] = job
+                self._ray.send((number, os.getcwd(), work, job))
+            if not placed:
+                return
+            kind, number, *outcome = next(filter(None, self._events))
+            # Others are of an earlier run that was not finished.
+            if number in placed:
+                results[number] = KILLED if kind == "killed" else _value(*outcome)
+            while (number := next(iter(placed if in_order else results), -1)) in results:
+                yield placed.pop(number), results.pop(number)
+
+
+def _value(result: Any, error: Exception | None) -> Any:
+    if error is not None:
+        raise error
+    return result
