@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +126,8 @@ class TrialInputs:
         _require_streams(params, utterances)
         digests = {"llm": self._llm}
         for split in sorted({u.split for u in utterances}):
-            digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
+            own = [u for u in utterances if u.split == split]
+            digests[f"utterances/{split}"] = _texts_digest(tuple(u.id for u in own), tuple(u.text for u in own))
         used = streams(params.model.modality)
         groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
         sources: dict[str, Features | Media] = {}
@@ -141,6 +142,12 @@ class TrialInputs:
 def training_inputs(params: Params) -> Inputs:
     """See `TrialInputs.training`."""
     return TrialInputs(params).training
+
+@lru_cache(maxsize=16)
+def _texts_digest(ids: tuple[str, ...], texts: tuple[str, ...]) -> str:
+    """SHA-256 of utterances with their transcripts, cached since many trials of a sweep have the same."""
+    return digest(list(zip(ids, texts, strict=True)))
+
 
 
 def evaluation_inputs(params: Params) -> Inputs:
