@@ -116,7 +116,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
 
 def _longest(model: AudioVisualLLM, params: Params, inputs: Inputs) -> int:
     """An upper bound of the tokens of all utterances: that of one which has the most frames and the longest text."""
-    frames = {}
+    frames: dict[str, int] = {}
     for stream in model.streams:
         source = inputs.streams[stream]
         frames[stream] = (

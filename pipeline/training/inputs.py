@@ -19,7 +19,7 @@ from pipeline.encoders.store import ARRAY, INDEX, Features, Group, feature_group
 from pipeline.pretrained.folder import known_files, weights_digest
 
 if TYPE_CHECKING:
-    from pipeline.model.examples import Examples
+    from pipeline.model.examples import Examples, Prepare
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,17 @@ class Inputs:
         names = {u.condition for u in self.utterances if u.split == split}
         return sorted(names, key=lambda name: (name != "clean", name))
 
-    def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
-        """The utterances as a dataset; `respond` returns the token ids of a transcript."""
+    def examples(
+        self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]], prepare: "Prepare | None" = None
+    ) -> "Examples":
+        """The utterances as a dataset; `respond` returns the token ids of a transcript, `prepare` is for media."""
         from pipeline.model.examples import Examples, MediaExamples, Responses
 
         online = any(isinstance(source, Media) for source in self.streams.values())
-        kind = MediaExamples if online else Examples
-        return kind(self.streams, [u.id for u in utterances], Responses([u.text for u in utterances], respond))
+        ids, responses = [u.id for u in utterances], Responses([u.text for u in utterances], respond)
+        if online:
+            return MediaExamples(self.streams, ids, responses, prepare=prepare)
+        return Examples(self.streams, ids, responses)
 
 
 class TrialInputs:
@@ -139,15 +143,15 @@ class TrialInputs:
         return Inputs(utterances, sources, digests, groups)
 
 
-def training_inputs(params: Params) -> Inputs:
-    """See `TrialInputs.training`."""
-    return TrialInputs(params).training
-
 @lru_cache(maxsize=16)
 def _texts_digest(ids: tuple[str, ...], texts: tuple[str, ...]) -> str:
     """SHA-256 of utterances with their transcripts, cached since many trials of a sweep have the same."""
     return digest(list(zip(ids, texts, strict=True)))
 
+
+def training_inputs(params: Params) -> Inputs:
+    """See `TrialInputs.training`."""
+    return TrialInputs(params).training
 
 
 def evaluation_inputs(params: Params) -> Inputs:
