@@ -164,7 +164,6 @@ def training(
         DECORRELATION,
         MetricsLog(folder / "metrics.jsonl"),
         Batches([round(25 * seconds) for seconds in SECONDS], TRAIN),
-        None,
         model=model,
         args=arguments(TRAIN, 6, folder / "checkpoints", device),
         train_dataset=examples,

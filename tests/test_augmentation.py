@@ -32,7 +32,11 @@ def batch(*numbers):
 
 
 def augmented(settings, media, step=3, seed=0, noisy=()):
-    return Augmenter(settings, seed, NOISE if settings.noise_share else None, frozenset(noisy))(media, step).streams
+    augment = Augmenter(settings, seed, NOISE if settings.noise_share else None, frozenset(noisy))
+    return {
+        stream: tuple(augment(stream, name, step, content) for name, content in zip(media.ids, contents, strict=True))
+        for stream, contents in media.streams.items()
+    }
 
 
 def equal(some, others):
@@ -192,3 +196,4 @@ def test_only_used_augmentations_count_in_the_identity():
     assert online("features.augmentation.noise_snrs=[5]") == online()
     assert online("features.augmentation.time_mask=0.4") != online()
     assert online("features.batch_size=3", "features.out=elsewhere") == online()
+    assert online("train.loaders=3") == online()

@@ -20,6 +20,7 @@ from pipeline.encoders.avhubert import (
 )
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
+from pipeline.model.encoding import FrozenEncoder
 from pipeline.pretrained.folder import weights_digest
 from pipeline.weights import prepare_weights
 
@@ -242,6 +243,23 @@ def test_both_streams_are_encoded_independently_of_the_batch(folder):
         }  # fmt: skip
         rounded = AVHuBERT(settings.model_copy(update={"precision": "bfloat16"})).encode(inputs[:1])[0]
         assert 0 < np.linalg.norm(rounded - together[0]) / np.linalg.norm(together[0]) < 0.05
+
+
+def test_training_encodes_a_batch_at_once(folder):
+    """Padded and masked: equal to the features of single utterances."""
+    random = np.random.default_rng(1)
+    heard = [random.standard_normal(samples).astype(np.float32) / 10 for samples in (16_000, 5_000, 900)]
+    seen = [random.integers(0, 255, (frames, 96, 96), dtype=np.uint8) for frames in (9, 3, 6)]
+    for kind, media in ((AudioEncoderSettings, heard), (VideoEncoderSettings, seen)):
+        encoder = AVHuBERT(kind(encoder="avhubert", weights=str(folder), precision="float32"))
+        alone, batches = encoder.encode(media), []
+        encoder.network.register_forward_pre_hook(lambda module, inputs, seen=batches: seen.append(len(inputs[2])))
+        together = FrozenEncoder(encoder)(media)
+        assert batches == [3]
+        assert not any(features.requires_grad for features in together)
+        for expected, features in zip(alone, together, strict=True):
+            assert np.abs(expected).max() > 0.1
+            assert np.abs(features.numpy() - expected).max() < 1e-5
 
 
 def test_missing_weights_and_small_videos_are_errors(folder, tmp_path):

@@ -32,7 +32,10 @@ LIBRARIES = {
     "sweeping": {
         "comparison",
         "corpora.manifest",
+        "corpora.noise.folder",
+        "corpora.prepared",
         "corpora.reader",
+        "encoders.protocol",
         "encoders.store",
         "pretrained.folder",
         "tracking",

@@ -44,7 +44,6 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
         DECORRELATION,
         MetricsLog(folder / "metrics.jsonl"),
         batches,
-        None,
         model=model,
         args=arguments(train, batches.steps, folder / "checkpoints", torch.device("cpu")),
         train_dataset=examples,

@@ -70,6 +70,9 @@ class Train(Section):
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`."""
     threads: Count | None = None
     """CPU threads of all ranks together; null leaves the number to PyTorch."""
+    loaders: Annotated[int, Field(ge=0)] = 0
+    """Processes of all ranks together that read, augment and prepare media beside the device, in mode online; 0 does
+    this in the training process. Results do not depend on it."""
     ranks: Count = 1
     """Processes that train the trial together, each on its share of every batch and, on GPUs, on its own device. In a
     sweep `resources.gpus` sets it if that is more than 1."""

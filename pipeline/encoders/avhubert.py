@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoderSettings, VideoEncoderSettings
@@ -44,7 +45,7 @@ class AVHuBERT:
     delimiters. A joint encoding, which the network supports, would give one stream instead of two.
 
     `encode` processes utterances one by one without padding, so a result does not depend on the batch. `vectors`, which
-    LoRA in the network uses in training, processes them together.
+    training uses, processes them together.
     """
 
     frame_rate = FRAME_RATE
@@ -74,22 +75,25 @@ class AVHuBERT:
         import torch
 
         with torch.inference_mode():
-            return [self.vectors([values])[0].cpu().numpy() for values in inputs]
+            return [self.vectors([self.prepare(content)])[0].cpu().numpy() for content in inputs]
 
-    def vectors(self, inputs: Sequence[np.ndarray]) -> list["Tensor"]:
-        """Encode utterances in one batch, on the device and with gradients; arguments and errors are those of `encode`.
+    def prepare(self, content: np.ndarray) -> EncoderInput:
+        """The network's input for an utterance; arguments and errors are those of `encode`."""
+        return EncoderInput((stacked_filterbanks if self.is_audio else normalised_mouth)(content), len(content))
+
+    def vectors(self, inputs: Sequence[EncoderInput]) -> list["Tensor"]:
+        """Encode utterances in one batch, on the device and with gradients.
 
         Returns:
             Per input (frames, dimension) float32, equal to its encoding alone up to rounding.
         """
         import torch
 
-        prepare = stacked_filterbanks if self.is_audio else normalised_mouth
-        prepared = [torch.from_numpy(prepare(values)) for values in inputs]
-        counts = [len(values) for values in prepared]
+        values = [torch.as_tensor(item.values) for item in inputs]
+        counts = [len(frames) for frames in values]
         # Without waiting for the device, which in training is still busy.
         lengths = torch.tensor(counts).to(self.device, non_blocking=True)
-        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True).to(self.device, non_blocking=True)
+        padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True).to(self.device, non_blocking=True)
         audio, video = (padded, None) if self.is_audio else (None, padded)
         with autocast(self.precision, self.device):
             encoded = self.network(audio, video, lengths)

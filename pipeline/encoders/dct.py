@@ -1,13 +1,18 @@
 """The 2-D DCT of the mouth, the classical visual features of speech recognition (Potamianos et al. 2003)."""
 
 import math
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.errors import PipelineError
 from pipeline.config import VideoEncoderSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FRAME_RATE = 25
 NOISE = 0.01
@@ -54,6 +59,16 @@ class MouthDCT:
             Per input (frames, 3 x coefficients) float32: coefficients, first and second derivatives.
         """
         return [self._encode(frames) for frames in inputs]
+
+    def prepare(self, content: np.ndarray) -> EncoderInput:
+        """All of `encode`, for one video."""
+        return EncoderInput(self._encode(content), len(content))
+
+    def vectors(self, inputs: Sequence[EncoderInput]) -> list["Tensor"]:
+        """The vectors that were prepared."""
+        import torch
+
+        return [torch.as_tensor(item.values) for item in inputs]
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         # Slow to import, and every command imports this module.

@@ -12,14 +12,21 @@ from pipeline.pretrained.folder import weights_digest
 
 
 class Encoder(Protocol):
-    """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of vectors."""
+    """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of vectors.
+
+    An encoder may also divide `encode` into two parts, the first of which training runs in loader processes:
+
+    - `prepare(medium) -> EncoderInput`: the part on the CPU, without the network;
+    - `vectors(inputs) -> list[Tensor]`: the output of the network for a batch of these, on its device, (frames,
+      dimension) float32 each.
+    """
 
     frame_rate: int
     """Vectors per second."""
     dimension: int
     takes: ClassVar[frozenset[str]]
-    """Optional capabilities: `lora` (it has a `network`, and `vectors` with gradients), and the augmentations that only
-    some encoders can see, `crop` and `flip`."""
+    """Optional capabilities: `lora` (it has a `network`, `prepare`, and `vectors` with gradients), and the
+    augmentations that only some encoders can see, `crop` and `flip`."""
 
     def __init__(self, settings: Any, device: str = "auto") -> None:
         """Load the model of the settings to a device. This may be slow; importing

@@ -1,16 +1,19 @@
 """Self-supervised speech models of transformers with waveform input: HuBERT, WavLM, wav2vec 2.0 and others."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 SAMPLE_RATE = 16_000
@@ -58,15 +61,21 @@ class SelfSupervised:
         Returns:
             Per input (frames, dimension) float32.
         """
-        return [self._encode(samples) for samples in inputs]
+        return [vectors.cpu().numpy() for vectors in self.vectors([self.prepare(samples) for samples in inputs])]
 
-    def _encode(self, samples: np.ndarray) -> np.ndarray:
+    def prepare(self, content: np.ndarray) -> EncoderInput:
+        """The waveform as the model takes it, (samples,) float32: normalised, and at least one frame long."""
+        samples = np.pad(content, (0, max(0, self.minimum - len(content))))
+        values = self.normalise(samples, sampling_rate=SAMPLE_RATE, return_tensors="np").input_values[0]
+        return EncoderInput(values, len(content))
+
+    def vectors(self, inputs: Sequence[EncoderInput]) -> list["Tensor"]:
+        """Encode prepared utterances, one by one, on the device."""
         import torch
 
-        samples = np.pad(samples, (0, max(0, self.minimum - len(samples))))
-        values = self.normalise(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.model(values.to(self.device)).last_hidden_state[0].float().cpu().numpy()
+        with torch.no_grad(), autocast(self.precision, self.device):
+            waveforms = (torch.as_tensor(item.values)[None].to(self.device, non_blocking=True) for item in inputs)
+            return [self.model(waveform).last_hidden_state[0].float() for waveform in waveforms]
 
 
 def _load(folder: Path) -> "PreTrainedModel":

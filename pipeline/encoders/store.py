@@ -6,18 +6,19 @@ several utterances, such as the video of noisy copies, are encoded once. The ind
 array at its first use.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
-from pipeline.common.verified import read_sealed, require
+from pipeline.common.files import canonical, digest
+from pipeline.common.verified import read_sealed, remembered, require
 from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
 from pipeline.encoders.protocol import encoder_kind
@@ -26,6 +27,9 @@ ARRAY, INDEX = "features.f16", "index.json"
 DTYPE = np.dtype("<f2")
 MEDIA_CODE = "pipeline.corpora.media.files"
 """Features depend on the code that reads media."""
+_REMEDIES: dict[Stream, str] = {stream: f"run: python -m pipeline.features {stream}" for stream in get_args(Stream)}
+_READ = {stream: partial(read_sealed, remedy=remedy) for stream, remedy in _REMEDIES.items()}
+"""The functions that read an index: constants, by which `remembered` knows what it has read."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,18 @@ class Group:
     def digest(self) -> str:
         """SHA-256 of everything the features depend on."""
         code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
-        return digest({"stream": self.stream, "encoder": self.identity, "code": code, "media": sorted(self.media)})
+        media = tuple(_media_sha256(self.stream, utterance) for utterance in self.utterances)
+        return _digest(self.stream, canonical(self.identity), code, media)
 
     @property
     def folder(self) -> Path:
         return self.out / self.digest[:16]
+
+
+@lru_cache(maxsize=64)
+def _digest(stream: Stream, identity: str, code: str, media: tuple[str, ...]) -> str:
+    """`Group.digest`, cached since many trials of a sweep have the same groups."""
+    return digest({"stream": stream, "encoder": json.loads(identity), "code": code, "media": sorted(set(media))})
 
 
 def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[Group]:
@@ -97,15 +108,28 @@ class Features(Mapping[str, np.ndarray]):
         self.dimension = self.frame_rate = 0
         self.digests: dict[str, str] = {}
         """By the name of the group."""
-        self._places: dict[str, tuple[Group, int, int]] = {}
         self._arrays: dict[Path, np.ndarray] = {}
+        self._groups = groups
         for group in groups:
             index = read_index(group)
             self.dimension, self.frame_rate = index["dimension"], index["frame_rate"]
             self.digests[group.name] = group.digest
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Group, int, int]]:
+        """Group, first frame and frame after the last of each utterance: not needed to list trials."""
+        places: dict[str, tuple[Group, int, int]] = {}
+        for group in self._groups:
+            media = read_index(group)["media"]
             for utterance in group.utterances:
-                begin, frames = index["media"][_media_sha256(group.stream, utterance)]
-                self._places[utterance.id] = (group, begin, begin + frames)
+                begin, frames = media[_media_sha256(group.stream, utterance)]
+                places[utterance.id] = (group, begin, begin + frames)
+        return places
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest utterance."""
+        return max((end - begin for _, begin, end in self._places.values()), default=0)
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         group, begin, end = self._places[utterance]
@@ -131,22 +155,24 @@ def _mapped(group: Group) -> np.ndarray:
 
 
 def read_index(group: Group) -> dict[str, Any]:
-    """Read the index of a group: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`.
+    """Read the index of a group: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`. It is
+    cached while the file is unchanged, and not to be changed.
 
     Raises:
         PipelineError: the folder is missing, the index is damaged, or the array has another size.
     """
-    remedy = _remedy(group)
+    remedy = _REMEDIES[group.stream]
     if not group.folder.is_dir():
         raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name}", remedy)
-    index, sealed = read_sealed(group.folder / INDEX, remedy)
-    array = group.folder / ARRAY
+    path, array = group.folder / INDEX, group.folder / ARRAY
+    index, sealed = remembered(_READ[group.stream], path) if path.exists() else read_sealed(path, remedy)
     if not array.is_file():
         raise PipelineError(array, "the file is missing", remedy)
     if not sealed:
-        raise PipelineError(group.folder / INDEX, "is not an index of features", remedy)
-    if index["media"].keys() != group.media.keys():
-        raise PipelineError(group.folder / INDEX, "is the index of other media", remedy)
+        raise PipelineError(path, "is not an index of features", remedy)
+    # The digest covers the media.
+    if index["digest"] != group.digest:
+        raise PipelineError(path, "is the index of other media", remedy)
     expected = index["frames"] * index["dimension"] * DTYPE.itemsize
     if (size := array.stat().st_size) != expected:
         raise PipelineError(array, f"has {size} bytes instead of {expected}", remedy)
@@ -159,8 +185,4 @@ def verify_features(group: Group) -> None:
     Raises:
         PipelineError: as `read_index`, or the array has changed.
     """
-    require(group.folder / ARRAY, read_index(group)["sha256"], _remedy(group))
-
-
-def _remedy(group: Group) -> str:
-    return f"run: python -m pipeline.features {group.stream}"
+    require(group.folder / ARRAY, read_index(group)["sha256"], _REMEDIES[group.stream])

@@ -2,17 +2,20 @@
 
 import copy
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 SAMPLE_RATE = 16_000
@@ -21,6 +24,9 @@ WINDOW = 30 * SAMPLE_RATE
 FRAME_RATE = 50
 FRAME = SAMPLE_RATE // FRAME_RATE
 """Samples per vector."""
+MEL_FRAMES = 2
+"""Columns of the log-mel spectrogram per vector."""
+MEL_WINDOW = WINDOW // FRAME * MEL_FRAMES
 MIN_FRAMES = 25
 """Minimum number of vectors: half a second."""
 CUDA_WINDOWS = 16
@@ -73,33 +79,60 @@ class Whisper:
         Returns:
             Per input (max(samples // 320, 25), dimension) float32.
         """
-        frames = [max(len(samples) // FRAME, MIN_FRAMES) for samples in inputs]
+        return [vectors.cpu().numpy() for vectors in self.vectors([self.prepare(samples) for samples in inputs])]
+
+    def prepare(self, content: np.ndarray) -> EncoderInput:
+        """The log-mel spectrograms of the windows of an utterance, one after the other: (bins, 100 per second)
+        float32."""
+        begins = range(0, max(len(content) // FRAME * FRAME, 1), WINDOW)
+        windows = [self._log_mel(content[begin : begin + WINDOW]) for begin in begins]
+        return EncoderInput(np.concatenate(windows, axis=1), len(content))
+
+    def _log_mel(self, samples: np.ndarray) -> np.ndarray:
+        """(bins, 100 per second) of a window."""
+        seconds = -(-max(len(samples), MIN_FRAMES * FRAME) // SAMPLE_RATE)
+        length = seconds * SAMPLE_RATE if self.is_fitted else WINDOW
+        spectrogram = self.log_mel(
+            samples, sampling_rate=SAMPLE_RATE, return_tensors="np", padding="max_length", max_length=length
+        )
+        return spectrogram.input_features[0]
+
+    def vectors(self, inputs: Sequence[EncoderInput]) -> list["Tensor"]:
+        """Encode prepared utterances, on the device.
+
+        Returns:
+            Per input (max(samples // 320, 25), dimension) float32.
+        """
+        import torch
+
         cut = [
-            (number, samples[begin : begin + WINDOW])
-            for number, samples in enumerate(inputs)
-            for begin in range(0, max(len(samples) // FRAME * FRAME, 1), WINDOW)
+            (number, window)
+            for number, item in enumerate(inputs)
+            for window in torch.as_tensor(item.values).split(MEL_WINDOW, dim=1)
         ]
-        vectors: list[list[np.ndarray]] = [[] for _ in inputs]
+        vectors: list[list[Tensor]] = [[] for _ in inputs]
         for first in range(0, len(cut), self.windows):
             numbers, windows = zip(*cut[first : first + self.windows], strict=True)
             for number, window in zip(numbers, self._pass(list(windows)), strict=True):
                 vectors[number].append(window)
-        return [np.concatenate(parts)[:count] for parts, count in zip(vectors, frames, strict=True)]
+        frames = [max(item.length // FRAME, MIN_FRAMES) for item in inputs]
+        return [torch.cat(parts)[:count] for parts, count in zip(vectors, frames, strict=True)]
 
-    def _pass(self, windows: list[np.ndarray]) -> np.ndarray:
+    def _pass(self, windows: list["Tensor"]) -> "Tensor":
         """(windows, positions, dimension) of at most `self.windows` windows. The batch is padded with silence to a
         fixed size, since on a GPU the last bits depend on the batch size."""
         import torch
 
-        silence = [np.zeros(1, np.float32)] * (self.windows - len(windows))
-        longest = max(MIN_FRAMES * FRAME, *map(len, windows))
-        length = -(-longest // SAMPLE_RATE) * SAMPLE_RATE if self.is_fitted else WINDOW
-        mel = self.log_mel(
-            windows + silence, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length", max_length=length
-        ).input_features
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            vectors = self._encoder_of(length // FRAME)(mel.to(self.device)).last_hidden_state
-        return vectors[: len(windows)].float().cpu().numpy()
+        missing = self.windows - len(windows)
+        silence = [torch.as_tensor(self._silence)] * missing if missing else []
+        mel = torch.stack(windows + silence).to(self.device, non_blocking=True)
+        with torch.no_grad(), autocast(self.precision, self.device):
+            vectors = self._encoder_of(mel.shape[2] // MEL_FRAMES)(mel).last_hidden_state
+        return vectors[: len(windows)].float()
+
+    @functools.cached_property
+    def _silence(self) -> np.ndarray:
+        return self._log_mel(np.zeros(1, np.float32))
 
     @functools.lru_cache(maxsize=WINDOW // SAMPLE_RATE)  # noqa: B019 - an encoder lives as long as its process
     def _encoder_of(self, positions: int) -> "WhisperEncoder":

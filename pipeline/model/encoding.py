@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.config import EncoderLoRA
 from pipeline.model.lora import add_encoder_lora, load_lora
 
@@ -23,7 +24,7 @@ class OnlineEncoder:
     """An encoder to run inside the model, and its LoRA settings."""
 
     encoder: Any
-    """See `pipeline.encoders.protocol`; with LoRA it also has a `network`, and `vectors`: `encode` with gradients."""
+    """See `pipeline.encoders.protocol`."""
     lora: EncoderLoRA | None
 
 
@@ -34,15 +35,16 @@ class EncoderModule(nn.Module):
         super().__init__()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def encode_cached(self, media: Sequence[np.ndarray]) -> list[Tensor]:
+    def encode_cached(self, media: Sequence[np.ndarray | EncoderInput]) -> list[Tensor]:
         """As `forward`, without gradients, one medium at a time and with a cache of recent ones.
 
         The video that noisy copies of an utterance share is thus encoded once, and bit-identical in all of them.
         """
         return [self._encode_one(content) for content in media]
 
-    def _encode_one(self, content: np.ndarray) -> Tensor:
-        key = hashlib.sha256(np.ascontiguousarray(content).data).digest()
+    def _encode_one(self, content: np.ndarray | EncoderInput) -> Tensor:
+        values = content.values if isinstance(content, EncoderInput) else content
+        key = hashlib.sha256(np.ascontiguousarray(values).data).digest()
         if key not in self._cache:
             with torch.no_grad():
                 (self._cache[key],) = self([content])
@@ -59,9 +61,12 @@ class FrozenEncoder(EncoderModule):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, media: Sequence[np.ndarray]) -> list[Tensor]:
-        """Features (frames, dimension) float32 of each medium, on the CPU."""
-        return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
+    def forward(self, media: Sequence[np.ndarray | EncoderInput]) -> list[Tensor]:
+        """Features (frames, dimension) float32 of each medium, on the CPU or on the encoder's device."""
+        if not hasattr(self.encoder, "prepare"):
+            return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
+        with torch.no_grad():
+            return self.encoder.vectors(_inputs(self.encoder, media))
 
 
 class AdaptedEncoder(EncoderModule):
@@ -74,9 +79,9 @@ class AdaptedEncoder(EncoderModule):
         self.network = load_lora(encoder.network, adapter) if adapter else add_encoder_lora(encoder.network, lora)
         self.network.eval()
 
-    def forward(self, media: Sequence[np.ndarray]) -> list[Tensor]:
+    def forward(self, media: Sequence[np.ndarray | EncoderInput]) -> list[Tensor]:
         """Features (frames, dimension) float32 of each medium."""
-        return self.encoder.vectors(media)
+        return self.encoder.vectors(_inputs(self.encoder, media))
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
         """Stay in evaluation mode: the frozen batch normalisation must not update its statistics."""
@@ -87,6 +92,11 @@ class AdaptedEncoder(EncoderModule):
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter."""
         self.network.save_pretrained(str(folder))
+
+
+def _inputs(encoder: Any, media: Sequence[np.ndarray | EncoderInput]) -> list[EncoderInput]:
+    """Media prepared for the encoder, unless a loader did that already."""
+    return [content if isinstance(content, EncoderInput) else encoder.prepare(content) for content in media]
 
 
 def encoder_module(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoder | AdaptedEncoder:

@@ -1,14 +1,19 @@
 """Training examples and their batches."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
+
+from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.errors import PipelineError
 
 READERS = 4
 """Threads that read media."""
@@ -17,12 +22,21 @@ MEDIA = "media"
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A medium that is still being read, or that a loader process will read."""
+
+    read: Callable[[], np.ndarray]
+    change: Callable[[np.ndarray], Any]
+    """What is done with it afterwards, in the thread that needs it."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One utterance as input of the model."""
 
     id: str
-    streams: Mapping[str, np.ndarray | Future[np.ndarray]]
-    """`audio`, `video`: encoder features (frames, dimension), or media, possibly still being read."""
+    streams: Mapping[str, np.ndarray | Pending]
+    """`audio`, `video`: encoder features (frames, dimension), or media."""
     response: Sequence[int]
     """Token ids of the transcript, without the end token."""
 
@@ -33,8 +47,9 @@ class MediaBatch:
 
     ids: tuple[str, ...]
     """Of the utterances."""
-    streams: Mapping[str, tuple[np.ndarray | Future[np.ndarray], ...]]
-    """For each stream and utterance (samples,) float32 or (frames, height, width) uint8."""
+    streams: Mapping[str, tuple[np.ndarray | EncoderInput | Pending, ...]]
+    """For each stream and utterance (samples,) float32 or (frames, height, width) uint8, or what `prepare` of the
+    encoder made of it."""
 
     def read(self) -> "MediaBatch":
         """The same batch once all media have been read.
@@ -43,10 +58,59 @@ class MediaBatch:
             PipelineError: a file is missing or damaged.
         """
         streams = {
-            stream: tuple(content.result() if isinstance(content, Future) else content for content in contents)
-            for stream, contents in self.streams.items()
+            stream: tuple(
+                content.change(content.read()) if isinstance(content, Pending) else content for content in own
+            )
+            for stream, own in self.streams.items()
         }
         return MediaBatch(self.ids, streams)
+
+
+@dataclass(frozen=True)
+class PackedMedia:
+    """A `MediaBatch` on its way from a loader process: one tensor per stream, which processes share without a copy."""
+
+    ids: tuple[str, ...]
+    values: Mapping[str, Tensor]
+    """The values of all utterances, (number,)."""
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    lengths: Mapping[str, tuple[int | None, ...]]
+    """Of each `EncoderInput`; None for a medium as it was read."""
+    error: PipelineError | None = None
+    """Raised when the batch is used, as without loader processes."""
+
+    @classmethod
+    def of(cls, batch: MediaBatch) -> "PackedMedia":
+        """Read and pack a batch."""
+        try:
+            streams = batch.read().streams
+        except PipelineError as error:
+            return cls(batch.ids, {}, {}, {}, error)
+        values: dict[str, Tensor] = {}
+        shapes, lengths = {}, {}
+        for stream, contents in streams.items():
+            arrays = [np.asarray(c.values if isinstance(c, EncoderInput) else c) for c in contents]
+            values[stream] = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+            shapes[stream] = tuple(array.shape for array in arrays)
+            lengths[stream] = tuple(c.length if isinstance(c, EncoderInput) else None for c in contents)
+        return cls(batch.ids, values, shapes, lengths)
+
+    def read(self) -> MediaBatch:
+        """The batch; its `EncoderInput` are tensors. Raises PipelineError as `MediaBatch.read`."""
+        if self.error:
+            raise self.error
+        return MediaBatch(self.ids, {stream: tuple(self._contents(stream)) for stream in self.values})
+
+    def _contents(self, stream: str) -> Iterator[np.ndarray | EncoderInput]:
+        shapes = self.shapes[stream]
+        parts = self.values[stream].split([math.prod(shape) for shape in shapes])
+        for part, shape, length in zip(parts, shapes, self.lengths[stream], strict=True):
+            values = part.view(shape)
+            yield values.numpy() if length is None else EncoderInput(values, length)
+
+    def pin_memory(self) -> "PackedMedia":
+        """In memory that is copied to a GPU asynchronously; torch's loader calls this."""
+        return replace(self, values={stream: values.pin_memory() for stream, values in self.values.items()})
 
 
 Lengths = tuple[int, ...]
@@ -54,7 +118,7 @@ Lengths = tuple[int, ...]
 Batch = dict[str, Any]
 """For each stream `<stream>` (batch, frames, dimension) float32 padded at the end with `<stream>_lengths`, and
 `response` (batch, tokens) padded at the end with `response_lengths`, both `Lengths`. Before it is encoded, a batch has
-a `MediaBatch` as `media` in place of the streams."""
+a `MediaBatch` (from a loader process `PackedMedia`) as `media` in place of the streams."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -69,7 +133,8 @@ def collate(examples: Sequence[Example]) -> Batch:
 def collate_media(examples: Sequence[Example]) -> Batch:
     """Join examples of media to a batch that is not encoded yet."""
     streams = {name: tuple(example.streams[name] for example in examples) for name in examples[0].streams}
-    return _responses(examples) | {MEDIA: MediaBatch(tuple(example.id for example in examples), streams)}
+    media = MediaBatch(tuple(example.id for example in examples), streams)
+    return _responses(examples) | {MEDIA: PackedMedia.of(media) if get_worker_info() else media}
 
 
 def _responses(examples: Sequence[Example]) -> Batch:
@@ -132,24 +197,50 @@ class Examples(Dataset):
     def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
         return [self[number] for number in numbers]
 
+    def at_step(self, numbers: Sequence[int], step: int) -> list[Example]:
+        """Utterances for a training step, counted from 0."""
+        return self.__getitems__(numbers)
+
     def as_batch(self) -> Batch:
         """All utterances as one batch."""
         return self.collate(self.__getitems__(range(len(self))))
 
 
+Prepare = Callable[[str, str, int | None, np.ndarray], Any]
+"""A function of stream, id of an utterance, training step (None outside of training) and medium. It returns a medium,
+or the `EncoderInput` made of it."""
+
+
 class MediaExamples(Examples):
     """Utterances by number; `features` are media, read in the background on access.
 
-    The Trainer's data loader accesses the next batch before it returns the current one, which hides the reading.
+    The Trainer's data loader accesses the next batch before it returns the current one, which hides the reading. In a
+    loader process, media are read and prepared there.
     """
 
     collate = staticmethod(collate_media)
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, prepare: Prepare | None = None) -> None:
         super().__init__(*arguments)
+        self.prepare: Prepare = prepare or (lambda stream, id, step, content: content)
         self._readers = ThreadPoolExecutor(READERS)
 
     def __getitem__(self, number: int) -> Example:
+        return self._example(number, None)
+
+    def at_step(self, numbers: Sequence[int], step: int) -> list[Example]:
+        return [self._example(number, step) for number in numbers]
+
+    def _example(self, number: int, step: int | None) -> Example:
         id = self.ids[number]
-        streams = {stream: self._readers.submit(media.__getitem__, id) for stream, media in self.features.items()}
+        streams = {
+            stream: Pending(self._reading(media, id), partial(self.prepare, stream, id, step))
+            for stream, media in self.features.items()
+        }
         return Example(id, streams, self.responses[number])
+
+    def _reading(self, media: Mapping[str, np.ndarray], id: str) -> Callable[[], np.ndarray]:
+        if get_worker_info():
+            # Threads do not survive the fork of a process, and the processes read in parallel.
+            return partial(media.__getitem__, id)
+        return self._readers.submit(media.__getitem__, id).result

@@ -15,8 +15,9 @@ from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.reader import is_current
-from pipeline.encoders.store import feature_groups, read_index
+from pipeline.encoders.store import Group, feature_groups, read_index
 from pipeline.pretrained.folder import RECORD, recorded_files
+from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.specification import Sweep
 
 _DVC_OUTPUT = (
@@ -107,12 +108,16 @@ def _has_weights(params: Params, weights: Weights) -> bool:
 
 
 def _has_features(params: Params, stream: Stream) -> bool:
-    try:
-        for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
+    def read() -> tuple[bool, list[Group]]:
+        groups = feature_groups(params, stream, read_manifest(params.corpus.out))
+        for group in groups:
             read_index(group)
+        return True, groups
+
+    try:
+        return cached(f"features@{stream}", params, read)
     except PipelineError:
         return False
-    return True
 
 
 def missing_inputs_error(stages: Iterable[str]) -> PipelineError:

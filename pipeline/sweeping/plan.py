@@ -12,7 +12,9 @@ from pipeline.common.hardware import with_precision
 from pipeline.common.modality import streams
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
+from pipeline.encoders.store import Group
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
+from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.sections import SettingsByKey
 from pipeline.sweeping.specification import Sweep, SweepPoint
 from pipeline.training.inputs import TrialInputs
@@ -148,8 +150,16 @@ class Planner:
 
 def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of what the training and the evaluation with these parameters read."""
-    inputs = TrialInputs(params)
-    return inputs.training.digests, inputs.evaluation.digests
+
+    def read() -> tuple[list[dict[str, str]], list[Group]]:
+        inputs = TrialInputs(params)
+        read = (inputs.training, inputs.evaluation)
+        return [part.digests for part in read], [
+            group for part in read for groups in part.groups.values() for group in groups
+        ]
+
+    training, evaluation = cached("digests", params, read)
+    return training, evaluation
 
 
 def point_name(point: SweepPoint, params: Params | None = None) -> str:

@@ -4,9 +4,9 @@ Random values depend on `train.seed`, the step and the utterance alone, so a res
 uninterrupted one.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from pipeline.config import Augmentation, Params
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
 from pipeline.corpora.noise.mixing import mix
 from pipeline.corpora.noise.training import training_noise
-from pipeline.model.examples import MediaBatch
 from pipeline.training.inputs import Inputs
 
 SIDE = 88
@@ -25,7 +24,7 @@ SIDE = 88
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Augments batches."""
+    """Augments media."""
 
     settings: Augmentation
     seed: int
@@ -34,18 +33,10 @@ class Augmenter:
     noisy: frozenset[str]
     """Ids of utterances that already contain noise."""
 
-    def __call__(self, media: MediaBatch, step: int) -> MediaBatch:
-        """The augmented media of a batch at a step."""
-        change: dict[str, Callable[[np.ndarray, str, np.random.Generator], np.ndarray]]
-        change = {"audio": self._audio, "video": self._video}
-        streams = {
-            stream: tuple(
-                change[stream](cast(np.ndarray, content), utterance, self._generator(step, utterance, stream))
-                for utterance, content in zip(media.ids, contents, strict=True)
-            )
-            for stream, contents in media.streams.items()
-        }
-        return MediaBatch(media.ids, streams)
+    def __call__(self, stream: str, utterance: str, step: int, content: np.ndarray) -> np.ndarray:
+        """The medium of an utterance, by its id, as it is at a step."""
+        change = {"audio": self._audio, "video": self._video}[stream]
+        return change(content, utterance, self._generator(step, utterance, stream))
 
     def _generator(self, *names: int | str) -> np.random.Generator:
         return np.random.default_rng(int(digest(["augmentation", self.seed, *names]), 16))
@@ -75,6 +66,23 @@ def augmenter(params: Params, inputs: Inputs) -> Augmenter | None:
     noise = training_noise(params.corpus, inputs.utterances) if is_noisy else None
     noisy = frozenset(utterance.id for utterance in inputs.utterances if utterance.snr is not None)
     return Augmenter(settings, params.train.seed, noise, noisy)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done with media before the network of their encoder: augmentation in training, and the encoder's
+    `prepare`."""
+
+    augment: Augmenter | None
+    encoders: Mapping[str, Any]
+    """By stream."""
+
+    def __call__(self, stream: str, utterance: str, step: int | None, content: np.ndarray) -> Any:
+        """The medium of an utterance, prepared if the encoder divides its work; `step` is None outside of training."""
+        if self.augment and step is not None:
+            content = self.augment(stream, utterance, step, content)
+        prepare = getattr(self.encoders[stream], "prepare", None)
+        return prepare(content) if prepare else content
 
 
 def cropped(frames: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
@@ -42,6 +43,10 @@ class Batches:
     def __iter__(self) -> Iterator[list[int]]:
         return islice((batch for number in count() for batch in self.epoch(number)), len(self))
 
+    def by_step(self) -> "BatchesByStep":
+        """The same batches, each with its step."""
+        return BatchesByStep(self, self._train.accumulate)
+
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of one epoch, counted from 0."""
         random = torch.Generator().manual_seed(self._train.seed + number)
@@ -55,16 +60,29 @@ class Batches:
     def _cut(self, order: list[int]) -> list[list[int]]:
         """Consecutive batches, each as large as possible; an utterance that is too long is a batch of its own."""
         budget, most = self._train.batch_frames, self._train.batch_size
-        lengths = self._frames.tolist()
+        if not budget:
+            return [order[begin : begin + most] for begin in range(0, len(order), most)]
         batches: list[list[int]] = []
-        longest = 0
-        for utterance in order:
-            frames = lengths[utterance] if budget else 0
-            size = len(batches[-1]) + 1 if batches else 0
-            is_full = size * max(longest, frames) > budget if budget else size > most
-            if not batches or is_full:
-                batches.append([])
-                longest = 0
-            batches[-1].append(utterance)
-            longest = max(longest, frames)
-        return batches
+        begin = longest = 0
+        # A plain loop: an epoch of 150,000 utterances is cut for each time that their batches are counted.
+        for place, frames in enumerate(self._frames[order].tolist()):
+            if frames > longest:
+                longest = frames
+            if (place - begin + 1) * longest > budget and place > begin:
+                batches.append(order[begin:place])
+                begin, longest = place, frames
+        return [*batches, order[begin:]] if order else batches
+
+
+@dataclass(frozen=True)
+class BatchesByStep:
+    """The batches of a training with the step of the optimizer that each belongs to, counted from 0."""
+
+    batches: Batches
+    accumulate: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return ((number // self.accumulate, batch) for number, batch in enumerate(self.batches))

@@ -100,7 +100,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
     positions = max_positions(config)
-    if positions is None:
+    if positions is None or _longest(model, params, inputs) <= positions:
         return
     too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
     if too_long:
@@ -112,6 +112,20 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
             "raise model.rates, lower evaluate.max_new_tokens, leave long utterances out of the corpus, or take an LLM "
             "with more positions",
         )
+
+
+def _longest(model: AudioVisualLLM, params: Params, inputs: Inputs) -> int:
+    """An upper bound of the tokens of all utterances: that of one which has the most frames and the longest text."""
+    frames: dict[str, int] = {}
+    for stream in model.streams:
+        source = inputs.streams[stream]
+        frames[stream] = (
+            max(_frames(model, inputs, stream, utterance) for utterance in inputs.utterances)
+            if isinstance(source, Media)
+            else source.longest
+        )
+    text = max(len(utterance.text.encode()) for utterance in inputs.utterances) + 1
+    return model.length(frames, max(params.evaluate.max_new_tokens, text))
 
 
 def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, positions: int) -> Iterator[tuple[int, str]]:

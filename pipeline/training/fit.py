@@ -19,13 +19,14 @@ from pipeline.common.progress import progress
 from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.training.augmentation import augmenter
+from pipeline.training.augmentation import Preparation, augmenter
 from pipeline.training.batches import Batches
 from pipeline.training.build import build_model
 from pipeline.training.checkpoints import newest_intact, step_of
 from pipeline.training.evaluation import followed_metrics
 from pipeline.training.inputs import Inputs, training_inputs
 from pipeline.training.launch import launch
+from pipeline.training.loaders import loader_errors
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.trainer import LossTrainer, arguments
 from pipeline.trials.folder import Trial
@@ -48,7 +49,8 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
 
     Raises:
         KeyboardInterrupt: after a checkpoint, at the first `Ctrl-C` or SIGTERM; at once at the second.
-        PipelineError: the loss is not finite, the disk has no space for a checkpoint, or the lease is lost.
+        PipelineError: the loss is not finite, the disk has no space for a checkpoint, the lease is lost, or a loader
+            process was killed.
     """
     resumed = newest_intact(trial.checkpoints)
     first = step_of(resumed) if resumed else 0
@@ -88,7 +90,9 @@ def _train_in_rank(
     if inputs.digests != digests:
         raise PipelineError("this trial", "its data changed while it was started", "start the same command again")
     threads = max((params.train.threads or torch.get_num_threads()) // ranks.count, 1)
-    params = params.model_copy(update={"train": params.train.model_copy(update={"threads": threads})})
+    loaders = -(-params.train.loaders // ranks.count)
+    own = {"threads": threads, "loaders": loaders}
+    params = params.model_copy(update={"train": params.train.model_copy(update=own)})
     _train(ranks, is_stopped, params, inputs, Trial(folder), resumed, until)
 
 
@@ -109,7 +113,12 @@ def _train(
     # The property is one of the module's class, which type checkers do not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
-    examples = {split: inputs.examples(chosen, model.tokenize_response) for split, chosen in utterances.items()}
+    is_online = params.features.mode == "online"
+    encoders = {stream: encoding.encoder for stream, encoding in model.encoders.items()}
+    prepare = Preparation(augmenter(params, inputs), encoders) if is_online else None
+    examples = {
+        split: inputs.examples(chosen, model.tokenize_response, prepare) for split, chosen in utterances.items()
+    }
     frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]
     batches = Batches(frames, params.train)
     if params.train.activation_checkpointing:
@@ -124,8 +133,8 @@ def _train(
             params.decorrelation,
             trial.metrics_log,
             batches,
-            augmenter(params, inputs),
             ranks,
+            params.train.loaders if is_online else 0,
             model=model,
             args=arguments(params.train, batches.steps, trial.checkpoints, model.device, ranks.is_first),
             train_dataset=examples["train"],
@@ -134,7 +143,8 @@ def _train(
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        with loader_errors():
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         # Check that the losses of the last step are finite, too.
         trainer.meter.settle()
     if trainer.state.global_step == batches.steps and ranks.is_first:

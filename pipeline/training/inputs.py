@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from pipeline.encoders.store import ARRAY, INDEX, Features, Group, feature_group
 from pipeline.pretrained.folder import known_files, weights_digest
 
 if TYPE_CHECKING:
-    from pipeline.model.examples import Examples
+    from pipeline.model.examples import Examples, Prepare
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,17 @@ class Inputs:
         names = {u.condition for u in self.utterances if u.split == split}
         return sorted(names, key=lambda name: (name != "clean", name))
 
-    def examples(self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]]) -> "Examples":
-        """The utterances as a dataset; `respond` returns the token ids of a transcript."""
+    def examples(
+        self, utterances: Sequence[Utterance], respond: Callable[[str], list[int]], prepare: "Prepare | None" = None
+    ) -> "Examples":
+        """The utterances as a dataset; `respond` returns the token ids of a transcript, `prepare` is for media."""
         from pipeline.model.examples import Examples, MediaExamples, Responses
 
         online = any(isinstance(source, Media) for source in self.streams.values())
-        kind = MediaExamples if online else Examples
-        return kind(self.streams, [u.id for u in utterances], Responses([u.text for u in utterances], respond))
+        ids, responses = [u.id for u in utterances], Responses([u.text for u in utterances], respond)
+        if online:
+            return MediaExamples(self.streams, ids, responses, prepare=prepare)
+        return Examples(self.streams, ids, responses)
 
 
 class TrialInputs:
@@ -126,7 +130,8 @@ class TrialInputs:
         _require_streams(params, utterances)
         digests = {"llm": self._llm}
         for split in sorted({u.split for u in utterances}):
-            digests[f"utterances/{split}"] = digest([(u.id, u.text) for u in utterances if u.split == split])
+            own = [u for u in utterances if u.split == split]
+            digests[f"utterances/{split}"] = _texts_digest(tuple(u.id for u in own), tuple(u.text for u in own))
         used = streams(params.model.modality)
         groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
         sources: dict[str, Features | Media] = {}
@@ -136,6 +141,12 @@ class TrialInputs:
             # The digest of encoder, its code and media, which is that of the features.
             digests |= {f"{stream}/{group.name}": group.digest for group in members}
         return Inputs(utterances, sources, digests, groups)
+
+
+@lru_cache(maxsize=16)
+def _texts_digest(ids: tuple[str, ...], texts: tuple[str, ...]) -> str:
+    """SHA-256 of utterances with their transcripts, cached since many trials of a sweep have the same."""
+    return digest(list(zip(ids, texts, strict=True)))
 
 
 def training_inputs(params: Params) -> Inputs:

@@ -103,9 +103,11 @@ class Shared(Dataset):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitems__(self, numbers: Sequence[int]) -> tuple[list[Example], Counts]:
+    def __getitems__(self, batch: tuple[int, Sequence[int]]) -> tuple[list[Example], Counts]:
+        """This rank's share of a batch, given as its step and the numbers of its utterances."""
+        step, numbers = batch
         own = self._ranks.share(numbers)
-        return self._examples.__getitems__(own or numbers[:1]), Counts(len(own), len(numbers))
+        return self._examples.at_step(own or numbers[:1], step), Counts(len(own), len(numbers))
 
 
 def with_counts(collate: Callable[[list[Example]], Batch]) -> Callable[[tuple[list[Example], Counts]], Batch]:

@@ -15,10 +15,10 @@ from transformers import TrainingArguments
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM, Losses
-from pipeline.model.examples import MEDIA, Batch, Examples, batch_to
-from pipeline.training.augmentation import Augmenter
+from pipeline.model.examples import Batch, Examples, batch_to
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import is_sealed, seal
+from pipeline.training.loaders import loader_options
 from pipeline.training.meter import Meter
 from pipeline.training.ranks import ALONE, COUNTS, Ranks, Shared, with_counts
 from pipeline.trials.metrics_log import MetricsLog
@@ -88,8 +88,8 @@ class LossTrainer(transformers.Trainer):
         decorrelation: Decorrelation,
         metrics_log: MetricsLog,
         batches: Batches,
-        augment: Augmenter | None,
         ranks: Ranks = ALONE,
+        loaders: int = 0,
         *,
         model: AudioVisualLLM,
         **arguments: Any,
@@ -98,18 +98,29 @@ class LossTrainer(transformers.Trainer):
         # `self.model` with its type.
         self.llm = model
         self.decorrelation, self.metrics_log, self.batches = decorrelation, metrics_log, batches
-        self.augment, self.ranks, self.meter = augment, ranks, Meter()
+        self.ranks, self.loaders, self.meter = ranks, loaders, Meter()
         self._batch_of_step = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """All batches of the training as one epoch, so that resuming only skips batches."""
         loader = DataLoader(
             Shared(cast(Examples, self.train_dataset), self.ranks),
-            batch_sampler=self.batches,
+            batch_sampler=cast(Any, self.batches.by_step()),
             collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
+            **loader_options(self.loaders),
         )
         # Accelerate's loader fetches each batch ahead; if it also moved it to the device, it would wait for the copy.
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        loader = DataLoader(
+            cast(Examples, self.eval_dataset),
+            batch_size=self.args.eval_batch_size,
+            collate_fn=cast(Collate, self.data_collator),
+            pin_memory=self.args.dataloader_pin_memory,
+            **loader_options(self.loaders),
+        )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -117,12 +128,9 @@ class LossTrainer(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         self.meter.settle()
-        step = self.state.global_step
-        if self.augment:
-            inputs = inputs | {MEDIA: self.augment(inputs[MEDIA].read(), step)}
         counts = inputs[COUNTS]
         own, total = self.ranks.over_batch(model(inputs, self.decorrelation), counts)
-        self.meter.add(step, self._total(total), total, counts.total)
+        self.meter.add(self.state.global_step, self._total(total), total, counts.total)
         return self._total(own)
 
     def _total(self, losses: Losses) -> torch.Tensor:

@@ -20,6 +20,7 @@ KEYS_LEFT_OUT = {
     "train.runs": "a path",
     "train.device": "where the trial runs; in provenance",
     "train.threads": "where the trial runs; in provenance",
+    "train.loaders": "where media are read; changes no result",
     "train.activation_checkpointing": "saves memory, changes no result",
     "train.checkpoint_every": "when checkpoints are written, not the result",
     "train.log_every": "when metrics are logged, not the result",
