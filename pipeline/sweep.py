@@ -23,6 +23,7 @@ from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.ray.workers import with_worker_precision
+from pipeline.sweeping.resources import concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import planned_trials
@@ -131,7 +132,7 @@ def _run_stages(params: Params, stages: Sequence[str], address: str | None) -> N
             extract_features(params, stream, address=address)
 
 
-def show_plan(sweep: Sweep, file: str, params: str) -> None:
+def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) -> None:
     """Print the trials with their status, and the estimated cost of the rest; run nothing."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that run first: {' '.join(needed)}")
@@ -158,7 +159,7 @@ def show_plan(sweep: Sweep, file: str, params: str) -> None:
         each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
         costs += suggestions.left * [each]
     if costs:
-        print(cost_line(costs, sweep.specification.concurrency or 1))
+        print(cost_line(costs, concurrency(sweep.specification, address)))
 
 
 def run(arguments: Namespace) -> None:
@@ -169,7 +170,7 @@ def run(arguments: Namespace) -> None:
         return
     sweep = with_worker_precision(sweep, None if arguments.plan or arguments.sync else arguments.address)
     if arguments.plan:
-        show_plan(sweep, arguments.file, arguments.params)
+        show_plan(sweep, arguments.file, arguments.params, arguments.address)
         return
     make_inputs(sweep, arguments)
     trials, suggestions = planned_trials(sweep)

@@ -6,8 +6,12 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweeping import resources
+from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
+from pipeline.sweeping.resources import concurrency
+from pipeline.sweeping.sections import Resources, Specification
 from pipeline.sweeping.specification import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,3 +280,15 @@ def test_invalid_files(tmp_path):
         with pytest.raises(PipelineError) as raised:
             load_sweep(path, ROOT / "params.yaml")
         assert message in str(raised.value)
+
+
+def test_a_plan_knows_how_many_trials_this_machine_runs_at_once(monkeypatch):
+    monkeypatch.setattr(resources, "available_cores", lambda: 8)
+    monkeypatch.setattr(resources, "gpu_count", lambda: 1)
+    asked = Specification(name="s", resources=Resources(cpus=1, gpus=0.25))
+    assert concurrency(asked, None) == 4
+    assert concurrency(asked, "head:6379") == 1
+    monkeypatch.setattr(resources, "gpu_count", lambda: 0)
+    assert concurrency(asked, None) == 8
+    assert concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
+    assert "(3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)

@@ -118,21 +118,32 @@ def is_bfloat16_faster(cpuinfo: Path = CPU) -> bool:
     return "amx_bf16" in flags or ("avx512_bf16" in flags and value_of(cpuinfo, "vendor_id") == "AuthenticAMD")
 
 
+def gpu_count() -> int:
+    """Number of GPUs that PyTorch can use, without loading it."""
+    driver, count = _cuda_driver(), ctypes.c_int()
+    return count.value if driver and not driver.cuDeviceGetCount(ctypes.byref(count)) else 0
+
+
 def _capability(index: int) -> int | None:
     """Major compute capability of a GPU that PyTorch can use; None without one."""
+    driver, device, major = _cuda_driver(), ctypes.c_int(), ctypes.c_int()
+    if driver is None:
+        return None
+    failed = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetAttribute(
+        ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device
+    )
+    return None if failed else major.value
+
+
+def _cuda_driver() -> ctypes.CDLL | None:
+    """The initialised CUDA driver; None without one, or with a PyTorch for CPUs."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         return None
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    device, major = ctypes.c_int(), ctypes.c_int()
-    failed = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), index)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
-    )
-    return None if failed else major.value
+    return None if driver.cuInit(0) else driver
 
 
 def value_of(path: Path, key: str) -> str | None:

@@ -92,13 +92,17 @@ def mean_cost(costs: Iterable[Cost | None], trials: int) -> Cost | None:
 
 
 def cost_line(costs: Sequence[Cost | None], concurrency: int) -> str:
-    """The total of all costs, as a line."""
+    """The total of all costs, as a line, if a number of trials run at once."""
     known = [cost for cost in costs if cost]
     if len(known) < len(costs):
         return f"time and disk of {len(costs) - len(known)} trials: unknown until a similar one is finished here"
     seconds = sum(cost.seconds for cost in known) / concurrency
     size = sum(cost.bytes for cost in known)
-    return f"the rest takes about {format_duration(seconds)} and {size_text(size)}, estimated from finished trials"
+    at_once = f"{concurrency} trials at once" if concurrency > 1 else "one trial at a time"
+    return (
+        f"the rest takes about {format_duration(seconds)} ({at_once}) and {size_text(size)}, "
+        "estimated from finished trials"
+    )
 
 
 def format_duration(seconds: float) -> str:

@@ -26,15 +26,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision, native_precision
 from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
 from pipeline.sweeping.ray.engine import EngineOptions, kill_session
-from pipeline.sweeping.ray.start import (
-    dead_process,
-    node_resources,
-    require_answer,
-    require_gpus,
-    slots,
-    start_ray,
-    trial_resources,
-)
+from pipeline.sweeping.ray.start import dead_process, node_resources, require_answer, require_gpus, start_ray
+from pipeline.sweeping.resources import slots, trial_resources
 
 POLL_SECONDS = 1.0
 SLOTS_SECONDS = 10.0

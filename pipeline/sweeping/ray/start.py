@@ -12,7 +12,6 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray.environment import OUTPUT, RAY, has_token
-from pipeline.sweeping.sections import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
 """Little is sent through Ray: features are memory-mapped files."""
@@ -80,55 +79,6 @@ def dead_process() -> str | None:
 def node_resources() -> list[dict[str, float]]:
     """The resources of each living node: `CPU`, `GPU`, and others."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def trial_resources(
-    requested: Resources, nodes: list[dict[str, float]], address: str | None
-) -> tuple[dict[str, float], list[str]]:
-    """The resources of a trial, which runs on one node.
-
-    If no node has a GPU, a trial runs on the CPU; on this machine alone it requests no more than is available.
-
-    Args:
-        requested: as in the sweep file.
-        nodes: as returned by `node_resources`.
-        address: address of a cluster; None is this machine.
-
-    Returns:
-        `CPU` and `GPU`, and a note for each that is less than requested.
-    """
-    available = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
-    wanted = {"CPU": requested.cpus, "GPU": requested.gpus}
-    resources = dict(wanted)
-    for kind, amount in available.items():
-        # With several GPUs, each has a rank, so that fewer are not an option, but for none at all.
-        is_short_of_ranks = kind == "GPU" and amount and wanted[kind] > 1
-        if not is_short_of_ranks and (not address or (kind == "GPU" and not amount)):
-            resources[kind] = min(wanted[kind], amount)
-    notes = [
-        f"requested {wanted[kind]:g} {kind}s per trial, "
-        f"{f'{resources[kind]:g} available' if resources[kind] else 'none available; running on CPU'}"
-        for kind in ("GPU", "CPU")
-        if resources[kind] < wanted[kind]
-    ]
-    if not slots(resources, nodes):
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-        raise PipelineError(
-            "resources",
-            f"a trial requests {_shown(resources)}, and the largest node has {_shown(largest)}",
-            "lower cpus or gpus, or add a node that has them",
-        )
-    return resources, notes
-
-
-def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """The number of trials that can run at once, each on one node."""
-    kinds = [kind for kind, amount in resources.items() if amount]
-    return sum(min(int(node.get(kind, 0) / resources[kind] + 1e-9) for kind in kinds) for node in nodes)
-
-
-def _shown(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 def require_gpus(assigned: Sequence[int | str]) -> None:

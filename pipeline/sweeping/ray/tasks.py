@@ -21,7 +21,8 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
 from pipeline.sweeping.ray.pool import PoolOptions
-from pipeline.sweeping.ray.start import node_resources, require_gpus, slots, start_ray
+from pipeline.sweeping.ray.start import node_resources, require_gpus, start_ray
+from pipeline.sweeping.resources import slots
 
 RETRIES = 4
 """After so many lost workers, the job itself is what kills them."""

@@ -1,0 +1,67 @@
+"""The resources of a trial, and the number of trials that run at once on given nodes."""
+
+import sys
+
+from pipeline.common.errors import PipelineError
+from pipeline.common.hardware import gpu_count
+from pipeline.common.process_pool import available_cores
+from pipeline.sweeping.sections import Resources, Specification
+
+
+def concurrency(specification: Specification, address: str | None) -> int:
+    """The number of trials that a sweep will run at once on this machine; of a cluster (`address`) only the limit is
+    known before it is asked, and without a limit 1 is returned."""
+    if address:
+        return specification.concurrency or 1
+    nodes = [{"CPU": float(available_cores()), "GPU": float(gpu_count())}]
+    resources, _ = trial_resources(specification.resources, nodes, None)
+    return min(specification.concurrency or sys.maxsize, slots(resources, nodes))
+
+
+def trial_resources(
+    requested: Resources, nodes: list[dict[str, float]], address: str | None
+) -> tuple[dict[str, float], list[str]]:
+    """The resources of a trial, which runs on one node.
+
+    If no node has a GPU, a trial runs on the CPU; on this machine alone it requests no more than is available.
+
+    Args:
+        requested: as in the sweep file.
+        nodes: as returned by `node_resources`.
+        address: address of a cluster; None is this machine.
+
+    Returns:
+        `CPU` and `GPU`, and a note for each that is less than requested.
+    """
+    available = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+    wanted = {"CPU": requested.cpus, "GPU": requested.gpus}
+    resources = dict(wanted)
+    for kind, amount in available.items():
+        # With several GPUs, each has a rank, so that fewer are not an option, but for none at all.
+        is_short_of_ranks = kind == "GPU" and amount and wanted[kind] > 1
+        if not is_short_of_ranks and (not address or (kind == "GPU" and not amount)):
+            resources[kind] = min(wanted[kind], amount)
+    notes = [
+        f"requested {wanted[kind]:g} {kind}s per trial, "
+        f"{f'{resources[kind]:g} available' if resources[kind] else 'none available; running on CPU'}"
+        for kind in ("GPU", "CPU")
+        if resources[kind] < wanted[kind]
+    ]
+    if not slots(resources, nodes):
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise PipelineError(
+            "resources",
+            f"a trial requests {_shown(resources)}, and the largest node has {_shown(largest)}",
+            "lower cpus or gpus, or add a node that has them",
+        )
+    return resources, notes
+
+
+def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """The number of trials that can run at once, each on one node."""
+    kinds = [kind for kind, amount in resources.items() if amount]
+    return sum(min(int(node.get(kind, 0) / resources[kind] + 1e-9) for kind in kinds) for node in nodes)
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
