@@ -68,7 +68,7 @@ REFUSED_ONLINE = [
     ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is set and features.video.encoder is 'dct'; use"),
     ("features.augmentation.crop=true", "features.augmentation.crop is True and features.video.encoder is 'dct'"),
     ("features.augmentation.flip=0.5", "features.augmentation.flip is 0.5 and features.video.encoder is 'dct'"),
-    ("features.augmentation.noise_share=0.5", "features.augmentation.noise_share is 0.5 and noise_snrs is empty; name"),
+    ("features.augmentation.noise_share=0.5", "features.augmentation.noise_share is 0.5 and noise_snrs is empty; set"),
     (
         ["corpus.noise.train_share=1", "features.augmentation={noise_share: 0.5, noise_snrs: [0]}"],
         "features.augmentation.noise_share is 0.5 and corpus.noise.train_share is 1.0; noise is added to clean",

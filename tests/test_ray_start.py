@@ -14,7 +14,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray import process as ray_process
 from pipeline.sweeping.ray import workers
 from pipeline.sweeping.ray.process import reason_of
-from pipeline.sweeping.ray.start import require_gpus, slots, trial_resources
+from pipeline.sweeping.ray.start import require_gpus
+from pipeline.sweeping.resources import slots, trial_resources
 from pipeline.sweeping.sections import Resources
 from pipeline.sweeping.specification import load_sweep
 

@@ -218,7 +218,7 @@ def test_undefined_intervals() -> None:
     # Where most utterances have nothing to divide by, draws of those alone are left out.
     assert ratio_interval([0] * 30 + [2] * 10, [0] * 30 + [4] * 10, 200, seed=0) == (0.5, 0.5)
     assert ratio_interval([0] * 30 + [2] * 9, [0] * 30 + [4] * 9, 200, seed=0) is None
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="must be of one length"):
         ratio_interval([1, 2], [3], 10, seed=0)
 
 

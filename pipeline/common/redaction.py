@@ -26,11 +26,11 @@ _TEXT_TOKEN = (
 _SECRET_NAME = rf"(?!{_TEXT_TOKEN}\b){_PREFIX}{_SECRET_WORD}"
 
 _URL_USER = re.compile(r"((?<![\w+.-])\w[\w+.-]{0,20}://)[^\s/'\"]*@")
-"""`https://USER:PASSWORD@host`."""
+"""User and password before the host of a URL."""
 _SCP_USER = re.compile(r"^[^\s/@:]+(?::[^\s/@]*)?@(?=[^\s/]+:)")
 """`USER@host:path`, at the start of a line only."""
 _URL_PARAMETER = re.compile(rf"([?&;]{_SECRET_NAME}=)[^\s&;#'\"]+", re.IGNORECASE)
-"""`?signature=SECRET`."""
+"""A parameter of a URL, such as its signature."""
 _AUTHORIZATION_HEADER = re.compile(
     r"""(['"]?(?:proxy-)?authorization['"]?\s*[=:]\s*['"]?|\bbearer\s+(?=\S*\d)(?=\S{8}))(?!\*)[^\s'"][^'"\n]*""",
     re.IGNORECASE,
@@ -66,7 +66,7 @@ _PYTHON_LITERAL = re.compile(
     rf"""(?=[A-Z][A-Z0-9_]+\b)(?i:{_SECRET_NAME})['"]?\]?\s*[=:]\s*(?=['"][^'"\s]{{6}})|"""
     rf"""(?i:{_SECRET_NAME})['"]?\]?\s*[=:]\s*(?=['"][^'"\n]*\d)(?=['"][^'"\s]{{8}})))(['"])[^'"\n]+\2"""
 )
-"""A literal in Python code: of any password, of a constant (`API_KEY = "abcdef"`), or one with digits. Others, such as
+"""A literal in Python code: of any password, of a constant in capitals, or one with digits. Others, such as
 `token = "word"`, are rarely secrets."""
 _SECRET_OPTION = re.compile(rf"--?{_SECRET_NAME}|-p|-H|--header|--proxy-header", re.IGNORECASE)
 """An option of a command whose value, the next word, is a secret."""
