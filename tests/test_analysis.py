@@ -169,7 +169,7 @@ def test_invalid_text_files(analyze, llm: Path, tmp_path: Path, content: str | b
 
 
 def test_invalid_models(analyze, llm: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"nowhere: there is no model here .*name a folder with config.json"):
+    with pytest.raises(PipelineError, match=r"nowhere: there is no model here .*use a folder with config.json"):
         analyze("--model", "nowhere", "--text", text)
     cut = shutil.copytree(llm, tmp_path / "cut")
     (cut / "model.safetensors").unlink()

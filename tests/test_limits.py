@@ -41,10 +41,6 @@ class Stream(dict):
 
     dimension = 12
 
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.values()))
-
 
 def inputs(seconds: float, split: str = "train") -> Inputs:
     """The inputs of a trial: two utterances, the second of this duration."""

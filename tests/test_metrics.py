@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[AudioVisualLLM, I
     params = load_params(ROOT / "params.yaml", [*settings, "train.precision=float32", "train.device=cpu"])
 
     class Stream(dict):
-        dimension, longest = tiny.DIMENSIONS["audio"], 100
+        dimension = tiny.DIMENSIONS["audio"]
 
     utterances = tuple(
         Utterance(f"u{number}", "validation", "s1", "bin blue", "", "", 1.0 + number, 25, None, "", "")

@@ -19,6 +19,7 @@ from pipeline.config import LLM, Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.reading import Media
 from pipeline.encoders.protocol import encoder_kind
+from pipeline.encoders.store import Features
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
@@ -100,7 +101,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
     positions = max_positions(config)
-    if positions is None or _longest(model, params, inputs) <= positions:
+    if positions is None or not inputs.utterances or _longest(model, params, inputs) <= positions:
         return
     too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
     if too_long:
@@ -120,9 +121,9 @@ def _longest(model: AudioVisualLLM, params: Params, inputs: Inputs) -> int:
     for stream in model.streams:
         source = inputs.streams[stream]
         frames[stream] = (
-            max(_frames(model, inputs, stream, utterance) for utterance in inputs.utterances)
-            if isinstance(source, Media)
-            else source.longest
+            source.longest
+            if isinstance(source, Features)
+            else max(_frames(model, inputs, stream, utterance) for utterance in inputs.utterances)
         )
     text = max(len(utterance.text.encode()) for utterance in inputs.utterances) + 1
     return model.length(frames, max(params.evaluate.max_new_tokens, text))
