@@ -397,7 +397,7 @@ def test_few_speakers_are_split_by_text(spoken: list[Spoken], tmp_path: Path) ->
         ("lrs2", r"has no folder mvlrs_v1/main; set corpus.root to the folder of LRS2 that has mvlrs_v1"),
         ("auto_avsr", r"has no folder labels; set corpus\.root to the root of an auto_avsr tree"),
         ("grid", r"has no \.mpg below a folder s1 to s34; set corpus\.root to the folder of GRID"),
-        ("folder", r"there is no audio or video with a transcript in it; add a \.txt with the name of each file"),
+        ("folder", r"there is no audio or video with a transcript in it; add a \.txt for each file"),
     ],
 )
 def test_a_folder_of_another_kind_is_an_error(kind: str, message: str, tmp_path: Path) -> None:
