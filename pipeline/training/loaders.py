@@ -34,8 +34,9 @@ def loader_errors() -> Iterator[None]:
     """Raise a PipelineError if a loader process is killed."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A batch that is announced already is fetched from the loader, which is a broken connection if it is killed.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise PipelineError(
             "a loader process",
