@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -38,11 +38,20 @@ def loader_errors() -> Iterator[None]:
         # A batch that is announced already is fetched from the loader, which is a broken connection if it is killed.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        _stop_raising()
         raise PipelineError(
             "a loader process",
             "was killed (out of memory, or of space in /dev/shm)",
             "lower train.loaders; the same command resumes from the last checkpoint",
         ) from error
+
+
+def _stop_raising() -> None:
+    """Remove torch's handler of the end of a loader, which raises at any moment, also while its error is handled."""
+    if threading.current_thread() is threading.main_thread():
+        while signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
+            with suppress(RuntimeError):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _begin(parent: int, number: int) -> None:
