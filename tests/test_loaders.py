@@ -167,7 +167,7 @@ def test_a_killed_loader_is_an_error_with_a_remedy(folder, tmp_path):
         trainer = trainer_of(folder, tmp_path, 1)
         trainer.add_callback(Kill())
         try:
-            with loader_errors():
+            with loader_errors(1):
                 trainer.train()
         except PipelineError as error:
             return str(error)

@@ -143,7 +143,7 @@ def _train(
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        with loader_errors():
+        with loader_errors(trainer.loaders):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         # Check that the losses of the last step are finite, too.
         trainer.meter.settle()

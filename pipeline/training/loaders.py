@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-import torch
-
 from pipeline.common.errors import PipelineError
+from pipeline.training.launch import end_with
 
 
 def loader_options(count: int) -> dict[str, Any]:
@@ -30,13 +29,13 @@ def loader_options(count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def loader_errors() -> Iterator[None]:
-    """Raise a PipelineError if a loader process is killed."""
+def loader_errors(count: int) -> Iterator[None]:
+    """Raise a PipelineError if one of this number of loader processes is killed."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A batch that is announced already is fetched from the loader, which is a broken connection if it is killed.
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+        if not count or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             raise
         _stop_raising()
         raise PipelineError(
@@ -60,10 +59,7 @@ def _begin(parent: int, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_terminated_by, args=(parent,), daemon=True).start()
-    # Written in C: type checkers do not see it.
-    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
 
 
 def _end_when_terminated_by(parent: int) -> None:
