@@ -23,7 +23,7 @@ from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.ray.workers import with_worker_precision
-from pipeline.sweeping.resources import concurrency
+from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.progress import Search
 from pipeline.sweeping.search.suggestions import planned_trials
@@ -159,7 +159,7 @@ def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) 
         each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
         costs += suggestions.left * [each]
     if costs:
-        print(cost_line(costs, concurrency(sweep.specification, address)))
+        print(cost_line(costs, planned_concurrency(sweep.specification, address)))
 
 
 def run(arguments: Namespace) -> None:

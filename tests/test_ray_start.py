@@ -13,10 +13,11 @@ import pytest
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray import process as ray_process
 from pipeline.sweeping.ray import workers
+from pipeline.sweeping.ray.engine import EngineOptions
 from pipeline.sweeping.ray.process import reason_of
 from pipeline.sweeping.ray.start import require_gpus
 from pipeline.sweeping.resources import slots, trial_resources
-from pipeline.sweeping.sections import Resources
+from pipeline.sweeping.sections import Resources, Specification
 from pipeline.sweeping.specification import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,12 +91,13 @@ def test_the_watch_ends_ray_only_if_the_driver_lives(monkeypatch):
     monkeypatch.setattr(ray_process, "POLL_SECONDS", 0)
     monkeypatch.setattr(ray_process, "dead_process", lambda: "raylet")
     monkeypatch.setattr("os._exit", sys.exit)
+    options = EngineOptions(None, specification=Specification(name="some"), query_precision=False)
     driver, channel = multiprocessing.Pipe()
     with pytest.raises(SystemExit):
-        ray_process._watch(ray_process.Channel(channel), None, {}, 1)
+        ray_process._watch(ray_process.Channel(channel), options, {})
     assert driver.recv() == ("lost", "its process raylet was killed")
     driver.close()
-    ray_process._watch(ray_process.Channel(channel), None, {}, 1)
+    ray_process._watch(ray_process.Channel(channel), options, {})
 
 
 @contextlib.contextmanager

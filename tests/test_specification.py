@@ -10,7 +10,7 @@ from pipeline.sweeping import resources
 from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
-from pipeline.sweeping.resources import concurrency
+from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.sections import Resources, Specification
 from pipeline.sweeping.specification import load_sweep
 
@@ -286,9 +286,9 @@ def test_a_plan_knows_how_many_trials_this_machine_runs_at_once(monkeypatch):
     monkeypatch.setattr(resources, "available_cores", lambda: 8)
     monkeypatch.setattr(resources, "gpu_count", lambda: 1)
     asked = Specification(name="s", resources=Resources(cpus=1, gpus=0.25))
-    assert concurrency(asked, None) == 4
-    assert concurrency(asked, "head:6379") == 1
+    assert planned_concurrency(asked, None) == 4
+    assert planned_concurrency(asked, "head:6379") == 1
     monkeypatch.setattr(resources, "gpu_count", lambda: 0)
-    assert concurrency(asked, None) == 8
-    assert concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
+    assert planned_concurrency(asked, None) == 8
+    assert planned_concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
     assert "(3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)

@@ -8,13 +8,18 @@ from pipeline.common.process_pool import available_cores
 from pipeline.sweeping.sections import Resources, Specification
 
 
-def concurrency(specification: Specification, address: str | None) -> int:
-    """The number of trials that a sweep will run at once on this machine; of a cluster (`address`) only the limit is
-    known before it is asked, and without a limit 1 is returned."""
+def planned_concurrency(specification: Specification, address: str | None) -> int:
+    """`concurrency` on this machine, before Ray is started; of a cluster (`address`) only the limit is known, and
+    without a limit 1 is returned."""
     if address:
         return specification.concurrency or 1
     nodes = [{"CPU": float(available_cores()), "GPU": float(gpu_count())}]
     resources, _ = trial_resources(specification.resources, nodes, None)
+    return concurrency(specification, resources, nodes)
+
+
+def concurrency(specification: Specification, resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """The number of trials of a sweep that run at once on these nodes."""
     return min(specification.concurrency or sys.maxsize, slots(resources, nodes))
 
 

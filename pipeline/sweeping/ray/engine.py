@@ -127,8 +127,8 @@ class Engine:
     def __init__(
         self, specification: Specification, address: str | None, stop: Path, query_precision: bool = False
     ) -> None:
-        self._specification, self._address = specification, address
-        self._stop, self._query_precision = stop, query_precision
+        self._options = EngineOptions(address, specification=specification, query_precision=query_precision)
+        self._stop = stop
         self.native: dict[str, ResolvedPrecision] | None = None
         """What precision `auto` means on a worker, by device."""
         self.concurrency = 1
@@ -138,10 +138,7 @@ class Engine:
 
     def __enter__(self) -> "Engine":
         with contextlib.ExitStack() as stack:
-            options = EngineOptions(
-                self._address, specification=self._specification, query_precision=self._query_precision
-            )
-            self._ray = stack.enter_context(ray_process("pipeline.sweeping.ray.process:serve", options))
+            self._ray = stack.enter_context(ray_process("pipeline.sweeping.ray.process:serve", self._options))
             for event in self.events():
                 if self._stop.exists():
                     raise KeyboardInterrupt

@@ -8,7 +8,6 @@ import pickle
 import pkgutil
 import queue
 import shutil
-import sys
 import threading
 import time
 import traceback
@@ -27,7 +26,7 @@ from pipeline.common.hardware import ResolvedPrecision, native_precision
 from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
 from pipeline.sweeping.ray.engine import EngineOptions, kill_session
 from pipeline.sweeping.ray.start import dead_process, node_resources, require_answer, require_gpus, start_ray
-from pipeline.sweeping.resources import slots, trial_resources
+from pipeline.sweeping.resources import concurrency, trial_resources
 
 POLL_SECONDS = 1.0
 SLOTS_SECONDS = 10.0
@@ -49,10 +48,9 @@ def serve(connection: Connection, options: EngineOptions) -> None:
         resources, notes = trial_resources(options.specification.resources, node_resources(), options.address)
         for note in notes:
             channel.send("note", note)
-        most = options.specification.concurrency or sys.maxsize
         native = _worker_precision(resources) if options.query_precision else None
-        channel.send("ready", min(most, slots(resources, node_resources())), native)
-        threading.Thread(target=_watch, args=(channel, options.address, resources, most), daemon=True).start()
+        channel.send("ready", concurrency(options.specification, resources, node_resources()), native)
+        threading.Thread(target=_watch, args=(channel, options, resources), daemon=True).start()
         _run(jobs, channel, resources, options.folder)
         ray.shutdown()
     except PipelineError as error:
@@ -89,9 +87,9 @@ def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> N
             os._exit(0)
 
 
-def _watch(channel: Channel, address: str | None, resources: dict[str, float], most: int) -> None:
+def _watch(channel: Channel, options: EngineOptions, resources: dict[str, float]) -> None:
     """Report what Ray detects only after a minute, and what it never reports."""
-    while not address:
+    while not options.address:
         time.sleep(POLL_SECONDS)
         if dead := dead_process():
             if channel.send("lost", f"its process {dead} was killed"):
@@ -101,8 +99,8 @@ def _watch(channel: Channel, address: str | None, resources: dict[str, float], m
     while True:
         time.sleep(SLOTS_SECONDS)
         try:
-            require_answer(address)
-            channel.send("slots", min(most, slots(resources, node_resources())))
+            require_answer(options.address)
+            channel.send("slots", concurrency(options.specification, resources, node_resources()))
             is_silent = False
         except (PipelineError, RayError, RuntimeError) as error:
             if not is_silent:
