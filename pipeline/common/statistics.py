@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Significance level; intervals are of 1 - LEVEL."""
+"""Significance level of tests; intervals have the confidence level 1 - SIGNIFICANCE_LEVEL."""
 PERMUTATIONS = 9999
 """Draws of the sign-flip test if the patterns are too many; its smallest p-value is 1 / (PERMUTATIONS + 1)."""
 MIN_UTTERANCES = 10
