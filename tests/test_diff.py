@@ -90,9 +90,8 @@ def test_all_differences_and_nothing_else_are_listed(pair: tuple[Trial, Trial]) 
     assert found.versions == {"numpy": ("2.4.6", "2.4.5")}
     metrics = {metric.name: metric for metric in found.metrics}
     assert (metrics["wer/test"].a, metrics["wer/test"].b) == (2 / 36, 7 / 36)
-    assert 0 < metrics["wer/test"].p < 1
-    assert metrics["wer/test/snr_0"].p == 1
-    assert metrics["sinks/bos_sink_rate"].p is None
+    assert metrics["wer/test"].interval is None, "six utterances are too few"
+    assert metrics["sinks/bos_sink_rate"].interval is None
     assert [(one.id, one.right_in) for one in found.disagreements] == [
         ("test/0", "B"), ("test/1", "A"), ("test/2", "A"), ("test/3", "A"),
     ]  # fmt: skip
@@ -113,6 +112,18 @@ def test_the_text_fits_a_terminal(pair: tuple[Trial, Trial]) -> None:
     assert "wer/test                  5.56%     19.44%     +13.89" in text
 
 
+def test_error_rates_get_an_interval_over_the_utterances_of_both(tmp_path: Path) -> None:
+    one, other = make_trial(tmp_path), make_trial(tmp_path, "train.seed=1")
+    finish(one, {"test": [0, 1] * 10, "test/snr_0": [1] * 20})
+    finish(other, {"test": [1, 2] * 10, "test/snr_0": [1] * 20})
+    metrics = {metric.name: metric for metric in compare_pair(one, other).metrics}
+    assert metrics["wer/test"].interval == pytest.approx((1 / 6, 1 / 6)), "each utterance has one error more"
+    assert metrics["wer/test/snr_0"].interval == (0, 0)
+    assert "8.33%     25.00%     +16.67  [+16.67, +16.67]" in pair_text(compare_pair(one, other), 0)
+    with_hypotheses(other, other.hypotheses.read_text().replace('"test/0"', '"test/9x"', 1))
+    assert {m.name: m.interval for m in compare_pair(one, other).metrics}["wer/test"] is None
+
+
 def test_a_trial_equals_itself(pair: tuple[Trial, Trial]) -> None:
     text = pair_text(compare_pair(pair[0], pair[0]), utterances=2)
     assert text.count("the same") == 5
@@ -125,7 +136,6 @@ def test_trials_not_done_or_with_other_utterances_are_noted(pair: tuple[Trial, T
     with_hypotheses(other, lines)
     found = compare_pair(one, other)
     assert found.notes == ["The utterances of test are not the same in both: they are not paired."]
-    assert {metric.name: metric.p for metric in found.metrics}["wer/test"] is None
     new = make_trial(tmp_path, "train.seed=1")
     (one.folder / "source.tar.gz").unlink()
     found = compare_pair(one, new)

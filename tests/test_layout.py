@@ -44,7 +44,7 @@ LIBRARIES = {
         "trials",
     },
     "comparison": {"scoring", "sinks.figures", "sinks.gallery", "tracking", "trials"},
-    "differences": {"comparison.entries", "trials"},
+    "differences": {"comparison.changes", "comparison.entries", "trials"},
     "analysis": {
         "model",
         "pretrained.folder",

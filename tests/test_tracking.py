@@ -21,6 +21,7 @@ from pipeline.trials import identity
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import evaluation_digest, identity_parts, training_identity
 from pipeline.trials.metrics_log import MetricsLog
+from pipeline.trials.results import ScoredHypothesis
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"llm": "a" * 64, "utterances/train": "b" * 64}
@@ -173,7 +174,9 @@ def done(runs: Path) -> Trial:
     """A trial with all that an evaluation leaves."""
     trial = Trial.create(runs, params(), DATA)
     trial.adapter.mkdir()
-    trial.hypotheses.write_text('{"id": "a", "split": "test", "condition": "clean"}\n')
+    line = {"id": "a", "split": "test", "condition": "clean", "reference": "one two", "hypothesis": "one too"}
+    line |= {"substitutions": 1, "deletions": 0, "insertions": 0, "words": 2}
+    trial.hypotheses.write_text(f"{json.dumps(line)}\n")
     np.savez(trial.sinks, records=np.arange(6))
     trial.finish("e" * 64, {"wer/test": 0.1})
     return trial
@@ -291,7 +294,7 @@ def test_results_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     trial.config.write_text(trial.config.read_text().partition("\n")[2])
     assert trial.status("e" * 64) is Status.DONE
     assert trial.result() == result
-    assert trial.read_hypotheses() == [{"id": "a", "split": "test", "condition": "clean"}]
+    assert trial.read_hypotheses() == {"test": {"a": ScoredHypothesis("one two", "one too", 1, 2, None)}}
     assert list(trial.read_sinks()) == ["records"]
     trial.require_config()
     trial.sinks.write_bytes(trial.sinks.read_bytes()[:-30])

@@ -6,13 +6,14 @@ these two runs, and no p-value.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.statistics import equivalence_p, holm, ratio_interval, welch
 from pipeline.common.text import p_text
 from pipeline.comparison.entries import Entry
+from pipeline.trials.results import ScoredHypothesis
 
 RESAMPLINGS = 1000
 """Bootstrap samples of the utterances."""
@@ -75,7 +76,7 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
         PipelineError: hypotheses are missing or damaged, or the utterances of the two sides differ.
     """
     changes = {}
-    for condition in pairs[0][0].edits.keys() & pairs[0][1].edits.keys():
+    for condition in pairs[0][0].hypotheses.keys() & pairs[0][1].hypotheses.keys():
         _require_equal_utterances(pairs, condition)
         after, before = ([_totals(entry, condition) for entry in side] for side in zip(*pairs, strict=True))
         if not all(words for _, words in (*after, *before)):
@@ -89,15 +90,15 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
 
 def _totals(entry: Entry, condition: str) -> tuple[int, int]:
     """Errors and words of a trial."""
-    counts = entry.edits[condition].values()
+    counts = entry.hypotheses[condition].values()
     return sum(count.errors for count in counts), sum(count.words for count in counts)
 
 
 def _require_equal_utterances(pairs: Sequence[tuple[Entry, Entry]], condition: str) -> None:
-    expected = {id: count.words for id, count in pairs[0][0].edits[condition].items()}
+    expected = {id: count.words for id, count in pairs[0][0].hypotheses[condition].items()}
     for entry, baseline in pairs:
         for side in (entry, baseline):
-            if {id: count.words for id, count in side.edits.get(condition, {}).items()} != expected:
+            if {id: count.words for id, count in side.hypotheses.get(condition, {}).items()} != expected:
                 raise PipelineError(
                     entry.trial.hypotheses,
                     f"its utterances of {condition} differ from those of {baseline.trial.folder}",
@@ -118,12 +119,22 @@ def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], see
 
 
 def _over_utterances(after: Entry, before: Entry, condition: str) -> WERChange:
-    ours, theirs = after.edits[condition], before.edits[condition]
-    ids = sorted(ours)
-    differences, words = [ours[id].errors - theirs[id].errors for id in ids], [ours[id].words for id in ids]
-    speakers = [ours[id].speaker for id in ids]
-    bounds = ratio_interval(differences, words, RESAMPLINGS, 0, None if None in speakers else speakers)
-    return WERChange(sum(differences) / sum(words), bounds, (after.seed,), None)
+    ours, theirs = after.hypotheses[condition], before.hypotheses[condition]
+    difference, interval = difference_over_utterances(ours, theirs)
+    return WERChange(difference, interval, (after.seed,), None)
+
+
+def difference_over_utterances(
+    ours: Mapping[str, ScoredHypothesis], theirs: Mapping[str, ScoredHypothesis]
+) -> tuple[float, tuple[float, float] | None]:
+    """The difference of two word error rates, ours minus theirs, with its 95% interval over the same utterances.
+
+    The interval is of these two runs and says nothing about other seeds; None with fewer than ten utterances.
+    """
+    differences = [ours[id].errors - theirs[id].errors for id in sorted(ours)]
+    words, speakers = [ours[id].words for id in sorted(ours)], [ours[id].speaker for id in sorted(ours)]
+    interval = ratio_interval(differences, words, RESAMPLINGS, 0, None if None in speakers else speakers)
+    return sum(differences) / sum(words), interval
 
 
 def with_corrected_p(changes: Sequence[WERChange]) -> list[WERChange]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest
@@ -14,7 +14,7 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import PAPER_NAMES, task_name
-from pipeline.trials.results import AGAIN
+from pipeline.trials.results import Hypotheses
 
 MARK = "identity.json"
 """The file that identifies a folder as a trial's."""
@@ -25,18 +25,6 @@ _NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
 """Parameters of these sections that do not change the data."""
 _DIGITS = 8
 """Digits that name a digest."""
-
-
-class UtteranceErrors(NamedTuple):
-    """Word errors of an utterance, the words of its reference, and its speaker (None in older trials)."""
-
-    errors: int
-    words: int
-    speaker: str | None
-
-
-ErrorsById = dict[str, UtteranceErrors]
-"""By the id of the utterance."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +101,9 @@ class Entry:
         return self.settings[DECORRELATION_WEIGHT]
 
     @functools.cached_property
-    def edits(self) -> dict[str, ErrorsById]:
-        """Word errors by condition (`test`, `test/snr_0`); a `PipelineError` if `hypotheses.jsonl` is damaged."""
-        edits: dict[str, ErrorsById] = {}
-        try:
-            for record in self.trial.read_hypotheses():
-                name = record["split"] + ("" if record["condition"] == "clean" else f"/{record['condition']}")
-                errors = record["substitutions"] + record["deletions"] + record["insertions"]
-                edits.setdefault(name, {})[record["id"]] = UtteranceErrors(
-                    errors, record["words"], record.get("speaker")
-                )
-        except (KeyError, TypeError) as error:
-            raise PipelineError(self.trial.hypotheses, f"contains no hypotheses ({error!r})", AGAIN) from None
-        return edits
+    def hypotheses(self) -> Hypotheses:
+        """See `results.read_hypotheses`."""
+        return self.trial.read_hypotheses()
 
 
 def dataset_of(kind: str, root: str | None) -> str:

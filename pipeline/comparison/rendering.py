@@ -82,7 +82,7 @@ def _sample(comparison: Comparison) -> str:
     """
     for entry in comparison.entries:
         try:
-            edits = entry.edits.get(comparison.conditions[0], {}) if not entry.gap else {}
+            edits = entry.hypotheses.get(comparison.conditions[0], {}) if not entry.gap else {}
         except PipelineError:
             continue
         speakers = {count.speaker for count in edits.values()} - {None}

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.code import tree_digest
-from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import METRICS, find, is_bound
-from pipeline.common.statistics import sign_flip_p
 from pipeline.common.strict_yaml import read_yaml
+from pipeline.comparison.changes import difference_over_utterances
 from pipeline.comparison.entries import flattened
 from pipeline.differences.sessions import changed_packages, changed_surroundings
 from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
-from pipeline.trials.results import AGAIN
+from pipeline.trials.results import Hypotheses
 
 ABSENT = "absent"
 REST = "imports and other statements"
@@ -24,8 +23,6 @@ _PATHS = ("corpus.out", "features.out", "train.runs", "weights.out")
 
 Values = dict[str, tuple[str, str]]
 """The values of A and B by name."""
-Lines = dict[str, dict[str, dict]]
-"""Lines of `hypotheses.jsonl` by condition (as in metric names) and utterance id."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class MetricChange:
     name: str
     a: float | None
     b: float | None
-    p: float | None
-    """Of a sign-flip test over the same utterances, for word error rates."""
+    interval: tuple[float, float] | None
+    """95%, of B minus A over the same utterances, for word error rates."""
 
 
 @dataclass(frozen=True)
@@ -176,17 +173,16 @@ def _compare_results(a: Trial, b: Trial, notes: list[str]) -> tuple[list[MetricC
     if not result_a or not result_b:
         return [], []
     metrics_a, metrics_b = result_a["metrics"], result_b["metrics"]
-    lines_a, lines_b = _lines(a), _lines(b)
-    p_values = {}
+    lines_a, lines_b = a.read_hypotheses(), b.read_hypotheses()
+    intervals = {}
     for condition in lines_a.keys() & lines_b.keys():
-        if _references(lines_a[condition]) == _references(lines_b[condition]):
-            ids = sorted(lines_a[condition])
-            errors = [[_errors(lines[condition][id]) for id in ids] for lines in (lines_a, lines_b)]
-            p_values[f"wer/{condition}"] = sign_flip_p(errors[0], errors[1])
+        references = [{id: line.reference for id, line in lines[condition].items()} for lines in (lines_a, lines_b)]
+        if references[0] == references[1]:
+            _, intervals[f"wer/{condition}"] = difference_over_utterances(lines_b[condition], lines_a[condition])
         else:
             notes.append(f"The utterances of {condition} are not the same in both: they are not paired.")
     names = sorted((name for name in metrics_a | metrics_b if not is_bound(name)), key=_order)
-    metrics = [MetricChange(name, metrics_a.get(name), metrics_b.get(name), p_values.get(name)) for name in names]
+    metrics = [MetricChange(name, metrics_a.get(name), metrics_b.get(name), intervals.get(name)) for name in names]
     return metrics, _disagreements(lines_a, lines_b)
 
 
@@ -196,32 +192,12 @@ def _order(metric: str) -> tuple[int, str]:
     return METRICS.index(known) if known else len(METRICS), metric
 
 
-def _disagreements(lines_a: Lines, lines_b: Lines) -> list[Disagreement]:
+def _disagreements(lines_a: Hypotheses, lines_b: Hypotheses) -> list[Disagreement]:
     disagreements = []
     for condition in sorted(lines_a.keys() & lines_b.keys()):
         for id in sorted(lines_a[condition].keys() & lines_b[condition].keys()):
             a, b = lines_a[condition][id], lines_b[condition][id]
-            if a["reference"] == b["reference"] and (_errors(a) == 0) != (_errors(b) == 0):
-                right_in, wrong = ("A", b) if _errors(a) == 0 else ("B", a)
-                disagreements.append(Disagreement(condition, id, a["reference"], wrong["hypothesis"], right_in))
+            if a.reference == b.reference and (a.errors == 0) != (b.errors == 0):
+                right_in, wrong = ("A", b) if a.errors == 0 else ("B", a)
+                disagreements.append(Disagreement(condition, id, a.reference, wrong.hypothesis, right_in))
     return disagreements
-
-
-def _lines(trial: Trial) -> Lines:
-    lines: Lines = {}
-    try:
-        for line in trial.read_hypotheses():
-            name = line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
-            lines.setdefault(name, {})[line["id"]] = line
-            _errors(line)
-    except (KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"contains no hypotheses ({error!r})", AGAIN) from None
-    return lines
-
-
-def _errors(line: dict[str, Any]) -> int:
-    return line["substitutions"] + line["deletions"] + line["insertions"]
-
-
-def _references(lines: dict[str, dict]) -> dict[str, str]:
-    return {id: line["reference"] for id, line in lines.items()}

@@ -13,9 +13,9 @@ INDENT = "  "
 DIGITS = 12
 """Of a digest that is shown."""
 NUMBER = 11
-P_NOTE = (
-    "Differences of percentages are points. p: sign-flip test over the same utterances, for word error rates. It "
-    "compares these two trials, not the settings with which they were trained: that takes several seeds of each."
+METRICS_NOTE = (
+    "Differences of percentages are points. [ ]: 95% interval over the utterances of these two runs. It does not "
+    "compare the settings with which they were trained: that takes several seeds of each."
 )
 
 
@@ -80,15 +80,16 @@ def _metrics(metrics: list[MetricChange], width: int) -> Iterator[str]:
         yield f"Metrics: all {same} the same"
         return
     first = max(len(metric.name) for metric in changed) + 1
-    heads = "".join(f"{head:>{NUMBER}}" for head in ("A", "B", "B - A", "p"))
+    heads = "".join(f"{head:>{NUMBER}}" for head in ("A", "B", "B - A"))
     yield f"{'Metrics':<{len(INDENT) + first}}{heads}"
     for metric in changed:
         cells = [_number(metric, metric.a), _number(metric, metric.b), _change(metric)]
-        cells.append("" if metric.p is None else f"{metric.p:.3f}")
-        yield f"{INDENT}{metric.name:<{first}}{''.join(f'{cell:>{NUMBER}}' for cell in cells)}".rstrip()
+        bounds = [_number(metric, bound, "+") for bound in metric.interval or ()]
+        interval = f"  [{', '.join(bounds)}]" if bounds else ""
+        yield f"{INDENT}{metric.name:<{first}}{''.join(f'{cell:>{NUMBER}}' for cell in cells)}{interval}".rstrip()
     if same:
         yield f"{INDENT}the other {same} are the same"
-    yield from textwrap.wrap(P_NOTE, width, initial_indent=INDENT, subsequent_indent=INDENT)
+    yield from textwrap.wrap(METRICS_NOTE, width, initial_indent=INDENT, subsequent_indent=INDENT)
 
 
 def _number(metric: MetricChange, value: float | None, sign: str = "") -> str:

@@ -1,6 +1,5 @@
 """The model card of an exported trial: a Hugging Face README.md with the records of the trial's folder."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +131,8 @@ def _utterances(trial: Trial) -> str:
     """Number of scored utterances by split and condition."""
     if not trial.result():
         return ""
-    counts = Counter(
-        line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
-        for line in trial.read_hypotheses()
-    )
-    return ", ".join(f"{condition_name(name)}: {counts[name]}" for name in sorted(counts, key=condition_order))
+    lines = trial.read_hypotheses()
+    return ", ".join(f"{condition_name(name)}: {len(lines[name])}" for name in sorted(lines, key=condition_order))
 
 
 def _facts(entry: Entry) -> dict[str, str]:

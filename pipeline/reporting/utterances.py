@@ -75,7 +75,7 @@ def extremes(comparison: Comparison) -> Iterator[Extremes]:
         entries = [entry for entry in comparison.entries if entry.task == task and not entry.gap]
         if not entries:
             continue
-        conditions = [c for c in entries[0].edits if not c.startswith("validation")] or list(entries[0].edits)
+        conditions = [c for c in entries[0].hypotheses if not c.startswith("validation")] or list(entries[0].hypotheses)
         ordered = sorted(conditions, key=condition_order)
         noisy = "audio" in streams(task.modality) and len(ordered) > 1
         for condition in [ordered[0], *([ordered[-1]] if noisy else [])]:
@@ -83,21 +83,21 @@ def extremes(comparison: Comparison) -> Iterator[Extremes]:
 
 
 def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], condition: str) -> Extremes:
-    shared = set.intersection(*(set(entry.edits.get(condition, {})) for entry in entries))
-    counts = {id: [entry.edits[condition][id] for entry in entries] for id in shared}
+    shared = set.intersection(*(set(entry.hypotheses.get(condition, {})) for entry in entries))
+    counts = {id: [entry.hypotheses[condition][id] for entry in entries] for id in shared}
     sums = {id: (sum(c.errors for c in each), sum(c.words for c in each)) for id, each in counts.items()}
     wers = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
     worst = sorted(shared, key=lambda id: (-wers[id], id))[:COUNT]
     best = sorted(shared - set(worst), key=lambda id: (wers[id], -sums[id][1], id))[:COUNT]
     quoted = entries[:MAX_QUOTED_TRIALS]
-    texts = {_name(comparison, entry): _texts(entry, {*worst, *best}) for entry in quoted}
+    lines = {_name(comparison, entry): entry.hypotheses[condition] for entry in quoted}
 
     def example(id: str) -> QuotedUtterance:
         names: dict[str, list[str]] = {}
         reference = ""
-        for name, by_id in texts.items():
-            reference, hypothesis = by_id[id]
-            names.setdefault(hypothesis, []).append(name)
+        for name, by_id in lines.items():
+            reference = by_id[id].reference
+            names.setdefault(by_id[id].hypothesis, []).append(name)
         unanimous = len(names) == 1 and len(entries) == len(quoted) > 1
         attempts = (
             Attempt(("all",) if unanimous else tuple(trials), aligned(reference, hypothesis))
@@ -116,12 +116,6 @@ def _name(comparison: Comparison, entry: Entry) -> str:
     [variant] = (v for v in comparison.variants if entry in comparison.cell(entry.task, v).entries)
     several = len(comparison.cell(entry.task, variant).entries) > 1
     return f"{variant}, seed {entry.seed}" if several else str(variant)
-
-
-def _texts(entry: Entry, ids: set[str]) -> dict[str, tuple[str, str]]:
-    """Reference and hypothesis by id."""
-    lines = [line for line in entry.trial.read_hypotheses() if line["id"] in ids]
-    return {line["id"]: (line["reference"], line["hypothesis"]) for line in lines}
 
 
 def aligned(reference: str, hypothesis: str) -> tuple[AlignedWord, ...]:

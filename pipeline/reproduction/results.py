@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
 from pipeline.trials.folder import Trial
-from pipeline.trials.results import AGAIN
 
 RELATIVE = 0.1
 """Tolerance for a metric without an interval if bits need not be equal, relative to the larger value."""
@@ -87,11 +86,11 @@ def _number(metrics: dict[str, float], name: str) -> str:
 
 def _hypotheses(trial: Trial) -> dict[tuple[str, str], str]:
     """Hypotheses by condition (`test/snr_0`) and utterance id."""
-    try:
-        lines = trial.read_hypotheses()
-        return {(line["split"] + f"/{line['condition']}", line["id"]): line["hypothesis"] for line in lines}
-    except (KeyError, TypeError) as error:
-        raise PipelineError(trial.hypotheses, f"contains no hypotheses ({error})", AGAIN) from None
+    return {
+        (condition, id): line.hypothesis
+        for condition, lines in trial.read_hypotheses().items()
+        for id, line in lines.items()
+    }
 
 
 def _result(trial: Trial) -> dict[str, float]:

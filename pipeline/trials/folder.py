@@ -150,7 +150,7 @@ class Trial:
             _warn(str(fault))
         return str(fault) if fault else None
 
-    def read_hypotheses(self) -> list[dict[str, Any]]:
+    def read_hypotheses(self) -> results.Hypotheses:
         """See `results.read_hypotheses`."""
         return results.read_hypotheses(self.folder)
 

@@ -6,9 +6,10 @@ earlier versions have no digests and are read without verification.
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256, parse_json, read_text, write_text
@@ -23,6 +24,23 @@ TRUNCATED = "cut_hypotheses"
 """The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again"
 _KEYS = {"identity", "evaluation", "metrics", "details"}
+
+
+class ScoredHypothesis(NamedTuple):
+    """A line of `hypotheses.jsonl`: an utterance as it was recognised."""
+
+    reference: str
+    hypothesis: str
+    errors: int
+    """Words substituted, deleted and inserted."""
+    words: int
+    """Of the reference."""
+    speaker: str | None
+    """None in trials of earlier versions."""
+
+
+Hypotheses = dict[str, dict[str, ScoredHypothesis]]
+"""By condition as in the names of metrics (`test`, `test/snr_0`), then by the id of the utterance."""
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
@@ -65,16 +83,26 @@ def write_sinks(folder: Path, arrays: "dict[str, np.ndarray]") -> None:
         np.savez(temporary, **named)
 
 
-def read_hypotheses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `hypotheses.jsonl`. PipelineError if it is missing or damaged."""
+def read_hypotheses(folder: Path) -> Hypotheses:
+    """Read `hypotheses.jsonl`. PipelineError if it is missing or damaged."""
     path = folder / HYPOTHESES_FILE
     _require(folder, HYPOTHESES_FILE)
     text = read_text(path, AGAIN)
     # All lines at once: a thousand trials have half a million.
     lines = parse_json(path, "[{}]".format(text.rstrip("\n").replace("\n", ",")), AGAIN)
-    if not all(isinstance(line, dict) and {"id", "split", "condition"} <= line.keys() for line in lines):
-        raise PipelineError(path, "contains no hypotheses", AGAIN)
-    return lines
+    hypotheses: Hypotheses = {}
+    try:
+        for line in lines:
+            condition = line["split"] + ("" if line["condition"] == "clean" else f"/{line['condition']}")
+            errors = line["substitutions"] + line["deletions"] + line["insertions"]
+            # Interned, since all trials of a comparison have the same ids and references.
+            id, reference = sys.intern(line["id"]), sys.intern(line["reference"])
+            hypotheses.setdefault(condition, {})[id] = ScoredHypothesis(
+                reference, line["hypothesis"], errors, line["words"], line.get("speaker")
+            )
+    except (KeyError, TypeError) as error:
+        raise PipelineError(path, f"contains no hypotheses ({error!r})", AGAIN) from None
+    return hypotheses
 
 
 def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
