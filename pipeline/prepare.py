@@ -21,7 +21,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, require_space, write_json, write_text
 from pipeline.common.process_pool import KILLED, Run, available_cores
 from pipeline.common.progress import progress
-from pipeline.common.verified import sha256_of
+from pipeline.common.verified import fault, sha256_of
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import (
     JOURNAL_FILE,
@@ -37,6 +37,7 @@ from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_
 from pipeline.corpora.prepared import (
     MANIFEST_KEY,
     MEDIA_FOLDERS,
+    NOISE,
     ROOT,
     SETTINGS_FILE,
     SOURCES,
@@ -111,7 +112,11 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     began = time.time_ns()
     previous = read_previous_run(folder, clips, reader.sources, settings["digest"])
     todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
-    has_noise = all((folder / noise_path(split)).exists() for split in splits_with_noise(corpus))
+    noise = [noise_path(split) for split in splits_with_noise(corpus)]
+    for name, sha256 in known.get(NOISE, {}).items():
+        if fault(folder / name, sha256):
+            (folder / name).unlink(missing_ok=True)
+    has_noise = all((folder / name).exists() for name in noise)
     if not todo and has_noise and _is_complete(folder, corpus, known, listing, [previous.done[id_] for id_ in clips]):
         if moved:
             write_json(folder / SETTINGS_FILE, known | {ROOT: corpus.root})
@@ -246,9 +251,10 @@ def _finish(
                 folder / SKIPPED_FILE, f"every utterance of {split} was skipped", "see the reasons there"
             )
     media = {line.audio for line in lines} | {line.video for line in lines if line.video}
-    remove_unlisted(folder, media | {noise_path(split) for split in splits_with_noise(corpus)})
+    noise = {name: sha256_of(folder / name) for name in map(noise_path, splits_with_noise(corpus))}
+    remove_unlisted(folder, media | noise.keys())
     text = manifest_text(lines)
-    write_json(folder / SETTINGS_FILE, settings | {"splits": splits, MANIFEST_KEY: _sha256(text)})
+    write_json(folder / SETTINGS_FILE, settings | {"splits": splits, NOISE: noise, MANIFEST_KEY: _sha256(text)})
     write_text(folder / MANIFEST, text)
     print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
 

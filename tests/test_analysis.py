@@ -280,6 +280,11 @@ def test_an_llm_not_used_in_training_is_refused(trained: Trial, monkeypatch: pyt
         SpeechTarget(trained, [], None)
 
 
+def test_other_features_than_those_of_the_training_are_refused(trained: Trial) -> None:
+    with pytest.raises(PipelineError, match="--set: changes the audio encoder of the trial"):
+        SpeechTarget(trained, ["features.audio.window=fitted"], None)
+
+
 # Known values of a real model.
 
 

@@ -35,6 +35,7 @@ REFUSED = [
     ("evaluate.splits=[train]", "evaluate.splits[0] is 'train'; it must be 'validation' or 'test'"),
     ("evaluate.splits=[validation]", "sinks.split is 'test' and evaluate.splits is ['validation']; add it to"),
     ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
+    ("corpus.held_out.by=text", "corpus.held_out.by is 'text' and corpus.kind is 'synthetic'; use it with kind folder"),
     ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),

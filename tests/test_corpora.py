@@ -305,5 +305,13 @@ def test_babble_has_equal_power_of_each_talker() -> None:
     together = mix_babble([first, 100 * second])
     assert np.corrcoef(together, first)[0, 1] == pytest.approx(np.corrcoef(together, second)[0, 1], abs=0.05)
     assert root_mean_square(together) == pytest.approx(NOISE_LEVEL)
-    with pytest.raises(ValueError, match="fewer"):
-        mix(np.zeros(10), np.ones(5), 0, np.random.default_rng(0))
+
+
+def test_an_excerpt_of_digital_silence_is_not_used_and_short_noise_is_repeated() -> None:
+    random = np.random.default_rng(0)
+    speech = random.standard_normal(100)
+    pause = np.concatenate([np.zeros(5000), random.standard_normal(50)])
+    for noise in (pause, pause[-50:]):
+        for seed in range(5):
+            mixture = mix(speech / 100, noise, 0, np.random.default_rng(seed))
+            assert root_mean_square(mixture - speech / 100) == pytest.approx(root_mean_square(speech / 100), rel=1e-3)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +100,30 @@ def test_libraries_know_each_other_only_as_designed(library: str) -> None:
     for file in (PACKAGE / library).rglob("*.py"):
         for name in ours(file):
             assert any(f"{name}.".startswith(f"{one}.") for one in known), f"{file} imports pipeline.{name}"
+
+
+def reached(file: Path) -> set[Path]:
+    """The files that a file imports, at any depth, without those that only distribute work or show results."""
+    found, todo = set(), [file]
+    while todo:
+        file = todo.pop()
+        if file in found or file.relative_to(PACKAGE).parts[0] in ("sweeping", "tracking"):
+            continue
+        found.add(file)
+        for name in ours(file):
+            parts = name.split(".")
+            places = [PACKAGE.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+            todo += [
+                place for base in places for place in (base.with_suffix(".py"), base / "__init__.py") if place.exists()
+            ]
+    return found
+
+
+@pytest.mark.parametrize("stage", ["weights", "prepare", "features", "train", "evaluate"])
+def test_a_stage_of_dvc_depends_on_all_code_that_it_runs(stage: str) -> None:
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    for file in reached(PACKAGE / f"{stage}.py"):
+        assert any(file.is_relative_to(ROOT / name) for name in listed), f"{stage} runs {file}"
 
 
 def test_common_and_config_know_nothing_above_them() -> None:

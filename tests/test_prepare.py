@@ -141,7 +141,9 @@ def test_intact_files_are_kept_and_damaged_ones_replaced(tmp_path: Path) -> None
     damaged[len(damaged) // 2] ^= 0xFF
     film.write_bytes(damaged)
     (folder / "validation/s04/0001.wav").unlink()
-    (folder / "babble/test.wav").unlink()
+    babble = folder / "babble/test.wav"
+    babble.write_bytes(babble.read_bytes()[:-2] + b"xx")
+    (folder / "babble/train.wav").unlink()
     (folder / "test/s05/.123.0009.wav").write_bytes(b"half")
     prepare(small(folder), workers=1)
     assert content(folder) == before

@@ -259,6 +259,7 @@ def test_secrets_are_removed_from_text(text: str, clean: str) -> None:
     ("words", "clean"),
     [
         ("--token|abc|--password=two words|--set|train.seed=1", "--token|***|--password=***|--set|train.seed=1"),
+        ("--auth|me:abc", "--auth|***"),
         ("-p|two words|-u|me:abc|-u|me", "-p|***|-u|***|-u|me"),
         ("--header|Authorization: Bearer abc|-H|X-Api-Key: abc", "--header|Authorization: ***|-H|X-Api-Key: ***"),
         ("MY_SECRET=a b c|https://host/?sig=abc", "MY_SECRET=***|https://host/?sig=***"),

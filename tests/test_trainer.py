@@ -62,6 +62,38 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [{name: line[name] for name in line if not name.startswith(("time", "throughput"))} for line in lines]
 
 
+class RunningMean(torch.nn.Module):
+    """Every second frame less the mean of the frames that training has seen: a state that is no parameter."""
+
+    def __init__(self, settings, dimension, rate):
+        super().__init__()
+        self.dimension, self.rate = dimension, rate
+        self.register_buffer("mean", torch.zeros(dimension))
+
+    def forward(self, features, lengths):
+        if self.training:
+            self.mean.lerp_(features.mean((0, 1)), 0.1)
+        return features[:, :: self.rate] - self.mean
+
+
+def test_buffers_of_a_downsampling_are_saved_in_checkpoints_and_with_the_model(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.model.audiovisual.downsampling", RunningMean)
+    whole = trainer_of(llm, tmp_path / "whole")
+    whole.train()
+    checkpoint = min((tmp_path / "whole/checkpoints").iterdir(), key=step_of)
+    again = trainer_of(llm, tmp_path / "again")
+    again.train(resume_from_checkpoint=str(checkpoint))
+    state = whole.model.trained_state()
+    assert state["downsampling.audio.mean"].abs().sum() > 0
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.model.trained_state().items())
+    whole.model.save(tmp_path / "adapter")
+    settings = tiny.settings(llm)
+    decoder = load_decoder(settings.llm, torch.float32)
+    tokenizer = load_tokenizer(settings.llm)
+    back = AudioVisualLLM(decoder, tokenizer, tiny.DIMENSIONS, settings, "float32", tmp_path / "adapter")
+    assert all(torch.equal(state[name], tensor) for name, tensor in back.own_state().items())
+
+
 @pytest.mark.parametrize("settings", [SHORT, GROUPED])
 def test_a_resumed_training_has_equal_bits_and_an_equal_log(llm, tmp_path, settings):
     whole = trainer_of(llm, tmp_path / "whole", **settings)

@@ -37,9 +37,7 @@ class SpeechTarget:
         self.params = trained_params(trial, overrides)
         self._inputs = evaluation_inputs(self.params)
         require_llm(trial, self.params, self._inputs.digests["llm"])
-        if self.params.features.mode == "online":
-            # Cached features do not need the weights of their encoder.
-            require_encoders(trial, self.params)
+        require_encoders(trial, self.params, are_needed=self.params.features.mode == "online")
         limit = utterances or self.params.sinks.utterances
         chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
         self._utterances = sorted(chosen, key=lambda u: (-u.audio_seconds, u.id))

@@ -103,7 +103,7 @@ def command_without_secrets(words: list[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         if _SECRET_OPTION.fullmatch(before) and not word.startswith("-"):
             header, colon, _ = word.partition(":")
-            is_header = colon and before.lower().endswith(("h", "header"))
+            is_header = colon and before.lower() in ("-h", "--header", "--proxy-header")
             clean.append(f"{header}: {HIDDEN}" if is_header else HIDDEN)
         elif _USER_OPTION.fullmatch(before) and ":" in word:
             clean.append(HIDDEN)

@@ -36,6 +36,8 @@ def _corpus(params: "Params") -> Iterator[Contradiction]:
             f"corpus.root is {corpus.root!r} and corpus.kind is {corpus.kind!r}",
             "set corpus.root to the folder of a recorded corpus, and to null for the synthetic one",
         )
+    if corpus.held_out.by == "text" and corpus.kind != "folder":
+        yield f"corpus.held_out.by is 'text' and corpus.kind is {corpus.kind!r}", "use it with kind folder only"
     names = [source.name for source in params.weights.sources]
     for name in names:
         if names.count(name) > 1:

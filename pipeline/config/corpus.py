@@ -36,7 +36,7 @@ class HeldOut(Section):
     test: Count = 1200
     """Minimum number of utterances. LRS2, LRS3 and auto_avsr trees define a test split; GRID has its own keys."""
     by: Literal["speaker", "text"] = "speaker"
-    """speaker: no speaker is in two splits. text: no text is in two splits, for a folder of few speakers."""
+    """speaker: no speaker is in two splits. text: no text is in two splits; for kind `folder`, with few speakers."""
 
 
 class Corpus(Section):

@@ -13,7 +13,7 @@ from pipeline.corpora.splits import SPLITS
 SETTINGS_FILE = "prepare.json"
 ROOT, SOURCES = "root", "sources"
 """Keys of the corpus root and of the digest of its file sizes; equal digests mean the same corpus at a new root."""
-MANIFEST_KEY = "manifest"
+MANIFEST_KEY, NOISE = "manifest", "noise_sha256"
 """Key of the SHA-256 of `manifest.jsonl`."""
 MEDIA_FOLDERS = ("babble", *SPLITS)
 """Folders of media; nothing outside them is ever removed."""

@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 Key = TypeVar("Key", bound=Hashable)
 
 
-def hold_out(corpus: Corpus, split: str, keys: Sequence[Key]) -> set[Key]:
+def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy: str = "ask for fewer") -> set[Key]:
     """Choose the speakers or texts that move from training to a held-out split.
 
     Keys are ordered by `random_rank`, so a corpus that grows keeps its splits, except for the last key.
@@ -24,6 +24,8 @@ def hold_out(corpus: Corpus, split: str, keys: Sequence[Key]) -> set[Key]:
         corpus: `held_out` sets the minimum number of utterances to hold out.
         split: `validation` or `test`.
         keys: per utterance the speaker or text that must stay in one split.
+        unit: what a key is, for messages: `speaker` or `text`.
+        remedy: if too many would be held out.
 
     Raises:
         PipelineError: there are fewer than two keys, or more than half of the utterances would be held out.
@@ -38,9 +40,9 @@ def hold_out(corpus: Corpus, split: str, keys: Sequence[Key]) -> set[Key]:
     if 2 * sum(counts[key] for key in taken) > len(keys):
         raise PipelineError(
             f"corpus.held_out.{split}",
-            f"is {wanted}, and of the {len(keys):,} utterances of {len(counts):,} {corpus.held_out.by}s in "
+            f"is {wanted}, and of the {len(keys):,} utterances of {len(counts):,} {unit}s in "
             f"{corpus.root} at most half may be held out",
-            "ask for fewer, or, with few speakers, set corpus.held_out.by=text",
+            remedy,
         )
     return taken
 

@@ -96,7 +96,7 @@ class AudioVisualLLM(nn.Module):
             }
         )
         if adapter:
-            self.load_state_dict(load_file(Path(adapter) / PROJECTOR_FILE), strict=False)
+            restore(self.own_state(), load_file(Path(adapter) / PROJECTOR_FILE))
 
     def _delimiters(self, embedding: Tensor, stream: str) -> nn.Parameter:
         """(2, width): start and end, initialised with the mean embedding of the words `<audio>` and `</audio>`."""
@@ -257,14 +257,20 @@ class AudioVisualLLM(nn.Module):
         """The trainable parameters, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of downsampling, projectors and delimiters, by name; they share the model's memory."""
+        return {
+            name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("llm.", "encoders."))
+        }
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All that training changes, by name: trainable parameters and `own_state`; they share the model's memory."""
+        return {name: parameter.detach() for name, parameter in self.trainable().items()} | self.own_state()
+
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter, projectors and delimiters atomically; adapters of encoders in a subfolder by stream.
         `complete.json` has the SHA-256 of all files."""
-        own = {
-            name: p.detach().cpu().contiguous()
-            for name, p in self.named_parameters()
-            if not name.startswith(("llm.", "encoders."))
-        }
+        own = {name: tensor.cpu().contiguous() for name, tensor in self.own_state().items()}
         with atomic_write(folder) as temporary:
             self.llm.save_pretrained(str(temporary))
             save_file(own, temporary / PROJECTOR_FILE)
@@ -272,6 +278,12 @@ class AudioVisualLLM(nn.Module):
                 if isinstance(encoder, AdaptedEncoder):
                     encoder.save(temporary / stream)
             seal_folder(temporary)
+
+
+def restore(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved values into the tensors of a model's state; KeyError if one was not saved."""
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
 
 
 def _repeated(role: Role, embeddings: Tensor, count: int) -> SequencePart:

@@ -12,6 +12,8 @@ from pipeline.config import Train
 SPREAD = 0.02
 """Random relative change of a length, up or down, before utterances are sorted by it: enough to vary the batches
 between epochs."""
+MAX_EPOCHS = 100_003
+"""More than any training has: `seed * MAX_EPOCHS + epoch` is unique, so no two seeds share the order of an epoch."""
 
 
 class Batches:
@@ -49,7 +51,7 @@ class Batches:
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of one epoch, counted from 0."""
-        random = torch.Generator().manual_seed(self._train.seed + number)
+        random = torch.Generator().manual_seed(self._train.seed * MAX_EPOCHS + number)
         order = torch.randperm(len(self._frames), generator=random)
         if not self._train.group_by_length:
             return self._cut(order.tolist())

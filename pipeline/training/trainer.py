@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
-from pipeline.model.audiovisual import AudioVisualLLM, Losses
+from pipeline.model.audiovisual import AudioVisualLLM, Losses, restore
 from pipeline.model.examples import Batch, Examples, batch_to
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import is_sealed, seal
@@ -187,11 +187,8 @@ class LossTrainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self._checkpoints
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu() for name, p in self.llm.trainable().items()}, folder / TRAINED_FILE)
+        save_file({name: tensor.cpu() for name, tensor in self.llm.trained_state().items()}, folder / TRAINED_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
-        with torch.no_grad():
-            for name, parameter in self.llm.trainable().items():
-                parameter.copy_(saved[name])
+        restore(self.llm.trained_state(), load_file(Path(resume_from_checkpoint) / TRAINED_FILE))
         self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

@@ -78,8 +78,9 @@ def require_llm(trial: Trial, params: Params, digest: str) -> None:
         )
 
 
-def require_encoders(trial: Trial, params: Params) -> None:
-    """Check that the encoders on disk are those recorded in training; or raise a PipelineError."""
+def require_encoders(trial: Trial, params: Params, are_needed: bool = True) -> None:
+    """Check that the encoders are those recorded in training, or raise a PipelineError. Where features are cached and
+    the encoders not needed, their weights may be missing."""
     trained = load_params(trial.config)
     inputs: dict[str, str] = {}
     for session in sessions(trial):
@@ -89,7 +90,7 @@ def require_encoders(trial: Trial, params: Params) -> None:
         paths = {"weights", "precision"}
         if now.model_dump(exclude=paths) != before.model_dump(exclude=paths):
             raise PipelineError("--set", f"changes the {stream} encoder of the trial", "set its weights' folder only")
-        if before.weights is None:
+        if before.weights is None or not (are_needed or Path(now.weights).exists()):
             continue
         folder = f"{shown_path(Path(before.weights), Path.cwd())}/"
         files = {

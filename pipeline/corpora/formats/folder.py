@@ -113,8 +113,10 @@ class Folder(RecordedCorpus):
 
     def _hold_out(self, split: str, clips: list[RecordedClip]) -> list[RecordedClip]:
         training = [clip for clip in clips if clip.split == "train"]
-        key = _speaker if self.corpus.held_out.by == "speaker" else _text_or_id
-        taken = hold_out(self.corpus, split, [key(clip) for clip in training])
+        unit = self.corpus.held_out.by
+        key = _speaker if unit == "speaker" else _text_or_id
+        remedy = "ask for fewer, or, with few speakers, set corpus.held_out.by=text"
+        taken = hold_out(self.corpus, split, [key(clip) for clip in training], unit, remedy)
         return [replace(c, split=split) if c.split == "train" and key(c) in taken else c for c in clips]
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:

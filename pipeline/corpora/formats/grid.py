@@ -121,11 +121,11 @@ def _in_splits(corpus: Corpus, clips: list[RecordedClip]) -> list[RecordedClip]:
             where = "corpus.grid.test_speakers"
             raise PipelineError(where, f"{missing[0]} is not in {corpus.root}", "list speakers of the corpus")
         test = {clip.id for clip in clips if clip.speaker in corpus.grid.test_speakers}
-        keys = {clip.id: clip.speaker for clip in clips if clip.id not in test}
+        unit, keys = "speaker", {clip.id: clip.speaker for clip in clips if clip.id not in test}
     else:
         test = _sample_of_each_speaker(corpus, clips)
-        keys = {clip.id: str(clip.text) for clip in clips if clip.id not in test}
-    held_out = hold_out(corpus, "validation", list(keys.values()))
+        unit, keys = "text", {clip.id: str(clip.text) for clip in clips if clip.id not in test}
+    held_out = hold_out(corpus, "validation", list(keys.values()), unit)
     splits = {name: "validation" if key in held_out else "train" for name, key in keys.items()}
     splits |= dict.fromkeys(test, "test")
     return [replace(clip, id=f"{splits[clip.id]}/{clip.id}", split=splits[clip.id]) for clip in clips]

@@ -177,7 +177,7 @@ def hold_out_validation(corpus: Corpus, clips: list[RecordedClip], skipped: list
     """
     training = [clip for clip in clips if clip.split == "train"]
     short = [clip for clip in training if not _is_pretrain(clip)]
-    held_out = hold_out(corpus, "validation", [clip.speaker for clip in short or training])
+    held_out = hold_out(corpus, "validation", [clip.speaker for clip in short or training], "speaker")
     kept = []
     for clip in clips:
         if clip.split != "train" or clip.speaker not in held_out:

@@ -47,12 +47,12 @@ def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.Generator) -> np.ndarray:
     """Speech in noise: `y = x + a n`, `a = sqrt(|x|^2 / |n|^2 10^(-SNR / 10))` over the whole utterance.
 
-    The excerpt of the noise starts at random and wraps around. A mixture that would clip is scaled down as a whole,
-    which keeps the ratio.
+    The excerpt of the noise starts at random, later if it would be digital silence, and wraps around; noise that is
+    shorter than the speech is repeated. A mixture that would clip is scaled down as a whole, which keeps the ratio.
 
     Args:
         speech: (samples,).
-        noise: (noise samples,), at least as long.
+        noise: (noise samples,), not all 0.
         snr: in dB; 0 is equal power.
         generator: draws the start of the excerpt.
 
@@ -60,9 +60,11 @@ def mix(speech: np.ndarray, noise: np.ndarray, snr: float, generator: np.random.
         (samples,) float32 within +-`PEAK`.
     """
     if len(noise) < len(speech):
-        raise ValueError(f"the noise has {len(noise)} samples, fewer than the {len(speech)} of the speech")
-    start = int(generator.integers(len(noise)))
-    excerpt = np.concatenate([noise[start:], noise[:start]])[: len(speech)].astype(np.float64)
+        noise = np.resize(noise, len(speech))
+    rolled = np.roll(noise, -int(generator.integers(len(noise))))
+    if not rolled[: len(speech)].any():
+        rolled = np.roll(rolled, -int((rolled != 0).argmax()))
+    excerpt = rolled[: len(speech)].astype(np.float64)
     power = np.mean(np.square(speech, dtype=np.float64)) / np.mean(np.square(excerpt))
     mixture = speech + np.sqrt(power * 10 ** (-snr / 10)) * excerpt
     return (mixture * min(1.0, PEAK / np.abs(mixture).max())).astype(np.float32)

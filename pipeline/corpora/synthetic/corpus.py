@@ -83,7 +83,8 @@ class SyntheticCorpus(Reader):
 
         if self.corpus.noise.folder is not None:
             write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, MAX_SENTENCE_SECONDS, folder)
-        write_synthetic_babble(self.corpus, split, folder)
+        else:
+            write_synthetic_babble(self.corpus, split, folder)
 
     def prepare_clip(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         from pipeline.corpora.synthetic.utterance import generate_utterance
