@@ -63,6 +63,8 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
             metrics, details = _measure(params, inputs.evaluation, trial, evaluation)
             lease.require()
             trial.finish(evaluation, metrics, details)
+            for journal in trial.folder.glob("hypotheses.*.journal"):
+                journal.unlink()
     return trial
 
 
@@ -77,13 +79,12 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> t
     sink_metrics, summary = sinks(model, params, inputs)
     write_sinks(trial.folder, summary.arrays)
     write_hypotheses(trial.folder, lines)
-    journal.unlink()
     return metrics | sink_metrics, {"sinks": summary.description}
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
     """The main metrics of a trial under short names, without those that it lacks."""
-    noisy = [name for name in metrics if re.fullmatch(r"wer/test/(.+_)?snr_-?[\d.]+", name)]
+    noisy = [name for name in metrics if re.fullmatch(r"wer/test/snr_-?[\d.]+", name)]
     named = HEADLINES | {"wer_snr": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
     return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
 

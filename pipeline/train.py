@@ -6,6 +6,7 @@ returns at once if the trial is already trained.
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
@@ -41,6 +42,8 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
     inputs = inputs or TrialInputs(params)
     trial = Trial.create(params.train.runs, params, inputs.training.digests)
     if trial.status() in TRAINED:
+        # There are some if a process was killed between its last two steps.
+        shutil.rmtree(trial.checkpoints, ignore_errors=True)
         return trial
     with trial.lease() as lease:
         # Another process may have finished it before this one acquired the lease.

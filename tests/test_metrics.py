@@ -105,6 +105,8 @@ def test_every_metric_named_in_the_code_is_registered() -> None:
         (f"{metrics.BY_ACTIVATION}/tau_300", f"{metrics.BY_ACTIVATION}/tau_300"),
         (f"{metrics.BY_ACTIVATION}/audio_start", metrics.BY_ACTIVATION + "/{role}"),
         (f"{metrics.BY_ACTIVATION}/low", metrics.BY_ACTIVATION),
+        (f"{metrics.BY_ACTIVATION}/validation", metrics.BY_ACTIVATION),
+        (f"{metrics.RELOCATED}/validation", metrics.RELOCATED),
     ],
 )
 def test_a_name_finds_its_line(name: str, expected: str) -> None:

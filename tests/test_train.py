@@ -240,6 +240,7 @@ def test_a_killed_evaluation_decodes_only_the_rest(project):
     assert again.returncode == 0, again.stderr
     assert (trial / "hypotheses.jsonl").read_bytes() == hypotheses
     assert json.loads((trial / "metrics.json").read_text()) == metrics
+    assert not list(trial.glob("*.journal"))
 
 
 def lines_of(project, code):

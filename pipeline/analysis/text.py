@@ -62,6 +62,8 @@ class TextTarget:
             )
         bos = bos_token(self._tokenizer, self.decoder.config)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise PipelineError(file, f"has no token of {folder}", "use a text that its tokenizer knows")
         require_embedded([bos, *ids], self.decoder, "the text")
         self._windows = _windows(ids, bos, tokens)[:sequences]
         name = folder.resolve().name

@@ -172,8 +172,10 @@ def is_bound(name: str) -> bool:
 
 
 def find(name: str) -> Metric | None:
-    """The metric of a name, or of a bound's name; None if it is not registered."""
+    """The metric of a name, of a bound's name, or of sinks on the validation split; None if it is not registered."""
     name = name.removesuffix("/low").removesuffix("/high")
+    if name.startswith("sinks/"):
+        name = name.replace("/validation", "", 1)
     exact = (metric for metric in METRICS if metric.name == name)
     families = (metric for metric in METRICS if metric.is_family and _pattern(metric.name).match(name))
     return next(exact, None) or next(families, None)

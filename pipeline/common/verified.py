@@ -114,6 +114,8 @@ def seal_folder(folder: Path, **more: Any) -> None:
 
 def folder_fault(folder: Path) -> str | None:
     """Why a sealed folder fails verification (a file missing, added or changed); None if it passes."""
+    if not (folder / FOLDER_SEAL).exists():
+        return f"{FOLDER_SEAL} is missing"
     try:
         sealed, _ = read_sealed(folder / FOLDER_SEAL, "")
         files = sealed["files"]

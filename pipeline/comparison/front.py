@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
-from pipeline.common.metrics import NUMBER, Metric, Unit, find
+from pipeline.common.metrics import NUMBER, Unit, find
 from pipeline.common.text import ABSENT, plain, rounded, table_row
 from pipeline.comparison.entries import condition_name
 from pipeline.comparison.rendering import INDENT
@@ -105,23 +105,22 @@ def of_test(metric: str) -> str:
 
 def metric_label(metric: str) -> str:
     """The label of a metric with its split."""
-    known = _registered(metric)
+    known = find(metric)
     if known is None:
         return metric
-    if known.is_family:
+    if known.is_family and not _is_sink_metric(metric):
         return known.labelled(condition_name(metric.partition("/")[2]))
     split = "validation" if "/validation" in metric else "test"
-    return f"{known.label}, {split}" if _is_sink_metric(metric) else known.label
+    if not _is_sink_metric(metric):
+        return known.label
+    role = metric.removesuffix("/validation").rpartition("/")[2] if known.is_family else ""
+    return ", ".join([known.labelled(role), split])
 
 
 def metric_unit(metric: str) -> Unit:
     """The unit of a metric."""
-    known = _registered(metric)
+    known = find(metric)
     return known.unit if known else NUMBER
-
-
-def _registered(metric: str) -> Metric | None:
-    return find(metric.replace("/validation", "", 1) if _is_sink_metric(metric) else metric)
 
 
 def _is_sink_metric(metric: str) -> bool:

@@ -38,7 +38,8 @@ def named_trial(name: str, runs: str | Path) -> Trial:
     Raises:
         PipelineError: none or several match; or MLflow is needed and fails.
     """
-    if re.fullmatch("[0-9a-f]{32}", name):
+    is_known = Path(name).exists() or Path(runs, name[:FOLDER_DIGITS]).exists()
+    if re.fullmatch("[0-9a-f]{32}", name) and not is_known:
         name = identity_of_run(name, tracking_uri()) or name
     trials = _matching(name, Path(runs))
     if len(trials) != 1:
