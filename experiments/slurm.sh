@@ -13,7 +13,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Whoever reaches Ray's port could run code: only who can read this file may.
+# Whoever reaches Ray's port can run code, so Ray asks for a token, which only this user can read.
 umask 077
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$PWD/.ray-token-$SLURM_JOB_ID"
 export FINISHED="$PWD/.finished-$SLURM_JOB_ID"

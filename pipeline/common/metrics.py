@@ -107,7 +107,7 @@ METRICS: list[Metric] = [
     Metric("sinks/bos_sink_rate", "BOS sink rate %", PERCENT, "", TABLE | FIGURE | FOLLOWED,
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
     Metric(RELOCATED, "relocated by attention %", PERCENT, "lower", MAIN,
-           "Share of the utterances in which a token other than BOS receives the most attention of the response: a "
+           "Share of the utterances in which the response attends most to a token other than BOS: a "
            "loss that only moves the sink raises it."),
     Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Share of the utterances in which a token other than BOS has the largest ratio."),
