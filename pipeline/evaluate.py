@@ -4,15 +4,14 @@ Writes hypotheses, word error rates with confidence intervals, and sink metrics 
 sink parameter evaluates again without training again; a trial with an equal evaluation returns at once.
 """
 
-import csv
-import io
+import math
 import re
 import sys
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json, write_text
+from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
 from pipeline.training.inputs import Inputs, TrialInputs
@@ -91,21 +90,14 @@ def headlines(metrics: dict[str, float]) -> dict[str, float]:
 
 def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
     """Write small copies for `dvc metrics` and `dvc plots`."""
-    import numpy as np
-
     result = trial.result()
     assert result is not None
     write_json(DVC_METRICS, headlines(result["metrics"]))
-    other, sink = trial.read_sinks()["cosine_mean_joined"].T
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["block", "sink", "other"])
+    cosines = trial.read_sinks()["cosine_mean_joined"].tolist()
+    rows = [{"block": layer, "sink": sink, "other": other} for layer, (other, sink) in enumerate(cosines)]
     # A layer without sinks has no cosine, so its cell stays empty.
-    writer.writerows(
-        [layer, *("" if np.isnan(value) else float(value) for value in pair)]
-        for layer, pair in enumerate(zip(sink, other, strict=True))
-    )
-    write_text(folder / "cosine_to_bos.csv", text.getvalue())
+    known = ({name: value for name, value in row.items() if not math.isnan(value)} for row in rows)
+    write_text(folder / "cosine_to_bos.csv", csv_text(rows[0], known))
 
 
 def track(trial: Trial) -> None:

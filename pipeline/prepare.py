@@ -8,7 +8,6 @@ complete. The skipped clips of a recorded corpus are listed in `skipped.csv` wit
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 
 from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, require_space, write_json, write_text
+from pipeline.common.files import digest, require_space, text_sha256, write_json, write_text
 from pipeline.common.process_pool import KILLED, Run, available_cores
 from pipeline.common.progress import progress
 from pipeline.common.verified import fault, sha256_of
@@ -33,6 +32,7 @@ from pipeline.corpora.journal import (
     write_records,
 )
 from pipeline.corpora.manifest import MANIFEST, REMEDY, Utterance, manifest_text
+from pipeline.corpora.noise.folder import folder_noise
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
 from pipeline.corpora.prepared import (
     MANIFEST_KEY,
@@ -167,7 +167,8 @@ def _results(
 ) -> Iterator[tuple[str, PreparedClip]]:
     corpus, total = reader.corpus, len(listing.clips)
     with progress(total, "prepare", "clip", total - len(todo)) as bar:
-        noises = [(corpus, s, reader.noise_recipe(s, listing.clips), folder) for s in splits_with_noise(corpus)]
+        missing = [split for split in splits_with_noise(corpus) if not (folder / noise_path(split)).exists()]
+        noises = [(corpus, split, reader.talkers(split, listing.clips), folder) for split in missing]
         for (_, split, *_), result in run(_write_noise, noises):
             if result is KILLED:
                 raise PipelineError(f"the noise of {split}", "its process was killed (out of memory?)", REMEDY)
@@ -191,8 +192,15 @@ def _skipped(clip: Any, reason: Unusable) -> PreparedClip:
     return PreparedClip(skipped=reason.skip(clip.path, clip.split, clip.id))
 
 
-def _write_noise(corpus: Corpus, split: str, recipe: Any, folder: Path) -> None:
-    reader_of(corpus).write_noise(split, recipe, folder)
+def _write_noise(corpus: Corpus, split: str, talkers: Any, folder: Path) -> None:
+    from pipeline.corpora.media.files import write_audio
+
+    reader, source = reader_of(corpus), corpus.noise.folder
+    if source is None:
+        noise = reader.babble(split, talkers)
+    else:
+        noise = folder_noise(source, split, corpus.seed, reader.noise_seconds)
+    write_audio(folder / noise_path(split), noise)
 
 
 def _prepare_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
@@ -201,6 +209,8 @@ def _prepare_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, File
         return reader.prepare_clip(clip, folder, known)
     except (PipelineError, OSError):
         raise
+    except Unusable as reason:
+        return _skipped(clip, reason)
     except Exception as error:
         # Decoders raise any exception, which must not stop hours of work on the other clips.
         if reader.requires_all:
@@ -228,14 +238,10 @@ def _is_complete(
     """Whether manifest and `skipped.csv` are what these results give."""
     lines, skipped = _outputs(corpus, listing, results)
     files = {MANIFEST: manifest_text(lines), SKIPPED_FILE: skipped_text(skipped)}
-    expected = {name: _sha256(text) for name, text in files.items() if text}
+    expected = {name: text_sha256(text) for name, text in files.items() if text}
     if recorded.get(MANIFEST_KEY) != expected.get(MANIFEST):
         return False
     return expected == {name: sha256_of(folder / name) for name in files if (folder / name).exists()}
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finish(
@@ -254,7 +260,7 @@ def _finish(
     noise = {name: sha256_of(folder / name) for name in map(noise_path, splits_with_noise(corpus))}
     remove_unlisted(folder, media | noise.keys())
     text = manifest_text(lines)
-    write_json(folder / SETTINGS_FILE, settings | {"splits": splits, NOISE: noise, MANIFEST_KEY: _sha256(text)})
+    write_json(folder / SETTINGS_FILE, settings | {"splits": splits, NOISE: noise, MANIFEST_KEY: text_sha256(text)})
     write_text(folder / MANIFEST, text)
     print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
 

@@ -4,13 +4,11 @@ Trains a projector and LoRA on cached features or, in mode online, on media. Res
 returns at once if the trial is already trained.
 """
 
-import csv
-import io
 import shutil
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
-from pipeline.common.files import write_json, write_text
+from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.config import Params
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials.folder import Status, Trial
@@ -59,11 +57,8 @@ def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:
     """Write small copies for `dvc plots`: the curves of the metrics log, and the identity of the trial."""
     records = read_log(trial)
     for name, keys in CURVES.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", *keys], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(record for record in records if record.keys() & set(keys))
-        write_text(folder / f"{name}.csv", text.getvalue())
+        rows = (record for record in records if record.keys() & set(keys))
+        write_text(folder / f"{name}.csv", csv_text(["step", *keys], rows))
     write_json(folder / "trial.json", {"identity": trial.identity, "folder": str(trial.folder)})
 
 

@@ -100,10 +100,10 @@ def done() -> None:
 
 def planned_data(planned: PlannedTrial) -> dict[str, str]:
     """The digests of a planned trial's inputs."""
-    from pipeline.training.inputs import training_inputs
+    from pipeline.training.inputs import TrialInputs
 
     if not _DATA:
-        _DATA.update(training_inputs(planned.params).digests)
+        _DATA.update(TrialInputs(planned.params).training.digests)
     return _DATA
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -239,7 +240,7 @@ def trained(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial
         for number, text in enumerate(["bin blue at f two now", "place red by m nine again", "set white in a one soon"])
     )
     inputs = Inputs(utterances, features, {"llm": "1" * 64})
-    monkeypatch.setattr("pipeline.analysis.speech.evaluation_inputs", lambda params: inputs)
+    monkeypatch.setattr("pipeline.analysis.speech.TrialInputs", lambda params: SimpleNamespace(evaluation=inputs))
     build_model(load_params(trial.config), inputs).save(trial.adapter)
     return trial
 
@@ -275,7 +276,7 @@ def test_batches_of_a_trial_decode(trained: Trial) -> None:
 
 def test_an_llm_not_used_in_training_is_refused(trained: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Inputs((), {}, {"llm": "2" * 64})
-    monkeypatch.setattr("pipeline.analysis.speech.evaluation_inputs", lambda params: other)
+    monkeypatch.setattr("pipeline.analysis.speech.TrialInputs", lambda params: SimpleNamespace(evaluation=other))
     with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
         SpeechTarget(trained, [], None)
 

@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -16,16 +13,15 @@ import av
 import numpy as np
 import pytest
 import trees
-from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.process_pool import KILLED, run_parallel
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.noise.babble import write_babble
+from pipeline.corpora.noise.babble import recorded_babble
 from pipeline.corpora.noise.mixing import root_mean_square
-from pipeline.corpora.reader import is_current
+from pipeline.corpora.reader import Unusable, is_current
 from pipeline.corpora.recorded import recording
 from pipeline.corpora.recorded.corpus import RecordedCorpus
 from pipeline.prepare import prepare
@@ -492,50 +488,13 @@ def test_a_change_of_noise_keeps_videos_and_clean_audio(spoken: list[Spoken], tm
 def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
     corpus = params("folder", tmp_path, tmp_path / "out").corpus
     (tmp_path / "bad.wav").write_bytes(b"nothing")
-    write_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]], tmp_path / "babble.wav")
-    assert root_mean_square(read_audio(tmp_path / "babble.wav")) == pytest.approx(0.1, rel=0.01)
+    babble = recorded_babble(corpus, "train", [[tmp_path / "bad.wav"], [spoken[0].wav]])
+    assert root_mean_square(babble) == pytest.approx(0.1, rel=0.01)
     with pytest.raises(PipelineError, match=r"bad\.wav: no audio of any talker is readable"):
-        write_babble(corpus, "train", [[tmp_path / "bad.wav"]], tmp_path / "none.wav")
+        recorded_babble(corpus, "train", [[tmp_path / "bad.wav"]])
 
 
-# Interruption.
-
-
-def test_a_killed_run_is_resumed_without_repeated_work(spoken: list[Spoken], tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    for number in range(30):
-        for part, one in (("train", spoken[number % 8]), ("validation", spoken[9]), ("test", spoken[11])):
-            trees.write_mpg(root / part / f"p{number % 5}" / f"{number}.mpg", *_short(one))
-            (root / part / f"p{number % 5}" / f"{number}.txt").write_text(one.text)
-    settings = ["corpus.kind=folder", f"corpus.root={root}", f"corpus.out={tmp_path / 'out'}", trees.QUIET]
-    words = [sys.executable, "-m", "pipeline.prepare", *(f"--set={value}" for value in settings)]
-    process = subprocess.Popen(words, cwd=trees.ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while len(list((tmp_path / "out").rglob("[0-9]*.mp4"))) < 8:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while group_lives(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    folder = tmp_path / "out"
-    assert not (folder / "manifest.jsonl").exists()
-    records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
-    finished = {path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
-    kept = {path: (folder / path).stat().st_mtime_ns for path in finished}
-    assert 0 < len(kept) < 2 * 90
-    done = subprocess.run(words, cwd=trees.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "train           30 utterances" in done.stdout
-    assert {path: (folder / path).stat().st_mtime_ns for path in finished} == kept
-    assert len(read_manifest(folder)) == 90
-    assert not list(folder.rglob(".*"))
-
-
-def _short(one: Spoken) -> tuple[np.ndarray, np.ndarray]:
-    return read_video_gray(one.mp4)[:15], read_audio(one.wav)[: 15 * 640]
+# Jobs.
 
 
 def double_or_die(number: int) -> int:
@@ -566,7 +525,7 @@ def test_a_clip_without_a_face_is_skipped_and_a_missing_detector_is_an_error(
         prepare(params("folder", root, tmp_path / "out", missing), workers=1)
 
     def nobody(source: Path, target: Path, detector: Path) -> None:
-        raise mouth_region.NoFace("no face in any of 55 frames")
+        raise Unusable(mouth_region.NO_FACE, "no face in any of 55 frames")
 
     monkeypatch.setattr(mouth_region, "crop_mouth", nobody)
     folder = prepare(params("folder", root, tmp_path / "out"), workers=1)

@@ -125,14 +125,14 @@ def outcome() -> list[Any]:
     from pipeline.model.examples import batch_to
     from pipeline.training.batches import Batches
     from pipeline.training.build import build_model
-    from pipeline.training.inputs import training_inputs
+    from pipeline.training.inputs import TrialInputs
 
     params = load_params("params.yaml", ["decorrelation.weight=0.5"])
-    inputs = training_inputs(params)
+    inputs = TrialInputs(params).training
     model = build_model(params, inputs)
     chosen = inputs.chosen("train")
     examples = inputs.examples(chosen, model.tokenize_response)
-    batches = list(Batches([round(25 * u.audio_seconds) for u in chosen], params.train))
+    batches = [batch for _, batch in Batches([round(25 * u.audio_seconds) for u in chosen], params.train)]
     batch = batch_to(examples.collate([examples[number] for number in batches[0]]), model.device)
     with torch.no_grad():
         losses = model(batch, params.decorrelation)

@@ -39,7 +39,7 @@ def complete(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_complete_file_is_accepted(complete: Path) -> None:
-    require_complete(complete, "")
+    require_complete(complete)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
@@ -48,7 +48,7 @@ def test_a_file_that_ends_inside_a_packet_is_refused(complete: Path, share: floa
     cut = tmp_path / complete.name
     cut.write_bytes(content[: int(share * len(content))])
     with pytest.raises(PipelineError, match=r": truncated: its? (last|has)"):
-        require_complete(cut, "")
+        require_complete(cut)
 
 
 def test_an_mp3_that_was_cut_between_frames_is_accepted(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_an_mp3_that_was_cut_between_frames_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp3"
     for tag in (b"", b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128)):
         path.write_bytes(tag + first + 4 * frame)
-        require_complete(path, "")
+        require_complete(path)
         path.write_bytes(tag + first + 4 * frame + frame[:100])
         with pytest.raises(PipelineError, match="truncated: it has 2185 of 3753 bytes"):
-            require_complete(path, "")
+            require_complete(path)

@@ -250,11 +250,11 @@ from trials import finish
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
 from pipeline.trials.folder import Trial
-from pipeline.training.inputs import training_inputs
+from pipeline.training.inputs import TrialInputs
 for number, planned in enumerate(plan_trials(load_sweep("experiments/small.yaml"))):
     if number < 2:
         params = planned.params
-        trial = Trial.create(params.train.runs, params, training_inputs(params).digests)
+        trial = Trial.create(params.train.runs, params, TrialInputs(params).training.digests)
         finish(trial, {"test": [number, 0]}, **{"wer/validation": 0.1 * number})
         print(trial.folder)
 """

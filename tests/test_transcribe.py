@@ -22,7 +22,7 @@ from pipeline.sinks.definitions import DEFINITIONS
 from pipeline.train import train
 from pipeline.training.build import build_model
 from pipeline.training.evaluation import sink_statistics
-from pipeline.training.inputs import evaluation_inputs
+from pipeline.training.inputs import TrialInputs
 from pipeline.transcribe import main
 from pipeline.transcription.recording import read_streams
 from pipeline.trials.folder import Trial
@@ -128,11 +128,11 @@ def test_sinks_equal_those_of_the_instrument(
 ) -> None:
     trial = trials[LIPS]
     params = load_params(trial.config, [LOW])
-    utterance = next(u for u in evaluation_inputs(params).utterances if u.split == "test" and u.snr is None)
+    utterance = next(u for u in TrialInputs(params).evaluation.utterances if u.split == "test" and u.snr is None)
     text, counts, *lines = transcribe(
         f"data/corpus/{utterance.video}", "--trial", trial.folder, "--sinks", "--set", LOW
     )
-    inputs = evaluation_inputs(params)
+    inputs = TrialInputs(params).evaluation
     model = build_model(params, inputs, trial.adapter).eval()
     found = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (

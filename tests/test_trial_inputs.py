@@ -12,7 +12,7 @@ from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
-from pipeline.training.inputs import TrialInputs, evaluation_inputs, training_inputs
+from pipeline.training.inputs import TrialInputs
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
 
 def test_shared_inputs_equal_separate_ones(params: Params) -> None:
     inputs = TrialInputs(params)
-    for ours, alone in ((inputs.training, training_inputs(params)), (inputs.evaluation, evaluation_inputs(params))):
+    for kind in ("training", "evaluation"):
+        ours, alone = getattr(inputs, kind), getattr(TrialInputs(params), kind)
         assert ours.digests == alone.digests
         assert ours.utterances == alone.utterances
     assert {utterance.split for utterance in inputs.training.utterances} == {"train", "validation"}

@@ -8,10 +8,10 @@ import torch
 
 from pipeline.analysis.target import ItemBatch
 from pipeline.model.decoding import decode_texts
-from pipeline.model.examples import batch_to
 from pipeline.scoring.errors import score
 from pipeline.training.build import build_model
-from pipeline.training.inputs import evaluation_inputs
+from pipeline.training.evaluation import batches_by_length
+from pipeline.training.inputs import TrialInputs
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import configuration, task_of
 from pipeline.trials.trained import require_encoders, require_llm, trained_params
@@ -35,12 +35,11 @@ class SpeechTarget:
 
     def __init__(self, trial: Trial, overrides: list[str], utterances: int | None) -> None:
         self.params = trained_params(trial, overrides)
-        self._inputs = evaluation_inputs(self.params)
+        self._inputs = TrialInputs(self.params).evaluation
         require_llm(trial, self.params, self._inputs.digests["llm"])
         require_encoders(trial, self.params, are_needed=self.params.features.mode == "online")
         limit = utterances or self.params.sinks.utterances
-        chosen = self._inputs.chosen(self.params.sinks.split)[:limit]
-        self._utterances = sorted(chosen, key=lambda u: (-u.audio_seconds, u.id))
+        self._utterances = self._inputs.chosen(self.params.sinks.split)[:limit]
         self.model = build_model(self.params, self._inputs, trial.adapter).eval()
         self.decoder = self.model.llm
         self.name = trial.folder.name
@@ -69,16 +68,14 @@ class SpeechTarget:
         return self._batches(self.params.evaluate.batch_size, response=False)
 
     def _batches(self, size: int, response: bool) -> Iterator[ItemBatch]:
-        for start in range(0, len(self), size):
-            chosen = self._utterances[start : start + size]
-            examples = self._inputs.examples(chosen, self.model.tokenize_response)
+        for chosen, batch in batches_by_length(self.model, self._inputs, self._utterances, size):
             with torch.no_grad():
                 # Media are encoded here, once for all conditions.
-                content = self.model.encoded(batch_to(examples.as_batch(), self.model.device))
+                content = self.model.encoded(batch)
                 sequence = self.model.sequence(content, response=response)
             labels = [
-                self.model.token_labels(roles[real].tolist(), [*examples.responses[row]])
-                for row, (roles, real) in enumerate(zip(sequence.roles, sequence.mask, strict=True))
+                self.model.token_labels(roles[real].tolist(), self.model.tokenize_response(utterance.text))
+                for utterance, roles, real in zip(chosen, sequence.roles, sequence.mask, strict=True)
             ]
             yield ItemBatch([u.id for u in chosen], sequence, labels, content)
 

@@ -1,18 +1,15 @@
 """Effects of interventions as text, Markdown and CSV."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 
 from pipeline.analysis.effects import Effect
-from pipeline.common.text import ABSENT, rounded
+from pipeline.common.files import csv_text
+from pipeline.common.text import ABSENT, p_text, rounded, table_row
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 SEPARATOR = "  "
 WIDTH = 120
-MIN_P = 0.001
-"""Smaller values are written as below it."""
 
 
 def header(score: str) -> list[str]:
@@ -63,28 +60,25 @@ def effects_markdown(rows: Rows, score: str, item: str) -> str:
     """One table, and the explanation of its columns."""
     names = header(score)
     table = [names, ["---"] * len(names), *cells(rows, score)]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in table] + ["", legend(item)]) + "\n"
+    return "\n".join([*(table_row(*row) for row in table), "", legend(item)]) + "\n"
 
 
 def effects_csv(rows: Rows) -> str:
     """One line for each intervention and each control."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    names = ["name", "label", "tokens", "score", "score/low", "score/high", "change", "change/low", "change/high", "p"]
-    writer.writerow([*names, "sinks", "bos_ratio"])
+    lines = []
     for effect in (effect for pair in rows for effect in pair if effect):
-        score = [effect.score, *(effect.score_interval or ("", ""))]
-        change = [effect.change, *(effect.change_interval or ("", "")), effect.p]
-        ratio = "" if effect.ratio is None else effect.ratio
-        writer.writerow([effect.name, effect.label, effect.tokens_affected, *score, *change, effect.sinks, ratio])
-    return file.getvalue()
+        line = {"name": effect.name, "label": effect.label, "tokens": effect.tokens_affected}
+        for name in ("score", "change"):
+            low, high = getattr(effect, f"{name}_interval") or (None, None)
+            line |= {name: getattr(effect, name), f"{name}/low": low, f"{name}/high": high}
+        lines.append(line | {"p": effect.p, "sinks": effect.sinks, "bos_ratio": effect.ratio})
+    return csv_text(lines[0], lines)
 
 
 def _change(effect: Effect, score: str) -> str:
     if not effect.tokens_affected:
         return "no token"
-    p = f"p<{MIN_P:g}" if effect.p < MIN_P else f"p={effect.p:.3f}"
-    return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p}"
+    return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p_text(effect.p)}"
 
 
 def _with_interval(value: float, bounds: tuple[float, float] | None, score: str, signed: bool) -> str:

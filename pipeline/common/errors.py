@@ -55,6 +55,12 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
+def error_reason(error: BaseException) -> str:
+    """First line of an error's message, with the next one if it ends in a colon; its class if it has no message."""
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join([first, more[0].strip()]) if first.endswith(":") and more else first
+
+
 def from_os_error(error: OSError) -> PipelineError | None:
     """An error of the operating system as a `PipelineError`; None if it names no file, so that a traceback is shown."""
     place = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None

@@ -1,11 +1,13 @@
 """Atomic file writing, JSON, and digests of values and files."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV with a header; values of other columns are left out, and missing ones are empty."""
+    file = io.StringIO()
+    table = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return file.getvalue()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON with sorted keys; NaN is an error."""
     write_text(path, json_text(value))
@@ -106,7 +117,12 @@ def canonical(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 of `canonical(value)`, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return text_sha256(canonical(value))
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of UTF-8 text, 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, error_reason
 from pipeline.config import AudioEncoderSettings, Params, Train, VideoEncoderSettings
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def resolve_device(device: str) -> "torch.device":
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError("train.device", f"{device!r} cannot be used ({reason})", "use auto or cpu") from None
+        found = f"{device!r} cannot be used ({error_reason(error)})"
+        raise PipelineError("train.device", found, "use auto or cpu") from None
     return chosen
 
 

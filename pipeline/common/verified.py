@@ -5,7 +5,6 @@ names it: an index, a manifest, a trial's results. A file is hashed once per pro
 the same. Small files are verified whenever they are read; large ones when their content is used, not when listed.
 """
 
-import hashlib
 import os
 import re
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, json_text, parse_json, read_text, write_text
+from pipeline.common.files import file_sha256, json_text, parse_json, read_text, text_sha256, write_text
 
 FOLDER_SEAL = "complete.json"
 SETTLED_SECONDS = 1.0
@@ -67,7 +66,7 @@ def require(path: str | Path, sha256: str, remedy: str) -> None:
 def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
     """Write JSON with the SHA-256 of its own text in key `seal`, which is zeros while it is hashed."""
     text = json_text(value | {"seal": _BLANK})
-    write_text(path, text.replace(f'"seal": "{_BLANK}"', f'"seal": "{_sha256(text)}"', 1))
+    write_text(path, text.replace(f'"seal": "{_BLANK}"', f'"seal": "{text_sha256(text)}"', 1))
 
 
 def read_sealed(path: str | Path, remedy: str) -> tuple[dict[str, Any], bool]:
@@ -86,7 +85,7 @@ def read_sealed(path: str | Path, remedy: str) -> tuple[dict[str, Any], bool]:
     if "seal" not in value:
         return value, False
     seal = _SEAL.search(text)
-    if not seal or _sha256(text[: seal.start(1)] + _BLANK + text[seal.end(1) :]) != seal[1]:
+    if not seal or text_sha256(text[: seal.start(1)] + _BLANK + text[seal.end(1) :]) != seal[1]:
         raise PipelineError(path, "has changed since it was written", remedy)
     del value["seal"]
     return value, True
@@ -94,17 +93,13 @@ def read_sealed(path: str | Path, remedy: str) -> tuple[dict[str, Any], bool]:
 
 def with_seal_line(text: str) -> str:
     """The text below a comment line (`#`) with its SHA-256."""
-    return f"{_SEAL_LINE}{_sha256(text)}\n{text}"
+    return f"{_SEAL_LINE}{text_sha256(text)}\n{text}"
 
 
 def is_seal_line_wrong(text: str) -> bool:
     """Whether a text has a seal line that does not match; a text without one passes."""
     first, _, rest = text.partition("\n")
-    return first.startswith(_SEAL_LINE) and first != f"{_SEAL_LINE}{_sha256(rest)}"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return first.startswith(_SEAL_LINE) and first != f"{_SEAL_LINE}{text_sha256(rest)}"
 
 
 def seal_folder(folder: Path, **more: Any) -> None:

@@ -7,9 +7,7 @@ Media older than the record are trusted unread. Newer ones are compared with the
 once; files that differ are removed.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import canonical, file_sha256, write_text
+from pipeline.common.files import canonical, csv_text, file_sha256, text_sha256, write_text
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 
@@ -144,7 +142,7 @@ def _line(record: ClipRecord) -> str:
         "skipped": vars(result.skipped) if result.skipped else None,
     }
     text = canonical(values)
-    return f"{hashlib.sha256(text.encode()).hexdigest()} {text}\n"
+    return f"{text_sha256(text)} {text}\n"
 
 
 def _parsed(line: bytes) -> ClipRecord | None:
@@ -163,10 +161,5 @@ def _parsed(line: bytes) -> ClipRecord | None:
 
 def skipped_text(skipped: Iterable[SkippedClip]) -> str:
     """Text of `skipped.csv`; empty without skipped clips."""
-    entries = list(skipped)
-    content = io.StringIO()
-    if entries:
-        table = csv.DictWriter(content, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(vars, entries))
-    return content.getvalue()
+    entries = [vars(entry) for entry in skipped]
+    return csv_text(COLUMNS, entries) if entries else ""

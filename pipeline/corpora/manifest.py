@@ -4,10 +4,12 @@ A noisy copy of an utterance is a separate line with the same video, so each lin
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
@@ -22,29 +24,43 @@ FRAME_RATE = 25
 """Frames per second of all video."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 MANIFEST = "manifest.jsonl"
+REMEDY = "run: python -m pipeline.prepare"
 MAX_VALUE = 10_000_000
 """Maximum of seconds, frames and dB; a larger value is damage."""
-REMEDY = "run: python -m pipeline.prepare"
+
+
+def _name(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError("it must be a name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Count = Annotated[int, Field(ge=1, le=MAX_VALUE)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_VALUE)]
+Decibels = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
 
 
 @dataclass(frozen=True)
 class Utterance:
     """A line of `manifest.jsonl`."""
 
-    id: str
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    id: Name
     """Unique in the manifest, such as `test/s15/0003` or, for a noisy copy, `test/s15/0003+0dB`."""
-    split: str
+    split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")]
     """`train`, `validation` or `test`."""
-    speaker: str
+    speaker: Name
     text: str
     """The reference, lower case, words separated by single spaces."""
-    audio: str
+    audio: Name
     """Path of the wav, relative to the manifest's folder (or absolute)."""
-    video: str | None
+    video: Name | None
     """Path of the mp4, likewise; null without video."""
-    audio_seconds: float
-    video_frames: int | None
-    snr: float | None
+    audio_seconds: Seconds
+    video_frames: Count | None
+    snr: Decibels | None
     """Signal-to-noise ratio in dB; null for clean."""
     audio_sha256: str
     video_sha256: str | None
@@ -55,31 +71,7 @@ class Utterance:
         return "clean" if self.snr is None else f"snr_{self.snr:g}"
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
-
-
-def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MAX_VALUE
-
-
-_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (_is_name, "a name"),
-    "split": (lambda value: value in SPLITS, f"one of {', '.join(SPLITS)}"),
-    "speaker": (_is_name, "a name"),
-    "text": (lambda value: isinstance(value, str), "a text"),
-    "audio": (_is_name, "a path"),
-    "video": (lambda value: value is None or _is_name(value), "a path or null"),
-    "audio_seconds": (lambda value: _is_number(value, 0), f"seconds, from 0 to {MAX_VALUE:,}"),
-    "video_frames": (
-        lambda value: value is None or (isinstance(value, int) and _is_number(value, 1)),
-        f"a count, from 1 to {MAX_VALUE:,}, or null",
-    ),
-    "snr": (lambda value: value is None or _is_number(value, -MAX_VALUE), "a ratio in dB, or null"),
-    "audio_sha256": (lambda value: isinstance(value, str), "a digest"),
-    "video_sha256": (lambda value: value is None or isinstance(value, str), "a digest or null"),
-}
-"""Per key: the check of its value, and the expected value for the message."""
+_LINE = TypeAdapter(Utterance)
 
 
 def manifest_text(utterances: Iterable[Utterance]) -> str:
@@ -123,48 +115,31 @@ def _read_recorded(path: Path) -> tuple[Utterance, ...]:
 
 
 def _read_checked(path: Path) -> tuple[Utterance, ...]:
-    lines = read_lines(path)
-    utterances: list[Utterance] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    utterances: dict[str, Utterance] = {}
+    for number, line in enumerate(read_lines(path), 1):
         where = f"{path}:{number}"
-        utterance = _checked_utterance(_parsed(line, where), where)
-        if utterance.id in seen:
-            raise PipelineError(where, f"id {_shortened(utterance.id)} is already in line {seen[utterance.id]}", REMEDY)
-        seen[utterance.id] = number
-        utterances.append(utterance)
+        utterance = _checked_utterance(line, where)
+        if utterance.id in utterances:
+            earlier = [*utterances].index(utterance.id) + 1
+            raise PipelineError(where, f"id {utterance.id!r:.80} is already in line {earlier}", REMEDY)
+        utterances[utterance.id] = utterance
     if not utterances:
         raise PipelineError(path, "has no utterances", REMEDY)
-    return tuple(utterances)
+    return tuple(utterances.values())
 
 
-def _parsed(line: str, where: str) -> Any:
+def _checked_utterance(line: str, where: str) -> Utterance:
     if LOST in line:
         raise PipelineError(where, "is not UTF-8", REMEDY)
     try:
-        values = json.loads(line)
-        # JSON may escape lone surrogates, which cannot be encoded.
-        line.encode() if "\\u" not in line else json.dumps(values, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or getattr(error, "reason", None) or "too long a number, or too deep"
-        raise PipelineError(where, f"invalid JSON ({reason})", REMEDY) from None
-    return values
-
-
-def _checked_utterance(values: Any, where: str) -> Utterance:
-    if not isinstance(values, dict) or values.keys() != _EXPECTED.keys():
-        unexpected = sorted(_EXPECTED.keys() ^ set(values)) if isinstance(values, dict) else [type(values).__name__]
-        raise PipelineError(where, f"unexpected or missing: {', '.join(unexpected)[:200]}", REMEDY)
-    for name, (is_valid, expected) in _EXPECTED.items():
-        if not is_valid(values[name]):
-            raise PipelineError(where, f"{name} is {_shortened(values[name])}; it must be {expected}", REMEDY)
-    if len({values[name] is None for name in ("video", "video_frames", "video_sha256")}) > 1:
+        utterance = _LINE.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the line"
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+        raise PipelineError(where, f"{key} is {first['input']!r:.80}: {expected}", REMEDY) from None
+    if len({utterance.video is None, utterance.video_frames is None, utterance.video_sha256 is None}) > 1:
         raise PipelineError(where, "of video, video_frames and video_sha256 some are null and some are not", REMEDY)
-    if not values["text"].strip():
+    if not utterance.text.strip():
         raise PipelineError(where, "the transcript is empty", "add a text or remove the line")
-    return Utterance(**values)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return utterance

@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus
 from pipeline.config.registry import CORPORA
 from pipeline.corpora.manifest import MANIFEST, Utterance
 from pipeline.corpora.prepared import ROOT, read_settings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 REFUSED = "the system could not read it"
 """The only temporary reason to skip a clip, such as an unmounted share: `prepare` tries the clip again at every
@@ -30,6 +33,9 @@ class Unusable(Exception):  # noqa: N818
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
     def at(self, where: str) -> "Unusable":
         """The same reason with a position in a list."""
@@ -49,8 +55,8 @@ def open_error(path: Path, error: OSError) -> Unusable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
-        return Unusable("a file is missing", printable(path.name))
-    return Unusable(REFUSED, f"{printable(path.name)}: {error.strerror}")
+        return Unusable("a file is missing", path.name)
+    return Unusable(REFUSED, f"{path.name}: {error.strerror}")
 
 
 def printable(name: str) -> str:
@@ -129,6 +135,8 @@ class Reader(ABC):
     """Whether a clip that cannot be prepared is an error instead of a skipped clip."""
     has_root = True
     """Whether `corpus.root` must be set; otherwise it must be null."""
+    noise_seconds: float
+    """Minimum length of the noise from a folder."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -157,13 +165,13 @@ class Reader(ABC):
     def estimated_bytes(self, clips: list[Any]) -> int:
         """Approximate size of the media of these clips."""
 
-    def noise_recipe(self, split: str, clips: list[Any]) -> Any:
-        """The input of `write_noise` for a split; small enough to send to another process."""
+    def talkers(self, split: str, clips: list[Any]) -> Any:
+        """The input of `babble` for a split; small enough to send to another process."""
         return None
 
     @abstractmethod
-    def write_noise(self, split: str, recipe: Any, folder: Path) -> None:
-        """Write the noise of a split if it is missing."""
+    def babble(self, split: str, talkers: Any) -> "np.ndarray":
+        """The babble of a split, (samples,) at 16 kHz."""
 
     @abstractmethod
     def prepare_clip(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
@@ -173,6 +181,9 @@ class Reader(ABC):
             clip: of this reader's listing.
             folder: the corpus folder.
             known: existing intact media, by their path in the folder.
+
+        Raises:
+            Unusable: the clip must be skipped.
         """
 
 

@@ -1,6 +1,5 @@
 """Names of the splits, held-out splits, and random choices that depend on names alone."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
@@ -8,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
+from pipeline.common.files import digest
 from pipeline.config import Corpus
 
 SPLITS = ("train", "validation", "test")
@@ -49,9 +48,9 @@ def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy:
 
 def random_rank(*names: Hashable) -> str:
     """Sort key that gives a reproducible random order."""
-    return hashlib.sha256(canonical([str(name) for name in names]).encode()).hexdigest()
+    return digest([str(name) for name in names])
 
 
 def random_generator(*names: str | float) -> np.random.Generator:
     """Random generator seeded by these names alone, so that results do not depend on the order of work."""
-    return np.random.default_rng(list(hashlib.sha256(canonical(names).encode()).digest()))
+    return np.random.default_rng(list(bytes.fromhex(digest(names))))

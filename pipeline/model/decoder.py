@@ -1,10 +1,11 @@
 """Load the LLM: the first layers of any causal language model in a Hugging Face folder, with checks that it works."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -18,17 +19,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, error_reason
 from pipeline.common.files import read_json
 from pipeline.common.hardware import autocast
 from pipeline.config import LLM
 from pipeline.model.backbone import run_backbone
 
+LOADING = "cannot be loaded as a causal language model"
 REMEDY = "use a folder with config.json, weights and tokenizer of a causal language model, as model hubs have them"
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ImportError, SafetensorError,
-)  # fmt: skip
-"""Errors of transformers for files that are damaged, truncated, or of an unknown architecture."""
 
 
 def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
@@ -47,12 +45,12 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
         PipelineError: the folder is missing, has fewer layers than requested, or has no causal language model that can
             be loaded, run and trained: damaged, incomplete, quantised, or attending to later tokens.
     """
-    config, _ = limit_layers(settings)
     # Loading takes a second, and the report would list the layers that are not loaded on purpose.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     loaded: Any
-    try:
+    with _one_error(settings, LOADING):
+        config, _ = limit_layers(settings)
         loaded = AutoModelForCausalLM.from_pretrained(
             settings.weights,
             config=config,
@@ -62,8 +60,6 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except UNREADABLE as error:
-        raise _cannot_load(settings, error) from None
     decoder, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise PipelineError(
@@ -112,18 +108,14 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
         PipelineError: it is missing or cannot be read.
     """
     _load_config(settings)
-    try:
+    with _one_error(settings, "its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(settings.weights, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise _needs_code(settings, error) or PipelineError(
-            settings.weights, f"its tokenizer cannot be read ({_reason(error)})", REMEDY
-        ) from None
-    if tokenizer.eos_token_id is None and (eos := _configured_eos(settings)) is not None:
-        token = tokenizer.convert_ids_to_tokens(eos)
-        if token is not None:
-            # A token that the tokenizer knows as EOS is also skipped in decoded text.
-            tokenizer.eos_token = token
-    return tokenizer
+        if tokenizer.eos_token_id is None and (eos := _configured_eos(settings)) is not None:
+            token = tokenizer.convert_ids_to_tokens(eos)
+            if token is not None:
+                # A token that the tokenizer knows as EOS is also skipped in decoded text.
+                tokenizer.eos_token = token
+        return tokenizer
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
@@ -195,10 +187,8 @@ def _load_config(settings: LLM) -> PreTrainedConfig:
             "there is no model here (no config.json)",
             "fetch it with: python -m pipeline.weights, or use a folder with config.json, weights and tokenizer",
         )
-    try:
+    with _one_error(settings, LOADING):
         config = AutoConfig.from_pretrained(settings.weights, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise _cannot_load(settings, error) from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise PipelineError(
             settings.weights, f"{config.model_type} is not a causal language model of transformers", REMEDY
@@ -226,16 +216,12 @@ def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    try:
-        with torch.no_grad(), autocast(precision, decoder.device):
-            arguments = {"inputs_embeds": decoder.get_input_embeddings()(ids).float(), "attention_mask": mask}
-            hidden = run_backbone(decoder, **arguments, position_ids=positions, use_cache=False).last_hidden_state
-            first = {key: value[:1] for key, value in arguments.items()}
-            own_positions = run_backbone(decoder, **first, use_cache=False).last_hidden_state[0].float()
-    except UNREADABLE as error:
-        raise PipelineError(
-            settings.weights, f"{name} cannot be run on embeddings ({_reason(error)})", REMEDY
-        ) from None
+    unusable = _one_error(settings, f"{name} cannot be run on embeddings")
+    with unusable, torch.no_grad(), autocast(precision, decoder.device):
+        arguments = {"inputs_embeds": decoder.get_input_embeddings()(ids).float(), "attention_mask": mask}
+        hidden = run_backbone(decoder, **arguments, position_ids=positions, use_cache=False).last_hidden_state
+        first = {key: value[:1] for key, value in arguments.items()}
+        own_positions = run_backbone(decoder, **first, use_cache=False).last_hidden_state[0].float()
     reference, other_end, padded = hidden.float()
     tolerance = (0.1 if dtype == torch.bfloat16 else 0.001) * reference.abs().max()
     for difference, fault in (
@@ -259,21 +245,15 @@ def _configured_eos(settings: LLM) -> int | None:
     return None
 
 
-def _cannot_load(settings: LLM, error: Exception) -> PipelineError:
-    return _needs_code(settings, error) or PipelineError(
-        settings.weights, f"cannot be loaded as a causal language model ({_reason(error)})", REMEDY
-    )
-
-
-def _needs_code(settings: LLM, error: Exception) -> PipelineError | None:
-    """The error for a model that comes as Python code, which is never run."""
-    if "trust_remote_code" not in str(error):
-        return None
-    return PipelineError(
-        settings.weights, "needs Python code from its own folder, which is never run", "use a model of transformers"
-    )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+@contextmanager
+def _one_error(settings: LLM, fault: str) -> Iterator[None]:
+    """Turn all errors of libraries into a `PipelineError`: damaged, truncated and unknown files raise any of them."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            found = "needs Python code from its own folder, which is never run"
+            raise PipelineError(settings.weights, found, "use a model of transformers") from None
+        raise PipelineError(settings.weights, f"{fault} ({error_reason(error)})", REMEDY) from None

@@ -1,7 +1,7 @@
 """Decode features to text by beam search."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -81,7 +81,7 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
     if beams == 1:
         yield
         return
-    handles: list[Any] = []
+    first_pass = ExitStack()
 
     def before(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         # Arguments with as many rows as the pass are by beam.
@@ -89,8 +89,7 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
         return args, {name: value[::beams] if _is_repeated(value, rows) else value for name, value in kwargs.items()}
 
     def after(backbone: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        for handle in handles:
-            handle.remove()
+        first_pass.close()
         hidden = output.last_hidden_state
         copies = torch.arange(len(hidden), device=hidden.device).repeat_interleave(beams)
         for cache in {id(value): value for value in (*kwargs.values(), *output.values())}.values():
@@ -100,15 +99,10 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
         return output
 
     backbone = backbone_of(decoder)
-    handles += [
-        backbone.register_forward_pre_hook(before, with_kwargs=True),
-        backbone.register_forward_hook(after, with_kwargs=True),
-    ]
-    try:
+    with first_pass:
+        first_pass.enter_context(backbone.register_forward_pre_hook(before, with_kwargs=True))
+        first_pass.enter_context(backbone.register_forward_hook(after, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_repeated(value: Any, rows: int) -> bool:

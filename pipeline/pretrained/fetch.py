@@ -5,10 +5,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, error_reason
 from pipeline.common.files import file_sha256
 from pipeline.config import HubSource, PathSource, WheelSource
-from pipeline.pretrained.folder import SUFFIXES, TENSORS, error_reason
+from pipeline.pretrained.folder import SUFFIXES, TENSORS
 
 Source = WheelSource | PathSource | HubSource
 

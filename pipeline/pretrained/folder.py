@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, error_reason
 from pipeline.common.files import digest, read_json
 from pipeline.common.verified import require, sha256_of
 
@@ -108,10 +108,3 @@ def load_errors(folder: Path, model: str, remedy: str = REMEDY) -> Iterator[None
         yield
     except (OSError, LookupError, ValueError, RuntimeError, ArithmeticError, SafetensorError) as error:
         raise PipelineError(folder, f"cannot be loaded as {model} ({error_reason(error)})", remedy) from None
-
-
-def error_reason(error: BaseException) -> str:
-    """First line of an error message, with the next one if it ends in a colon; the class of an error without
-    message."""
-    first, *more = (str(error) or type(error).__name__).splitlines()
-    return " ".join([first, more[0].strip()]) if first.endswith(":") and more else first

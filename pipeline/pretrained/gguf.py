@@ -5,8 +5,7 @@ import io
 import struct
 from pathlib import Path
 
-from pipeline.common.errors import PipelineError
-from pipeline.pretrained.folder import error_reason
+from pipeline.common.errors import PipelineError, error_reason
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.common.errors import PipelineError
-from pipeline.pretrained.folder import error_reason
+from pipeline.common.errors import PipelineError, error_reason
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,13 +19,13 @@ import json, sys
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
 from pipeline.trials.identity import evaluation_digest, identity_parts
-from pipeline.training.inputs import evaluation_inputs, training_inputs
+from pipeline.training.inputs import TrialInputs
 try:
     params = load_params(sys.argv[2], sys.argv[3:])
     if sys.argv[1] == "train":
-        parts = identity_parts(params, training_inputs(params).digests)
+        parts = identity_parts(params, TrialInputs(params).training.digests)
     else:
-        parts = {"evaluation": evaluation_digest(params, evaluation_inputs(params).digests)}
+        parts = {"evaluation": evaluation_digest(params, TrialInputs(params).evaluation.digests)}
 except PipelineError as error:
     parts = {"error": str(error)}
 print(json.dumps(parts))

@@ -214,7 +214,7 @@ def record_pass(model: Any, mask: Tensor, roles: Tensor) -> Iterator[PassRecordi
                     if "output_attentions" in inspect.signature(module.forward).parameters:
                         handles.append(module.register_forward_pre_hook(_request_map, with_kwargs=True))
             for handle in handles:
-                hooks.callback(handle.remove)
+                hooks.enter_context(handle)
         yield recording
 
 

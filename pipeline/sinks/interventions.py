@@ -95,7 +95,7 @@ def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
             for child in layer.children():
                 if "attention_mask" in inspect.signature(child.forward).parameters:
                     hook = _hiding_hook(where, cached, type(base).__name__)
-                    hooks.callback(child.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                    hooks.enter_context(child.register_forward_pre_hook(hook, with_kwargs=True))
         yield
 
 
@@ -112,11 +112,8 @@ class _CachedPositions:
 @contextmanager
 def _counting_cached(base: Any) -> Iterator[_CachedPositions]:
     cached = _CachedPositions()
-    handle = backbone_of(base).register_forward_pre_hook(cached.before_pass, with_kwargs=True)
-    try:
+    with backbone_of(base).register_forward_pre_hook(cached.before_pass, with_kwargs=True):
         yield cached
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -136,12 +133,8 @@ def _changed_residual(
             return type(output)([change(output[0]), *output[1:]])
         return change(output)
 
-    with _counting_cached(base) as cached:
-        handle = decoder_layers(base)[layer].register_forward_hook(on_layer)
-        try:
-            yield
-        finally:
-            handle.remove()
+    with _counting_cached(base) as cached, decoder_layers(base)[layer].register_forward_hook(on_layer):
+        yield
 
 
 def _for_beams(selected: Tensor, hidden: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def _recorded_calls(call: MLPCall) -> tuple[list[ModuleCall], Tensor]:
         stack.enter_context(evaluating(call.module))
         stack.enter_context(_autocast(call.inputs, call.autocast))
         for part in call.module.children():
-            stack.callback(part.register_forward_hook(on_part).remove)
+            stack.enter_context(part.register_forward_hook(on_part))
         output = first_output(call.module(call.inputs))
     # If the layer itself holds the projections, the recorded module is the down projection.
     return calls or [ModuleCall(call.module, call.inputs, output, output._version)], output

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
@@ -42,12 +41,10 @@ class Batches:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice((batch for number in count() for batch in self.epoch(number)), len(self))
-
-    def by_step(self) -> "BatchesByStep":
-        """The same batches, each with its step."""
-        return BatchesByStep(self, self._train.accumulate)
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        """Each batch with its step of the optimizer, counted from 0."""
+        batches = islice((batch for number in count() for batch in self.epoch(number)), len(self))
+        return ((number // self._train.accumulate, batch) for number, batch in enumerate(batches))
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of one epoch, counted from 0."""
@@ -74,17 +71,3 @@ class Batches:
                 batches.append(order[begin:place])
                 begin, longest = place, frames
         return [*batches, order[begin:]] if order else batches
-
-
-@dataclass(frozen=True)
-class BatchesByStep:
-    """The batches of a training with the step of the optimizer that each belongs to, counted from 0."""
-
-    batches: Batches
-    accumulate: int
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return ((number // self.accumulate, batch) for number, batch in enumerate(self.batches))

@@ -19,7 +19,6 @@ from pipeline.config import LLM, Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.reading import Media
 from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import Features
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
@@ -78,15 +77,7 @@ def _loaded(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LLM, kept for the next trial; `digest` makes sure that the files have not changed."""
     verify_weights(settings.weights)
-    try:
-        return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
-    except PipelineError:
-        raise
-    # A folder that `pipeline.weights` did not write has no record: damage shows as an error of any of three libraries.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "use a complete folder, with config.json, weights and tokenizer"
-        raise PipelineError(settings.weights, f"no LLM can be loaded ({reason})", remedy) from error
+    return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
 
 
 def _with_own_layers(decoder: PreTrainedModel) -> PreTrainedModel:
@@ -101,7 +92,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
     positions = max_positions(config)
-    if positions is None or not inputs.utterances or _longest(model, params, inputs) <= positions:
+    if positions is None:
         return
     too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
     if too_long:
@@ -113,20 +104,6 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
             "raise model.rates, lower evaluate.max_new_tokens, leave long utterances out of the corpus, or take an LLM "
             "with more positions",
         )
-
-
-def _longest(model: AudioVisualLLM, params: Params, inputs: Inputs) -> int:
-    """An upper bound of the tokens of all utterances: that of one which has the most frames and the longest text."""
-    frames: dict[str, int] = {}
-    for stream in model.streams:
-        source = inputs.streams[stream]
-        frames[stream] = (
-            source.longest
-            if isinstance(source, Features)
-            else max(_frames(model, inputs, stream, utterance) for utterance in inputs.utterances)
-        )
-    text = max(len(utterance.text.encode()) for utterance in inputs.utterances) + 1
-    return model.length(frames, max(params.evaluate.max_new_tokens, text))
 
 
 def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, positions: int) -> Iterator[tuple[int, str]]:

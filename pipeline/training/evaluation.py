@@ -36,7 +36,7 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
     """
     with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
         decoded = {name: Hypothesis(*values) for name, values in lines.values}
-        for utterances, batch in _batches(model, inputs, inputs.utterances, params.evaluate.batch_size):
+        for utterances, batch in batches_by_length(model, inputs, inputs.utterances, params.evaluate.batch_size):
             # Complete batches, so that results do not depend on an interruption.
             if not all(u.id in decoded for u in utterances):
                 results = decode(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
@@ -137,7 +137,7 @@ def sink_statistics(
     """
     config = model.decoder.config.get_text_config(decoder=True)
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
-    for chosen, batch in _batches(model, inputs, utterances, settings.batch_size):
+    for chosen, batch in batches_by_length(model, inputs, utterances, settings.batch_size):
         # No variable, which would keep one batch in memory while the next is captured.
         statistics.add(teacher_forced(model, batch), [utterance.id for utterance in chosen])
         update(len(chosen))
@@ -151,7 +151,7 @@ def teacher_forced(model: AudioVisualLLM, batch: Batch) -> Captured:
         return capture(model.llm, sequence.embeddings, sequence.mask, sequence.roles)
 
 
-def _batches(
+def batches_by_length(
     model: AudioVisualLLM, inputs: Inputs, utterances: Sequence[Utterance], size: int
 ) -> Iterator[tuple[list[Utterance], Batch]]:
     """Batches of similar length, the longest first, so that a lack of memory shows at the beginning."""

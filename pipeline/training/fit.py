@@ -24,7 +24,7 @@ from pipeline.training.batches import Batches
 from pipeline.training.build import build_model
 from pipeline.training.checkpoints import newest_intact, step_of
 from pipeline.training.evaluation import followed_metrics
-from pipeline.training.inputs import Inputs, training_inputs
+from pipeline.training.inputs import Inputs, TrialInputs
 from pipeline.training.launch import launch
 from pipeline.training.loaders import loader_errors
 from pipeline.training.ranks import ALONE, Ranks
@@ -86,7 +86,7 @@ def _train_in_rank(
 ) -> None:
     """`_train` in the process of one rank, which reads the inputs itself; its parent process holds the lease."""
     params = Params.model_validate_json(params_json)
-    inputs = training_inputs(params)
+    inputs = TrialInputs(params).training
     if inputs.digests != digests:
         raise PipelineError("this trial", "its data changed while it was started", "start the same command again")
     threads = max((params.train.threads or torch.get_num_threads()) // ranks.count, 1)

@@ -149,16 +149,6 @@ def _texts_digest(ids: tuple[str, ...], texts: tuple[str, ...]) -> str:
     return digest(list(zip(ids, texts, strict=True)))
 
 
-def training_inputs(params: Params) -> Inputs:
-    """See `TrialInputs.training`."""
-    return TrialInputs(params).training
-
-
-def evaluation_inputs(params: Params) -> Inputs:
-    """See `TrialInputs.evaluation`."""
-    return TrialInputs(params).evaluation
-
-
 def _require_streams(params: Params, utterances: Sequence[Utterance]) -> None:
     if "video" not in streams(params.model.modality):
         return

@@ -105,7 +105,7 @@ class LossTrainer(transformers.Trainer):
         """All batches of the training as one epoch, so that resuming only skips batches."""
         loader = DataLoader(
             Shared(cast(Examples, self.train_dataset), self.ranks),
-            batch_sampler=cast(Any, self.batches.by_step()),
+            batch_sampler=cast(Any, self.batches),
             collate_fn=cast(Collate, with_counts(cast(Collate, self.data_collator))),
             pin_memory=self.args.dataloader_pin_memory,
             **loader_options(self.loaders),

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE, SAMPLES_PER_FRAME
-from pipeline.corpora.media.files import PCM_STEPS, pcm16, read_audio, read_video_gray
+from pipeline.corpora.media.files import read_audio, read_video_gray, rounded_to_16_bits
 from pipeline.corpora.media.playback import has_video
 from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
@@ -42,8 +42,7 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
             readers = {"audio": _read_samples, "video": _read_mouth}
             return {stream: readers[stream](recording, Path(folder)) for stream in streams}
     except Unusable as error:
-        detail = f" ({error.detail})" if error.detail else ""
-        raise PipelineError(file, f"{error.reason}{detail}", REMEDY) from None
+        raise PipelineError(file, str(error), REMEDY) from None
 
 
 def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
@@ -68,7 +67,7 @@ def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
         )
     if not (loudest := np.abs(array).max()) <= 1:
         raise PipelineError("audio", f"its largest |sample| is {loudest:g}", "scale the samples to [-1, 1]")
-    return (pcm16(array) / PCM_STEPS).astype(np.float32)
+    return rounded_to_16_bits(array)
 
 
 def require_file(file: Path) -> None:

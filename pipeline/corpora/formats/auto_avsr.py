@@ -10,7 +10,6 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.words import normalise
 from pipeline.config import Section
 from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.formats.lrs import clip_id, hold_out_validation, is_complete
@@ -75,10 +74,8 @@ class AutoAVSR(RecordedCorpus):
         if "validation" not in labels:
             listed = hold_out_validation(self.corpus, listed, skipped)
         # A missing transcript is noticed when it is read: most label files have the text.
-        return Listing([c for c in listed if is_complete(c, skipped, self._main_file(c))], skipped)
-
-    def _main_file(self, clip: RecordedClip) -> Path:
-        return clip.video if self.corpus.video and clip.video else clip.audio
+        kind = "video" if self.corpus.video else "audio"
+        return Listing([clip for clip in listed if is_complete(clip, skipped, getattr(clip, kind))], skipped)
 
     def _listed(self, split: str, path: Path, skipped: list[SkippedClip]) -> list[RecordedClip]:
         """The clips of a label file; invalid rows are skipped, unless all are invalid."""
@@ -118,10 +115,7 @@ class AutoAVSR(RecordedCorpus):
         )  # fmt: skip
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:
-        text = clip.text or lrs_text(read_transcript_text(Path(str(clip.transcript))))
-        if not normalise(text):
-            raise Unusable("empty transcript")
-        return [Piece(text)]
+        return [Piece(clip.text or lrs_text(read_transcript_text(Path(str(clip.transcript)))))]
 
 
 def _refuse_shared(clips: list[RecordedClip], labels: dict[str, Path]) -> None:

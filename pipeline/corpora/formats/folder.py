@@ -11,6 +11,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
@@ -26,7 +27,7 @@ from pipeline.corpora.formats.tree import (
     name_fault,
     preference,
 )
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable, skip_summary
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import SPLITS, hold_out
 
@@ -114,16 +115,13 @@ class Folder(RecordedCorpus):
     def _hold_out(self, split: str, clips: list[RecordedClip]) -> list[RecordedClip]:
         training = [clip for clip in clips if clip.split == "train"]
         unit = self.corpus.held_out.by
-        key = _speaker if unit == "speaker" else _text_or_id
+        key = attrgetter("speaker") if unit == "speaker" else _text_or_id
         remedy = "ask for fewer, or, with few speakers, set corpus.held_out.by=text"
         taken = hold_out(self.corpus, split, [key(clip) for clip in training], unit, remedy)
         return [replace(c, split=split) if c.split == "train" and key(c) in taken else c for c in clips]
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:
-        text = _text(clip)
-        if not text:
-            raise Unusable("empty transcript")
-        return [Piece(text)]
+        return [Piece(_text(clip))]
 
 
 class _Files:
@@ -160,7 +158,7 @@ class _Files:
         if only_text and not unsupported:
             yield self.skip(self.main, Unusable("a file is missing", "no recording of this name"))
         if self.chosen and "text" not in self.chosen:
-            yield self.skip(self.main, Unusable("a file is missing", printable(f"{self.stem}.txt")))
+            yield self.skip(self.main, Unusable("a file is missing", f"{self.stem}.txt"))
 
     def clip(self, root: Path) -> Iterator[RecordedClip]:
         """The clip, if there are a recording and a transcript."""
@@ -187,10 +185,6 @@ def _clip(
         raise fault
     audio = media.get("audio") or media["video"]
     return RecordedClip("/".join(names), split, speaker, audio, media.get("video"), path, transcript, text)
-
-
-def _speaker(clip: RecordedClip) -> str:
-    return clip.speaker
 
 
 def _text(clip: RecordedClip) -> str:

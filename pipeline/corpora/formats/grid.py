@@ -19,7 +19,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.transcripts import read_transcript
 from pipeline.corpora.formats.tree import VIDEO_ENDINGS, files_below
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable, skip_summary
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import hold_out, random_rank
 from pipeline.corpora.synthetic.sentences import GRID, LETTER
@@ -106,7 +106,7 @@ def _find_files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:
             if ending not in files:
                 unread += [(speaker, stem, path)] if ending in VIDEO_ENDINGS else []
             elif (taken := files[ending].setdefault((speaker, stem), root / path)) != root / path:
-                detail = printable(taken.relative_to(root).as_posix())
+                detail = taken.relative_to(root).as_posix()
                 skipped.append(Unusable("another file is used instead", detail).skip(path, "train"))
     for speaker, stem, path in unread:
         if (speaker, stem) not in files[".mpg"]:

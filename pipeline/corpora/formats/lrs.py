@@ -21,7 +21,7 @@ from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_
 from pipeline.corpora.formats.transcripts import TimedWord, read_lrs
 from pipeline.corpora.formats.tree import file_fault, files_below, name_fault
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, printable
+from pipeline.corpora.reader import Listing, SkippedClip, Unusable
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import hold_out
 
@@ -112,7 +112,7 @@ def _listed(tree: Path, path: Path, folder: str, split: str, skipped: list[Skipp
         try:
             require_undamaged(line)
             if not re.fullmatch("[^/]+/[^/]+", name):
-                raise Unusable(UNREADABLE_LINE, f"{printable(name)!r} is not a name such as 6330311066473698535/00011")
+                raise Unusable(UNREADABLE_LINE, f"{name!r} is not a name such as 6330311066473698535/00011")
             if (fault := name_fault(name.split("/"))) is not None:
                 raise fault
         except Unusable as error:
@@ -140,7 +140,7 @@ def _clips_of_part(root: Path, part: str, split: str, skipped: list[SkippedClip]
             missing = {".mp4", ".txt"} - endings[stem]
             fault = name_fault([parts[1], stem])
             if missing:
-                fault = Unusable("a file is missing", printable(f"{stem}{missing.pop()}"))
+                fault = Unusable("a file is missing", f"{stem}{missing.pop()}")
             if fault is None:
                 yield _clip(root, path, split)
             else:

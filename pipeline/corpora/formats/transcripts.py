@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.words import normalise
-from pipeline.corpora.reader import Unusable, open_error, printable
+from pipeline.corpora.reader import Unusable, open_error
 from pipeline.corpora.text_files import damage_of, read_lines
 
 UNREADABLE = "unreadable transcript"
@@ -33,7 +32,7 @@ def read_transcript(path: Path) -> list[str]:
         raise open_error(path, error) from None
     for number, line in enumerate(lines, 1):
         if (damage := damage_of(line)) is not None:
-            raise Unusable(UNREADABLE, f"{printable(path.name)}: line {number} {'; '.join(damage)}")
+            raise Unusable(UNREADABLE, f"{path.name}: line {number} {'; '.join(damage)}")
     return lines
 
 
@@ -54,15 +53,13 @@ def read_lrs(path: Path) -> tuple[str, list[TimedWord]]:
     of words under `WORD START END ASDSCORE`.
 
     Raises:
-        Unusable: it is missing, has no text, or has an invalid row of words.
+        Unusable: it is missing, has no line of text, or has an invalid row of words.
     """
     lines = read_transcript(path)
     line = next((line for line in lines if line.startswith("Text:")), None)
     if line is None:
-        raise Unusable(UNREADABLE, f"{printable(path.name)} has no line that starts with Text:")
+        raise Unusable(UNREADABLE, f"{path.name} has no line that starts with Text:")
     text = lrs_text(line.removeprefix("Text:"))
-    if not normalise(text):
-        raise Unusable("empty transcript")
     head = next((number for number, line in enumerate(lines) if line.split()[:3] == ["WORD", "START", "END"]), None)
     return text, [] if head is None else list(_words(path, lines, head + 1))
 
@@ -78,8 +75,6 @@ def _words(path: Path, lines: list[str], first: int) -> Iterator[TimedWord]:
         except ValueError:
             begin = end = math.nan
         if not 0 <= begin <= end < math.inf:
-            detail = (
-                f"{printable(path.name)}: line {number}, {line[:80]!r}, is not a word, its begin and end in seconds"
-            )
+            detail = f"{path.name}: line {number}, {line[:80]!r}, is not a word, its begin and end in seconds"
             raise Unusable(UNREADABLE, detail)
         yield TimedWord(lrs_text(word), begin, end)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.reader import SkippedClip, Unusable, open_error, printable
+from pipeline.corpora.reader import SkippedClip, Unusable, open_error
 
 AUDIO_ENDINGS = (
     ".wav", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".w64", ".voc", ".sph", ".wv", ".ape", ".tta",
@@ -59,7 +59,7 @@ def files_below(
         files = [entry for entry in entries if not entry.name.startswith(".") and not _is(entry.is_dir)]
         for entry in files:
             if not _is(entry.is_file):
-                fault = file_fault(folder / entry.name) or Unusable("not a file", printable(entry.name))
+                fault = file_fault(folder / entry.name) or Unusable("not a file", entry.name)
                 skipped.append(fault.skip("/".join([*parts, entry.name]), "train"))
         yield parts, [entry.name for entry in files if _is(entry.is_file)]
 
@@ -93,20 +93,20 @@ def file_fault(path: Path) -> Unusable | None:
     except OSError as error:
         return open_error(path, error)
     except ValueError:
-        return Unusable("a file is missing", printable(path.name))
+        return Unusable("a file is missing", path.name)
     # Opening a pipe would block.
-    return None if stat.S_ISREG(kind) else Unusable("not a file", printable(path.name))
+    return None if stat.S_ISREG(kind) else Unusable("not a file", path.name)
 
 
 def name_fault(names: Iterable[str]) -> Unusable | None:
     """The reason to skip a clip because of these names of folders and files; None if its media can have them."""
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):
-            return Unusable("its name is not UTF-8", printable(name))
+            return Unusable("its name is not UTF-8", name)
         if any(unicodedata.category(character) == "Cc" for character in name):
-            return Unusable("its name has a control character", printable(name))
+            return Unusable("its name has a control character", name)
         if name in ("", ".", "..") or "/" in name:
-            return Unusable("its path leads elsewhere", printable(name))
+            return Unusable("its path leads elsewhere", name)
         if (size := len(name.encode())) > MAX_NAME_BYTES:
             return Unusable("its name is too long", f"{size} bytes; at most {MAX_NAME_BYTES}")
     return None

@@ -6,6 +6,7 @@ import av
 import numpy as np
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.manifest import REMEDY
 from pipeline.corpora.media.playback import MPEG, default_first, open_media, video_stream
 
 SILENCE_LEVEL = 0.5 / (1 << 15)
@@ -20,7 +21,7 @@ MAX_PEAK = 16.0
 """Maximum peak of a floating-point recording in units of full scale (24 dB); a larger one is in other units."""
 
 
-def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.ndarray, int]:
+def read_track(path: Path, with_video: bool = False) -> tuple[np.ndarray, int]:
     """Read the first audio track of an audio or video file that is not silent.
 
     With `with_video`, the audio must start with the first video frame, since the video is used as well.
@@ -32,7 +33,7 @@ def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.nd
         PipelineError: the file is truncated or damaged, or has no audio.
         av.error.FFmpegError, OSError: as `open_media`.
     """
-    with open_media(path, remedy) as container:
+    with open_media(path) as container:
         tracks = [stream.index for stream in default_first(container.streams.audio)]
         video = video_stream(container)
         video_start = None
@@ -40,14 +41,14 @@ def read_track(path: Path, remedy: str, with_video: bool = False) -> tuple[np.nd
             video_start = video.start_time * video.time_base
     first: tuple[np.ndarray, int] | None = None
     for track in tracks:
-        samples, sample_rate, start = _decoded(path, track, remedy)
+        samples, sample_rate, start = _decoded(path, track)
         offset = 0.0 if video_start is None else start - float(video_start)
         samples = _synchronised(samples, sample_rate, offset, with_video)
         first = first or (samples, sample_rate)
         if not is_silent(samples):
             return samples, sample_rate
     if first is None or not len(first[0]):
-        raise PipelineError(path, "has no audio", remedy)
+        raise PipelineError(path, "has no audio", REMEDY)
     return first
 
 
@@ -56,21 +57,18 @@ def is_silent(samples: np.ndarray) -> bool:
     return not (np.abs(samples) >= SILENCE_LEVEL).any()
 
 
-def limit_peak(path: Path, samples: np.ndarray, remedy: str) -> np.ndarray:
+def limit_peak(path: Path, samples: np.ndarray) -> np.ndarray:
     """Scale floating-point samples (any shape) down if they exceed full scale, which is 1.
 
     Raises:
         PipelineError: a sample is not finite, or they are in other units, such as steps of 16 bits.
     """
     if not np.isfinite(samples).all():
-        raise PipelineError(path, "a sample is not finite", remedy)
+        raise PipelineError(path, "a sample is not finite", REMEDY)
     peak = float(np.abs(samples).max(initial=0))
     if peak > MAX_PEAK:
-        raise PipelineError(
-            path,
-            f"the peak is {peak:,.0f}, and floating-point full scale is 1: divide steps of 16 bits by 32,768",
-            remedy,
-        )
+        found = f"the peak is {peak:,.0f}, and floating-point full scale is 1: divide steps of 16 bits by 32,768"
+        raise PipelineError(path, found, REMEDY)
     return samples / np.float32(peak) if peak > 1 else samples
 
 
@@ -82,11 +80,11 @@ def _synchronised(samples: np.ndarray, sample_rate: int, offset: float, with_vid
     return np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
 
 
-def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, float]:
+def _decoded(path: Path, track: int) -> tuple[np.ndarray, int, float]:
     """(samples,) float32 of a track, its sample rate, and its start in seconds."""
     parts: list[np.ndarray] = []
     first, count, sample_rate = 0.0, 0, 0
-    with open_media(path, remedy) as container:
+    with open_media(path) as container:
         stream = next(audio for audio in container.streams.audio if audio.index == track)
         stream.codec_context.thread_count = 1
         is_float = stream.codec_context.name.startswith("pcm_f")
@@ -95,11 +93,11 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
             if not parts:
                 first, sample_rate = frame.time or 0.0, frame.sample_rate
             if frame.sample_rate != sample_rate:
-                raise PipelineError(path, f"the sample rate changes from {sample_rate} to {frame.sample_rate}", remedy)
+                raise PipelineError(path, f"the sample rate changes from {sample_rate} to {frame.sample_rate}", REMEDY)
             gap = round(((frame.time or 0.0) - first) * sample_rate) - count if is_timed else 0
             if gap > MIN_GAP_SECONDS * sample_rate:
                 if gap > MAX_OFFSET_SECONDS * sample_rate:
-                    raise PipelineError(path, f"damaged timestamps: no audio for {gap / sample_rate:,.0f} s", remedy)
+                    raise PipelineError(path, f"damaged timestamps: no audio for {gap / sample_rate:,.0f} s", REMEDY)
                 parts.append(np.zeros(gap, np.float32))
                 count += gap
             parts.append(_channels(frame).mean(axis=0))
@@ -108,7 +106,7 @@ def _decoded(path: Path, track: int, remedy: str) -> tuple[np.ndarray, int, floa
         return np.empty(0, np.float32), 1, 0.0
     samples = np.concatenate(parts)
     if is_float:
-        samples = limit_peak(path, samples, remedy)
+        samples = limit_peak(path, samples)
     return samples, sample_rate, first
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.common.errors import PipelineError
+from pipeline.corpora.manifest import REMEDY
 from pipeline.corpora.media.packets import truncated_packet
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
@@ -28,7 +29,7 @@ HEADER = 1 << 12
 """Maximum bytes of a placeholder below its bound: the header, or rounding to whole blocks."""
 
 
-def require_complete(path: Path, remedy: str) -> None:
+def require_complete(path: Path) -> None:
     """Check the sizes that a container states; a container without sizes passes.
 
     Raises:
@@ -47,7 +48,7 @@ def require_complete(path: Path, remedy: str) -> None:
         else:
             fault = truncated_packet(file, head, path.stat().st_size)
     if fault is not None:
-        raise PipelineError(path, f"truncated: {fault}", remedy)
+        raise PipelineError(path, f"truncated: {fault}", REMEDY)
 
 
 def is_wav(path: Path) -> bool:

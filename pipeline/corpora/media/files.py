@@ -61,7 +61,7 @@ def read_audio(path: Path) -> np.ndarray:
         raise PipelineError(path, "the file is missing", REMEDY)
     if path.suffix.lower() == ".wav" and not is_wav(path):
         raise PipelineError(path, "no wav header", REMEDY)
-    require_complete(path, REMEDY)
+    require_complete(path)
     try:
         samples, sample_rate = _read_audio_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -80,13 +80,18 @@ def _read_audio_file(path: Path) -> tuple[np.ndarray, int]:
     if len(samples) < expected:
         raise PipelineError(path, f"truncated: has {len(samples)} of {expected} samples", REMEDY)
     if is_float:
-        samples = limit_peak(path, samples, REMEDY)
+        samples = limit_peak(path, samples)
     return samples.mean(axis=1), sample_rate
 
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
     """Float samples in [-1, 1] as 16-bit integers, rounded and clipped."""
     return np.clip(np.rint(np.asarray(samples, dtype=np.float64) * PCM_STEPS), -PCM_STEPS, PCM_STEPS - 1).astype("<i2")
+
+
+def rounded_to_16_bits(samples: np.ndarray) -> np.ndarray:
+    """Samples as `write_audio` keeps them, float32."""
+    return (pcm16(samples) / PCM_STEPS).astype(np.float32)
 
 
 def write_audio(path: Path, samples: np.ndarray) -> None:
@@ -98,13 +103,8 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
 
 def _write(path: Path, content: io.BytesIO) -> None:
     """Write by Python, whose error of a full disk is clear; those of the libraries are not."""
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content.getbuffer())
-    except OSError as error:
-        # The error of a full disk has no file name.
-        error.filename = error.filename or str(path)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_video_gray(path: Path) -> np.ndarray:
@@ -122,11 +122,9 @@ def read_video_gray(path: Path) -> np.ndarray:
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     try:
-        frame_rate = displayed_size(path, REMEDY).frame_rate
-        frames = [
-            reformatter.reformat(frame, format="gray").to_ndarray(format="gray")
-            for frame in displayed_frames(path, REMEDY)
-        ]
+        frame_rate = displayed_size(path).frame_rate
+        shown = (reformatter.reformat(frame, format="gray") for frame in displayed_frames(path))
+        frames = [frame.to_ndarray(format="gray") for frame in shown]
     except OSError as error:
         raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
     if frame_rate is not None and len(frames) > 1 and abs(frame_rate - FRAME_RATE) > 0.1:

@@ -14,10 +14,9 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.corpora.manifest import FRAME_RATE, REMEDY
 from pipeline.corpora.media.container import require_complete
 
-REMEDY = "check the file, or remove it from the corpus"
 AnyStream = TypeVar("AnyStream", bound=av.stream.Stream)
 STILL = Disposition.attached_pic | Disposition.timed_thumbnails
 """Still images: the cover of a song, thumbnails for a search bar."""
@@ -43,7 +42,7 @@ class Size:
 
 
 @contextmanager
-def open_media(path: Path, remedy: str, **options: str) -> Iterator[av.container.InputContainer]:
+def open_media(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
     """Open a complete media file.
 
     Raises:
@@ -51,22 +50,22 @@ def open_media(path: Path, remedy: str, **options: str) -> Iterator[av.container
         av.error.FFmpegError: it cannot be decoded.
         OSError: it cannot be opened.
     """
-    require_complete(path, remedy)
+    require_complete(path)
     # Titles may have any encoding; they are not used.
     with av.open(str(path), options=options, metadata_errors="ignore") as container:
         yield container
 
 
 @contextmanager
-def _open_video(path: Path, remedy: str) -> Iterator[av.video.stream.VideoStream]:
+def _open_video(path: Path) -> Iterator[av.video.stream.VideoStream]:
     try:
-        with open_media(path, remedy) as container:
+        with open_media(path) as container:
             stream = video_stream(container)
             if stream is None:
-                raise PipelineError(path, "has no video stream that can be decoded", remedy)
+                raise PipelineError(path, "has no video stream that can be decoded", REMEDY)
             yield stream
     except (av.error.FFmpegError, FileNotFoundError) as error:
-        raise PipelineError(path, f"unreadable video ({error.strerror})", remedy) from None
+        raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
 
 
 def default_first(streams: Iterable[AnyStream]) -> list[AnyStream]:
@@ -80,38 +79,38 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     return next(iter(default_first(s for s in container.streams.video if not s.disposition & STILL)), None)
 
 
-def has_video(path: Path, remedy: str = REMEDY) -> bool:
+def has_video(path: Path) -> bool:
     """Whether a file has video; raises as `open_media`."""
-    with open_media(path, remedy) as container:
+    with open_media(path) as container:
         return video_stream(container) is not None
 
 
-def displayed_size(path: Path, remedy: str = REMEDY) -> Size:
+def displayed_size(path: Path) -> Size:
     """Size and frame rate of a video, from its header.
 
     Raises:
         PipelineError: the file cannot be read, or is not a video.
     """
-    with _open_video(path, remedy) as stream:
+    with _open_video(path) as stream:
         return Size(*_square(stream.width, stream.height, stream.sample_aspect_ratio), stream.average_rate)
 
 
-def displayed_frames(path: Path, remedy: str = REMEDY) -> Iterator[av.VideoFrame]:
+def displayed_frames(path: Path) -> Iterator[av.VideoFrame]:
     """The frames of a video at 25 per second, upright, of equal size, with square pixels.
 
     Raises:
         PipelineError: the file is not a video, is truncated, or has no frames.
     """
-    with _open_video(path, remedy) as stream:
-        frames = _decoded(path, stream, remedy)
+    with _open_video(path) as stream:
+        frames = _decoded(path, stream)
         if stream.average_rate != FRAME_RATE or stream.container.format.name != MPEG:
             # An AVI may state its clock rate as its frame rate.
             frame_rate = min(filter(None, (stream.average_rate, stream.guessed_rate)), default=Fraction(FRAME_RATE))
-            frames = _resampled(path, frames, frame_rate, remedy)
+            frames = _resampled(path, frames, frame_rate)
         yield from _upright(frames, stream.sample_aspect_ratio)
 
 
-def _decoded(path: Path, stream: av.video.stream.VideoStream, remedy: str) -> Iterator[av.VideoFrame]:
+def _decoded(path: Path, stream: av.video.stream.VideoStream) -> Iterator[av.VideoFrame]:
     stream.codec_context.thread_count = 1
     container: Any = stream.container
     count = 0
@@ -120,17 +119,15 @@ def _decoded(path: Path, stream: av.video.stream.VideoStream, remedy: str) -> It
         yield frame
     if count < stream.frames and stream.container.format.name == MOV:
         # An edit list may hide frames.
-        with open_media(path, remedy, ignore_editlist="1") as complete:
+        with open_media(path, ignore_editlist="1") as complete:
             stored = sum(packet.size > 0 for packet in complete.demux(complete.streams[stream.index]))
         if stored < stream.frames:
-            raise PipelineError(path, f"truncated: has {stored} of {stream.frames} frames", remedy)
+            raise PipelineError(path, f"truncated: has {stored} of {stream.frames} frames", REMEDY)
     if not count:
-        raise PipelineError(path, "has no frames", remedy)
+        raise PipelineError(path, "has no frames", REMEDY)
 
 
-def _resampled(
-    path: Path, frames: Iterator[av.VideoFrame], frame_rate: Fraction, remedy: str
-) -> Iterator[av.VideoFrame]:
+def _resampled(path: Path, frames: Iterator[av.VideoFrame], frame_rate: Fraction) -> Iterator[av.VideoFrame]:
     """For each 1/25 s, the last frame that starts less than 1/50 s after it."""
     shown: av.VideoFrame | None = None
     start = time = Fraction(0)
@@ -141,7 +138,7 @@ def _resampled(
         if shown is None:
             start = time
         if time - start > number + MAX_STANDSTILL_SECONDS:
-            raise PipelineError(path, f"damaged timestamps: frame {number} is at {float(time - start):,.0f} s", remedy)
+            raise PipelineError(path, f"damaged timestamps: frame {number} is at {float(time - start):,.0f} s", REMEDY)
         while shown is not None and yielded <= (time - start) * FRAME_RATE - Fraction(1, 2):
             yielded += 1
             yield shown

@@ -13,8 +13,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from pipeline.common.errors import PipelineError
-from pipeline.pretrained.folder import RECORD, error_reason, verify_weights
+from pipeline.common.errors import PipelineError, error_reason
+from pipeline.pretrained.folder import RECORD, verify_weights
 
 FULL_RANGE, SHORT_RANGE = "face_detection_full_range_sparse.tflite", "face_detection_short_range.tflite"
 ANCHORS = {2304: ((48, 1),), 896: ((16, 2), (8, 6))}

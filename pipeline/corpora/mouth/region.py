@@ -19,6 +19,7 @@ from pipeline.corpora.media.files import write_video
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
 from pipeline.corpora.mouth.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RANGE, FaceDetector
+from pipeline.corpora.reader import Unusable
 
 CROP = 96
 """Pixels along a side of the mouth region."""
@@ -28,12 +29,8 @@ MOUTH_KEYPOINT = 3
 """Index of the mouth among the keypoints."""
 
 
-class NoFace(Exception):  # noqa: N818
-    """A clip without a usable mouth region, which must be skipped."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+NO_FACE = "no face"
+"""The reason to skip a clip without a usable mouth region."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,13 @@ def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
         detector: the folder of the face detector's weights.
 
     Raises:
-        NoFace: no frame has a face, or a mouth is too near to the edge.
+        Unusable: no frame has a face, or a mouth is too near to the edge.
         PipelineError: the video or the detector cannot be read, or the video is truncated.
     """
     keypoints = _keypoints(source, detector)
     detected = int((~np.isnan(keypoints).any(axis=(1, 2))).sum())
     if not detected:
-        raise NoFace(f"no face in any of {len(keypoints)} frames")
+        raise Unusable(NO_FACE, f"no face in any of {len(keypoints)} frames")
     places = smooth(interpolate(keypoints))
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
@@ -114,10 +111,10 @@ def _detect(network: FaceDetector, frames: Iterator[av.VideoFrame]) -> Iterator[
 def _crop(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     transform = similarity(keypoints, REFERENCE)
     if transform is None:
-        raise NoFace("all keypoints of a face are equal")
+        raise Unusable(NO_FACE, "all keypoints of a face are equal")
     centre = np.rint(apply(transform, keypoints)[MOUTH_KEYPOINT]).astype(int)
     inside = np.clip(centre, CROP // 2, SIDE - CROP // 2)
     if (off := np.abs(centre - inside).max()) > MAX_SHIFT:
-        raise NoFace(f"a mouth is {off} pixels too near to the edge of the aligned face")
+        raise Unusable(NO_FACE, f"a mouth is {off} pixels too near to the edge of the aligned face")
     left, top = inside - CROP // 2
     return window(image, transform, left, top, CROP)

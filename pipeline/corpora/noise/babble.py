@@ -48,14 +48,12 @@ def choose_talkers(corpus: Corpus, split: str, speech: Sequence[SpeakerClip]) ->
     return talkers
 
 
-def write_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]], target: Path) -> None:
-    """Write the babble of a split, with talkers of `choose_talkers`, as a wav; unreadable files are ignored.
+def recorded_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]]) -> np.ndarray:
+    """The babble of a split, (samples,) at 16 kHz, with talkers of `choose_talkers`; unreadable files are ignored.
 
     Raises:
         PipelineError: no file of any talker is readable.
     """
-    from pipeline.corpora.media.files import write_audio
-
     length = int(np.ceil(max(SECONDS, corpus.longest_seconds) * SAMPLE_RATE))
     tracks = []
     for talker, paths in enumerate(talkers):
@@ -69,7 +67,7 @@ def write_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]], 
         raise PipelineError(
             talkers[0][0], "no audio of any talker is readable", "repair it, or set corpus.noise.folder"
         )
-    write_audio(target, mix_babble(tracks))
+    return mix_babble(tracks)
 
 
 def _read_speech(paths: Sequence[Path], length: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.tree import AUDIO_ENDINGS, files_below
 from pipeline.corpora.manifest import SAMPLE_RATE
-from pipeline.corpora.noise.mixing import NOISE_LEVEL, noise_path, root_mean_square
+from pipeline.corpora.noise.mixing import NOISE_LEVEL, root_mean_square
 from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS, random_generator
 
@@ -58,20 +58,18 @@ def noise_settings(folder: str | Path) -> dict[str, Any]:
     return {"files": files, "code": code_digest("pipeline.corpora.noise.folder")}
 
 
-def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float, folder: Path) -> None:
-    """Write the noise of a split if it is missing: the first (training), middle (validation) or
-    last (test) third of each file, at equal power; at least `seconds`, repeated if necessary.
+def folder_noise(folder: str | Path, split: str, seed: int, seconds: float) -> np.ndarray:
+    """The noise of a split: the first (training), middle (validation) or last (test) third of each file, equally loud.
+
+    Returns:
+        (samples,) float32 at 16 kHz, at least `seconds`, repeated if necessary.
 
     Raises:
         PipelineError: there is no file, a file is unreadable, or all are silent.
     """
-    from pipeline.corpora.media.files import write_audio
     from pipeline.corpora.recorded.recording import extract_audio
 
-    target = folder / noise_path(split)
-    if target.exists():
-        return
-    files = chosen_files(noise, seed)
+    files = chosen_files(folder, seed)
     max_samples = MAX_NOISE_SECONDS * SAMPLE_RATE // len(files)
     parts = []
     for path in files:
@@ -80,13 +78,11 @@ def write_folder_noise(noise: str | Path, split: str, seed: int, seconds: float,
         except Unusable as error:
             if error.reason == SILENCE:
                 continue
-            reason = f"{error.reason} ({error.detail})" if error.detail else error.reason
-            raise PipelineError(path, reason, "repair it, or remove it from the folder of noise") from None
+            raise PipelineError(path, str(error), "repair it, or remove it from the folder of noise") from None
         part = np.array_split(samples, len(SPLITS))[SPLITS.index(split)][:max_samples]
         if part.any():
             parts.append(part / root_mean_square(part))
     if not parts:
-        raise PipelineError(noise, "has only silence", "set corpus.noise.folder to a folder of noise, or null")
-    noise_samples = np.concatenate(parts)
-    noise_samples = np.resize(noise_samples, max(len(noise_samples), int(np.ceil(seconds * SAMPLE_RATE))))
-    write_audio(target, noise_samples * NOISE_LEVEL)
+        raise PipelineError(folder, "has only silence", "set corpus.noise.folder to a folder of noise, or null")
+    noise = np.concatenate(parts)
+    return np.resize(noise, max(len(noise), int(np.ceil(seconds * SAMPLE_RATE)))) * NOISE_LEVEL

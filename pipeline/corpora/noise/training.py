@@ -1,6 +1,5 @@
 """Noise that training adds to audio: from a folder, or babble of the training speakers of the corpus."""
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from pipeline.common.code import code_digest
 from pipeline.common.files import digest
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance
-from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers, write_babble
-from pipeline.corpora.noise.folder import chosen_files, noise_settings, write_folder_noise
-from pipeline.corpora.noise.mixing import noise_path
+from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers, recorded_babble
+from pipeline.corpora.noise.folder import chosen_files, folder_noise, noise_settings
 from pipeline.corpora.reading import media_path
 
 SPLIT = "train"
@@ -50,18 +48,15 @@ def training_noise(corpus: Corpus, utterances: Iterable[Utterance]) -> np.ndarra
     Raises:
         PipelineError: the folder has no noise, or no talker is readable.
     """
-    from pipeline.corpora.media.files import read_audio
+    from pipeline.corpora.media.files import rounded_to_16_bits
 
     clean = _clean_training(utterances)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / noise_path(SPLIT)
-        if corpus.noise.folder is not None:
-            write_folder_noise(corpus.noise.folder, SPLIT, corpus.seed, _longest(clean), Path(folder))
-        else:
-            speech = [SpeakerClip(u.speaker, u.id, media_path(corpus.out, "audio", u)) for u in clean]
-            write_babble(corpus, SPLIT, choose_talkers(corpus, SPLIT, speech), target)
-        noise = read_audio(target)
-    return np.resize(noise, max(len(noise), int(np.ceil(_longest(clean) * SAMPLE_RATE))))
+    if corpus.noise.folder is not None:
+        noise = folder_noise(corpus.noise.folder, SPLIT, corpus.seed, _longest(clean))
+    else:
+        speech = [SpeakerClip(u.speaker, u.id, media_path(corpus.out, "audio", u)) for u in clean]
+        noise = recorded_babble(corpus, SPLIT, choose_talkers(corpus, SPLIT, speech))
+    return np.resize(rounded_to_16_bits(noise), max(len(noise), int(np.ceil(_longest(clean) * SAMPLE_RATE))))
 
 
 def _clean_training(utterances: Iterable[Utterance]) -> list[Utterance]:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
-from pipeline.corpora.noise.mixing import noise_path, noisy_copies
+from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble
+from pipeline.corpora.noise.folder import noise_settings
+from pipeline.corpora.noise.mixing import noisy_copies
 from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS
@@ -68,6 +72,7 @@ class RecordedCorpus(Reader):
     def __init__(self, corpus: Corpus) -> None:
         super().__init__(corpus)
         self.root = Path(str(corpus.root))
+        self.noise_seconds = max(SECONDS, corpus.longest_seconds)
 
     def lists(self) -> list[Path]:
         """List files of the corpus; their content is part of its digest."""
@@ -96,8 +101,6 @@ class RecordedCorpus(Reader):
         chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
         noise = {"corpus": chosen, "lists": lists, "code": code_digest(BABBLE, CORPUS, module)}
         if corpus.noise.folder is not None:
-            from pipeline.corpora.noise.folder import noise_settings
-
             noise["folder"] = noise_settings(corpus.noise.folder)
         causes = {
             "corpus": values,
@@ -143,29 +146,14 @@ class RecordedCorpus(Reader):
         sizes = ((clip, clip.audio.stat().st_size) for clip in clips if file_fault(clip.audio) is None)
         return int(sum(size * ((clip.audio.suffix != ".wav") + copies[clip.split]) for clip, size in sizes))
 
-    def noise_recipe(self, split: str, clips: list[RecordedClip]) -> Any:
-        if self.corpus.noise.folder is not None:
-            return None
-        from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers
-
+    def talkers(self, split: str, clips: list[RecordedClip]) -> list[list[Path]]:
         training = [SpeakerClip(clip.speaker, clip.id, clip.audio) for clip in clips if clip.split == "train"]
         return choose_talkers(self.corpus, split, training)
 
-    def write_noise(self, split: str, recipe: Any, folder: Path) -> None:
-        from pipeline.corpora.noise.babble import SECONDS, write_babble
-        from pipeline.corpora.noise.folder import write_folder_noise
-
-        target = folder / noise_path(split)
-        if self.corpus.noise.folder is not None:
-            seconds = max(SECONDS, self.corpus.longest_seconds)
-            write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, seconds, folder)
-        elif not target.exists():
-            write_babble(self.corpus, split, recipe, target)
+    def babble(self, split: str, talkers: list[list[Path]]) -> np.ndarray:
+        return recorded_babble(self.corpus, split, talkers)
 
     def prepare_clip(self, clip: RecordedClip, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         from pipeline.corpora.recorded.utterances import prepare_utterances
 
-        try:
-            return PreparedClip(tuple(prepare_utterances(self.corpus, clip, self.pieces(clip), folder, known)))
-        except Unusable as error:
-            return PreparedClip(skipped=error.skip(clip.path, clip.split, clip.id))
+        return PreparedClip(tuple(prepare_utterances(self.corpus, clip, self.pieces(clip), folder, known)))

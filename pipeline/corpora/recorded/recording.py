@@ -6,6 +6,7 @@ Files in these formats already are linked; source files are never written to.
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from pipeline.common.files import atomic_write, file_sha256
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.corpora.media.audio_track import is_silent, read_track
 from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.media.playback import REMEDY
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error
 
 SOUNDFILE_ENDINGS = (".wav", ".flac", ".ogg")
@@ -84,13 +84,9 @@ class Recording:
         if list(targets.values()) == [(0, None)]:
             (target,) = targets
             return {target: self._write_complete_mouth(self.video, target)}
-        first = next(iter(targets))
-        temporary = first.with_name(f".{os.getpid()}.whole.{first.name}")
-        try:
-            self._write_complete_mouth(self.video, temporary)
-            frames = read_video_gray(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self._write_complete_mouth(self.video, Path(folder) / "mouth.mp4")
+            frames = read_video_gray(Path(folder) / "mouth.mp4")
         infos = {}
         for target, (begin, end) in targets.items():
             piece = frames[begin:end]
@@ -102,7 +98,7 @@ class Recording:
 
     def _write_complete_mouth(self, video: Path, target: Path) -> FileInfo:
         # Loads the face detector.
-        from pipeline.corpora.mouth.region import NoFace, crop_mouth, is_cropped
+        from pipeline.corpora.mouth.region import crop_mouth, is_cropped
 
         with skip_on_error(video, "unreadable video"):
             if is_cropped(video):
@@ -112,10 +108,7 @@ class Recording:
                 else:
                     write_video(target, _rgb(frames), self.samples)
                 return FileInfo(file_sha256(target), len(frames))
-            try:
-                crop_mouth(video, target, self.detector)
-            except NoFace as error:
-                raise Unusable("no face", error.reason) from None
+            crop_mouth(video, target, self.detector)
         return FileInfo(file_sha256(target), len(read_video_gray(target)))
 
 
@@ -129,7 +122,7 @@ def extract_audio(path: Path, with_video: bool = False) -> np.ndarray:
         Unusable: it cannot be read, or is silent.
     """
     with skip_on_error(path, "unreadable audio"):
-        samples = read_audio(path) if is_audio(path) else resample(*read_track(path, REMEDY, with_video))
+        samples = read_audio(path) if is_audio(path) else resample(*read_track(path, with_video))
     if is_silent(samples):
         raise Unusable(SILENCE)
     return samples
@@ -157,15 +150,10 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
 
 def link(source: Path, target: Path) -> None:
     """Link `target` to `source`; on a file system without links, copy it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        os.symlink(source.absolute(), temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        with atomic_write(target) as copy:
-            shutil.copyfile(source, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(target) as temporary:
+        try:
+            os.symlink(source.absolute(), temporary)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.copyfile(source, temporary)

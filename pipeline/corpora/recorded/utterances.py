@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.files import file_sha256
+from pipeline.common.words import normalise
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, Utterance
 from pipeline.corpora.media.files import write_audio
@@ -29,6 +30,8 @@ def prepare_utterances(
     Raises:
         Unusable: the clip must be skipped; `prepare` removes the media written so far.
     """
+    if not any(normalise(piece.text) for piece in pieces):
+        raise Unusable("empty transcript")
     recording = Recording(clip.audio, clip.video, Path(corpus.face_detector))
     infos = dict(known)
     for piece in pieces:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -10,16 +10,17 @@ from pipeline.common.code import code_digest
 from pipeline.common.files import digest, file_sha256
 from pipeline.config import Section
 from pipeline.config.registry import error
-from pipeline.corpora.noise.folder import noise_settings, write_folder_noise
+from pipeline.corpora.noise.folder import noise_settings
 from pipeline.corpora.prepared import MEDIA_FOLDERS
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader
 from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.synthetic.plan import Plan, plan_corpus
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FILE_BYTES = 90_000
 """Approximate maximum of a wav or an mp4 of two seconds."""
-MAX_SENTENCE_SECONDS = 60
-"""Maximum length of a sentence."""
 
 
 class SplitCounts(Section):
@@ -35,6 +36,7 @@ class SyntheticCorpus(Reader):
 
     requires_all = True
     has_root = False
+    noise_seconds = 60
 
     class Settings(Section):
         """The generated corpus: sentences spoken by espeak-ng, with a mouth drawn from the phonemes."""
@@ -77,14 +79,11 @@ class SyntheticCorpus(Reader):
     def estimated_bytes(self, clips: list[Plan]) -> int:
         return sum(1 + len(plan.wavs) for plan in clips) * FILE_BYTES
 
-    def write_noise(self, split: str, recipe: None, folder: Path) -> None:
+    def babble(self, split: str, talkers: None) -> "np.ndarray":
         # Its import is slow.
-        from pipeline.corpora.synthetic.utterance import write_synthetic_babble
+        from pipeline.corpora.synthetic.utterance import synthetic_babble
 
-        if self.corpus.noise.folder is not None:
-            write_folder_noise(self.corpus.noise.folder, split, self.corpus.seed, MAX_SENTENCE_SECONDS, folder)
-        else:
-            write_synthetic_babble(self.corpus, split, folder)
+        return synthetic_babble(self.corpus, split)
 
     def prepare_clip(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         from pipeline.corpora.synthetic.utterance import generate_utterance

@@ -1,6 +1,5 @@
 """Generation of an utterance of the synthetic corpus: spoken, drawn, mixed with noise, written."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, Utterance
-from pipeline.corpora.media.files import read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.media.files import resample, write_audio, write_video
 from pipeline.corpora.noise.mixing import PEAK, mix_babble, mix_with_file, noise_path, root_mean_square
 from pipeline.corpora.splits import SPLITS, random_generator
 from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
@@ -33,14 +32,11 @@ BABBLE_SENTENCES = 32
 """Sentences of each talker, which are repeated."""
 
 
-def write_synthetic_babble(corpus: Corpus, split: str, folder: Path) -> None:
-    """Write the babble of a split if it is missing: training voices that say sentences outside the training split.
+def synthetic_babble(corpus: Corpus, split: str) -> np.ndarray:
+    """The babble of a split, (samples,) at 16 kHz: training voices that say sentences outside the training split.
 
     Voices are used twice if there are fewer voices than talkers; sentences, if the text file is too short.
     """
-    path = folder / noise_path(split)
-    if _is_intact(path, read_audio):
-        return
     plans = plan_corpus(corpus)
     voices = list(dict.fromkeys(plan.voice for plan in plans if plan.split == "train"))
     order = random_generator("talkers", corpus.seed, split).permutation(len(voices))
@@ -59,7 +55,7 @@ def write_synthetic_babble(corpus: Corpus, split: str, folder: Path) -> None:
         )
         for talker in range(talkers)
     ]
-    write_audio(path, mix_babble(tracks))
+    return mix_babble(tracks)
 
 
 def _monologue(sentences: list[Sentence], voice: str, random: np.random.Generator) -> np.ndarray:
@@ -76,7 +72,7 @@ def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[n
 
 
 def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
-    """Write the missing media of an utterance: wavs, and an mp4 with the clean audio.
+    """Write the media of an utterance: wavs, and an mp4 with the clean audio.
 
     Returns:
         Its lines of the manifest: the utterance, then its noisy copies.
@@ -84,26 +80,19 @@ def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
     Raises:
         PipelineError: the sentence cannot be spoken or drawn.
     """
-    wavs = {folder / f"{name}.wav": snr for name, snr in plan.wavs.items()}
-    video = folder / plan.video
-    missing = [path for path in wavs if not _is_intact(path, read_audio)]
-    has_video = _is_intact(video, read_video_gray)
-    if missing or not has_video:
-        speech, phonemes = _speech(plan)
-        for path in missing:
-            write_audio(path, _in_noise(speech, wavs[path], plan, folder))
-        if not has_video:
-            write_video(video, _frames(plan, phonemes, len(speech) // SAMPLES_PER_FRAME), speech)
-    samples = len(read_audio(folder / f"{plan.id}.wav"))
-    video_sha256 = file_sha256(video)
-    return [
-        Utterance(
+    speech, phonemes = _speech(plan)
+    frames = len(speech) // SAMPLES_PER_FRAME
+    write_video(folder / plan.video, _frames(plan, phonemes, frames), speech)
+    video_sha256, lines = file_sha256(folder / plan.video), []
+    for name, snr in plan.wavs.items():
+        wav = folder / f"{name}.wav"
+        write_audio(wav, _in_noise(speech, snr, plan, folder))
+        lines.append(Utterance(
             id=name, split=plan.split, speaker=plan.speaker, text=plan.sentence.text, audio=f"{name}.wav",
-            video=plan.video, audio_seconds=samples / SAMPLE_RATE, video_frames=samples // SAMPLES_PER_FRAME, snr=snr,
-            audio_sha256=file_sha256(folder / f"{name}.wav"), video_sha256=video_sha256,
-        )
-        for name, snr in plan.wavs.items()
-    ]  # fmt: skip
+            video=plan.video, audio_seconds=len(speech) / SAMPLE_RATE, video_frames=frames, snr=snr,
+            audio_sha256=file_sha256(wav), video_sha256=video_sha256,
+        ))  # fmt: skip
+    return lines
 
 
 def _speech(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
@@ -133,13 +122,3 @@ def _frames(plan: Plan, phonemes: list[Phoneme], frames: int) -> np.ndarray:
     except PipelineError as error:
         raise PipelineError(plan.sentence.text, f"{error.where} {error.found}", error.remedy) from None
     return draw_frames(trajectory(visemes, frames), appearance, head_motion(frames, random), random)
-
-
-def _is_intact(path: Path, read: Callable[[Path], np.ndarray]) -> bool:
-    if not path.exists():
-        return False
-    try:
-        read(path)
-    except PipelineError:
-        return False
-    return True
