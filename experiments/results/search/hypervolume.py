@@ -2,7 +2,7 @@
 
 Run as `python hypervolume.py`. Both metrics are minimised; the reference point is a word error rate (WER) of 100% and
 the largest number of sinks per utterance of any trial. A grid has no order: its row has the mean and range over 1,000
-random ones. A search counts in the order of its suggestions, including those that repeat an earlier point.
+random ones. A search counts in the order of its suggestions, without those that repeat an earlier point.
 """
 
 import csv
@@ -26,12 +26,11 @@ def read_grid() -> list[Point]:
     return [(trial[METRICS[0]], trial[METRICS[1]]) for trial in trials.values()]
 
 
-def read_search(file: Path) -> list[tuple[int, Point]]:
-    """The number of each suggestion that was a new point, with both metrics."""
+def read_search(file: Path) -> list[Point]:
+    """Both metrics of each point, in the order of the suggestions."""
     with open(file, newline="") as opened:
-        return [
-            (int(row["number"]), (float(row[METRICS[0]]), float(row[METRICS[1]]))) for row in csv.DictReader(opened)
-        ]
+        rows = sorted(csv.DictReader(opened), key=lambda row: int(row["number"]))
+    return [(float(row[METRICS[0]]), float(row[METRICS[1]])) for row in rows]
 
 
 def hypervolume(points: list[Point], most_sinks: float) -> float:
@@ -48,7 +47,7 @@ def main() -> None:
     """The command."""
     grid = read_grid()
     searches = {file.stem: read_search(file) for file in sorted(HERE.glob("search-seed-*.csv"))}
-    everything = grid + [point for search in searches.values() for _, point in search]
+    everything = grid + [point for search in searches.values() for point in search]
     most = max(sinks for _, sinks in everything)
     print(f"reference point: WER 100%, {most:.3g} sinks per utterance")
     draw = random.Random(0)
@@ -58,8 +57,7 @@ def main() -> None:
         print(f"grid: {count} trials, hypervolume {mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
     for name, search in searches.items():
         for count in COUNTS:
-            tried = [point for number, point in search if number < count]
-            print(f"{name}: {count} suggestions, {len(tried)} points, hypervolume {hypervolume(tried, most):.3f}")
+            print(f"{name}: {count} trials, hypervolume {hypervolume(search[:count], most):.3f}")
 
 
 if __name__ == "__main__":
