@@ -6,11 +6,9 @@ sink parameter evaluates again without training again; a trial with an equal eva
 
 import math
 import re
-import sys
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
-from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
@@ -102,27 +100,20 @@ def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
 
 def track(trial: Trial) -> None:
     """Show the trial in MLflow. An error is only a warning: all results are in the trial's folder."""
-    from pipeline.tracking.server import tracking_uri
+    from pipeline.tracking.server import errors_as_warnings, tracking_uri
     from pipeline.tracking.writer import ingest
 
-    try:
+    with errors_as_warnings():
         ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)
-    except PipelineError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """The command."""
-    arguments = parser(__doc__).parse_args()
-
-    def body() -> None:
-        trial = evaluate(params_of(arguments))
-        publish_metrics(trial)
-        track(trial)
-        print(f"evaluated: {trial.folder}")
-
-    run_command(body)
+    trial = evaluate(params_of(parser(__doc__).parse_args()))
+    publish_metrics(trial)
+    track(trial)
+    print(f"evaluated: {trial.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

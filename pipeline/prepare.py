@@ -296,8 +296,8 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     add_address(options)
     arguments = options.parse_args()
-    run_command(lambda: prepare(params_of(arguments), address=arguments.address))
+    prepare(params_of(arguments), address=arguments.address)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -255,9 +255,8 @@ def main() -> None:
     options.add_argument("--retries", type=int, help="how often a failed trial is retried (default: the file's)")
     options.add_argument("--sync", action="store_true", help="write the current state to MLflow; run nothing")
     options.add_argument("--no-repro", action="store_true", help="refuse to run stages for missing inputs")
-    arguments = options.parse_args()
-    run_command(lambda: run(arguments))
+    run(options.parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

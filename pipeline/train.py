@@ -64,15 +64,10 @@ def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = parser(__doc__).parse_args()
-
-    def body() -> None:
-        trial = train(params_of(arguments))
-        publish_curves(trial)
-        print(f"trained: {trial.folder}")
-
-    run_command(body)
+    trial = train(params_of(parser(__doc__).parse_args()))
+    publish_curves(trial)
+    print(f"trained: {trial.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

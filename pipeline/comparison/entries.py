@@ -13,7 +13,7 @@ from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
-from pipeline.trials.identity import PAPER_NAMES, task_name
+from pipeline.trials.identity import PAPER_NAMES, flattened, task_name
 from pipeline.trials.results import Hypotheses
 
 MARK = "identity.json"
@@ -198,14 +198,6 @@ def _read_entry(trial: Trial) -> Entry:
         gap=None if result else _gap(trial, configuration),
         fault=trial.results_fault() if result else None,
     )
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; a list is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:

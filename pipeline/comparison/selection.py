@@ -1,9 +1,11 @@
 """Selection of trials on a command line: by folder, folder of trials, identity or a prefix of it."""
 
 import re
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.common.command import params_of
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.server import tracking_uri
@@ -45,6 +47,11 @@ def named_trial(name: str, runs: str | Path) -> Trial:
     if len(trials) != 1:
         raise PipelineError(name, f"contains {len(trials)} trials", "give one of them")
     return trials[0]
+
+
+def requested_trial(name: str, arguments: Namespace) -> Trial:
+    """The trial that a command's arguments name, see `named_trial`; a folder is found without params.yaml."""
+    return named_trial(name, "runs" if Path(name).is_dir() else params_of(arguments).train.runs)
 
 
 def _matching(name: str, runs: Path) -> list[Trial]:

@@ -139,7 +139,8 @@ def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> 
     path, specification = sweep.path, sweep.specification
     axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
-        axes["seeds"] = require_distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
+        axes["seeds"] = [{SEED: seed} for seed in specification.seeds]
+        require_distinct(f"{path}: seeds", axes["seeds"])
     keys = {name: {key for value in values for key in value.keys() - {NAME}} for name, values in axes.items()}
     _require_disjoint(path, keys, overridden)
     if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
@@ -159,7 +160,7 @@ def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) ->
     space = read_space(path, specification.axes)
     keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
     _require_disjoint(path, keys, overridden)
-    require_distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
+    require_distinct(f"{path}: seeds", [{SEED: seed} for seed in specification.seeds or ()])
     if len(set(metrics)) < len(metrics):
         raise PipelineError(path, f"search.minimise is {list(metrics)}", "list each metric once")
     common = sweep.common

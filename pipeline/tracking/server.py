@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def wrap_errors(uri: str) -> Iterator[None]:
         if package not in TRACKING_PACKAGES and not isinstance(error, OSError | ImportError):
             raise
         raise _error(uri, error) from error
+
+
+@contextlib.contextmanager
+def errors_as_warnings() -> Iterator[None]:
+    """Print an error of MLflow as a warning: all results are in the folders of the trials."""
+    try:
+        yield
+    except PipelineError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def _error(uri: str, error: Exception) -> PipelineError:

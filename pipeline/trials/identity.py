@@ -138,6 +138,14 @@ def _checked(data: dict[str, str]) -> dict[str, str]:
     return data
 
 
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; a list is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def trial_name(configuration: dict[str, Any]) -> str:
     """Task, decorrelation weight and seed, such as `AVSR 16, 5 weight 0.1 seed 0`."""
     weight, seed = configuration["decorrelation"]["weight"], configuration["train"]["seed"]
