@@ -36,15 +36,9 @@ EXPERIMENT = "repro"
 
 
 def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
-    """Evaluate the trained trial of these parameters unless it is already evaluated.
-
-    Args:
-        params: all parameters.
-        inputs: of these parameters, if the caller has read them already.
-
-    Raises:
-        PipelineError: the trial is not trained, an input is missing or damaged, or another process evaluates it.
-    """
+    """Evaluate the trained trial of these parameters unless it is already evaluated. `inputs` are those of the
+    parameters, if the caller has read them. PipelineError if the trial is not trained, an input is missing or damaged,
+    or another process evaluates it."""
     inputs = inputs or TrialInputs(params)
     trial = Trial.create(params.train.runs, params, inputs.training.digests)
     evaluation = evaluation_digest(params, inputs.evaluation.digests)

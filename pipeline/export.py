@@ -35,12 +35,8 @@ def main() -> None:
 
 
 def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
-    """Write the folder of an exported trial atomically.
-
-    Args:
-        trial: trained, with its LLM and its encoders at the paths of its config.yaml.
-        out: the folder, new or empty.
-        overrides: of paths and of the evaluation, such as `model.llm.weights=elsewhere`.
+    """Write the folder `out`, new or empty, of an exported trial atomically. `overrides` are of paths and of the
+    evaluation, such as `model.llm.weights=elsewhere`.
 
     Raises:
         PipelineError: the trial is not trained, its adapter is damaged, `out` is not empty, its LLM or an encoder is

@@ -27,19 +27,11 @@ RESULTS = Path("results/report")
 
 
 def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = (), media: bool = True) -> Path:
-    """Write the page of a sweep, as HTML and Markdown, with the comparison's files; show it in MLflow.
+    """Write the page of a sweep file, as HTML and Markdown, with the comparison's files; show it in MLflow; and return
+    their folder, `results/report/<name of the sweep>`.
 
-    Args:
-        file: the sweep file.
-        params: the parameter file.
-        overrides: `key=value`, as in the sweep's command.
-        media: whether the page contains utterances to play.
-
-    Returns:
-        Their folder, `results/report/<name of the sweep>`.
-
-    Raises:
-        PipelineError: the sweep file is wrong, its inputs are missing, or no trial has started.
+    With `media` the page has utterances to play. PipelineError if the sweep file is wrong, its inputs are missing, or
+    no trial has started.
     """
     sweep = with_worker_precision(load_sweep(file, params, overrides))
     trials, suggestions = planned_trials(sweep)

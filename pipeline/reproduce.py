@@ -47,16 +47,11 @@ def check(trial: Trial, project: Path) -> bool:
 
 
 def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
-    """Reproduce a trial and compare the results; the verdict is printed, and written to the trial's folder and MLflow.
+    """Reproduce a done trial with the repository and data of a project, and compare the results; the verdict is
+    printed, and written to the trial's folder and MLflow. `keep` keeps code and reproduced trial in the trial's folder.
 
-    Args:
-        trial: done.
-        project: the folder with its repository and data.
-        keep: whether to keep the code and the reproduced trial, in the trial's folder.
-
-    Raises:
-        PipelineError: as `check`; or another process reproduces the trial, or a stage fails.
-        KeyboardInterrupt: after a checkpoint; the next call resumes.
+    PipelineError as `check`, or if another process reproduces the trial or a stage fails; KeyboardInterrupt after a
+    checkpoint, from which the next call resumes.
     """
     workspace = trial.folder.absolute() / WORKSPACE
     with Lease(workspace.with_name(f"{WORKSPACE}.lease.json")):

@@ -135,15 +135,8 @@ def _condition_parts(condition: str) -> tuple[str, float | None, str]:
 
 
 def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[list[Entry], int]:
-    """The trials that have started, each once, and the number of those that have not.
-
-    Args:
-        trials: folders of trials.
-        datasets: names of their corpora by identity, where the user named them.
-
-    Raises:
-        PipelineError: an `identity.json` is damaged.
-    """
+    """The trials that have started, each once, and the number of those that have not. `datasets` names corpora by
+    identity, where the user named them. PipelineError if an `identity.json` is damaged."""
     started = [trial for trial in trials if (trial.folder / MARK).exists()]
     entries: dict[str, Entry] = {}
     for trial in started:

@@ -18,13 +18,8 @@ from pipeline.trials.results import METRICS_FILE
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
     """The named trials, each once; without names, all done trials of `runs`.
 
-    Args:
-        names: a trial's folder; a folder of such folders, which selects all of them, done or not; or a prefix
-            of an identity in `runs`.
-        runs: the folder of the trials' folders.
-
-    Raises:
-        PipelineError: a name matches no trial, or a prefix of an identity matches several.
+    A name is a trial's folder; a folder of such folders, which selects all of them, done or not; or a prefix of an
+    identity in `runs`. PipelineError if a name matches no trial, or a prefix of an identity several.
     """
     if not names:
         done = [trial for trial in _trials_in(Path(runs)) if trial.result()]

@@ -93,20 +93,11 @@ class EmbeddedFigure:
 def pages(
     subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], folder: Path, media: bool = True
 ) -> dict[str, str]:
-    """Render the report.
+    """The report by suffix: `html`, self-contained, and `md`, with links to the figures.
 
-    Args:
-        subject: the sweep.
-        comparison: of its trials that have started.
-        figures: PNG and SVG files in `folder`; of two with one name the smaller is embedded.
-        folder: the folder of the page.
-        media: whether utterances can be played; the licence of a corpus may forbid to distribute them.
-
-    Returns:
-        By suffix: `html`, self-contained, and `md`, with links to the figures.
-
-    Raises:
-        PipelineError: a file of a trial is damaged.
+    The comparison has the trials that have started, `figures` are PNG and SVG files in the page's `folder`, of which
+    the smaller of two with one name is embedded. Without `media` no utterance can be played, as the licence of a corpus
+    may demand. PipelineError if a file of a trial is damaged.
     """
     search, players = subject.search, Players() if media else None
     checked = claims(comparison)

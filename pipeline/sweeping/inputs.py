@@ -73,13 +73,8 @@ class MissingSource:
 
 
 def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[MissingSource]:
-    """The missing paths that the stages of a sweep would read, each once.
-
-    Args:
-        sweep: the sweep.
-        file: its file.
-        params_file: the file of its base parameters.
-    """
+    """The missing paths that the stages of a sweep would read, each once; `file` is the sweep's, `params_file` that of
+    its base parameters."""
     own_keys = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
     missing: dict[str, MissingSource] = {}
     for params in distinct_inputs(sweep):
@@ -127,13 +122,8 @@ def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
 
 
 def repro(stages: Sequence[str], params: str, address: str | None = None) -> None:
-    """Run stages (all stages, if none is named) by `dvc repro`, and print their output.
-
-    Args:
-        stages: their names.
-        params: the parameter file, which must be params.yaml.
-        address: address of a Ray cluster, which they use.
-    """
+    """Run stages (all stages, if none is named) by `dvc repro`, and print their output. `params` must be params.yaml;
+    the stages use the Ray cluster at `address`, if there is one."""
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc runs params.yaml only")
     print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)

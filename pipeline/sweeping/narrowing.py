@@ -25,13 +25,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def narrow(points: list[SweepPoint], only: Sequence[str]) -> list[SweepPoint]:
-    """The points that use each of the keys, with that value.
-
-    Args:
-        points: at least one.
-        only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis with named values
-            (`dataset=LRS3`).
-    """
+    """The points, at least one, that use each key of `only` with its value. A key may be shortened to its end
+    (`modality=audio`), or be an axis with named values (`dataset=LRS3`)."""
     for text in only:
         key, value = parse_assignment(text)
         values: list[tuple[SweepPoint, Any]]

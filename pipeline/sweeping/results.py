@@ -138,12 +138,8 @@ def _is_current(folder: Path, state: dict) -> bool:
 
 
 class BestPoints:
-    """The best point of each task by a metric, as the mean over the seeds that are done; the lowest is best.
-
-    Args:
-        metric: such as `wer/validation`.
-        trials: those without the metric are ignored.
-    """
+    """The best point of each task by a metric such as `wer/validation`, as the mean over the seeds that are done; the
+    lowest is best. Trials without the metric are ignored."""
 
     def __init__(self, metric: str, trials: Sequence[PlannedTrial] = ()) -> None:
         self.metric = metric

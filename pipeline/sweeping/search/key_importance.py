@@ -19,11 +19,8 @@ TREES = 16
 def key_importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, KeyImportance]:
     """The share of the variance of a metric that each key accounts for, the largest first.
 
-    A key that only some points have (the video rate) is evaluated on these points.
-
-    Args:
-        points: settings and value of the metric.
-        keys: keys that differ between the points.
+    `points` are settings with the metric's value, `keys` those that differ between them. A key that only some points
+    have (the video rate) is evaluated on these.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     common = [key for key in keys if all(key in settings for settings, _ in points)]

@@ -30,12 +30,7 @@ GP_EFFORT = {
 
 
 class Searcher:
-    """An in-memory study.
-
-    Args:
-        settings: kind, seed and metrics.
-        space: what can be suggested.
-    """
+    """An in-memory study of a space, with the kind, seed and metrics of the settings."""
 
     def __init__(self, settings: SearchSettings, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
