@@ -97,10 +97,11 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
         for name, path in paths.items()
     ]
     sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
-    assert [str(source) for source in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
-        "sweep.yaml: weights.sources[llm]: /no/llm does not exist",
-        "sweep.yaml: corpus.root: /some/where/lrs2 does not exist",
-        "sweep.yaml: corpus.root: /some/where/lrs3 does not exist",
+    remedy = "correct it, or mount it"
+    assert [str(error) for error in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
+        f"sweep.yaml: weights.sources[llm]: /no/llm does not exist; {remedy}",
+        f"sweep.yaml: corpus.root: /some/where/lrs2 does not exist; {remedy}",
+        f"sweep.yaml: corpus.root: /some/where/lrs3 does not exist; {remedy}",
     ]
     # Sources of the base parameters are listed with their own file.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -109,7 +110,7 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "sweep.yaml").write_text("name: some")
     missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
-    assert [source.where for source in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+    assert [error.where for error in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
 
 
 def test_names_have_no_paths(load):

@@ -5,6 +5,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.statistics import MIN_SPEAKERS
@@ -179,7 +180,7 @@ def table_csv(comparison: Comparison) -> str:
             line |= {"variant": variant, "decorrelation.weight": variant.decorrelation_weight, **dict(variant.others)}
             line |= {"seeds": sum(not entry.gap for entry in cell.entries), "gap": cell.gap or ""}
             lines.append(line | _csv_values(cell))
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def _csv_values(cell: Cell) -> dict[str, object]:
@@ -212,12 +213,14 @@ def long_csv(comparison: Comparison) -> str:
         if entry.gap:
             lines.append(of_trial | {"gap": entry.gap})
         lines += [of_trial | {"metric": name, "value": value} for name, value in sorted(entry.metrics.items())]
-    return _csv(lines)
+    return csv_text(lines)
 
 
-def _csv(lines: Sequence[dict[str, object]]) -> str:
+def csv_text(lines: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Lines by column as CSV; by default with all their columns, in the order of their first appearance."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, dict.fromkeys(name for line in lines for name in line), lineterminator="\n")
+    known = columns or list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(file, known, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()

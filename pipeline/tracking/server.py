@@ -59,8 +59,6 @@ def is_server(uri: str) -> bool:
 def client_of(uri: str) -> Any:
     """A connected `MlflowClient` with short timeouts and without log messages. Raises MLflow's errors, see
     `wrap_errors`."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     _require_supported(uri)
     if path := database(uri):
         require_readable(path)
@@ -75,6 +73,8 @@ def client_of(uri: str) -> Any:
 
 
 def _client(uri: str) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     # They log the traceback of each error, which here becomes one line.
@@ -103,8 +103,6 @@ def connected(uri: str) -> Iterator[Any]:
     path = database(uri)
     with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
         if path:
-            for name, value in ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
             if not exists(uri):
                 create_database(path, lambda plain: _client(plain).search_experiments(max_results=1))
             client = client_of(uri)

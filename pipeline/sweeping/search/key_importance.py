@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from pipeline.comparison.front import KeyImportance
+from pipeline.comparison.front import KeyImportance, is_numeric
 
 RESAMPLINGS = 20
 TREES = 16
@@ -61,7 +61,7 @@ def _shares(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[st
 
 def _column(values: Sequence[Any]) -> tuple[list[Any], BaseDistribution]:
     """Values for optuna, numbers as ranks, so that the points are spread evenly over each key."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if is_numeric(values):
         order = sorted(set(values))
         return [order.index(value) / max(1, len(order) - 1) for value in values], FloatDistribution(0, 1)
     labels = [str(value) for value in values]

@@ -21,7 +21,7 @@ from pipeline.sweeping.axes import axis_settings, label_of, six_digits
 from pipeline.sweeping.sections import NAME, SettingsByKey, is_key, require_key
 
 if TYPE_CHECKING:
-    from pipeline.sweeping.search.searchers import Draw
+    import optuna
 
 RangeKind = Literal["uniform", "loguniform", "int"]
 RANGE_KINDS = get_args(RangeKind)
@@ -43,6 +43,12 @@ class Range:
     kind: RangeKind
     low: float
     high: float
+
+    def suggest(self, draw: "optuna.Trial") -> float:
+        """A number of this range."""
+        if self.kind == "int":
+            return draw.suggest_int(self.name, int(self.low), int(self.high))
+        return six_digits(draw.suggest_float(self.name, self.low, self.high, log=self.kind == "loguniform"))
 
     def contains(self, value: float) -> bool:
         """Whether a rounded suggestion can come from this range."""
@@ -88,8 +94,8 @@ class Space:
 
     axes: tuple[SearchAxis, ...]
 
-    def suggest(self, draw: "Draw", is_used: Callable[[str, SettingsByKey], bool]) -> SettingsByKey:
-        """One point; `is_used` decides whether a trial with the settings so far uses a key."""
+    def suggest(self, draw: "optuna.Trial", is_used: Callable[[str, SettingsByKey], bool]) -> SettingsByKey:
+        """One point, drawn by optuna; `is_used` decides whether a trial with the settings so far uses a key."""
         point: SettingsByKey = {}
         for axis in self.axes:
             option = axis.options[0]
@@ -97,13 +103,12 @@ class Space:
                 # An axis that is a key is skipped with that key; joint settings always apply.
                 if is_key(axis.name) and not is_used(axis.name, point):
                     continue
-                label = draw.choice(axis.name, [option.label for option in axis.options])
+                label = draw.suggest_categorical(axis.name, [option.label for option in axis.options])
                 option = next(option for option in axis.options if option.label == label)
             point |= option.settings
             for bounds in option.ranges:
                 if is_used(bounds.key, point):
-                    value = draw.number(bounds)
-                    point[bounds.key] = int(value) if bounds.kind == "int" else six_digits(value)
+                    point[bounds.key] = bounds.suggest(draw)
         return point
 
     def corners(self) -> Iterator[SettingsByKey]:
