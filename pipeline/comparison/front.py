@@ -7,10 +7,11 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
+from pipeline.common.files import csv_text
 from pipeline.common.metrics import NUMBER, Unit, find
 from pipeline.common.text import ABSENT, plain, rounded, table_row
 from pipeline.comparison.entries import condition_name
-from pipeline.comparison.rendering import INDENT, csv_text
+from pipeline.comparison.rendering import INDENT
 
 WIDTH = 100
 """Columns of a terminal."""
@@ -189,7 +190,7 @@ def search_csv(result: SearchResult) -> str:
                 line[name] = fmean(values)
                 line |= {f"{name}/deviation": stdev(values)} if len(values) > 1 else {}
         lines.append(line)
-    return csv_text(lines, ["number", "state", "front", *keys, *measured])
+    return csv_text(["number", "state", "front", *keys, *measured], lines)
 
 
 def _head(result: SearchResult) -> list[str]:

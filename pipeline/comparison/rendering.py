@@ -1,13 +1,11 @@
 """A comparison as text, Markdown, LaTeX and CSV. The first three give error rates in percent, CSV as fractions."""
 
-import csv
-import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import csv_text
 from pipeline.common.statistics import MIN_SPEAKERS
 from pipeline.common.text import plain, table_row
 from pipeline.comparison.entries import Task
@@ -180,7 +178,7 @@ def table_csv(comparison: Comparison) -> str:
             line |= {"variant": variant, "decorrelation.weight": variant.decorrelation_weight, **dict(variant.others)}
             line |= {"seeds": sum(not entry.gap for entry in cell.entries), "gap": cell.gap or ""}
             lines.append(line | _csv_values(cell))
-    return csv_text(lines)
+    return _csv(lines)
 
 
 def _csv_values(cell: Cell) -> dict[str, object]:
@@ -213,14 +211,8 @@ def long_csv(comparison: Comparison) -> str:
         if entry.gap:
             lines.append(of_trial | {"gap": entry.gap})
         lines += [of_trial | {"metric": name, "value": value} for name, value in sorted(entry.metrics.items())]
-    return csv_text(lines)
+    return _csv(lines)
 
 
-def csv_text(lines: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Lines by column as CSV; by default with all their columns, in the order of their first appearance."""
-    file = io.StringIO()
-    known = columns or list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(file, known, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return file.getvalue()
+def _csv(lines: Sequence[dict[str, object]]) -> str:
+    return csv_text(dict.fromkeys(name for line in lines for name in line), lines)
