@@ -40,7 +40,7 @@ def main() -> None:
         options.error("--model and --text go together")
     if arguments.utterances is not None and arguments.utterances < 1:
         options.error("--utterances must be at least 1")
-    run_command(lambda: analyze(arguments))
+    analyze(arguments)
 
 
 def analyze(arguments: argparse.Namespace) -> None:
@@ -80,14 +80,9 @@ def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Eva
         text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
         return text, params.sinks, params.evaluate
     from pipeline.analysis.speech import SpeechTarget
-    from pipeline.comparison.selection import named_trials
+    from pipeline.comparison.selection import requested_trial
 
-    # A folder does not need params.yaml.
-    runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
-    trials = named_trials([arguments.trial], runs)
-    if len(trials) != 1:
-        raise PipelineError(arguments.trial, f"has {len(trials)} trials", "give one of them")
-    speech = SpeechTarget(trials[0], arguments.set, arguments.utterances)
+    speech = SpeechTarget(requested_trial(arguments.trial, arguments), arguments.set, arguments.utterances)
     return speech, speech.params.sinks, speech.params.evaluate
 
 
@@ -124,4 +119,4 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,16 +24,12 @@ def main() -> None:
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
     arguments = options.parse_args()
-
-    def body() -> None:
-        comparison = compare(named_trials(arguments.trials, params_of(arguments).train.runs))
-        print(headline(comparison) + table_text(comparison), end="")
-        if arguments.out:
-            write_comparison(comparison, arguments.out)
-            print(f"written: {arguments.out}")
-
-    run_command(body)
+    comparison = compare(named_trials(arguments.trials, params_of(arguments).train.runs))
+    print(headline(comparison) + table_text(comparison), end="")
+    if arguments.out:
+        write_comparison(comparison, arguments.out)
+        print(f"written: {arguments.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,11 +6,9 @@ sink parameter evaluates again without training again; a trial with an equal eva
 
 import math
 import re
-import sys
 from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
-from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
@@ -38,15 +36,9 @@ EXPERIMENT = "repro"
 
 
 def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
-    """Evaluate the trained trial of these parameters unless it is already evaluated.
-
-    Args:
-        params: all parameters.
-        inputs: of these parameters, if the caller has read them already.
-
-    Raises:
-        PipelineError: the trial is not trained, an input is missing or damaged, or another process evaluates it.
-    """
+    """Evaluate the trained trial of these parameters unless it is already evaluated. `inputs` are those of the
+    parameters, if the caller has read them. PipelineError if the trial is not trained, an input is missing or damaged,
+    or another process evaluates it."""
     inputs = inputs or TrialInputs(params)
     trial = Trial.create(params.train.runs, params, inputs.training.digests)
     evaluation = evaluation_digest(params, inputs.evaluation.digests)
@@ -102,27 +94,20 @@ def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
 
 def track(trial: Trial) -> None:
     """Show the trial in MLflow. An error is only a warning: all results are in the trial's folder."""
-    from pipeline.tracking.server import tracking_uri
+    from pipeline.tracking.server import errors_as_warnings, tracking_uri
     from pipeline.tracking.writer import ingest
 
-    try:
+    with errors_as_warnings():
         ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)
-    except PipelineError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """The command."""
-    arguments = parser(__doc__).parse_args()
-
-    def body() -> None:
-        trial = evaluate(params_of(arguments))
-        publish_metrics(trial)
-        track(trial)
-        print(f"evaluated: {trial.folder}")
-
-    run_command(body)
+    trial = evaluate(params_of(parser(__doc__).parse_args()))
+    publish_metrics(trial)
+    track(trial)
+    print(f"evaluated: {trial.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -4,16 +4,16 @@ The base model is not copied; the card names it, the SHA-256 of its files and th
 loads the folder without this project.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.modality import prompt, streams
+from pipeline.comparison.selection import requested_trial
 from pipeline.config import Params
 from pipeline.pretrained.folder import RECORD, known_files, weights_digest
 from pipeline.trials.folder import Trial
@@ -30,26 +30,13 @@ def main() -> None:
     options.add_argument("trial", metavar="TRIAL", help="its folder, or a prefix of its identity")
     options.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must be new or empty")
     arguments = options.parse_args()
-    run_command(lambda: export(arguments))
-
-
-def export(arguments: argparse.Namespace) -> None:
-    """Export the trial that the arguments name."""
-    from pipeline.comparison.selection import named_trial
-
-    # A folder is found without params.yaml.
-    runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
-    export_trial(named_trial(arguments.trial, runs), arguments.out, arguments.set)
+    export_trial(requested_trial(arguments.trial, arguments), arguments.out, arguments.set)
     print(f"exported: {arguments.out}; its README.md explains how to load it")
 
 
 def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
-    """Write the folder of an exported trial atomically.
-
-    Args:
-        trial: trained, with its LLM and its encoders at the paths of its config.yaml.
-        out: the folder, new or empty.
-        overrides: of paths and of the evaluation, such as `model.llm.weights=elsewhere`.
+    """Write the folder `out`, new or empty, of an exported trial atomically. `overrides` are of paths and of the
+    evaluation, such as `model.llm.weights=elsewhere`.
 
     Raises:
         PipelineError: the trial is not trained, its adapter is damaged, `out` is not empty, its LLM or an encoder is
@@ -165,4 +152,4 @@ def _copy_adapter(source: Path, target: Path, base: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

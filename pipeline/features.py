@@ -69,20 +69,12 @@ def _summary(group: Group) -> dict[str, Any]:
 def extract_features(
     params: Params, stream: Stream, utterances: Sequence[Utterance] | None = None, address: str | None = None
 ) -> list[Path]:
-    """Encode the groups of a stream that are missing or damaged; an interrupted extraction is resumed.
+    """Encode the groups of a stream that are missing or damaged, and return the folders of all; an interrupted
+    extraction is resumed.
 
-    Args:
-        params: corpus and features.
-        stream: `audio` or `video`.
-        utterances: complete groups (see `feature_groups`); None is the corpus.
-        address: address of a Ray cluster, whose workers encode the batches.
-
-    Returns:
-        The folders of all groups.
-
-    Raises:
-        PipelineError: weights or media are missing or damaged, there is no video, the disk is too small, or the cluster
-            cannot be used.
+    `utterances` are complete groups (see `feature_groups`), by default the corpus; at an `address` the workers of a Ray
+    cluster encode the batches. PipelineError if weights or media are missing or damaged, there is no video, the disk is
+    too small, or the cluster cannot be used.
     """
     groups = feature_groups(params, stream, utterances or read_manifest(params.corpus.out))
     faults = {group.name: fault for group in groups if (fault := _fault(group))}

@@ -65,15 +65,10 @@ FEW = 24
 
 
 def prepare(params: Params, workers: int | None = None, address: str | None = None) -> Path:
-    """Prepare the corpus that `params.corpus` describes.
+    """Prepare the corpus that `params.corpus` describes, and return the folder with `manifest.jsonl`.
 
-    Args:
-        params: all parameters; only section `corpus` is used.
-        workers: number of processes, by default one per core. The result does not depend on it.
-        address: address of a Ray cluster, whose workers prepare the clips instead, with the same result.
-
-    Returns:
-        The folder with `manifest.jsonl`.
+    The result does not depend on the number of `workers`, by default one per core, nor on the `address` of a Ray
+    cluster, whose workers prepare the clips instead.
 
     Raises:
         PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
@@ -296,8 +291,8 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     add_address(options)
     arguments = options.parse_args()
-    run_command(lambda: prepare(params_of(arguments), address=arguments.address))
+    prepare(params_of(arguments), address=arguments.address)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -167,23 +167,17 @@ def main() -> None:
         "--older", type=float, default=0, metavar="DAYS", help="only those unchanged for this number of days"
     )
     arguments = options.parse_args()
-
-    def body() -> None:
-        params = params_of(arguments)
-        files = sorted(EXPERIMENTS.glob("*.yaml"))
-        folders = stored_folders(
-            params, [with_worker_precision(load_sweep(file, arguments.params, arguments.set)) for file in files]
-        )
-        chosen = unused(folders, arguments.older)
-        print("\n".join(listing(folders, chosen)))
-        if arguments.yes:
-            for line in remove(chosen):
-                print(line)
-        elif chosen:
-            print("remove them: python -m pipeline.prune --yes")
-
-    run_command(body)
+    params = params_of(arguments)
+    sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.glob("*.yaml"))]
+    folders = stored_folders(params, list(map(with_worker_precision, sweeps)))
+    chosen = unused(folders, arguments.older)
+    print("\n".join(listing(folders, chosen)))
+    if arguments.yes:
+        for line in remove(chosen):
+            print(line)
+    elif chosen:
+        print("remove them: python -m pipeline.prune --yes")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -79,22 +79,17 @@ def _dvc(*words: str) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = parser(__doc__).parse_args()
-
-    def body() -> None:
-        pointers = push(params_of(arguments))
-        patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
-        # If all trials belong to sweeps, the stages of params.yaml have no outputs.
-        missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"
-        files = [name for name in (DVC_LOCK, REMOTES) if Path(name).exists()]
-        if REMOTES in files and holds_secret(Path(REMOTES)):
-            files.remove(REMOTES)
-            print(f"{REMOTES} holds a secret and must not be shared: move it away with dvc remote modify --local")
-        print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
-        print(f"in another clone: git pull && dvc pull{missing}")
-
-    run_command(body)
+    pointers = push(params_of(parser(__doc__).parse_args()))
+    patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
+    # If all trials belong to sweeps, the stages of params.yaml have no outputs.
+    missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"
+    files = [name for name in (DVC_LOCK, REMOTES) if Path(name).exists()]
+    if REMOTES in files and holds_secret(Path(REMOTES)):
+        files.remove(REMOTES)
+        print(f"{REMOTES} holds a secret and must not be shared: move it away with dvc remote modify --local")
+    print(f"share them: git add {' '.join([*files, *patterns])} && git commit && git push")
+    print(f"in another clone: git pull && dvc pull{missing}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

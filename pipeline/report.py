@@ -3,12 +3,10 @@
 The sweep may be unfinished.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.command import parser, run_command
-from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_text
 from pipeline.common.text import size_text
 from pipeline.comparison.front import SearchResult
@@ -20,6 +18,8 @@ from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.tracking.server import errors_as_warnings, tracking_uri
+from pipeline.tracking.writer import ingest_sweep
 from pipeline.trials.folder import Status
 
 DEFAULT = "experiments/demo.yaml"
@@ -27,19 +27,11 @@ RESULTS = Path("results/report")
 
 
 def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = (), media: bool = True) -> Path:
-    """Write the page of a sweep, as HTML and Markdown, with the comparison's files; show it in MLflow.
+    """Write the page of a sweep file, as HTML and Markdown, with the comparison's files; show it in MLflow; and return
+    their folder, `results/report/<name of the sweep>`.
 
-    Args:
-        file: the sweep file.
-        params: the parameter file.
-        overrides: `key=value`, as in the sweep's command.
-        media: whether the page contains utterances to play.
-
-    Returns:
-        Their folder, `results/report/<name of the sweep>`.
-
-    Raises:
-        PipelineError: the sweep file is wrong, its inputs are missing, or no trial has started.
+    With `media` the page has utterances to play. PipelineError if the sweep file is wrong, its inputs are missing, or
+    no trial has started.
     """
     sweep = with_worker_precision(load_sweep(file, params, overrides))
     trials, suggestions = planned_trials(sweep)
@@ -50,8 +42,11 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     subject = _subject(file, sweep, trials, comparison, search)
     for suffix, text in pages(subject, comparison, files, folder, media).items():
         write_text(folder / f"report.{suffix}", text)
+    started = [entry.trial.folder for entry in comparison.entries]
     complete = all(planned.is_over for planned in trials)
-    _track(sweep.specification.name, folder, [entry.trial.folder for entry in comparison.entries], complete)
+    with errors_as_warnings():
+        shown = [folder / "report.html", folder / "comparison"]
+        ingest_sweep(started, tracking_uri(), sweep.specification.name, shown, complete)
     return folder
 
 
@@ -85,31 +80,15 @@ def _subject(
     )
 
 
-def _track(name: str, folder: Path, trials: Sequence[Path], complete: bool) -> None:
-    """Show the page in MLflow, on the sweep's parent run; a failure is a warning."""
-    from pipeline.tracking.server import tracking_uri
-    from pipeline.tracking.writer import ingest_sweep
-
-    try:
-        ingest_sweep(trials, tracking_uri(), name, [folder / "report.html", folder / "comparison"], complete)
-    except PipelineError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument("file", nargs="?", default=DEFAULT, metavar="FILE", help="the sweep file")
     options.add_argument("--no-media", action="store_true", help="no audio and video, if a licence forbids it")
     arguments = options.parse_args()
-
-    def body() -> None:
-        folder = report(arguments.file, arguments.params, arguments.set, not arguments.no_media)
-        page = folder / "report.html"
-        print(f"written: {page} ({size_text(page.stat().st_size)})")
-
-    run_command(body)
+    page = report(arguments.file, arguments.params, arguments.set, not arguments.no_media) / "report.html"
+    print(f"written: {page} ({size_text(page.stat().st_size)})")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import params_of, parser, run_command
-from pipeline.common.errors import PipelineError
+from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_json
-from pipeline.comparison.selection import named_trial
+from pipeline.comparison.selection import requested_trial
 from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
 from pipeline.reproduction.run import Reproduction
+from pipeline.tracking.server import errors_as_warnings, tracking_uri
+from pipeline.tracking.writer import tag_trial
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease
 
@@ -39,22 +40,18 @@ def check(trial: Trial, project: Path) -> bool:
             reasons = reproduction.reasons()
         finally:
             reproduction.remove()
-    print("".join(f"{line}\n" for line in _lines(problems, reasons, [])), end="")
+    for line in _lines(problems, reasons, []):
+        print(line)
     print("FAIL: the trial cannot be reproduced" if problems else "PASS: the trial can be reproduced")
     return not problems
 
 
 def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
-    """Reproduce a trial and compare the results; the verdict is printed, and written to the trial's folder and MLflow.
+    """Reproduce a done trial with the repository and data of a project, and compare the results; the verdict is
+    printed, and written to the trial's folder and MLflow. `keep` keeps code and reproduced trial in the trial's folder.
 
-    Args:
-        trial: done.
-        project: the folder with its repository and data.
-        keep: whether to keep the code and the reproduced trial, in the trial's folder.
-
-    Raises:
-        PipelineError: as `check`; or another process reproduces the trial, or a stage fails.
-        KeyboardInterrupt: after a checkpoint; the next call resumes.
+    PipelineError as `check`, or if another process reproduces the trial or a stage fails; KeyboardInterrupt after a
+    checkpoint, from which the next call resumes.
     """
     workspace = trial.folder.absolute() / WORKSPACE
     with Lease(workspace.with_name(f"{WORKSPACE}.lease.json")):
@@ -73,8 +70,10 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
             _say("kept", str(workspace))
         else:
             reproduction.remove()
-    print("".join(f"{line}\n" for line in _lines(problems, reasons, verdicts)), end="")
-    _track(trial, verdict)
+    for line in _lines(problems, reasons, verdicts):
+        print(line)
+    with errors_as_warnings():
+        tag_trial(trial.identity, {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}, tracking_uri())
     print(f"{verdict['summary']}; written to {trial.folder / VERDICT}")
     return verdict["passed"]
 
@@ -119,16 +118,6 @@ def _say(topic: str, text: str) -> None:
     print(f"{topic:<10} {text}", flush=True)
 
 
-def _track(trial: Trial, verdict: dict[str, Any]) -> None:
-    from pipeline.tracking.server import tracking_uri
-    from pipeline.tracking.writer import tag_trial
-
-    try:
-        tag_trial(trial.identity, {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}, tracking_uri())
-    except PipelineError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """The command."""
     options = parser(__doc__)
@@ -138,17 +127,11 @@ def main() -> None:
     options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
     options.add_argument("--keep", action="store_true", help="keep the work tree and the reproduced trial")
     arguments = options.parse_args()
-
-    def body() -> None:
-        trial = named_trial(arguments.trial, params_of(arguments).train.runs)
-        trial.require_config()
-        project = Path.cwd()
-        passed = check(trial, project) if arguments.check_only else reproduce(trial, project, arguments.keep)
-        if not passed:
-            sys.exit(1)
-
-    run_command(body)
+    trial, project = requested_trial(arguments.trial, arguments), Path.cwd()
+    trial.require_config()
+    if not (check(trial, project) if arguments.check_only else reproduce(trial, project, arguments.keep)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

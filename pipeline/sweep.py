@@ -96,8 +96,8 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     if incomplete and (arguments.no_repro or arguments.sync):
         raise missing_inputs_error(needed_stages(incomplete[0]))
     # Before hours are spent on the first stages.
-    for source in missing_sources(sweep, arguments.file, arguments.params) if incomplete else ():
-        raise PipelineError(source.where, f"{source.path} does not exist", "correct the path, or mount it")
+    for error in missing_sources(sweep, arguments.file, arguments.params) if incomplete else ():
+        raise error
     for params in incomplete:
         needed = needed_stages(params)
         if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
@@ -136,8 +136,8 @@ def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) 
     """Print the trials with their status, and the estimated cost of the rest; run nothing."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that run first: {' '.join(needed)}")
-        for source in missing_sources(sweep, file, params):
-            print(f"warning: {source}")
+        for error in missing_sources(sweep, file, params):
+            print(f"warning: {error}")
         if sweep.space:
             print(f"{sweep.search.trials} points will be suggested; the bounds of their ranges:")
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
@@ -255,9 +255,8 @@ def main() -> None:
     options.add_argument("--retries", type=int, help="how often a failed trial is retried (default: the file's)")
     options.add_argument("--sync", action="store_true", help="write the current state to MLflow; run nothing")
     options.add_argument("--no-repro", action="store_true", help="refuse to run stages for missing inputs")
-    arguments = options.parse_args()
-    run_command(lambda: run(arguments))
+    run(options.parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

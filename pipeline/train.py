@@ -25,12 +25,8 @@ CURVES = {
 
 
 def train(params: Params, until: int | None = None, inputs: TrialInputs | None = None) -> Trial:
-    """Train the trial of these parameters unless it is already trained.
-
-    Args:
-        params: all parameters.
-        until: a step to pause after, with a checkpoint; the next call resumes. None trains to the end.
-        inputs: of these parameters, if the caller has read them already.
+    """Train the trial of these parameters unless it is already trained. `until` is a step to pause after, with a
+    checkpoint; `inputs` are those of the parameters, if the caller has read them.
 
     Raises:
         PipelineError: an input is missing or damaged, another process trains the trial, the loss is not finite, or the
@@ -64,15 +60,10 @@ def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = parser(__doc__).parse_args()
-
-    def body() -> None:
-        trial = train(params_of(arguments))
-        publish_curves(trial)
-        print(f"trained: {trial.folder}")
-
-    run_command(body)
+    trial = train(params_of(parser(__doc__).parse_args()))
+    publish_curves(trial)
+    print(f"trained: {trial.folder}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

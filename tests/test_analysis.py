@@ -65,7 +65,6 @@ def analyze(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.analyze.run_command", lambda body: body())
     return run
 
 

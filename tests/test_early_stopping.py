@@ -4,7 +4,7 @@ import pytest
 from sweeps import planned_trial
 from trials import finish
 
-from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping, mark_stopped
+from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.results import BestPoints
 
@@ -93,7 +93,7 @@ def test_another_driver_decides_the_same_from_the_folders_alone(plan):
     stopped, other = weights(plan, AUDIO, [1.0, 2.0], seeds=(0, 1))[2:]
     rivals = weights(plan, AUDIO, [1.0, 1.0, 1.0, 1.0, 1.0], seeds=(2,))
     measure(passed, 8.0, step=10)
-    mark_stopped(stopped.trial, ASHA, 4)
+    stopped.mark_stopped(4)
     rule = EarlyStopping(ASHA, [passed, late, stopped, other, *rivals])
     assert rule.next_rung(late) == rule.next_rung(passed) == 12
     assert rule.decide(late)[0] is Decision.CONTINUE

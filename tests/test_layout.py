@@ -45,7 +45,7 @@ LIBRARIES = {
         "trials",
     },
     "comparison": {"scoring", "sinks.figures", "sinks.gallery", "tracking", "trials"},
-    "differences": {"comparison.changes", "comparison.entries", "trials"},
+    "differences": {"comparison.changes", "trials"},
     "analysis": {
         "model",
         "pretrained.folder",

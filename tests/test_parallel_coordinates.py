@@ -32,13 +32,13 @@ def result() -> SearchResult:
 
 
 def test_each_point_has_its_place_on_each_axis(result):
-    weight, prompt, video, wer, sinks = parallel_coordinates(result).axes
-    assert weight.positions == (0, 0.2, 0.6, 1)
-    assert [words for _, words in weight.ticks] == ["0", "0.01", "0.1", "1"]
-    assert prompt.positions == (1, 0, 1, 1)
-    assert video.positions == (0, 0.5, 1, BELOW)
-    assert (BELOW, "not used") in video.ticks
-    assert wer.positions == sinks.positions[::-1]
+    weight, prompt, video, wer, sinks = parallel_coordinates(result)["axes"]
+    assert weight["positions"] == [0, 0.2, 0.6, 1]
+    assert [words for _, words in weight["ticks"]] == ["0", "0.01", "0.1", "1"]
+    assert prompt["positions"] == [1, 0, 1, 1]
+    assert video["positions"] == [0, 0.5, 1, BELOW]
+    assert (BELOW, "not used") in video["ticks"]
+    assert wer["positions"] == sinks["positions"][::-1]
     assert parallel_coordinates(SearchResult("tpe", 4, (WER,), result.points[:1], {})) is None
 
 

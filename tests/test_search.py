@@ -351,7 +351,7 @@ def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(se
         ({"search": {"trials": 3, "minimise": [WER, WER]}}, "list each metric once"),
         ({"search": {"trials": 3, "minimise": []}}, "search.minimise is []"),
         ({"search": {"trials": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
-        ({"seeds": [0, 0]}, "seeds has"),
+        ({"seeds": [0, 0]}, "seeds: has"),
         ({"scheduler": {"kind": "median", "grace": 50}}, "compares after 50 steps, and train.validate_every is 120"),
     ],
 )
@@ -398,7 +398,7 @@ def test_the_report_of_a_search_has_its_table_and_points(searched, monkeypatch, 
     from pipeline import report
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "_track", lambda *_: None)
+    monkeypatch.setattr(report, "ingest_sweep", lambda *_: None)
     searched("one", trials=5, axes={"decorrelation.weight": {"loguniform": [0.01, 1]}, "model.rates.audio": [4, 16]})
     folder = report.report(str(tmp_path / "one.yaml"), str(ROOT / "params.yaml"), media=False)
     page = (folder / "report.html").read_text()

@@ -97,10 +97,11 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
         for name, path in paths.items()
     ]
     sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
-    assert [str(source) for source in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
-        "sweep.yaml: weights.sources[llm]: /no/llm does not exist",
-        "sweep.yaml: corpus.root: /some/where/lrs2 does not exist",
-        "sweep.yaml: corpus.root: /some/where/lrs3 does not exist",
+    remedy = "correct it, or mount it"
+    assert [str(error) for error in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
+        f"sweep.yaml: weights.sources[llm]: /no/llm does not exist; {remedy}",
+        f"sweep.yaml: corpus.root: /some/where/lrs2 does not exist; {remedy}",
+        f"sweep.yaml: corpus.root: /some/where/lrs3 does not exist; {remedy}",
     ]
     # Sources of the base parameters are listed with their own file.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -109,7 +110,7 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "sweep.yaml").write_text("name: some")
     missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
-    assert [source.where for source in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+    assert [error.where for error in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
 
 
 def test_names_have_no_paths(load):
@@ -198,10 +199,10 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"axes": {"decorrelation.weight": [-1]}}, "at decorrelation.weight=-1: decorrelation.weight is -1"),
         (
             {"axes": {"decorrelation.wieght": [1]}},
-            "axes: unknown parameter 'decorrelation.wieght'; expected one of: weight",
+            "axes.decorrelation.wieght: unknown parameter 'decorrelation.wieght'; expected one of: weight",
         ),
         ({"axes": {"task": [{"model.modalty": "audio"}]}}, "axes.task: unknown parameter 'model.modalty'"),
-        ({"axes": {"task": [{}]}}, "axes: unknown parameter 'task'"),
+        ({"axes": {"task": [{}]}}, "axes.task: unknown parameter 'task'"),
         ({"axes": {"model.modality": ["audio", "smell"]}}, "at model.modality=smell: model.modality is 'smell'"),
         ({"axes": {"train.learning_rate": {"uniform": [2, 1], "samples": 3}}}, "the first bound must be below"),
         ({"axes": {"train.learning_rate": {"uniform": [1, 2]}}}, "axes.train.learning_rate: samples is missing"),
@@ -213,7 +214,7 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"axes": {"train.learning_rate": {"uniform": [0, 1], "samples": 10**9}}}, "samples is 1000000000; it must be"),
         ({"axes": WEIGHTS, "seeds": list(range(5001))}, "expands to 10002 trials; reduce it to at most 10000"),
         ({"seeds": [-1]}, "train.seed is -1; it must be"),
-        ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight has {"decorrelation.weight":1} twice'),
+        ({"axes": {"decorrelation.weight": [1, 1]}}, 'axes.decorrelation.weight: has {"decorrelation.weight":1} twice'),
         ({"axes": {"train.seed": [0, 1]}, "seeds": [0]}, "train.seed and seeds both set train.seed"),
         ({"axes": {"model.rates": [{"audio": 4}], "model.rates.audio": [4]}}, "both set model.rates.audio"),
         (
@@ -225,7 +226,7 @@ def test_specifications_of_the_repository_are_valid(file):
             "axes.dataset: two values are named 'a'; give each a unique name",
         ),
         ({"seeds": []}, "seeds is []"),
-        ({"seeds": [0, 0]}, "seeds has"),
+        ({"seeds": [0, 0]}, "seeds: has"),
         ({"seeds": [0.5]}, "seeds[0] is 0.5"),
         ({"resources": {"cpus": 0}}, "resources.cpus is 0; it must be greater than 0"),
         ({"resources": {"gpus": -1}}, "resources.gpus is -1"),

@@ -14,7 +14,6 @@ from pipeline.common.files import write_json
 from pipeline.config import load_params
 from pipeline.sweeping import view
 from pipeline.sweeping.cost import Cost, CostModel
-from pipeline.sweeping.early_stopping import mark_stopped
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
 from pipeline.sweeping.preflight import require_layers
@@ -207,7 +206,7 @@ def test_a_waiting_trial_continues_and_a_stopped_one_is_not_waited_for(four, tmp
     shown.ended(four[0], "waits for the other seeds at step 10")
     shown.started(four[0])
     assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  resumes")
-    mark_stopped(four[1].trial, asha, 10)
+    four[1].mark_stopped(10)
     shown.started(four[1])
     shown.ended(four[1], "stopped early after step 10")
     clock[0] = 100.0
@@ -262,7 +261,7 @@ def test_damaged_tables_are_written_again(four, tmp_path, monkeypatch, capsys, n
 def test_a_damaged_mark_does_not_stop_a_sweep(four):
     rule = EarlyStoppingRule(kind="asha", grace=10)
     planned = replace(four[0], rule=rule)
-    mark_stopped(planned.trial, rule, 20)
+    planned.mark_stopped(20)
     assert planned.stopped == 20
     marks.write_failure(planned.trial.folder, "out of memory", "a\nb")
     assert planned.failure == "out of memory"

@@ -67,14 +67,9 @@ def _points(fraction: float) -> str:
 
 
 def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
-    """The change in each condition (such as `test/snr_0`) that both sides have.
-
-    Args:
-        pairs: for each common seed, the trial with the loss and its baseline.
-
-    Raises:
-        PipelineError: hypotheses are missing or damaged, or the utterances of the two sides differ.
-    """
+    """The change in each condition (such as `test/snr_0`) that both sides have, from pairs of a trial with the loss and
+    its baseline, one for each common seed. PipelineError if hypotheses are missing or damaged, or the utterances
+    differ."""
     changes = {}
     for condition in pairs[0][0].hypotheses.keys() & pairs[0][1].hypotheses.keys():
         _require_equal_utterances(pairs, condition)

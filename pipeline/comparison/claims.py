@@ -67,8 +67,7 @@ class ClaimVerdict(StrEnum):
         return {ClaimVerdict.HOLDS: ClaimVerdict.FAILS, ClaimVerdict.FAILS: ClaimVerdict.HOLDS}.get(self, self)
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """One claim about one task and variant."""
 
     task: Task
@@ -79,12 +78,8 @@ class Claim:
     """The value with its interval, or why there is none."""
 
 
-class Finding(NamedTuple):
-    """A claim, without the task and variant that it is about."""
-
-    statement: str
-    verdict: ClaimVerdict
-    value: str
+Finding = tuple[str, ClaimVerdict, str]
+"""Statement, verdict and value of a claim."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[F
     if not cell.entries:
         return []
     if cell.gap:
-        return [Finding(EVERY_CLAIM, ClaimVerdict.OPEN, str(cell.gap))]
+        return [(EVERY_CLAIM, ClaimVerdict.OPEN, str(cell.gap))]
     done = [entry for entry in cell.entries if not entry.gap]
     try:
         if not variant.has_loss:
@@ -138,7 +133,7 @@ def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[F
         baselines = comparison.cell(task, variant.without_loss()).entries
         return list(_with_loss(*_read_pairs(done, baselines)))
     except PipelineError as error:
-        return [Finding(EVERY_CLAIM, ClaimVerdict.OPEN, str(error))]
+        return [(EVERY_CLAIM, ClaimVerdict.OPEN, str(error))]
 
 
 def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
@@ -155,16 +150,16 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     """The claims about trials at weight 0."""
     for kind, suffix in SINK_DEFINITIONS.items():
         count = _above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance")
-        yield Finding(f"there are intermediate sinks, by {kind}", *count)
-    yield Finding("they occur at certain roles", *_roles(trials))
+        yield f"there are intermediate sinks, by {kind}", *count
+    yield "they occur at certain roles", *_roles(trials)
     has_sinks = _total(trials, BY_ACTIVATION) > 0
     absent = "BOS is not a sink there" if has_sinks else NO_SINK
     shared = _above(trials, "sinks/feature_jaccard", SHARED, absent)
-    yield Finding("they share massive dimensions with BOS", *shared)
+    yield "they share massive dimensions with BOS", *shared
     absent = "the module that writes them is unknown" if has_sinks else NO_SINK
     written = _above(trials, "sinks/mlp_share/intermediate", WRITTEN, absent)
-    yield Finding("the MLP writes them", *written)
-    yield Finding("they align with BOS", *_alignment(trials))
+    yield "the MLP writes them", *written
+    yield "they align with BOS", *_alignment(trials)
 
 
 def _above(
@@ -219,9 +214,9 @@ def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Itera
         return [(after, before) for after, before in both if after is not None and before is not None]
 
     for kind, suffix in SINK_DEFINITIONS.items():
-        yield Finding(f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + suffix)))
+        yield f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + suffix))
     for kind, name in RELOCATED.items():
-        yield Finding(f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name)))
+        yield f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name))
 
 
 def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
@@ -262,9 +257,9 @@ def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> 
     sample = f"over {len(change.seeds)} seeds" if change.p is not None else "over the utterances of these two runs"
     text = f"change in points: {change}, {sample}"
     if all(own >= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
-        yield Finding("at the highest rate the word error rate falls", _falls(change), text)
+        yield "at the highest rate the word error rate falls", _falls(change), text
     if all(own <= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
-        yield Finding("at the lowest rate the word error rate stays", _stays(change), text)
+        yield "at the lowest rate the word error rate stays", _stays(change), text
 
 
 def _falls(change: WERChange) -> ClaimVerdict:

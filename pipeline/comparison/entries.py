@@ -13,7 +13,7 @@ from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
-from pipeline.trials.identity import PAPER_NAMES, task_name
+from pipeline.trials.identity import PAPER_NAMES, flattened, task_name
 from pipeline.trials.results import Hypotheses
 
 MARK = "identity.json"
@@ -135,15 +135,8 @@ def _condition_parts(condition: str) -> tuple[str, float | None, str]:
 
 
 def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[list[Entry], int]:
-    """The trials that have started, each once, and the number of those that have not.
-
-    Args:
-        trials: folders of trials.
-        datasets: names of their corpora by identity, where the user named them.
-
-    Raises:
-        PipelineError: an `identity.json` is damaged.
-    """
+    """The trials that have started, each once, and the number of those that have not. `datasets` names corpora by
+    identity, where the user named them. PipelineError if an `identity.json` is damaged."""
     started = [trial for trial in trials if (trial.folder / MARK).exists()]
     entries: dict[str, Entry] = {}
     for trial in started:
@@ -198,14 +191,6 @@ def _read_entry(trial: Trial) -> Entry:
         gap=None if result else _gap(trial, configuration),
         fault=trial.results_fault() if result else None,
     )
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; a list is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:

@@ -1,7 +1,5 @@
 """The outcome of a search: the best point by each metric, the Pareto front, and all points."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
+from pipeline.common.files import csv_text
 from pipeline.common.metrics import NUMBER, Unit, find
 from pipeline.common.text import ABSENT, plain, rounded, table_row
 from pipeline.comparison.entries import condition_name
@@ -18,6 +17,8 @@ WIDTH = 100
 """Columns of a terminal."""
 MIN_POINTS = 8
 """With fewer done points, importance is not estimated."""
+LOGARITHMIC = 20
+"""Ratio of the highest to the lowest value from which on an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,17 @@ class SearchResult:
         return [name for metric in self.metrics for name in (metric, of_test(metric)) if name in known]
 
 
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether all values of a key are numbers."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def log_threshold(values: Sequence[float]) -> float | None:
+    """The lowest positive value, below which a logarithmic axis has a place for 0; None for a linear axis."""
+    lowest = min((value for value in values if value > 0), default=0)
+    return lowest if min(values) >= 0 and max(values) > LOGARITHMIC * lowest > 0 else None
+
+
 def of_test(metric: str) -> str:
     """The metric on the test split: `wer/test` for `wer/validation`; sinks on the test split have no split in their
     name."""
@@ -169,9 +181,7 @@ def search_csv(result: SearchResult) -> str:
     """A line for each point: settings, means, deviations over seeds."""
     keys = list(dict.fromkeys(key for point in result.points for key in point.settings))
     measured = [f"{name}{end}" for name in result.columns for end in ("", "/deviation")]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, ["number", "state", "front", *keys, *measured], lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for point in result.points:
         line: dict[str, Any] = {"number": point.number, "state": point.state, "front": point in result.front}
         line |= point.settings
@@ -179,8 +189,8 @@ def search_csv(result: SearchResult) -> str:
             if values := point.values.get(name):
                 line[name] = fmean(values)
                 line |= {f"{name}/deviation": stdev(values)} if len(values) > 1 else {}
-        writer.writerow(line)
-    return file.getvalue()
+        lines.append(line)
+    return csv_text(["number", "state", "front", *keys, *measured], lines)
 
 
 def _head(result: SearchResult) -> list[str]:

@@ -6,11 +6,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.comparison.front import SearchPoint, SearchResult, metric_label, metric_unit
+from pipeline.comparison.front import SearchPoint, SearchResult, is_numeric, log_threshold, metric_label, metric_unit
 from pipeline.sinks import figures as sinks
 
-LOGARITHMIC = 20
-"""Ratio of the highest to the lowest value from which on an axis is logarithmic."""
 MAX_TICKS = 4
 """Largest number of distinct values that each have a tick."""
 
@@ -65,7 +63,7 @@ def against_keys(result: SearchResult) -> Figure:
 
 def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPoint], key: str, metric: str) -> None:
     values = [point.settings[key] for point in points]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numeric = is_numeric(values)
     names = sorted(set(map(str, values)))
     for in_front, colour in ((False, sinks.GREY), (True, sinks.BLUE)):
         chosen = [point for point in points if (point in front) is in_front]
@@ -79,8 +77,7 @@ def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPo
     if len(set(values)) <= MAX_TICKS:
         axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         return
-    lowest = min((value for value in values if value > 0), default=0)
-    if min(values) >= 0 and max(values) > LOGARITHMIC * lowest > 0:
+    if lowest := log_threshold(values):
         # Symmetric, so that 0 has a place.
         axes.set_xscale("symlog", linthresh=lowest)
 

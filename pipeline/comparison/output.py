@@ -32,20 +32,13 @@ FIGURES_RECORD = "figures.json"
 
 
 def write_comparison(comparison: Comparison, folder: Path, search: SearchResult | None = None) -> list[Path]:
-    """Write tables and figures into `folder`, replacing those of an earlier comparison.
+    """Write tables and figures into `folder`, replacing those of an earlier comparison, and return all its files.
 
     `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
     trial and metric), `claims.md` (the claims of the paper, checked against the trials), and each figure as PNG, PDF
-    and SVG. Loads matplotlib only if there is something to draw.
-
-    Args:
-        comparison: the table.
-        folder: created if it is new.
-        search: the outcome of a search; then `comparison` has the trials of its front. Adds `search.md`, `search.csv`
-            (a line for each point) and figures, and its table above that of `table.txt`.
-
-    Returns:
-        All files of the comparison.
+    and SVG. With the outcome of a `search`, whose front the comparison has: also `search.md`, `search.csv` (a line for
+    each point), its figures, and its table above that of `table.txt`. Loads matplotlib only if there is something to
+    draw.
     """
     checked = claims(comparison)
     tables = {

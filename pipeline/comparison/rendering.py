@@ -1,12 +1,11 @@
 """A comparison as text, Markdown, LaTeX and CSV. The first three give error rates in percent, CSV as fractions."""
 
-import csv
-import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import csv_text
 from pipeline.common.statistics import MIN_SPEAKERS
 from pipeline.common.text import plain, table_row
 from pipeline.comparison.entries import Task
@@ -216,8 +215,4 @@ def long_csv(comparison: Comparison) -> str:
 
 
 def _csv(lines: Sequence[dict[str, object]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, dict.fromkeys(name for line in lines for name in line), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return file.getvalue()
+    return csv_text(dict.fromkeys(name for line in lines for name in line), lines)

@@ -1,9 +1,11 @@
 """Selection of trials on a command line: by folder, folder of trials, identity or a prefix of it."""
 
 import re
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.common.command import params_of
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.server import tracking_uri
@@ -16,13 +18,8 @@ from pipeline.trials.results import METRICS_FILE
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
     """The named trials, each once; without names, all done trials of `runs`.
 
-    Args:
-        names: a trial's folder; a folder of such folders, which selects all of them, done or not; or a prefix
-            of an identity in `runs`.
-        runs: the folder of the trials' folders.
-
-    Raises:
-        PipelineError: a name matches no trial, or a prefix of an identity matches several.
+    A name is a trial's folder; a folder of such folders, which selects all of them, done or not; or a prefix of an
+    identity in `runs`. PipelineError if a name matches no trial, or a prefix of an identity several.
     """
     if not names:
         done = [trial for trial in _trials_in(Path(runs)) if trial.result()]
@@ -45,6 +42,11 @@ def named_trial(name: str, runs: str | Path) -> Trial:
     if len(trials) != 1:
         raise PipelineError(name, f"contains {len(trials)} trials", "give one of them")
     return trials[0]
+
+
+def requested_trial(name: str, arguments: Namespace) -> Trial:
+    """The trial that a command's arguments name, see `named_trial`; a folder is found without params.yaml."""
+    return named_trial(name, "runs" if Path(name).is_dir() else params_of(arguments).train.runs)
 
 
 def _matching(name: str, runs: Path) -> list[Trial]:

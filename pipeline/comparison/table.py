@@ -139,15 +139,9 @@ def compare(
 ) -> Comparison:
     """Compare trials, done or not, in any order.
 
-    Args:
-        trials: folders of trials.
-        primary: the task (`VSR 5`, or with several corpora `LRS3 VSR 5`) whose change on the clean test set is the
-            planned, primary comparison.
-        datasets: names of the trials' corpora by identity; others get a default name.
-
-    Raises:
-        PipelineError: no trial has started, or an `identity.json` is damaged. Other damage to a trial is a gap or a
-            note.
+    `primary` is the task (`VSR 5`, or with several corpora `LRS3 VSR 5`) whose change on the clean test set is the
+    planned, primary comparison; `datasets` names the trials' corpora by identity. PipelineError if no trial has
+    started, or an `identity.json` is damaged; other damage to a trial is a gap or a note.
     """
     entries, absent = read_entries(trials, datasets or {})
     if not entries:

@@ -9,10 +9,10 @@ from pipeline.common.code import tree_digest
 from pipeline.common.metrics import METRICS, find, is_bound
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.changes import difference_over_utterances
-from pipeline.comparison.entries import flattened
 from pipeline.differences.sessions import changed_packages, changed_surroundings
 from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
+from pipeline.trials.identity import flattened
 from pipeline.trials.provenance import sessions
 from pipeline.trials.results import Hypotheses
 

@@ -19,14 +19,9 @@ WITH_CODE = {("audio", "whisper", "padded"), ("video", "dct", None)}
 
 
 def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dict[str, str]) -> str:
-    """The card as Markdown with front matter.
-
-    Args:
-        trial: trained; results are included if it is evaluated.
-        params: its parameters.
-        config: of the projector, see `pipeline.export`.
-        source: of the base model, as in `weights.json`; empty if it is not recorded.
-    """
+    """The card of a trained trial as Markdown with front matter; it has results if the trial is evaluated. `config` is
+    that of the projector, see `pipeline.export`; `source` that of the base model in `weights.json`, empty if not
+    recorded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     (entry,), _ = read_entries([trial], {})

@@ -77,36 +77,14 @@ class ReportSubject:
     """Outcome of its search; then the comparison has the trials of the front."""
 
 
-@dataclass(frozen=True)
-class EmbeddedFigure:
-    """A figure of the page."""
-
-    file: str
-    """Relative to the page's folder."""
-    caption: str
-    address: str
-    """A `data:` URL with the content."""
-    broad: bool
-    """Whether it has several panels in a row, so that it must be scrolled on a phone."""
-
-
 def pages(
     subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], folder: Path, media: bool = True
 ) -> dict[str, str]:
-    """Render the report.
+    """The report by suffix: `html`, self-contained, and `md`, with links to the figures.
 
-    Args:
-        subject: the sweep.
-        comparison: of its trials that have started.
-        figures: PNG and SVG files in `folder`; of two with one name the smaller is embedded.
-        folder: the folder of the page.
-        media: whether utterances can be played; the licence of a corpus may forbid to distribute them.
-
-    Returns:
-        By suffix: `html`, self-contained, and `md`, with links to the figures.
-
-    Raises:
-        PipelineError: a file of a trial is damaged.
+    The comparison has the trials that have started, `figures` are PNG and SVG files in the page's `folder`, of which
+    the smaller of two with one name is embedded. Without `media` no utterance can be played, as the licence of a corpus
+    may demand. PipelineError if a file of a trial is damaged.
     """
     search, players = subject.search, Players() if media else None
     checked = claims(comparison)
@@ -189,8 +167,9 @@ def _split(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
-def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[EmbeddedFigure]:
-    """The figures in the order of `CAPTIONS`."""
+def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """The figures in the order of `CAPTIONS`: `file` relative to the page, `caption`, `address` (a `data:` URL), and
+    `broad`: whether it has several panels in a row, so that it must be scrolled on a phone."""
     by_name: dict[str, list[Path]] = {}
     for file in figures:
         if file.suffix in _IMAGE_TYPES:
@@ -199,12 +178,12 @@ def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Tas
         for name in sorted(name for name in by_name if name.startswith(beginning)):
             files = by_name.pop(name)
             smallest = min(files, key=lambda file: file.stat().st_size)
-            yield EmbeddedFigure(
-                file=smallest.relative_to(folder).as_posix(),
-                caption=caption.format(task=_task_of(name, beginning, tasks)),
-                address=data_url(_IMAGE_TYPES[smallest.suffix], smallest.read_bytes()),
-                broad=any(_png_width(file) > BROAD for file in files if file.suffix == ".png"),
-            )
+            yield {
+                "file": smallest.relative_to(folder).as_posix(),
+                "caption": caption.format(task=_task_of(name, beginning, tasks)),
+                "address": data_url(_IMAGE_TYPES[smallest.suffix], smallest.read_bytes()),
+                "broad": any(_png_width(file) > BROAD for file in files if file.suffix == ".png"),
+            }
 
 
 def _png_width(file: Path) -> int:

@@ -4,53 +4,24 @@ Drawn as SVG in the page, which works in print, without scripts and without WebG
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log10
 from typing import Any
 
-from pipeline.comparison.front import SearchResult, metric_label, metric_unit, value_text
+from pipeline.comparison.front import SearchResult, is_numeric, log_threshold, metric_label, metric_unit, value_text
 
-LOGARITHMIC = 20
-"""Ratio of the highest to the lowest value from which on an axis is logarithmic."""
 BELOW = -0.12
 """Position of a missing value, as a share of the axis."""
 MAX_TICKS = 6
 """Largest number of distinct values that each have a tick."""
 
 
-@dataclass(frozen=True)
-class CoordinateAxis:
-    """One key or metric."""
+def parallel_coordinates(result: SearchResult) -> dict[str, Any] | None:
+    """The done points of a search, for the page; None if there are fewer than two, or no key differs.
 
-    name: str
-    positions: tuple[float, ...]
-    """Position of each point, as a share of the axis from its lower end."""
-    ticks: tuple[tuple[float, str], ...]
-    """Positions with their labels."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One point."""
-
-    name: str
-    """With its metrics."""
-    positions: tuple[float, ...]
-    """Its position on each axis."""
-    front: bool
-    """Whether it is on the Pareto front."""
-
-
-@dataclass(frozen=True)
-class ParallelCoordinates:
-    """The whole drawing."""
-
-    axes: tuple[CoordinateAxis, ...]
-    lines: tuple[Line, ...]
-
-
-def parallel_coordinates(result: SearchResult) -> ParallelCoordinates | None:
-    """The done points of a search; None if there are fewer than two, or no key differs."""
+    `axes` have a `name`, the `positions` of all points as a share of the axis from its lower end, and `ticks`,
+    positions with their labels. `lines`, one per point, have a `name` with its metrics, `positions` on each axis, and
+    `front`: whether the point is on the Pareto front.
+    """
     points = result.done
     if len(points) < 2 or not result.keys:
         return None
@@ -60,16 +31,16 @@ def parallel_coordinates(result: SearchResult) -> ParallelCoordinates | None:
     lines = []
     for number, point in enumerate(points):
         values = [f"{metric_label(metric)} {value_text(point.values[metric], metric)}" for metric in result.metrics]
-        positions = tuple(axis.positions[number] for axis in axes)
-        lines.append(Line(f"{point.name} ({', '.join(values)})", positions, point in result.front))
-    return ParallelCoordinates(tuple(axes), tuple(lines))
+        positions = [axis["positions"][number] for axis in axes]
+        name = f"{point.name} ({', '.join(values)})"
+        lines.append({"name": name, "positions": positions, "front": point in result.front})
+    return {"axes": axes, "lines": lines}
 
 
-def _axis(name: str, values: Sequence[Any]) -> CoordinateAxis:
+def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
     present = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
-        lowest = min((value for value in present if value > 0), default=0)
-        if min(present) >= 0 and max(present) > LOGARITHMIC * lowest > 0:
+    if is_numeric(present):
+        if lowest := log_threshold(present):
             # 0 is placed below the others.
             scaled = {value: log10(value) if value else log10(lowest) - 0.5 for value in present}
         else:
@@ -87,4 +58,4 @@ def _axis(name: str, values: Sequence[Any]) -> CoordinateAxis:
     ticks = [(share[value], text) for value, text in texts.items()]
     if None in values:
         ticks.append((BELOW, "not used"))
-    return CoordinateAxis(name, tuple(BELOW if value is None else share[value] for value in values), tuple(ticks))
+    return {"name": name, "positions": [BELOW if value is None else share[value] for value in values], "ticks": ticks}

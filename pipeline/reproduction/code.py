@@ -29,16 +29,8 @@ def same_code(a: dict[str, Any], b: dict[str, Any], trial: Path) -> bool:
 def restore_code(session: dict[str, Any], trial: Path, project: Path, tree: Path) -> str:
     """Restore the code of a session in `tree`, unless an earlier call did; returns where it came from, in words.
 
-    The files of the archive are written over commit and patch: they include untracked files, and confirm the others.
-
-    Args:
-        session: an entry of `provenance.json`.
-        trial: the folder with the archive and the patch.
-        project: whose git repository may have the commit.
-        tree: a folder of this reproduction.
-
-    Raises:
-        PipelineError: neither the commit with its patch nor the archive is available.
+    The files of the archive in the folder `trial` are written over commit (of the project's repository) and patch: they
+    include untracked files, and confirm the others. PipelineError if neither is available.
     """
     wanted = digest({"code": session["code"], "source": session["source"], "patch": session.get("patch")})
     if tree.is_symlink() or tree.parent.is_symlink():

@@ -34,15 +34,10 @@ class Fault:
 
 
 def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Fault], list[str]]:
-    """Place each folder that a session read in its tree, under the same name.
+    """Place each folder that a session read in its tree, which has its code and `dvc.lock`, under the same name.
+    `inputs` are SHA-256 by path, relative to the project, the first source of the data.
 
-    Args:
-        inputs: SHA-256 by path, relative to the project, from provenance.
-        project: the first source of the data.
-        tree: with the session's code and `dvc.lock`.
-
-    Returns:
-        The faults that remain, and the folders that were fetched.
+    Returns the faults that remain, and the folders that were fetched.
     """
     folders = _by_folder(inputs)
     relative = [folder for folder in folders if not folder.expanduser().is_absolute()]

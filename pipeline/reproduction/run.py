@@ -24,14 +24,9 @@ _REQUIRED = ("code", "source", "packages")
 
 
 class Reproduction:
-    """The reproduction of one recorded trial.
-
-    Args:
-        trial: done, and with provenance; else a PipelineError.
-        project: the folder with its repository and data.
-        workspace: a folder for code, data and the reproduced trial.
-        say: called with a topic and a message.
-    """
+    """The reproduction of one recorded trial, in a workspace for code, data and the reproduced trial; the project has
+    its repository and data. `say` is called with a topic and a message. PipelineError if the trial is not done or lacks
+    provenance."""
 
     def __init__(self, trial: Trial, project: Path, workspace: Path, say: Callable[[str, str], None]) -> None:
         self.trial, self.project, self.workspace, self._say = trial, project, workspace, say

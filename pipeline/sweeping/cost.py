@@ -1,8 +1,7 @@
 """Time and disk space that trials will take, estimated from finished ones in the same folder."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -34,21 +33,6 @@ class Cost:
         return self.training + self.evaluation
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """Measurements of a finished trial."""
-
-    modality: str
-    rates: dict[str, int]
-    llm: str
-    unit: str
-    seconds_per_unit: float
-    """Of training, see `training_amount`."""
-    evaluation: float
-    """Seconds."""
-    bytes: int
-
-
 class CostModel:
     """Estimates costs from the finished trials in the folder `runs`."""
 
@@ -56,31 +40,32 @@ class CostModel:
         results = sorted(Path(runs).glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         finished = (_finished(path.parent) for path in results[:MAX_FINISHED])
         self._finished = [trial for trial in finished if trial]
+        """Configuration of each trial, and its cost, that of training per unit of `training_amount`."""
 
     def remaining(self, planned: PlannedTrial, state: Status) -> Cost | None:
         """The remaining cost of a trial in a state, from the most similar ones; None without a similar one."""
         if state is Status.DONE:
             return Cost(0.0, 0.0, 0)
         parts = configuration(planned.params)
-        modality, rates = parts["model"]["modality"], parts["model"]["rates"]
-        unit, amount = training_amount(parts["train"])
-        similar = [trial for trial in self._finished if trial.llm == _llm(parts) and trial.unit == unit]
-        similar = [trial for trial in similar if trial.modality == modality] or similar
-        similar = [trial for trial in similar if trial.modality == modality and trial.rates == rates] or similar
-        if not similar:
+        model, (unit, amount) = parts["model"], training_amount(parts["train"])
+        similar = [
+            (theirs["model"], cost)
+            for theirs, cost in self._finished
+            if theirs["model"]["llm"] == model["llm"] and training_amount(theirs["train"])[0] == unit
+        ]
+        for keys in (("modality",), ("modality", "rates")):
+            similar = [each for each in similar if all(each[0][key] == model[key] for key in keys)] or similar
+        each = mean_cost(cost for _, cost in similar)
+        if each is None:
             return None
         remaining = 0.0 if state is Status.TRAINED else 1.0
         if state is Status.TRAINING:
             remaining -= fraction_trained(planned)
-        return Cost(
-            fmean(trial.seconds_per_unit for trial in similar) * remaining * amount,
-            fmean(trial.evaluation for trial in similar),
-            round(fmean(trial.bytes for trial in similar)),
-        )
+        return replace(each, training=each.training * remaining * amount)
 
 
-def mean_cost(costs: Iterable[Cost | None], trials: int) -> Cost | None:
-    """The cost of trials that are not suggested yet, from those of all options; None if none is known."""
+def mean_cost(costs: Iterable[Cost | None], trials: int = 1) -> Cost | None:
+    """The cost of some trials, each with the mean of those that are known; None if none is."""
     known = [cost for cost in costs if cost]
     if not known:
         return None
@@ -137,19 +122,15 @@ def fraction_trained(planned: PlannedTrial) -> float:
         return 0.0
 
 
-def _finished(folder: Path) -> _Finished | None:
+def _finished(folder: Path) -> tuple[dict[str, Any], Cost] | None:
     trial = Trial(folder)
     try:
         sessions = read_json(trial.provenance, "")["sessions"]
         parts = trial.identity_parts()["configuration"]
         training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
         evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
-        unit, amount = training_amount(parts["train"])
-        model = parts["model"]
-        size = sum(_bytes(path) for path in folder.rglob("*"))
-        return _Finished(
-            model["modality"], model["rates"], _llm(parts), unit, sum(training) / amount, evaluation[-1], size
-        )
+        _, amount = training_amount(parts["train"])
+        return parts, Cost(sum(training) / amount, evaluation[-1], sum(map(_bytes, folder.rglob("*"))))
     except (PipelineError, KeyError, TypeError, IndexError, ValueError):
         # A session was killed, so that its duration is unknown.
         return None
@@ -165,7 +146,3 @@ def _bytes(path: Path) -> int:
 def _seconds(session: dict[str, Any]) -> float:
     ended, started = (datetime.fromisoformat(session[key]) for key in ("ended", "started"))
     return (ended - started).total_seconds()
-
-
-def _llm(parts: dict[str, Any]) -> str:
-    return json.dumps(parts["model"]["llm"], sort_keys=True)

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space
 from pipeline.sweeping.cost import Cost, CostModel
-from pipeline.sweeping.early_stopping import Decision, EarlyStopping, mark_stopped
+from pipeline.sweeping.early_stopping import Decision, EarlyStopping
 from pipeline.sweeping.interruption import POLL_SECONDS, StopRequest, handle_stop_signals, run_every
 from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
 from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
@@ -32,22 +32,16 @@ MAX_UNSTARTED = 5
 
 
 class Driver:
-    """Runs the trials of one sweep; trials that fail get a `failed.json`, and the others continue.
+    """Runs the trials of one sweep (of a search, those suggested so far, and more); trials that fail get a
+    `failed.json`, and the others continue.
 
     A trial is placed on Ray, where it waits for a free slot and then runs. Each time it is placed is an attempt. An
     attempt ends with the trial done, paused by early stopping, or interrupted; or it fails, with an error, with its
     worker, or with all of Ray, and is repeated up to `retries` times. An attempt that its worker never started, such as
     one placed on a node that has just died, does not count against `retries`.
 
-    Args:
-        sweep: provides the specification.
-        trials: all trials; for a search, those suggested so far.
-        log: file for the events.
-        search: suggests more trials.
-        record: is called with the suggested trials.
-
-    Raises:
-        PipelineError: the trials would not fit on the disk.
+    `log` is the file for the events; `record` is called with the trials that `search` suggests. PipelineError if the
+    trials would not fit on the disk.
     """
 
     def __init__(
@@ -270,12 +264,10 @@ class Driver:
 
     def _report_if_over(self, planned: PlannedTrial) -> bool:
         """Whether it is done or stopped early; if so, report it."""
-        if planned.state is Status.DONE:
-            self._view.ended(planned, "done")
-        elif (step := planned.stopped) is not None:
-            self._view.ended(planned, f"stopped early after step {step}")
-        else:
+        ending = planned.ending
+        if ending is None:
             return False
+        self._view.ended(planned, ending)
         if self._search:
             self._search.ended(planned)
         return True
@@ -296,7 +288,7 @@ class Driver:
         for seed in paused:
             del self._paused[seed.identity]
             if decision is Decision.STOP:
-                mark_stopped(seed.trial, self._early_stopping.rule, step)
+                seed.mark_stopped(step)
                 self._report_if_over(seed)
         if decision is Decision.CONTINUE:
             # They resume before new trials start.

@@ -20,7 +20,6 @@ import numpy as np
 
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule, is_worse
 from pipeline.sweeping.plan import PlannedTrial, point_key, task_key
-from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 
 METRIC = "loss/validation"
@@ -36,12 +35,7 @@ class Decision(Enum):
 
 
 class EarlyStopping:
-    """The decisions of one sweep.
-
-    Args:
-        rule: how trials are compared.
-        trials: all trials known so far, with equal `train.steps`.
-    """
+    """The decisions of one sweep, whose trials have equal `train.steps`."""
 
     def __init__(self, rule: EarlyStoppingRule, trials: Sequence[PlannedTrial]) -> None:
         self.rule = rule
@@ -124,8 +118,3 @@ def losses_at(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     wanted = set(steps)
     records, _ = trial.metrics_log.read()
     return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
-
-
-def mark_stopped(trial: Trial, rule: EarlyStoppingRule, step: int) -> None:
-    """Write `stopped.json`: this rule ended the trial after a step."""
-    marks.write_stop(trial.folder, rule.model_dump(mode="json"), step)

@@ -106,13 +106,8 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 
 
 class RunningTrial:
-    """The progress of a running trial, read from its folder.
-
-    Args:
-        planned: the trial.
-        fraction: of its training, done in earlier sessions.
-        is_started: whether it runs already, so that its metrics log counts from the beginning.
-    """
+    """The progress of a running trial, read from its folder; a `fraction` of its training was done in earlier sessions.
+    If it `is_started`, its metrics log counts from the beginning."""
 
     def __init__(self, planned: PlannedTrial, fraction: float = 0.0, is_started: bool = False) -> None:
         self.planned, self.fraction = planned, fraction

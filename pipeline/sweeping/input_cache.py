@@ -29,17 +29,9 @@ MAX_ENTRIES = 100
 
 
 def cached(name: str, params: Params, compute: Callable[[], tuple[Any, Iterable[Group]]]) -> Any:
-    """A value that depends on the corpus and the features of these parameters.
-
-    Args:
-        name: of the value.
-        params: all parameters.
-        compute: returns the value, as JSON, and the groups of features that were read for it; its errors are not
-            cached.
-
-    Raises:
-        PipelineError: pretrained weights or noise are missing; or an error of `compute`.
-    """
+    """A value that depends on the corpus and the features of these parameters. `compute` returns it, as JSON, with the
+    groups of features that were read for it; its errors are raised, not cached. PipelineError if pretrained weights or
+    noise are missing."""
     path, key = cache_file(params), _key(name, params)
     entries = _read(path)
     entry = entries.pop(key, None)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.command import ADDRESS
@@ -60,28 +59,11 @@ def needed_stages(params: Params) -> list[str]:
     return needed + [f"features@{stream}" for stream in used if needed or not _has_features(params, stream)]
 
 
-@dataclass(frozen=True)
-class MissingSource:
-    """A missing path that a stage would read."""
-
-    where: str
-    """The file and the key that name it."""
-    path: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.path} does not exist"
-
-
-def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[MissingSource]:
-    """The missing paths that the stages of a sweep would read, each once.
-
-    Args:
-        sweep: the sweep.
-        file: its file.
-        params_file: the file of its base parameters.
-    """
+def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineError]:
+    """An error for each missing path that the stages of a sweep would read, at the key that names it in `file` (of the
+    sweep) or `params_file`."""
     own_keys = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
-    missing: dict[str, MissingSource] = {}
+    missing: dict[str, PipelineError] = {}
     for params in distinct_inputs(sweep):
         needed = needed_stages(params)
         paths: list[tuple[str, str | None]] = []
@@ -93,7 +75,8 @@ def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[MissingSo
         for key, path in paths:
             if path and not Path(path).exists():
                 is_own = any(key.startswith(own_key) for own_key in own_keys)
-                missing.setdefault(path, MissingSource(f"{file if is_own else params_file}: {key}", path))
+                where = f"{file if is_own else params_file}: {key}"
+                missing.setdefault(path, PipelineError(where, f"{path} does not exist", "correct it, or mount it"))
     return list(missing.values())
 
 
@@ -127,13 +110,8 @@ def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
 
 
 def repro(stages: Sequence[str], params: str, address: str | None = None) -> None:
-    """Run stages (all stages, if none is named) by `dvc repro`, and print their output.
-
-    Args:
-        stages: their names.
-        params: the parameter file, which must be params.yaml.
-        address: address of a Ray cluster, which they use.
-    """
+    """Run stages (all stages, if none is named) by `dvc repro`, and print their output. `params` must be params.yaml;
+    the stages use the Ray cluster at `address`, if there is one."""
     if Path(params).resolve() != Path("params.yaml").resolve():
         raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc runs params.yaml only")
     print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)

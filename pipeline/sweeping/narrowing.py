@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import parse_yaml
 from pipeline.config import Params
-from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration
+from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration, flattened
 
 if TYPE_CHECKING:
     from pipeline.sweeping.specification import SweepPoint
@@ -24,13 +25,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def narrow(points: list[SweepPoint], only: Sequence[str]) -> list[SweepPoint]:
-    """The points that use each of the keys, with that value.
-
-    Args:
-        points: at least one.
-        only: `key=value`; the key may be shortened to its end (`modality=audio`), or be an axis with named values
-            (`dataset=LRS3`).
-    """
+    """The points, at least one, that use each key of `only` with its value. A key may be shortened to its end
+    (`modality=audio`), or be an axis with named values (`dataset=LRS3`)."""
     for text in only:
         key, value = parse_assignment(text)
         values: list[tuple[SweepPoint, Any]]
@@ -56,12 +52,12 @@ def is_used(params: Params, key: str) -> bool:
     stream = rest.partition(".")[0]
     if section == "features" and stream in ("audio", "video"):
         return stream in streams(params.model.modality)
-    return section not in TRAINING_SECTIONS or key in KEYS_LEFT_OUT or key in _flat_keys(configuration(params))
+    return section not in TRAINING_SECTIONS or key in KEYS_LEFT_OUT or key in flattened(configuration(params))
 
 
 def _full_key(key: str, points: Sequence[SweepPoint]) -> str:
     """The only key with this ending; keys that an axis sets come first."""
-    matching = [name for name in _flat_keys(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
+    matching = [name for name in flattened(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
     matching = [name for name in matching if any(name in point.settings for point in points)] or matching
     if len(matching) != 1:
         reason = f"may be {' or '.join(matching)}" if matching else "unknown parameter"
@@ -69,15 +65,6 @@ def _full_key(key: str, points: Sequence[SweepPoint]) -> str:
     return matching[0]
 
 
-def _flat_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in values.items():
-        keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
-
-
 def _value(params: Params, key: str) -> Any:
-    value: Any = params
-    for step in key.split("."):
-        value = getattr(value, step)
+    value = attrgetter(key)(params)
     return list(value) if isinstance(value, tuple) else value

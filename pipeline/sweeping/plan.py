@@ -57,10 +57,23 @@ class PlannedTrial:
         mark = marks.stop(self.trial.folder) if self.rule else None
         return mark[1] if mark and self.rule and mark[0] == self.rule.model_dump(mode="json") else None
 
+    def mark_stopped(self, step: int) -> None:
+        """Write `stopped.json`: the rule of this sweep ended it after a step."""
+        assert self.rule is not None
+        marks.write_stop(self.trial.folder, self.rule.model_dump(mode="json"), step)
+
+    @property
+    def ending(self) -> str | None:
+        """`done`, or such as `stopped early after step 20`; None while it is not over."""
+        if self.state is Status.DONE:
+            return "done"
+        step = self.stopped
+        return None if step is None else f"stopped early after step {step}"
+
     @property
     def is_over(self) -> bool:
         """Whether it is done or stopped early."""
-        return self.state is Status.DONE or self.stopped is not None
+        return self.ending is not None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -98,11 +111,7 @@ def plan_trials(sweep: Sweep) -> list[PlannedTrial]:
 
 
 class Planner:
-    """Assigns a trial to each point; points that differ only in keys that the trial does not use share one.
-
-    Args:
-        rule: the early stopping of the sweep.
-    """
+    """Assigns a trial to each point; points that differ only in keys that the trial does not use share one."""
 
     def __init__(self, rule: EarlyStoppingRule | None) -> None:
         self._rule = rule
@@ -149,14 +158,12 @@ class Planner:
 
 
 def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of what the training and the evaluation with these parameters read."""
+    """Digests of the inputs of training and evaluation."""
 
     def read() -> tuple[list[dict[str, str]], list[Group]]:
         inputs = TrialInputs(params)
-        read = (inputs.training, inputs.evaluation)
-        return [part.digests for part in read], [
-            group for part in read for groups in part.groups.values() for group in groups
-        ]
+        parts = (inputs.training, inputs.evaluation)
+        return [part.digests for part in parts], [g for part in parts for gs in part.groups.values() for g in gs]
 
     training, evaluation = cached("digests", params, read)
     return training, evaluation
@@ -164,12 +171,7 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
 
 def point_name(point: SweepPoint, params: Params | None = None) -> str:
     """Name of a point's trial: task, weight, seed, and the other settings of the axes, by the name of the value if it
-    has one, and without paths.
-
-    Args:
-        point: a point of a sweep.
-        params: its parameters with `train.precision` resolved, if known.
-    """
+    has one, and without paths. `params` have `train.precision` resolved, if known."""
     others = [
         point.named.get(key) or _setting_name(point, key, value)
         for key, value in point.settings.items()
@@ -217,22 +219,13 @@ def plan_lines(trials: Sequence[PlannedTrial]) -> list[str]:
     """A line per trial with its status, and a line with their counts."""
     lines = []
     width = max((len(planned.name) for planned in trials), default=0)
-    done = early = 0
-    for planned in trials:
-        status = str(planned.state)
-        if planned.state is Status.DONE:
-            done += 1
-        elif (step := planned.stopped) is not None:
-            early += 1
-            status = f"stopped early after step {step}"
-        elif reason := planned.failure:
-            status = f"failed: {reason}"
+    endings = [planned.ending for planned in trials]
+    for planned, ending in zip(trials, endings, strict=True):
+        status = ending or (f"failed: {reason}" if (reason := planned.failure) else planned.state)
         shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {status}{shared}")
-    points = sum(len(planned.settings) for planned in trials)
-    lines.append(
-        f"{points} points, {points - len(trials)} of them shared: {len(trials)} trials, {done} done, "
-        + (f"{early} stopped early, " if early else "")
-        + f"{len(trials) - done - early} to do"
-    )
-    return lines
+    points, todo = sum(len(planned.settings) for planned in trials), endings.count(None)
+    done = endings.count("done")
+    early = f"{len(trials) - todo - done} stopped early, " if todo + done < len(trials) else ""
+    counts = f"{len(trials)} trials, {done} done, {early}{todo} to do"
+    return [*lines, f"{points} points, {points - len(trials)} of them shared: {counts}"]

@@ -26,17 +26,11 @@ def concurrency(specification: Specification, resources: dict[str, float], nodes
 def trial_resources(
     requested: Resources, nodes: list[dict[str, float]], address: str | None
 ) -> tuple[dict[str, float], list[str]]:
-    """The resources of a trial, which runs on one node.
+    """The resources `CPU` and `GPU` of a trial, which runs on one of the nodes (see `node_resources`), and a note for
+    each that is less than requested.
 
-    If no node has a GPU, a trial runs on the CPU; on this machine alone it requests no more than is available.
-
-    Args:
-        requested: as in the sweep file.
-        nodes: as returned by `node_resources`.
-        address: address of a cluster; None is this machine.
-
-    Returns:
-        `CPU` and `GPU`, and a note for each that is less than requested.
+    If no node has a GPU, a trial runs on the CPU; on this machine alone (without an `address`) it requests no more than
+    is available.
     """
     available = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
     wanted = {"CPU": requested.cpus, "GPU": requested.gpus}

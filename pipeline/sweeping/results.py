@@ -118,15 +118,13 @@ def compared_trials(
 
 
 def _status(suggestion: Suggestion) -> str:
-    states = [planned.state for planned in suggestion.trials]
-    if all(state is Status.DONE for state in states):
+    endings = [planned.ending for planned in suggestion.trials]
+    if endings.count("done") == len(endings):
         return "done"
-    for planned in suggestion.trials:
-        if (step := planned.stopped) is not None:
-            return f"stopped early after step {step}"
-        if planned.state is not Status.DONE and planned.failure:
-            return f"failed: {planned.failure}"
-    return f"{states.count(Status.DONE)} of {len(states)} seeds done"
+    for planned, ending in zip(suggestion.trials, endings, strict=True):
+        if ending != "done" and (reason := ending or (planned.failure and f"failed: {planned.failure}")):
+            return reason
+    return f"{endings.count('done')} of {len(endings)} seeds done"
 
 
 def _is_current(folder: Path, state: dict) -> bool:
@@ -140,12 +138,8 @@ def _is_current(folder: Path, state: dict) -> bool:
 
 
 class BestPoints:
-    """The best point of each task by a metric, as the mean over the seeds that are done; the lowest is best.
-
-    Args:
-        metric: such as `wer/validation`.
-        trials: those without the metric are ignored.
-    """
+    """The best point of each task by a metric such as `wer/validation`, as the mean over the seeds that are done; the
+    lowest is best. Trials without the metric are ignored."""
 
     def __init__(self, metric: str, trials: Sequence[PlannedTrial] = ()) -> None:
         self.metric = metric

@@ -140,12 +140,3 @@ def require_key(key: str, where: str) -> None:
             section = section.rpartition(".")[0]
         expected = ", ".join(known_below(section) or ()) or "nothing below it"
         raise PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {expected}")
-
-
-def require_names(where: str, names: list[Any]) -> None:
-    """Raises PipelineError for names of axis values that cannot stand in a table, or are not unique."""
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*", name):
-            raise PipelineError(where, f"a value is named {name!r}", "use letters, digits, spaces, '.', '_', '-'")
-        if names.count(name) > 1:
-            raise PipelineError(where, f"two values are named {name!r}", "give each a unique name")

@@ -73,14 +73,10 @@ class Sweep:
         return self.base.model_dump(mode="json")
 
     def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SweepPoint:
-        """The point with these settings.
+        """The point with these settings of the axes and the seed.
 
-        Args:
-            settings: values of the axes and the seed.
-            chosen: the chosen value of each axis, with its name; None looks the names up in the search's space.
-
-        Raises:
-            PipelineError: the settings contradict each other.
+        `chosen` is the value of each axis, with its name; by default the names are looked up in the search's space.
+        PipelineError if the settings contradict each other.
         """
         if chosen is None:
             chosen = self.space.named_options(settings) if self.space else {}
@@ -105,16 +101,10 @@ class Sweep:
 def load_sweep(
     path: str | Path, params: str | Path = "params.yaml", overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> Sweep:
-    """Read a sweep file and expand it.
+    """Read a sweep file over the parameters of another file, and expand it.
 
-    Args:
-        path: the sweep file.
-        params: the parameters that it starts from.
-        overrides: `key=value`, in all trials, over the file's `set`.
-        only: as in `narrow`.
-
-    Raises:
-        PipelineError: the first error in the file, in an argument, or in the parameters of a point.
+    `overrides` (`key=value`) apply to all trials, over the file's `set`; `only` is as in `narrow`. PipelineError on the
+    first error in the file, in an argument, or in the parameters of a point.
     """
     values = read_mapping(path, "give a file of experiments/", "with a name and axes")
     specification = checked(Specification, values, path)
@@ -139,7 +129,8 @@ def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> 
     path, specification = sweep.path, sweep.specification
     axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
     if specification.seeds is not None:
-        axes["seeds"] = require_distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds])
+        axes["seeds"] = [{SEED: seed} for seed in specification.seeds]
+        require_distinct(f"{path}: seeds", axes["seeds"])
     keys = {name: {key for value in values for key in value.keys() - {NAME}} for name, values in axes.items()}
     _require_disjoint(path, keys, overridden)
     if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
@@ -159,7 +150,7 @@ def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) ->
     space = read_space(path, specification.axes)
     keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
     _require_disjoint(path, keys, overridden)
-    require_distinct(path, "seeds", [{SEED: seed} for seed in specification.seeds or ()])
+    require_distinct(f"{path}: seeds", [{SEED: seed} for seed in specification.seeds or ()])
     if len(set(metrics)) < len(metrics):
         raise PipelineError(path, f"search.minimise is {list(metrics)}", "list each metric once")
     common = sweep.common

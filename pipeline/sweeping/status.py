@@ -116,8 +116,8 @@ def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
     if state is Status.DONE:
         value = planned.metrics.get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
-    if (step := planned.stopped) is not None:
-        return "stopped early", f"stopped early after step {step}"
+    if ending := planned.ending:
+        return "stopped early", ending
     running = RunningTrial(planned, is_started=True)
     running.update()
     if holder := planned.trial.lease().holder():

@@ -67,13 +67,8 @@ class Sync:
 
 
 def ingest_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
-    """Write the current state of a sweep to MLflow; repeated, it changes nothing.
-
-    Args:
-        name: name of the sweep.
-        trials: all its trials.
-        folder: its tables and figures.
-    """
+    """Write the current state of a sweep, with the tables and figures of `folder`, to MLflow; repeated, it changes
+    nothing."""
     ingest_sweep(*_arguments(name, trials, folder))
 
 

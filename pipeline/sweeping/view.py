@@ -24,14 +24,10 @@ _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
 class View:
-    """The output of one sweep; events also go to a file.
+    """The output of one sweep; events also go to the file `log`.
 
-    Args:
-        trials: all trials of the sweep.
-        costs: complete costs by identity, as far as known from earlier trials.
-        metric: the metric to show of done trials, such as `wer/validation`.
-        log: file for the events.
-        unsuggested: the number of trials that a search will still suggest.
+    `costs` are complete costs by identity, as far as known from earlier trials; `metric` is shown of done trials;
+    `unsuggested` is the number of trials that a search will still suggest.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.views import TASK
 from pipeline.trials import marks
 from pipeline.trials.folder import Trial
-from pipeline.trials.identity import task_of, trial_name
+from pipeline.trials.identity import flattened, task_of, trial_name
 from pipeline.trials.metrics_log import Record
 from pipeline.trials.provenance import sessions
 from pipeline.trials.trained import read_log
@@ -177,17 +177,9 @@ def _parameters(trial: Trial, configuration: dict[str, Any]) -> dict[str, str]:
         raise PipelineError(trial.config, "holds no parameters", "evaluate the trial again with your own parameters")
     others = {name: settings[name] for name in ("corpus", "features", "evaluate", "sinks") if name in settings}
     # Every trial has the task: MLflow's parallel coordinates omit runs that lack one of their parameters.
-    return _flat(configuration | others) | {TASK: task_of(configuration)}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAMETER_LENGTH]
-    return flat
+    flat = flattened(configuration | others) | {TASK: task_of(configuration)}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}
+    return {key: text[:MAX_PARAMETER_LENGTH] for key, text in texts.items()}
 
 
 def _points(records: Iterable[Record]) -> dict[tuple[str, int], MetricPoint]:

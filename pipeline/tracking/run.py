@@ -41,15 +41,10 @@ _DATA = "data/"
 def ingest_trial(
     client: Any, experiment_id: str, sweep: str, trial: Trial, fingerprint: str, runs: Sequence[Any]
 ) -> str:
-    """Show the current content of a trial in its run, and return the run's id.
+    """Show the current content of a trial, in any state, in its run, and return the run's id.
 
-    Args:
-        client: an `MlflowClient`.
-        experiment_id: of a new run.
-        sweep: its tag.
-        trial: in any state; a damaged file is a PipelineError.
-        fingerprint: of the trial, taken before.
-        runs: the existing runs of the trial: several if two processes created one at once.
+    `fingerprint` is that of the trial, taken before; `runs` are its existing runs, several if two processes created one
+    at once. A damaged file is a PipelineError.
     """
     run = merge_runs(client, runs)
     if (

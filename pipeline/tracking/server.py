@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,6 @@ def is_server(uri: str) -> bool:
 def client_of(uri: str) -> Any:
     """A connected `MlflowClient` with short timeouts and without log messages. Raises MLflow's errors, see
     `wrap_errors`."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     _require_supported(uri)
     if path := database(uri):
         require_readable(path)
@@ -74,6 +73,8 @@ def client_of(uri: str) -> Any:
 
 
 def _client(uri: str) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     # They log the traceback of each error, which here becomes one line.
@@ -102,8 +103,6 @@ def connected(uri: str) -> Iterator[Any]:
     path = database(uri)
     with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
         if path:
-            for name, value in ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
             if not exists(uri):
                 create_database(path, lambda plain: _client(plain).search_experiments(max_results=1))
             client = client_of(uri)
@@ -125,6 +124,15 @@ def wrap_errors(uri: str) -> Iterator[None]:
         if package not in TRACKING_PACKAGES and not isinstance(error, OSError | ImportError):
             raise
         raise _error(uri, error) from error
+
+
+@contextlib.contextmanager
+def errors_as_warnings() -> Iterator[None]:
+    """Print an error of MLflow as a warning: all results are in the folders of the trials."""
+    try:
+        yield
+    except PipelineError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def _error(uri: str, error: Exception) -> PipelineError:

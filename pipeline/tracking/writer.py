@@ -31,16 +31,11 @@ from pipeline.trials.folder import Trial
 
 
 def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str) -> dict[str, str]:
-    """Write trials to MLflow with their current content, and return run ids by identity.
+    """Write trials in any state to MLflow with their current content, and return run ids by identity.
 
-    Args:
-        folders: of trials, in any state.
-        uri: of the tracking server, or `sqlite:///` and a path; its artifacts are in `mlartifacts` in the same folder.
-        experiment: its name in MLflow; created if it is new.
-        sweep: the name of the group of these trials.
-
-    Raises:
-        PipelineError: MLflow does not answer or refuses; or a file of a trial is damaged, after the others are written.
+    `uri` is a tracking server, or `sqlite:///` and a path, beside which `mlartifacts` has the artifacts; the experiment
+    is created if it is new; `sweep` is the name of the group of these trials. PipelineError if MLflow does not answer
+    or refuses; or if a file of a trial is damaged, after the others are written.
     """
     batch = _read_batch(folders, sweep)
     synced = _synced_trials(uri, experiment, sweep, batch)
@@ -57,15 +52,9 @@ def ingest_sweep(
 ) -> str:
     """Write a sweep to MLflow: its trials in an experiment of its name, below a parent run, whose id is returned.
 
-    The parent run lasts from the start of the first trial to the end of the last. The experiment gets a saved view that
-    compares the trials. Raises the errors of `ingest`.
-
-    Args:
-        folders: as `ingest`.
-        uri: as `ingest`.
-        sweep: its name.
-        files: artifacts of the parent run; a `table.md` among them or in them becomes its description.
-        complete: whether all trials of the sweep have ended.
+    The parent run lasts from the start of the first trial to the end of the last; `files` are its artifacts, and a
+    `table.md` among them or in them is its description. The experiment gets a saved view that compares the trials.
+    `complete` says whether all trials have ended. Raises the errors of `ingest`.
     """
     batch = _read_batch(folders, sweep)
     fingerprint = _sweep_fingerprint(batch, sweep, files, complete)

@@ -18,14 +18,10 @@ REMEDY = "give a complete audio or video file with speech in it"
 
 
 def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[str, np.ndarray]:
-    """Read a recording of any format.
+    """Read the streams (`audio`, `video`) of a recording in any format, which shows a face or only the mouth region.
 
-    As in a corpus, an audio file with the name of the video replaces the video's own audio.
-
-    Args:
-        file: audio or video; the video may show a face or only the mouth region.
-        streams: streams to read, `audio`, `video`.
-        detector: folder of the face detector's weights, read only if the video is not the mouth region.
+    As in a corpus, an audio file with the name of the video replaces the video's own audio. `detector` is the folder of
+    the face detector's weights, read only if needed.
 
     Returns:
         By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
@@ -46,15 +42,9 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
 
 
 def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
-    """Check an array and convert it to the form of `read_streams`. Audio is rounded to 16 bits, as in a corpus.
-
-    Args:
-        stream: `audio` or `video`.
-        array: audio (samples,) of float from -1 to 1 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
-
-    Raises:
-        PipelineError: the shape or type differs, a sample is outside [-1, 1], or it is shorter than one video frame.
-    """
+    """Check an array and convert it to the form of `read_streams`: audio (samples,) of float from -1 to 1 at 16 kHz,
+    which is rounded to 16 bits as in a corpus; video (frames, 96, 96) uint8 at 25 frames per second. PipelineError if
+    shape, type or range differ, or it is shorter than one video frame."""
     array = np.asarray(array)
     actual = f"has shape {array.shape} and type {array.dtype}"
     if stream == "video":

@@ -153,10 +153,8 @@ def sink_lines(labels: Sequence[str], tokens: Tokens, tau: float) -> list[str]:
     """Sinks of one utterance in words: a line with the counts by massive activation and by attention, one for BOS, and
     one for each other sink by activation, the most massive first; without any, one for the strongest token.
 
-    Args:
-        labels: of each token, from BOS on.
-        tokens: of this utterance alone, without padding.
-        tau: ratio to the median above which a token is a sink.
+    `labels` are those of each token from BOS on, `tokens` those of this utterance alone, without padding; `tau` is the
+    ratio to the median above which a token is a sink.
     """
     bos = int(tokens.bos[0])
     others = [token for token in tokens.max_ratio[0].argsort(descending=True).tolist() if token != bos]

@@ -184,13 +184,8 @@ class Trial:
             file.unlink(missing_ok=True)
 
     def finish(self, evaluation: str, metrics: dict[str, float], details: dict[str, Any] | None = None) -> None:
-        """Write `metrics.json`, after all other results: the trial is done.
-
-        Args:
-            evaluation: digest of the evaluation.
-            metrics: finite numbers by name; others are a PipelineError.
-            details: further information on the results, such as counts and units.
-        """
+        """Write `metrics.json`, after all other results: the trial is done. `metrics` that are not finite are a
+        PipelineError; `details` are further information on the results, such as counts and units."""
         content = {"identity": self.identity, "evaluation": evaluation, "metrics": metrics, "details": details or {}}
         results.write_result(self.folder, content)
 

@@ -45,12 +45,8 @@ PAPER_NAMES = {"audio": "ASR", "video": "VSR", "audiovisual": "AVSR"}
 
 
 def training_identity(params: Params, data: dict[str, str]) -> str:
-    """SHA-256 of everything that determines the trained weights, 64 hexadecimal digits.
-
-    Args:
-        params: all parameters. `train.precision: auto` counts as the precision that this machine uses.
-        data: digests of the inputs of training by name: utterances, features or their sources, the LLM's weights.
-    """
+    """SHA-256 of everything that determines the trained weights, 64 hexadecimal digits. `data` are the digests of the
+    inputs by name: utterances, features or their sources, the LLM's weights."""
     return digest(identity_parts(params, data))
 
 
@@ -61,12 +57,8 @@ def identity_parts(params: Params, data: dict[str, str]) -> dict[str, Any]:
 
 
 def evaluation_digest(params: Params, data: dict[str, str]) -> str:
-    """SHA-256 of everything that determines the score of given weights, 64 hexadecimal digits.
-
-    Args:
-        params: sections `evaluate` and `sinks` count.
-        data: digests of the inputs of evaluation by name: utterances and features of the evaluated splits.
-    """
+    """SHA-256 of everything that determines the score of given weights, 64 hexadecimal digits: sections `evaluate` and
+    `sinks`, and `data`, the digests of utterances and features of the evaluated splits by name."""
     settings = _without_left_out(params, EVALUATION_SECTIONS)
     if params.features.mode == "online":
         # Online features are not rounded to float16.
@@ -136,6 +128,14 @@ def _checked(data: dict[str, str]) -> dict[str, str]:
     if missing or not data:
         raise ValueError(f"no digest of {', '.join(missing) or 'any data'}")
     return data
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; a list is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def trial_name(configuration: dict[str, Any]) -> str:

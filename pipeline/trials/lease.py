@@ -38,13 +38,8 @@ class LeaseLostError(PipelineError):
 
 
 class Lease:
-    """The right to run one trial; a context manager.
-
-    Args:
-        path: the lease's file, in the trial's folder.
-        beat: seconds between two updates of the file.
-        stale: seconds without an update after which another machine may take over.
-    """
+    """The right to run one trial; a context manager. `beat` is the interval of updates of the file in seconds, `stale`
+    the time without one after which another machine may take over."""
 
     def __init__(self, path: str | Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.path, self._beat, self._stale = Path(path), beat, stale

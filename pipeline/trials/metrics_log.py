@@ -25,13 +25,8 @@ class MetricsLog:
         self.path = Path(path)
 
     def append(self, step: int, metrics: Mapping[str, float], at: float | None = None) -> None:
-        """Append one line; it is in the file on return.
-
-        Args:
-            step: of the metrics.
-            metrics: by name; NaN or infinity is a PipelineError.
-            at: seconds since 1970, by default now.
-        """
+        """Append the metrics of a step as one line, which is in the file on return. `at` is in seconds since 1970, by
+        default now; NaN or infinity is a PipelineError."""
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise PipelineError(
@@ -53,11 +48,8 @@ class MetricsLog:
                 raise
 
     def read(self, position: int = 0) -> tuple[list[Record], int]:
-        """The records from a position on, and the position after them. An incomplete last line is not read.
-
-        Args:
-            position: 0, or the position that an earlier call returned. If the log was truncated since, all is read.
-        """
+        """The records from a position on (0, or as an earlier call returned it), and the position after them. An
+        incomplete last line is not read; if the log was truncated since, all is read."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

@@ -37,17 +37,12 @@ from pipeline.trials.results import output_files
 def record_session(
     trial: Trial, purpose: str, device: str = "auto", read: Callable[[], Mapping[Path, str]] | None = None
 ) -> Iterator[None]:
-    """Record a session of work on a trial: its environment, start, end and outcome.
+    """Record a session of work on a trial, whose lease the caller holds: its environment, start, end and outcome.
 
     `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end; a finished one
-    has `inputs` and `outputs`, the SHA-256 of each file that was read and of each result. The archive of the sources
-    and the patch of uncommitted changes are stored in the same folder; another content gets another name.
-
-    Args:
-        trial: the caller holds its lease.
-        purpose: `train` or `evaluate`.
-        device: `train.device`.
-        read: returns the SHA-256 of each file that was read; called at the end.
+    has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end) and of each
+    result. The archive of the sources and the patch of uncommitted changes are stored in the same folder; another
+    content gets another name. `purpose` is `train` or `evaluate`.
     """
     path = trial.provenance
     before = _undamaged_sessions(trial)

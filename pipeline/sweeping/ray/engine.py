@@ -69,12 +69,7 @@ class EngineOptions(RayOptions):
 
 
 class RayConnection:
-    """The driver's side of Ray's process.
-
-    Args:
-        connection: to the process.
-        output: the file with what the process prints.
-    """
+    """The driver's side of Ray's process, with the file `output` of what the process prints."""
 
     def __init__(self, connection: Connection, output: Path) -> None:
         self._connection, self._output = connection, output
@@ -111,17 +106,10 @@ class RayConnection:
 
 
 class Engine:
-    """A running Ray, on this machine or a cluster.
+    """A running Ray, on this machine, where it ends with this context, or on the cluster at `address`.
 
-    Args:
-        specification: provides resources and concurrency.
-        address: address of a Ray cluster; None starts Ray on this machine, and ends it afterwards.
-        stop: a file that cancels the start of Ray once it exists.
-        query_precision: whether to query a worker for `native`.
-
-    Raises:
-        KeyboardInterrupt: `stop` exists before Ray is ready.
-        PipelineError: Ray cannot be started or reached, or no node has the resources of a trial.
+    Once the file `stop` exists, the start is cancelled by a KeyboardInterrupt; `query_precision` says whether to query
+    a worker for `native`. PipelineError if Ray cannot be started or reached, or no node has the resources of a trial.
     """
 
     def __init__(
@@ -154,12 +142,9 @@ class Engine:
         self._stack.close()
 
     def place(self, job: dict[str, Any]) -> None:
-        """Run a trial as soon as a slot is free.
-
-        Args:
-            job: `work`, the function that a worker calls (`module:function`); its input: `params`, `identity`,
-                `folder`, `stop`, `until`; `root`, the working directory.
-        """
+        """Run a trial as soon as a slot is free. `job` has `work`, the function that a worker calls
+        (`module:function`); its input `params`, `identity`, `folder`, `stop`, `until`; and `root`, the working
+        directory."""
         self._ray.send(job)
 
     def events(self) -> Iterator[Event | None]:
@@ -169,12 +154,8 @@ class Engine:
 
 @contextlib.contextmanager
 def ray_process(serve: str, options: RayOptions) -> Iterator[RayConnection]:
-    """Ray's process; on exit it and all that it started are killed, or they would create their folders again.
-
-    Args:
-        serve: its main function, `module:function`, which takes a connection and the options.
-        options: without the folder.
-    """
+    """Ray's process, whose main function `serve` (`module:function`) takes a connection and the options, here without
+    the folder. On exit it and all that it started are killed, or they would create their folders again."""
     with temporary_folder() as folder:
         (folder / RAY).mkdir()
         with _process(serve, replace(options, folder=str(folder))) as connection:

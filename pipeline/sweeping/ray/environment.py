@@ -67,15 +67,11 @@ def requires_token(address: str) -> bool:
 
 
 def set_environment(address: str | None, folder: Path) -> None:
-    """Set the variables of this process, which only runs Ray.
+    """Set the variables of this process, which only runs Ray, on this machine or at an `address`.
 
-    A client of Ray can run code. So a local Ray listens on the loopback device, and requires a token from its folder.
-    (By default Ray would leave a token in the home folder, which clusters started later would then require.) The token
-    of a cluster is the user's, where `ray start` finds it.
-
-    Args:
-        address: address of a cluster; None for a Ray on this machine.
-        folder: folder of the local Ray; only this user can read it.
+    A client of Ray can run code. So a local Ray listens on the loopback device, and requires a token from `folder`,
+    which only this user can read. (By default Ray would leave a token in the home folder, which clusters started later
+    would then require.) The token of a cluster is the user's, where `ray start` finds it.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     # Workers run this code, even if another version is installed.

@@ -22,12 +22,7 @@ class PoolOptions(RayOptions):
 
 @contextlib.contextmanager
 def parallel_run(address: str | None, processes: int) -> Iterator[Run]:
-    """The function that runs jobs in parallel.
-
-    Args:
-        address: address of a Ray cluster; None is this machine, without Ray.
-        processes: number of processes on this machine.
-    """
+    """The function that runs jobs in parallel: on the Ray cluster at `address`, or in `processes` of this machine."""
     if address is None:
         yield lambda function, jobs: run_parallel(function, jobs, processes)
         return
@@ -37,15 +32,8 @@ def parallel_run(address: str | None, processes: int) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def cluster_pool(address: str, gpus: float = 0.0) -> Iterator["ClusterPool"]:
-    """Connect to a cluster.
-
-    Args:
-        address: its address.
-        gpus: the GPUs of a job, on a cluster that has any. A job has one CPU.
-
-    Raises:
-        PipelineError: the cluster does not answer, or none of its nodes can run a job.
-    """
+    """Connect to a cluster. A job has one CPU, and `gpus` GPUs if the cluster has any. PipelineError if the cluster
+    does not answer, or none of its nodes can run a job."""
     with ray_process("pipeline.sweeping.ray.tasks:serve", PoolOptions(address, gpus=gpus)) as ray:
         _, slots = next(filter(None, ray.events()))
         yield ClusterPool(ray, slots)

@@ -238,12 +238,8 @@ def _failure(trial: TuneTrial) -> tuple[str, str, bool]:
 
 
 def reason_of(error: Exception | None, text: str) -> str:
-    """The error of Ray that ended an attempt, as a line.
-
-    Args:
-        error: as pickled by Ray; None if it cannot be read.
-        text: as written by Tune.
-    """
+    """The error of Ray that ended an attempt, as a line: `error` as pickled by Ray (None if it cannot be read), `text`
+    as written by Tune."""
     if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
         return (
             "Ray's memory monitor ended its worker (the machine is short of memory; lower concurrency, "

@@ -17,12 +17,8 @@ PRECISION_FILE = "workers.json"
 
 
 def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
-    """The sweep with every precision `auto` resolved, if it ever ran on a cluster.
-
-    Args:
-        sweep: the sweep as loaded.
-        address: address of a Ray cluster, of which a worker is queried the first time.
-    """
+    """The sweep with every precision `auto` resolved, if it ever ran on a cluster; at the cluster `address` a worker is
+    queried the first time."""
     path = results_folder(sweep) / PRECISION_FILE
     if address and not path.exists():
         with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from pipeline.comparison.front import KeyImportance
+from pipeline.comparison.front import KeyImportance, is_numeric
 
 RESAMPLINGS = 20
 TREES = 16
@@ -19,11 +19,8 @@ TREES = 16
 def key_importance(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[str]) -> dict[str, KeyImportance]:
     """The share of the variance of a metric that each key accounts for, the largest first.
 
-    A key that only some points have (the video rate) is evaluated on these points.
-
-    Args:
-        points: settings and value of the metric.
-        keys: keys that differ between the points.
+    `points` are settings with the metric's value, `keys` those that differ between them. A key that only some points
+    have (the video rate) is evaluated on these.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     common = [key for key in keys if all(key in settings for settings, _ in points)]
@@ -64,7 +61,7 @@ def _shares(points: Sequence[tuple[Mapping[str, Any], float]], keys: Sequence[st
 
 def _column(values: Sequence[Any]) -> tuple[list[Any], BaseDistribution]:
     """Values for optuna, numbers as ranks, so that the points are spread evenly over each key."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if is_numeric(values):
         order = sorted(set(values))
         return [order.index(value) / max(1, len(order) - 1) for value in values], FloatDistribution(0, 1)
     labels = [str(value) for value in values]

@@ -25,12 +25,7 @@ from pipeline.trials.lease import Lease, LeaseTakenError
 
 
 class Search:
-    """Suggests points until there are `search.trials`. Use it within `opened`.
-
-    Args:
-        sweep: a sweep with a search.
-        suggestions: the suggestions so far.
-    """
+    """Suggests points until there are `search.trials`. Use it within `opened`."""
 
     def __init__(self, sweep: Sweep, suggestions: Suggestions) -> None:
         assert sweep.space is not None
@@ -43,11 +38,7 @@ class Search:
 
     @contextlib.contextmanager
     def opened(self, log: Callable[[str], None]) -> Iterator["Search"]:
-        """Lock the journal, and give the sampler all known outcomes.
-
-        Args:
-            log: prints a line.
-        """
+        """Lock the journal, and give the sampler all known outcomes; `log` prints a line."""
         from pipeline.sweeping.search.searchers import Searcher
 
         journal = self._suggestions.journal

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState, create_trial
 
-from pipeline.sweeping.search.space import Range, Space
+from pipeline.sweeping.search.space import Space
 from pipeline.sweeping.search.suggestions import SearchOutcome
 from pipeline.sweeping.sections import SearchSettings
 
@@ -30,12 +30,7 @@ GP_EFFORT = {
 
 
 class Searcher:
-    """An in-memory study.
-
-    Args:
-        settings: kind, seed and metrics.
-        space: what can be suggested.
-    """
+    """An in-memory study of a space, with the kind, seed and metrics of the settings."""
 
     def __init__(self, settings: SearchSettings, space: Space) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -45,13 +40,13 @@ class Searcher:
         self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * len(settings.minimise))
         self._asked = 0
 
-    def ask(self, at_random: bool = False) -> "Draw":
+    def ask(self, at_random: bool = False) -> Trial:
         """The next suggestion, of the sampler or at random."""
         # Each suggestion has its own random numbers, so that a restart need not repeat the draws before it.
         seed = random.Random(f"{self._settings.seed}:{self._asked}").getrandbits(32)
         self._study.sampler = _sampler("random" if at_random else self._settings.kind, seed)
         self._asked += 1
-        return Draw(self._study.ask())
+        return self._study.ask()
 
     def drawn(self, number: int) -> dict[str, Any]:
         """A suggestion as JSON, for `add`."""
@@ -89,23 +84,6 @@ class Searcher:
         """By which a point that was stopped early ranks below all others, the earlier the lower; optuna ranks so for a
         single metric only."""
         return outcome.losses if len(self._settings.minimise) == 1 else {}
-
-
-class Draw:
-    """One suggestion, while it is drawn."""
-
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
-
-    def choice(self, name: str, labels: list[str]) -> str:
-        """One of the labels."""
-        return self._trial.suggest_categorical(name, labels)
-
-    def number(self, bounds: Range) -> float:
-        """A number of the range."""
-        if bounds.kind == "int":
-            return self._trial.suggest_int(bounds.name, int(bounds.low), int(bounds.high))
-        return self._trial.suggest_float(bounds.name, bounds.low, bounds.high, log=bounds.kind == "loguniform")
 
 
 def _state(outcome: SearchOutcome) -> TrialState:

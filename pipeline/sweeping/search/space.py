@@ -12,15 +12,16 @@ A key that a trial does not use (the video rate of an audio-only trial) is not s
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
-from pipeline.sweeping.sections import NAME, SettingsByKey, is_key, require_key, require_names
+from pipeline.sweeping.axes import axis_settings, label_of, six_digits
+from pipeline.sweeping.sections import NAME, SettingsByKey, is_key, require_key
 
 if TYPE_CHECKING:
-    from pipeline.sweeping.search.searchers import Draw
+    import optuna
 
 RangeKind = Literal["uniform", "loguniform", "int"]
 RANGE_KINDS = get_args(RangeKind)
@@ -43,9 +44,15 @@ class Range:
     low: float
     high: float
 
+    def suggest(self, draw: "optuna.Trial") -> float:
+        """A number of this range."""
+        if self.kind == "int":
+            return draw.suggest_int(self.name, int(self.low), int(self.high))
+        return six_digits(draw.suggest_float(self.name, self.low, self.high, log=self.kind == "loguniform"))
+
     def contains(self, value: float) -> bool:
         """Whether a rounded suggestion can come from this range."""
-        return _rounded(self.low) <= value <= _rounded(self.high)
+        return six_digits(self.low) <= value <= six_digits(self.high)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Space:
 
     axes: tuple[SearchAxis, ...]
 
-    def suggest(self, draw: "Draw", is_used: Callable[[str, SettingsByKey], bool]) -> SettingsByKey:
-        """One point; `is_used` decides whether a trial with the settings so far uses a key."""
+    def suggest(self, draw: "optuna.Trial", is_used: Callable[[str, SettingsByKey], bool]) -> SettingsByKey:
+        """One point, drawn by optuna; `is_used` decides whether a trial with the settings so far uses a key."""
         point: SettingsByKey = {}
         for axis in self.axes:
             option = axis.options[0]
@@ -96,13 +103,12 @@ class Space:
                 # An axis that is a key is skipped with that key; joint settings always apply.
                 if is_key(axis.name) and not is_used(axis.name, point):
                     continue
-                label = draw.choice(axis.name, [option.label for option in axis.options])
+                label = draw.suggest_categorical(axis.name, [option.label for option in axis.options])
                 option = next(option for option in axis.options if option.label == label)
             point |= option.settings
             for bounds in option.ranges:
                 if is_used(bounds.key, point):
-                    value = draw.number(bounds)
-                    point[bounds.key] = int(value) if bounds.kind == "int" else _rounded(value)
+                    point[bounds.key] = bounds.suggest(draw)
         return point
 
     def corners(self) -> Iterator[SettingsByKey]:
@@ -125,23 +131,13 @@ class Space:
         return chosen
 
 
-def _rounded(value: float) -> float:
-    """Six digits can be typed again."""
-    return float(f"{value:.6g}")
-
-
 def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
     """The space of a sweep file with a search."""
     read = [_axis(f"{path}: axes.{name}", name, axis) for name, axis in axes.items()]
     if not any(option.ranges or len(axis.options) > 1 for axis in read for option in axis.options):
         raise PipelineError(path, "has a search and nothing to search", f"add axes: {FORMS}")
-    combinations = 1
-    for axis in read:
-        combinations *= len(axis.options)
-    if combinations > MAX_OPTIONS:
-        raise PipelineError(
-            path, f"has {combinations} combinations of options", f"reduce them to at most {MAX_OPTIONS}"
-        )
+    if (count := prod(len(axis.options) for axis in read)) > MAX_OPTIONS:
+        raise PipelineError(path, f"has {count} combinations of options", f"reduce them to at most {MAX_OPTIONS}")
     # Keys that decide which others are used come first.
     return Space(tuple(sorted(read, key=lambda axis: not axis.keys & DECIDING)))
 
@@ -152,36 +148,16 @@ def _axis(where: str, name: str, axis: Any) -> SearchAxis:
     if isinstance(axis, dict):
         require_key(name, where)
         axis = [axis]
-    if not isinstance(axis, list) or not axis:
-        raise PipelineError(where, f"is {axis!r}", FORMS)
-    values = [{name: value} for value in axis] if is_key(name) else axis
-    if not all(isinstance(value, dict) and value for value in values):
-        require_key(name, where)
-    require_names(where, [value[NAME] for value in values if NAME in value])
-    labels = [_label(where, value) for value in values]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise PipelineError(where, f"has {label} twice", "remove one")
-    several = len(values) > 1
-    return SearchAxis(
-        name, tuple(_option(where, label, value, several) for label, value in zip(labels, values, strict=True))
-    )
+    values = axis_settings(where, name, axis, FORMS)
+    return SearchAxis(name, tuple(_option(where, value, len(values) > 1) for value in values))
 
 
-def _label(where: str, value: SettingsByKey) -> str:
-    try:
-        return canonical({key: setting for key, setting in value.items() if key != NAME})
-    except ValueError:
-        raise PipelineError(where, f"has {value}", "a value must be a finite number") from None
-
-
-def _option(where: str, label: str, values: SettingsByKey, several: bool) -> Option:
+def _option(where: str, values: SettingsByKey, several: bool) -> Option:
     settings: SettingsByKey = {}
-    ranges = []
+    ranges, label = [], label_of(values)
     for key, value in values.items():
         if key == NAME:
             continue
-        require_key(key, where)
         if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in RANGE_KINDS:
             ranges.append(_range(where, key, f"{key} of {label}" if several else key, value))
         elif isinstance(value, dict) and "samples" in value:

@@ -59,11 +59,7 @@ class SearchOutcome:
 
 
 class Suggestions:
-    """All suggestions of a search so far; with `--only`, those that match, and no more are suggested.
-
-    Args:
-        sweep: a sweep with a search.
-    """
+    """All suggestions of a sweep's search so far; with `--only`, those that match, and no more are suggested."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
