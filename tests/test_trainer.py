@@ -135,7 +135,7 @@ def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):
     trainer = trainer_of(llm, tmp_path, **settings)
     model = trainer.model.train()
     losses = []
-    for batch in trainer.batches:
+    for _, batch in trainer.batches:
         loss = model(collate(trainer.train_dataset.__getitems__(batch)), DECORRELATION)
         (loss.cross_entropy + DECORRELATION.weight * loss.decorrelation).backward()
         losses.append(loss.cross_entropy.item())
