@@ -81,7 +81,6 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": "taken"}
     except KeyboardInterrupt:
         return {"outcome": "interrupted"}
-    (trial.folder / FAILED_FILE).unlink(missing_ok=True)
     step = until or params.train.steps or int(trial.metrics_log.read()[0][-1]["step"])
     return {"outcome": "paused" if until else "done", "step": step}
 

@@ -23,9 +23,10 @@ from pipeline.common.redaction import (
     without_secrets,
 )
 from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
+from pipeline.comparison.entries import read_entries
 from pipeline.config import load_params
 from pipeline.push import holds_secret
-from pipeline.trials import provenance
+from pipeline.trials import marks, provenance
 from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
@@ -432,6 +433,15 @@ def test_a_failed_session_is_recorded_and_the_next_added(trial: Trial, error: ty
     with record_session(trial, "train"):
         pass
     assert [session["outcome"] for session in sessions(trial)] == [outcome, "finished"]
+
+
+def test_a_trial_that_runs_again_is_not_shown_as_failed(trial: Trial) -> None:
+    marks.write_failure(trial.folder, "no memory", "")
+    with record_session(trial, "train"):
+        trial.metrics_log.append(1, {"loss/cross_entropy": 2.0})
+        [entry], _ = read_entries([trial], {})
+        assert marks.failure(trial.folder) is None
+        assert str(entry.gap).startswith("training: at step 1 of ")
 
 
 def test_a_process_without_the_lease_writes_nothing(trial: Trial) -> None:

@@ -82,7 +82,7 @@ class PlannedTrial:
 
     @property
     def failure(self) -> str | None:
-        """Why it failed permanently, unless it was restarted since."""
+        """Why it failed permanently, unless it has run since."""
         return marks.failure(self.trial.folder)
 
     def is_free(self) -> bool:

@@ -16,7 +16,7 @@ runs/<first 16 digits of the identity>/
     figures/            images for its page in MLflow, if there are any
     metrics.json        written last: the trial is done
     stopped.json        why early stopping ended its training
-    failed.json         its error in a sweep; removed when it runs again
+    failed.json         its error in a sweep; removed as soon as it runs again
     reproduction.json   the verdict of the last reproduction
 ```
 

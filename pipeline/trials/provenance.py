@@ -30,6 +30,7 @@ from pipeline.trials.environment import (
 )
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
+from pipeline.trials.marks import remove_failure
 from pipeline.trials.results import output_files
 
 
@@ -42,7 +43,8 @@ def record_session(
     `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end; a finished one
     has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end) and of each
     result. The archive of the sources and the patch of uncommitted changes are stored in the same folder; another
-    content gets another name. `purpose` is `train` or `evaluate`.
+    content gets another name. The mark of an earlier failure, `failed.json`, is removed. `purpose` is `train` or
+    `evaluate`.
     """
     path = trial.provenance
     before = _undamaged_sessions(trial)
@@ -61,6 +63,8 @@ def record_session(
         is_kept = len(patch) <= MAX_PATCH_BYTES
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if is_kept else _description(None, patch)
     write_sealed(path, {"sessions": [*before, session]})
+    # Now, not at the end: until then, and after a kill, the trial is one that runs or was interrupted.
+    remove_failure(trial.folder)
     try:
         yield
     except LeaseLostError:
