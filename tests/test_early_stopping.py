@@ -7,6 +7,7 @@ from trials import finish
 from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.results import BestPoints
+from pipeline.training.checkpoints import seal
 
 ASHA = EarlyStoppingRule(grace=4, factor=3)
 HYPERBAND = EarlyStoppingRule(kind="hyperband", grace=4, factor=3)
@@ -27,6 +28,12 @@ def plan(tmp_path):
 
 def measure(planned, loss, step=4):
     planned.trial.metrics_log.append(step, {METRIC: loss})
+
+
+def checkpoint(planned, step):
+    folder = planned.trial.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    seal(folder)
 
 
 def weights(plan, task, losses, seeds=(0,), **options):
@@ -100,6 +107,30 @@ def test_another_driver_decides_the_same_from_the_folders_alone(plan):
     assert rule.decide(other) == (Decision.STOP, 4)
     finish(passed.trial, {"test": [0]})
     assert EarlyStopping(ASHA, [passed, late]).next_rung(late) is None
+
+
+@pytest.mark.parametrize(("saved", "logged", "next_rung"), [(4, 4, 12), (4, 2, 12), (5, 2, 12), (13, 2, 36)])
+def test_a_trial_that_came_to_a_rung_without_a_validation_there_continues(plan, saved, logged, next_rung):
+    """`validate_every` may differ from that of its first sweep, and training does not go back to validate."""
+    rival, trial = weights(plan, AUDIO, [1.0]), plan(AUDIO, "decorrelation.weight=0.5")
+    rule = EarlyStopping(ASHA, [*rival, trial])
+    trial.trial.metrics_log.append(logged, {"loss/cross_entropy": 9.0})
+    checkpoint(trial, saved)
+    rule.update(trial)
+    assert rule.decide(trial)[0] is Decision.CONTINUE
+    assert rule.next_rung(trial) == next_rung
+
+
+def test_seeds_do_not_wait_at_a_rung_for_one_without_a_validation_there(plan):
+    first, second = (plan(AUDIO, seed=seed) for seed in range(2))
+    rule = EarlyStopping(ASHA, [first, second])
+    measure(first, 1.0)
+    rule.update(first)
+    assert rule.decide(first)[0] is Decision.WAIT
+    checkpoint(second, 4)
+    rule.update(second)
+    assert rule.decide(first)[0] is rule.decide(second)[0] is Decision.CONTINUE
+    assert rule.next_rung(first) == 12
 
 
 def test_hyperband_compares_within_brackets_that_begin_at_later_rungs(plan, monkeypatch):

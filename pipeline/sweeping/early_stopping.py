@@ -46,6 +46,9 @@ class EarlyStopping:
         self._failed: set[str] = set()
         self._losses: dict[str, dict[int, float]] = {}
         self._steps: dict[str, float] = {}
+        """By trial, the last step of its metrics log."""
+        self._checkpoints: dict[str, int] = {}
+        """By trial, the step of its newest checkpoint."""
         self._passed: dict[str, int] = defaultdict(int)
         """By point, the last rung that it passed."""
         self.add(trials)
@@ -69,6 +72,7 @@ class EarlyStopping:
         else:
             records, _ = planned.trial.metrics_log.read()
             self._steps[planned.identity] = max((record["step"] for record in records), default=0)
+        self._checkpoints[planned.identity] = planned.checkpoint or 0
 
     def fail(self, planned: PlannedTrial) -> None:
         """Exclude a trial that failed permanently from the mean of its point."""
@@ -103,8 +107,14 @@ class EarlyStopping:
         return Decision.CONTINUE, rung
 
     def _is_past(self, point: str, rung: int) -> bool:
-        seeds = self._points[point]
-        return self._passed[point] >= rung or any(self._steps[seed.identity] > rung for seed in seeds)
+        return self._passed[point] >= rung or any(self._went_on(seed.identity, rung) for seed in self._points[point])
+
+    def _went_on(self, identity: str, rung: int) -> bool:
+        """Whether a trial is after a rung; or at it without a loss, which training does not go back to measure: when
+        it came there, `train.validate_every` was another."""
+        step = self._checkpoints[identity]
+        is_unmeasured = step == rung and rung not in self._losses[identity]
+        return max(self._steps[identity], step) > rung or is_unmeasured
 
     def _loss(self, point: str, rung: int) -> float | None:
         """The mean over the seeds of a point; None until all of them have reached the rung."""

@@ -17,6 +17,7 @@ from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.sections import SettingsByKey
 from pipeline.sweeping.specification import Sweep, SweepPoint
+from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
@@ -69,6 +70,12 @@ class PlannedTrial:
             return "done"
         step = self.stopped
         return None if step is None else f"stopped early after step {step}"
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The step of its newest complete checkpoint; None without one."""
+        complete = (path for path in self.trial.checkpoints.glob("checkpoint-*") if is_sealed(path))
+        return max(map(step_of, complete), default=None)
 
     @property
     def is_over(self) -> bool:

@@ -15,7 +15,6 @@ from pipeline.sweeping.cost import Cost, format_duration, fraction_trained
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, Workload, makespan, workload
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import BestPoints
-from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.trials.folder import Status
 
 LOG_SECONDS = 60.0
@@ -204,5 +203,5 @@ class View:
 def _waiting_status(planned: PlannedTrial) -> str:
     if planned.state is Status.TRAINED:
         return "is trained and waits for its evaluation"
-    steps = [step_of(path) for path in planned.trial.checkpoints.glob("checkpoint-*") if is_sealed(path)]
-    return f"waits after step {max(steps)}" if steps else "has no checkpoint yet and will start again"
+    step = planned.checkpoint
+    return "has no checkpoint yet and will start again" if step is None else f"waits after step {step}"
