@@ -15,12 +15,13 @@ from sweeps import wait_until
 from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256
+from pipeline.common.files import file_sha256, write_json
 from pipeline.common.version_control import code_state
 from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
+from pipeline.reproduction.stages import settings_of
 from pipeline.trials.environment import environment as environment_of
 from pipeline.trials.environment import source_archive
 from pipeline.trials.folder import Trial
@@ -347,6 +348,22 @@ def test_different_weights_and_hypotheses_fail_if_bits_must_be_equal(tmp_path):
     assert words == {"trained weights": "FAIL", "hypotheses": "FAIL", "wer/test": "PASS equal"}
     words = {verdict.name: verdict.word for verdict in judge(one, other, exact=False)}
     assert words == {"trained weights": "PASS near", "hypotheses": "PASS near", "wer/test": "PASS equal"}
+
+
+def test_each_encoder_gets_the_precision_of_its_recorded_features(tmp_path):
+    """In whatever order the folders are named, and for an encoder without a precision none."""
+    encoders = {"1": ("video", {"precision": "float32"}), "2": ("audio", {"precision": "bfloat16"}), "3": ("video", {})}
+    for folder, (stream, encoder) in encoders.items():
+        write_json(tmp_path / folder / "index.json", {"stream": stream, "encoder": encoder})
+    files = [f"{folder}/{name}" for folder in encoders for name in ("features.f16", "index.json")]
+    runs = tmp_path / "runs"
+    assert settings_of({"threads": 2}, files, runs, tmp_path) == [
+        f"train.runs={runs}",
+        "train.threads=2",
+        "features.video.precision=float32",
+        "features.audio.precision=bfloat16",
+    ]
+    assert settings_of({}, ["3/index.json"], runs, tmp_path) == [f"train.runs={runs}"]
 
 
 def test_reasons_against_equal_bits():

@@ -53,17 +53,14 @@ def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree
     """The values of `--set` with which a trial's `config.yaml` reproduces it.
 
     The threads of the session determine the order of sums. The features among the `inputs` determine the precision of
-    the audio encoder, which `auto` might set differently here.
+    their encoders, which `auto` might set differently here.
     """
     settings = [f"train.runs={runs.absolute()}"]
     if session.get("threads"):
         settings.append(f"train.threads={session['threads']}")
-    for path in inputs:
-        if Path(path).name == INDEX:
-            encoder = read_json(tree / Path(path).expanduser(), "").get("encoder", {})
-            if "precision" in encoder:
-                return [*settings, f"features.audio.precision={encoder['precision']}"]
-    return settings
+    indices = [read_json(tree / Path(path).expanduser(), "") for path in inputs if Path(path).name == INDEX]
+    precisions = {i["stream"]: i["encoder"]["precision"] for i in indices if "precision" in i["encoder"]}
+    return settings + [f"features.{stream}.precision={precision}" for stream, precision in precisions.items()]
 
 
 def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) -> dict[str, Any]:
