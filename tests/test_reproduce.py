@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
-from pipeline.reproduction.stages import settings_of
+from pipeline.reproduction.stages import query_identity, settings_of
 from pipeline.trials.environment import environment as environment_of
 from pipeline.trials.environment import source_archive
 from pipeline.trials.folder import Trial
@@ -45,7 +46,8 @@ def the_trial(folder: Path) -> Trial:
 
 @pytest.fixture(scope="module")
 def recorded(prepared, tmp_path_factory):
-    """A project with a done trial of uncommitted code, partly in a new file; the code was changed later.
+    """A project with a done trial of uncommitted code, partly in a new file; the code was changed later, and a module
+    renamed.
 
     Its path has special characters of URLs, patterns and formats.
     """
@@ -55,6 +57,7 @@ def recorded(prepared, tmp_path_factory):
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["train"] |= {"steps": 100, "checkpoint_every": 10}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    rename_module(folder, "identity", "naming")
     commit(folder, "first")
     shell(folder, "dvc commit --force --quiet weights prepare features@audio features@video")
     downsampling = folder / "pipeline/model/downsampling/average.py"
@@ -69,8 +72,16 @@ def recorded(prepared, tmp_path_factory):
         assert done.returncode == 0, done.stderr
     (folder / "pipeline/model/gain.py").unlink()
     downsampling.write_text(before + "\n\nLATER = 1\n")
+    rename_module(folder, "naming", "identity")
     commit(folder, "later")
     return folder
+
+
+def rename_module(folder: Path, name: str, new: str) -> None:
+    """Rename a module of `pipeline.trials`, and its uses."""
+    (folder / f"pipeline/trials/{name}.py").rename(folder / f"pipeline/trials/{new}.py")
+    for file in (folder / "pipeline").rglob("*.py"):
+        file.write_text(re.sub(rf"\btrials([./]){name}\b", rf"trials\1{new}", file.read_text()))
 
 
 @pytest.fixture
@@ -364,6 +375,24 @@ def test_each_encoder_gets_the_precision_of_its_recorded_features(tmp_path):
         "features.audio.precision=bfloat16",
     ]
     assert settings_of({}, ["3/index.json"], runs, tmp_path) == [f"train.runs={runs}"]
+
+
+def test_code_that_does_not_run_here_is_one_error_with_a_way_out(tmp_path):
+    """Such as code that imports a package of another version."""
+    folder = tmp_path / "pipeline/reproduction"
+    folder.mkdir(parents=True)
+    (folder / "stages.py").write_text("import no_such_package\n")
+    with pytest.raises(PipelineError, match=r"does not start .* 'no_such_package'; check out the commit in its prov"):
+        query_identity("train", tmp_path, tmp_path / "config.yaml", [])
+
+
+@pytest.mark.parametrize("name", ["_IDENTITY", "_TOLD"])
+def test_the_identity_is_computed_by_the_script_of_the_codes_own_version(tmp_path, name):
+    folder = tmp_path / "pipeline/reproduction"
+    folder.mkdir(parents=True)
+    (folder / "stages.py").write_text(f"{name} = 'import json, sys; print(json.dumps(dict(evaluation=sys.argv[1:])))'")
+    config = tmp_path / "config.yaml"
+    assert query_identity("evaluate", tmp_path, config, ["a=1"]) == {"evaluation": ["evaluate", str(config), "a=1"]}
 
 
 def test_reasons_against_equal_bits():

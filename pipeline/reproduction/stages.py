@@ -1,4 +1,8 @@
-"""Run the restored code in a separate process: to compute the identity of a trial, and to train and evaluate it."""
+"""Run the restored code in a separate process: to compute the identity of a trial, and to train and evaluate it.
+
+The restored code may have other modules than this version, so the process runs the script in its own copy of this file:
+names and arguments of the two scripts stay the same in all versions.
+"""
 
 import json
 import os
@@ -47,6 +51,8 @@ stage = {"train": train, "evaluate": evaluate}[sys.argv[1]]
 run_command(lambda: stage(load_params(sys.argv[2], sys.argv[3:])))
 """
 """Ends after a checkpoint when its parent process ends, even by a kill."""
+_EARLIER = "_TOLD"
+"""The name of `_IDENTITY` until 30 November 2026."""
 
 
 def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree: Path) -> list[str]:
@@ -68,12 +74,19 @@ def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) ->
 
     Returns:
         For `train` the parts of the identity, `configuration`, `data`, `code`; for `evaluate` the digest `evaluation`.
-        Or `error`: why the stage would not start.
+        Or `error`: why the stage would not start, such as a missing input.
+
+    Raises:
+        PipelineError: the code does not run in this environment.
     """
-    words = [sys.executable, "-c", _IDENTITY, stage, str(config.absolute()), *settings]
+    words = [sys.executable, "-c", _own("_IDENTITY", _EARLIER), stage, str(config.absolute()), *settings]
     ran = subprocess.run(words, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)
     if ran.returncode:
-        return {"error": ran.stderr.strip().rpartition("\n")[2]}
+        raise PipelineError(
+            f"stage {stage} with the code of the trial",
+            f"does not start in this environment: {ran.stderr.strip().rpartition(chr(10))[2]}",
+            "check out the commit in its provenance.json, set that version up, and start this command there",
+        )
     return json.loads(ran.stdout.strip().rpartition("\n")[2])
 
 
@@ -82,7 +95,7 @@ def run_stage(stage: str, tree: Path, config: Path, settings: list[str]) -> None
 
     PipelineError if the stage failed, after its error was printed; KeyboardInterrupt after its checkpoint.
     """
-    words = [sys.executable, "-c", _RUN, stage, str(config.absolute()), *settings]
+    words = [sys.executable, "-c", _own("_RUN"), stage, str(config.absolute()), *settings]
     # In a new session, so that Ctrl-C reaches this process only, which passes it on once.
     process = subprocess.Popen(words, cwd=tree, env=_environment(tree), start_new_session=True)
     interrupted = False
@@ -97,6 +110,14 @@ def run_stage(stage: str, tree: Path, config: Path, settings: list[str]) -> None
         raise KeyboardInterrupt
     if code:
         raise PipelineError(f"stage {stage} in {tree}", f"ended with {code}", "see above; the same command continues")
+
+
+def _own(*names: str) -> str:
+    """A program that runs the script of the restored code's own version, under the first of these names that it has."""
+    return (
+        "from pipeline.reproduction import stages\n"
+        f"exec(next(vars(stages)[name] for name in {names} if hasattr(stages, name)))"
+    )
 
 
 def _environment(tree: Path) -> dict[str, str]:
