@@ -3,8 +3,6 @@
 Without --yes it only lists them. A trial that is running is kept.
 """
 
-import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
+from pipeline.common.files import canonical, finish_removal, folders_with, remove_folder, removed_folders
 from pipeline.common.modality import streams
 from pipeline.common.text import size_text
 from pipeline.config import Params
@@ -23,12 +21,12 @@ from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Sweep, SweepPoint, load_sweep
-from pipeline.trials.folder import Trial
+from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
 
 EXPERIMENTS = Path("experiments")
-TRIAL, FEATURES = "trial", "features"
+TRIAL, FEATURES, LEFTOVER = "trial", "features", "leftover"
 UNUSED = "no sweep"
 _LEASE = "lease.json"
 _DAY = 86_400.0
@@ -36,10 +34,10 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True)
 class StoredFolder:
-    """A folder of a trial or of features."""
+    """A folder of a trial or of features, or what remains of one."""
 
     kind: str
-    """`trial` or `features`."""
+    """`trial`, `features`, or the `leftover` of one of these, whose removal was interrupted."""
     folder: Path
     name: str
     """Name of the trial; empty for features."""
@@ -60,14 +58,15 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
     default = Sweep(Specification(name="params.yaml"), params, (SweepPoint({}, params),))
     usages = [_Usage(sweep) for sweep in (default, *sweeps)]
     result = []
-    for mark in sorted(Path(params.train.runs).glob("*/identity.json")):
-        trial = Trial(mark.parent)
+    for trial in trials_in(params.train.runs):
         settings = trial.identity_parts()["configuration"]
         users = tuple(usage.name for usage in usages if usage.has_trial(trial, settings))
         result.append(StoredFolder(TRIAL, trial.folder, trial_name(settings), *_size_and_age(trial.folder), users))
-    for index in sorted(Path(params.features.out).glob(f"*/{INDEX}")):
-        users = tuple(usage.name for usage in usages if usage.has_features(index.parent.name))
-        result.append(StoredFolder(FEATURES, index.parent, "", *_size_and_age(index.parent), users))
+    for folder in folders_with(params.features.out, INDEX):
+        users = tuple(usage.name for usage in usages if usage.has_features(folder.name))
+        result.append(StoredFolder(FEATURES, folder, "", *_size_and_age(folder), users))
+    for folder in (*removed_folders(params.train.runs), *removed_folders(params.features.out)):
+        result.append(StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), ()))
     return result
 
 
@@ -117,7 +116,7 @@ def listing(folders: Sequence[StoredFolder], chosen: Sequence[StoredFolder]) -> 
     users = {user for folder in folders for user in folder.users or (UNUSED,)}
     lines = []
     for user in sorted(users, key=lambda user: (user == UNUSED, user)):
-        for kind in (TRIAL, FEATURES):
+        for kind in (TRIAL, FEATURES, LEFTOVER):
             used = [folder for folder in folders if folder.kind == kind and user in (folder.users or (UNUSED,))]
             if used:
                 days = [folder.days for folder in used]
@@ -139,24 +138,19 @@ def _age(days: float) -> str:
 
 
 def remove(chosen: Sequence[StoredFolder]) -> Iterator[str]:
-    """Remove folders, each completely or not at all; a running trial is kept. One line each."""
+    """Remove folders; a running trial is kept. One line each. What a kill leaves of a folder is removed next time."""
     for stored in chosen:
         try:
-            if stored.kind == FEATURES:
-                _remove(stored.folder)
+            if stored.kind == LEFTOVER:
+                finish_removal(stored.folder)
+            elif stored.kind == FEATURES:
+                remove_folder(stored.folder)
             else:
                 with Trial(stored.folder).lease():
-                    _remove(stored.folder)
+                    remove_folder(stored.folder)
             yield f"removed: {stored.folder}"
         except LeaseTakenError as error:
             yield f"kept: {error}"
-
-
-def _remove(folder: Path) -> None:
-    # Renamed first, so that other processes, or the next one after a crash, never see a part of it.
-    renamed = folder.with_name(f".removed-{os.getpid()}-{folder.name}")
-    os.replace(folder, renamed)
-    shutil.rmtree(renamed)
 
 
 def main() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import folders_with
 from pipeline.common.redaction import file_without_secrets
 from pipeline.common.version_control import DVC_LOCK, let_dvc_do_without_git
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX
 from pipeline.trials.environment import locked_stages
-from pipeline.trials.folder import Status, Trial
+from pipeline.trials.folder import Status, Trial, trials_in
 
 REMOTES = ".dvc/config"
 FOLDERS_PER_CALL = 500
@@ -29,9 +30,8 @@ def push(params: Params) -> list[str]:
     Returns the pointers, relative to the project, which have to be committed to share their contents. PipelineError if
     DVC has no default remote, or the remote cannot be written.
     """
-    trials = [Trial(mark.parent) for mark in sorted(Path(params.train.runs).glob("*/metrics.json"))]
-    done = [trial for trial in trials if trial.status() is Status.DONE]
-    features = [index.parent for index in sorted(Path(params.features.out).glob(f"*/{INDEX}"))]
+    done = [trial for trial in trials_in(params.train.runs) if trial.status() is Status.DONE]
+    features = folders_with(params.features.out, INDEX)
     folders = [*_untracked_corpora(done), *features, *(trial.folder for trial in done)]
     let_dvc_do_without_git(Path.cwd())
     _require_remote()

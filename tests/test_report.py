@@ -16,9 +16,10 @@ from trials import finish, make_trial, with_hypotheses, write_sinks
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
+from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance, write_manifest
 from pipeline.corpora.media.files import write_audio, write_video
-from pipeline.prune import stored_folders, unused
+from pipeline.prune import remove, stored_folders, unused
 from pipeline.reporting import media as media_module
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.reporting.utterances import aligned, extremes
@@ -307,7 +308,6 @@ def test_prune_lists_first_and_keeps_used_and_running_trials(project: Path) -> N
 
 
 def test_a_sweep_without_inputs_keeps_all_it_might_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.config import load_params
     from pipeline.sweeping.specification import load_sweep
 
     monkeypatch.chdir(tmp_path)
@@ -324,3 +324,30 @@ def test_a_sweep_without_inputs_keeps_all_it_might_use(tmp_path: Path, monkeypat
     }
     assert [entry.folder.name for entry in unused(found, older=4)] == [other.folder.name]
     assert unused(found, older=6) == []
+
+
+def test_what_a_killed_removal_leaves_is_no_trial_and_is_removed_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    kept, old = (finish(make_trial(runs, f"train.seed={seed}"), {"test": [seed]}) for seed in (0, 1))
+    settings = [f"train.runs={runs}", f"features.out={tmp_path / 'features'}"]
+    params = load_params(TESTS.parent / "params.yaml", settings)
+    chosen = [stored for stored in stored_folders(params, []) if stored.folder == old.folder]
+
+    def killed(folder: Path) -> None:
+        (folder / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(remove(chosen))
+    [leftover] = [folder for folder in runs.iterdir() if folder != kept.folder]
+    assert (leftover / "identity.json").exists()
+    assert [trial.folder for trial in named_trials([], runs)] == [kept.folder]
+    assert [trial.folder for trial in named_trials([str(runs)], runs)] == [kept.folder]
+    found = stored_folders(params, [])
+    assert {(stored.kind, stored.folder) for stored in found} == {("trial", kept.folder), ("leftover", leftover)}
+    assert list(remove([stored for stored in found if stored.kind == "leftover"])) == [f"removed: {leftover}"]
+    assert list(runs.iterdir()) == [kept.folder]

@@ -15,6 +15,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.text import size_text
 
 CHUNK = 1 << 20
+_REMOVED = ".removed-"
+"""The names of folders that are being removed begin with it."""
 
 
 @contextlib.contextmanager
@@ -132,6 +134,36 @@ def file_sha256(path: str | Path) -> str:
         while chunk := opened.read(CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def folders_with(parent: str | Path, *names: str) -> list[Path]:
+    """The folders in `parent` that contain a file of one of these names, sorted, without those being removed."""
+    # Unlike that of a shell, the `*` of pathlib matches names that begin with a dot.
+    folders = {file.parent for name in names for file in Path(parent).glob(f"*/{name}")}
+    return sorted(folder for folder in folders if not folder.name.startswith("."))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, for other processes at once: it is renamed first, and no longer listed by `folders_with`.
+
+    After a kill in between, `removed_folders` has it.
+    """
+    renamed = folder.with_name(f"{_REMOVED}{os.getpid()}-{folder.name}")
+    os.replace(folder, renamed)
+    finish_removal(renamed)
+
+
+def removed_folders(parent: str | Path) -> list[Path]:
+    """What remains of folders in `parent` whose removal was interrupted, or is under way."""
+    return sorted(Path(parent).glob(f"{_REMOVED}*"))
+
+
+def finish_removal(folder: Path) -> None:
+    """Remove one of `removed_folders`."""
+    while folder.exists():
+        # Another process may be removing it, too.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def require_space(folder: str | Path, needed: int, what: str) -> None:

@@ -10,9 +10,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.writer import identity_of_run
-from pipeline.trials.folder import Trial
+from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS
-from pipeline.trials.results import METRICS_FILE
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
@@ -22,7 +21,7 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
     identity in `runs`. PipelineError if a name matches no trial, or a prefix of an identity several.
     """
     if not names:
-        done = [trial for trial in _trials_in(Path(runs)) if trial.result()]
+        done = [trial for trial in trials_in(runs) if trial.result()]
         if not done:
             raise PipelineError(runs, "contains no done trial", "run some: python -m pipeline.sweep")
         return done
@@ -54,19 +53,13 @@ def _matching(name: str, runs: Path) -> list[Trial]:
     if (folder / MARK).exists():
         return [Trial(folder)]
     if folder.is_dir():
-        trials = _trials_in(folder)
+        trials = trials_in(folder)
         if not trials:
             raise PipelineError(folder, "contains no trial", "give a trial's folder, or a folder of several")
         return trials
-    trials = [trial for trial in _trials_in(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
+    trials = [trial for trial in trials_in(runs) if trial.folder.name.startswith(name[:FOLDER_DIGITS])]
     trials = [trial for trial in trials if trial.identity.startswith(name)]
     if len(trials) != 1:
         found = f"matches {len(trials)} identities" if trials else "is neither a folder nor an identity"
         raise PipelineError(name, f"{found} in {runs}", "give one of the folders there")
     return trials
-
-
-def _trials_in(folder: Path) -> list[Trial]:
-    # A folder with results but no identity is a damaged trial, which must be reported.
-    folders = {file.parent for name in (MARK, METRICS_FILE) for file in folder.glob(f"*/{name}")}
-    return [Trial(folder) for folder in sorted(folders)]

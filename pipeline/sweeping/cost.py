@@ -11,7 +11,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.common.text import size_text
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.trials.folder import Status, Trial
+from pipeline.trials.folder import Status, Trial, trials_in
 from pipeline.trials.identity import configuration
 
 MAX_FINISHED = 200
@@ -37,8 +37,9 @@ class CostModel:
     """Estimates costs from the finished trials in the folder `runs`."""
 
     def __init__(self, runs: str | Path) -> None:
-        results = sorted(Path(runs).glob("*/metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        finished = (_finished(path.parent) for path in results[:MAX_FINISHED])
+        done = [trial for trial in trials_in(runs) if trial.metrics.exists()]
+        done.sort(key=lambda trial: trial.metrics.stat().st_mtime, reverse=True)
+        finished = map(_finished, done[:MAX_FINISHED])
         self._finished = [trial for trial in finished if trial]
         """Configuration of each trial, and its cost, that of training per unit of `training_amount`."""
 
@@ -122,15 +123,14 @@ def fraction_trained(planned: PlannedTrial) -> float:
         return 0.0
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any], Cost] | None:
-    trial = Trial(folder)
+def _finished(trial: Trial) -> tuple[dict[str, Any], Cost] | None:
     try:
         sessions = read_json(trial.provenance, "")["sessions"]
         parts = trial.identity_parts()["configuration"]
         training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
         evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
         _, amount = training_amount(parts["train"])
-        return parts, Cost(sum(training) / amount, evaluation[-1], sum(map(_bytes, folder.rglob("*"))))
+        return parts, Cost(sum(training) / amount, evaluation[-1], sum(map(_bytes, trial.folder.rglob("*"))))
     except (PipelineError, KeyError, TypeError, IndexError, ValueError):
         # A session was killed, so that its duration is unknown.
         return None

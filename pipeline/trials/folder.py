@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, read_text, write_json, write_text
+from pipeline.common.files import digest, folders_with, read_json, read_text, write_json, write_text
 from pipeline.common.hardware import with_precision
 from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line
 from pipeline.config import Params
@@ -188,6 +188,12 @@ class Trial:
         PipelineError; `details` are further information on the results, such as counts and units."""
         content = {"identity": self.identity, "evaluation": evaluation, "metrics": metrics, "details": details or {}}
         results.write_result(self.folder, content)
+
+
+def trials_in(runs: str | Path) -> list[Trial]:
+    """All trials in the folder `runs`, sorted. One with results but without an identity is among them: it is damaged,
+    and reading it is an error."""
+    return [Trial(folder) for folder in folders_with(runs, "identity.json", results.METRICS_FILE)]
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
