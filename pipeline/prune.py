@@ -1,33 +1,40 @@
-"""Disk usage of trials and features by sweep, and removal of those that no sweep of `experiments/` uses.
+"""Disk usage of trials and features by sweep, and removal of those that no sweep uses.
 
-Without --yes it only lists them. A trial that is running is kept.
+Sweeps are the files of `experiments/`. What other code made of a sweep's configurations and data is kept, unless --other-code is given. Without
+--yes nothing is removed. A trial that is running is kept.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self, get_args
 
 from pipeline.common.command import params_of, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, finish_removal, folders_with, remove_folder, removed_folders
+from pipeline.common.files import canonical, digest, finish_removal, folders_with, remove_folder, removed_folders
 from pipeline.common.modality import streams
 from pipeline.common.text import size_text
-from pipeline.config import Params
+from pipeline.common.verified import read_sealed
+from pipeline.config import Params, Stream, load_params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.inputs import distinct_inputs
+from pipeline.sweeping.plan import read_digests
 from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Sweep, SweepPoint, load_sweep
 from pipeline.trials.folder import Trial, trials_in
-from pipeline.trials.identity import configuration, trial_name
+from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
+from pipeline.trials.provenance import sessions
 
 EXPERIMENTS = Path("experiments")
 TRIAL, FEATURES, LEFTOVER = "trial", "features", "leftover"
-UNUSED = "no sweep"
+UNUSED, OTHER_CODE = "no sweep", ", other code"
 _LEASE = "lease.json"
 _DAY = 86_400.0
 
@@ -47,57 +54,171 @@ class StoredFolder:
     """Since the last write to it."""
     users: tuple[str, ...]
     """Names of sweeps, and `params.yaml`."""
+    is_of_other_code: bool = False
+    """Whether it differs by its code from what its users make now or ran last."""
 
 
 def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
-    A sweep without its inputs is taken to use every trial of its configurations, and all features, since their
-    identities are unknown without the inputs.
+    These are the sweeps and `params.yaml`. A user has all
+    trials and features that differ from its own by their code alone, and the features that its trials have read. One
+    without its inputs is taken to use every trial of its configurations, and all features, since their identities are
+    unknown.
     """
     default = Sweep(Specification(name="params.yaml"), params, (SweepPoint({}, params),))
-    usages = [_Usage(sweep) for sweep in (default, *sweeps)]
+    usages = [_Usage.of_sweep(sweep) for sweep in (default, *sweeps)]
+    contents = {folder.name: _stored_content(folder) for folder in folders_with(params.features.out, INDEX)}
+    readers: dict[str, list[StoredFolder]] = defaultdict(list)
     result = []
     for trial in trials_in(params.train.runs):
-        settings = trial.identity_parts()["configuration"]
-        users = tuple(usage.name for usage in usages if usage.has_trial(trial, settings))
-        result.append(StoredFolder(TRIAL, trial.folder, trial_name(settings), *_size_and_age(trial.folder), users))
-    for folder in folders_with(params.features.out, INDEX):
-        users = tuple(usage.name for usage in usages if usage.has_features(folder.name))
-        result.append(StoredFolder(FEATURES, folder, "", *_size_and_age(folder), users))
+        users = _users(trial, usages, contents)
+        stored = StoredFolder(
+            TRIAL,
+            trial.folder,
+            trial_name(trial.identity_parts()["configuration"]),
+            *_size_and_age(trial.folder),
+            _names(users),
+            bool(users) and all(usage.is_known and not usage.makes_trial(trial) for usage in users),
+        )
+        result.append(stored)
+        for name in _features_read(trial):
+            readers[name].append(stored)
+    for name, content in contents.items():
+        folder, read_by = Path(params.features.out) / name, readers[name]
+        users = [usage for usage in usages if usage.has_features(name, content)]
+        names = dict.fromkeys([*_names(users), *(user for reader in read_by for user in reader.users)])
+        is_made = any(not usage.is_known or usage.makes_features(name) for usage in users)
+        is_made |= any(reader.users and not reader.is_of_other_code for reader in read_by)
+        stored = StoredFolder(FEATURES, folder, "", *_size_and_age(folder), tuple(names), bool(names) and not is_made)
+        result.append(stored)
     for folder in (*removed_folders(params.train.runs), *removed_folders(params.features.out)):
         result.append(StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), ()))
     return result
 
 
 class _Usage:
-    """Trials and features that a sweep uses."""
+    """Trials and features that a sweep makes with the present code, and those that differ from them by code alone."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.name = sweep.specification.name
-        all_params = suggested_params(sweep) if sweep.space else (point.params for point in sweep.points)
-        self._configurations = {canonical(configuration(params)) for params in all_params}
-        self._identities: set[str] | None = None
-        self._features: set[str] | None = None
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_known = True
+        """Whether its inputs are there. Otherwise it has every trial of its configurations, and all features."""
+        self._identities: set[str] = set()
+        self._data: dict[str, list[_Data]] = defaultdict(list)
+        """Of its trials, by canonical configuration."""
+        self._features: dict[str, str] = {}
+        """Content by name of the folder."""
+        self._data_of_inputs: dict[str, _Data] = {}
+
+    @classmethod
+    def of_sweep(cls, sweep: Sweep) -> Self:
+        usage = cls(sweep.specification.name)
+        all_params = list(suggested_params(sweep)) if sweep.space else [point.params for point in sweep.points]
         try:
-            self._identities = {planned.identity for planned in planned_trials(sweep)[0]}
-            self._features = {
-                group.folder.name
-                for params in distinct_inputs(sweep)
-                if params.features.mode == "cached"
-                for stream in streams(params.model.modality)
-                for group in feature_groups(params, stream, read_manifest(params.corpus.out))
-            }
+            usage._identities = {planned.identity for planned in planned_trials(sweep)[0]}
+            for params in distinct_inputs(sweep):
+                usage._read_data(params)
+            for params in all_params:
+                usage._add(params)
         except PipelineError:
-            return
+            usage.is_known = False
+            usage._data |= {canonical(configuration(params)): [] for params in all_params}
+        return usage
 
-    def has_trial(self, trial: Trial, settings: dict) -> bool:
-        if self._identities is None:
-            return canonical(settings) in self._configurations
+    def _add(self, params: Params) -> None:
+        self._data[canonical(configuration(params))].append(self._read_data(params))
+
+    def _read_data(self, params: Params) -> "_Data":
+        """The data of a training, the same for trials with equal inputs; its features are added."""
+        inputs = params.model_dump(mode="json", include={"corpus", "features"})
+        key = canonical([inputs, params.model.modality, params.model.llm.weights])
+        if key not in self._data_of_inputs:
+            contents: dict[str, str] = {}
+            for stream in streams(params.model.modality) if params.features.mode == "cached" else ():
+                for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
+                    contents[group.digest] = _content(stream, group.identity, group.media)
+                    self._features[group.folder.name] = contents[group.digest]
+            data, _ = read_digests(params)
+            self._data_of_inputs[key] = {name: contents.get(value, value) for name, value in data.items()}
+        return self._data_of_inputs[key]
+
+    def makes_trial(self, trial: Trial) -> bool:
+        """Whether this is a trial of the present code, or one that ran last."""
         return trial.identity in self._identities
 
-    def has_features(self, folder: str) -> bool:
-        return self._features is None or folder in self._features
+    def has_trial(self, settings: dict[str, Any], data: "_StoredData") -> bool:
+        """Whether a trial of this configuration and data is one of the sweep, of whatever code."""
+        key = canonical(settings)
+        return key in self._data and (not self.is_known or any(_is_same(known, data) for known in self._data[key]))
+
+    def makes_features(self, name: str) -> bool:
+        """Whether these are features of the present code, or of what ran last."""
+        return name in self._features
+
+    def has_features(self, name: str, content: str | None) -> bool:
+        """Whether these are features of the sweep, of whatever code.
+
+        Args:
+            name: of the folder.
+            content: see `_content`.
+        """
+        return not self.is_known or self.makes_features(name) or content in self._features.values()
+
+
+_Data = dict[str, str]
+"""As in an identity, with the content of features in place of their digest, which includes the code of the encoder."""
+_StoredData = dict[str, str | None]
+"""The same of a stored trial; None for features that are not stored."""
+
+
+def _users(trial: Trial, usages: Sequence[_Usage], contents: Mapping[str, str | None]) -> list[_Usage]:
+    """The sweeps that use a trial, given the content of all stored features by folder."""
+    parts = trial.identity_parts()
+    data = {
+        name: contents.get(value[:FOLDER_DIGITS]) if name.partition("/")[0] in get_args(Stream) else value
+        for name, value in parts["data"].items()
+    }
+    users = [u for u in usages if u.makes_trial(trial) or u.has_trial(parts["configuration"], data)]
+    if not users:
+        # An earlier version had fewer keys, and did what they set by default now.
+        with contextlib.suppress(PipelineError):
+            settings = configuration(load_params(trial.config))
+            users = [usage for usage in usages if usage.has_trial(settings, data)]
+    return users
+
+
+def _is_same(data: _Data, stored: _StoredData) -> bool:
+    """Whether data are the same; features that are no longer stored, or were never cached, count as the same."""
+    return data.keys() == stored.keys() and all(value in (None, data[name]) for name, value in stored.items())
+
+
+def _content(stream: str, encoder: dict[str, Any], media: Iterable[str]) -> str:
+    """Digest of what features depend on apart from code: encoder and media."""
+    return digest([stream, encoder, sorted(media)])
+
+
+def _stored_content(folder: Path) -> str | None:
+    """The content of stored features; None if their index is damaged or belongs to others."""
+    try:
+        index, _ = read_sealed(folder / INDEX, "")
+        is_own = index["digest"].startswith(folder.name)
+        return _content(index["stream"], index["encoder"], index["media"]) if is_own else None
+    except (PipelineError, KeyError):
+        return None
+
+
+def _features_read(trial: Trial) -> set[str]:
+    """The folders of features that a trial has read, or that its training reads."""
+    names = {value[:FOLDER_DIGITS] for value in trial.identity_parts()["data"].values()}
+    # Without a record, those of its evaluation are unknown.
+    with contextlib.suppress(PipelineError):
+        names |= {Path(path).parent.name for session in sessions(trial) for path in session.get("inputs", ())}
+    return names
+
+
+def _names(usages: Iterable[_Usage]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(usage.name for usage in usages))
 
 
 def _size_and_age(folder: Path) -> tuple[int, float]:
@@ -106,27 +227,35 @@ def _size_and_age(folder: Path) -> tuple[int, float]:
     return sum(stat.st_size for stat in stats), (time.time() - newest) / _DAY
 
 
-def unused(folders: Sequence[StoredFolder], older: float = 0) -> list[StoredFolder]:
-    """Folders that no sweep uses, unchanged for `older` days."""
-    return [folder for folder in folders if not folder.users and folder.days >= older]
+def unused(folders: Sequence[StoredFolder], older: float = 0, other_code: bool = False) -> list[StoredFolder]:
+    """Folders that no sweep uses, and on demand those of `other_code`, unchanged for `older` days."""
+    return [
+        folder
+        for folder in folders
+        if (not folder.users or (other_code and folder.is_of_other_code)) and folder.days >= older
+    ]
 
 
 def listing(folders: Sequence[StoredFolder], chosen: Sequence[StoredFolder]) -> list[str]:
     """A line for each user and kind, and one for each of the chosen folders."""
-    users = {user for folder in folders for user in folder.users or (UNUSED,)}
+    users = {user for folder in folders for user in _shown_users(folder)}
     lines = []
     for user in sorted(users, key=lambda user: (user == UNUSED, user)):
         for kind in (TRIAL, FEATURES, LEFTOVER):
-            used = [folder for folder in folders if folder.kind == kind and user in (folder.users or (UNUSED,))]
+            used = [folder for folder in folders if folder.kind == kind and user in _shown_users(folder)]
             if used:
                 days = [folder.days for folder in used]
                 ages = _age(days[0]) if len(used) == 1 else f"{_age(min(days))} to {_age(max(days))}"
                 lines.append(f"{user:20} {len(used):4} {kind:8} {_megabytes(used):>10}  {ages} old")
     lines.append(f"{'in all':20} {len(folders):4} {'':8} {_megabytes(folders):>10}")
     if chosen:
-        lines += ["", "used by no sweep:"]
+        lines += ["", "not used:"]
         lines += [f"  {f.folder}  {f.name or f.kind:40} {_megabytes([f]):>10}  {_age(f.days)} old" for f in chosen]
     return lines
+
+
+def _shown_users(folder: StoredFolder) -> tuple[str, ...]:
+    return tuple(f"{user}{OTHER_CODE * folder.is_of_other_code}" for user in folder.users) or (UNUSED,)
 
 
 def _megabytes(folders: Sequence[StoredFolder]) -> str:
@@ -158,19 +287,24 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--yes", action="store_true", help="remove the trials and features that no sweep uses")
     options.add_argument(
+        "--other-code",
+        action="store_true",
+        help="count as unused what differs by its code alone from what a sweep makes now or ran last",
+    )
+    options.add_argument(
         "--older", type=float, default=0, metavar="DAYS", help="only those unchanged for this number of days"
     )
     arguments = options.parse_args()
     params = params_of(arguments)
     sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.glob("*.yaml"))]
     folders = stored_folders(params, list(map(with_worker_precision, sweeps)))
-    chosen = unused(folders, arguments.older)
+    chosen = unused(folders, arguments.older, arguments.other_code)
     print("\n".join(listing(folders, chosen)))
     if arguments.yes:
         for line in remove(chosen):
             print(line)
     elif chosen:
-        print("remove them: python -m pipeline.prune --yes")
+        print(f"remove them: python -m pipeline.prune --yes{' --other-code' if arguments.other_code else ''}")
 
 
 if __name__ == "__main__":

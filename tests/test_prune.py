@@ -1,0 +1,134 @@
+"""Which trials and features a prune keeps: those of sweeps, however these were run, and of earlier code."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from trials import ROOT
+
+from pipeline.config import Params, load_params
+from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.encoders import store
+from pipeline.encoders.partial import partial
+from pipeline.encoders.store import feature_groups
+from pipeline.prune import StoredFolder, stored_folders, unused
+from pipeline.sweeping.plan import plan_trials
+from pipeline.sweeping.specification import load_sweep
+from pipeline.training.inputs import training_inputs
+from pipeline.trials import identity
+from pipeline.trials.folder import Trial
+
+SWEEP = "experiments/small.yaml"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a corpus of three videos, their features, and a sweep of two trials, none of which has run."""
+    monkeypatch.chdir(tmp_path)
+    write_manifest(
+        Path("data/corpus"),
+        [
+            Utterance(s, s, "s1", "bin blue", "a.wav", "a.mp4", 1.0, 25, None, s, s)
+            for s in ("train", "validation", "test")
+        ],
+    )
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["model"] |= {"modality": "video", "llm": {"weights": str(tiny.make_llm(tmp_path / "llm")), "blocks": None}}
+    values["train"] |= {"device": "cpu", "precision": "float32"}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    specify(SWEEP, [0.1, 0.2])
+    extract(load_params("params.yaml"))
+    return tmp_path
+
+
+def specify(path: str, weights: list[float]) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text(f"name: {Path(path).stem}\naxes: {{decorrelation.weight: {weights}}}\n")
+
+
+def extract(params: Params) -> set[str]:
+    """Features of zeros; returns the names of their folders."""
+    groups = feature_groups(params, "video", read_manifest(params.corpus.out))
+    for group in groups:
+        with partial(group, 2) as begun:
+            begun.append({sha256: np.zeros((25, 2)) for sha256 in group.media})
+            begun.finish(25)
+    return {group.folder.name for group in groups}
+
+
+def run(path: str = SWEEP, *overrides: str) -> set[str]:
+    """Create the trials of a sweep; returns the names of their folders."""
+    sweep = load_sweep(path, overrides=overrides)
+    planned = plan_trials(sweep)
+    for one in planned:
+        Trial.create("runs", one.params, training_inputs(one.params).digests)
+    return {one.trial.folder.name for one in planned}
+
+
+def edit(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+    """Change the code on which the identities of a module depend."""
+    before: Callable[..., str] = module.code_digest  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "code_digest", lambda *names, **more: before(*names, **more)[::-1])
+
+
+def stored() -> dict[str, StoredFolder]:
+    sweeps = [load_sweep(file) for file in sorted(Path("experiments").glob("*.yaml"))]
+    return {folder.folder.name: folder for folder in stored_folders(load_params("params.yaml"), sweeps)}
+
+
+def removed(other_code: bool = False) -> set[str]:
+    return {folder.folder.name for folder in unused(list(stored().values()), other_code=other_code)}
+
+
+def test_trials_of_earlier_code_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = run()
+    edit(monkeypatch, identity)
+    now = run()
+    assert not earlier & now
+    assert removed() == set()
+    assert {stored()[name].users for name in earlier | now} == {("small",)}
+    assert removed(other_code=True) == earlier
+
+
+def test_trials_and_features_of_an_earlier_encoder_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = run() | {folder.name for folder in Path("data/features").iterdir()}
+    edit(monkeypatch, store)
+    now = extract(load_params("params.yaml"))
+    assert not earlier & now
+    assert removed() == set()
+    assert removed(other_code=True) == earlier
+    # A trial whose features are gone cannot be compared, and is kept.
+    for name in earlier - now:
+        shutil.rmtree(Path("data/features") / name, ignore_errors=True)
+    assert removed() == set()
+
+
+def test_other_settings_and_data_are_not_used() -> None:
+    run()
+    specify(SWEEP, [0.2])
+    [other] = removed()
+    utterances = read_manifest("data/corpus")
+    write_manifest(Path("data/corpus"), [replace(u, text="red") if u.split == "train" else u for u in utterances])
+    [same, another] = sorted(removed(), key=lambda name: name == other)
+    assert another == other
+    assert stored()[same].users == ()
+
+
+def test_keys_that_this_version_added_change_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        before = identity.configuration
+        patch.setattr(identity, "configuration", lambda params: without(before(params), "train", "warmup"))
+        earlier = run()
+    assert not earlier & run()
+    assert removed() == set()
+    assert removed(other_code=True) == earlier
+
+
+def without(configuration: dict, section: str, key: str) -> dict:
+    del configuration[section][key]
+    return configuration
