@@ -1,6 +1,7 @@
 """Disk usage of trials and features by sweep, and removal of those that no sweep uses.
 
-Sweeps are the files of `experiments/`. What other code made of a sweep's configurations and data is kept, unless --other-code is given. Without
+Sweeps are the files of `experiments/`, and what ran last under each name of `results/sweeps/`, with `--set` or from
+whatever file. What other code made of a sweep's configurations and data is kept, unless --other-code is given. Without
 --yes nothing is removed. A trial that is running is kept.
 """
 
@@ -24,9 +25,11 @@ from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.plan import read_digests
 from pipeline.sweeping.ray.workers import with_worker_precision
+from pipeline.sweeping.results import RESULTS
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.sections import Specification
 from pipeline.sweeping.specification import Sweep, SweepPoint, load_sweep
+from pipeline.sweeping.status import TRIALS_FILE, recorded_trials
 from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
@@ -61,13 +64,14 @@ class StoredFolder:
 def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
-    These are the sweeps and `params.yaml`. A user has all
+    These are the sweeps, `params.yaml`, and whatever sweeps last ran with results in `results/sweeps`. A user has all
     trials and features that differ from its own by their code alone, and the features that its trials have read. One
     without its inputs is taken to use every trial of its configurations, and all features, since their identities are
     unknown.
     """
     default = Sweep(Specification(name="params.yaml"), params, (SweepPoint({}, params),))
     usages = [_Usage.of_sweep(sweep) for sweep in (default, *sweeps)]
+    usages += [_Usage.of_record(folder) for folder in folders_with(RESULTS, TRIALS_FILE)]
     contents = {folder.name: _stored_content(folder) for folder in folders_with(params.features.out, INDEX)}
     readers: dict[str, list[StoredFolder]] = defaultdict(list)
     result = []
@@ -124,6 +128,18 @@ class _Usage:
         except PipelineError:
             usage.is_known = False
             usage._data |= {canonical(configuration(params)): [] for params in all_params}
+        return usage
+
+    @classmethod
+    def of_record(cls, folder: Path) -> Self:
+        """What a sweep last ran, from its folder of results: also with `--set`, or from a file elsewhere."""
+        usage = cls(folder.name)
+        recorded = recorded_trials(folder)
+        usage._identities = set(recorded)
+        for params in filter(None, recorded.values()):
+            # Without the inputs, its trials are known by their identities alone.
+            with contextlib.suppress(PipelineError):
+                usage._add(params)
         return usage
 
     def _add(self, params: Params) -> None:

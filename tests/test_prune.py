@@ -19,6 +19,7 @@ from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.status import record_plan
 from pipeline.training.inputs import training_inputs
 from pipeline.trials import identity
 from pipeline.trials.folder import Trial
@@ -61,12 +62,15 @@ def extract(params: Params) -> set[str]:
     return {group.folder.name for group in groups}
 
 
-def run(path: str = SWEEP, *overrides: str) -> set[str]:
-    """Create the trials of a sweep; returns the names of their folders."""
+def run(path: str = SWEEP, *overrides: str, record: bool = True) -> set[str]:
+    """Create the trials of a sweep, and record them as its driver does; returns the names of their folders."""
     sweep = load_sweep(path, overrides=overrides)
     planned = plan_trials(sweep)
     for one in planned:
         Trial.create("runs", one.params, training_inputs(one.params).digests)
+    if record:
+        with record_plan(Path("results/sweeps") / sweep.specification.name, sweep.specification, planned):
+            pass
     return {one.trial.folder.name for one in planned}
 
 
@@ -86,9 +90,9 @@ def removed(other_code: bool = False) -> set[str]:
 
 
 def test_trials_of_earlier_code_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = run()
+    earlier = run(record=False)
     edit(monkeypatch, identity)
-    now = run()
+    now = run(record=False)
     assert not earlier & now
     assert removed() == set()
     assert {stored()[name].users for name in earlier | now} == {("small",)}
@@ -96,7 +100,7 @@ def test_trials_of_earlier_code_are_kept_unless_asked(monkeypatch: pytest.Monkey
 
 
 def test_trials_and_features_of_an_earlier_encoder_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = run() | {folder.name for folder in Path("data/features").iterdir()}
+    earlier = run(record=False) | {folder.name for folder in Path("data/features").iterdir()}
     edit(monkeypatch, store)
     now = extract(load_params("params.yaml"))
     assert not earlier & now
@@ -109,7 +113,7 @@ def test_trials_and_features_of_an_earlier_encoder_are_kept_unless_asked(monkeyp
 
 
 def test_other_settings_and_data_are_not_used() -> None:
-    run()
+    run(record=False)
     specify(SWEEP, [0.2])
     [other] = removed()
     utterances = read_manifest("data/corpus")
@@ -123,8 +127,8 @@ def test_keys_that_this_version_added_change_no_use(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         before = identity.configuration
         patch.setattr(identity, "configuration", lambda params: without(before(params), "train", "warmup"))
-        earlier = run()
-    assert not earlier & run()
+        earlier = run(record=False)
+    assert not earlier & run(record=False)
     assert removed() == set()
     assert removed(other_code=True) == earlier
 
@@ -132,3 +136,18 @@ def test_keys_that_this_version_added_change_no_use(monkeypatch: pytest.MonkeyPa
 def without(configuration: dict, section: str, key: str) -> dict:
     del configuration[section][key]
     return configuration
+
+
+def test_what_a_sweep_ran_with_settings_or_from_another_place_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    specify("elsewhere/other.yaml", [0.3])
+    ran = run(SWEEP, "train.learning_rate=0.5")
+    encoder = "features.video.coefficients=20"
+    ran |= extract(load_params("params.yaml", [encoder])) | run("elsewhere/other.yaml", encoder)
+    assert removed() == set()
+    edit(monkeypatch, identity)
+    assert removed() == removed(other_code=True) == set()
+    run(SWEEP, "train.learning_rate=0.5")
+    assert removed() == set()
+    assert len(removed(other_code=True)) == 2
+    shutil.rmtree("results")
+    assert removed() >= ran

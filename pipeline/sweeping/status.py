@@ -100,6 +100,16 @@ def read_plan(folder: Path) -> RecordedPlan:
         raise PipelineError(path, f"is damaged ({type(error).__name__})", "see --plan instead") from None
 
 
+def recorded_trials(folder: Path) -> dict[str, Params | None]:
+    """The parameters by identity of the trials that the last driver recorded; None for those of another version."""
+    trials: dict[str, Params | None] = {}
+    for line in read_journal(folder / TRIALS_FILE):
+        trials[line["identity"]] = None
+        with contextlib.suppress(ValueError):
+            trials[line["identity"]] = Params.model_validate_json(json.dumps(line["params"]))
+    return trials
+
+
 def status_lines(plan: RecordedPlan) -> list[str]:
     """A line per trial: done, failed, running (where, at which step), or waiting; then their counts and the driver."""
     width = max((len(planned.name) for planned in plan.trials), default=0)
