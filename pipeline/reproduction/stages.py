@@ -82,9 +82,10 @@ def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) ->
     words = [sys.executable, "-c", _own("_IDENTITY", _EARLIER), stage, str(config.absolute()), *settings]
     ran = subprocess.run(words, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)
     if ran.returncode:
+        reason = ran.stderr.strip().rpartition("\n")[2]
         raise PipelineError(
             f"stage {stage} with the code of the trial",
-            f"does not start in this environment: {ran.stderr.strip().rpartition(chr(10))[2]}",
+            f"does not start in this environment: {reason}",
             "check out the commit in its provenance.json, set that version up, and start this command there",
         )
     return json.loads(ran.stdout.strip().rpartition("\n")[2])
