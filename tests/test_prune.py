@@ -1,5 +1,6 @@
 """Which trials and features a prune keeps: those of sweeps, however these were run, and of earlier code."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import tiny
 import yaml
 from trials import ROOT
 
+from pipeline import prune
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.encoders import store
@@ -97,6 +99,28 @@ def test_trials_of_earlier_code_are_kept_unless_asked(monkeypatch: pytest.Monkey
     assert removed() == set()
     assert {stored()[name].users for name in earlier | now} == {("small",)}
     assert removed(other_code=True) == earlier
+
+
+def test_the_command_removes_other_code_only_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = run(record=False)
+    edit(monkeypatch, identity)
+    now = run(record=False)
+
+    def printed(*options: str) -> str:
+        monkeypatch.setattr("sys.argv", ["prune", *options])
+        prune.main()
+        return capsys.readouterr().out
+
+    shown = printed("--yes")
+    assert re.search(r"^small +2 trial ", shown, re.M)
+    assert re.search(r"^small, other code +2 trial ", shown, re.M)
+    assert "removed" not in shown
+    assert "remove them: python -m pipeline.prune --yes --other-code" in printed("--other-code")
+    done = printed("--yes", "--other-code")
+    assert {line for line in done.splitlines() if "removed" in line} == {f"removed: runs/{name}" for name in earlier}
+    assert {folder.name for folder in Path("runs").iterdir()} == now
 
 
 def test_trials_and_features_of_an_earlier_encoder_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
