@@ -22,7 +22,7 @@ from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import record_plan
-from pipeline.training.inputs import training_inputs
+from pipeline.training.inputs import TrialInputs
 from pipeline.trials import identity
 from pipeline.trials.folder import Trial
 
@@ -69,7 +69,7 @@ def run(path: str = SWEEP, *overrides: str, record: bool = True) -> set[str]:
     sweep = load_sweep(path, overrides=overrides)
     planned = plan_trials(sweep)
     for one in planned:
-        Trial.create("runs", one.params, training_inputs(one.params).digests)
+        Trial.create("runs", one.params, TrialInputs(one.params).training.digests)
     if record:
         with record_plan(Path("results/sweeps") / sweep.specification.name, sweep.specification, planned):
             pass
