@@ -15,7 +15,7 @@ from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.ray.workers import with_worker_precision
-from pipeline.sweeping.results import compare_planned, compared_trials, search_result
+from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
@@ -70,6 +70,7 @@ def _subject(
         file=file,
         specification=Path(file).read_text(encoding="utf-8"),
         by=sweep.specification.select.by,
+        best=BestPoints(sweep.specification.select.by, trials).best(),
         names={planned.identity: planned.name for planned in trials},
         missing=tuple(missing),
         remarks=tuple(

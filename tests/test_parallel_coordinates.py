@@ -44,7 +44,7 @@ def test_each_point_has_its_place_on_each_axis(result):
 
 def test_axes_can_be_brushed_and_no_other_script_runs(result, tmp_path: Path):
     trial = finish(make_trial(tmp_path / "runs", "model.modality=audio"), {"test": [1, 0]})
-    subject = ReportSubject("s", "s.yaml", "name: s", WER, {trial.identity: "audio"}, (), (), result)
+    subject = ReportSubject("s", "s.yaml", "name: s", WER, [("audio", 0.1)], {trial.identity: "audio"}, (), (), result)
     made = pages(subject, compare([trial]), [], tmp_path, False)
     assert "search by tpe: 4 of 4 points done" in made["md"]
     file = tmp_path / "report.html"

@@ -92,8 +92,9 @@ def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> d
     """The pages of all trials, with every figure if they are to be drawn: that takes seconds."""
     comparison = compare(named_trials([str(runs)], runs))
     names = {entry.identity: f"{entry.task} at {entry.decorrelation_weight:g}" for entry in comparison.entries}
+    best = [("ASR 16 at 0.1", 0.2), ("VSR 5", 0.5)]
     subject = ReportSubject(
-        "small", "sweep.yaml", "name: small  # <b>&", "wer/validation", names,
+        "small", "sweep.yaml", "name: small  # <b>&", "wer/validation", best, names,
         (MissingTrial("VSR 5", "failed", "no <memory> & no hope"),),
     )  # fmt: skip
     files = write_comparison(comparison, folder / "comparison") if drawn else []
@@ -131,8 +132,8 @@ def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus
     trial.provenance.write_text(json.dumps({"sessions": [session]}))
     comparison = compare(named_trials([str(tmp_path / "runs")], tmp_path / "runs"))
     subject = ReportSubject(
-        HOSTILE, HOSTILE, f"a: {HOSTILE}", HOSTILE, {e.identity: HOSTILE for e in comparison.entries},
-        (MissingTrial(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
+        HOSTILE, HOSTILE, f"a: {HOSTILE}", HOSTILE, [(HOSTILE, 0.1)],
+        {e.identity: HOSTILE for e in comparison.entries}, (MissingTrial(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
     )  # fmt: skip
     written = pages(subject, comparison, write_comparison(comparison, tmp_path / "comparison"), tmp_path, False)
     for ending, page in written.items():
@@ -150,7 +151,7 @@ def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus
 def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
     html = (written / "report.html").read_text()
     for words in (
-        "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200).",
+        "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200); VSR 5 (0.500).",
         "no &lt;memory&gt; &amp; no hope",
         "name: small  # &lt;b&gt;&amp;",
         "sinks per utterance: 6.20 by activation → 0 by activation",

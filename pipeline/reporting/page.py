@@ -67,7 +67,9 @@ class ReportSubject:
     specification: str
     """Its text."""
     by: str
-    """The metric that selects the best trial, such as `wer/validation`."""
+    """The metric that selects the best setting, such as `wer/validation`."""
+    best: Sequence[tuple[str, float]]
+    """Name of the best setting of each task, and its value."""
     names: dict[str, str]
     """Names of the trials by identity."""
     missing: tuple[MissingTrial, ...]
@@ -92,7 +94,6 @@ def pages(
     done = sum(not entry.gap for entry in comparison.entries)
     values = {
         "subject": subject,
-        "best": _best(subject, comparison),
         "done": len(subject.names) - len(subject.missing) if search else done,
         "sentences": [*answers(comparison), *_sentences(comparison)],
         "search_table": front.search_markdown(search) if search else "",
@@ -133,12 +134,6 @@ def _environment() -> Any:
     )
     environment.filters |= {"plain": plain, "code": code, "fenced": fenced}
     return environment
-
-
-def _best(subject: ReportSubject, comparison: Comparison) -> tuple[str, float] | None:
-    """Name and value of the trial with the lowest value of the selecting metric."""
-    values = [(e.metrics[subject.by], subject.names[e.identity]) for e in comparison.entries if subject.by in e.metrics]
-    return (min(values)[1], min(values)[0]) if values else None
 
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
