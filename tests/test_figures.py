@@ -227,6 +227,17 @@ def test_lines_against_the_weight_begin_at_the_trial_without_the_loss(tmp_path: 
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.1", "1"]
 
 
+def test_panels_of_ratios_share_a_scale_although_an_error_bar_reaches_below_0(tmp_path: Path) -> None:
+    for weight in (0, 0.1):
+        for seed, ratio in enumerate([1.0, 900.0]):
+            trial = make_trial(tmp_path, f"decorrelation.weight={weight}", f"train.seed={seed}")
+            finish(trial, {"test": [1]}, **{"sinks/max_ratio/bos": 2000.0, "sinks/max_ratio/intermediate": ratio})
+    panels = [axes for axes in against_weight(compared(tmp_path)).axes if axes.get_title().startswith("largest ratio")]
+    assert len(panels) == 2
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+
+
+
 def test_a_metric_that_no_line_has_gets_no_panel(tmp_path: Path) -> None:
     """A task with a single weight has no line; here it alone has sinks, and so their cosine."""
     for weight in (0, 0.1):

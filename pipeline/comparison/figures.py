@@ -258,6 +258,7 @@ def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
 
 def _share_scale(axes: Sequence[Axes]) -> None:
     if axes:
-        lowest, highest = min(a.dataLim.ymin for a in axes), max(a.dataLim.ymax for a in axes)
+        # An error bar may reach below 0, which has no place on a logarithmic axis.
+        lowest, highest = min(a.dataLim.minposy for a in axes), max(a.dataLim.ymax for a in axes)
         for panel in axes:
             panel.set_ylim(lowest / 2, highest * 2)
