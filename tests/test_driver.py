@@ -145,6 +145,12 @@ def test_a_trial_that_another_process_runs_is_checked_again(run):
     assert "a  is run by another process; waiting for it" in engine.printed
 
 
+def test_a_trial_that_another_process_runs_is_waited_for_after_ray_ended(run):
+    engine = run({"a": [TAKEN, DONE], "b": [LOST]}, retries=0, names="ab")
+    assert "b  failed: Ray ended unexpectedly (killed)" in engine.printed
+    assert states(engine) == "dn"
+
+
 def test_seeds_wait_for_each_other_at_a_rung_and_not_for_a_failed_one(run):
     engine = run({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=EarlyStoppingRule(grace=20, factor=5))
     assert states(engine) == "ddn"

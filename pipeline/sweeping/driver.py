@@ -107,7 +107,10 @@ class Driver:
             self._search.opened(self._view.event) if self._search else contextlib.nullcontext(),
         ):
             try:
-                while not self._stop.exists() and self._fill_queue():
+                while not self._stop.exists():
+                    self._suggest()
+                    if not self._queue and not self._elsewhere:
+                        break
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, work, request)
@@ -139,25 +142,29 @@ class Driver:
 
     def _place_trials(self, engine: Engine, work: str) -> None:
         """Place a trial for each free slot; without any to place, wait for those that other processes run."""
-        if not self._placed and not self._fill_queue():
-            self._wait_elsewhere()
-        while len(self._placed) < self._view.concurrency and self._fill_queue():
-            planned = self._queue.popleft()
-            self._placed[planned.identity] = planned
-            self._sessions_before[planned.identity] = _session_count(planned)
-            engine.place(self._job(planned, work))
+        while len(self._placed) < self._view.concurrency:
+            self._suggest()
+            if self._queue:
+                planned = self._queue.popleft()
+                self._placed[planned.identity] = planned
+                self._sessions_before[planned.identity] = _session_count(planned)
+                engine.place(self._job(planned, work))
+            elif self._elsewhere and not self._placed:
+                self._wait_elsewhere()
+            else:
+                return
 
-    def _fill_queue(self) -> bool:
-        """Add the search's next point to an empty queue; returns whether there is a trial to place."""
-        if not self._queue and self._search:
-            suggested = self._search.next()
-            self._trials += suggested
-            self._record(suggested)
-            self._view.add(suggested, self._costs(suggested), self._search.left)
-            if self._early_stopping:
-                self._early_stopping.add(suggested)
-            self._queue.extend(suggested)
-        return bool(self._queue)
+    def _suggest(self) -> None:
+        """Add the search's next point to an empty queue."""
+        if self._queue or not self._search:
+            return
+        suggested = self._search.next()
+        self._trials += suggested
+        self._record(suggested)
+        self._view.add(suggested, self._costs(suggested), self._search.left)
+        if self._early_stopping:
+            self._early_stopping.add(suggested)
+        self._queue.extend(suggested)
 
     def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
         return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}
@@ -200,8 +207,8 @@ class Driver:
             return
         self._remove(planned)
         self._crashes = 0
-        if self._report_if_over(planned):
-            pass
+        if planned.is_over:
+            self._on_over(planned)
         elif outcome == "paused":
             self._paused[planned.identity] = planned
         elif outcome == "taken":
@@ -214,7 +221,8 @@ class Driver:
     def _on_failed(self, planned: PlannedTrial, reason: str, traceback: str, worker_died: bool) -> None:
         """An attempt failed: with an error of its own, or `worker_died` with its worker."""
         self._remove(planned)
-        if self._report_if_over(planned):
+        if planned.is_over:
+            self._on_over(planned)
             return
         if worker_died and self._left_no_trace(planned) and self._unstarted[planned.identity] < MAX_UNSTARTED:
             self._unstarted[planned.identity] += 1
@@ -262,15 +270,13 @@ class Driver:
         count = _session_count(planned)
         return count == self._sessions_before[planned.identity] and planned.trial.lease().holder() is None
 
-    def _report_if_over(self, planned: PlannedTrial) -> bool:
-        """Whether it is done or stopped early; if so, report it."""
+    def _on_over(self, planned: PlannedTrial) -> None:
+        """A trial is done or stopped early."""
         ending = planned.ending
-        if ending is None:
-            return False
+        assert ending is not None
         self._view.ended(planned, ending)
         if self._search:
             self._search.ended(planned)
-        return True
 
     def _decide_point(self, planned: PlannedTrial) -> None:
         """Early stopping: continue or stop the paused seeds of a trial's point, once that can be decided."""
@@ -289,7 +295,7 @@ class Driver:
             del self._paused[seed.identity]
             if decision is Decision.STOP:
                 seed.mark_stopped(step)
-                self._report_if_over(seed)
+                self._on_over(seed)
         if decision is Decision.CONTINUE:
             # They resume before new trials start.
             self._queue.extendleft(reversed(paused))
@@ -300,7 +306,9 @@ class Driver:
         self._elsewhere.clear()
         wait_until_any_free(elsewhere, self._stop)
         for planned in elsewhere:
-            if not self._report_if_over(planned):
+            if planned.is_over:
+                self._on_over(planned)
+            else:
                 self._queue.append(planned)
             self._decide_point(planned)
 
