@@ -18,7 +18,7 @@ from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
 from pipeline.sweeping.preflight import require_layers
 from pipeline.sweeping.results import publish_results
-from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.sections import SearchSettings, Specification
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.view import View
 from pipeline.trials import marks
@@ -318,6 +318,14 @@ def test_the_status_comes_from_files_alone(tmp_path, monkeypatch):
     *lines, counts, driver = status_lines(read_plan(folder))
     assert lines[2] == "seed 2  waiting; training, step 7"
     assert " ended " in driver
+
+
+def test_the_status_of_a_search_shows_the_metric_that_it_minimises(tmp_path):
+    planned = planned_trial(tmp_path / "runs", "seed 0")
+    finish(planned.trial, {"validation": [3]}, **{"cer/validation": 0.125})
+    search = SearchSettings(trials=1, minimise=("cer/validation", "wer/validation"))
+    with record_plan(tmp_path / "results", Specification(name="some", search=search), [planned]):
+        assert status_lines(read_plan(tmp_path / "results"))[0] == "seed 0  done  cer/validation 0.125"
 
 
 def test_the_best_trial_of_each_task_is_shown(four, tmp_path, clock, capsys):

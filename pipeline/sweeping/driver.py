@@ -61,8 +61,7 @@ class Driver:
         runs.mkdir(parents=True, exist_ok=True)
         # A file, since signals do not reach workers on other machines.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
-        metric = sweep.search.minimise[0] if sweep.space else self._specification.select.by
-        self._view = View(trials, costs, metric, log, search.left if search else 0)
+        self._view = View(trials, costs, self._specification.shown_metric, log, search.left if search else 0)
         rule = self._specification.scheduler
         self._early_stopping = EarlyStopping(rule, trials) if rule else None
         self._trials = list(trials)

@@ -96,6 +96,11 @@ class Specification(Section):
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
     p-value is not corrected for the number of comparisons. null: all are corrected."""
 
+    @property
+    def shown_metric(self) -> str:
+        """The metric that is shown of done trials: the first that a search minimises, else that of `select`."""
+        return self.search.minimise[0] if self.search else self.select.by
+
 
 class Uniform(Section):
     """Uniform draws between two bounds; equal bounds give equal draws, and more samples start with the same ones."""

@@ -48,7 +48,7 @@ def record_plan(
     driver = this_process() | {"since": _now(), "until": None}
     plan = {
         "driver": driver,
-        "metric": specification.select.by,
+        "metric": specification.shown_metric,
         "scheduler": specification.scheduler.model_dump(mode="json") if specification.scheduler else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
