@@ -18,6 +18,7 @@ from pipeline.sweeping.ray.workers import with_worker_precision
 from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.tracking.run import SYNCED_REPORT
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import ingest_sweep
 from pipeline.trials.folder import Status
@@ -46,7 +47,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     complete = all(planned.is_over for planned in trials)
     with errors_as_warnings():
         shown = [folder / "report.html", folder / "comparison"]
-        ingest_sweep(started, tracking_uri(), sweep.specification.name, shown, complete)
+        ingest_sweep(started, tracking_uri(), sweep.specification.name, shown, complete, SYNCED_REPORT)
     return folder
 
 

@@ -507,6 +507,19 @@ def test_a_sweep_has_one_parent_run(tmp_path: Path, database: str) -> None:
     assert f"![figures/overview.png](get-artifact?path=figures/overview.png&run_uuid={parent})" in note
 
 
+def test_a_report_and_its_sweep_do_not_make_each_other_write_again(tmp_path: Path, database: str) -> None:
+    trial = trained(tmp_path, 0)
+    written = {}
+    for tag in (mlflow_run.SYNCED, mlflow_run.SYNCED_REPORT):
+        written[tag] = tmp_path / f"{tag}.html"
+        written[tag].write_text(tag)
+        mlflow_writer.ingest_sweep([trial.folder], database, "both", [written[tag]], tag=tag)
+    for tag, file in written.items():
+        assert mlflow_writer.is_sweep_synced([trial.folder], database, "both", [file], tag=tag)
+        file.write_text("changed")
+        assert not mlflow_writer.is_sweep_synced([trial.folder], database, "both", [file], tag=tag)
+
+
 def test_the_note_of_a_person_on_a_sweep_is_kept(tmp_path: Path, database: str) -> None:
     from mlflow import MlflowClient
 

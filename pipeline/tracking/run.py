@@ -28,11 +28,13 @@ PARAMETERS_PER_BATCH = 100
 """Limits of MLflow's interface."""
 SYNCED = "synced"
 """Tag, set last: the fingerprint of the content that the run shows."""
+SYNCED_REPORT = "synced_report"
+"""The same of the report of a sweep, whose files its parent run shows next to those of the sweep."""
 GIVEN_NAME, RUN_NAME, PARENT = "given_name", "mlflow.runName", "mlflow.parentRunId"
 """Tags: the names that we gave the run (the last, and the one before, one per line), its name, its parent run."""
 _OURS = (
-    SWEEP, IDENTITY, NAME, SYNCED, "code", "folder", "commit", "mlflow.source.git.commit", "dirty", "evaluation",
-    "reproduced", "reproduced/at", "complete", "spooled_to_step",
+    SWEEP, IDENTITY, NAME, SYNCED, SYNCED_REPORT, "code", "folder", "commit", "mlflow.source.git.commit", "dirty",
+    "evaluation", "reproduced", "reproduced/at", "complete", "spooled_to_step",
 )  # fmt: skip
 """Tags that follow from the folder, including those of earlier versions; others are people's, or the parent run's."""
 _DATA = "data/"

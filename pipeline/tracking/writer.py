@@ -48,17 +48,23 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
 
 
 def ingest_sweep(
-    folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
+    folders: Iterable[str | Path],
+    uri: str,
+    sweep: str,
+    files: Sequence[str | Path] = (),
+    complete: bool = True,
+    tag: str = SYNCED,
 ) -> str:
     """Write a sweep to MLflow: its trials in an experiment of its name, below a parent run, whose id is returned.
 
     The parent run lasts from the start of the first trial to the end of the last; `files` are its artifacts, and a
     `table.md` among them or in them is its description. The experiment gets a saved view that compares the trials.
-    `complete` says whether all trials have ended. Raises the errors of `ingest`.
+    `complete` says whether all trials have ended; `tag`, of the parent run, is for the fingerprint: two commands that
+    write different files need a tag each. Raises the errors of `ingest`.
     """
     batch = _read_batch(folders, sweep)
     fingerprint = _sweep_fingerprint(batch, sweep, files, complete)
-    if parent := _synced_parent(uri, sweep, batch, fingerprint):
+    if parent := _synced_parent(uri, sweep, batch, tag, fingerprint):
         return parent
     with connected(uri) as client:
         _ingest(client, uri, sweep, sweep, batch)
@@ -71,19 +77,24 @@ def ingest_sweep(
         present(client, experiment_id, parent, sweep, trials)
         end_parent(client, run, trials, complete)
         batch.raise_first()
-        client.set_tag(parent, SYNCED, fingerprint)
+        client.set_tag(parent, tag, fingerprint)
     return parent
 
 
 def is_sweep_synced(
-    folders: Iterable[str | Path], uri: str, sweep: str, files: Sequence[str | Path] = (), complete: bool = True
+    folders: Iterable[str | Path],
+    uri: str,
+    sweep: str,
+    files: Sequence[str | Path] = (),
+    complete: bool = True,
+    tag: str = SYNCED,
 ) -> bool:
     """Whether `ingest_sweep` with the same arguments would write nothing. Does not load mlflow.
 
     Always false for a server, which is not asked: it may have lost its database.
     """
     batch = _read_batch(folders, sweep)
-    return _synced_parent(uri, sweep, batch, _sweep_fingerprint(batch, sweep, files, complete)) is not None
+    return _synced_parent(uri, sweep, batch, tag, _sweep_fingerprint(batch, sweep, files, complete)) is not None
 
 
 def identity_of_run(run_id: str, uri: str) -> str | None:
@@ -160,15 +171,14 @@ def _synced_trials(uri: str, experiment: str, sweep: str, batch: _TrialBatch) ->
     return ids if ids.keys() == batch.trials.keys() else None
 
 
-def _synced_parent(uri: str, sweep: str, batch: _TrialBatch, fingerprint: str) -> str | None:
-    """Id of the parent run if the database shows the current content of it and of all trials; else None."""
+def _synced_parent(uri: str, sweep: str, batch: _TrialBatch, tag: str, fingerprint: str) -> str | None:
+    """Id of the parent run if the database shows the current content of it, by this tag, and of all trials; else
+    None."""
     path = database(uri)
     if path is None or not exists(uri) or _synced_trials(uri, sweep, sweep, batch) is None:
         return None
-    parents = [run for run in stored_runs(path, sweep, PARENT_OF, SYNCED) if run.tags[PARENT_OF] == sweep]
-    is_synced = (
-        len(parents) == 1 and parents[0].tags.get(SYNCED) == fingerprint and _is_here(parents[0].artifacts, path)
-    )
+    parents = [run for run in stored_runs(path, sweep, PARENT_OF, tag) if run.tags[PARENT_OF] == sweep]
+    is_synced = len(parents) == 1 and parents[0].tags.get(tag) == fingerprint and _is_here(parents[0].artifacts, path)
     return parents[0].run_id if is_synced else None
 
 
