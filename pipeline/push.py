@@ -14,7 +14,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import folders_with
 from pipeline.common.redaction import file_without_secrets
 from pipeline.common.version_control import DVC_LOCK, let_dvc_do_without_git
-from pipeline.config import Params, load_params
+from pipeline.config import Params
 from pipeline.encoders.store import INDEX
 from pipeline.trials.environment import locked_stages
 from pipeline.trials.folder import Status, Trial, trials_in
@@ -58,7 +58,7 @@ def _untracked_corpora(trials: Iterable[Trial]) -> list[Path]:
     known = {
         Path(output["path"]) for stage in (locked_stages(Path()) or {}).values() for output in stage.get("outs", ())
     }
-    corpora = {Path(load_params(trial.config).corpus.out) for trial in trials}
+    corpora = {trial.corpus_folder() for trial in trials}
     return sorted(folder for folder in corpora - known if folder.is_dir())
 
 

@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from trials import make_trial
 
 from pipeline.common.code import reached_files
 from pipeline.common.errors import PipelineError
@@ -25,7 +26,7 @@ from pipeline.common.redaction import (
 from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.comparison.entries import read_entries
 from pipeline.config import load_params
-from pipeline.push import holds_secret
+from pipeline.push import _untracked_corpora, holds_secret
 from pipeline.trials import marks, provenance
 from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
@@ -319,6 +320,14 @@ def test_dvc_settings_are_not_in_the_patch(project: Path) -> None:
     state = code_state(project, ())
     assert (state.patch, state.record["dirty"]) == (b"", False)
     require_clean(project)
+
+
+def test_the_corpus_of_a_trial_of_an_earlier_version_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trial = make_trial(tmp_path / "runs", "corpus.out=data/other")
+    trial.config.write_text(f"{trial.config.read_text()}renamed: 1\n")
+    Path("data/other").mkdir(parents=True)
+    assert _untracked_corpora([trial]) == [Path("data/other")]
 
 
 def test_a_secret_in_the_settings_of_a_remote_is_detected(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
-from pipeline.corpora.manifest import Utterance, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.corpora.media.files import write_audio, write_video
 from pipeline.prune import remove, stored_folders, unused
 from pipeline.reporting import media as media_module
@@ -204,6 +204,18 @@ def test_media_are_limited_in_size_and_optional(runs: Path, tmp_path: Path, monk
     silent = made(runs, tmp_path, media=False)["html"]
     assert " controls " not in silent
     assert "omitted on request" in silent
+
+
+def test_a_corpus_is_read_once_for_all_its_trials(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("model.modality=audio", f"corpus.out={corpus}")
+    trials = [recognised(make_trial(tmp_path, f"train.seed={seed}", *settings), corpus, 2) for seed in range(2)]
+    read: list[Path] = []
+    monkeypatch.setattr(media_module, "read_manifest", lambda folder: read.append(folder) or read_manifest(folder))
+    players = media_module.Players()
+    assert all(players.of(entry, "test/0", TEXTS[0]) for entry in compare(trials).entries)
+    assert read == [corpus]
 
 
 def test_a_missing_or_changed_corpus_removes_only_the_media(corpus: Path, tmp_path: Path) -> None:

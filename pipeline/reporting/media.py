@@ -7,10 +7,8 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import Modality, streams
-from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.entries import Entry
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
-from pipeline.trials.folder import Trial
 
 AUDIO_BITS_PER_SECOND = 64_000
 MAX_MEDIA_BYTES = 8_000_000
@@ -34,7 +32,8 @@ class Players:
         self.notes: list[str] = []
         """Why utterances are not embedded, in a line each."""
         self._remaining = MAX_MEDIA_BYTES
-        self._corpora: dict[str, tuple[Path, dict[str, Utterance]]] = {}
+        self._corpora: dict[Path, dict[str, Utterance]] = {}
+        """The utterances of each corpus by id, by its folder."""
 
     def of(self, entry: Entry, id: str, reference: str) -> Player | None:
         """The player of an utterance of the trial's corpus; None, with a note, if it has changed or does not fit."""
@@ -48,11 +47,10 @@ class Players:
     def _player(self, entry: Entry, id: str, reference: str) -> Player | str:
         """A player, or the reason why there is none."""
         try:
-            name = entry.trial.folder.name
-            if name not in self._corpora:
-                self._corpora[name] = _corpus_of(entry.trial)
-            folder, utterances = self._corpora[name]
-            utterance = utterances.get(id)
+            folder = entry.trial.corpus_folder()
+            if folder not in self._corpora:
+                self._corpora[folder] = {utterance.id: utterance for utterance in read_manifest(folder)}
+            utterance = self._corpora[folder].get(id)
             if utterance is None or utterance.text != reference:
                 return f"The corpus in {folder} is not the one of these trials: some utterances are silent."
             media_type, content = _clip(folder, utterance, entry.task.modality)
@@ -67,15 +65,6 @@ class Players:
 def data_url(media_type: str, content: bytes) -> str:
     """Content as a `data:` URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _corpus_of(trial: Trial) -> tuple[Path, dict[str, Utterance]]:
-    """The folder of a trial's corpus, and its utterances by id."""
-    try:
-        folder = Path(read_yaml(trial.config, "restore it")["corpus"]["out"])
-    except (KeyError, TypeError) as error:
-        raise PipelineError(trial.config, f"has no corpus.out ({error!r})", "restore it") from None
-    return folder, {utterance.id: utterance for utterance in read_manifest(folder)}
 
 
 def _clip(corpus: Path, utterance: Utterance, modality: Modality) -> tuple[str, bytes]:

@@ -37,6 +37,7 @@ import yaml
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import digest, folders_with, read_json, read_text, write_json, write_text
 from pipeline.common.hardware import with_precision
+from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line
 from pipeline.config import Params
 from pipeline.trials import results
@@ -175,6 +176,14 @@ class Trial:
         text = read_text(self.config, remedy)
         if not text.strip("\0 \n") or is_seal_line_wrong(text):
             raise PipelineError(self.config, "has changed since it was written", remedy)
+
+    def corpus_folder(self) -> Path:
+        """`corpus.out` of `config.yaml`, whose other keys may be those of an earlier version. PipelineError if it is
+        missing or damaged."""
+        try:
+            return Path(read_yaml(self.config, "restore it")["corpus"]["out"])
+        except (KeyError, TypeError) as error:
+            raise PipelineError(self.config, f"has no corpus.out ({error!r})", "restore it") from None
 
     def discard_result(self) -> None:
         """Remove the results of an evaluation; a damaged `metrics.json` is renamed. The caller holds the lease."""
