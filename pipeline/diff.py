@@ -3,7 +3,7 @@
 A trial is named by its folder, a prefix of its identity, or the id of its run in MLflow.
 """
 
-from pipeline.common.command import parser, run_command
+from pipeline.common.command import from_zero, parser, run_command
 from pipeline.comparison.selection import requested_trial
 from pipeline.differences.pair import compare_pair
 from pipeline.differences.text import pair_text, terminal_width
@@ -14,7 +14,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("trials", nargs=2, metavar="TRIAL", help="the first is A, the second is B")
     options.add_argument(
-        "--utterances", type=int, default=5, metavar="N", help="how many to show per condition and direction"
+        "--utterances", type=from_zero, default=5, metavar="N", help="how many to show per condition and direction"
     )
     arguments = options.parse_args()
     a, b = (requested_trial(name, arguments) for name in arguments.trials)

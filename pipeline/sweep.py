@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import add_address, parser, quieten_libraries, run_command
+from pipeline.common.command import add_address, from_zero, parser, quieten_libraries, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
@@ -251,7 +251,7 @@ def main() -> None:
         help="keep trials with this value (modality=audio); of a search, those that it has suggested",
     )
     add_address(options)
-    options.add_argument("--retries", type=int, help="how often a failed trial is retried (default: the file's)")
+    options.add_argument("--retries", type=from_zero, help="how often a failed trial is retried (default: the file's)")
     options.add_argument("--sync", action="store_true", help="write the current state to MLflow; run nothing")
     options.add_argument("--no-repro", action="store_true", help="refuse to run stages for missing inputs")
     run(options.parse_args())

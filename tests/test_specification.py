@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import PipelineError
+from pipeline.sweep import main
 from pipeline.sweeping import resources
 from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
@@ -293,3 +294,10 @@ def test_a_plan_knows_how_many_trials_this_machine_runs_at_once(monkeypatch):
     assert planned_concurrency(asked, None) == 8
     assert planned_concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
     assert "(3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)
+
+
+def test_a_negative_number_of_retries_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sweep", "missing.yaml", "--retries", "-1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--retries: '-1' is not an integer from 0 on" in capsys.readouterr().err

@@ -39,6 +39,13 @@ def add_address(options: argparse.ArgumentParser) -> None:
     )
 
 
+def from_zero(text: str) -> int:
+    """An argument that is an integer from 0 on, as the `type` of an option."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 on")
+    return int(text)
+
+
 class _RequireClean(argparse.Action):
     """Checks as soon as the option is parsed, so that commands need no code for it."""
 
