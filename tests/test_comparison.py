@@ -451,6 +451,20 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         assert f"corrected for {count} comparisons" in rendering.table_text(comparison, 1000)
 
 
+def test_several_weights_of_the_primary_task_are_corrected_for_each_other(tmp_path: Path) -> None:
+    errors = {0: MANY, 0.1: FEW, 0.2: [*FEW[1:], 1]}
+    trials = [
+        finish(
+            make_trial(tmp_path, AUDIO, f"decorrelation.weight={weight}", f"train.seed={seed}"),
+            {"test": [count + (number == seed) for number, count in enumerate(counts)]},
+        )
+        for weight, counts in errors.items()
+        for seed in range(2)
+    ]
+    text = rendering.table_text(compare(trials, "ASR 16"), 1000)
+    assert "primary comparison; its p-values are corrected for its own 2 comparisons only." in text
+
+
 def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
     trial = finish(make_trial(tmp_path), {"validation": FEW, "test": FEW})
     lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]

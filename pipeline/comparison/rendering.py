@@ -33,7 +33,7 @@ RUNS = (
     "rate, the p-values corrected for {count} comparisons (Holm)."
 )
 TOO_WIDE = "Inconclusive: the 95% interval of a change includes 0 and more than 100 points; run more seeds."
-PRIMARY = "{task} on the clean test set is the planned, primary comparison; its p-value is not corrected for others."
+PRIMARY = "{task} on the clean test set is the planned, primary comparison; {correction}."
 ONE_RUN = (
     "Changes of single seeds: 95% interval over {sample}, of these two runs alone. It says nothing about other runs, "
     "so there is no p-value; give the sweep several seeds."
@@ -66,7 +66,10 @@ def table_notes(comparison: Comparison) -> list[str]:
         primary = [change for change in primary if change in tested]
         lines.append(RUNS.format(count=len(tested) - len(primary)))
         if primary:
-            lines.append(PRIMARY.format(task=comparison.primary))
+            correction = "its p-value is not corrected for others"
+            if len(primary) > 1:
+                correction = f"its p-values are corrected for its own {len(primary)} comparisons only"
+            lines.append(PRIMARY.format(task=comparison.primary, correction=correction))
     if any(change.is_too_wide for change in changes):
         lines.append(TOO_WIDE)
     if any(change.p is None for change in changes):

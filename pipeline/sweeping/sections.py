@@ -94,7 +94,7 @@ class Specification(Section):
     select: Select = Select()
     primary: str | None = None
     """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
-    p-value is not corrected for the number of comparisons. null: all are corrected."""
+    p-value is not corrected for the comparisons of other tasks. null: all are corrected."""
 
     @property
     def shown_metric(self) -> str:
