@@ -16,9 +16,10 @@ from pipeline.common.statistics import ratio_interval
 from pipeline.common.text import rounded
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS, WERChange
+from pipeline.comparison.entries import Task
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trial, named_trials
-from pipeline.comparison.table import compare
+from pipeline.comparison.table import Variant, compare
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +154,24 @@ def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_diges
     parts = {name: part for name, part in one.identity_parts().items() if name != "identity"} | {"code": "4" * 64}
     write_json(again.folder / "identity.json", parts | {"identity": digest(parts)})
     assert "weight 0, code 44444444" in map(str, compare([one, again]).variants)
+
+
+def test_an_older_duplicate_in_one_task_leaves_the_pairs_of_another(tmp_path: Path) -> None:
+    def with_other_code(trial: Trial) -> Trial:
+        parts = {name: part for name, part in trial.identity_parts().items() if name != "identity"} | {"code": "4" * 64}
+        other = Trial(trial.folder.with_name(digest(parts)))
+        write_json(other.folder / "identity.json", parts | {"identity": digest(parts)})
+        return other
+
+    before = finish(make_trial(tmp_path, AUDIO), {"test": MANY})
+    after = finish(with_other_code(make_trial(tmp_path, AUDIO, "decorrelation.weight=0.1")), {"test": FEW})
+    duplicated = finish(make_trial(tmp_path, AUDIO, "model.rates.audio=4"), {"test": MANY})
+    older = finish(with_other_code(duplicated), {"test": FEW})
+    comparison = compare([before, after, duplicated, older])
+    assert comparison.cell(Task("audio", (16,)), Variant(0.1)).changes["test"].difference < 0
+    assert [str(v) for v in comparison.variants if comparison.cell(Task("audio", (4,)), v).entries] == [
+        f"weight 0, code {code[:8]}" for code in sorted(trial.identity_parts()["code"] for trial in (duplicated, older))
+    ]
 
 
 def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_value(tmp_path: Path) -> None:

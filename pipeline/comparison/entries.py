@@ -208,19 +208,30 @@ def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
 
 
 def _distinguished(entries: list[Entry]) -> list[Entry]:
-    """Add data and code to the settings of trials that differ in nothing else."""
-    for task in {entry.task for entry in entries}:
-        of_task = [entry for entry in entries if entry.task == task]
-        if len({json.dumps(entry.data, sort_keys=True) for entry in of_task}) > 1:
-            for entry in of_task:
-                entry.settings.update(_data_settings(entry.trial))
-    for name in ("code", "data"):
-        keys = {json.dumps([str(entry.task), entry.seed, entry.settings], sort_keys=True) for entry in entries}
+    """The entries, with data and code among their settings in each task that has trials which differ in nothing else.
+
+    Not in other tasks, in which trials of different code can still be compared.
+    """
+    by_task: dict[Task, list[Entry]] = {}
+    for entry in entries:
+        by_task.setdefault(entry.task, []).append(entry)
+    distinguished = {entry.identity: entry for of_task in by_task.values() for entry in _distinguished_task(of_task)}
+    return [distinguished[entry.identity] for entry in entries]
+
+
+def _distinguished_task(entries: list[Entry]) -> list[Entry]:
+    """As `_distinguished`, for the entries of one task."""
+    if len({json.dumps(entry.data, sort_keys=True) for entry in entries}) > 1:
+        entries = [_with_settings(entry, _data_settings(entry.trial)) for entry in entries]
+    for name, text in (("code", lambda entry: entry.code), ("data", lambda entry: digest(entry.data))):
+        keys = {json.dumps([entry.seed, entry.settings], sort_keys=True) for entry in entries}
         if len(keys) < len(entries):
-            for entry in entries:
-                digests = getattr(entry, name)
-                entry.settings[name] = (digests if isinstance(digests, str) else digest(digests))[:_DIGITS]
+            entries = [_with_settings(entry, {name: text(entry)[:_DIGITS]}) for entry in entries]
     return entries
+
+
+def _with_settings(entry: Entry, more: dict[str, Any]) -> Entry:
+    return replace(entry, settings=entry.settings | more)
 
 
 def _data_settings(trial: Trial) -> dict[str, Any]:
