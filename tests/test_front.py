@@ -7,10 +7,11 @@ import pytest
 from trials import finish, make_trial
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
+from pipeline.common.text import p_text
 from pipeline.comparison.front import SearchPoint, SearchResult, search_csv, search_markdown, search_text
 from pipeline.comparison.front_figures import search_figures
 from pipeline.comparison.output import answers
-from pipeline.comparison.table import compare
+from pipeline.comparison.table import Variant, compare
 from pipeline.sweeping.search.key_importance import key_importance
 
 WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
@@ -102,6 +103,18 @@ def test_the_answer_names_weight_and_rate_and_the_baseline(tmp_path):
         "weight 0 at rate 16: WER 6.7 [2.5, 10.8], sinks per utterance 1.30 by activation, 0.65 by attention; "
         "whether WER differs is inconclusive (p=1.000, 3 and 3 seeds)."
     )
+
+
+def test_the_answer_has_the_p_value_of_the_table(tmp_path):
+    wrong = {0: (6, 5, 4), 0.1: (0, 1, 3), 0.2: (3, 4, 4)}
+    trials = [finished(tmp_path, w, seed, errors[seed], 0.0) for w, errors in wrong.items() for seed in range(3)]
+    comparison = compare(trials)
+    change = comparison.cell(comparison.tasks[0], Variant(0.1)).changes["test"]
+    assert change.corrected_p > change.p
+    assert answers(comparison)[0].endswith(f" ({p_text(change.corrected_p)}, 3 and 3 seeds).")
+    # Between two rates, which the table does not compare, by the same test.
+    low = [finished(tmp_path, 0.1, seed, wrong[0.1][seed], 0.0, rate=4) for seed in range(3)]
+    assert answers(compare([*trials[:3], *low]))[0].endswith(f" ({p_text(change.p)}, 3 and 3 seeds).")
 
 
 def test_the_answer_names_inconclusive_comparisons(tmp_path):

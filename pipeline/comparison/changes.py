@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.statistics import equivalence_p, holm, ratio_interval, welch
+from pipeline.common.statistics import Welch, equivalence_p, holm, ratio_interval, welch
 from pipeline.common.text import p_text
 from pipeline.comparison.entries import Entry
 from pipeline.trials.results import ScoredHypothesis
@@ -49,6 +49,11 @@ class WERChange:
         """Whether the interval includes 0 and changes of over 100 points, as two seeds often give."""
         return self.interval is not None and self.interval[0] <= 0 and self.interval[1] > MAX_WIDTH
 
+    @property
+    def shown_p(self) -> float | None:
+        """The p-value, corrected in a table."""
+        return self.p if self.corrected_p is None else self.corrected_p
+
     def __str__(self) -> str:
         """Percentage points with the interval and, over seeds, the p-value."""
         text = _points(self.difference)
@@ -57,8 +62,7 @@ class WERChange:
         if self.interval:
             low, high = self.interval
             text += f" [{_points(low)}, {'>+100' if high > MAX_WIDTH else _points(high)}]"
-        p = self.p if self.corrected_p is None else self.corrected_p
-        return text if p is None else f"{text} ({p_text(p)})"
+        return text if self.shown_p is None else f"{text} ({p_text(self.shown_p)})"
 
 
 def _points(fraction: float) -> str:
@@ -83,6 +87,15 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
     return changes
 
 
+def wer_p(ours: Sequence[Entry], theirs: Sequence[Entry], condition: str) -> float:
+    """As `WERChange.p`, of any two settings with two seeds or more each. PipelineError if hypotheses are missing or
+    damaged."""
+    for entry in (*ours, *theirs):
+        if condition not in entry.hypotheses:
+            raise PipelineError(entry.trial.hypotheses, f"has no hypotheses of {condition}", "evaluate the trial again")
+    return _welch(*([_totals(entry, condition) for entry in side] for side in (ours, theirs))).p
+
+
 def _totals(entry: Entry, condition: str) -> tuple[int, int]:
     """Errors and words of a trial."""
     counts = entry.hypotheses[condition].values()
@@ -101,12 +114,18 @@ def _require_equal_utterances(pairs: Sequence[tuple[Entry, Entry]], condition: s
                 )
 
 
-def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> WERChange:
+def _welch(after: list[tuple[int, int]], before: list[tuple[int, int]]) -> Welch:
+    """Welch's test on the logarithms of word error rates, of which each is given as errors and words."""
+
     def logarithms(side: list[tuple[int, int]]) -> list[float]:
         return [math.log((errors + SMOOTHING) / (words + SMOOTHING)) for errors, words in side]
 
+    return welch(logarithms(after), logarithms(before))
+
+
+def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> WERChange:
     baseline, wer = (statistics.fmean(errors / words for errors, words in side) for side in (before, after))
-    result = welch(logarithms(after), logarithms(before))
+    result = _welch(after, before)
     low, high = (baseline * math.expm1(bound) for bound in result.interval)
     share = min(MARGIN_POINTS / baseline, MARGIN_SHARE) if baseline else 0.0
     equivalence = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None

@@ -7,26 +7,24 @@ utterance, with the best at weight 0 as the baseline. Several seeds of a setting
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, digest, read_json, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION
-from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, welch
+from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval
 from pipeline.common.text import p_text
 from pipeline.common.verified import fault, sha256_of
 from pipeline.comparison import front, rendering
+from pipeline.comparison.changes import WERChange, wer_p
 from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claims_summary
-from pipeline.comparison.entries import Task
+from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.front import SearchResult
 from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.table import Cell, Comparison, Variant
 
 CHOSEN_BY = "wer/validation"
-SMOOTHING = 1e-4
-"""Added to a word error rate before its logarithm, which 0 does not have."""
 FIGURES_RECORD = "figures.json"
 """Lists the figures and the digest of their sources."""
 
@@ -128,6 +126,16 @@ class _Candidate:
         """The word error rate of each seed."""
         return self.cell.metrics[self.reported].by_seed
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The trial of each seed."""
+        return [entry for entry in self.cell.entries if self.reported in entry.metrics]
+
+    def change_from(self, other: "_Candidate") -> WERChange | None:
+        """The change that the table gives, if `other` is its baseline."""
+        is_baseline = other.task == self.task and other.variant == self.variant.without_loss()
+        return self.cell.changes.get(self.reported.removeprefix("wer/")) if is_baseline else None
+
     def __str__(self) -> str:
         wer = f"{100 * self.cell.metrics[self.reported].mean:.1f}"
         if len(self.wers) > 1:
@@ -164,13 +172,21 @@ def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
         return
     other = min(rest, key=lambda candidate: candidate.chosen_by)
     yield str(other)
-    yield _difference(best.wers, other.wers)
+    yield _difference(best, other)
 
 
-def _difference(wers: Sequence[float], other_wers: Sequence[float]) -> str:
-    """The significance of the difference of two word error rates over seeds."""
-    if min(len(wers), len(other_wers)) < 2:
+def _difference(best: _Candidate, other: _Candidate) -> str:
+    """The significance of the difference of two word error rates over seeds: that of the table, if it has it."""
+    if min(len(best.wers), len(other.wers)) < 2:
         return "whether WER differs is inconclusive, with one seed"
-    p = welch(*([log(wer + SMOOTHING) for wer in side] for side in (wers, other_wers))).p
+    change = best.change_from(other) or other.change_from(best)
+    if change and change.shown_p is not None:
+        p, seeds = change.shown_p, (len(change.seeds), len(change.seeds))
+    else:
+        try:
+            p = wer_p(best.entries, other.entries, best.reported.removeprefix("wer/"))
+        except PipelineError as error:
+            return f"whether WER differs is inconclusive: {error}"
+        seeds = len(best.wers), len(other.wers)
     result = "WER differs" if p < SIGNIFICANCE_LEVEL else "whether WER differs is inconclusive"
-    return f"{result} ({p_text(p)}, {len(wers)} and {len(other_wers)} seeds)"
+    return f"{result} ({p_text(p)}, {seeds[0]} and {seeds[1]} seeds)"
