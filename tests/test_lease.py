@@ -1,10 +1,12 @@
 """The lease, with real processes: one holder, despite kills, suspension and simultaneous attempts."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -63,6 +65,19 @@ def hold_elsewhere(path: Path) -> None:
     """Make the lease look as if a process on another machine held it."""
     holder = json.loads(path.read_text())
     path.write_text(json.dumps(holder | {"machine": "another", "host": "another"}))
+
+
+@contextlib.contextmanager
+def without_the_rights_of_root():
+    """Root may write everywhere."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 def test_one_holder_then_the_next(path: Path) -> None:
@@ -152,6 +167,23 @@ def test_a_holder_on_another_machine_keeps_it_as_long_as_it_updates(path: Path, 
         time.sleep(0.2)
         assert lease.held, "the loser must not release the lease of the winner"
         assert path.exists()
+
+
+@pytest.mark.parametrize(("age", "host"), [(60, "another"), (1000, None)])
+def test_a_folder_that_cannot_be_written_has_a_holder_too(age: float, host: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lease.json"
+        Lease(path).acquire()._ended.set()
+        hold_elsewhere(path)
+        os.utime(path, (time.time() - age, time.time() - age))
+        path.chmod(0o444)
+        path.parent.chmod(0o555)
+        with without_the_rights_of_root():
+            with pytest.raises(PermissionError):
+                (path.parent / "file").touch()
+            holder = Lease(path).holder()
+        path.parent.chmod(0o755)
+    assert (holder and holder["host"]) == host
 
 
 def test_one_of_eight_gets_a_stale_lease_of_another_machine(path: Path, started) -> None:

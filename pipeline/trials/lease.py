@@ -10,6 +10,7 @@ A lock held for the whole trial would be simpler, but on many shared file system
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -84,7 +85,11 @@ class Lease:
         self.release()
 
     def holder(self) -> dict[str, Any] | None:
-        """`host` and `pid` of the process that runs this trial now, or None. Takes no lease and waits for no lock."""
+        """`host` and `pid` of the process that runs this trial now, or None. Takes no lease and waits for no lock.
+
+        For a holder on another machine it creates and removes a file, to read the file system's clock. Where the folder
+        cannot be written, this machine's clock is used; if that is wrong, so may be the answer.
+        """
         with contextlib.suppress(FileNotFoundError):
             holder = _read(self.path)
             return holder if holder and not self._is_stale(holder) else None
@@ -133,11 +138,20 @@ class Lease:
         here = this_process()
         if here["machine"] and holder["machine"] == here["machine"]:
             return start_of(holder["pid"]) != holder["started"]
-        # Both times are the file system's: clocks of machines need not agree.
+        return self._file_system_time() - self.path.stat().st_mtime > self._stale
+
+    def _file_system_time(self) -> float:
+        """The time by the clock of the file system, with which those of machines need not agree; by this machine's
+        clock where the folder cannot be written."""
         probe = self.path.with_name(f".{secrets.token_hex(8)}.{self.path.name}")
-        probe.touch()
         try:
-            return probe.stat().st_mtime - self.path.stat().st_mtime > self._stale
+            probe.touch()
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            return time.time()
+        try:
+            return probe.stat().st_mtime
         finally:
             probe.unlink()
 
