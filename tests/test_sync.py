@@ -24,3 +24,10 @@ def test_its_output_follows_earlier_output(capfd: pytest.CaptureFixture) -> None
 
 def test_an_exit_without_a_message_is_an_error() -> None:
     assert finish("sys.exit(3)") == "MLflow's writer ended without a message"
+
+
+def test_an_update_in_the_background_is_not_blocked_by_its_messages() -> None:
+    with Sync(["-c", "import sys; sys.stderr.write('x' * 1_000_000)"]) as sync:
+        sync.start()
+        # Of a pipe that nobody reads it would fill the buffer, and wait forever.
+        assert sync._process.wait(60) == 0

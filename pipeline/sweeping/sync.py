@@ -35,7 +35,7 @@ class Sync:
     def start(self) -> None:
         """Start an update at lowest priority, unless the last one still runs."""
         if self._process is None or self._process.poll() is not None:
-            self._process = self._begin()
+            self._process = self._begin(subprocess.DEVNULL, subprocess.DEVNULL)
             os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST_PRIORITY)
 
     def finish(self) -> str | None:
@@ -47,7 +47,7 @@ class Sync:
         self._end()
         # This process prints first.
         sys.stdout.flush()
-        last = self._process = self._begin(stdout=None)
+        last = self._process = self._begin(None, subprocess.PIPE)
         error = "MLflow's writer ended without a message"
         assert last.stderr is not None
         for line in last.stderr:
@@ -59,11 +59,11 @@ class Sync:
     def _end(self) -> None:
         if self._process and self._process.poll() is None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
 
-    def _begin(self, stdout: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def _begin(self, stdout: int | None, stderr: int) -> subprocess.Popen[str]:
         # In its own session, which Ctrl-C does not reach.
-        return subprocess.Popen(self._command, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(self._command, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
 
 
 def ingest_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
