@@ -27,7 +27,7 @@ LIBRARIES = {
     "model": set(),
     "scoring": set(),
     "sinks": {"model.backbone", "model.roles"},
-    "trials": {"pretrained.folder"},
+    "trials": {"encoders.store", "pretrained.folder"},
     "tracking": {"trials"},
     "training": {"corpora", "encoders", "model", "pretrained.folder", "scoring.errors", "sinks", "trials"},
     "sweeping": {

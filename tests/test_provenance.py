@@ -16,6 +16,7 @@ from trials import make_trial
 from pipeline.common.code import reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.hardware import native_precision
 from pipeline.common.redaction import (
     command_without_secrets,
     file_without_secrets,
@@ -23,16 +24,18 @@ from pipeline.common.redaction import (
     values_without_secrets,
     without_secrets,
 )
+from pipeline.common.verified import write_sealed
 from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
 from pipeline.comparison.entries import read_entries
 from pipeline.config import load_params
+from pipeline.encoders.store import INDEX
 from pipeline.push import _untracked_corpora, holds_secret
 from pipeline.trials import marks, provenance
 from pipeline.trials.environment import environment, source_archive
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import LeaseLostError
 from pipeline.trials.provenance import record_session
-from pipeline.trials.trained import read_log, require_adapter
+from pipeline.trials.trained import read_log, require_adapter, trained_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -320,6 +323,21 @@ def test_dvc_settings_are_not_in_the_patch(project: Path) -> None:
     state = code_state(project, ())
     assert (state.patch, state.record["dirty"]) == (b"", False)
     require_clean(project)
+
+
+def test_auto_is_the_precision_in_which_the_features_of_a_trial_were_encoded(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path / "runs")
+    trial.adapter.mkdir()
+    other = "float32" if native_precision("auto") == "bfloat16" else "bfloat16"
+    index = tmp_path / "features" / INDEX
+    write_sealed(index, {"stream": "audio", "encoder": {"encoder": "whisper", "precision": other}})
+    with record_session(trial, "train", read=lambda: {index: file_sha256(index)}):
+        pass
+    assert load_params(trial.config).features.audio.precision == "auto"
+    assert trained_params(trial, []).features.audio.precision == other
+    assert trained_params(trial, ["features.audio.precision=auto"]).features.audio.precision == "auto"
+    index.unlink()
+    assert trained_params(trial, []).features.audio.precision == "auto"
 
 
 def test_the_corpus_of_a_trial_of_an_earlier_version_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

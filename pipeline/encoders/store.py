@@ -174,6 +174,17 @@ def read_index(group: Group) -> dict[str, Any]:
     return index
 
 
+def recorded_precisions(indices: Iterable[Path]) -> dict[str, str]:
+    """The precision in which features were encoded, by stream, for encoders that have one; from their indices, of which
+    those of removed features are skipped.
+
+    Raises:
+        PipelineError: an index is damaged.
+    """
+    read = [read_sealed(path, "run: python -m pipeline.features")[0] for path in indices if path.exists()]
+    return {index["stream"]: index["encoder"]["precision"] for index in read if "precision" in index["encoder"]}
+
+
 def verify_features(group: Group) -> None:
     """Check the array of a group.
 

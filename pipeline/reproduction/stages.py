@@ -15,8 +15,7 @@ from typing import Any
 
 from pipeline.common.command import INTERRUPTED
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json
-from pipeline.encoders.store import INDEX
+from pipeline.encoders.store import INDEX, recorded_precisions
 
 _IDENTITY = """
 import json, sys
@@ -64,8 +63,7 @@ def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree
     settings = [f"train.runs={runs.absolute()}"]
     if session.get("threads"):
         settings.append(f"train.threads={session['threads']}")
-    indices = [read_json(tree / Path(path).expanduser(), "") for path in inputs if Path(path).name == INDEX]
-    precisions = {i["stream"]: i["encoder"]["precision"] for i in indices if "precision" in i["encoder"]}
+    precisions = recorded_precisions(tree / Path(path).expanduser() for path in inputs if Path(path).name == INDEX)
     return settings + [f"features.{stream}.precision={precision}" for stream, precision in precisions.items()]
 
 

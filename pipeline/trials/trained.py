@@ -1,11 +1,13 @@
 """A trained trial: its parameters, weights and metrics log, each verified before use."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
 from pipeline.config import Params, load_params
+from pipeline.encoders.store import INDEX, recorded_precisions
 from pipeline.pretrained.folder import files_digest, weights_digest
 from pipeline.trials.environment import shown_path
 from pipeline.trials.folder import Trial
@@ -17,12 +19,20 @@ from pipeline.trials.provenance import sessions
 def trained_params(trial: Trial, overrides: list[str]) -> Params:
     """The parameters of a trained trial, from its own `config.yaml`.
 
-    `overrides` are settings of the evaluation, or paths: `sinks.tau=300`, `corpus.out=elsewhere`. PipelineError if one
-    changes the training, the trial is not trained, or `config.yaml` is damaged.
+    `auto` in the precision of an encoder becomes that of the cached features of the training, if they are still there:
+    it might mean another one here. `overrides` are settings of the evaluation, or paths: `sinks.tau=300`,
+    `corpus.out=elsewhere`. PipelineError if one changes the training, the trial is not trained, or a file is damaged.
     """
     trial.require_config()
     trained = load_params(trial.config)
-    params = load_params(trial.config, overrides)
+    inputs = (Path(name).expanduser() for session in _training_sessions(trial) for name in session.get("inputs", {}))
+    precisions = recorded_precisions(path for path in inputs if path.name == INDEX)
+    recorded = [
+        f"features.{stream}.precision={precision}"
+        for stream, precision in precisions.items()
+        if getattr(trained.features, stream).precision == "auto"
+    ]
+    params = load_params(trial.config, [*recorded, *overrides])
     if configuration(params) != configuration(trained):
         raise PipelineError("--set", "changes what the trial was trained with", "set evaluate, sinks or paths only")
     require_trained(trial)
@@ -60,10 +70,14 @@ def read_log(trial: Trial) -> list[Record]:
 
 def _trained_outputs(trial: Trial) -> dict[str, str]:
     """SHA-256 of the outputs of the training by name; empty if it has not ended."""
-    outputs = [session.get("outputs", {}) for session in sessions(trial) if session.get("purpose") == "train"]
+    outputs = [session.get("outputs", {}) for session in _training_sessions(trial)]
     # A session that paused has ended, too, without an adapter.
     ended = [names for names in outputs if any(name.startswith(f"{trial.adapter.name}/") for name in names)]
     return ended[-1] if ended else {}
+
+
+def _training_sessions(trial: Trial) -> list[dict[str, Any]]:
+    return [session for session in sessions(trial) if session.get("purpose") == "train"]
 
 
 def _retrain(trial: Trial) -> str:
@@ -83,8 +97,8 @@ def require_encoders(trial: Trial, params: Params, are_needed: bool = True) -> N
     the encoders not needed, their weights may be missing."""
     trained = load_params(trial.config)
     inputs: dict[str, str] = {}
-    for session in sessions(trial):
-        inputs |= session.get("inputs", {}) if session.get("purpose") == "train" else {}
+    for session in _training_sessions(trial):
+        inputs |= session.get("inputs", {})
     for stream in streams(params.model.modality):
         before, now = getattr(trained.features, stream), getattr(params.features, stream)
         paths = {"weights", "precision"}
