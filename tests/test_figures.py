@@ -237,7 +237,6 @@ def test_panels_of_ratios_share_a_scale_although_an_error_bar_reaches_below_0(tm
     assert panels[0].get_ylim() == panels[1].get_ylim()
 
 
-
 def test_a_metric_that_no_line_has_gets_no_panel(tmp_path: Path) -> None:
     """A task with a single weight has no line; here it alone has sinks, and so their cosine."""
     for weight in (0, 0.1):
