@@ -72,14 +72,14 @@ def analyze(arguments: argparse.Namespace) -> None:
 
 def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Evaluate]:
     if arguments.model:
-        from pipeline.analysis.text import TextTarget
+        from pipeline.analysis.text_target import TextTarget
 
         params = params_of(arguments)
         if (Path(arguments.model) / RECORD).exists():
             verify_weights(arguments.model)
         text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
         return text, params.sinks, params.evaluate
-    from pipeline.analysis.speech import SpeechTarget
+    from pipeline.analysis.speech_target import SpeechTarget
     from pipeline.comparison.selection import requested_trial
 
     speech = SpeechTarget(requested_trial(arguments.trial, arguments), arguments.set, arguments.utterances)
@@ -94,7 +94,8 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
     from pipeline.analysis.effects import applicable_tests, effects, outcomes
     from pipeline.analysis.figures import draw_effects
     from pipeline.common.code import code_digest
-    from pipeline.common.files import digest, write_json, write_text
+    from pipeline.common.digests import digest
+    from pipeline.common.files import write_json, write_text
 
     tests = applicable_tests(surveyed, target.title)
     source = {

@@ -20,7 +20,7 @@ from pipeline.common.process_pool import KILLED
 from pipeline.config import Params, Stream
 from pipeline.config.features import EncoderSettings
 from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
-from pipeline.corpora.reading import read_media
+from pipeline.corpora.utterance_media import read_media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import DTYPE, Group, feature_groups, read_index, verify_features
 from pipeline.sweeping.ray.pool import ClusterPool, cluster_pool
@@ -97,7 +97,7 @@ def _fault(group: Group) -> PipelineError | None:
 
 def _encode(params: Params, groups: Sequence[Group], address: str | None) -> None:
     from pipeline.common.progress import progress
-    from pipeline.encoders.partial import partial
+    from pipeline.encoders.resumable import partial
 
     stream = groups[0].stream
     total = sum(len(group.media) for group in groups)

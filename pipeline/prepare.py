@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.command import add_address, params_of, parser, run_command
+from pipeline.common.digests import digest, text_sha256
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, require_space, text_sha256, write_json, write_text
+from pipeline.common.files import require_space, write_json, write_text
 from pipeline.common.process_pool import KILLED, Run, available_cores
 from pipeline.common.progress import progress
 from pipeline.common.verified import fault, sha256_of
@@ -188,7 +189,7 @@ def _skipped(clip: Any, reason: Unusable) -> PreparedClip:
 
 
 def _write_noise(corpus: Corpus, split: str, talkers: Any, folder: Path) -> None:
-    from pipeline.corpora.media.files import write_audio
+    from pipeline.corpora.media.read_write import write_audio
 
     reader, source = reader_of(corpus), corpus.noise.folder
     if source is None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_text
 from pipeline.common.text import size_text
-from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import write_comparison
+from pipeline.comparison.search_result import SearchResult
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.ray.workers import with_worker_precision
+from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
-from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.tracking.run import SYNCED_REPORT
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import ingest_sweep

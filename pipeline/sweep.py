@@ -22,13 +22,13 @@ from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, miss
 from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
-from pipeline.sweeping.ray.workers import with_worker_precision
+from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
-from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import planned_trials
-from pipeline.sweeping.specification import Sweep, load_sweep
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
+from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError

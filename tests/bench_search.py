@@ -14,9 +14,9 @@ import yaml
 from trials import finish
 
 from pipeline.sweeping import plan
-from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import Suggestions
-from pipeline.sweeping.specification import Sweep, load_sweep
+from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import decode_texts
 from pipeline.model.examples import Batch, Example, batch_to, collate
 from pipeline.pretrained.folder import weights_digest
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.training.build import build_model
 from pipeline.training.inputs import Inputs
 

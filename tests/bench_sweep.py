@@ -18,8 +18,8 @@ from project import SMALL, environment, make_project
 from pipeline.config import load_params
 from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.ray.engine import Engine
-from pipeline.sweeping.sections import Specification
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.specification import Specification
+from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.tracking.writer import ingest
 from pipeline.trials.folder import Trial
 

@@ -24,8 +24,8 @@ from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode
-from pipeline.model.encoding import OnlineEncoder
 from pipeline.model.examples import Batch, Examples, MediaExamples, batch_to, collate
+from pipeline.model.online_encoders import OnlineEncoder
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.training.batches import Batches
 from pipeline.training.evaluation import teacher_forced

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from trials import ROOT, make_trial
 
 from pipeline.analysis.effects import BASELINE, applicable_tests, effects, outcomes
-from pipeline.analysis.speech import SpeechTarget
+from pipeline.analysis.speech_target import SpeechTarget
 from pipeline.analysis.summary import summary_text
 from pipeline.analysis.survey import Survey, survey
-from pipeline.analysis.text import TextTarget
+from pipeline.analysis.text_target import TextTarget
 from pipeline.analyze import main
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
@@ -239,7 +239,9 @@ def trained(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial
         for number, text in enumerate(["bin blue at f two now", "place red by m nine again", "set white in a one soon"])
     )
     inputs = Inputs(utterances, features, {"llm": "1" * 64})
-    monkeypatch.setattr("pipeline.analysis.speech.TrialInputs", lambda params: SimpleNamespace(evaluation=inputs))
+    monkeypatch.setattr(
+        "pipeline.analysis.speech_target.TrialInputs", lambda params: SimpleNamespace(evaluation=inputs)
+    )
     build_model(load_params(trial.config), inputs).save(trial.adapter)
     return trial
 
@@ -275,7 +277,7 @@ def test_batches_of_a_trial_decode(trained: Trial) -> None:
 
 def test_an_llm_not_used_in_training_is_refused(trained: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Inputs((), {}, {"llm": "2" * 64})
-    monkeypatch.setattr("pipeline.analysis.speech.TrialInputs", lambda params: SimpleNamespace(evaluation=other))
+    monkeypatch.setattr("pipeline.analysis.speech_target.TrialInputs", lambda params: SimpleNamespace(evaluation=other))
     with pytest.raises(PipelineError, match="is not the LLM that the trial was trained with"):
         SpeechTarget(trained, [], None)
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.api import Sinks, Transcriber, capture_texts, load_trial, measure_sinks
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.corpora.media.files import read_audio, read_video_gray
+from pipeline.corpora.media.read_write import read_audio, read_video_gray
 from pipeline.evaluate import evaluate
 from pipeline.export import export_trial
 from pipeline.model.examples import Example, collate

@@ -10,7 +10,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Augmentation, load_params
 from pipeline.corpora.manifest import Utterance
-from pipeline.corpora.media.files import write_audio
+from pipeline.corpora.media.read_write import write_audio
 from pipeline.corpora.noise.training import noise_digest, noise_sources, training_noise
 from pipeline.encoders import avhubert
 from pipeline.model.examples import MediaBatch

@@ -20,7 +20,7 @@ from pipeline.encoders.avhubert import (
 )
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
-from pipeline.model.encoding import FrozenEncoder
+from pipeline.model.online_encoders import FrozenEncoder
 from pipeline.pretrained.folder import weights_digest
 from pipeline.weights import prepare_weights
 

@@ -30,10 +30,10 @@ from pipeline.model.backbone import decoder_layers
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture, eager_attention
 from pipeline.sinks.classification import classify_tokens
-from pipeline.sinks.hooks import record_pass
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.sinks.mlp import trace_mlp
 from pipeline.sinks.origin import sink_origins
+from pipeline.sinks.recording import record_pass
 from pipeline.sinks.writing_units import writing_units
 
 

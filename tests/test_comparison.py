@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from trials import finish, make_trial, with_hypotheses, write_sinks
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, write_json
+from pipeline.common.files import write_json
 from pipeline.common.statistics import ratio_interval
 from pipeline.common.text import rounded
 from pipeline.comparison import rendering

@@ -18,7 +18,7 @@ from trees import TREES, Spoken, params
 from pipeline.common.errors import PipelineError
 from pipeline.common.process_pool import KILLED, run_parallel
 from pipeline.corpora.manifest import Utterance, read_manifest
-from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise.babble import recorded_babble
 from pipeline.corpora.noise.mixing import root_mean_square
 from pipeline.corpora.reader import Unusable, is_current

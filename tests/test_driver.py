@@ -10,8 +10,8 @@ from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.ray.engine import EngineLostError
-from pipeline.sweeping.sections import Specification
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.specification import Specification
+from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.provenance import record_session
 
 DONE, TAKEN, INTERRUPTED = ({"outcome": outcome, "step": 1} for outcome in ("done", "taken", "interrupted"))

@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.media.files import resample
+from pipeline.corpora.media.read_write import resample
 from pipeline.corpora.synthetic.speech import speak
 from pipeline.encoders.dct import NOISE, MouthDCT, delta, zigzag
 from pipeline.encoders.whisper import Whisper

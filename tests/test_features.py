@@ -18,12 +18,12 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
-from pipeline.corpora.media.files import read_audio, read_video_gray, write_audio, write_video
-from pipeline.corpora.reading import evaluation_utterances
+from pipeline.corpora.media.read_write import read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.utterance_media import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features, feature_groups
 from pipeline.features import extract_features
-from pipeline.model.encoding import FrozenEncoder
+from pipeline.model.online_encoders import FrozenEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}

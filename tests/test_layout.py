@@ -29,7 +29,7 @@ LIBRARIES = {
     "sinks": {"model.backbone", "model.roles"},
     "trials": {"encoders.store", "pretrained.folder"},
     "tracking": {"trials"},
-    "training": {"corpora", "encoders", "model", "pretrained.folder", "scoring.errors", "sinks", "trials"},
+    "training": {"corpora", "encoders", "model", "pretrained.folder", "scoring.error_rates", "sinks", "trials"},
     "sweeping": {
         "comparison",
         "corpora.manifest",
@@ -49,7 +49,7 @@ LIBRARIES = {
     "analysis": {
         "model",
         "pretrained.folder",
-        "scoring.errors",
+        "scoring.error_rates",
         "sinks",
         "training",
         "trials",

@@ -5,6 +5,7 @@ import builtins
 import functools
 import importlib
 import inspect
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def modules(*names: str) -> list[str]:
 LEFT_OUT = modules(*code.MODULES_LEFT_OUT, *WITHOUT_EFFECT)
 """`COVERED_BY_DATA_DIGEST` is not among them: that code has a digest of its own, in the data."""
 MLFLOW = [name for name in LEFT_OUT if name.startswith("pipeline.tracking.")]
-SEEN = ("pipeline.common.modality", "pipeline.training.batches", "pipeline.corpora.reading")
+SEEN = ("pipeline.common.modality", "pipeline.training.batches", "pipeline.corpora.utterance_media")
 """Some modules of the digest: the same mutations must have an effect, or the test could not fail."""
 
 
@@ -206,3 +207,10 @@ def test_config_has_values_and_checks_only() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline.config"):
                 taken = [getattr(importlib.import_module(node.module), alias.name) for alias in node.names]
                 assert all(inspect.isclass(one) or not callable(one) or "Literal" in str(one) for one in taken), file
+
+
+def test_digests_seed_random_choices_and_are_part_of_the_identity(tmp_path: Path) -> None:
+    copied = shutil.copytree(PACKAGE, tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    digests = copied / "common/digests.py"
+    digests.write_text(digests.read_text().replace("sort_keys=True", "sort_keys=False"))
+    assert code.code_digest("pipeline.train", source=tmp_path) != code.code_digest("pipeline.train")

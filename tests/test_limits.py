@@ -12,7 +12,7 @@ from trials import ROOT
 from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, Params, load_params
 from pipeline.corpora.manifest import Utterance
-from pipeline.corpora.reading import Media
+from pipeline.corpora.utterance_media import Media
 from pipeline.model.decoder import load_decoder
 from pipeline.training.build import build_model
 from pipeline.training.inputs import Inputs

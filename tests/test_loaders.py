@@ -24,8 +24,8 @@ from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.whisper import Whisper
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer
-from pipeline.model.encoding import FrozenEncoder, OnlineEncoder
 from pipeline.model.examples import MEDIA, MediaExamples, PackedMedia
+from pipeline.model.online_encoders import FrozenEncoder, OnlineEncoder
 from pipeline.training.augmentation import Augmenter, Preparation
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import step_of

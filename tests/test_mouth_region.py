@@ -13,8 +13,8 @@ from trees import write_frames
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import WheelSource
-from pipeline.corpora.media.files import write_audio, write_video
 from pipeline.corpora.media.playback import displayed_frames
+from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.corpora.mouth import region
 from pipeline.corpora.mouth.alignment import REFERENCE, apply, interpolate, similarity, smooth, window
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, FaceDetector

@@ -16,7 +16,7 @@ from test_train import losses_of, the_trial, wait_for_checkpoint
 from pipeline.config import load_params
 from pipeline.sweeping.inputs import distinct_inputs, needed_stages
 from pipeline.sweeping.plan import plan_trials
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.sweep_file import load_sweep
 
 SEEN = {
     "features.mode": "online",
@@ -127,7 +127,7 @@ def test_encoder_lora_is_trained_saved_and_used(undisturbed):
     assert {path.suffix for path in (trial / "adapter").rglob("*.*")} == {".safetensors", ".json", ".md"}
     code = """
 import torch
-from pipeline.analysis.speech import SpeechTarget
+from pipeline.analysis.speech_target import SpeechTarget
 from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
 target = SpeechTarget(Trial(folder), [], None)
@@ -192,7 +192,7 @@ def test_a_model_without_audio_has_one_condition_and_decodes_each_video_once(und
 def test_adapted_features_do_not_depend_on_the_batch(undisturbed):
     code = """
 import torch
-from pipeline.analysis.speech import SpeechTarget
+from pipeline.analysis.speech_target import SpeechTarget
 from pipeline.model.examples import MEDIA, MediaBatch
 from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()

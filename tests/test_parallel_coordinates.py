@@ -6,7 +6,7 @@ import pytest
 from browser import DESKTOP, PHONE, browser
 from trials import finish, make_trial
 
-from pipeline.comparison.front import SearchPoint, SearchResult
+from pipeline.comparison.search_result import SearchPoint, SearchResult
 from pipeline.comparison.table import compare
 from pipeline.reporting.page import ReportSubject, pages
 from pipeline.reporting.parallel_coordinates import BELOW, parallel_coordinates

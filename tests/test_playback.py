@@ -15,8 +15,8 @@ from av.stream import Disposition
 from trees import write_frames
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.media.playback import displayed_frames
+from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.mouth.region import is_cropped
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recorded.recording import Recording, extract_audio

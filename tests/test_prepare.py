@@ -18,7 +18,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import read_manifest
-from pipeline.corpora.media.files import read_audio, read_video_gray
+from pipeline.corpora.media.read_write import read_audio, read_video_gray
 from pipeline.corpora.noise.mixing import root_mean_square
 from pipeline.corpora.synthetic.plan import plan_corpus
 from pipeline.prepare import prepare

@@ -16,12 +16,12 @@ from pipeline import prune
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
 from pipeline.encoders import store
-from pipeline.encoders.partial import partial
+from pipeline.encoders.resumable import partial
 from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
-from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import record_plan
+from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import identity
 from pipeline.trials.folder import Trial

@@ -12,13 +12,14 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.ray import process as ray_process
-from pipeline.sweeping.ray import workers
+from pipeline.sweeping.ray import worker_precision
 from pipeline.sweeping.ray.engine import EngineOptions
 from pipeline.sweeping.ray.process import reason_of
 from pipeline.sweeping.ray.start import require_gpus
+from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.resources import slots, trial_resources
-from pipeline.sweeping.sections import Resources, Specification
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.specification import Resources, Specification
+from pipeline.sweeping.sweep_file import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}
@@ -112,15 +113,15 @@ def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
         "{name: some, set: {features.audio.precision: float32}, axes: {train.device: [auto, cpu]}}"
     )
     sweep = load_sweep("sweep.yaml", ROOT / "params.yaml")
-    assert workers.with_worker_precision(sweep) is sweep
-    monkeypatch.setattr(workers, "Engine", queried_engine)
-    first = workers.with_worker_precision(sweep, "10.0.0.1:6379")
+    assert with_worker_precision(sweep) is sweep
+    monkeypatch.setattr(worker_precision, "Engine", queried_engine)
+    first = with_worker_precision(sweep, "10.0.0.1:6379")
     assert [point.params.train.precision for point in first.points] == ["bfloat16", "float32"]
     assert {point.params.features.video.precision for point in first.points} == {"bfloat16"}
     assert {point.params.features.audio.precision for point in first.points} == {"float32"}
     # Not queried again.
-    monkeypatch.setattr(workers, "Engine", None)
-    assert workers.with_worker_precision(sweep, "10.0.0.1:6379") == workers.with_worker_precision(sweep) == first
+    monkeypatch.setattr(worker_precision, "Engine", None)
+    assert with_worker_precision(sweep, "10.0.0.1:6379") == with_worker_precision(sweep) == first
     (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "float8"}}')
     with pytest.raises(PipelineError, match=r"workers\.json: is damaged; remove it"):
-        workers.with_worker_precision(sweep)
+        with_worker_precision(sweep)

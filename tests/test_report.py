@@ -18,7 +18,7 @@ from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
-from pipeline.corpora.media.files import write_audio, write_video
+from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.prune import remove, stored_folders, unused
 from pipeline.reporting import media as media_module
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
@@ -262,7 +262,7 @@ import sys
 sys.path.insert(0, TESTS)
 from trials import finish
 from pipeline.sweeping.plan import plan_trials
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.trials.folder import Trial
 from pipeline.training.inputs import TrialInputs
 for number, planned in enumerate(plan_trials(load_sweep("experiments/small.yaml"))):
@@ -321,7 +321,7 @@ def test_prune_lists_first_and_keeps_used_and_running_trials(project: Path) -> N
 
 
 def test_a_sweep_without_inputs_keeps_all_it_might_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.sweeping.specification import load_sweep
+    from pipeline.sweeping.sweep_file import load_sweep
 
     monkeypatch.chdir(tmp_path)
     one, other = make_trial(Path("runs"), "decorrelation.weight=0.1"), make_trial(Path("runs"), "train.seed=9")

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.statistics import ratio_interval
-from pipeline.scoring.errors import Edits, score
+from pipeline.scoring.error_rates import Edits, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
 
 

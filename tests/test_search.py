@@ -12,13 +12,12 @@ from trials import finish
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.sweeping import driver, plan
-from pipeline.sweeping.ray import workers
-from pipeline.sweeping.ray.workers import with_worker_precision
+from pipeline.sweeping.ray.worker_precision import PRECISION_FILE, with_worker_precision
 from pipeline.sweeping.results import publish_results, results_folder
-from pipeline.sweeping.search.progress import Search
+from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
-from pipeline.sweeping.specification import load_sweep
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
+from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +163,7 @@ def test_the_precision_of_workers_applies_to_suggestions(searched, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     sweep = searched(trials=1, axes=WEIGHT, set={"train.precision": "auto"}).sweep
     for native in ("float32", "bfloat16"):
-        write_json(results_folder(sweep) / workers.PRECISION_FILE, {"precision": {"auto": native, "cpu": native}})
+        write_json(results_folder(sweep) / PRECISION_FILE, {"precision": {"auto": native, "cpu": native}})
         assert with_worker_precision(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
 
 

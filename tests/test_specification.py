@@ -12,8 +12,8 @@ from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
 from pipeline.sweeping.plan import dataset_name, point_name
 from pipeline.sweeping.resources import planned_concurrency
-from pipeline.sweeping.sections import Resources, Specification
-from pipeline.sweeping.specification import load_sweep
+from pipeline.sweeping.specification import Resources, Specification
+from pipeline.sweeping.sweep_file import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {"decorrelation.weight": [0, 0.1]}

@@ -15,7 +15,7 @@ from trials import make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import load_params
-from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_audio, write_video
+from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.mouth import region as mouth_region
 from pipeline.evaluate import evaluate
 from pipeline.sinks.definitions import DEFINITIONS

@@ -18,7 +18,7 @@ from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
 from pipeline.sweeping.preflight import require_layers
 from pipeline.sweeping.results import publish_results
-from pipeline.sweeping.sections import SearchSettings, Specification
+from pipeline.sweeping.specification import SearchSettings, Specification
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.view import View
 from pipeline.trials import marks

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import read_manifest
-from pipeline.corpora.media.files import pcm16, read_audio, read_video_gray, write_video
+from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, write_video
 from pipeline.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The folder of this package."""
@@ -20,7 +20,7 @@ MODULES_LEFT_OUT = {
     "pipeline.common.code": "this digest itself",
     "pipeline.common.command": "command-line handling",
     "pipeline.common.errors": "error messages",
-    "pipeline.common.files": "how files are written, not their content",
+    "pipeline.common.files": "how files are read and written, not their content",
     "pipeline.common.redaction": "what is hidden in records; computes no result",
     "pipeline.common.progress": "progress bars",
     "pipeline.pretrained.folder": "names weights by their content",

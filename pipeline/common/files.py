@@ -1,4 +1,4 @@
-"""Atomic file writing, JSON, and digests of values and files."""
+"""Atomic file writing, JSON, CSV, and digests of files."""
 
 import contextlib
 import csv
@@ -110,21 +110,6 @@ def parse_json(path: str | Path, text: str, remedy: str) -> Any:
         raise PipelineError(path, "invalid JSON: nested too deeply", remedy) from None
     except ValueError as error:
         raise PipelineError(path, f"invalid JSON: {error}", remedy) from None
-
-
-def canonical(value: Any) -> str:
-    """Canonical JSON, the input of digests: sorted keys, no white space."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of `canonical(value)`, 64 hexadecimal digits."""
-    return text_sha256(canonical(value))
-
-
-def text_sha256(text: str) -> str:
-    """SHA-256 of UTF-8 text, 64 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

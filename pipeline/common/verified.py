@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import text_sha256
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256, json_text, parse_json, read_text, text_sha256, write_text
+from pipeline.common.files import file_sha256, json_text, parse_json, read_text, write_text
 
 FOLDER_SEAL = "complete.json"
 SETTLED_SECONDS = 1.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.trials import marks

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.code import code_digest
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write, digest, read_json, write_json, write_text
+from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval
 from pipeline.common.text import p_text
 from pipeline.common.verified import fault, sha256_of
-from pipeline.comparison import front, rendering
+from pipeline.comparison import rendering
 from pipeline.comparison.changes import WERChange, wer_p
 from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claims_summary
 from pipeline.comparison.entries import Entry, Task
-from pipeline.comparison.front import SearchResult
 from pipeline.comparison.quantities import sink_counts
+from pipeline.comparison.search_result import SearchResult, search_csv, search_markdown, search_text
 from pipeline.comparison.table import Cell, Comparison, Variant
 
 CHOSEN_BY = "wer/validation"
@@ -48,7 +49,7 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
         "claims.md": claims_markdown(checked),
     }
     if search:
-        tables |= {"search.md": front.search_markdown(search), "search.csv": front.search_csv(search)}
+        tables |= {"search.md": search_markdown(search), "search.csv": search_csv(search)}
     for name, content in tables.items():
         write_text(folder / name, content)
     return [folder / name for name in tables] + _figures(comparison, folder, search)
@@ -56,7 +57,7 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
 
 def headline(comparison: Comparison, search: SearchResult | None = None) -> str:
     """The text above the table: the answer, and the outcome of a search."""
-    parts = ["".join(f"{line}\n" for line in answers(comparison)), front.search_text(search) if search else ""]
+    parts = ["".join(f"{line}\n" for line in answers(comparison)), search_text(search) if search else ""]
     return "".join(f"{part}\n" for part in parts if part)
 
 
@@ -77,7 +78,7 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
 
     figures = comparison_figures(comparison)
     if search:
-        from pipeline.comparison.front_figures import search_figures
+        from pipeline.comparison.search_figures import search_figures
 
         figures |= search_figures(search)
     drawn = []
@@ -99,7 +100,7 @@ def _source(comparison: Comparison, search: SearchResult | None) -> str:
     arrays = {e.identity: sha256_of(e.trial.sinks) for e in comparison.entries if e.trial.sinks.exists()}
     parts = [rendering.table_csv(comparison), arrays, code_digest("pipeline.comparison.figures")]
     if search:
-        parts += [front.search_csv(search), code_digest("pipeline.comparison.front_figures")]
+        parts += [search_csv(search), code_digest("pipeline.comparison.search_figures")]
     return digest(parts)
 
 

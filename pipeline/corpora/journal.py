@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import canonical, csv_text, file_sha256, text_sha256, write_text
+from pipeline.common.digests import canonical, text_sha256
+from pipeline.common.files import csv_text, file_sha256, write_text
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.config import Corpus
 
 SPLITS = ("train", "validation", "test")

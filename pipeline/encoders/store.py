@@ -16,8 +16,8 @@ from typing import Any, get_args
 import numpy as np
 
 from pipeline.common.code import code_digest
+from pipeline.common.digests import canonical, digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, digest
 from pipeline.common.verified import read_sealed, remembered, require
 from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
@@ -25,7 +25,7 @@ from pipeline.encoders.protocol import encoder_kind
 
 ARRAY, INDEX = "features.f16", "index.json"
 DTYPE = np.dtype("<f2")
-MEDIA_CODE = "pipeline.corpora.media.files"
+MEDIA_CODE = "pipeline.corpora.media.read_write"
 """Features depend on the code that reads media."""
 _REMEDIES: dict[Stream, str] = {stream: f"run: python -m pipeline.features {stream}" for stream in get_args(Stream)}
 _READ = {stream: partial(read_sealed, remedy=remedy) for stream, remedy in _REMEDIES.items()}

@@ -21,9 +21,9 @@ from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, downsampling
-from pipeline.model.encoding import AdaptedEncoder, OnlineEncoder, encoder_module
 from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
+from pipeline.model.online_encoders import AdaptedEncoder, OnlineEncoder, encoder_module
 from pipeline.model.projector import Projector
 from pipeline.model.roles import Role
 from pipeline.model.sequence import InputBatch, SequencePart, pad_left

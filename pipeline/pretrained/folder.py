@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError, error_reason
-from pipeline.common.files import digest, read_json
+from pipeline.common.files import read_json
 from pipeline.common.verified import require, sha256_of
 
 RECORD = "weights.json"

@@ -75,7 +75,7 @@ def _clip(corpus: Path, utterance: Utterance, modality: Modality) -> tuple[str, 
     import av
     import soundfile
 
-    from pipeline.corpora.media.files import pcm16, read_audio
+    from pipeline.corpora.media.read_write import pcm16, read_audio
 
     samples = pcm16(read_audio(corpus / utterance.audio))
     content = io.BytesIO()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.text import code, fenced, plain
-from pipeline.comparison import front, rendering
+from pipeline.comparison import rendering
 from pipeline.comparison.claims import NOTES, claims, claims_markdown
 from pipeline.comparison.entries import Task
-from pipeline.comparison.front import SearchResult
 from pipeline.comparison.output import answers
 from pipeline.comparison.quantities import sink_counts
+from pipeline.comparison.search_result import SearchResult, search_markdown, search_text
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.media import Players, data_url
 from pipeline.reporting.parallel_coordinates import parallel_coordinates
@@ -96,8 +96,8 @@ def pages(
         "subject": subject,
         "done": len(subject.names) - len(subject.missing) if search else done,
         "sentences": [*answers(comparison), *_sentences(comparison)],
-        "search_table": front.search_markdown(search) if search else "",
-        "search_text": front.search_text(search) if search else "",
+        "search_table": search_markdown(search) if search else "",
+        "search_text": search_text(search) if search else "",
         "parallel": parallel_coordinates(search) if search else None,
         "script": script,
         # The only script that the page's security policy allows.

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from math import log10
 from typing import Any
 
-from pipeline.comparison.front import SearchResult, is_numeric, log_threshold, metric_label, metric_unit, value_text
+from pipeline.comparison.search_result import (
+    SearchResult,
+    is_numeric,
+    log_threshold,
+    metric_label,
+    metric_unit,
+    value_text,
+)
 
 BELOW = -0.12
 """Position of a missing value, as a share of the axis."""

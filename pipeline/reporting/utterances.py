@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.common.modality import streams
 from pipeline.comparison.entries import Entry, Task, condition_name, condition_order
 from pipeline.comparison.table import Comparison
-from pipeline.scoring.errors import score
+from pipeline.scoring.error_rates import score
 
 COUNT = 2
 """Worst, and best, utterances shown for a task and condition."""

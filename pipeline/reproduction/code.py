@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json, write_json
+from pipeline.common.files import file_sha256, read_json, write_json
 from pipeline.common.version_control import DVC_LOCK
 from pipeline.trials.environment import archived_sources
 

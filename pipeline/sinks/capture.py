@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from pipeline.model.backbone import run_backbone, without_peft
 from pipeline.model.roles import Role
-from pipeline.sinks.hooks import MLPCall, PassRecording, evaluating, record_pass
+from pipeline.sinks.recording import MLPCall, PassRecording, evaluating, record_pass
 
 
 @dataclass(frozen=True)

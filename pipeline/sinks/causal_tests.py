@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import Tokens
 from pipeline.sinks.curves import token_groups

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.sinks.hooks import MLPCall, evaluating, first_output
+from pipeline.sinks.recording import MLPCall, evaluating, first_output
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from math import exp, log
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
 from pipeline.config import checked
-from pipeline.sweeping.sections import NAME, LogUniform, SettingsByKey, Uniform, is_key, require_key
+from pipeline.sweeping.specification import NAME, LogUniform, SettingsByKey, Uniform, is_key, require_key
 
 FORMS = "it must be a list of values, or {uniform: [a, b], samples: n}, or {loguniform: [a, b], samples: n}"
 

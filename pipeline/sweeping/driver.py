@@ -15,8 +15,8 @@ from pipeline.sweeping.early_stopping import Decision, EarlyStopping
 from pipeline.sweeping.interruption import POLL_SECONDS, StopRequest, handle_stop_signals, run_every
 from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
 from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
-from pipeline.sweeping.search.progress import Search
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.search.search import Search
+from pipeline.sweeping.sweep_file import Sweep
 from pipeline.sweeping.sync import Sync
 from pipeline.sweeping.view import View
 from pipeline.trials import marks

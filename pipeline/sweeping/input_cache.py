@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.code import code_digest
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, read_json, write_json
+from pipeline.common.files import read_json, write_json
 from pipeline.common.modality import streams
 from pipeline.common.verified import SETTLED_SECONDS
 from pipeline.config import Params

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.common.command import ADDRESS
+from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical, read_json
+from pipeline.common.files import read_json
 from pipeline.common.modality import streams
 from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Corpus, Params, PathSource, Stream, Weights
@@ -17,7 +18,7 @@ from pipeline.corpora.reader import is_current
 from pipeline.encoders.store import Group, feature_groups, read_index
 from pipeline.pretrained.folder import RECORD, recorded_files
 from pipeline.sweeping.input_cache import cached
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.sweep_file import Sweep
 
 _DVC_OUTPUT = (
     "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",

@@ -13,7 +13,7 @@ from pipeline.config import Params
 from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration, flattened
 
 if TYPE_CHECKING:
-    from pipeline.sweeping.specification import SweepPoint
+    from pipeline.sweeping.sweep_file import SweepPoint
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

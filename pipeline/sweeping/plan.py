@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import canonical
 from pipeline.common.hardware import with_precision
 from pipeline.common.modality import streams
 from pipeline.comparison.entries import dataset_of
@@ -15,8 +15,8 @@ from pipeline.config import Params
 from pipeline.encoders.store import Group
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
-from pipeline.sweeping.sections import SettingsByKey
-from pipeline.sweeping.specification import Sweep, SweepPoint
+from pipeline.sweeping.specification import SettingsByKey
+from pipeline.sweeping.sweep_file import Sweep, SweepPoint
 from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks

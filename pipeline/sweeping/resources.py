@@ -5,7 +5,7 @@ import sys
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import gpu_count
 from pipeline.common.process_pool import available_cores
-from pipeline.sweeping.sections import Resources, Specification
+from pipeline.sweeping.specification import Resources, Specification
 
 
 def planned_concurrency(specification: Specification, address: str | None) -> int:

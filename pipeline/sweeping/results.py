@@ -12,13 +12,13 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.verified import fault, sha256_of
 from pipeline.sweeping.plan import PlannedTrial, name_without_seed, point_key, task_key
-from pipeline.sweeping.search.progress import metrics_of, values_of
+from pipeline.sweeping.search.search import metrics_of, values_of
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.folder import Status
 
 if TYPE_CHECKING:
-    from pipeline.comparison.front import SearchResult
+    from pipeline.comparison.search_result import SearchResult
     from pipeline.comparison.table import Comparison
 
 RESULTS = Path("results/sweeps")
@@ -84,7 +84,7 @@ def compare_planned(sweep: Sweep, trials: Sequence[PlannedTrial]) -> "Comparison
 
 def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     """The results of a search."""
-    from pipeline.comparison.front import MIN_POINTS, SearchPoint, SearchResult, of_test
+    from pipeline.comparison.search_result import MIN_POINTS, SearchPoint, SearchResult, of_test
 
     search = sweep.search
     names = [*search.minimise, *map(of_test, search.minimise)]

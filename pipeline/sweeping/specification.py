@@ -1,212 +1,147 @@
-"""A sweep file, read, checked and expanded to points.
+"""The sections of a sweep file, and settings: values by dotted key of params.yaml."""
 
-An axis is a key of `params.yaml` with its values, or any name with a list of joint settings, each of which may have a
-`name`, such as LRS3. A point is one choice of a value on each axis, with a seed. The points of a grid are the product
-of all axes and seeds; those of a search are suggested later, within its space. Keys, values, and the parameters of each
-point are checked here.
-"""
-
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from math import prod
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import ResolvedPrecision, with_native
-from pipeline.common.strict_yaml import read_mapping
-from pipeline.config import Params, checked, load_params
-from pipeline.sweeping.axes import axis_values, require_distinct
-from pipeline.sweeping.narrowing import narrow, parse_assignment
-from pipeline.sweeping.search.space import Space, read_space
-from pipeline.sweeping.sections import (
-    MAX_TRIALS,
-    NAME,
-    SearchSettings,
-    SettingsByKey,
-    Specification,
-    point_params,
-    require_key,
-)
-from pipeline.trials.identity import configuration, task_of
+from pipeline.config import Params, Section, assign, known_below, validate
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 
-SEED, RANKS = "train.seed", "train.ranks"
+MAX_TRIALS = 10_000
+"""More would take minutes to expand, and is likely a mistake."""
+NAME = "name"
+"""The key that names a value of an axis; the other keys are settings."""
+SettingsByKey = dict[str, Any]
+"""Values by dotted key."""
 
 
-@dataclass(frozen=True)
-class SweepPoint:
-    """A point of a sweep: what one trial sets."""
-
-    settings: SettingsByKey
-    """Values of the axes and the seed, by dotted key."""
-    params: Params
-    labels: dict[str, str] = field(default_factory=dict)
-    """The names of those chosen values that have one, by axis."""
-    named: dict[str, str] = field(default_factory=dict)
-    """The same names, by each dotted key that the value sets."""
+def _integer_above_one(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("a fraction of one GPU, or an integer")
+    return gpus
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A specification and its points, all of them valid."""
+class Resources(Section):
+    """The resources of a trial."""
 
-    specification: Specification
-    base: Params
-    """params.yaml without any setting of the sweep, for which `dvc repro` runs the stages."""
-    points: tuple[SweepPoint, ...]
-    """All points; for a search, the corners of its space, which need every input that it can need."""
-    space: Space | None = None
-    """The space of a search."""
-    common: SettingsByKey = field(default_factory=dict)
-    """Settings of all points, over `base`."""
-    path: str = ""
-    native: Mapping[str, ResolvedPrecision] | None = None
-    """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.ray.workers`."""
-    only: tuple[str, ...] = ()
-    """The values of `--only`, by which a search selects among its suggestions; the points of a grid are selected
-    already."""
-
-    @cached_property
-    def _base_values(self) -> dict[str, Any]:
-        return self.base.model_dump(mode="json")
-
-    def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SweepPoint:
-        """The point with these settings of the axes and the seed.
-
-        `chosen` is the value of each axis, with its name; by default the names are looked up in the search's space.
-        PipelineError if the settings contradict each other.
-        """
-        if chosen is None:
-            chosen = self.space.named_options(settings) if self.space else {}
-        with_name = {axis: value for axis, value in chosen.items() if NAME in value}
-        labels = {axis: value[NAME] for axis, value in with_name.items()}
-        named = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
-        params = point_params(self.path, self._base_values, self.common, settings)
-        return SweepPoint(settings, with_native(params, self.native) if self.native else params, labels, named)
-
-    @property
-    def search(self) -> SearchSettings:
-        """The settings of a search; only for a sweep that has one."""
-        assert self.specification.search is not None
-        return self.specification.search
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds of each point of a search."""
-        return self.specification.seeds or (self.common.get(SEED, self.base.train.seed),)
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_integer_above_one)] = 0
+    """A fraction lets several trials share a GPU. With several GPUs a trial has a rank on each, which trains on its
+    share of every batch. Becomes 0 where no GPU is available."""
 
 
-def load_sweep(
-    path: str | Path, params: str | Path = "params.yaml", overrides: Sequence[str] = (), only: Sequence[str] = ()
-) -> Sweep:
-    """Read a sweep file over the parameters of another file, and expand it.
+def _on_validation(metric: str) -> str:
+    if not re.fullmatch(r"\S+/validation\b\S*", metric):
+        raise ValueError("a metric of the validation split, such as wer/validation")
+    return metric
 
-    `overrides` (`key=value`) apply to all trials, over the file's `set`; `only` is as in `narrow`. PipelineError on the
-    first error in the file, in an argument, or in the parameters of a point.
+
+class Select(Section):
+    """How the best trial is selected."""
+
+    by: Annotated[str, AfterValidator(_on_validation)] = "wer/validation"
+    """A metric of the validation split; the lowest is best. Tables report the test split."""
+
+
+class SearchSettings(Section):
+    """A search suggests points, in place of the product of all axes, which may be ranges (`sweeping.search.space`).
+
+    Suggestions follow from the seed, the axes, and the results known at that time.
     """
-    values = read_mapping(path, "give a file of experiments/", "with a name and axes")
-    specification = checked(Specification, values, path)
-    base = load_params(params)
-    for key in specification.set:
-        require_key(key, f"{path}: set")
-    common = dict(specification.set)
-    if specification.resources.gpus > 1:
-        common.setdefault(RANKS, int(specification.resources.gpus))
-    overridden = dict(map(parse_assignment, overrides))
-    for key in overridden:
-        require_key(key, "--set")
-    sweep = Sweep(specification, base, (), None, common | overridden, str(path))
-    expand = _with_space if specification.search else _with_grid
-    sweep = expand(sweep, overridden, only)
-    _require_comparable_lengths(sweep)
-    return sweep
+
+    kind: Literal["tpe", "random", "gp", "nsga-ii"] = "tpe"
+    """Optuna's samplers: tpe (tree-structured Parzen estimator), random, gp (Gaussian process; up to a second of one
+    core per suggestion), nsga-ii (a genetic algorithm for several metrics)."""
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
+    """The number of points to suggest, each a trial per seed. It can be raised later."""
+    minimise: tuple[Annotated[str, AfterValidator(_on_validation)], ...]
+    """One or several metrics of the validation split, as means over the seeds of a point. Sink metrics
+    (`sinks/intermediate_tokens_per_utterance/validation`) are measured on validation if they are named here."""
+    seed: int = 0
+    """Seed of the sampler."""
+
+    @field_validator("minimise", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("a metric of the validation split, or several")
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
-    """The sweep with the points of a grid: the product of all axes and seeds."""
-    path, specification = sweep.path, sweep.specification
-    axes = {name: axis_values(path, name, axis) for name, axis in specification.axes.items()}
-    if specification.seeds is not None:
-        axes["seeds"] = [{SEED: seed} for seed in specification.seeds]
-        require_distinct(f"{path}: seeds", axes["seeds"])
-    keys = {name: {key for value in values for key in value.keys() - {NAME}} for name, values in axes.items()}
-    _require_disjoint(path, keys, overridden)
-    if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
-        raise PipelineError(path, f"expands to {count} trials", f"reduce it to at most {MAX_TRIALS}")
-    points = []
-    for chosen in itertools.product(*axes.values()):
-        settings = {key: setting for value in chosen for key, setting in value.items() if key != NAME}
-        points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
-    _require_consistent(path, specification, points)
-    return replace(sweep, points=tuple(narrow(points, only)))
+class Specification(Section):
+    """A sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the folder of results, and of the sweep in MLflow."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all trials, by dotted key."""
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """Trials are the product of the axes."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Values of `train.seed`; null keeps that of params.yaml."""
+    resources: Resources = Resources()
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Maximum number of trials at once; null: as many as the resources allow."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a failed trial is retried, from its last checkpoint."""
+    search: SearchSettings | None = None
+    """Suggests points; null takes the product of all axes."""
+    scheduler: EarlyStoppingRule | None = None
+    """Early stopping, see `EarlyStoppingRule`; null trains all trials to the end."""
+    select: Select = Select()
+    primary: str | None = None
+    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
+    p-value is not corrected for the comparisons of other tasks. null: all are corrected."""
+
+    @property
+    def shown_metric(self) -> str:
+        """The metric that is shown of done trials: the first that a search minimises, else that of `select`."""
+        return self.search.minimise[0] if self.search else self.select.by
 
 
-def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
-    """The sweep with the space of its search. Its points are the corners of the space, so that every combination of
-    options is checked at both ends of the ranges."""
-    path, specification, metrics = sweep.path, sweep.specification, sweep.search.minimise
-    space = read_space(path, specification.axes)
-    keys = {axis.name: axis.keys for axis in space.axes} | ({"seeds": {SEED}} if specification.seeds else {})
-    _require_disjoint(path, keys, overridden)
-    require_distinct(f"{path}: seeds", [{SEED: seed} for seed in specification.seeds or ()])
-    if len(set(metrics)) < len(metrics):
-        raise PipelineError(path, f"search.minimise is {list(metrics)}", "list each metric once")
-    common = sweep.common
-    if any(metric.startswith("sinks/") for metric in metrics):
-        common = common | {"sinks.validation": True}
-    sweep = replace(sweep, space=space, common=common, only=tuple(only))
-    points = tuple(map(sweep.point, space.corners()))
-    _require_consistent(path, specification, points)
-    return replace(sweep, points=points)
+class Uniform(Section):
+    """Uniform draws between two bounds; equal bounds give equal draws, and more samples start with the same ones."""
+
+    uniform: tuple[float, float]
+    samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
-def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: SettingsByKey) -> None:
-    """Check that no key is set by two axes, or by an axis and `--set`; `axes` are the keys of each."""
-    axis_of: dict[str, str] = {}
-    for axis, keys in axes.items():
-        for key in keys:
-            for other, other_axis in axis_of.items():
-                if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
-                    raise PipelineError(path, f"{other_axis} and {axis} both set {key}", "remove it from one of them")
-        axis_of |= dict.fromkeys(keys, axis)
-    for key in overridden:
-        if key in axis_of:
-            raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
+class LogUniform(Section):
+    """Draws whose logarithm is uniform between those of two positive bounds."""
+
+    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
-def _require_consistent(path: str, specification: Specification, points: Sequence[SweepPoint]) -> None:
-    """Check that the GPUs match the ranks of each point, and that `primary` is a task of the sweep."""
-    gpus, primary = specification.resources.gpus, specification.primary
-    for ranks in (point.params.train.ranks for point in points):
-        if gpus not in (0, ranks) and (ranks > 1 or gpus > 1):
-            raise PipelineError(
-                f"{path}: resources",
-                f"gpus is {gpus:g} and {RANKS} is {ranks}",
-                f"set gpus to {ranks}, a GPU for each rank, or to 0, or leave {RANKS} out",
-            )
-    if not primary:
-        return
-    tasks = {task_of(configuration(point.params)) for point in points}
-    # In a sweep over several corpora, a task starts with the name of its corpus: `LRS3 VSR 5`.
-    if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
-        raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
+def point_params(path: str | Path, base: dict[str, Any], common: SettingsByKey, settings: SettingsByKey) -> Params:
+    """The parameters of a point: `base`, overridden by `common`, overridden by its own settings."""
+    values = _copied(base)
+    for key, value in (common | settings).items():
+        # Copied, or a nested setting would be written into a section that later points share.
+        assign(values, key, _copied(value))
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return validate(values, f"{path} at {shown}" if shown else path)
 
 
-def _require_comparable_lengths(sweep: Sweep) -> None:
-    """Check that early stopping, if any, compares trials of equal length, at steps at which they are validated."""
-    rule = sweep.specification.scheduler
-    if rule is None:
-        return
-    where = f"{sweep.path}: scheduler"
-    lengths = sorted({point.params.train.steps or 0 for point in sweep.points})
-    if len(lengths) > 1 or not lengths[0]:
-        # The steps of an epoch are not known yet.
-        reason = f"compares trials of {lengths} steps" if lengths[-1] else "compares trials of epochs"
-        raise PipelineError(where, reason, "give all the same train.steps")
-    for interval in (point.params.train.validate_every for point in sweep.points):
-        for rung in rule.rungs(lengths[0]):
-            if rung % interval:
-                reason = f"compares after {rung} steps, and train.validate_every is {interval}"
-                raise PipelineError(where, reason, "make grace a multiple of it")
+def _copied(values: Any) -> Any:
+    return {key: _copied(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def is_key(key: str) -> bool:
+    """Whether this can be a key of params.yaml, or a section."""
+    section, _, last = str(key).rpartition(".")
+    known = known_below(section)
+    return known is None or last in known
+
+
+def require_key(key: str, where: str) -> None:
+    """Raises PipelineError if a key is not in params.yaml; the error lists the valid ones."""
+    if not is_key(key):
+        section = str(key).rpartition(".")[0]
+        while section and not known_below(section) and not is_key(section):
+            section = section.rpartition(".")[0]
+        expected = ", ".join(known_below(section) or ()) or "nothing below it"
+        raise PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {expected}")

@@ -17,7 +17,7 @@ from pipeline.config import Params
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.specification import Specification
 from pipeline.trials.folder import Status, Trial
 
 PLAN_FILE = "plan.json"

@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256, read_json
+from pipeline.common.files import file_sha256, read_json
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.views import TASK
 from pipeline.trials import marks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.tracking.content import FAILED, FINISHED, KILLED, NAME, RUNNING
 from pipeline.tracking.run import GIVEN_NAME, PARENT, RUN_NAME, is_renamed, merge_runs, peoples_tags, set_status
 from pipeline.tracking.views import CHARTS, VIEW_TAG, ShownRun, description, distinct_names, is_description, saved_view

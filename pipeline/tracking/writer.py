@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.common.progress import progress
 from pipeline.tracking.content import (
     IDENTITY,

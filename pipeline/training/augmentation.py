@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.common.modality import is_noise_added
 from pipeline.config import Augmentation, Params
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE

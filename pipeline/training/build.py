@@ -17,12 +17,12 @@ from pipeline.common.hardware import resolve_device, resolve_precision
 from pipeline.common.modality import streams
 from pipeline.config import LLM, Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
-from pipeline.corpora.reading import Media
+from pipeline.corpora.utterance_media import Media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
-from pipeline.model.encoding import OnlineEncoder
+from pipeline.model.online_encoders import OnlineEncoder
 from pipeline.pretrained.folder import verify_weights
 from pipeline.training.inputs import Inputs
 from pipeline.trials.folder import Trial

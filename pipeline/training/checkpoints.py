@@ -4,8 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, read_sealed, seal_folder
 from pipeline.trials.folder import Trial
 

@@ -15,7 +15,7 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoding import Hypothesis, decode
 from pipeline.model.examples import Batch, batch_to
-from pipeline.scoring.errors import score
+from pipeline.scoring.error_rates import score
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.training.inputs import Inputs

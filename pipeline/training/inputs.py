@@ -6,15 +6,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.common.verified import sha256_of
 from pipeline.config import Params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.training import noise_digest, noise_sources
 from pipeline.corpora.prepared import require_prepared
-from pipeline.corpora.reading import Media, evaluation_utterances, media_path, training_utterances
+from pipeline.corpora.utterance_media import Media, evaluation_utterances, media_path, training_utterances
 from pipeline.encoders.store import ARRAY, INDEX, Features, Group, feature_groups, read_index
 from pipeline.pretrained.folder import known_files, weights_digest
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.model.audiovisual import Losses
 from pipeline.model.examples import Batch, Example, Examples
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.manifest import SAMPLE_RATE, SAMPLES_PER_FRAME
-from pipeline.corpora.media.files import read_audio, read_video_gray, rounded_to_16_bits
 from pipeline.corpora.media.playback import has_video
+from pipeline.corpora.media.read_write import read_audio, read_video_gray, rounded_to_16_bits
 from pipeline.corpora.mouth.region import CROP
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.recorded.recording import SOUNDFILE_ENDINGS, Recording, is_audio, skip_on_error

@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, folders_with, read_json, read_text, write_json, write_text
+from pipeline.common.files import folders_with, read_json, read_text, write_json, write_text
 from pipeline.common.hardware import with_precision
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.common.code import code_digest
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.common.hardware import with_precision
 from pipeline.common.modality import prompt, streams
 from pipeline.config import Params

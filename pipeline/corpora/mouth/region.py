@@ -15,8 +15,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.media.files import write_video
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
+from pipeline.corpora.media.read_write import write_video
 from pipeline.corpora.mouth.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RANGE, FaceDetector
 from pipeline.corpora.reader import Unusable

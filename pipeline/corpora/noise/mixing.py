@@ -77,7 +77,7 @@ def mix_with_file(speech: np.ndarray, path: Path, snr: float, generator: np.rand
 
 @functools.lru_cache(maxsize=len(SPLITS))
 def _noise(path: Path, modified: int) -> np.ndarray:
-    from pipeline.corpora.media.files import read_audio
+    from pipeline.corpora.media.read_write import read_audio
 
     return read_audio(path)
 

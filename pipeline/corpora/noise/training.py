@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.code import code_digest
-from pipeline.common.files import digest
+from pipeline.common.digests import digest
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import SAMPLE_RATE, Utterance
 from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import chosen_files, folder_noise, noise_settings
-from pipeline.corpora.reading import media_path
+from pipeline.corpora.utterance_media import media_path
 
 SPLIT = "train"
 
@@ -48,7 +48,7 @@ def training_noise(corpus: Corpus, utterances: Iterable[Utterance]) -> np.ndarra
     Raises:
         PipelineError: the folder has no noise, or no talker is readable.
     """
-    from pipeline.corpora.media.files import rounded_to_16_bits
+    from pipeline.corpora.media.read_write import rounded_to_16_bits
 
     clean = _clean_training(utterances)
     if corpus.noise.folder is not None:

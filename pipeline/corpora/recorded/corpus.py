@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.common.code import code_digest
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest, file_sha256
+from pipeline.common.files import file_sha256
 from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble

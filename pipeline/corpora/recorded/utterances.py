@@ -9,7 +9,7 @@ from pipeline.common.files import file_sha256
 from pipeline.common.words import normalise
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, Utterance
-from pipeline.corpora.media.files import write_audio
+from pipeline.corpora.media.read_write import write_audio
 from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip

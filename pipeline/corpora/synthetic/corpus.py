@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from pipeline.common.code import code_digest
-from pipeline.common.files import digest, file_sha256
+from pipeline.common.digests import digest
+from pipeline.common.files import file_sha256
 from pipeline.config import Section
 from pipeline.config.registry import error
 from pipeline.corpora.noise.folder import noise_settings

@@ -21,7 +21,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision
 from pipeline.sweeping.ray.environment import OUTPUT, RAY, set_environment
 from pipeline.sweeping.ray.temporary import temporary_folder
-from pipeline.sweeping.sections import Specification
+from pipeline.sweeping.specification import Specification
 
 TICK_SECONDS = 0.25
 """The driver is called at this interval, whether or not Ray reports anything."""

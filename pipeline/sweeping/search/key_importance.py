@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from pipeline.comparison.front import KeyImportance, is_numeric
+from pipeline.comparison.search_result import KeyImportance, is_numeric
 
 RESAMPLINGS = 20
 TREES = 16

@@ -16,7 +16,7 @@ from optuna.trial import Trial, TrialState, create_trial
 
 from pipeline.sweeping.search.space import Space
 from pipeline.sweeping.search.suggestions import SearchOutcome
-from pipeline.sweeping.sections import SearchSettings
+from pipeline.sweeping.specification import SearchSettings
 
 POPULATION = 8
 """Points per generation of nsga-ii: 24 suggestions are three generations."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping.axes import axis_settings, label_of, six_digits
-from pipeline.sweeping.sections import NAME, SettingsByKey, is_key, require_key
+from pipeline.sweeping.specification import NAME, SettingsByKey, is_key, require_key
 
 if TYPE_CHECKING:
     import optuna

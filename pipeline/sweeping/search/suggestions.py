@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import digest
 from pipeline.common.journal import read_journal
 from pipeline.config import Params
 from pipeline.sweeping.narrowing import narrow
 from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, plan_trials
-from pipeline.sweeping.sections import SettingsByKey
-from pipeline.sweeping.specification import SEED, Sweep, SweepPoint
+from pipeline.sweeping.specification import SettingsByKey
+from pipeline.sweeping.sweep_file import SEED, Sweep, SweepPoint
 
 FOLDER = "searches"
 """In the folder of trials, so that it moves with them."""

@@ -25,7 +25,7 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     Raises:
         PipelineError: the file is missing or damaged, or differs from the manifest.
     """
-    from pipeline.corpora.media.files import read_audio, read_video_gray
+    from pipeline.corpora.media.read_write import read_audio, read_video_gray
 
     path = media_path(folder, stream, utterance)
     content = read_audio(path) if stream == "audio" else read_video_gray(path)

@@ -18,8 +18,8 @@ from pipeline.sweeping.early_stopping import METRIC, losses_at
 from pipeline.sweeping.narrowing import is_used
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.search.suggestions import MAX_REPEATS, SearchOutcome, Suggestion, Suggestions
-from pipeline.sweeping.sections import SettingsByKey
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.specification import SettingsByKey
+from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.folder import Status
 from pipeline.trials.lease import Lease, LeaseTakenError
 

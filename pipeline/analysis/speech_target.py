@@ -8,7 +8,7 @@ import torch
 
 from pipeline.analysis.target import ItemBatch
 from pipeline.model.decoding import decode_texts
-from pipeline.scoring.errors import score
+from pipeline.scoring.error_rates import score
 from pipeline.training.build import build_model
 from pipeline.training.evaluation import batches_by_length
 from pipeline.training.inputs import TrialInputs

@@ -10,7 +10,7 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.hardware import with_native
 from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.results import results_folder
-from pipeline.sweeping.specification import Sweep
+from pipeline.sweeping.sweep_file import Sweep
 
 PRECISION_FILE = "workers.json"
 """In the results folder of a sweep that ran on a cluster."""

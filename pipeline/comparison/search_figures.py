@@ -6,7 +6,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.comparison.front import SearchPoint, SearchResult, is_numeric, log_threshold, metric_label, metric_unit
+from pipeline.comparison.search_result import (
+    SearchPoint,
+    SearchResult,
+    is_numeric,
+    log_threshold,
+    metric_label,
+    metric_unit,
+)
 from pipeline.sinks import figures as sinks
 
 MAX_TICKS = 4

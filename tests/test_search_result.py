@@ -8,9 +8,9 @@ from trials import finish, make_trial
 
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
 from pipeline.common.text import p_text
-from pipeline.comparison.front import SearchPoint, SearchResult, search_csv, search_markdown, search_text
-from pipeline.comparison.front_figures import search_figures
 from pipeline.comparison.output import answers
+from pipeline.comparison.search_figures import search_figures
+from pipeline.comparison.search_result import SearchPoint, SearchResult, search_csv, search_markdown, search_text
 from pipeline.comparison.table import Variant, compare
 from pipeline.sweeping.search.key_importance import key_importance
 
