@@ -79,8 +79,8 @@ def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bo
         bootstrap: resamplings of the sequences for the 95% intervals; 0 for none.
 
     Returns:
-        `metrics` by name (defined in the README, where a sequence is an "utterance"), `arrays` by layer for figures,
-        and a `description` that can be written as JSON.
+        `metrics` by name (defined in pipeline/README.md, where a sequence is an "utterance"), `arrays` by layer for
+        figures, and a `description` that can be written as JSON.
 
     Raises:
         PipelineError: there is no batch, or no sequence has finite activations.

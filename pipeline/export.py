@@ -73,11 +73,11 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
 
 def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
     """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
-    from pipeline.model.decoder import bos_token, eos_token, limit_layers, load_tokenizer
+    from pipeline.model.decoder import bos_token, config_with_first_layers, eos_token, load_tokenizer
 
     llm = params.model.llm
-    limited, changed = limit_layers(llm)
-    original, _ = limit_layers(llm.model_copy(update={"blocks": None}))
+    limited, changed = config_with_first_layers(llm)
+    original, _ = config_with_first_layers(llm.model_copy(update={"blocks": None}))
     text = prompt(params.model.prompt, params.model.modality)
     tokenizer = load_tokenizer(llm)
     return {

@@ -46,21 +46,10 @@ from pipeline.corpora.prepared import (
     remove_media,
     remove_unlisted,
 )
-from pipeline.corpora.reader import (
-    FileInfo,
-    Listing,
-    PreparedClip,
-    Reader,
-    SkippedClip,
-    Unusable,
-    open_error,
-    reader_of,
-)
+from pipeline.corpora.reader import MISSING, FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
 from pipeline.corpora.splits import SPLITS
 from pipeline.sweeping.ray.pool import parallel_run
 
-MISSING = open_error(Path("clip"), FileNotFoundError()).reason
-"""The reason to skip a clip that lacks a file."""
 FEW = 24
 """Up to this many clips, one process finishes before others would have started."""
 

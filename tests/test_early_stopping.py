@@ -4,7 +4,7 @@ import pytest
 from sweeps import planned_trial
 from trials import finish
 
-from pipeline.sweeping.early_stopping import METRIC, Decision, EarlyStopping
+from pipeline.sweeping.early_stopping import VALIDATION_LOSS, Decision, EarlyStopping
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.results import BestPoints
 from pipeline.training.checkpoints import seal
@@ -27,7 +27,7 @@ def plan(tmp_path):
 
 
 def measure(planned, loss, step=4):
-    planned.trial.metrics_log.append(step, {METRIC: loss})
+    planned.trial.metrics_log.append(step, {VALIDATION_LOSS: loss})
 
 
 def checkpoint(planned, step):

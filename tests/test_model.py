@@ -20,7 +20,7 @@ from pipeline.model.backbone import backbone_of
 from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode, decode_texts, prompt_read_once
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
-from pipeline.model.downsampling import downsampled_length, downsampling
+from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import Examples, collate
 from pipeline.model.roles import Role
 
@@ -62,7 +62,7 @@ def with_random_lora(model):
 def test_downsampling_keeps_the_remainder_and_ignores_padding(rate, how):
     lengths = [7, 1, 4]
     features = torch.randn(3, 7, 5)
-    tokens = downsampling(Kind(kind=how), 5, rate)(features, torch.tensor(lengths))
+    tokens = new_downsampling(Kind(kind=how), 5, rate)(features, torch.tensor(lengths))
     for row, length in enumerate(lengths):
         groups = [features[row, start : min(start + rate, length)] for start in range(0, length, rate)]
         assert len(groups) == downsampled_length(length, rate)

@@ -467,7 +467,7 @@ def test_a_trial_that_runs_again_is_not_shown_as_failed(trial: Trial) -> None:
     with record_session(trial, "train"):
         trial.metrics_log.append(1, {"loss/cross_entropy": 2.0})
         [entry], _ = read_entries([trial], {})
-        assert marks.failure(trial.folder) is None
+        assert marks.read_failure(trial.folder) is None
         assert str(entry.gap).startswith("training: at step 1 of ")
 
 

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import capture
-from pipeline.sinks.classification import inner
+from pipeline.sinks.classification import without_outer_layers
 from pipeline.sinks.cosine_to_bos import QUANTILES, CosineHistogram
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
 from pipeline.sinks.moments import Moments
@@ -382,8 +382,8 @@ def test_few_layers(layers: int) -> None:
 
 
 def test_first_and_last_layer_are_not_inner() -> None:
-    assert inner(torch.ones(5, 1)).flatten().tolist() == [0, 1, 1, 1, 0]
-    assert inner(torch.ones(1, 1)).flatten().tolist() == [0]
+    assert without_outer_layers(torch.ones(5, 1)).flatten().tolist() == [0, 1, 1, 1, 0]
+    assert without_outer_layers(torch.ones(1, 1)).flatten().tolist() == [0]
 
 
 def test_sequences_of_one_and_two_tokens() -> None:

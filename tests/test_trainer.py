@@ -77,7 +77,7 @@ class RunningMean(torch.nn.Module):
 
 
 def test_buffers_of_a_downsampling_are_saved_in_checkpoints_and_with_the_model(llm, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.model.audiovisual.downsampling", RunningMean)
+    monkeypatch.setattr("pipeline.model.audiovisual.new_downsampling", RunningMean)
     whole = trainer_of(llm, tmp_path / "whole")
     whole.train()
     checkpoint = min((tmp_path / "whole/checkpoints").iterdir(), key=step_of)

@@ -31,7 +31,7 @@ class Survey:
     summary: SinkSummary
     means: GroupMeans
     sinks: dict[str, LabelledSinks]
-    """By label: the text of the token, or its role."""
+    """The intermediate sinks, by label: the text of the token, or its role."""
     lengths: tuple[int, int]
     """Tokens of the shortest and of the longest sequence."""
 

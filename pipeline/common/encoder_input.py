@@ -1,4 +1,4 @@
-"""The input of an encoder's network, which the encoders make and the model passes on to them."""
+"""What `Encoder.prepare` returns and `Encoder.vectors` takes. The model passes it on and knows no encoder."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

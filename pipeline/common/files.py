@@ -23,8 +23,8 @@ _REMOVED = ".removed-"
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of `path` that is renamed to it after the `with` block, or removed on an error.
 
-    Works for a file or a folder; an existing folder is replaced. The temporary name keeps the suffix, since media
-    encoders choose their format by it.
+    Works for a file or a folder. An existing folder is removed first, so after a kill there may be none. The temporary
+    name keeps the suffix, since media encoders choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

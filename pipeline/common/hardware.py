@@ -64,7 +64,7 @@ def release_freed_memory() -> None:
 def with_precision(params: Params) -> Params:
     """The parameters with `train.precision` resolved for `train.device` of this machine.
 
-    In mode online, where a trial runs the encoders, theirs too; cached features record the precision themselves.
+    In mode online also the precision of the encoders, which the trial runs; cached features have theirs in their index.
     """
     return _with_precision(params, resolve_precision, encoders=params.features.mode == "online")
 

@@ -35,6 +35,7 @@ def run_parallel(function: Callable, jobs: Iterable[tuple], processes: int) -> I
     remaining = iter(jobs)
     while True:
         running: dict[Future, tuple] = {}
+        # Not submitted yet, since `submit` itself raises an error if a process was killed.
         queue: deque[tuple] = deque()
         pool = _pool(processes)
         try:

@@ -23,7 +23,7 @@ MAX_NAMED = 5
 SETTINGS_FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files outside the package that the code uses."""
 MAX_PATCH_BYTES = 16 << 20
-"""Bytes; a longer patch is not written by hand and not scanned for secrets."""
+"""A longer patch is no code that somebody wrote: it is not kept, and not scanned for secrets."""
 GIT_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
 DVC_LOCK = "dvc.lock"
@@ -48,7 +48,7 @@ class CodeState:
 
 
 def code_state(root: Path, files: tuple[Path, ...]) -> CodeState:
-    """The state of the project at `root`, with the SHA-256 of those `files` of the code that git does not track."""
+    """The state of the project at `root`; of `files`, those that git does not track are recorded with their SHA-256."""
     try:
         _git(root, "ls-files", "--error-unmatch", "pipeline/__init__.py")
         commit = _text(root, "rev-parse", "HEAD")
@@ -122,8 +122,8 @@ def require_clean(root: Path = SOURCE) -> None:
     """Check that the code of the project at `root` is committed.
 
     Raises:
-        PipelineError: there is no commit, or a file was changed or added since; of ignored and untracked files, Python
-            below `pipeline/` and `SETTINGS_FILES` count.
+        PipelineError: there is no commit, or a file was changed or added since. A file that git ignores or does not
+            track counts only if it is Python below `pipeline/`, or one of `SETTINGS_FILES`.
     """
     files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS_FILES)]
     record = code_state(root, tuple(file for file in files if file.is_file())).record

@@ -1,7 +1,7 @@
 """The claims of the paper (arXiv 2510.22603), checked against the trials: a verdict, and a value with its interval.
 
-Trials are the sample: with several seeds a value is the mean over seeds with Student's interval, with one the value of
-this trial with an interval over its utterances. Trials with the loss are paired with weight 0 by seed. A claim is
+Trials are the sample: with several seeds a value is their mean, with Student's interval; with one seed it is that of
+the trial, with an interval over its utterances. Trials with the loss are paired with weight 0 by seed. A claim is
 inconclusive if the 95% interval includes values on both sides of its bound.
 """
 
@@ -29,9 +29,10 @@ SHARED, WRITTEN, ALIGNED = 0.5, 0.5, 0.9
 """Bounds of the mean Jaccard of dimensions, of the MLP's share, and of the cosine to BOS (that of a secondary sink)."""
 REMAINING = 0.1
 """Share of the sinks at weight 0 that may remain if the loss removes them."""
-RELOCATION, INCREASE = 0.5, 0.05
-"""Share of utterances whose dominant sink is not BOS that counts as relocation, and the same for its increase over
-weight 0."""
+RELOCATION = 0.5
+"""From this share of the utterances on, a dominant sink that is not BOS counts as relocation."""
+INCREASE = 0.05
+"""And so does an increase of that share over weight 0 by so much."""
 
 SINK_DEFINITIONS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 """Ends of the metrics that count intermediate sinks, by the definition of a sink."""

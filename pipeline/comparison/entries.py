@@ -194,7 +194,7 @@ def _read_entry(trial: Trial) -> Entry:
 
 
 def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
-    if mark := marks.gap(trial.folder):
+    if mark := marks.reason_of_gap(trial.folder):
         return Gap(*mark)
     status = trial.status()
     if status is Status.TRAINED:

@@ -1,7 +1,7 @@
 """A comparison as files: the answer, the table in every format, and the figures, redrawn only when something changed.
 
-The answer is a line for each modality: which decorrelation weight and rate give the lowest word error rate without
-intermediate sinks? It is the best trial by validation among those with fewer than `MIN_SINKS` intermediate sinks per
+The answer is a line for each modality: the decorrelation weight and rate that give the lowest word error rate without
+intermediate sinks. It is the best trial by validation among those with fewer than `MIN_SINKS` intermediate sinks per
 utterance, with the best at weight 0 as the baseline. Several seeds of a setting count as one trial.
 """
 
@@ -25,7 +25,7 @@ from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.search_result import SearchResult, search_csv, search_markdown, search_text
 from pipeline.comparison.table import Cell, Comparison, Variant
 
-CHOSEN_BY = "wer/validation"
+SELECTED_BY = "wer/validation"
 FIGURES_RECORD = "figures.json"
 """Lists the figures and the digest of their sources."""
 
@@ -113,8 +113,8 @@ class _Candidate:
     """The metric shown as its word error rate."""
 
     @property
-    def chosen_by(self) -> float:
-        return self.cell.metrics[CHOSEN_BY if CHOSEN_BY in self.cell.metrics else self.reported].mean
+    def selection_wer(self) -> float:
+        return self.cell.metrics[SELECTED_BY if SELECTED_BY in self.cell.metrics else self.reported].mean
 
     @property
     def sinks(self) -> float:
@@ -148,7 +148,7 @@ class _Candidate:
 
 def answers(comparison: Comparison) -> list[str]:
     """A line for each corpus and modality with at least two settings to choose from."""
-    reported = next((f"wer/{c}" for c in comparison.conditions if not c.startswith("validation")), CHOSEN_BY)
+    reported = next((f"wer/{c}" for c in comparison.conditions if not c.startswith("validation")), SELECTED_BY)
     groups: dict[str, list[_Candidate]] = {}
     for task in comparison.tasks:
         for variant in comparison.variants:
@@ -161,17 +161,17 @@ def answers(comparison: Comparison) -> list[str]:
 def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
     without_sinks = [candidate for candidate in candidates if candidate.sinks < MIN_SINKS]
     if without_sinks:
-        best = min(without_sinks, key=lambda candidate: candidate.chosen_by)
+        best = min(without_sinks, key=lambda candidate: candidate.selection_wer)
         yield str(best)
     else:
-        best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.chosen_by))
+        best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.selection_wer))
         yield f"every setting has {MIN_SINKS:g} or more intermediate sinks per utterance"
         yield f"the fewest are at {best}"
     rest = [other for other in candidates if other.variant.has_loss is not best.variant.has_loss]
     if not rest:
         yield f"there is no trial {'at' if best.variant.has_loss else 'above'} weight 0 to compare it with"
         return
-    other = min(rest, key=lambda candidate: candidate.chosen_by)
+    other = min(rest, key=lambda candidate: candidate.selection_wer)
     yield str(other)
     yield _difference(best, other)
 

@@ -19,7 +19,8 @@ class Noise(Section):
     talkers: Count = 6
     """Simultaneous voices of the babble."""
     train_share: Share = 0.0
-    """Share of the training utterances with noise, each at a ratio drawn from `train_snrs`."""
+    """Share of the training utterances with noise, each at a ratio drawn from `train_snrs`: exact in the synthetic
+    corpus, the probability of each utterance in recorded ones."""
     train_snrs: tuple[float, ...] = ()
     """Signal-to-noise ratios of training in dB."""
     validation_snrs: tuple[float, ...] = ()

@@ -39,7 +39,8 @@ class Sinks(Section):
     tau: Annotated[float, Field(gt=1)] = 1000.0
     """Ratio to the layer's median above which an activation is massive (Sun et al., COLM 2024)."""
     outlier: Annotated[float, Field(gt=1)] = 20.0
-    """Ratio of a token's largest |h| to the utterance's median of these above which it is an outlier (PrefixQuant)."""
+    """A token is an outlier if its largest |h| exceeds so many times the median of that value over the utterance's
+    tokens (PrefixQuant)."""
     alignment: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """|Cosine to BOS| above which a token is a secondary sink (Secondary-Attention-Sinks)."""
     minimum_queries: Count = 4

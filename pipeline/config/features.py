@@ -53,7 +53,7 @@ class VideoEncoderSettings(EncoderSettings):
 
 
 def encoder_section(base: type[EncoderSettings]) -> type[EncoderSettings]:
-    """The class of section `audio` or `video` with the settings of all its encoders."""
+    """The class of section `audio` or `video` with the settings of all its encoders, to list them in an error."""
     kinds = AUDIO_ENCODERS if base is AudioEncoderSettings else VIDEO_ENCODERS
     settings = dict.fromkeys(_settings(place, base) for place in kinds.values())
     return type(base.__name__, (*(kind for kind in settings if kind is not base), base), {})

@@ -13,9 +13,9 @@ class Rates(Section):
     """Downsampling rate of each stream: encoder frames per token."""
 
     audio: Count = 16
-    """Of 50 frames per second for Whisper."""
+    """Audio frames per token; Whisper has 50 per second."""
     video: Count = 5
-    """Of 25 frames per second."""
+    """Video frames per token; there are 25 per second."""
 
 
 class ProjectorSettings(Section):

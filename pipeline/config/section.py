@@ -64,4 +64,4 @@ def known_keys(kind: Any, sections: list[str | int]) -> str:
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
         kind = field.annotation if field else None
-    return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those in the README"
+    return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those in pipeline/config"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 REFUSED = "the system could not read it"
 """The only temporary reason to skip a clip, such as an unmounted share: `prepare` tries the clip again at every
 start."""
+MISSING = "a file is missing"
+"""The reason to skip a clip that lacks a file."""
 SILENCE = "silence"
 """The reason to skip a silent clip."""
 MAX_SHOWN = 1000
@@ -55,7 +57,7 @@ def open_error(path: Path, error: OSError) -> Unusable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
-        return Unusable("a file is missing", path.name)
+        return Unusable(MISSING, path.name)
     return Unusable(REFUSED, f"{path.name}: {error.strerror}")
 
 

@@ -1,4 +1,7 @@
-"""Differences between the environments of two sessions, and whether their results must have equal bits."""
+"""Differences between the environments of two sessions, and whether their results must have equal bits.
+
+A session is one run of a stage on a trial, as recorded in its `provenance.json`.
+"""
 
 from typing import Any
 

@@ -20,7 +20,7 @@ from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
 from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
-from pipeline.model.downsampling import downsampled_length, downsampling
+from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.online_encoders import AdaptedEncoder, OnlineEncoder, encoder_module
@@ -82,7 +82,7 @@ class AudioVisualLLM(nn.Module):
         self.downsampling, self.projectors = nn.ModuleDict(), nn.ModuleDict()
         self.delimiters = nn.ParameterDict()
         for stream in self.streams:
-            module = downsampling(settings.downsampling, dimensions[stream], getattr(settings.rates, stream))
+            module = new_downsampling(settings.downsampling, dimensions[stream], getattr(settings.rates, stream))
             self.downsampling[stream] = cast(nn.Module, module)
             hidden = settings.projector.hidden or width
             self.projectors[stream] = Projector(module.dimension, hidden, width, settings.projector.layer_norm)

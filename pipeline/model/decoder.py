@@ -50,7 +50,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
     logging.set_verbosity_error()
     loaded: Any
     with _one_error(settings, LOADING):
-        config, _ = limit_layers(settings)
+        config, _ = config_with_first_layers(settings)
         loaded = AutoModelForCausalLM.from_pretrained(
             settings.weights,
             config=config,
@@ -74,7 +74,7 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
     return decoder
 
 
-def limit_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def config_with_first_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The decoder's configuration with only the first `settings.blocks` layers, so that no others are built.
 
     Returns:

@@ -76,7 +76,7 @@ class Tokens:
     @property
     def is_sink(self) -> Tensor:
         """(batch, time), bool: sinks by massive activation in an inner layer, BOS included."""
-        return inner(self.massive_at).any(0)
+        return without_outer_layers(self.massive_at).any(0)
 
     @property
     def is_intermediate(self) -> Tensor:
@@ -91,7 +91,7 @@ class Tokens:
     @property
     def is_outlier(self) -> Tensor:
         """(batch, time), bool: outlier tokens in an inner layer."""
-        return inner(self.outlier_at).any(0)
+        return without_outer_layers(self.outlier_at).any(0)
 
     @property
     def is_secondary(self) -> Tensor:
@@ -114,7 +114,7 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
         raise ValueError(f"each utterance must have one BOS; counts in this batch: {is_bos.sum(1).tolist()}")
     bos = is_bos.int().argmax(1)
     activations = _activations(captured, bos, settings.tau)
-    inner_ratio = inner(activations.ratio)
+    inner_ratio = without_outer_layers(activations.ratio)
     max_ratio, strongest_layer = inner_ratio.max(0)
     queries = captured.mask.int().flip(1).cumsum(1).flip(1)
     eligible = captured.mask & (queries >= settings.minimum_queries)
@@ -135,7 +135,7 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
     )
 
 
-def inner(values: Tensor) -> Tensor:
+def without_outer_layers(values: Tensor) -> Tensor:
     """(layers, …) with zeros in the first and the last layer, so that layers keep their numbers."""
     kept = values.clone()
     kept[0], kept[-1] = 0, 0

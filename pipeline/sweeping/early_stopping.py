@@ -22,7 +22,7 @@ from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule, is_worse
 from pipeline.sweeping.plan import PlannedTrial, point_key, task_key
 from pipeline.trials.folder import Status, Trial
 
-METRIC = "loss/validation"
+VALIDATION_LOSS = "loss/validation"
 """The metric by which trials are compared: cross-entropy alone, whatever their decorrelation weights are."""
 
 
@@ -127,4 +127,8 @@ def losses_at(trial: Trial, steps: Iterable[int]) -> dict[int, float]:
     """The validation loss of a trial at those of the steps that it has reached."""
     wanted = set(steps)
     records, _ = trial.metrics_log.read()
-    return {int(record["step"]): record[METRIC] for record in records if METRIC in record and record["step"] in wanted}
+    return {
+        int(record["step"]): record[VALIDATION_LOSS]
+        for record in records
+        if VALIDATION_LOSS in record and record["step"] in wanted
+    }

@@ -55,7 +55,7 @@ class PlannedTrial:
     @property
     def stopped(self) -> int | None:
         """The step at which the early-stopping rule of this sweep stopped it; a damaged mark counts as none."""
-        mark = marks.stop(self.trial.folder) if self.rule else None
+        mark = marks.read_stop(self.trial.folder) if self.rule else None
         return mark[1] if mark and self.rule and mark[0] == self.rule.model_dump(mode="json") else None
 
     def mark_stopped(self, step: int) -> None:
@@ -90,7 +90,7 @@ class PlannedTrial:
     @property
     def failure(self) -> str | None:
         """Why it failed permanently, unless it has run since."""
-        return marks.failure(self.trial.folder)
+        return marks.read_failure(self.trial.folder)
 
     def is_free(self) -> bool:
         """Whether it is over, or no process runs it."""

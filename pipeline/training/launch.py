@@ -101,7 +101,7 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
     return pickle.loads(errors[0].read_bytes())
 
 
-def end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """In a child process: be killed when its parent process ends, which may be killed itself, or has ended already."""
     # Written in C: type checkers do not see it.
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ def _run(
     number: int, work: Work, arguments: tuple, count: int, device: str, folder: str, log: str | None, parent: int
 ) -> None:
     """The main function of a rank's process."""
-    end_with(parent)
+    end_with_parent(parent)
     # The terminal sends Ctrl-C to all processes; the parent process decides when the ranks stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.training.launch import end_with
+from pipeline.training.launch import end_with_parent
 
 
 def loader_options(count: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _begin(parent: int, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_terminated_by, args=(parent,), daemon=True).start()
-    end_with(parent)
+    end_with_parent(parent)
 
 
 def _end_when_terminated_by(parent: int) -> None:

@@ -27,7 +27,7 @@ def remove_failure(folder: Path) -> None:
     (folder / FAILED_FILE).unlink(missing_ok=True)
 
 
-def failure(folder: Path) -> str | None:
+def read_failure(folder: Path) -> str | None:
     """Why a trial failed permanently, or None."""
     content = _read(folder / FAILED_FILE)
     return None if content is None else str(content.get("reason", f"{FAILED_FILE} is damaged"))
@@ -38,7 +38,7 @@ def write_stop(folder: Path, rule: dict[str, Any], step: int) -> None:
     write_sealed(folder / STOPPED_FILE, {"rule": rule, "step": step})
 
 
-def stop(folder: Path) -> tuple[dict[str, Any], int] | None:
+def read_stop(folder: Path) -> tuple[dict[str, Any], int] | None:
     """The rule that ended a trial, and the step; None without a valid `stopped.json`."""
     content = _read(folder / STOPPED_FILE) or {}
     try:
@@ -47,12 +47,12 @@ def stop(folder: Path) -> tuple[dict[str, Any], int] | None:
         return None
 
 
-def gap(folder: Path) -> tuple[str, str] | None:
+def reason_of_gap(folder: Path) -> tuple[str, str] | None:
     """`failed` or `stopped` and the reason in one line, for a trial that a sweep has ended; else None."""
-    if (reason := failure(folder)) is not None:
+    if (reason := read_failure(folder)) is not None:
         return "failed", reason.strip().partition("\n")[0]
     if (folder / STOPPED_FILE).exists():
-        stopped = stop(folder)
+        stopped = read_stop(folder)
         if stopped is None:
             return "stopped", f"{STOPPED_FILE} is damaged"
         rule, step = stopped

@@ -27,7 +27,7 @@ from pipeline.corpora.formats.tree import (
     name_fault,
     preference,
 )
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, skip_summary
+from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import SPLITS, hold_out
 
@@ -93,7 +93,7 @@ class Folder(RecordedCorpus):
             raise Unusable("unknown split", f"{row.values['split']!r}; it must be {', '.join(SPLITS)}")
         media = {kind: self._locate(row.values[kind]) for kind in ("audio", "video") if row.values.get(kind)}
         if not media:
-            raise Unusable("a file is missing", "no path")
+            raise Unusable(MISSING, "no path")
         for file in media.values():
             if (fault := file_fault(file)) is not None:
                 raise fault
@@ -156,9 +156,9 @@ class _Files:
         for name in unsupported:
             yield self.skip(name, Unusable("unsupported format", os.path.splitext(name)[1]))
         if only_text and not unsupported:
-            yield self.skip(self.main, Unusable("a file is missing", "no recording of this name"))
+            yield self.skip(self.main, Unusable(MISSING, "no recording of this name"))
         if self.chosen and "text" not in self.chosen:
-            yield self.skip(self.main, Unusable("a file is missing", f"{self.stem}.txt"))
+            yield self.skip(self.main, Unusable(MISSING, f"{self.stem}.txt"))
 
     def clip(self, root: Path) -> Iterator[RecordedClip]:
         """The clip, if there are a recording and a transcript."""

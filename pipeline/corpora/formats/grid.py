@@ -19,7 +19,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.transcripts import read_transcript
 from pipeline.corpora.formats.tree import VIDEO_ENDINGS, files_below
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable, skip_summary
+from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import hold_out, random_rank
 from pipeline.corpora.synthetic.sentences import GRID, LETTER
@@ -78,7 +78,7 @@ class Grid(RecordedCorpus):
             if text is None:
                 skipped.append(SkippedClip(path, split, "the name spells no sentence"))
             elif (speaker, name) not in alignments:
-                skipped.append(SkippedClip(path, split, "a file is missing", f"{name}.align"))
+                skipped.append(SkippedClip(path, split, MISSING, f"{name}.align"))
             else:
                 transcript = alignments[speaker, name]
                 clips.append(RecordedClip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, text))

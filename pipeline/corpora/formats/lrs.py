@@ -21,7 +21,7 @@ from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_
 from pipeline.corpora.formats.transcripts import TimedWord, read_lrs
 from pipeline.corpora.formats.tree import file_fault, files_below, name_fault
 from pipeline.corpora.manifest import FRAME_RATE
-from pipeline.corpora.reader import Listing, SkippedClip, Unusable
+from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import hold_out
 
@@ -140,7 +140,7 @@ def _clips_of_part(root: Path, part: str, split: str, skipped: list[SkippedClip]
             missing = {".mp4", ".txt"} - endings[stem]
             fault = name_fault([parts[1], stem])
             if missing:
-                fault = Unusable("a file is missing", f"{stem}{missing.pop()}")
+                fault = Unusable(MISSING, f"{stem}{missing.pop()}")
             if fault is None:
                 yield _clip(root, path, split)
             else:

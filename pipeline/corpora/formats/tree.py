@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.reader import SkippedClip, Unusable, open_error
+from pipeline.corpora.reader import MISSING, SkippedClip, Unusable, open_error
 
 AUDIO_ENDINGS = (
     ".wav", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".w64", ".voc", ".sph", ".wv", ".ape", ".tta",
@@ -93,7 +93,7 @@ def file_fault(path: Path) -> Unusable | None:
     except OSError as error:
         return open_error(path, error)
     except ValueError:
-        return Unusable("a file is missing", path.name)
+        return Unusable(MISSING, path.name)
     # Opening a pipe would block.
     return None if stat.S_ISREG(kind) else Unusable("not a file", path.name)
 

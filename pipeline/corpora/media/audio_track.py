@@ -22,7 +22,7 @@ MAX_PEAK = 16.0
 
 
 def read_track(path: Path, with_video: bool = False) -> tuple[np.ndarray, int]:
-    """Read the first audio track of an audio or video file that is not silent.
+    """Read the first track that is not silent of an audio or video file.
 
     With `with_video`, the audio must start with the first video frame, since the video is used as well.
 

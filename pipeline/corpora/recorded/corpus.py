@@ -66,7 +66,7 @@ class RecordedCorpus(Reader):
     """
 
     keys: tuple[str, ...] = ()
-    """Keys of `corpus` that only this format uses."""
+    """Sections of `corpus` on which this format depends, besides those of all formats."""
     piece_keys: tuple[str, ...] = ()
     """Those of them that decide where clips are split into pieces."""
 

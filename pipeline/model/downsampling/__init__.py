@@ -40,7 +40,7 @@ class Downsampling(Protocol):
         """
 
 
-def downsampling(settings: Kind, dimension: int, rate: int) -> Downsampling:
+def new_downsampling(settings: Kind, dimension: int, rate: int) -> Downsampling:
     """A new module of a kind."""
     kind = resolve_name(DOWNSAMPLING[settings.kind])
     own = getattr(kind, "Settings", Kind)

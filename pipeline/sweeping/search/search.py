@@ -14,7 +14,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.metrics import is_bound
 from pipeline.config import Section
-from pipeline.sweeping.early_stopping import METRIC, losses_at
+from pipeline.sweeping.early_stopping import VALIDATION_LOSS, losses_at
 from pipeline.sweeping.narrowing import is_used
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.search.suggestions import MAX_REPEATS, SearchOutcome, Suggestion, Suggestions
@@ -157,8 +157,8 @@ def _columns(done: Sequence[PlannedTrial], names: Sequence[str]) -> dict[str, tu
 def metrics_of(planned: PlannedTrial, names: Sequence[str]) -> dict[str, float]:
     """The metrics of a done trial, as far as it has them; the validation loss is the last one."""
     metrics = {name: value for name, value in planned.metrics.items() if name in names}
-    if METRIC in names:
+    if VALIDATION_LOSS in names:
         records, _ = planned.trial.metrics_log.read()
-        measured = [record[METRIC] for record in records if METRIC in record]
-        metrics |= {METRIC: measured[-1]} if measured else {}
+        measured = [record[VALIDATION_LOSS] for record in records if VALIDATION_LOSS in record]
+        metrics |= {VALIDATION_LOSS: measured[-1]} if measured else {}
     return metrics
