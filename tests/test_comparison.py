@@ -483,6 +483,7 @@ def test_several_weights_of_the_primary_task_are_corrected_for_each_other(tmp_pa
     ]
     text = rendering.table_text(compare(trials, "ASR 16"), 1000)
     assert "primary comparison; its p-values are corrected for its own 2 comparisons only." in text
+    assert "for 0 comparisons" not in text
 
 
 def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ def test_an_mlflow_without_saved_views_shows_everything_else(
 
 
 def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_content, "_flat", lambda values: 1 / 0)
+    monkeypatch.setattr(mlflow_content, "flattened", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ingest([trained(tmp_path, 0).folder], database, "e", "s")
 

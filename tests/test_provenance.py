@@ -56,6 +56,8 @@ def project(tmp_path: Path) -> Path:
         "pipeline/weights.py": "",
         "pipeline/prepare.py": "",
         "pipeline/features.py": "",
+        "pipeline/reproduction/__init__.py": "",
+        "pipeline/reproduction/stages.py": "",
         "pipeline/model.py": "width = 1\n",
         "pipeline/apart.py": "",
         "params.yaml": "a: 1\n",
@@ -429,7 +431,8 @@ def test_the_archive_is_complete_and_equal_for_equal_files(project: Path, tmp_pa
         archive.extractall(tmp_path / "out", filter="data")
     assert names == [
         "params.yaml", "pipeline/__init__.py", "pipeline/evaluate.py", "pipeline/features.py", "pipeline/model.py",
-        "pipeline/prepare.py", "pipeline/train.py", "pipeline/weights.py",
+        "pipeline/prepare.py", "pipeline/reproduction/__init__.py", "pipeline/reproduction/stages.py",
+        "pipeline/train.py", "pipeline/weights.py",
     ]  # fmt: skip
     assert (tmp_path / "out/pipeline/model.py").read_text() == "width = 1\n"
     for file in project.rglob("*.py"):

@@ -227,11 +227,13 @@ def test_a_trial_that_is_not_done_is_one_error(project):
 def dirty(tmp_path):
     """A repository with changes, a trial's folder with their record, and the session."""
     project, trial = tmp_path / "project", tmp_path / "trial"
-    texts = dict.fromkeys(["__init__", "weights", "prepare", "features", "evaluate"], "")
+    names = ["__init__", "weights", "prepare", "features", "evaluate", "reproduction/__init__", "reproduction/stages"]
+    texts = dict.fromkeys(names, "")
     texts |= {"train": "import pipeline.model\n", "model": "width = 1\n"}
     for name, text in texts.items():
-        (project / "pipeline").mkdir(parents=True, exist_ok=True)
-        (project / f"pipeline/{name}.py").write_text(text)
+        file = project / f"pipeline/{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     shell(project, "git init -q -b main")
     commit(project, "first")
     (project / "pipeline/model.py").write_text("from pipeline.gain import gain\nwidth = 2\n")

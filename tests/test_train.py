@@ -175,7 +175,7 @@ def test_two_processes_do_not_train_one_trial_twice(project, undisturbed):
 
 
 def test_the_headline_is_the_condition_with_the_loudest_noise():
-    noisy = {"wer/test/snr_5": 0.2, "wer/test/babble_snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
+    noisy = {"wer/test/snr_5": 0.2, "wer/test/snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
     assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
     assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
 

@@ -30,7 +30,7 @@ LEGEND = (
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 RUNS = (
     "Changes over several seeds: 95% interval and p-value of Welch's t-test on the logarithm of each run's word error "
-    "rate, the p-values corrected for {count} comparisons (Holm)."
+    "rate{correction}."
 )
 TOO_WIDE = "Inconclusive: the 95% interval of a change includes 0 and more than 100 points; run more seeds."
 PRIMARY = "{task} on the clean test set is the planned, primary comparison; {correction}."
@@ -64,7 +64,8 @@ def table_notes(comparison: Comparison) -> list[str]:
             cell.changes.get("test") for (task, _), cell in comparison.cells.items() if str(task) == comparison.primary
         ]
         primary = [change for change in primary if change in tested]
-        lines.append(RUNS.format(count=len(tested) - len(primary)))
+        others = len(tested) - len(primary)
+        lines.append(RUNS.format(correction=f", the p-values corrected for {others} comparisons (Holm)" * (others > 0)))
         if primary:
             correction = "its p-value is not corrected for others"
             if len(primary) > 1:

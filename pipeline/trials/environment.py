@@ -22,8 +22,11 @@ from pipeline.common.redaction import command_without_secrets, file_without_secr
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, code_state
 
-MODULES = ("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate")
-"""The commands whose code produces a trial and its data."""
+MODULES = (
+    *("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate"),
+    "pipeline.reproduction.stages",
+)
+"""The commands whose code produces a trial and its data, and the scripts that run restored code."""
 MAX_ARCHIVE_BYTES = 64 << 20
 """Bytes of all sources in an archive that is read; a larger one is damaged, or meant to exhaust the memory."""
 _VECTORS = ("sse4", "ssse3", "avx", "fma", "amx", "asimd", "sve", "bf16")
