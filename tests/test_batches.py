@@ -1,5 +1,7 @@
 """Composition of batches, and their padding."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,5 @@ def test_steps_and_epochs_are_exact():
     complete = [batch for number in range(3) for batch in by_epochs.epoch(number)]
     assert [batch for _, batch in by_epochs] == complete
     assert by_epochs.steps == -(-len(complete) // 4)
+    # Resuming skips.
+    assert [batch for _, batch in islice(iter(by_epochs), 7, None)] == complete[7:]

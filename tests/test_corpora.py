@@ -60,6 +60,9 @@ def test_file_without_sentences_is_an_error(tmp_path: Path) -> None:
         file_sentences(tmp_path / "empty.txt")
     with pytest.raises(PipelineError, match=r"none\.txt: cannot be read"):
         file_sentences(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(PipelineError, match=r"latin\.txt:1: is not UTF-8; save the file as UTF-8"):
+        file_sentences(tmp_path / "latin.txt")
 
 
 @pytest.mark.parametrize("accent", ACCENTS)

@@ -5,6 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import trees
+from project import group_lives
 from trees import TREES, Spoken, params
 
 from pipeline.common.errors import PipelineError
@@ -494,7 +498,44 @@ def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], t
         recorded_babble(corpus, "train", [[tmp_path / "bad.wav"]])
 
 
-# Jobs.
+# Interruption.
+
+
+def test_a_killed_run_is_resumed_without_repeated_work(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number in range(30):
+        for part, one in (("train", spoken[number % 8]), ("validation", spoken[9]), ("test", spoken[11])):
+            trees.write_mpg(root / part / f"p{number % 5}" / f"{number}.mpg", *_short(one))
+            (root / part / f"p{number % 5}" / f"{number}.txt").write_text(one.text)
+    settings = ["corpus.kind=folder", f"corpus.root={root}", f"corpus.out={tmp_path / 'out'}", trees.QUIET]
+    words = [sys.executable, "-m", "pipeline.prepare", *(f"--set={value}" for value in settings)]
+    process = subprocess.Popen(words, cwd=trees.ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while len(list((tmp_path / "out").rglob("[0-9]*.mp4"))) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    folder = tmp_path / "out"
+    assert not (folder / "manifest.jsonl").exists()
+    records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
+    finished = {path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
+    kept = {path: (folder / path).stat().st_mtime_ns for path in finished}
+    assert 0 < len(kept) < 2 * 90
+    done = subprocess.run(words, cwd=trees.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train           30 utterances" in done.stdout
+    assert {path: (folder / path).stat().st_mtime_ns for path in finished} == kept
+    assert len(read_manifest(folder)) == 90
+    assert not list(folder.rglob(".*"))
+
+
+def _short(one: Spoken) -> tuple[np.ndarray, np.ndarray]:
+    return read_video_gray(one.mp4)[:15], read_audio(one.wav)[: 15 * 640]
 
 
 def double_or_die(number: int) -> int:

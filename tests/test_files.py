@@ -40,6 +40,16 @@ def test_a_folder_is_replaced_completely(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_link_is_written_without_syncing_its_target(tmp_path, monkeypatch):
+    (tmp_path / "recording.wav").write_bytes(b"RIFF")
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with atomic_write(tmp_path / "link.wav") as temporary:
+        os.symlink(tmp_path / "recording.wav", temporary)
+    assert (tmp_path / "link.wav").readlink() == tmp_path / "recording.wav"
+    assert not synced
+
+
 def test_invalid_json_is_explained(tmp_path):
     file = tmp_path / "file.json"
     with pytest.raises(PipelineError, match="the file is missing; make it"):

@@ -101,6 +101,8 @@ def test_numbers_and_their_words_are_unique() -> None:
     words = [cardinal(number) for number in range(10_000)]
     assert len(set(words)) == len(words)
     assert [normalise_numbers(f"{number}") for number in range(10_000)] == words
+    with pytest.raises(ValueError, match="-1"):
+        cardinal(-1)
 
 
 def test_corpus_and_scoring_use_the_same_words() -> None:
@@ -176,7 +178,7 @@ def test_a_corpus_without_a_reference_word_has_no_rate() -> None:
 
 
 def test_references_and_hypotheses_must_have_equal_length() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
         score(["a", "b"], ["a"], bootstrap=0)
 
 

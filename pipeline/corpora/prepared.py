@@ -14,7 +14,7 @@ SETTINGS_FILE = "prepare.json"
 ROOT, SOURCES = "root", "sources"
 """Keys of the corpus root and of the digest of its file sizes; equal digests mean the same corpus at a new root."""
 MANIFEST_KEY, NOISE = "manifest", "noise_sha256"
-"""Key of the SHA-256 of `manifest.jsonl`."""
+"""Keys of the SHA-256 of `manifest.jsonl`, and of each file of noise by name."""
 MEDIA_FOLDERS = ("babble", *SPLITS)
 """Folders of media; nothing outside them is ever removed."""
 

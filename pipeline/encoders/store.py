@@ -126,6 +126,11 @@ class Features(Mapping[str, np.ndarray]):
                 places[utterance.id] = (group, begin, begin + frames)
         return places
 
+    @property
+    def longest(self) -> int:
+        """Frames of the longest utterance."""
+        return max((end - begin for _, begin, end in self._places.values()), default=0)
+
     def __getitem__(self, utterance: str) -> np.ndarray:
         group, begin, end = self._places[utterance]
         if group.folder not in self._arrays:

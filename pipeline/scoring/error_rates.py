@@ -120,6 +120,8 @@ def score(
         PipelineError: the references have no words, so there is no error rate.
         ValueError: the numbers of references and hypotheses differ.
     """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
     numbered = [(normalise_numbers(r), normalise_numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
     if not any(reference for reference, _ in pairs):

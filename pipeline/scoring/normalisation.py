@@ -55,7 +55,13 @@ def _digit_by_digit(digits: str) -> str:
 
 
 def cardinal(number: int) -> str:
-    """A whole number from 0, below `LIMIT`, in words, without `and` and hyphens."""
+    """A whole number in words, without `and` and hyphens.
+
+    Raises:
+        ValueError: it is negative, or not below `LIMIT`.
+    """
+    if not 0 <= number < LIMIT:
+        raise ValueError(f"{number} is not in [0, {LIMIT})")
     if number < 20:
         return _SMALL[number]
     if number < 100:

@@ -19,6 +19,7 @@ from pipeline.config import LLM, Params
 from pipeline.corpora.manifest import FRAME_RATE, Utterance
 from pipeline.corpora.utterance_media import Media
 from pipeline.encoders.protocol import encoder_kind
+from pipeline.encoders.store import Features
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
@@ -92,7 +93,7 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
     positions = max_positions(config)
-    if positions is None:
+    if positions is None or not inputs.utterances or _longest(model, params, inputs) <= positions:
         return
     too_long = sorted(_too_long(model, params, inputs, positions), reverse=True)
     if too_long:
@@ -104,6 +105,20 @@ def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> 
             "raise model.rates, lower evaluate.max_new_tokens, leave long utterances out of the corpus, or take an LLM "
             "with more positions",
         )
+
+
+def _longest(model: AudioVisualLLM, params: Params, inputs: Inputs) -> int:
+    """An upper bound of the tokens of all utterances: that of one which has the most frames and the longest text."""
+    frames: dict[str, int] = {}
+    for stream in model.streams:
+        source = inputs.streams[stream]
+        frames[stream] = (
+            source.longest
+            if isinstance(source, Features)
+            else max(_frames(model, inputs, stream, utterance) for utterance in inputs.utterances)
+        )
+    text = max(len(utterance.text.encode()) for utterance in inputs.utterances) + 1
+    return model.length(frames, max(params.evaluate.max_new_tokens, text))
 
 
 def _too_long(model: AudioVisualLLM, params: Params, inputs: Inputs, positions: int) -> Iterator[tuple[int, str]]:
