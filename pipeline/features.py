@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cluster.pool import ClusterPool, cluster_pool
 from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
@@ -23,7 +24,6 @@ from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
 from pipeline.corpora.utterance_media import read_media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import DTYPE, Group, feature_groups, read_index, verify_features
-from pipeline.sweeping.ray.pool import ClusterPool, cluster_pool
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")

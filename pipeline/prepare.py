@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.pool import parallel_run
 from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.digests import digest, text_sha256
 from pipeline.common.errors import PipelineError
@@ -48,7 +49,6 @@ from pipeline.corpora.prepared import (
 )
 from pipeline.corpora.reader import MISSING, FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
 from pipeline.corpora.splits import SPLITS
-from pipeline.sweeping.ray.pool import parallel_run
 
 FEW = 24
 """Up to this many clips, one process finishes before others would have started."""

@@ -25,12 +25,12 @@ from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.store import INDEX, feature_groups
 from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.plan import read_digests
-from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.results import RESULTS
 from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.status import TRIALS_FILE, recorded_trials
 from pipeline.sweeping.sweep_file import Sweep, SweepPoint, load_sweep
+from pipeline.sweeping.worker_precision import with_worker_precision
 from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError

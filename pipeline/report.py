@@ -14,10 +14,10 @@ from pipeline.comparison.search_result import SearchResult
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.sweeping.plan import PlannedTrial
-from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
 from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
+from pipeline.sweeping.worker_precision import with_worker_precision
 from pipeline.tracking.run import SYNCED_REPORT
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import ingest_sweep

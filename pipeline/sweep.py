@@ -18,11 +18,11 @@ from pipeline.common.redaction import open_redacted
 from pipeline.config import Params
 from pipeline.sweeping.cost import CostModel, cost_line, mean_cost
 from pipeline.sweeping.driver import Driver
+from pipeline.sweeping.engine import Outcome
 from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages, repro
 from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
-from pipeline.sweeping.ray.worker_precision import with_worker_precision
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.search import Search
@@ -30,6 +30,7 @@ from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
+from pipeline.sweeping.worker_precision import with_worker_precision
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED_FILE
@@ -38,16 +39,12 @@ DEFAULT = "experiments/demo.yaml"
 WORK = "pipeline.sweep:run_trial"
 
 
-def run_trial(job: dict[str, Any]) -> dict[str, Any]:
+def run_trial(job: dict[str, Any]) -> Outcome:
     """In a worker: train and evaluate one trial.
 
     Args:
         job: `params`, `identity` and `folder` of the trial; `stop`: a file that ends the trial early once it exists;
             `until`: a step to pause the training after, or None.
-
-    Returns:
-        `outcome`: `paused` after that step, `done`, `interrupted` (after a checkpoint), or `taken`: another process
-        runs it. With the first two, `step`.
 
     Raises:
         PipelineError: a stage failed, or code or data changed since the sweep began.
@@ -60,7 +57,7 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
     quieten_libraries()
     params = Params.model_validate_json(job["params"])
     if Path(job["stop"]).exists():
-        return {"outcome": "interrupted"}
+        return Outcome.INTERRUPTED
     inputs = TrialInputs(params)
     if training_identity(params, inputs.training.digests) != job["identity"]:
         raise PipelineError("this trial", "its code or data changed since the sweep began", "start the sweep again")
@@ -78,11 +75,10 @@ def run_trial(job: dict[str, Any]) -> dict[str, Any]:
                 evaluate(params, inputs)
                 until = None
     except LeaseTakenError:
-        return {"outcome": "taken"}
+        return Outcome.TAKEN
     except KeyboardInterrupt:
-        return {"outcome": "interrupted"}
-    step = until or params.train.steps or int(trial.metrics_log.read()[0][-1]["step"])
-    return {"outcome": "paused" if until else "done", "step": step}
+        return Outcome.INTERRUPTED
+    return Outcome.PAUSED if until else Outcome.DONE
 
 
 def make_inputs(sweep: Sweep, arguments: Namespace) -> None:

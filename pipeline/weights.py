@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.pool import parallel_run
 from pipeline.common.code import code_digest
 from pipeline.common.command import add_address, params_of, parser, run_command
 from pipeline.common.errors import PipelineError
@@ -20,7 +21,6 @@ from pipeline.pretrained.fetch import PICKLED, Source, fetch, files_of
 from pipeline.pretrained.folder import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
 from pipeline.pretrained.gguf import convert_gguf
 from pipeline.pretrained.pickled import convert_pickled
-from pipeline.sweeping.ray.pool import parallel_run
 
 SHORT = 12
 """Digits of an abbreviated commit."""

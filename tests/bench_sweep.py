@@ -16,8 +16,8 @@ import yaml
 from project import SMALL, environment, make_project
 
 from pipeline.config import load_params
+from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
 from pipeline.sweeping.plan import PlannedTrial, plan_trials
-from pipeline.sweeping.ray.engine import Engine
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.tracking.writer import ingest
@@ -28,9 +28,9 @@ HEAVY = ("ray", "torch", "mlflow")
 SECTIONS = ("done", "overhead", "database", "metrics")
 
 
-def nothing(job: dict[str, Any]) -> dict[str, Any]:
+def nothing(job: dict[str, Any]) -> Outcome:
     """A trial that does nothing."""
-    return {"outcome": "done", "step": 1}
+    return Outcome.DONE
 
 
 def interval(specification: Specification, work: str, trials: list[PlannedTrial]) -> float:
@@ -52,8 +52,8 @@ def interval(specification: Specification, work: str, trials: list[PlannedTrial]
     with Engine(specification, None, stop) as engine:
         engine.place(jobs[0])
         for event in engine.events():
-            if event and event[0] in ("ended", "failed"):
-                assert event[2] == {"outcome": "done", "step": 1}, event
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Ended):
                 ends.append(time.perf_counter())
                 if len(ends) == len(jobs):
                     break

@@ -21,7 +21,7 @@ import os, signal, time, ray
 from pathlib import Path
 from pipeline.common.errors import PipelineError
 from pipeline.common.process_pool import KILLED
-from pipeline.sweeping.ray.pool import cluster_pool
+from pipeline.cluster.pool import cluster_pool
 
 def wait_until(true):
     for _ in range(600):

@@ -6,22 +6,23 @@ import pytest
 from sweeps import planned_trial
 from trials import finish
 
+from pipeline.cluster.connection import RayLostError
 from pipeline.sweeping import driver
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
-from pipeline.sweeping.ray.engine import EngineLostError
+from pipeline.sweeping.engine import Ended, Failed, Outcome, Started
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.provenance import record_session
 
-DONE, TAKEN, INTERRUPTED = ({"outcome": outcome, "step": 1} for outcome in ("done", "taken", "interrupted"))
-LOST = EngineLostError("Ray", "ended unexpectedly (killed)", "the same command continues")
+LOST = RayLostError("Ray", "ended unexpectedly (killed)", "the same command continues")
 DEAD_NODE, DEAD_WORKER = "its node died", "its worker died"
 
 
 class ScriptedEngine:
-    """An engine with two slots. The script has the next outcome of each trial by name: a result, the loss at a pause,
-    the reason of a failure, or the end of Ray. Without a script a trial is done."""
+    """An engine with two slots. The script has what comes next of each trial by name: an outcome, the loss at a pause,
+    the reason of a failure, or the end of Ray. Without
+    a script a trial is done."""
 
     def __init__(self, trials, script):
         self.trials, self.script, self.starts, self.jobs = {p.identity: p for p in trials}, script, 0, []
@@ -48,24 +49,24 @@ class ScriptedEngine:
         while True:
             job = self.placed.pop(0)
             planned, identity = self.trials[job["identity"]], job["identity"]
-            yield "started", identity
-            outcome = (self.script.get(planned.name) or [DONE]).pop(0)
+            yield Started(identity)
+            outcome = (self.script.get(planned.name) or [Outcome.DONE]).pop(0)
             if outcome == DEAD_NODE:
-                yield "failed", identity, outcome, "", True
+                yield Failed(identity, outcome, "", True)
                 continue
             with record_session(planned.trial, "train", "cpu"):
                 pass
             if isinstance(outcome, Exception):
                 raise outcome
-            if isinstance(outcome, str):
-                yield "failed", identity, outcome, "in some function", outcome == DEAD_WORKER
+            if not isinstance(outcome, Outcome | float):
+                yield Failed(identity, outcome, "in some function", outcome == DEAD_WORKER)
                 continue
             if isinstance(outcome, float):
                 planned.trial.metrics_log.append(job["until"], {"loss/validation": outcome})
-                outcome = {"outcome": "paused", "step": job["until"]}
-            if outcome is DONE:
+                outcome = Outcome.PAUSED
+            if outcome is Outcome.DONE:
                 finish(planned.trial, {"test": [0]})
-            yield "ended", identity, outcome
+            yield Ended(identity, outcome)
 
 
 @pytest.fixture
@@ -103,13 +104,13 @@ def test_a_failed_trial_is_retried_then_left_and_the_others_continue(run):
 
 
 def test_a_worker_that_another_process_interrupted_has_failed(run):
-    engine = run({"a": [INTERRUPTED, INTERRUPTED]})
+    engine = run({"a": [Outcome.INTERRUPTED, Outcome.INTERRUPTED]})
     assert states(engine) == "ndd"
     assert "a  failed: its worker was interrupted" in engine.printed
 
 
 def test_attempts_that_never_started_do_not_count_but_do_not_repeat_forever(run):
-    engine = run({"a": [DEAD_NODE, DEAD_NODE, DEAD_WORKER, DEAD_NODE, DONE]})
+    engine = run({"a": [DEAD_NODE, DEAD_NODE, DEAD_WORKER, DEAD_NODE, Outcome.DONE]})
     assert states(engine) == "ddd"
     assert engine.printed.count("a  is retried after: its node died") == 3
 
@@ -135,24 +136,27 @@ def test_when_ray_ends_running_trials_lose_an_attempt_and_waiting_ones_do_not(ru
 
 
 def test_a_ray_that_always_ends_is_an_error(run):
-    with pytest.raises(EngineLostError, match="ended unexpectedly"):
+    with pytest.raises(RayLostError, match="ended unexpectedly"):
         run({"start": [LOST] * 9})
 
 
 def test_a_trial_that_another_process_runs_is_checked_again(run):
-    engine = run({"a": [TAKEN, DONE]})
+    engine = run({"a": [Outcome.TAKEN, Outcome.DONE]})
     assert states(engine) == "ddd"
     assert "a  is run by another process; waiting for it" in engine.printed
 
 
 def test_a_trial_that_another_process_runs_is_waited_for_after_ray_ended(run):
-    engine = run({"a": [TAKEN, DONE], "b": [LOST]}, retries=0, names="ab")
+    engine = run({"a": [Outcome.TAKEN, Outcome.DONE], "b": [LOST]}, retries=0, names="ab")
     assert "b  failed: Ray ended unexpectedly (killed)" in engine.printed
     assert states(engine) == "dn"
 
 
 def test_seeds_wait_for_each_other_at_a_rung_and_not_for_a_failed_one(run):
-    engine = run({"a": [1.0, DONE], "b": [3.0, DONE], "c": ["bad", "bad"]}, asha=EarlyStoppingRule(grace=20, factor=5))
+    engine = run(
+        {"a": [1.0, Outcome.DONE], "b": [3.0, Outcome.DONE], "c": ["bad", "bad"]},
+        asha=EarlyStoppingRule(grace=20, factor=5),
+    )
     assert states(engine) == "ddn"
     for name in "ab":
         assert f"{name}  waits for the other seeds at step 20" in engine.printed

@@ -10,16 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cluster.channel import Channel
+from pipeline.cluster.connection import Lost
+from pipeline.cluster.slots import slots
+from pipeline.cluster.start import require_gpus
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray import process as ray_process
-from pipeline.sweeping.ray import worker_precision
-from pipeline.sweeping.ray.engine import EngineOptions
-from pipeline.sweeping.ray.process import reason_of
-from pipeline.sweeping.ray.start import require_gpus
-from pipeline.sweeping.ray.worker_precision import with_worker_precision
-from pipeline.sweeping.resources import slots, trial_resources
+from pipeline.sweeping import tune, worker_precision
+from pipeline.sweeping.engine import EngineOptions
+from pipeline.sweeping.resources import trial_resources
 from pipeline.sweeping.specification import Resources, Specification
 from pipeline.sweeping.sweep_file import load_sweep
+from pipeline.sweeping.tune import reason_of
+from pipeline.sweeping.worker_precision import with_worker_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}
@@ -89,16 +91,16 @@ def test_every_failed_attempt_has_a_reason():
 
 def test_the_watch_ends_ray_only_if_the_driver_lives(monkeypatch):
     """Without a driver, `_receive` removes the files of Ray and ends the process."""
-    monkeypatch.setattr(ray_process, "POLL_SECONDS", 0)
-    monkeypatch.setattr(ray_process, "dead_process", lambda: "raylet")
+    monkeypatch.setattr(tune, "POLL_SECONDS", 0)
+    monkeypatch.setattr(tune, "dead_process", lambda: "raylet")
     monkeypatch.setattr("os._exit", sys.exit)
     options = EngineOptions(None, specification=Specification(name="some"), query_precision=False)
     driver, channel = multiprocessing.Pipe()
     with pytest.raises(SystemExit):
-        ray_process._watch(ray_process.Channel(channel), options, {})
-    assert driver.recv() == ("lost", "its process raylet was killed")
+        tune._watch(Channel(channel), options, {})
+    assert driver.recv() == Lost("its process raylet was killed")
     driver.close()
-    ray_process._watch(ray_process.Channel(channel), options, {})
+    tune._watch(Channel(channel), options, {})
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ from trials import finish
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.sweeping import driver, plan
-from pipeline.sweeping.ray.worker_precision import PRECISION_FILE, with_worker_precision
+from pipeline.sweeping.engine import Ended, Outcome, Started
 from pipeline.sweeping.results import publish_results, results_folder
 from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import load_sweep
+from pipeline.sweeping.worker_precision import PRECISION_FILE, with_worker_precision
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ class FakeEngine:
         yield None
         while True:
             job = self.placed.pop(0)
-            yield "started", job["identity"]
+            yield Started(job["identity"])
             if self.lives == 0:
                 raise Killed
             self.lives -= 1
@@ -72,13 +73,13 @@ class FakeEngine:
             trial = Trial(Path(job["folder"]))
             if job["until"]:
                 trial.metrics_log.append(job["until"], {"loss/validation": weight})
-                yield "ended", job["identity"], {"outcome": "paused", "step": job["until"]}
+                yield Ended(job["identity"], Outcome.PAUSED)
                 continue
             self.trained.append(job["identity"])
             trial.metrics_log.append(values["train"]["steps"], {"loss/validation": weight})
             metrics = {WER: (weight - 0.1) ** 2 + 0.01 * seed, SINKS: 1 / (1 + 100 * weight)}
             finish(trial, {"test": [0]}, **metrics)
-            yield "ended", job["identity"], {"outcome": "done", "step": 1}
+            yield Ended(job["identity"], Outcome.DONE)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster import temporary
+from pipeline.cluster.temporary import OWNER, remove_abandoned, temporary_folder
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray import temporary
-from pipeline.sweeping.ray.temporary import OWNER, remove_abandoned, temporary_folder
 
 HOLDER = """
-from pipeline.sweeping.ray.temporary import temporary_folder
+from pipeline.cluster.temporary import temporary_folder
 with temporary_folder() as folder:
     print(folder, flush=True)
     input()

@@ -70,7 +70,7 @@ def test_waiting_trials_are_expected_to_take_as_long_as_others_did(four, tmp_pat
     clock[0] = 700.0
     for planned in four[:2]:
         finish(planned.trial, {"test": [0]})
-        shown.ended(planned, "done")
+        shown.over(planned)
     for planned in four[2:]:
         shown.started(planned)
     clock[0] = 800.0
@@ -116,7 +116,7 @@ def test_after_a_quarter_of_the_time_the_rest_is_estimated_within_30_percent(tmp
             shown.started(planned)
         elif event == "done":
             finish(planned.trial, {"test": [0]})
-            shown.ended(planned, "done")
+            shown.over(planned)
         else:
             log_step(planned, event, 99.0)
             if event == 480:
@@ -169,7 +169,7 @@ def test_trials_to_be_suggested_are_expected_to_take_as_long_as_known_ones(four,
     clock[0] = 100.0
     assert last_line(shown, capsys) == "0 of 4 done, 0 running, about 10 min left"
     finish(four[0].trial, {"test": [0]})
-    shown.ended(four[0], "done")
+    shown.over(four[0])
     shown.add(four[1:2], costs, 2)
     clock[0] = 200.0
     capsys.readouterr()
@@ -203,12 +203,12 @@ def test_a_waiting_trial_continues_and_a_stopped_one_is_not_waited_for(four, tmp
     four = [replace(planned, rule=asha) for planned in four]
     shown = View(four, {}, "wer/test", tmp_path / "log")
     shown.started(four[0])
-    shown.ended(four[0], "waits for the other seeds at step 10")
+    shown.waits(four[0], "waits for the other seeds at step 10")
     shown.started(four[0])
     assert capsys.readouterr().out.splitlines()[-1].endswith("seed 0  resumes")
     four[1].mark_stopped(10)
     shown.started(four[1])
-    shown.ended(four[1], "stopped early after step 10")
+    shown.over(four[1])
     clock[0] = 100.0
     assert last_line(shown, capsys) == "0 of 4 done, 1 stopped early, 1 running, time unknown left"
     shown.close()
@@ -337,7 +337,7 @@ def test_the_best_trial_of_each_task_is_shown(four, tmp_path, clock, capsys):
     shown.add(trials[1:], {}, 1)
     for planned in trials[1:]:
         shown.started(planned)
-        shown.ended(planned, "done")
+        shown.over(planned)
     clock[0] = 100.0
     shown.refresh()
     best, counts = (line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()[-2:])

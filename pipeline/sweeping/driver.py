@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.connection import Note, RayLostError
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space
 from pipeline.sweeping.cost import Cost, CostModel
 from pipeline.sweeping.early_stopping import Decision, EarlyStopping
+from pipeline.sweeping.engine import Ended, Engine, Event, Failed, Outcome, Slots, Started
 from pipeline.sweeping.interruption import POLL_SECONDS, StopRequest, handle_stop_signals, run_every
 from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
-from pipeline.sweeping.ray.engine import Engine, EngineLostError, Event
 from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.sweep_file import Sweep
 from pipeline.sweeping.sync import Sync
@@ -90,7 +91,7 @@ class Driver:
         Args:
             address: address of a Ray cluster, or None.
             work: the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`,
-                `stop`, and `until`: a step to pause after, or None) and returns `outcome` and `step`.
+                `stop`, and `until`: a step to pause after, or None) and returns an `Outcome`.
             sync: updates MLflow at intervals.
 
         Raises:
@@ -113,7 +114,7 @@ class Driver:
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, work, request)
-                    except EngineLostError as error:
+                    except RayLostError as error:
                         self._on_crash(error)
                 if request.received:
                     raise KeyboardInterrupt
@@ -180,17 +181,17 @@ class Driver:
         }
 
     def _handle(self, event: Event) -> None:
-        kind, first, *more = event
-        if kind == "slots":
-            self._view.concurrency = first
-        elif kind == "note":
-            self._view.event(first)
-        elif kind == "started":
-            self._on_started(self._placed[first])
-        elif kind == "ended":
-            self._on_ended(self._placed[first], *more)
-        else:
-            self._on_failed(self._placed[first], *more)
+        match event:
+            case Slots(concurrency):
+                self._view.concurrency = concurrency
+            case Note(text):
+                self._view.event(text)
+            case Started(identity):
+                self._on_started(self._placed[identity])
+            case Ended(identity, outcome):
+                self._on_ended(self._placed[identity], outcome)
+            case Failed(identity, reason, traceback, worker_died):
+                self._on_failed(self._placed[identity], reason, traceback, worker_died)
 
     def _on_started(self, planned: PlannedTrial) -> None:
         self._running.add(planned.identity)
@@ -198,23 +199,22 @@ class Driver:
         if not self._view.is_running(planned) and not self._stop.exists():
             self._view.started(planned)
 
-    def _on_ended(self, planned: PlannedTrial, result: dict[str, Any]) -> None:
-        """A worker has left a trial; its folder, not the result, decides whether it is over."""
-        outcome = result["outcome"]
-        if outcome in (None, "interrupted") and not self._stop.exists():
+    def _on_ended(self, planned: PlannedTrial, outcome: Outcome) -> None:
+        """A worker has left a trial; its folder, not the outcome, decides whether it is over."""
+        if outcome is Outcome.INTERRUPTED and not self._stop.exists():
             self._on_failed(planned, "its worker was interrupted", "", False)
             return
         self._remove(planned)
         self._crashes = 0
         if planned.is_over:
             self._on_over(planned)
-        elif outcome == "paused":
+        elif outcome is Outcome.PAUSED:
             self._paused[planned.identity] = planned
-        elif outcome == "taken":
+        elif outcome is Outcome.TAKEN:
             self._elsewhere[planned.identity] = planned
-            self._view.ended(planned, "is run by another process; waiting for it")
+            self._view.waits(planned, "is run by another process; waiting for it")
         elif self._view.is_running(planned):
-            self._view.ended(planned, "interrupted")
+            self._view.waits(planned, "interrupted")
         self._decide_point(planned)
 
     def _on_failed(self, planned: PlannedTrial, reason: str, traceback: str, worker_died: bool) -> None:
@@ -230,19 +230,19 @@ class Driver:
         if self._attempts[planned.identity] <= self._specification.retries:
             self._queue.appendleft(planned)
             if self._stop.exists():
-                self._view.ended(planned, f"interrupted: {reason}")
+                self._view.waits(planned, f"interrupted: {reason}")
             else:
                 self._view.event(f"{planned.name}  is retried after: {reason}")
             return
         marks.write_failure(planned.trial.folder, reason, traceback)
-        self._view.ended(planned, f"failed: {reason}")
+        self._view.failed(planned, reason)
         if self._search:
             self._search.ended(planned, failed=True)
         if self._early_stopping:
             self._early_stopping.fail(planned)
         self._decide_point(planned)
 
-    def _on_crash(self, error: EngineLostError) -> None:
+    def _on_crash(self, error: RayLostError) -> None:
         """All of Ray ended, and with it an attempt of each running trial.
 
         Raises:
@@ -271,9 +271,7 @@ class Driver:
 
     def _on_over(self, planned: PlannedTrial) -> None:
         """A trial is done or stopped early."""
-        ending = planned.ending
-        assert ending is not None
-        self._view.ended(planned, ending)
+        self._view.over(planned)
         if self._search:
             self._search.ended(planned)
 
@@ -288,7 +286,7 @@ class Driver:
         decision, step = self._early_stopping.decide(paused[0])
         if decision is Decision.WAIT:
             if planned in paused:
-                self._view.ended(planned, f"waits for the other seeds at step {step}")
+                self._view.waits(planned, f"waits for the other seeds at step {step}")
             return
         for seed in paused:
             del self._paused[seed.identity]

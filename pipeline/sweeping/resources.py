@@ -2,6 +2,7 @@
 
 import sys
 
+from pipeline.cluster.slots import slots
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import gpu_count
 from pipeline.common.process_pool import available_cores
@@ -54,12 +55,6 @@ def trial_resources(
             "lower cpus or gpus, or add a node that has them",
         )
     return resources, notes
-
-
-def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """The number of trials that can run at once, each on one node."""
-    kinds = [kind for kind, amount in resources.items() if amount]
-    return sum(min(int(node.get(kind, 0) / resources[kind] + 1e-9) for kind in kinds) for node in nodes)
 
 
 def _shown(resources: dict[str, float]) -> str:

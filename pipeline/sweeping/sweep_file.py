@@ -63,7 +63,7 @@ class Sweep:
     """Settings of all points, over `base`."""
     path: str = ""
     native: Mapping[str, ResolvedPrecision] | None = None
-    """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.ray.worker_precision`."""
+    """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.worker_precision`."""
     only: tuple[str, ...] = ()
     """The values of `--only`, by which a search selects among its suggestions; the points of a grid are selected
     already."""

@@ -87,29 +87,42 @@ class View:
         self._running[planned.identity] = RunningTrial(planned, fraction or 0.0)
         self.event(f"{planned.name:{self._width}}  {'starts' if fraction is None else 'resumes'}")
 
-    def ended(self, planned: PlannedTrial, outcome: str) -> None:
-        """`outcome` is `done`, or a description."""
-        identity = planned.identity
-        running = self._running.pop(identity, None)
+    def over(self, planned: PlannedTrial) -> None:
+        """A trial is done, or stopped early."""
+        running = self._leave(planned)
+        ending = planned.ending
+        if planned.stopped is not None:
+            self._stopped += 1
+        else:
+            if running and running.evaluation_began is not None:
+                seconds = time.time() - running.evaluation_began
+                self._estimator.add_evaluation(planned.identity, self._work[planned.identity], seconds)
+            value = self._best.add(planned)
+            ending = ending if value is None else f"{ending}  {self._best.metric} {value:.3f}"
+        self._waiting.pop(planned.identity, None)
+        self.event(f"{planned.name:{self._width}}  {ending}")
+
+    def failed(self, planned: PlannedTrial, reason: str) -> None:
+        """A trial is not retried."""
+        self._leave(planned)
+        self._failed += 1
+        self._waiting.pop(planned.identity, None)
+        self.event(f"{planned.name:{self._width}}  failed: {reason}")
+
+    def waits(self, planned: PlannedTrial, reason: str) -> None:
+        """A worker has left a trial that is not over."""
+        running = self._leave(planned)
+        if running:
+            self._fractions[planned.identity] = running.fraction
+        self._fractions.setdefault(planned.identity, 0.0)
+        self.event(f"{planned.name:{self._width}}  {reason}")
+
+    def _leave(self, planned: PlannedTrial) -> RunningTrial | None:
+        running = self._running.pop(planned.identity, None)
         if running:
             running.update()
             self._measure(running)
-        if outcome == "done":
-            if running and running.evaluation_began is not None:
-                self._estimator.add_evaluation(identity, self._work[identity], time.time() - running.evaluation_began)
-            value = self._best.add(planned)
-            outcome = "done" if value is None else f"done  {self._best.metric} {value:.3f}"
-        elif outcome.startswith("failed"):
-            self._failed += 1
-        elif planned.stopped is not None:
-            self._stopped += 1
-        else:
-            # It waits again.
-            self._fractions[identity] = running.fraction if running else self._fractions.get(identity, 0.0)
-            self.event(f"{planned.name:{self._width}}  {outcome}")
-            return
-        self._waiting.pop(identity, None)
-        self.event(f"{planned.name:{self._width}}  {outcome}")
+        return running
 
     def event(self, text: str) -> None:
         """Print and log one line."""

@@ -6,10 +6,30 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.cluster.connection import RayConnection, RayOptions, ray_process
 from pipeline.common.process_pool import KILLED, QUEUED, Run, run_parallel
-from pipeline.sweeping.ray.engine import RayConnection, RayOptions, ray_process
+
+
+class Ready(NamedTuple):
+    """So many jobs can run at once."""
+
+    slots: int
+
+
+class Done(NamedTuple):
+    """The result of a job, or its error."""
+
+    number: int
+    result: Any
+    error: Exception | None
+
+
+class Killed(NamedTuple):
+    """A job kills every worker."""
+
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +54,9 @@ def parallel_run(address: str | None, processes: int) -> Iterator[Run]:
 def cluster_pool(address: str, gpus: float = 0.0) -> Iterator["ClusterPool"]:
     """Connect to a cluster. A job has one CPU, and `gpus` GPUs if the cluster has any. PipelineError if the cluster
     does not answer, or none of its nodes can run a job."""
-    with ray_process("pipeline.sweeping.ray.tasks:serve", PoolOptions(address, gpus=gpus)) as ray:
-        _, slots = next(filter(None, ray.events()))
-        yield ClusterPool(ray, slots)
+    with ray_process("pipeline.cluster.tasks:serve", PoolOptions(address, gpus=gpus)) as ray:
+        ready = next(filter(None, ray.events()))
+        yield ClusterPool(ray, ready.slots)
 
 
 class ClusterPool:
@@ -71,15 +91,15 @@ class ClusterPool:
                 self._ray.send((number, os.getcwd(), work, job))
             if not placed:
                 return
-            kind, number, *outcome = next(filter(None, self._events))
+            event = next(filter(None, self._events))
             # Others are of an earlier run that was not finished.
-            if number in placed:
-                results[number] = KILLED if kind == "killed" else _value(*outcome)
+            if event.number in placed:
+                results[event.number] = KILLED if isinstance(event, Killed) else _value(event)
             while (number := next(iter(placed if in_order else results), -1)) in results:
                 yield placed.pop(number), results.pop(number)
 
 
-def _value(result: Any, error: Exception | None) -> Any:
-    if error is not None:
-        raise error
-    return result
+def _value(done: Done) -> Any:
+    if done.error is not None:
+        raise done.error
+    return done.result

@@ -18,11 +18,12 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
+from pipeline.cluster.channel import Channel, error_line, ignore_signals
+from pipeline.cluster.connection import Lost, Refused
+from pipeline.cluster.pool import Done, Killed, PoolOptions, Ready
+from pipeline.cluster.slots import slots
+from pipeline.cluster.start import node_resources, require_gpus, start_ray
 from pipeline.common.errors import PipelineError, from_os_error
-from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
-from pipeline.sweeping.ray.pool import PoolOptions
-from pipeline.sweeping.ray.start import node_resources, require_gpus, start_ray
-from pipeline.sweeping.resources import slots
 
 RETRIES = 4
 """After so many lost workers, the job itself is what kills them."""
@@ -31,8 +32,7 @@ RETRIES = 4
 def serve(connection: Connection, options: PoolOptions) -> None:
     """Run jobs until the driver closes the connection, or dies.
 
-    Events are `("ready", slots)`; and of each job, by its number, `("done", number, result, error)` or `("killed",
-    number)`; and those that end Ray, as in `pipeline.sweeping.ray.engine`.
+    Events are those of `pipeline.cluster.pool`, and those that end Ray, of `pipeline.cluster.connection`.
     """
     channel = Channel(connection)
     try:
@@ -44,7 +44,7 @@ def serve(connection: Connection, options: PoolOptions) -> None:
         # max_calls: with GPUs, Ray would end a worker, and so unload its encoder, after each job.
         remote = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_calls=0, max_retries=RETRIES)
         task = remote(_run)
-        channel.send("ready", count)
+        channel.send(Ready(count))
         # Ray calls back in the thread of its own messages, which must not wait for the driver.
         events: queue.SimpleQueue[tuple] = queue.SimpleQueue()
         threading.Thread(target=_send, args=(channel, events), daemon=True).start()
@@ -53,10 +53,10 @@ def serve(connection: Connection, options: PoolOptions) -> None:
             task.remote(*arguments).future().add_done_callback(partial(_report, events, number))
         ray.shutdown()
     except PipelineError as error:
-        channel.send("refused", error.where, error.found, error.remedy)
+        channel.send(Refused(error.where, error.found, error.remedy))
     except BaseException as error:
         traceback.print_exc()
-        channel.send("lost", error_line(error))
+        channel.send(Lost(error_line(error)))
 
 
 def _receive(connection: Connection) -> Any:
@@ -95,18 +95,18 @@ def _run(root: str, work: str, job: tuple) -> tuple[Any, Exception | None]:
 
 
 def _send(channel: Channel, events: queue.SimpleQueue[tuple]) -> None:
-    while channel.send(*events.get()):
+    while channel.send(events.get()):
         pass
 
 
 def _report(events: queue.SimpleQueue[tuple], number: int, future: Future) -> None:
     error = future.exception()
     if error is None:
-        events.put(("done", number, *future.result()))
+        events.put(Done(number, *future.result()))
     elif isinstance(error, WorkerCrashedError):
-        events.put(("killed", number))
+        events.put(Killed(number))
     elif isinstance(error, OutOfMemoryError):
         found = "its memory monitor ends the workers (a machine is short of memory)"
-        events.put(("refused", "Ray", found, "start Ray there with fewer CPUs: ray start --num-cpus"))
+        events.put(Refused("Ray", found, "start Ray there with fewer CPUs: ray start --num-cpus"))
     else:
-        events.put(("refused", "Ray", f"a job was lost ({error_line(error)})", "the same command continues"))
+        events.put(Refused("Ray", f"a job was lost ({error_line(error)})", "the same command continues"))

@@ -1,4 +1,4 @@
-"""Ray's process, towards its driver."""
+"""Ray's process, towards the one that started it."""
 
 import contextlib
 import signal
@@ -10,12 +10,12 @@ from pipeline.common.errors import PipelineError
 
 
 class Channel:
-    """Sends events to the driver, from several threads."""
+    """Sends events to the driver, the process that started this one, from several threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def send(self, *event: Any) -> bool:
+    def send(self, event: Any) -> bool:
         """Returns whether the driver lives. If it does not, the thread that receives from it ends this process."""
         with contextlib.suppress(OSError), self._lock:
             self._connection.send(event)

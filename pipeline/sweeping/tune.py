@@ -21,11 +21,12 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
+from pipeline.cluster.channel import Channel, error_line, ignore_signals
+from pipeline.cluster.connection import Lost, Note, Refused, kill_session
+from pipeline.cluster.start import dead_process, node_resources, require_answer, require_gpus, start_ray
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision, native_precision
-from pipeline.sweeping.ray.channel import Channel, error_line, ignore_signals
-from pipeline.sweeping.ray.engine import EngineOptions, kill_session
-from pipeline.sweeping.ray.start import dead_process, node_resources, require_answer, require_gpus, start_ray
+from pipeline.sweeping.engine import Ended, EngineOptions, Failed, Outcome, Ready, Slots, Started
 from pipeline.sweeping.resources import concurrency, trial_resources
 
 POLL_SECONDS = 1.0
@@ -47,17 +48,17 @@ def serve(connection: Connection, options: EngineOptions) -> None:
         ignore_signals()
         resources, notes = trial_resources(options.specification.resources, node_resources(), options.address)
         for note in notes:
-            channel.send("note", note)
+            channel.send(Note(note))
         native = _worker_precision(resources) if options.query_precision else None
-        channel.send("ready", concurrency(options.specification, resources, node_resources()), native)
+        channel.send(Ready(concurrency(options.specification, resources, node_resources()), native))
         threading.Thread(target=_watch, args=(channel, options, resources), daemon=True).start()
         _run(jobs, channel, resources, options.folder)
         ray.shutdown()
     except PipelineError as error:
-        channel.send("refused", error.where, error.found, error.remedy)
+        channel.send(Refused(error.where, error.found, error.remedy))
     except BaseException as error:
         traceback.print_exc()
-        if not channel.send("lost", error_line(error)):
+        if not channel.send(Lost(error_line(error))):
             receiver.join()
 
 
@@ -92,7 +93,7 @@ def _watch(channel: Channel, options: EngineOptions, resources: dict[str, float]
     while not options.address:
         time.sleep(POLL_SECONDS)
         if dead := dead_process():
-            if channel.send("lost", f"its process {dead} was killed"):
+            if channel.send(Lost(f"its process {dead} was killed")):
                 os._exit(1)
             return
     is_silent = False
@@ -100,11 +101,11 @@ def _watch(channel: Channel, options: EngineOptions, resources: dict[str, float]
         time.sleep(SLOTS_SECONDS)
         try:
             require_answer(options.address)
-            channel.send("slots", concurrency(options.specification, resources, node_resources()))
+            channel.send(Slots(concurrency(options.specification, resources, node_resources())))
             is_silent = False
         except (PipelineError, RayError, RuntimeError) as error:
             if not is_silent:
-                channel.send("note", f"the cluster does not answer; waiting for it: {error_line(error)}")
+                channel.send(Note(f"the cluster does not answer; waiting for it: {error_line(error)}"))
             is_silent = True
 
 
@@ -191,7 +192,7 @@ class _Worker(tune.Trainable):
         try:
             os.chdir(self._job["root"])
             require_gpus(ray.get_gpu_ids())
-            return {"step": 0, **pkgutil.resolve_name(self._job["work"])(self._job), "done": True}
+            return {"outcome": pkgutil.resolve_name(self._job["work"])(self._job), "done": True}
         except Exception as error:
             raise AttemptError(error_line(error), traceback.format_exc()) from None
 
@@ -207,14 +208,14 @@ class _Events(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        self._channel.send("started", _identity(trial))
+        self._channel.send(Started(_identity(trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        result = trial.last_result or {}
-        self._channel.send("ended", _identity(trial), {key: result.get(key) for key in ("outcome", "step")})
+        outcome = (trial.last_result or {}).get("outcome", Outcome.INTERRUPTED)
+        self._channel.send(Ended(_identity(trial), Outcome(outcome)))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        self._channel.send("failed", _identity(trial), *_failure(trial))
+        self._channel.send(Failed(_identity(trial), *_failure(trial)))
 
 
 def _identity(trial: TuneTrial) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
+from pipeline.cluster.environment import OUTPUT, RAY, has_token
 from pipeline.common.errors import PipelineError
-from pipeline.sweeping.ray.environment import OUTPUT, RAY, has_token
 
 OBJECT_STORE_BYTES = 100 << 20
 """Little is sent through Ray: features are memory-mapped files."""

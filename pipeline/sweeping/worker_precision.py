@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.hardware import with_native
-from pipeline.sweeping.ray.engine import Engine
+from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.results import results_folder
 from pipeline.sweeping.sweep_file import Sweep
 

@@ -1,8 +1,8 @@
-"""Ray in its own process, seen from the driver; and Ray Tune there, which runs trials.
+"""Ray in its own process, seen from the process that uses it.
 
 When Ray loses its control store, a node or its memory, it ends, or hangs for a minute. Here that is an event, so that
-the driver survives, answers signals, and reports it. The state of a trial is in its own folder and nothing of Ray's is
-kept or restored, so that its processes can be killed at any time.
+the user of this connection survives, answers signals, and reports it. Nothing of Ray's is kept or restored, so that its
+processes can be killed at any time.
 """
 
 import contextlib
@@ -15,13 +15,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.cluster.environment import OUTPUT, RAY, set_environment
+from pipeline.cluster.temporary import temporary_folder
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import ResolvedPrecision
-from pipeline.sweeping.ray.environment import OUTPUT, RAY, set_environment
-from pipeline.sweeping.ray.temporary import temporary_folder
-from pipeline.sweeping.specification import Specification
 
 TICK_SECONDS = 0.25
 """The driver is called at this interval, whether or not Ray reports anything."""
@@ -30,24 +28,29 @@ DISCONNECT_SECONDS = 3.0
 KILL_SECONDS = 5.0
 """Killed processes that live longer are stuck in the kernel."""
 
-Event = tuple[Any, ...]
-"""An event from Ray's process:
 
-- `("ready", n, native)`: n trials can run at once; `native` is what precision `auto` means on a worker, by device, if
-  that was queried;
-- `("slots", n)`: n trials can run at once now;
-- `("note", text)`: a line to print;
-- `("started", identity)`: a worker starts;
-- `("ended", identity, result)`: the return value of `work`;
-- `("failed", identity, reason, traceback, worker_died)`: the attempt failed, with an exception of `work` or,
-  `worker_died`, with its worker;
-- `("refused", where, found, remedy)`: Ray cannot be used at all;
-- `("lost", reason)`: Ray ended.
-"""
+class Note(NamedTuple):
+    """A line to print, from Ray's process."""
+
+    text: str
 
 
-class EngineLostError(PipelineError):
-    """Ray ended while trials ran; their folders have their state."""
+class Refused(NamedTuple):
+    """Ray cannot be used at all: the parts of a `PipelineError`."""
+
+    where: str
+    found: str
+    remedy: str
+
+
+class Lost(NamedTuple):
+    """Ray ended."""
+
+    reason: str
+
+
+class RayLostError(PipelineError):
+    """Ray ended while it had work."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,6 @@ class RayOptions:
     address: str | None
     folder: str = ""
     """For its temporary files; set by `ray_process`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions(RayOptions):
-    """The arguments of the process that runs Ray Tune."""
-
-    specification: Specification
-    query_precision: bool
-    """Whether to query a worker for `Engine.native` at the start."""
 
 
 class RayConnection:
@@ -80,22 +74,22 @@ class RayConnection:
         with contextlib.suppress(OSError):
             self._connection.send(job)
 
-    def events(self) -> Iterator[Event | None]:
-        """Events, and None after each `TICK_SECONDS` without one.
+    def events(self) -> Iterator[Any]:
+        """Events of the main function of Ray's process, and None after each `TICK_SECONDS` without one.
 
         Raises:
-            EngineLostError: Ray ended.
+            RayLostError: Ray ended.
             PipelineError: Ray cannot be used.
         """
         while True:
             try:
                 event = self._connection.recv() if self._connection.poll(TICK_SECONDS) else None
             except (EOFError, OSError):
-                event = ("lost", self._last_output())
-            if event and event[0] == "refused":
-                raise PipelineError(*event[1:])
-            if event and event[0] == "lost":
-                raise EngineLostError("Ray", f"ended unexpectedly ({event[1]})", "the same command continues")
+                event = Lost(self._last_output())
+            if isinstance(event, Refused):
+                raise PipelineError(*event)
+            if isinstance(event, Lost):
+                raise RayLostError("Ray", f"ended unexpectedly ({event.reason})", "the same command continues")
             yield event
 
     def _last_output(self) -> str:
@@ -103,53 +97,6 @@ class RayConnection:
         with contextlib.suppress(OSError):
             lines = self._output.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "its process was killed"
-
-
-class Engine:
-    """A running Ray, on this machine, where it ends with this context, or on the cluster at `address`.
-
-    Once the file `stop` exists, the start is cancelled by a KeyboardInterrupt; `query_precision` says whether to query
-    a worker for `native`. PipelineError if Ray cannot be started or reached, or no node has the resources of a trial.
-    """
-
-    def __init__(
-        self, specification: Specification, address: str | None, stop: Path, query_precision: bool = False
-    ) -> None:
-        self._options = EngineOptions(address, specification=specification, query_precision=query_precision)
-        self._stop = stop
-        self.native: dict[str, ResolvedPrecision] | None = None
-        """What precision `auto` means on a worker, by device."""
-        self.concurrency = 1
-        """The number of trials that can run at once."""
-        self.notes: list[str] = []
-        """Lines that Ray's process sent while it started."""
-
-    def __enter__(self) -> "Engine":
-        with contextlib.ExitStack() as stack:
-            self._ray = stack.enter_context(ray_process("pipeline.sweeping.ray.process:serve", self._options))
-            for event in self.events():
-                if self._stop.exists():
-                    raise KeyboardInterrupt
-                if event and event[0] == "note":
-                    self.notes.append(event[1])
-                elif event:
-                    _, self.concurrency, self.native = event
-                    break
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def place(self, job: dict[str, Any]) -> None:
-        """Run a trial as soon as a slot is free. `job` has `work`, the function that a worker calls
-        (`module:function`); its input `params`, `identity`, `folder`, `stop`, `until`; and `root`, the working
-        directory."""
-        self._ray.send(job)
-
-    def events(self) -> Iterator[Event | None]:
-        """As `RayConnection.events`."""
-        return self._ray.events()
 
 
 @contextlib.contextmanager
