@@ -24,8 +24,7 @@ report: $(READY) ## the page of SWEEP: table, figures, utterances to play, what 
 	@$(BIN)/python -m pipeline.report $(SWEEP) $(ARGS)
 
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
-	@$(BIN)/python -c 'from pipeline.common.command import run_command; from pipeline.sweeping.inputs import repro; \
-		run_command(lambda: repro([], "params.yaml"))'
+	@$(BIN)/python -m pipeline.stages $(ARGS)
 
 push: $(READY) ## weights, corpora, features and done trials to the DVC remote; another clone has them after dvc pull
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.push

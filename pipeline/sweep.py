@@ -16,10 +16,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.redaction import open_redacted
 from pipeline.config import Params
+from pipeline.stages import run_stages
 from pipeline.sweeping.cost import CostModel, cost_line, mean_cost
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.engine import Outcome
-from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages, repro
+from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages
 from pipeline.sweeping.interruption import interrupted_by
 from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
 from pipeline.sweeping.preflight import require_valid_models
@@ -96,10 +97,13 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     for params in incomplete:
         needed = needed_stages(params)
         if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
-            repro(by_dvc, arguments.params, arguments.address)
+            if Path(arguments.params).resolve() != Path("params.yaml").resolve():
+                missing_here = f"its inputs are missing: {' '.join(by_dvc)}"
+                raise PipelineError(arguments.params, missing_here, "dvc runs params.yaml only")
+            run_stages(by_dvc, arguments.address)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
-        _run_stages(params, needed, arguments.address)
+        _make_directly(params, needed, arguments.address)
         if missing := needed_stages(params):
             raise missing_inputs_error(missing)
 
@@ -110,7 +114,7 @@ def _is_dvc_stage(stage: str, params: Params, base: Params) -> bool:
     return all(getattr(params, section) == getattr(base, section) for section in sections)
 
 
-def _run_stages(params: Params, stages: Sequence[str], address: str | None) -> None:
+def _make_directly(params: Params, stages: Sequence[str], address: str | None) -> None:
     from pipeline.corpora.prepared import require_prepared
     from pipeline.features import extract_features
     from pipeline.prepare import prepare

@@ -109,17 +109,15 @@ def training_amount(train: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def fraction_trained(planned: PlannedTrial) -> float:
-    """The fraction of its training in its newest checkpoint, which has the steps of all epochs."""
-    checkpoints = {int(path.name.rpartition("-")[2]): path for path in planned.trial.checkpoints.glob("checkpoint-*")}
-    step = max(checkpoints, default=0)
-    if not step:
+    """The fraction of its training in its newest checkpoint, where the number of steps is if only epochs are set."""
+    step, steps = planned.checkpoint, planned.params.train.steps
+    if step is None:
         return 0.0
     try:
-        return step / (
-            planned.params.train.steps or read_json(checkpoints[step] / "trainer_state.json", "")["max_steps"]
-        )
+        state = planned.trial.checkpoints / f"checkpoint-{step}" / "trainer_state.json"
+        return step / (steps or read_json(state, "")["max_steps"])
     except (PipelineError, KeyError):
-        # It is being written.
+        # A newer one has replaced it.
         return 0.0
 
 

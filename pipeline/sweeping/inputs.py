@@ -1,17 +1,12 @@
-"""The stages that a sweep needs before its first trial, from the files on disk; and `dvc repro` of stages."""
+"""The stages that a sweep needs before its first trial, from the files on disk."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.common.command import ADDRESS
 from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.common.modality import streams
-from pipeline.common.version_control import let_dvc_do_without_git
 from pipeline.config import Corpus, Params, PathSource, Stream, Weights
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.reader import is_current
@@ -19,12 +14,6 @@ from pipeline.encoders.store import Group, feature_groups, read_index
 from pipeline.pretrained.folder import RECORD, recorded_files
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.sweep_file import Sweep
-
-_DVC_OUTPUT = (
-    "Running stage", "> ", "Stage '", "'", "Generating lock", "Updating lock", "To track the changes", "\tgit add",
-    "To enable auto staging", "\tdvc config", "Use `dvc push`", "Verifying data sources",
-)  # fmt: skip
-"""Beginnings of lines that `dvc repro` itself prints to stdout, none of them an error."""
 
 
 def distinct_inputs(sweep: Sweep) -> list[Params]:
@@ -108,26 +97,3 @@ def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
     """The error for stages that are needed and may not run."""
     names = " ".join(stages)
     return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", f"run: dvc repro {names}")
-
-
-def repro(stages: Sequence[str], params: str, address: str | None = None) -> None:
-    """Run stages (all stages, if none is named) by `dvc repro`, and print their output. `params` must be params.yaml;
-    the stages use the Ray cluster at `address`, if there is one."""
-    if Path(params).resolve() != Path("params.yaml").resolve():
-        raise PipelineError(params, f"its inputs are missing: {' '.join(stages)}", "dvc runs params.yaml only")
-    print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)
-    let_dvc_do_without_git(Path.cwd())
-    # Stages call `python`, which must be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
-    variables = os.environ | {"PATH": path} | ({ADDRESS: address} if address else {})
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stdout or ():
-                if line.strip() and not line.startswith(_DVC_OUTPUT):
-                    print(line, end="", flush=True)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        raise PipelineError("dvc repro", f"ended with {process.returncode}", "see above; then repeat the same command")

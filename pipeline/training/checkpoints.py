@@ -1,4 +1,8 @@
-"""Checkpoints with the hashes of their files, by which a damaged one is recognised."""
+"""Checkpoints, sealed with the hashes of their files, by which a damaged one is recognised.
+
+`checkpoint-<step>/` holds what Hugging Face's Trainer writes (optimizer, schedule, states of random generators), and
+what `pipeline.training.trainer` adds: the trained parameters, and the sums of which the log's next line is made.
+"""
 
 import shutil
 import sys

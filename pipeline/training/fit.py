@@ -19,6 +19,7 @@ from pipeline.common.progress import progress
 from pipeline.config import Params
 from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.model.audiovisual import AudioVisualLLM
+from pipeline.model.examples import Examples
 from pipeline.training.augmentation import Preparation, augmenter
 from pipeline.training.batches import Batches
 from pipeline.training.build import build_model
@@ -112,14 +113,8 @@ def _train(
     # No code here reads uninitialised memory, and filling it takes 6% of a step.
     # The property is one of the module's class, which type checkers do not see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    utterances = {split: inputs.chosen(split) for split in ("train", "validation")}
-    is_online = params.features.mode == "online"
-    encoders = {stream: encoding.encoder for stream, encoding in model.encoders.items()}
-    prepare = Preparation(augmenter(params, inputs), encoders) if is_online else None
-    examples = {
-        split: inputs.examples(chosen, model.tokenize_response, prepare) for split, chosen in utterances.items()
-    }
-    frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in utterances["train"]]
+    training, validation = _datasets(params, inputs, model)
+    frames = [max(round(utterance.audio_seconds * FRAME_RATE), 1) for utterance in inputs.chosen("train")]
     batches = Batches(frames, params.train)
     if params.train.activation_checkpointing:
         model.checkpoint_activations()
@@ -134,12 +129,12 @@ def _train(
             trial.metrics_log,
             batches,
             ranks,
-            params.train.loaders if is_online else 0,
+            params.train.loaders if params.features.mode == "online" else 0,
             model=model,
             args=arguments(params.train, batches.steps, trial.checkpoints, model.device, ranks.is_first),
-            train_dataset=examples["train"],
-            eval_dataset=examples["validation"],
-            data_collator=examples["train"].collate,
+            train_dataset=training,
+            eval_dataset=validation,
+            data_collator=training.collate,
             callbacks=callbacks,
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -149,6 +144,18 @@ def _train(
         trainer.meter.settle()
     if trainer.state.global_step == batches.steps and ranks.is_first:
         model.save(trial.adapter)
+
+
+def _datasets(params: Params, inputs: Inputs, model: AudioVisualLLM) -> tuple[Examples, Examples]:
+    """The training and the validation split; in mode online they prepare the media for the model's encoders."""
+    prepare = None
+    if params.features.mode == "online":
+        encoders = {stream: encoding.encoder for stream, encoding in model.encoders.items()}
+        prepare = Preparation(augmenter(params, inputs), encoders)
+    training, validation = (
+        inputs.examples(inputs.chosen(split), model.tokenize_response, prepare) for split in ("train", "validation")
+    )
+    return training, validation
 
 
 class _StopCallback(TrainerCallback):
