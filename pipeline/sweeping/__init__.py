@@ -1,1 +1,2 @@
-"""Sweeps: the sweep file, the trials that follow from it, their cost, and the driver that runs them."""
+"""Sweeps: `sweep_file.py` makes points of a file, `plan.py` their trials, and `driver.py` has them run, retries those
+that fail, and asks `search` for more."""

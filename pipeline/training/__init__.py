@@ -1,1 +1,1 @@
-"""Training and evaluation of one trial."""
+"""A trial's inputs (`inputs.py`) and model (`build.py`), its training (`fit.py`), and its evaluation (`evaluation.py`)."""
