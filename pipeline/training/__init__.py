@@ -1,1 +1,1 @@
-"""A trial's inputs (`inputs.py`) and model (`build.py`), its training (`fit.py`), and its evaluation (`evaluation.py`)."""
+"""A trial: `inputs.py` reads its inputs, `build.py` makes its model, `fit.py` trains, `evaluation.py` evaluates it."""
