@@ -2,7 +2,7 @@
 
 Sweeps are the files of `experiments/`, and what ran last under each name of `results/sweeps/`, with `--set` or from
 whatever file. What other code made of a sweep's configurations and data is kept, unless --other-code is given. Without
---yes nothing is removed. A trial that is running is kept.
+--yes nothing is removed. A trial that is running or being reproduced is kept, and so are the features that it reads.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pipeline.common.text import size_text
 from pipeline.common.verified import read_sealed
 from pipeline.config import Params, Stream, load_params
 from pipeline.corpora.manifest import read_manifest
-from pipeline.encoders.store import INDEX, feature_groups
+from pipeline.encoders.store import INDEX, feature_groups, grouped, media_sha256
 from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.plan import read_digests
 from pipeline.sweeping.results import RESULTS
@@ -30,7 +30,7 @@ from pipeline.sweeping.search.suggestions import planned_trials, suggested_param
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.status import TRIALS_FILE, recorded_trials
 from pipeline.sweeping.sweep_file import Sweep, SweepPoint, load_sweep
-from pipeline.sweeping.worker_precision import with_worker_precision
+from pipeline.sweeping.worker_precision import precision_variants
 from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
 from pipeline.trials.lease import LeaseTakenError
@@ -66,12 +66,11 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
     These are the sweeps, `params.yaml`, and whatever sweeps last ran with results in `results/sweeps`. A user has all
-    trials and features that differ from its own by their code alone, and the features that its trials have read. One
-    without its inputs is taken to use every trial of its configurations, and all features, since their identities are
-    unknown.
+    trials and features that differ from its own by their code alone, or by what precision `auto` means on a machine,
+    and the features that its trials have read. One that lacks inputs is taken to use every trial of its configurations,
+    and all features of the media of its corpus, if that is there, since their identities are unknown.
     """
-    default = Sweep(Specification(name="params.yaml"), params, (SweepPoint({}, params),))
-    usages = [_Usage.of_sweep(sweep) for sweep in (default, *sweeps)]
+    usages = [usage for sweep in (_sweep_of("params.yaml", params), *sweeps) for usage in _usages(sweep)]
     usages += [_Usage.of_record(folder) for folder in folders_with(RESULTS, TRIALS_FILE)]
     contents = {folder.name: _stored_content(folder) for folder in folders_with(params.features.out, INDEX)}
     readers: dict[str, list[StoredFolder]] = defaultdict(list)
@@ -91,7 +90,7 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
             readers[name].append(stored)
     for name, content in contents.items():
         folder, read_by = Path(params.features.out) / name, readers[name]
-        users = [usage for usage in usages if usage.has_features(name, content)]
+        users = [usage for usage in usages if usage.has_features(name, *content)]
         names = dict.fromkeys([*_names(users), *(user for reader in read_by for user in reader.users)])
         is_made = any(not usage.is_known or usage.makes_features(name) for usage in users)
         is_made |= any(reader.users and not reader.is_of_other_code for reader in read_by)
@@ -102,18 +101,30 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
     return result
 
 
+def _sweep_of(name: str, params: Params) -> Sweep:
+    """A sweep of one trial."""
+    return Sweep(Specification(name=name), params, (SweepPoint({}, params),))
+
+
+def _usages(sweep: Sweep) -> list["_Usage"]:
+    """What a sweep makes on any machine."""
+    return [_Usage.of_sweep(variant) for variant in precision_variants(sweep)]
+
+
 class _Usage:
     """Trials and features that a sweep makes with the present code, and those that differ from them by code alone."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_known = True
-        """Whether its inputs are there. Otherwise it has every trial of its configurations, and all features."""
+        """Whether its inputs are there. Otherwise it has every trial of its configurations."""
         self._identities: set[str] = set()
         self._data: dict[str, list[_Data]] = defaultdict(list)
         """Of its trials, by canonical configuration."""
         self._features: dict[str, str] = {}
         """Content by name of the folder."""
+        self._media: set[str] = set()
+        """See `_media`: those of its corpora, if its inputs are not there and it reads cached features."""
         self._data_of_inputs: dict[str, _Data] = {}
 
     @classmethod
@@ -129,6 +140,10 @@ class _Usage:
         except PipelineError:
             usage.is_known = False
             usage._data |= {canonical(configuration(params)): [] for params in all_params}
+            for params in distinct_inputs(sweep):
+                # Without its corpus it has no features.
+                with contextlib.suppress(PipelineError):
+                    usage._add_media(params)
         return usage
 
     @classmethod
@@ -160,6 +175,11 @@ class _Usage:
             self._data_of_inputs[key] = {name: contents.get(value, value) for name, value in data.items()}
         return self._data_of_inputs[key]
 
+    def _add_media(self, params: Params) -> None:
+        for stream in streams(params.model.modality) if params.features.mode == "cached" else ():
+            for utterances in grouped(stream, read_manifest(params.corpus.out)).values():
+                self._media.add(_media(stream, {media_sha256(stream, utterance) for utterance in utterances}))
+
     def makes_trial(self, trial: Trial) -> bool:
         """Whether this is a trial of the present code, or one that ran last."""
         return trial.identity in self._identities
@@ -169,18 +189,24 @@ class _Usage:
         key = canonical(settings)
         return key in self._data and (not self.is_known or any(_is_same(known, data) for known in self._data[key]))
 
+    @property
+    def features(self) -> set[str]:
+        """The folders of the features of the present code."""
+        return set(self._features)
+
     def makes_features(self, name: str) -> bool:
         """Whether these are features of the present code, or of what ran last."""
         return name in self._features
 
-    def has_features(self, name: str, content: str | None) -> bool:
+    def has_features(self, name: str, content: str | None, media: str | None) -> bool:
         """Whether these are features of the sweep, of whatever code.
 
         Args:
             name: of the folder.
             content: see `_content`.
+            media: see `_media`.
         """
-        return not self.is_known or self.makes_features(name) or content in self._features.values()
+        return self.makes_features(name) or content in self._features.values() or media in self._media
 
 
 _Data = dict[str, str]
@@ -189,11 +215,11 @@ _StoredData = dict[str, str | None]
 """The same of a stored trial; None for features that are not stored."""
 
 
-def _users(trial: Trial, usages: Sequence[_Usage], contents: Mapping[str, str | None]) -> list[_Usage]:
+def _users(trial: Trial, usages: Sequence[_Usage], contents: Mapping[str, "_StoredContent"]) -> list[_Usage]:
     """The sweeps that use a trial, given the content of all stored features by folder."""
     parts = trial.identity_parts()
     data = {
-        name: contents.get(value[:FOLDER_DIGITS]) if name.partition("/")[0] in get_args(Stream) else value
+        name: contents.get(value[:FOLDER_DIGITS], _UNKNOWN)[0] if name.partition("/")[0] in get_args(Stream) else value
         for name, value in parts["data"].items()
     }
     users = [u for u in usages if u.makes_trial(trial) or u.has_trial(parts["configuration"], data)]
@@ -215,14 +241,24 @@ def _content(stream: str, encoder: dict[str, Any], media: Iterable[str]) -> str:
     return digest([stream, encoder, sorted(media)])
 
 
-def _stored_content(folder: Path) -> str | None:
-    """The content of stored features; None if their index is damaged or belongs to others."""
+def _media(stream: str, media: Iterable[str]) -> str:
+    """Digest of the media that features are of."""
+    return digest([stream, sorted(media)])
+
+
+_StoredContent = tuple[str | None, str | None]
+"""Of stored features, `_content` and `_media`; None if their index is damaged or belongs to others."""
+_UNKNOWN: _StoredContent = None, None
+
+
+def _stored_content(folder: Path) -> _StoredContent:
     try:
         index, _ = read_sealed(folder / INDEX, "")
+        stream, media = index["stream"], index["media"]
         is_own = index["digest"].startswith(folder.name)
-        return _content(index["stream"], index["encoder"], index["media"]) if is_own else None
+        return (_content(stream, index["encoder"], media), _media(stream, media)) if is_own else _UNKNOWN
     except (PipelineError, KeyError):
-        return None
+        return _UNKNOWN
 
 
 def _features_read(trial: Trial) -> set[str]:
@@ -234,12 +270,26 @@ def _features_read(trial: Trial) -> set[str]:
     return names
 
 
+def _features_of(trial: Trial) -> set[str]:
+    """The folders of features that a trial has read or will read."""
+    names = _features_read(trial)
+    with contextlib.suppress(PipelineError):
+        for usage in _usages(_sweep_of("config.yaml", load_params(trial.config))):
+            names |= usage.features
+    return names
+
+
 def _names(usages: Iterable[_Usage]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(usage.name for usage in usages))
 
 
 def _size_and_age(folder: Path) -> tuple[int, float]:
-    stats = [file.stat() for file in folder.rglob("*") if file.is_file() and not file.name.startswith(_LEASE)]
+    stats = []
+    for file in folder.rglob("*"):
+        # A training removes checkpoints meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if file.is_file() and not file.name.startswith(_LEASE):
+                stats.append(file.stat())
     newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
     return sum(stat.st_size for stat in stats), (time.time() - newest) / _DAY
 
@@ -283,20 +333,31 @@ def _age(days: float) -> str:
     return f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} hours"
 
 
-def remove(chosen: Sequence[StoredFolder]) -> Iterator[str]:
-    """Remove folders; a running trial is kept. One line each. What a kill leaves of a folder is removed next time."""
+def remove(chosen: Sequence[StoredFolder], runs: str) -> Iterator[str]:
+    """Remove folders; a trial of `runs` that is running or being reproduced is kept, with the features that it reads.
+    One line each. What a kill leaves of a folder is removed next time."""
+    readers = {name: trial.folder for trial in trials_in(runs) if _is_in_use(trial) for name in _features_of(trial)}
     for stored in chosen:
         try:
             if stored.kind == LEFTOVER:
                 finish_removal(stored.folder)
             elif stored.kind == FEATURES:
+                if stored.folder.name in readers:
+                    yield f"kept: {stored.folder}: is read by {readers[stored.folder.name]}, which is running"
+                    continue
                 remove_folder(stored.folder)
             else:
-                with Trial(stored.folder).lease():
+                trial = Trial(stored.folder)
+                with trial.lease(), trial.reproduction_lease():
                     remove_folder(stored.folder)
             yield f"removed: {stored.folder}"
         except LeaseTakenError as error:
             yield f"kept: {error}"
+
+
+def _is_in_use(trial: Trial) -> bool:
+    """Whether a process runs or reproduces a trial."""
+    return any(lease.holder() for lease in (trial.lease(), trial.reproduction_lease()))
 
 
 def main() -> None:
@@ -313,15 +374,15 @@ def main() -> None:
     )
     arguments = options.parse_args()
     params = params_of(arguments)
-    sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.glob("*.yaml"))]
-    folders = stored_folders(params, list(map(with_worker_precision, sweeps)))
+    sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
+    folders = stored_folders(params, sweeps)
     chosen = unused(folders, arguments.older, arguments.other_code)
     print("\n".join(listing(folders, chosen)))
     if arguments.yes:
-        for line in remove(chosen):
+        for line in remove(chosen, params.train.runs):
             print(line)
     elif chosen:
-        print(f"remove them: python -m pipeline.prune --yes{' --other-code' if arguments.other_code else ''}")
+        print("remove them: the same command with --yes")
 
 
 if __name__ == "__main__":

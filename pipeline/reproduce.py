@@ -21,7 +21,6 @@ from pipeline.reproduction.run import Reproduction
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import tag_trial
 from pipeline.trials.folder import Trial
-from pipeline.trials.lease import Lease
 
 WORKSPACE = "reproduction"
 """In the trial's folder: the work trees, and the reproduced trial."""
@@ -54,21 +53,23 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
     checkpoint, from which the next call resumes.
     """
     workspace = trial.folder.absolute() / WORKSPACE
-    with Lease(workspace.with_name(f"{WORKSPACE}.lease.json")):
+    with trial.reproduction_lease():
         reproduction = Reproduction(trial, project, workspace, _say)
         if (workspace / VERDICT).exists():
             # Kept from an earlier reproduction.
             reproduction.remove()
-        if (workspace / "runs").exists():
+        is_begun = (workspace / "runs").exists()
+        if is_begun:
             _say("again", "resuming where it was stopped")
         problems = reproduction.restore()
         verdicts, reasons = ([], []) if problems else reproduction.run()
         verdict = _verdict(trial, problems, reasons, verdicts)
         write_json(trial.folder / VERDICT, verdict)
-        if keep:
+        if keep and not problems:
             write_json(workspace / VERDICT, verdict)
             _say("kept", str(workspace))
-        else:
+        # Of one that was begun, checkpoints stay: once what is missing is there again, the same command resumes.
+        elif not (problems and is_begun):
             reproduction.remove()
     for line in _lines(problems, reasons, verdicts):
         print(line)
@@ -106,8 +107,9 @@ def _lines(problems: list[str], reasons: list[str], verdicts: list[ReproductionV
     if problems:
         yield "Restore these, or give DVC a remote that has them; then start the same command again."
     if reasons:
-        yield f"Equal bits cannot be expected; a metric passes {TOLERANCE}:"
+        yield "Equal bits cannot be expected, since:"
         yield from (f"  {reason}" for reason in reasons)
+        yield f"So a metric passes {TOLERANCE}."
     width = max((len(verdict.name) for verdict in verdicts), default=0) + 2
     for verdict in verdicts:
         values = verdict.recorded if verdict.equal else f"{verdict.recorded} → {verdict.again}"

@@ -117,7 +117,7 @@ def test_the_command_removes_other_code_only_on_demand(
     assert re.search(r"^small +2 trial ", shown, re.M)
     assert re.search(r"^small, other code +2 trial ", shown, re.M)
     assert "removed" not in shown
-    assert "remove them: python -m pipeline.prune --yes --other-code" in printed("--other-code")
+    assert "remove them: the same command with --yes" in printed("--other-code")
     done = printed("--yes", "--other-code")
     assert {line for line in done.splitlines() if "removed" in line} == {f"removed: runs/{name}" for name in earlier}
     assert {folder.name for folder in Path("runs").iterdir()} == now
@@ -175,3 +175,51 @@ def test_what_a_sweep_ran_with_settings_or_from_another_place_is_used(monkeypatc
     assert len(removed(other_code=True)) == 2
     shutil.rmtree("results")
     assert removed() >= ran
+
+
+def test_what_another_precision_makes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of `make repro` on a GPU, where `auto` is another precision than on the machine of the prune."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["train"] |= {"device": "auto", "precision": "auto"}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    ran = run(record=False)
+    for precision in ("float32", "bfloat16"):
+        specify(f"other/{precision}.yaml", [0.1])
+        ran |= run(f"other/{precision}.yaml", f"train.precision={precision}", record=False)
+    assert len(ran) == 3
+    shutil.rmtree("other")
+    assert removed() == removed(other_code=True) == set()
+
+
+def test_a_sweep_without_its_corpus_uses_no_features_and_one_without_weights_all_of_its_media() -> None:
+    specify("experiments/missing.yaml", [0.1])
+    Path("experiments/missing.yaml").write_text("name: missing\nset: {corpus.out: data/missing}\n")
+    Path("experiments/weightless.yaml").write_text("name: weightless\nset: {model.llm.weights: data/gone}\n")
+    used = {folder.name for folder in Path("data/features").iterdir()}
+    utterances = read_manifest("data/corpus")
+    other_encoder = extract(load_params("params.yaml", ["features.video.coefficients=20"]))
+    write_manifest(Path("data/corpus"), [replace(u, video_sha256=f"other {u.id}") for u in utterances])
+    other_media = extract(load_params("params.yaml"))
+    write_manifest(Path("data/corpus"), utterances)
+    assert {stored()[name].users for name in used} == {("params.yaml", "small", "weightless")}
+    # Its weights, and so the digests of its inputs, are unknown; its media are not.
+    assert {stored()[name].users for name in other_encoder} == {("weightless",)}
+    assert removed() == other_media
+
+
+def test_what_is_being_reproduced_or_read_is_kept() -> None:
+    encoder = "features.video.coefficients=20"
+    features, trials = extract(load_params("params.yaml", [encoder])), run(SWEEP, encoder, record=False)
+    reproduced, other = (Trial(Path("runs") / name) for name in sorted(trials))
+    with reproduced.reproduction_lease():
+        chosen = unused(list(stored().values()))
+        assert {folder.folder.name for folder in chosen} == features | trials
+        lines = list(prune.remove(chosen, "runs"))
+    kept = [line for line in lines if line.startswith("kept: ")]
+    assert len(kept) == len(features) + 1
+    assert sum(f"is read by {reproduced.folder}" in line for line in kept) == len(features)
+    assert [folder.name for folder in Path("runs").iterdir()] == [reproduced.folder.name]
+    assert not other.folder.exists()
+    assert {line for line in prune.remove(unused(list(stored().values())), "runs")} == {
+        f"removed: {folder}" for folder in (reproduced.folder, *(Path("data/features") / name for name in features))
+    }

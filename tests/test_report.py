@@ -355,12 +355,12 @@ def test_what_a_killed_removal_leaves_is_no_trial_and_is_removed_next(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            list(remove(chosen))
+            list(remove(chosen, runs))
     [leftover] = [folder for folder in runs.iterdir() if folder != kept.folder]
     assert (leftover / "identity.json").exists()
     assert [trial.folder for trial in named_trials([], runs)] == [kept.folder]
     assert [trial.folder for trial in named_trials([str(runs)], runs)] == [kept.folder]
     found = stored_folders(params, [])
     assert {(stored.kind, stored.folder) for stored in found} == {("trial", kept.folder), ("leftover", leftover)}
-    assert list(remove([stored for stored in found if stored.kind == "leftover"])) == [f"removed: {leftover}"]
+    assert list(remove([stored for stored in found if stored.kind == "leftover"], runs)) == [f"removed: {leftover}"]
     assert list(runs.iterdir()) == [kept.folder]

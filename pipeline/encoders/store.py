@@ -49,14 +49,14 @@ class Group:
         """One utterance per media file, by the file's SHA-256, in the order of the manifest."""
         media: dict[str, Utterance] = {}
         for utterance in self.utterances:
-            media.setdefault(_media_sha256(self.stream, utterance), utterance)
+            media.setdefault(media_sha256(self.stream, utterance), utterance)
         return media
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything the features depend on."""
         code = code_digest(encoder_kind(self.identity["encoder"]).__module__, MEDIA_CODE)
-        media = tuple(_media_sha256(self.stream, utterance) for utterance in self.utterances)
+        media = tuple(media_sha256(self.stream, utterance) for utterance in self.utterances)
         return _digest(self.stream, canonical(self.identity), code, media)
 
     @property
@@ -79,16 +79,23 @@ def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utteranc
         PipelineError: an utterance has no video, or the encoder's weights are missing.
     """
     settings = getattr(params.features, stream)
-    identity = encoder_kind(settings.encoder).identity(settings)
+    identity, out = encoder_kind(settings.encoder).identity(settings), Path(params.features.out)
+    members = grouped(stream, utterances)
+    return [Group(stream, name, identity, tuple(own), out) for name, own in members.items()]
+
+
+def grouped(stream: Stream, utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
+    """The utterances of each group, whatever encodes them, by its name; raises PipelineError if one has no video."""
     members: dict[str, list[Utterance]] = {}
     for utterance in utterances:
-        _media_sha256(stream, utterance)
+        media_sha256(stream, utterance)
         name = utterance.split if stream == "video" else f"{utterance.split}/{utterance.condition}"
         members.setdefault(name, []).append(utterance)
-    return [Group(stream, name, identity, tuple(us), Path(params.features.out)) for name, us in members.items()]
+    return members
 
 
-def _media_sha256(stream: Stream, utterance: Utterance) -> str:
+def media_sha256(stream: Stream, utterance: Utterance) -> str:
+    """SHA-256 of the audio or the video of an utterance."""
     if stream == "audio":
         return utterance.audio_sha256
     if utterance.video_sha256 is None:
@@ -122,7 +129,7 @@ class Features(Mapping[str, np.ndarray]):
         for group in self._groups:
             media = read_index(group)["media"]
             for utterance in group.utterances:
-                begin, frames = media[_media_sha256(group.stream, utterance)]
+                begin, frames = media[media_sha256(group.stream, utterance)]
                 places[utterance.id] = (group, begin, begin + frames)
         return places
 

@@ -4,16 +4,28 @@ A driver may run on a machine without a GPU, and would plan other trials than it
 """
 
 from dataclasses import replace
+from itertools import product
+from typing import get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.hardware import with_native
+from pipeline.common.hardware import ResolvedPrecision, with_native
 from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.results import results_folder
 from pipeline.sweeping.sweep_file import Sweep
 
 PRECISION_FILE = "workers.json"
 """In the results folder of a sweep that ran on a cluster."""
+
+
+def precision_variants(sweep: Sweep) -> list[Sweep]:
+    """The sweep as any machine may run it: with every precision `auto` as one and as the other, each sweep once."""
+    variants: list[Sweep] = []
+    for auto, cpu in product(get_args(ResolvedPrecision), repeat=2):
+        variant = _resolved(sweep, {"auto": auto, "cpu": cpu})
+        if variant.points not in [known.points for known in variants]:
+            variants.append(variant)
+    return variants
 
 
 def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
@@ -30,5 +42,9 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     native = content.get("precision") if isinstance(content, dict) else None
     if not isinstance(native, dict) or any(native.get(d) not in ("float32", "bfloat16") for d in ("auto", "cpu")):
         raise PipelineError(path, "is damaged", remedy)
+    return _resolved(sweep, native)
+
+
+def _resolved(sweep: Sweep, native: dict[str, ResolvedPrecision]) -> Sweep:
     points = (replace(point, params=with_native(point.params, native)) for point in sweep.points)
     return replace(sweep, points=tuple(points), native=native)

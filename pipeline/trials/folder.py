@@ -102,6 +102,10 @@ class Trial:
         """The right to run this trial, not yet acquired: `with trial.lease() as lease:`."""
         return Lease(self.folder / "lease.json")
 
+    def reproduction_lease(self) -> Lease:
+        """The right to reproduce this trial, not yet acquired."""
+        return Lease(self.folder / "reproduction.lease.json")
+
     def identity_parts(self) -> dict[str, Any]:
         """`identity` and its parts `configuration`, `data`, `code`. PipelineError if `identity.json` is missing or
         damaged."""
