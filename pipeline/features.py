@@ -48,6 +48,10 @@ def main() -> None:
     utterances = read_manifest(params.corpus.out)
     has_video = all(utterance.video for utterance in utterances)
     for stream in arguments.streams or (STREAMS if has_video else STREAMS[:1]):
+        if stream == "video" and not any(utterance.video for utterance in utterances):
+            write_json(RESULTS / f"{stream}.json", {})
+            print("video: the corpus has none", flush=True)
+            continue
         groups = feature_groups(params, stream, utterances)
         if params.features.mode == "online":
             # DVC compares these digests to see a change of encoder, weights or media.

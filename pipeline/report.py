@@ -15,9 +15,8 @@ from pipeline.comparison.table import Comparison
 from pipeline.reporting.page import MissingTrial, ReportSubject, pages
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
-from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
-from pipeline.sweeping.worker_precision import with_worker_precision
+from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
 from pipeline.tracking.run import SYNCED_REPORT
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import ingest_sweep
@@ -34,8 +33,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     With `media` the page has utterances to play. PipelineError if the sweep file is wrong, its inputs are missing, or
     no trial has started.
     """
-    sweep = with_worker_precision(load_sweep(file, params, overrides))
-    trials, suggestions = planned_trials(sweep)
+    sweep, trials, suggestions = planned_anywhere(with_worker_precision(load_sweep(file, params, overrides)))
     search = search_result(sweep, suggestions) if suggestions else None
     comparison = compare_planned(sweep, compared_trials(trials, search, suggestions))
     folder = RESULTS / sweep.specification.name
@@ -65,7 +63,8 @@ def _subject(
                 )
         elif gap := gaps[planned.identity]:
             missing.append(MissingTrial(planned.name, gap.state, gap.reason))
-    older = [p.name for p in trials if gaps.get(p.identity, True) is None and p.state is not Status.DONE]
+    compared = [planned for planned in trials if planned.identity in gaps and not gaps[planned.identity]]
+    older = [planned.name for planned in compared if planned.state is not Status.DONE]
     return ReportSubject(
         name=sweep.specification.name,
         file=file,

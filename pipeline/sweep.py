@@ -31,7 +31,7 @@ from pipeline.sweeping.search.suggestions import planned_trials
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
-from pipeline.sweeping.worker_precision import with_worker_precision
+from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED_FILE
@@ -92,14 +92,15 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     if incomplete and (arguments.no_repro or arguments.sync):
         raise missing_inputs_error(needed_stages(incomplete[0]))
     # Before hours are spent on the first stages.
-    for error in missing_sources(sweep, arguments.file, arguments.params) if incomplete else ():
-        raise error
+    if incomplete and (missing_paths := missing_sources(sweep, arguments.file, arguments.params)):
+        raise missing_paths[0]
     for params in incomplete:
         needed = needed_stages(params)
         if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
             if Path(arguments.params).resolve() != Path("params.yaml").resolve():
                 missing_here = f"its inputs are missing: {' '.join(by_dvc)}"
-                raise PipelineError(arguments.params, missing_here, "dvc runs params.yaml only")
+                by_hand = f"DVC runs params.yaml only; run each: python -m pipeline.STAGE --params {arguments.params}"
+                raise PipelineError(arguments.params, missing_here, by_hand)
             run_stages(by_dvc, arguments.address)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
@@ -152,11 +153,10 @@ def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) 
     if suggestions and sweep.only:
         print(f"{len(suggestions.points)} suggested points match --only, which suggests no others")
     elif suggestions:
-        print(
-            f"{len(suggestions.points)} of {sweep.search.trials} points suggested, {suggestions.left} left to suggest"
-        )
+        made, left = len(suggestions.points), suggestions.points_left
+        print(f"{made} of {sweep.search.trials} points suggested, {left} left to suggest")
         each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
-        costs += suggestions.left * [each]
+        costs += suggestions.points_left * [each]
     if costs:
         print(cost_line(costs, planned_concurrency(sweep.specification, address)))
 
@@ -172,7 +172,7 @@ def run(arguments: Namespace) -> None:
         show_plan(sweep, arguments.file, arguments.params, arguments.address)
         return
     make_inputs(sweep, arguments)
-    trials, suggestions = planned_trials(sweep)
+    sweep, trials, suggestions = planned_anywhere(sweep) if arguments.sync else (sweep, *planned_trials(sweep))
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
         ingest_trials(name, trials, results)
@@ -185,7 +185,7 @@ def run(arguments: Namespace) -> None:
         sweep = replace(sweep, specification=specification)
     with Sync(_sync_command(arguments)) as sync:
         failure = None
-        if not all(planned.is_over for planned in trials) or (suggestions and suggestions.left):
+        if not all(planned.is_over for planned in trials) or (suggestions and suggestions.points_left):
             search = Search(sweep, suggestions) if suggestions and not sweep.only else None
             try:
                 with record_plan(results, sweep.specification, trials) as record:
@@ -193,10 +193,12 @@ def run(arguments: Namespace) -> None:
             except PipelineError as error:
                 failure = error
             trials = suggestions.trials if suggestions else trials
-        # Not after an interrupt, after which this process should end soon; the next one does it.
+        # A KeyboardInterrupt passes by, so that an interrupted process ends soon; the next one writes the results.
         publish_results(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)
-        for line in next_lines(arguments.file, results, trials):
+        if arguments.only:
+            print(f"the table has only the trials with {', '.join(arguments.only)}; without --only it has all again")
+        for line in next_lines(arguments.file, _options(arguments), results, trials):
             print(line)
     if failure:
         raise failure
@@ -224,11 +226,15 @@ def show_in_mlflow(name: str, trials: Sequence[PlannedTrial], results: Path, syn
         print(f"warning: not in MLflow yet: {warning}", file=sys.stderr, flush=True)
 
 
+def _options(arguments: Namespace) -> list[str]:
+    """The options that decide what the trials of the file are."""
+    params = [] if arguments.params == "params.yaml" else ["--params", arguments.params]
+    return params + [word for value in arguments.set for word in ("--set", value)]
+
+
 def _sync_command(arguments: Namespace) -> list[str]:
-    command = ["-m", "pipeline.sweep", arguments.file, "--params", arguments.params, "--sync"]
-    for option, values in (("--set", arguments.set), ("--only", arguments.only)):
-        command += [word for value in values for word in (option, value)]
-    return command
+    only = [word for value in arguments.only for word in ("--only", value)]
+    return ["-m", "pipeline.sweep", arguments.file, "--sync", *_options(arguments), *only]
 
 
 def main() -> None:
@@ -248,7 +254,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="k=v",
-        help="keep trials with this value (modality=audio); of a search, those that it has suggested",
+        help="only trials with this value (modality=audio), also in the table; of a search, those that it suggested",
     )
     add_address(options)
     options.add_argument("--retries", type=from_zero, help="how often a failed trial is retried (default: the file's)")

@@ -1,8 +1,8 @@
 """Transcribe your own recordings with a trained trial: one line of text per file.
 
 Encoders, rates, LLM and adapter are those of the trial's own config.yaml. An audio trial takes any audio, or a video
-with audio; a trial with video takes a video of a face or of a mouth. A .wav with the name of a video replaces its
-audio.
+with audio; a trial with video takes a video of a face or of a mouth. A .wav, .flac or .ogg with the name of a video
+replaces its audio.
 """
 
 import argparse

@@ -21,7 +21,8 @@ from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
 from pipeline.sweeping.status import record_plan
-from pipeline.sweeping.sweep_file import load_sweep
+from pipeline.sweeping.sweep_file import Sweep, load_sweep
+from pipeline.sweeping.worker_precision import planned_anywhere, precision_variants
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import identity
 from pipeline.trials.folder import Trial
@@ -223,3 +224,22 @@ def test_what_is_being_reproduced_or_read_is_kept() -> None:
     assert {line for line in prune.remove(unused(list(stored().values())), "runs")} == {
         f"removed: {folder}" for folder in (reproduced.folder, *(Path("data/features") / name for name in features))
     }
+
+
+def test_a_command_that_trains_nothing_finds_the_trials_of_another_precision() -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["train"] |= {"device": "auto", "precision": "auto"}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    sweep = load_sweep(SWEEP)
+    assert planned_anywhere(sweep)[0] is sweep
+    [other] = [one for one in precision_variants(sweep) if {t.identity for t in plan_trials(one)} != identities(sweep)]
+    for planned in plan_trials(other):
+        Trial.create("runs", planned.params, TrialInputs(planned.params).training.digests)
+        planned.trial.metrics_log.append(1, {"loss/cross_entropy": 1.0})
+    found, trials, _ = planned_anywhere(sweep)
+    assert found == other
+    assert {planned.identity for planned in trials} == identities(other)
+
+
+def identities(sweep: Sweep) -> set[str]:
+    return {planned.identity for planned in plan_trials(sweep)}

@@ -6,8 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from project import ROOT, command, environment, make_project
-from sweeps import checkpoint_of, make_inputs, wait_until
+from project import ROOT, command, environment, make_project, start
+from sweeps import checkpoint_of, is_alive, make_inputs, wait_until, worker
 
 STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
 
@@ -119,3 +119,18 @@ def test_an_interrupted_repro_resumes(finished, tmp_path, ending):
     assert stages_run(done) == ["train", "evaluate"]
     assert (trial / "metrics.json").exists()
     assert before_the_cut() == kept, "the steps before the interruption were repeated"
+
+
+def test_an_interruption_ends_the_stage_too(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "project", symlinks=True)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("steps: 8", "steps: 6000"))
+    process = start(folder, "stages")
+    wait_until(lambda: checkpoint_of(folder, 0), process, "a checkpoint")
+    trainer = worker(folder)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert "the same command continues from there" in errors
+    assert not is_alive(trainer)
+    assert not list(folder.glob("runs/*/lease.json"))

@@ -283,7 +283,7 @@ def test_only_runs_the_matching_suggestions_and_suggests_no_others(searched):
     assert first.killed
     audio = searched(trials=8, axes=axes, seeds=[0, 1], only=["modality=audio"])
     assert {planned.params.model.modality for planned in audio.suggestions.trials} == {"audio"}
-    assert audio.suggestions.left == 0
+    assert audio.suggestions.points_left == 0
     # A value within a range, and a seed.
     rate = audio.points[0]["train.learning_rate"]
     one = searched(trials=8, axes=axes, seeds=[0, 1], only=[f"learning_rate={rate}", "seed=1"])

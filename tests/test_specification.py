@@ -289,11 +289,12 @@ def test_a_plan_knows_how_many_trials_this_machine_runs_at_once(monkeypatch):
     monkeypatch.setattr(resources, "gpu_count", lambda: 1)
     asked = Specification(name="s", resources=Resources(cpus=1, gpus=0.25))
     assert planned_concurrency(asked, None) == 4
-    assert planned_concurrency(asked, "head:6379") == 1
+    assert planned_concurrency(asked, "head:6379") is None
     monkeypatch.setattr(resources, "gpu_count", lambda: 0)
     assert planned_concurrency(asked, None) == 8
     assert planned_concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
     assert "(3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)
+    assert "about 2 min (added up; " in cost_line([Cost(60, 0, 0)] * 2, None)
 
 
 def test_a_negative_number_of_retries_is_refused(monkeypatch, capsys):

@@ -155,7 +155,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     again = command(project, "sweep", "sweep.yaml")
     assert again.returncode == 0, again.stderr
     assert "resumes" in again.stdout
-    assert "resuming from the previous one" in (trial / "log.txt").read_text()
+    assert "the one before it, if any, is used" in (trial / "log.txt").read_text()
     assert sessions(trial) == ["running", "running", "finished"]
     assert results(project) == results(swept)
     assert table(project) == table(swept)
@@ -263,7 +263,7 @@ def test_missing_features_are_an_error_if_stages_may_not_run(project):
     refused = command(project, "sweep", "sweep.yaml", "--no-repro")
     assert refused.returncode == 1
     assert "are missing or stale: features@audio" in refused.stderr
-    assert "run: dvc repro features@audio" in refused.stderr
+    assert "start the sweep without --no-repro or --sync" in refused.stderr
     planned = command(project, "sweep", "sweep.yaml", "--plan")
     assert "stages that run first: features@audio features@video" in planned.stdout
 

@@ -135,7 +135,7 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(project, undi
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert f"{newest.name}: " in again.stderr
-    assert "resuming from the previous one" in again.stderr
+    assert "the one before it, if any, is used" in again.stderr
     assert weights_of(trial) == weights_of(undisturbed)
 
 

@@ -27,9 +27,9 @@ SETTINGS = {
 }
 """No output, no files of Ray's own, and normal priority for training."""
 RAY = "r"
-"""Ray's folder within that of a sweep, which only this user can read: Ray lets everybody read its own."""
+"""Ray's folder, in a temporary folder that only this user can read (`temporary.py`): Ray lets all read its own."""
 OUTPUT = "ray.txt"
-"""The output of Ray's processes, in the folder of the sweep."""
+"""The output of Ray's processes, in the temporary folder."""
 QUERY_SECONDS = 30.0
 _REFUSED = 3
 _QUERY = f"""

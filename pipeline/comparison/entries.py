@@ -194,17 +194,18 @@ def _read_entry(trial: Trial) -> Entry:
 
 
 def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
-    if mark := marks.reason_of_gap(trial.folder):
+    records, _ = trial.metrics_log.read()
+    step = int(records[-1]["step"]) if records else 0
+    if mark := marks.reason_of_gap(trial.folder, step):
         return Gap(*mark)
     status = trial.status()
     if status is Status.TRAINED:
         return Gap(status, "not evaluated yet")
     if status is Status.NEW:
         return Gap(status)
-    records, _ = trial.metrics_log.read()
     steps = configuration["train.steps"]
     length = f"{configuration['train.epochs']} epochs" if steps is None else str(steps)
-    return Gap(status, f"at step {int(records[-1]['step']) if records else 0} of {length}")
+    return Gap(status, f"at step {step} of {length}")
 
 
 def _distinguished(entries: list[Entry]) -> list[Entry]:

@@ -47,6 +47,7 @@ def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dic
         ],
         "sinks": [(m.label, _value(entry, m.name, m.unit)) for m in shown(TABLE) if m.name in entry.metrics],
         "sink_split": params.sinks.split,
+        "is_evaluated": trial.metrics.exists(),
         "corpus": _yaml(_corpus(params)),
         "utterances": _utterances(trial),
         "data": entry.data,

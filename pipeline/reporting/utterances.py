@@ -87,7 +87,7 @@ def _extremes(comparison: Comparison, task: Task, entries: Sequence[Entry], cond
     counts = {id: [entry.hypotheses[condition][id] for entry in entries] for id in shared}
     sums = {id: (sum(c.errors for c in each), sum(c.words for c in each)) for id, each in counts.items()}
     wers = {id: errors / max(words, 1) for id, (errors, words) in sums.items()}
-    worst = sorted(shared, key=lambda id: (-wers[id], id))[:COUNT]
+    worst = sorted(shared, key=lambda id: (-wers[id], -sums[id][1], id))[:COUNT]
     best = sorted(shared - set(worst), key=lambda id: (wers[id], -sums[id][1], id))[:COUNT]
     quoted = entries[:MAX_QUOTED_TRIALS]
     lines = {_name(comparison, entry): entry.hypotheses[condition] for entry in quoted}

@@ -69,7 +69,7 @@ def _origin(session: dict[str, Any], reason: str | None, written: list[str], sou
         how = f"commit {code['commit'][:12]}" + (" and uncommitted.patch" if session.get("patch") else "")
         unexpected = [name for name in written if name not in {*code.get("untracked", ()), *withheld, DVC_LOCK}]
         how += (
-            f", {len(unexpected)} files otherwise in the archive: as there ({', '.join(unexpected[:3])})"
+            f", but {len(unexpected)} files as in the archive, where they differ ({', '.join(unexpected[:3])})"
             if unexpected
             else ""
         )

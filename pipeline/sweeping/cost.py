@@ -77,14 +77,17 @@ def mean_cost(costs: Iterable[Cost | None], trials: int = 1) -> Cost | None:
     )
 
 
-def cost_line(costs: Sequence[Cost | None], concurrency: int) -> str:
-    """The total of all costs, as a line, if a number of trials run at once."""
+def cost_line(costs: Sequence[Cost | None], concurrency: int | None) -> str:
+    """The total of all costs, as a line, if a number of trials, None if that is unknown, run at once."""
     known = [cost for cost in costs if cost]
     if len(known) < len(costs):
         return f"time and disk of {len(costs) - len(known)} trials: unknown until a similar one is finished here"
-    seconds = sum(cost.seconds for cost in known) / concurrency
+    seconds = sum(cost.seconds for cost in known) / (concurrency or 1)
     size = sum(cost.bytes for cost in known)
-    at_once = f"{concurrency} trials at once" if concurrency > 1 else "one trial at a time"
+    if concurrency is None:
+        at_once = "added up; how many trials run at once depends on the cluster"
+    else:
+        at_once = f"{concurrency} trials at once" if concurrency > 1 else "one trial at a time"
     return (
         f"the rest takes about {format_duration(seconds)} ({at_once}) and {size_text(size)}, "
         "estimated from finished trials"

@@ -62,7 +62,7 @@ class Driver:
         runs.mkdir(parents=True, exist_ok=True)
         # A file, since signals do not reach workers on other machines.
         self._stop = runs / f".stop-{os.getpid()}-{time.time_ns()}"
-        self._view = View(trials, costs, self._specification.shown_metric, log, search.left if search else 0)
+        self._view = View(trials, costs, self._specification.shown_metric, log, search.trials_left if search else 0)
         rule = self._specification.scheduler
         self._early_stopping = EarlyStopping(rule, trials) if rule else None
         self._trials = list(trials)
@@ -161,7 +161,7 @@ class Driver:
         suggested = self._search.next()
         self._trials += suggested
         self._record(suggested)
-        self._view.add(suggested, self._costs(suggested), self._search.left)
+        self._view.add(suggested, self._costs(suggested), self._search.trials_left)
         if self._early_stopping:
             self._early_stopping.add(suggested)
         self._queue.extend(suggested)

@@ -9,7 +9,8 @@ after certain steps, the rungs, and none waits for trials that are behind. Two r
   compared once all of them have reached the rung; until then the first ones wait, and other trials use their place. So
   all seeds of a point continue, or all end. A seed that failed permanently is left out.
 
-All decisions follow from the metrics logs and marks of the trials, so every driver decides the same, at any time.
+All decisions follow from the metrics logs and marks of the trials, so a sweep may be continued by any driver. What was
+decided is not decided again once a trial has gone on.
 """
 
 from collections import defaultdict
@@ -110,8 +111,8 @@ class EarlyStopping:
         return self._passed[point] >= rung or any(self._went_on(seed.identity, rung) for seed in self._points[point])
 
     def _went_on(self, identity: str, rung: int) -> bool:
-        """Whether a trial is after a rung; or at it without a loss, which training does not go back to measure: when
-        it came there, `train.validate_every` was another."""
+        """Whether a trial has passed a rung. One whose checkpoint is at the rung, without a loss there, has: it was
+        trained with another `train.validate_every`, and a resumed training does not validate that step again."""
         step = self._checkpoints[identity]
         is_unmeasured = step == rung and rung not in self._losses[identity]
         return max(self._steps[identity], step) > rung or is_unmeasured

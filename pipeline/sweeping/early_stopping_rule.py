@@ -40,8 +40,8 @@ class EarlyStoppingRule(Section):
         return rungs
 
     def bracket(self, point: str, steps: int) -> int:
-        """How many rungs a point skips: always 0, except for hyperband, whose brackets have sizes with about the same
-        total number of steps.
+        """How many rungs a point skips: always 0, except for hyperband, which draws a bracket for each point, with odds
+        by which all brackets take about equally many steps in total.
 
         It follows from the point alone, so that it is the same for every driver, in any order of points. (Ray Tune's
         AsyncHyperBand draws it, and would draw another one after a restart.)

@@ -96,4 +96,5 @@ def _has_features(params: Params, stream: Stream) -> bool:
 def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
     """The error for stages that are needed and may not run."""
     names = " ".join(stages)
-    return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", f"run: dvc repro {names}")
+    remedy = "start the sweep without --no-repro or --sync, and it makes them"
+    return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", remedy)

@@ -41,6 +41,7 @@ class PlannedTrial:
     """The settings of its points, by dotted key: several if they differ in keys that the trial does not use."""
     identity: str
     evaluation: str
+    """The digest of its evaluation: if it was evaluated otherwise, it counts as trained only."""
     trial: Trial
     rule: EarlyStoppingRule | None
     """The early stopping of its sweep."""

@@ -9,11 +9,10 @@ from pipeline.common.process_pool import available_cores
 from pipeline.sweeping.specification import Resources, Specification
 
 
-def planned_concurrency(specification: Specification, address: str | None) -> int:
-    """`concurrency` on this machine, before Ray is started; of a cluster (`address`) only the limit is known, and
-    without a limit 1 is returned."""
+def planned_concurrency(specification: Specification, address: str | None) -> int | None:
+    """`concurrency` on this machine, before Ray is started; of a cluster (`address`) only the limit, if any."""
     if address:
-        return specification.concurrency or 1
+        return specification.concurrency
     nodes = [{"CPU": float(available_cores()), "GPU": float(gpu_count())}]
     resources, _ = trial_resources(specification.resources, nodes, None)
     return concurrency(specification, resources, nodes)

@@ -1,5 +1,6 @@
 """The results of a sweep: tables and figures in `results/sweeps/<name>/`, and the best point of each task."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,18 +60,23 @@ def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: S
         print(f"best by {metric}: {name} ({value:.3f})")
 
 
-def next_lines(file: str, folder: Path, trials: Sequence[PlannedTrial]) -> list[str]:
-    """Where the results of a sweep are, and commands that use them; empty while no trial is done."""
+def next_lines(file: str, options: Sequence[str], folder: Path, trials: Sequence[PlannedTrial]) -> list[str]:
+    """Where the results of a sweep are, and commands that use them, which get the sweep's own `options`; empty while no
+    trial is done."""
     done = next((planned for planned in trials if planned.state is Status.DONE), None)
     if done is None:
         return []
     python = ".venv/bin/python" if Path(sys.executable).is_relative_to(Path.cwd() / ".venv") else "python"
-    identity = done.trial.folder.name
+    folder_of_trial = done.trial.folder
+    if folder_of_trial.is_relative_to(Path.cwd()):
+        folder_of_trial = folder_of_trial.relative_to(Path.cwd())
+    trial = folder_of_trial if options else folder_of_trial.name
+    arguments = f" ARGS={shlex.quote(shlex.join(options))}" if options else ""
     return [
         f"results: {folder} (table.txt, claims.md, metrics.csv, figures), each trial in {done.params.train.runs}/",
-        f"next:    make report SWEEP={file}",
-        f"         {python} -m pipeline.analyze --trial {identity}  # which tokens are sinks: {done.name}",
-        f"         {python} -m pipeline.transcribe FILE --trial {identity}",
+        f"next:    make report SWEEP={file}{arguments}",
+        f"         {python} -m pipeline.analyze --trial {trial}  # which tokens are sinks: {done.name}",
+        f"         {python} -m pipeline.transcribe FILE --trial {trial}",
     ]
 
 

@@ -11,8 +11,11 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.hardware import ResolvedPrecision, with_native
 from pipeline.sweeping.engine import Engine
+from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import results_folder
+from pipeline.sweeping.search.suggestions import Suggestions, planned_trials
 from pipeline.sweeping.sweep_file import Sweep
+from pipeline.trials.folder import Status
 
 PRECISION_FILE = "workers.json"
 """In the results folder of a sweep that ran on a cluster."""
@@ -43,6 +46,16 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     if not isinstance(native, dict) or any(native.get(d) not in ("float32", "bfloat16") for d in ("auto", "cpu")):
         raise PipelineError(path, "is damaged", remedy)
     return _resolved(sweep, native)
+
+
+def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestions | None]:
+    """The trials of a sweep for a command that trains none: if none has started with what `auto` means here, those of a
+    machine where it means something else. Returns the sweep as it was run, and `planned_trials` of it."""
+    for variant in (sweep, *precision_variants(sweep)):
+        trials, suggestions = planned_trials(variant)
+        if any(planned.state is not Status.NEW for planned in trials):
+            return variant, trials, suggestions
+    return sweep, *planned_trials(sweep)
 
 
 def _resolved(sweep: Sweep, native: dict[str, ResolvedPrecision]) -> Sweep:

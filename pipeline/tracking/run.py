@@ -105,12 +105,13 @@ def _is_ours(tag: str) -> bool:
 
 def _create_run(client: Any, experiment_id: str, content: RunContent, old: Any = None) -> Any:
     """A new run, with the name and tags that people gave to the `old` one, which it replaces."""
-    tags = {GIVEN_NAME: content.name} | (peoples_tags(old) if old else {})
+    tags = peoples_tags(old) if old else {}
     name = content.name
     if old and is_renamed(old):
-        name = old.info.run_name
+        # The names that we gave the old one stay: by them the new one is known to be renamed.
+        name, tags = old.info.run_name, {GIVEN_NAME: content.name} | tags
     else:
-        tags[GIVEN_NAME] = name
+        tags = tags | {GIVEN_NAME: name}
     return client.create_run(experiment_id, content.started, {**tags, **content.tags}, name)
 
 

@@ -19,7 +19,8 @@ from pipeline.corpora.noise.training import training_noise
 from pipeline.training.inputs import Inputs
 
 SIDE = 88
-"""Width and height of the input of AV-HuBERT, in pixels. Not imported from its code, whose digest is in the data."""
+"""Width and height of the input of AV-HuBERT, in pixels. Not imported: the encoder's code is in the digest of the data,
+and would count in that of the training, too."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Preparation:
     """By stream."""
 
     def __call__(self, stream: str, utterance: str, step: int | None, content: np.ndarray) -> Any:
-        """The medium of an utterance, prepared if the encoder divides its work; `step` is None outside of training."""
+        """The medium of an utterance, prepared by its encoder's `prepare`, if it has one; `step` is None outside of
+        training."""
         if self.augment and step is not None:
             content = self.augment(stream, utterance, step, content)
         prepare = getattr(self.encoders[stream], "prepare", None)

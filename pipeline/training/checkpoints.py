@@ -32,7 +32,11 @@ def newest_intact(folder: Path) -> Path | None:
         reason = _damage(checkpoint)
         if reason is None:
             return checkpoint
-        print(f"{checkpoint}: {reason}; resuming from the previous one", file=sys.stderr, flush=True)
+        print(
+            f"{checkpoint}: {reason}; it is removed, and the one before it, if any, is used",
+            file=sys.stderr,
+            flush=True,
+        )
         shutil.rmtree(checkpoint)
     return None
 

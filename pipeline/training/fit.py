@@ -67,6 +67,9 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
     if params.train.ranks == 1:
         _train(ALONE, is_stopped, params, inputs, trial, resumed, until, _signals_set(stop))
     else:
+        if params.train.threads:
+            # Each rank gets its share; this process records the number.
+            torch.set_num_threads(params.train.threads)
         arguments = (params.model_dump_json(), inputs.digests, trial.folder, resumed, until)
         with _signals_set(stop):
             launch(_train_in_rank, arguments, params.train.ranks, params.train.device, is_stopped)

@@ -34,7 +34,7 @@ def loader_errors(count: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # A batch that is announced already is fetched from the loader, which is a broken connection if it is killed.
+        # A batch that a loader has queued is fetched from its process; if that was killed, the connection is broken.
         if not count or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             raise
         _stop_raising()

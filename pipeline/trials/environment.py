@@ -1,6 +1,7 @@
 """The environment of a process (code, data, versions, machine, command) and the archive of its sources.
 
-Contains no user name, secret or environment variable. Each part is read once in the life of a process.
+Contains no secret and no environment variable; the home folder is written as `~`. Each part is read once in the life of
+a process.
 """
 
 import functools

@@ -47,16 +47,17 @@ def read_stop(folder: Path) -> tuple[dict[str, Any], int] | None:
         return None
 
 
-def reason_of_gap(folder: Path) -> tuple[str, str] | None:
-    """`failed` or `stopped` and the reason in one line, for a trial that a sweep has ended; else None."""
+def reason_of_gap(folder: Path, step: int) -> tuple[str, str] | None:
+    """`failed` or `stopped` and the reason in one line, for a trial that a sweep has ended; else None. `step` is the
+    last of its log: if one sweep stopped it before that, another one has continued it."""
     if (reason := read_failure(folder)) is not None:
         return "failed", reason.strip().partition("\n")[0]
     if (folder / STOPPED_FILE).exists():
         stopped = read_stop(folder)
         if stopped is None:
             return "stopped", f"{STOPPED_FILE} is damaged"
-        rule, step = stopped
-        return "stopped", f"by {rule.get('kind')} after step {step}"
+        rule, at = stopped
+        return ("stopped", f"by {rule.get('kind')} after step {at}") if step <= at else None
     return None
 
 

@@ -1,4 +1,5 @@
-"""The metrics log `metrics.jsonl`: one JSON line per step with the metrics of training, appended and never rewritten.
+"""The metrics log `metrics.jsonl`: JSON lines with metrics of training at a step, appended, and cut back to a
+checkpoint when a training resumes.
 
 A line is `{"time": seconds since 1970, "step": n, "loss/cross_entropy": 1.2, …}`. MLflow is filled from this file.
 """
@@ -49,7 +50,7 @@ class MetricsLog:
 
     def read(self, position: int = 0) -> tuple[list[Record], int]:
         """The records from a position on (0, or as an earlier call returned it), and the position after them. An
-        incomplete last line is not read; if the log was truncated since, all is read."""
+        incomplete last line is not read; if the log is now shorter, or no line ends at the position, all is read."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

@@ -56,13 +56,13 @@ class Search:
             raise PipelineError(journal, "another process runs this search", "wait for it, or end it") from None
 
     @property
-    def left(self) -> int:
+    def trials_left(self) -> int:
         """The number of trials still to suggest, if no two points share one."""
-        return self._suggestions.left * len(self._sweep.seeds)
+        return self._suggestions.points_left * len(self._sweep.seeds)
 
     def next(self) -> list[PlannedTrial]:
         """The new trials of the next point that has any; empty once all points are suggested."""
-        while self._suggestions.left:
+        while self._suggestions.points_left:
             known = {planned.identity for planned in self._suggestions.trials}
             suggestion = self._suggest()
             new = [planned for planned in suggestion.trials if planned.identity not in known]

@@ -1,7 +1,7 @@
 """Optuna's samplers, as a search uses them.
 
-Optuna stores nothing: a suggestion follows from the seed, its number, the suggestions before it and their outcomes. So
-a search that is killed and started again suggests the same points.
+Optuna stores nothing: a suggestion follows from the seed, its number, the suggestions before it, and those outcomes of
+theirs that are known by then.
 """
 
 import random

@@ -100,7 +100,7 @@ class Suggestions:
         return [planned for planned in self._planner.trials if planned.identity in kept]
 
     @property
-    def left(self) -> int:
+    def points_left(self) -> int:
         """The number of points still to suggest."""
         if self._sweep.only or self.repeats >= MAX_REPEATS:
             return 0
