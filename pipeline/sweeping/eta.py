@@ -106,10 +106,15 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 
 
 class RunningTrial:
-    """The progress of a running trial, read from its folder; a `fraction` of its training was done in earlier sessions.
-    If it `is_started`, its metrics log counts from the beginning."""
+    """The progress of a running trial, read from its folder.
 
-    def __init__(self, planned: PlannedTrial, fraction: float = 0.0, is_started: bool = False) -> None:
+    Args:
+        planned: the trial.
+        fraction: of its training that was done in earlier sessions.
+        reads_whole_log: also what was logged before now: the trial runs already.
+    """
+
+    def __init__(self, planned: PlannedTrial, fraction: float = 0.0, reads_whole_log: bool = False) -> None:
         self.planned, self.fraction = planned, fraction
         self.step, self.loss, self.speed = 0, float("nan"), float("nan")
         self.evaluation_began: float | None = None
@@ -119,7 +124,7 @@ class RunningTrial:
         # Earlier lines are of earlier sessions; the log is truncated to a checkpoint and then continues.
         self._steps_before = round(fraction * (planned.params.train.steps or 0))
         log = planned.trial.metrics_log.path
-        self._position = 0 if is_started or not log.exists() else log.stat().st_size
+        self._position = 0 if reads_whole_log or not log.exists() else log.stat().st_size
 
     def update(self) -> None:
         """Read what was logged since the last call."""

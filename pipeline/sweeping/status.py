@@ -128,7 +128,7 @@ def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if ending := planned.ending:
         return "stopped early", ending
-    running = RunningTrial(planned, is_started=True)
+    running = RunningTrial(planned, reads_whole_log=True)
     running.update()
     if holder := planned.trial.lease().holder():
         return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"
