@@ -91,7 +91,7 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
     from dataclasses import asdict
 
     from pipeline.analysis import table
-    from pipeline.analysis.effects import applicable_tests, effects, outcomes
+    from pipeline.analysis.effects import applicable_tests, effects, item_results
     from pipeline.analysis.figures import draw_effects
     from pipeline.common.code import code_digest
     from pipeline.common.digests import digest
@@ -104,18 +104,18 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
         "tests": [test.name for test in tests],
         "code": code_digest("pipeline.analyze"),
     }
-    # The name has the digest of everything that determines the outcomes, so that those of other settings are not used.
+    # The name has the digest of everything that determines the results, so that those of other settings are not used.
     journal = folder / f"interventions.{digest(source)[:16]}.journal"
     for outdated in set(folder.glob("interventions.*.journal")) - {journal}:
         outdated.unlink()
-    rows = effects(target, tests, outcomes(target, tests, sinks, journal))
-    text = table.effects_text(rows, target.score, target.item)
+    rows = effects(target, tests, item_results(target, tests, sinks, journal))
+    text = table.effects_text(rows, target.score_kind, target.item)
     write_text(folder / "interventions.txt", text)
-    write_text(folder / "interventions.md", table.effects_markdown(rows, target.score, target.item))
+    write_text(folder / "interventions.md", table.effects_markdown(rows, target.score_kind, target.item))
     write_text(folder / "interventions.csv", table.effects_csv(rows))
     records = [{"test": asdict(effect), "control": control and asdict(control)} for effect, control in rows]
-    write_json(folder / "interventions.json", {"source": source, "score": target.score, "effects": records})
-    draw_effects(rows, target.score, folder)
+    write_json(folder / "interventions.json", {"source": source, "score": target.score_kind, "effects": records})
+    draw_effects(rows, target.score_kind, folder)
     return text
 
 

@@ -13,8 +13,8 @@ from pipeline.analysis.figures import draw_sinks
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.selection import named_trial
 from pipeline.config import Sinks
-from pipeline.model.decoder import bos_token, max_positions, require_embedded
 from pipeline.model.examples import padded
+from pipeline.model.llm import bos_token, max_positions, require_embedded
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
@@ -89,7 +89,7 @@ def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bo
     statistics: SinkStatistics | None = None
     sequences = 0
     for captured in batches:
-        layers, count, heads, _ = captured.importance.shape
+        layers, count, heads, _ = captured.attention_to_key.shape
         statistics = statistics or SinkStatistics(settings, layers, heads)
         statistics.add(captured, [f"{number:06}" for number in range(sequences, sequences + count)])
         sequences += count

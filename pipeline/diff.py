@@ -5,8 +5,8 @@ A trial is named by its folder, a prefix of its identity, or the id of its run i
 
 from pipeline.common.command import from_zero, parser, run_command
 from pipeline.comparison.selection import requested_trial
-from pipeline.differences.pair import compare_pair
-from pipeline.differences.text import pair_text, terminal_width
+from pipeline.differences.pair import find_differences
+from pipeline.differences.text import differences_text, terminal_width
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     )
     arguments = options.parse_args()
     a, b = (requested_trial(name, arguments) for name in arguments.trials)
-    print(pair_text(compare_pair(a, b), arguments.utterances, terminal_width()), end="")
+    print(differences_text(find_differences(a, b), arguments.utterances, terminal_width()), end="")
 
 
 if __name__ == "__main__":

@@ -41,31 +41,31 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
     or another process evaluates it."""
     inputs = inputs or TrialInputs(params)
     trial = Trial.create(params.train.runs, params, inputs.training.digests)
-    evaluation = evaluation_digest(params, inputs.evaluation.digests)
-    if trial.status(evaluation) is Status.DONE:
+    wanted = evaluation_digest(params, inputs.evaluation.digests)
+    if trial.status(wanted) is Status.DONE:
         return trial
     with trial.lease() as lease:
         # Another process may have finished it before this one acquired the lease.
-        if trial.status(evaluation) is Status.DONE:
+        if trial.status(wanted) is Status.DONE:
             return trial
         require_trained(trial)
         with record_session(trial, "evaluate", params.train.device, lambda: inputs.files("evaluate")):
             trial.begin_evaluation(params)
-            metrics, details = _measure(params, inputs.evaluation, trial, evaluation)
+            metrics, details = _measure(params, inputs.evaluation, trial, wanted)
             lease.require()
-            trial.finish(evaluation, metrics, details)
+            trial.finish(wanted, metrics, details)
             for journal in trial.folder.glob("hypotheses.*.journal"):
                 journal.unlink()
     return trial
 
 
-def _measure(params: Params, inputs: Inputs, trial: Trial, evaluation: str) -> tuple[dict[str, float], dict]:
+def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str) -> tuple[dict[str, float], dict]:
     from pipeline.training.build import build_model
     from pipeline.training.evaluation import hypotheses, scores, sinks
 
     model = build_model(params, inputs, trial.adapter).eval()
-    # The name contains the evaluation, so that hypotheses of another beam are not reused.
-    journal = trial.folder / f"hypotheses.{evaluation[:16]}.journal"
+    # The name contains the digest of the evaluation, so that hypotheses of another beam are not reused.
+    journal = trial.folder / f"hypotheses.{digest[:16]}.journal"
     metrics, lines = scores(params, inputs, hypotheses(model, params, inputs, journal))
     sink_metrics, summary = sinks(model, params, inputs)
     write_sinks(trial.folder, summary.arrays)
@@ -86,26 +86,26 @@ def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
     assert result is not None
     write_json(DVC_METRICS, headlines(result["metrics"]))
     cosines = trial.read_sinks()["cosine_mean_joined"].tolist()
-    rows = [{"block": layer, "sink": sink, "other": other} for layer, (other, sink) in enumerate(cosines)]
+    rows = [{"layer": layer, "sink": sink, "other": other} for layer, (other, sink) in enumerate(cosines)]
     # A layer without sinks has no cosine, so its cell stays empty.
     known = ({name: value for name, value in row.items() if not math.isnan(value)} for row in rows)
     write_text(folder / "cosine_to_bos.csv", csv_text(rows[0], known))
 
 
-def track(trial: Trial) -> None:
-    """Show the trial in MLflow. An error is only a warning: all results are in the trial's folder."""
+def write_to_mlflow(trial: Trial) -> None:
+    """Write the trial to MLflow. An error is only a warning: all results are in the trial's folder."""
     from pipeline.tracking.server import errors_as_warnings, tracking_uri
-    from pipeline.tracking.writer import ingest
+    from pipeline.tracking.writer import write_trials
 
     with errors_as_warnings():
-        ingest([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)
+        write_trials([trial.folder], tracking_uri(), EXPERIMENT, sweep=EXPERIMENT)
 
 
 def main() -> None:
     """The command."""
     trial = evaluate(params_of(parser(__doc__).parse_args()))
     publish_metrics(trial)
-    track(trial)
+    write_to_mlflow(trial)
     print(f"evaluated: {trial.folder}")
 
 

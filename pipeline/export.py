@@ -73,7 +73,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
 
 def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
     """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
-    from pipeline.model.decoder import bos_token, config_with_first_layers, eos_token, load_tokenizer
+    from pipeline.model.llm import bos_token, config_with_first_layers, eos_token, load_tokenizer
 
     llm = params.model.llm
     limited, changed = config_with_first_layers(llm)

@@ -19,7 +19,7 @@ from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
 from pipeline.tracking.run import SYNCED_REPORT
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
-from pipeline.tracking.writer import ingest_sweep
+from pipeline.tracking.writer import write_sweep
 from pipeline.trials.folder import Status
 
 DEFAULT = "experiments/demo.yaml"
@@ -45,7 +45,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     complete = all(planned.is_over for planned in trials)
     with errors_as_warnings():
         shown = [folder / "report.html", folder / "comparison"]
-        ingest_sweep(started, tracking_uri(), sweep.specification.name, shown, complete, SYNCED_REPORT)
+        write_sweep(started, tracking_uri(), sweep.specification.name, shown, complete, SYNCED_REPORT)
     return folder
 
 

@@ -17,7 +17,7 @@ from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_json
 from pipeline.comparison.selection import requested_trial
 from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
-from pipeline.reproduction.run import Reproduction
+from pipeline.reproduction.run import Problem, Reproduction
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import tag_trial
 from pipeline.trials.folder import Trial
@@ -39,7 +39,7 @@ def check(trial: Trial, project: Path) -> bool:
             reasons = reproduction.reasons()
         finally:
             reproduction.remove()
-    for line in _lines(problems, reasons, []):
+    for line in report_lines(problems, reasons, []):
         print(line)
     print("FAIL: the trial cannot be reproduced" if problems else "PASS: the trial can be reproduced")
     return not problems
@@ -71,7 +71,7 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
         # Of one that was begun, checkpoints stay: once what is missing is there again, the same command resumes.
         elif not (problems and is_begun):
             reproduction.remove()
-    for line in _lines(problems, reasons, verdicts):
+    for line in report_lines(problems, reasons, verdicts):
         print(line)
     with errors_as_warnings():
         tag_trial(trial.identity, {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}, tracking_uri())
@@ -80,7 +80,7 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
 
 
 def _verdict(
-    trial: Trial, problems: list[str], reasons: list[str], verdicts: list[ReproductionVerdict]
+    trial: Trial, problems: list[Problem], reasons: list[str], verdicts: list[ReproductionVerdict]
 ) -> dict[str, Any]:
     failed = sum(not verdict.passed for verdict in verdicts)
     if problems:
@@ -95,16 +95,17 @@ def _verdict(
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "summary": summary,
         "passed": not problems and not failed,
-        "problems": problems,
+        "problems": list(map(str, problems)),
         "asked": TOLERANCE if reasons else "equal bits",
         "reasons": reasons,
         "verdicts": [asdict(verdict) for verdict in verdicts],
     }
 
 
-def _lines(problems: list[str], reasons: list[str], verdicts: list[ReproductionVerdict]) -> Iterator[str]:
+def report_lines(problems: list[Problem], reasons: list[str], verdicts: list[ReproductionVerdict]) -> Iterator[str]:
+    """The lines printed at the end: the problems and their remedy, why bits need not be equal, and the verdicts."""
     yield from (f"{'FAIL':<10} {problem}" for problem in problems)
-    if problems:
+    if any(problem.is_file for problem in problems):
         yield "Restore these, or give DVC a remote that has them; then start the same command again."
     if reasons:
         yield "Equal bits cannot be expected, since:"

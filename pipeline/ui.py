@@ -1,6 +1,7 @@
 """MLflow's pages of the tracked trials, on 127.0.0.1, and the address of each sweep's charts.
 
-If MLFLOW_TRACKING_URI is a server, that server has the pages, and only the addresses are printed.
+If MLFLOW_TRACKING_URI is a server, that server has the pages, and only the addresses are printed. No key of params.yaml
+is used, so the command has no --params.
 """
 
 import argparse

@@ -132,7 +132,9 @@ def train(params: Params) -> None:
     length = model.sequence(batch, response=True).mask.shape[1]
     count = sum(parameter.numel() for parameter in trained)
     # Forward, and backward to the activations: a frozen weight has no gradient.
-    operations = 4 * sum(parameter.numel() for parameter in model.llm.parameters()) * length * len(batch["response"])
+    operations = (
+        4 * sum(parameter.numel() for parameter in model.adapted_llm.parameters()) * length * len(batch["response"])
+    )
     rate = f"{operations / seconds[0] / 1e12:.2f} TFLOP/s"
     print_line(f"training step: {model.precision}, {length} tokens per utterance, {rate}", model, count, seconds)
 

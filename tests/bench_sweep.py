@@ -20,7 +20,7 @@ from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
 from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import load_sweep
-from pipeline.tracking.writer import ingest
+from pipeline.tracking.writer import write_trials
 from pipeline.trials.folder import Trial
 
 TESTS = Path(__file__).resolve().parent
@@ -220,7 +220,7 @@ def metrics() -> None:
         uri = f"sqlite:///{Path(f'metrics{turn}.db').absolute()}"
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment("plain")
-        batched.append(10_000 / seconds(lambda uri=uri: ingest([created.folder], uri, "sweep", "sweep")))
+        batched.append(10_000 / seconds(lambda uri=uri: write_trials([created.folder], uri, "sweep", "sweep")))
         with mlflow.start_run():
             count = 300
             direct.append(count / seconds(lambda: [mlflow.log_metric("a", 1.0, step=step) for step in range(300)]))

@@ -22,9 +22,9 @@ from pipeline.config import Decorrelation, EncoderLoRA, Rates, Sinks, Train, Vid
 from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Examples, MediaExamples, batch_to, collate
+from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.online_encoders import OnlineEncoder
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.training.batches import Batches
@@ -42,7 +42,7 @@ TRAIN = Train(steps=6, batch_size=3, log_every=3, checkpoint_every=3, validate_e
 def built(llm: Path, device: torch.device, encoders: Any = None, **changes: Any) -> AudioVisualLLM:
     settings = tiny.settings(llm, **changes)
     torch.manual_seed(0)
-    decoder = load_decoder(settings.llm, torch.float32, "sdpa")
+    decoder = load_llm(settings.llm, torch.float32, "sdpa")
     dimensions = tiny.DIMENSIONS | {stream: one.encoder.dimension for stream, one in (encoders or {}).items()}
     tokenizer = load_tokenizer(settings.llm)
     model = AudioVisualLLM(decoder, tokenizer, dimensions, settings, "float32", encoders=encoders)
@@ -111,7 +111,7 @@ def capture(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
     with torch.no_grad():
         captured = teacher_forced(model.eval(), batch)
     during = by_file("pipeline/")
-    statistics = SinkStatistics(Sinks(), model.decoder.config.num_hidden_layers, 4)
+    statistics = SinkStatistics(Sinks(), model.llm.config.num_hidden_layers, 4)
     statistics.add(captured, [f"u{number}" for number in range(len(TEXTS))])
     metrics = statistics.summary(0).metrics
     return [metrics[name] for name in sorted(metrics)], {"during": during}

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from tokenizers import Tokenizer
 from trials import ROOT, make_trial
 
-from pipeline.analysis.effects import BASELINE, applicable_tests, effects, outcomes
+from pipeline.analysis.effects import BASELINE, applicable_tests, effects, item_results
 from pipeline.analysis.speech_target import SpeechTarget
 from pipeline.analysis.summary import summary_text
 from pipeline.analysis.survey import Survey, survey
@@ -113,17 +114,17 @@ def test_an_interrupted_analysis_resumes(llm: Path, text: Path, tmp_path: Path) 
     params = parameters(LOW)
     target = TextTarget(llm, text, 20, params, 6)
     tests = applicable_tests(survey(target, params.sinks, 10), target.title)
-    complete = outcomes(target, tests, params.sinks, tmp_path / "complete.journal")
+    complete = item_results(target, tests, params.sinks, tmp_path / "complete.journal")
     journal = tmp_path / "cut.journal"
     interrupted = Interrupted(target, after=9)
     with pytest.raises(KeyboardInterrupt):
-        outcomes(interrupted, tests, params.sinks, journal)
+        item_results(interrupted, tests, params.sinks, journal)
     with open(journal, "a", encoding="utf-8") as lines:
         lines.write('["mask/bos", "0000')
     again = Interrupted(target, after=1000)
-    assert outcomes(again, tests, params.sinks, journal) == complete
+    assert item_results(again, tests, params.sinks, journal) == complete
     everything = Interrupted(target, after=1000)
-    outcomes(everything, tests, params.sinks, tmp_path / "third.journal")
+    item_results(everything, tests, params.sinks, tmp_path / "third.journal")
     assert again.calls == everything.calls - 9
     assert effects(target, tests, complete)[0][0].score == effects(again, tests, complete)[0][0].score
 
@@ -151,9 +152,19 @@ def test_perplexity_equals_the_loss_of_the_model(llm: Path, text: Path) -> None:
     target = TextTarget(llm, text, 20, parameters(), 3)
     for batch in target.batches():
         for (nats, tokens), window in zip(target.run(batch), batch.content, strict=True):
-            loss = target.decoder(input_ids=window[None], labels=window[None]).loss
+            loss = target.llm(input_ids=window[None], labels=window[None]).loss
             assert tokens == 19
             assert nats / tokens == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_a_perplexity_that_is_not_finite_is_an_error_at_once(llm: Path, text: Path, tmp_path: Path) -> None:
+    params = parameters(LOW)
+    target = TextTarget(llm, text, 20, params, 2)
+    tests = applicable_tests(survey(target, params.sinks, 10), target.title)
+    with torch.no_grad():
+        target.llm.get_output_embeddings().weight[0] = torch.nan
+    with pytest.raises(PipelineError, match=r"tiny on words\.txt.*: a perplexity is not finite; calculate in float32"):
+        item_results(target, tests, params.sinks, tmp_path / "journal")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +309,7 @@ def smollm2(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     found = survey(target, params.sinks, bootstrap=100)
     tests = [test for test in applicable_tests(found, target.title) if test.name.startswith(("zero", "mean"))]
     journal = tmp_path_factory.mktemp("smollm2") / "journal"
-    rows = effects(target, tests, outcomes(target, tests, params.sinks, journal))
+    rows = effects(target, tests, item_results(target, tests, params.sinks, journal))
     return target, found, {effect.name: (effect, control) for effect, control in rows}
 
 

@@ -285,7 +285,7 @@ def test_card_code_gives_equal_logits_and_text(
         np.testing.assert_allclose(found[stream], features, rtol=2e-3, atol=2e-3)
     with torch.no_grad():
         embeddings = trial.model.sequence(collate([Example("", transcription.streams, [])]), response=False).embeddings
-        expected = trial.model.llm(inputs_embeds=embeddings).logits
+        expected = trial.model.adapted_llm(inputs_embeds=embeddings).logits
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import decoder_layers
+from pipeline.model.backbone import llm_layers
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture, eager_attention
 from pipeline.sinks.classification import classify_tokens
@@ -74,7 +74,7 @@ def test_a_model_without_layers_is_refused() -> None:
     model = llama()
     model.config.num_hidden_layers = 99
     with pytest.raises(PipelineError, match="no list of 99 layers"):
-        decoder_layers(model)
+        llm_layers(model)
 
 
 # Any decoder.
@@ -180,7 +180,7 @@ def test_a_norm_after_the_mlp_is_not_its_down_projection(family: str) -> None:
     width = model.config.hidden_size
     _, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings[..., :width], roles != Role.PADDING, roles)
-    mlps = [layer.mlp for layer in decoder_layers(model)]
+    mlps = [layer.mlp for layer in llm_layers(model)]
     assert [call.module for call in captured.mlps] == mlps
     for call, mlp, (_, added) in zip(captured.mlps, mlps, captured.additions, strict=True):
         traced = trace_mlp(call)
@@ -249,8 +249,8 @@ def test_families_of_decoders(family: str, dtype: torch.dtype) -> None:
     ids, embeddings, roles = batch(utterances())
     captured = capture(model, embeddings.to(dtype), roles != Role.PADDING, roles)
     assert len(captured.residuals) == 5
-    assert captured.importance.shape == (4, len(ids), HEADS, roles.shape[1])
-    assert captured.importance.dtype == torch.float32
+    assert captured.attention_to_key.shape == (4, len(ids), HEADS, roles.shape[1])
+    assert captured.attention_to_key.dtype == torch.float32
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
     norm = model.get_decoder().get_submodule("ln_f" if family == "gpt2" else "norm")
     with torch.no_grad():

@@ -109,7 +109,7 @@ def test_a_loss_that_relocates_the_sink_or_leaves_some(tmp_path: Path) -> None:
     )
     assert by_name[0.1, "the loss removes them, by activation"].verdict is ClaimVerdict.FAILS
     assert "41% remain" in by_name[0.1, "the loss removes them, by activation"].value
-    moved = by_name[0.1, "no other token takes over from BOS, by activation"]
+    moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
     assert moved.verdict is ClaimVerdict.FAILS
     assert "+80% [" in moved.value
 

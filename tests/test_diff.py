@@ -11,8 +11,8 @@ from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.differences.pair import FileChange, changed_files, compare_pair
-from pipeline.differences.text import pair_text
+from pipeline.differences.pair import FileChange, changed_files, find_differences
+from pipeline.differences.text import differences_text
 from pipeline.trials.folder import Trial
 
 CODE = b"""
@@ -83,7 +83,7 @@ def record(trial: Trial, code: bytes, **packages: str) -> None:
 
 
 def test_all_differences_and_nothing_else_are_listed(pair: tuple[Trial, Trial]) -> None:
-    found = compare_pair(*pair)
+    found = find_differences(*pair)
     assert found.parameters == {"decorrelation.weight": ("0.0", "0.1")}
     assert found.files == [FileChange("pipeline/fit.py", "Fit.step")]
     assert found.data == {"utterances": ("1" * 64, "2" * 64)}
@@ -98,7 +98,7 @@ def test_all_differences_and_nothing_else_are_listed(pair: tuple[Trial, Trial]) 
 
 
 def test_the_text_fits_a_terminal(pair: tuple[Trial, Trial]) -> None:
-    text = pair_text(compare_pair(*pair), utterances=2)
+    text = differences_text(find_differences(*pair), utterances=2)
     assert max(map(len, text.splitlines())) <= 100
     for line in (
         "  decorrelation.weight  0.0                                    0.1",
@@ -116,16 +116,16 @@ def test_error_rates_get_an_interval_over_the_utterances_of_both(tmp_path: Path)
     one, other = make_trial(tmp_path), make_trial(tmp_path, "train.seed=1")
     finish(one, {"test": [0, 1] * 10, "test/snr_0": [1] * 20})
     finish(other, {"test": [1, 2] * 10, "test/snr_0": [1] * 20})
-    metrics = {metric.name: metric for metric in compare_pair(one, other).metrics}
+    metrics = {metric.name: metric for metric in find_differences(one, other).metrics}
     assert metrics["wer/test"].interval == pytest.approx((1 / 6, 1 / 6)), "each utterance has one error more"
     assert metrics["wer/test/snr_0"].interval == (0, 0)
-    assert "8.33%     25.00%     +16.67  [+16.67, +16.67]" in pair_text(compare_pair(one, other), 0)
+    assert "8.33%     25.00%     +16.67  [+16.67, +16.67]" in differences_text(find_differences(one, other), 0)
     with_hypotheses(other, other.hypotheses.read_text().replace('"test/0"', '"test/9x"', 1))
-    assert {m.name: m.interval for m in compare_pair(one, other).metrics}["wer/test"] is None
+    assert {m.name: m.interval for m in find_differences(one, other).metrics}["wer/test"] is None
 
 
 def test_a_trial_equals_itself(pair: tuple[Trial, Trial]) -> None:
-    text = pair_text(compare_pair(pair[0], pair[0]), utterances=2)
+    text = differences_text(find_differences(pair[0], pair[0]), utterances=2)
     assert text.count("the same") == 5
     assert "Utterances: none that only one trial has right" in text
 
@@ -134,16 +134,16 @@ def test_trials_not_done_or_with_other_utterances_are_noted(pair: tuple[Trial, T
     one, other = pair
     lines = other.hypotheses.read_text().replace('"test/0"', '"test/9"', 1)
     with_hypotheses(other, lines)
-    found = compare_pair(one, other)
+    found = find_differences(one, other)
     assert found.notes == ["The utterances of test are not the same in both: they are not paired."]
     new = make_trial(tmp_path, "train.seed=1")
     (one.folder / "source.tar.gz").unlink()
-    found = compare_pair(one, new)
+    found = find_differences(one, new)
     assert found.notes == ["B is not done: it has no metrics."]
-    assert "Code: cannot be compared" in pair_text(found, 2)
+    assert "Code: cannot be compared" in differences_text(found, 2)
 
 
 def test_damaged_hypotheses_are_an_error(pair: tuple[Trial, Trial]) -> None:
     pair[1].hypotheses.write_text("{\n")
     with pytest.raises(PipelineError, match=r"hypotheses\.jsonl: has changed"):
-        compare_pair(*pair)
+        find_differences(*pair)

@@ -14,7 +14,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import autocast
 from pipeline.config import LLM
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import load_decoder
+from pipeline.model.llm import load_llm
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture
 
@@ -76,17 +76,17 @@ def test_capture_equals_the_output_of_the_model(family: str, tmp_path: Path) -> 
     small_model(family).save_pretrained(tmp_path)
     if family in REFUSED:
         with pytest.raises(PipelineError, match=REFUSED[family]) as refused:
-            captured_inputs(load_decoder(LLM(weights=str(tmp_path)), torch.float32))
+            captured_inputs(load_llm(LLM(weights=str(tmp_path)), torch.float32))
         assert "\n" not in str(refused.value)
         return
-    decoder = load_decoder(LLM(weights=str(tmp_path)), torch.float32)
+    decoder = load_llm(LLM(weights=str(tmp_path)), torch.float32)
     implementation = decoder.config._attn_implementation
     captured = captured_inputs(decoder)
     assert decoder.config._attn_implementation == implementation
     assert no_hooks(decoder)
     require_equal(decoder, captured)
     # Norms in float32 with matrices in bfloat16.
-    rough = load_decoder(LLM(weights=str(tmp_path)), torch.bfloat16)
+    rough = load_llm(LLM(weights=str(tmp_path)), torch.bfloat16)
     assert bool(captured_inputs(rough, "bfloat16").finite().all())
 
 
@@ -107,7 +107,7 @@ def captured_inputs(decoder: PreTrainedModel, precision: str = "float32") -> Cap
 
 
 def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
-    """Compare residuals, maps, importance and logits with the model's own output."""
+    """Compare residuals, maps, attention to keys and logits with the model's own output."""
     embeddings, roles = inputs(decoder)
     mask = roles != Role.PADDING
     with warnings.catch_warnings(), torch.no_grad():
@@ -131,7 +131,7 @@ def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
             start = PADDING * row
             for key in range(start, LENGTH):
                 expected = attention[row, :, key:, key].sum(1) / (LENGTH - key)
-                torch.testing.assert_close(captured.importance[layer, row, :, key], expected, **close)
+                torch.testing.assert_close(captured.attention_to_key[layer, row, :, key], expected, **close)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -139,4 +139,4 @@ def require_equal(decoder: PreTrainedModel, captured: Captured) -> None:
 def test_a_bidirectional_model_is_refused(family: str, tmp_path: Path) -> None:
     small_model(family, is_decoder=False).save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match="lets tokens attend to later ones, so it is not a causal decoder"):
-        load_decoder(LLM(weights=str(tmp_path)), torch.float32)
+        load_llm(LLM(weights=str(tmp_path)), torch.float32)

@@ -13,7 +13,7 @@ from pipeline.comparison.figures import against_weight, comparison_figures, over
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
-from pipeline.sinks.figures import Panel, cosine_figure, importance_maps, largest_activations, save
+from pipeline.sinks.figures import Panel, attention_to_sinks, cosine_figure, largest_activations, save
 from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
 from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name
 
@@ -64,7 +64,7 @@ def test_panels_share_their_scale(panels: list[Panel], draw) -> None:
 
 
 def test_maps_share_their_colours(panels: list[Panel]) -> None:
-    images = [axes.images[0] for axes in importance_maps(panels).axes if axes.images]
+    images = [axes.images[0] for axes in attention_to_sinks(panels).axes if axes.images]
     assert len(images) == 4
     highest = max(
         panel.arrays[name].max() for panel in panels for name in ("importance_bos", "importance_intermediate")
@@ -136,7 +136,7 @@ def test_trials_with_an_exemplar_have_its_figures(tmp_path: Path, measured: list
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_many_panels_are_wrapped(panels: list[Panel], count: int) -> None:
     assert len(largest_activations(panels[:1] * count).axes) == count
-    assert len([axes for axes in importance_maps(panels[:1] * count).axes if axes.images]) == 2 * count
+    assert len([axes for axes in attention_to_sinks(panels[:1] * count).axes if axes.images]) == 2 * count
 
 
 def test_equal_figures_are_equal_files(panels: list[Panel], tmp_path: Path) -> None:

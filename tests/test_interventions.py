@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import decoder_layers
+from pipeline.model.backbone import llm_layers
 from pipeline.model.decoding import prompt_read_once
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture
@@ -154,7 +154,7 @@ def test_masked_keys_are_seen_only_by_themselves(model: nn.Module) -> None:
 def queries_that_see(model: nn.Module, run: Callable, intervention: AbstractContextManager) -> Tensor:
     """(L, B, T): how many real queries give a key any attention, under eager attention."""
     maps, hooks = [], []
-    for layer in decoder_layers(model):
+    for layer in llm_layers(model):
         attention = next(part for name, part in layer.named_children() if "attn" in name)
         hooks.append(attention.register_forward_hook(lambda module, args, output: maps.append(output[1])))
     with intervention:

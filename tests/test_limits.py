@@ -13,7 +13,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.config import LLM, Params, load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.utterance_media import Media
-from pipeline.model.decoder import load_decoder
+from pipeline.model.llm import load_llm
 from pipeline.training.build import build_model
 from pipeline.training.inputs import Inputs
 
@@ -98,5 +98,5 @@ def test_layers_are_checked_against_the_depth_of_the_llm(llm: Path) -> None:
 def test_families_without_sdpa_use_eager_attention(family: str, expected: str, tmp_path: Path) -> None:
     """Falcon supports sdpa, but cannot switch from it to compute attention maps."""
     small_model(family).save_pretrained(tmp_path)
-    decoder = load_decoder(LLM(weights=str(tmp_path)), torch.float32, "sdpa")
+    decoder = load_llm(LLM(weights=str(tmp_path)), torch.float32, "sdpa")
     assert decoder.config._attn_implementation == expected

@@ -23,8 +23,8 @@ from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.whisper import Whisper
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.examples import MEDIA, MediaExamples, PackedMedia
+from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.online_encoders import FrozenEncoder, OnlineEncoder
 from pipeline.training.augmentation import Augmenter, Preparation
 from pipeline.training.batches import Batches
@@ -79,7 +79,7 @@ def trainer_of(
     encoders = {"video": OnlineEncoder(AVHuBERT(settings, "cpu"), adapter)}
     torch.manual_seed(0)
     model = AudioVisualLLM(
-        load_decoder(own.llm, torch.float32), load_tokenizer(own.llm), {"video": NARROW.width}, own, "float32",
+        load_llm(own.llm, torch.float32), load_tokenizer(own.llm), {"video": NARROW.width}, own, "float32",
         encoders=encoders,
     )  # fmt: skip
     prepare = Preparation(Augmenter(AUGMENTATION, 0, None, frozenset()), {"video": encoders["video"].encoder})
@@ -101,7 +101,7 @@ def trainer_of(
 
 
 def weights_of(trainer: LossTrainer) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in trainer.llm.trainable().values()]
+    return [parameter.detach().clone() for parameter in trainer.audiovisual.trainable().values()]
 
 
 def equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:

@@ -19,10 +19,10 @@ from project import small_disk
 from trials import finish, make_trial
 
 from pipeline.common.errors import PipelineError
-from pipeline.evaluate import track
+from pipeline.evaluate import write_to_mlflow
 from pipeline.tracking import database as mlflow_database
 from pipeline.tracking.database import exclusive_lock
-from pipeline.tracking.writer import identity_of_run, ingest
+from pipeline.tracking.writer import identity_of_run, write_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,11 +64,11 @@ def test_a_kill_during_creation_leaves_no_database(tmp_path: Path) -> None:
     trial = finish(make_trial(tmp_path / "runs", "train.seed=3"), {"test": [1]})
     path = tmp_path / "mlflow.db"
     for statement in (20, 200):
-        killed_at(statement, lambda: ingest([trial.folder], f"sqlite:///{path}", "e", "s"))
+        killed_at(statement, lambda: write_trials([trial.folder], f"sqlite:///{path}", "e", "s"))
         assert not path.exists()
     # The empty file of a killed process of an earlier version.
     path.touch()
-    ingest([trial.folder], f"sqlite:///{path}", "e", "s")
+    write_trials([trial.folder], f"sqlite:///{path}", "e", "s")
     assert seeds(f"sqlite:///{path}", "e") == ["3"]
     assert {file.name for file in tmp_path.iterdir()} == {"runs", "mlflow.db", "mlflow.db.lock", "mlartifacts"}
 
@@ -85,7 +85,7 @@ def test_a_damaged_database_is_one_line_with_a_remedy(tmp_path: Path, damage: Ca
     damage(path)
     trial = finish(make_trial(tmp_path / "runs"), {"test": [1]})
     with pytest.raises(PipelineError, match=rf"damaged; move it away \(mv {path} {path}.damaged"):
-        ingest([trial.folder], f"sqlite:///{path}", "e", "s")
+        write_trials([trial.folder], f"sqlite:///{path}", "e", "s")
 
 
 def test_a_full_disk_leaves_no_partial_database(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def bring(uri: str) -> str:
     """Write nothing to MLflow, in a separate process that keeps no file open; returns its error, or `brought`."""
     program = (
         "import sys; from pipeline.common.errors import PipelineError\n"
-        "from pipeline.tracking.writer import ingest\n"
-        "try: ingest([], sys.argv[1], 'e', 's'); print('brought')\n"
+        "from pipeline.tracking.writer import write_trials\n"
+        "try: write_trials([], sys.argv[1], 'e', 's'); print('brought')\n"
         "except PipelineError as error: print(error)"
     )
     ran = warm.run(["-c", program, uri], ROOT, dict(os.environ))
@@ -117,7 +117,10 @@ def bring(uri: str) -> str:
 def test_two_processes_can_create_the_database_at_once(tmp_path: Path) -> None:
     trials = [finish(make_trial(tmp_path / "runs", f"train.seed={seed}"), {"test": [1]}) for seed in range(2)]
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    program = "import sys; from pipeline.tracking.writer import ingest; ingest(sys.argv[2:], sys.argv[1], 'e', 's')"
+    program = (
+        "import sys; from pipeline.tracking.writer import write_trials\n"
+        "write_trials(sys.argv[2:], sys.argv[1], 'e', 's')"
+    )
     words = [sys.executable, "-c", program, uri, *(str(trial.folder) for trial in trials)]
     together = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in together:
@@ -134,7 +137,7 @@ def test_waiting_for_the_lock_names_its_holder_and_times_out(
     monkeypatch.setattr(mlflow_database, "MAX_LOCK_SECONDS", 0.5)
     path = tmp_path / "mlflow.db"
     with exclusive_lock(path), pytest.raises(PipelineError, match=rf"process {os.getpid()} on .*nothing is lost"):
-        ingest([], f"sqlite:///{path}", "e", "s")
+        write_trials([], f"sqlite:///{path}", "e", "s")
     waited = capsys.readouterr().err
     assert waited.count("\n") == 1
     assert waited.startswith(f"waiting for {path}: process {os.getpid()} on ")
@@ -180,7 +183,7 @@ def test_an_unsupported_address_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    track(finish(make_trial(tmp_path / "runs"), {"test": [1]}))
+    write_to_mlflow(finish(make_trial(tmp_path / "runs"), {"test": [1]}))
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: ")
     assert REFUSED[uri] in line
@@ -192,11 +195,11 @@ def test_an_unsupported_address_is_one_line(
 def test_a_path_without_write_access_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match=r"nothing is lost.*be written"):
-        ingest([], f"sqlite:///{tmp_path}/file/mlflow.db", "e", "s")
+        write_trials([], f"sqlite:///{tmp_path}/file/mlflow.db", "e", "s")
     (tmp_path / "folder.db").mkdir()
     trial = finish(make_trial(tmp_path / "runs"), {"test": [1]})
     with pytest.raises(PipelineError, match="nothing is lost"):
-        ingest([trial.folder], f"sqlite:///{tmp_path}/folder.db", "e", "s")
+        write_trials([trial.folder], f"sqlite:///{tmp_path}/folder.db", "e", "s")
 
 
 def test_a_server_that_is_down_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -204,7 +207,7 @@ def test_a_server_that_is_down_is_one_line(tmp_path: Path, capfd: pytest.Capture
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     with pytest.raises(PipelineError) as raised:
-        ingest([], f"http://name:secret@127.0.0.1:{port}", "e", "s")
+        write_trials([], f"http://name:secret@127.0.0.1:{port}", "e", "s")
     line = str(raised.value)
     assert line.startswith(f"http://127.0.0.1:{port}: MLflow cannot be written")
     assert "refused" in line
@@ -251,7 +254,7 @@ def answering(request: pytest.FixtureRequest) -> Iterator[str]:
 )
 def test_a_server_other_than_mlflow_is_one_line(answering: str, way: str) -> None:
     with pytest.raises(PipelineError, match=rf"nothing is lost.*{way}") as raised:
-        ingest([], answering, "e", "s")
+        write_trials([], answering, "e", "s")
     assert "\n" not in str(raised.value)
 
 
@@ -273,7 +276,7 @@ def test_telemetry_is_disabled_before_mlflow_is_loaded(tmp_path: Path, made: Pat
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with its tables."""
     path = tmp_path_factory.mktemp("made") / "mlflow.db"
-    ingest([], f"sqlite:///{path}", "e", "s")
+    write_trials([], f"sqlite:///{path}", "e", "s")
     return path
 
 

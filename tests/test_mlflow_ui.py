@@ -17,7 +17,7 @@ from pipeline.comparison import rendering
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.tracking.views import CHARTS
-from pipeline.tracking.writer import ingest_sweep
+from pipeline.tracking.writer import write_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOTS = Path(os.environ.get("SCREENSHOTS") or ROOT / "results" / "screenshots")
@@ -63,7 +63,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     page = folder / "report.html"
     page.write_text("<!doctype html><title>small</title><h1>The report</h1>")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    parent = ingest_sweep([entry.trial.folder for entry in comparison.entries], uri, "small", [page, pictures])
+    parent = write_sweep([entry.trial.folder for entry in comparison.entries], uri, "small", [page, pictures])
     from mlflow import MlflowClient
 
     return uri, MlflowClient(uri).get_run(parent).info.experiment_id, parent

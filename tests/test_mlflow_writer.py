@@ -24,7 +24,7 @@ from pipeline.tracking import run as mlflow_run
 from pipeline.tracking import writer as mlflow_writer
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.views import MAX_TAG_LENGTH, ShownRun, charts_of, description, saved_view
-from pipeline.tracking.writer import ingest
+from pipeline.tracking.writer import write_trials
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import record_session
 
@@ -51,7 +51,7 @@ def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database that has its tables already: creating them takes seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    ingest([], uri, "any", "any")
+    write_trials([], uri, "any", "any")
     return uri
 
 
@@ -77,9 +77,9 @@ def test_a_run_has_all_content_of_the_trial(tmp_path: Path, database: str, exper
     from mlflow import MlflowClient
 
     trial = trained(tmp_path, 3)
-    ingested = ingest([trial.folder], database, experiment, "it's a sweep")
+    run_ids = write_trials([trial.folder], database, experiment, "it's a sweep")
     [run] = runs_of(database, experiment)
-    assert ingested == {trial.identity: run.info.run_id}
+    assert run_ids == {trial.identity: run.info.run_id}
     assert run.info.run_name == "ASR 16 weight 0 seed 3"
     assert run.info.status == "FINISHED"
     assert run.info.start_time == round((BEGAN + 1) * 1000)
@@ -105,12 +105,12 @@ def test_a_repeated_sync_changes_nothing(
     tmp_path: Path, database: str, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = trained(tmp_path, 0)
-    first = ingest([trial.folder], database, experiment, "sweep")
+    first = write_trials([trial.folder], database, experiment, "sweep")
     with monkeypatch.context() as patched:
         for name in WRITING:
             patched.setattr(f"mlflow.MlflowClient.{name}", None)
-        assert ingest([trial.folder], database, experiment, "sweep") == first
-    other = ingest([trial.folder], database, experiment, "another sweep")
+        assert write_trials([trial.folder], database, experiment, "sweep") == first
+    other = write_trials([trial.folder], database, experiment, "another sweep")
     assert other != first
     assert len(runs_of(database, experiment)) == 2
 
@@ -128,15 +128,15 @@ def test_after_any_failed_call_the_next_sync_shows_the_folder(
     for calls in itertools.count():
         experiment = f"call {calls}"
         trial = trained(tmp_path / str(calls), 0, steps=3)
-        ingest([trial.folder], database, experiment, "sweep")
+        write_trials([trial.folder], database, experiment, "sweep")
         trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
         trial.hypotheses.write_text("[]\n")
         trial.finish("f" * 64, {"wer/test": 0.2})
         with monkeypatch.context() as patched:
             failed = fail_at(patched, calls, effect=calls % 2 == 1)
             with contextlib.suppress(PipelineError):
-                ingest([trial.folder], database, experiment, "sweep")
-        ingest([trial.folder], database, experiment, "sweep")
+                write_trials([trial.folder], database, experiment, "sweep")
+        write_trials([trial.folder], database, experiment, "sweep")
         [run] = runs_of(database, experiment)
         require_shown(database, run, trial)
         assert run.info.status == "FINISHED"
@@ -202,13 +202,13 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
 
 def test_a_trial_in_training_is_updated(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=3, done=False)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     assert run.info.status == "RUNNING"
     trial.metrics_log.append(3, {"loss/validation": 2.0}, at=BEGAN + 3.5)
     trial.metrics_log.append(4, {"loss/cross_entropy": 0.1}, at=BEGAN + 4)
     trial.finish("e" * 64, METRICS)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [again] = runs_of(database, experiment)
     assert again.info.run_id == run.info.run_id
     assert again.info.status == "FINISHED"
@@ -218,10 +218,10 @@ def test_a_trial_in_training_is_updated(tmp_path: Path, database: str, experimen
 
 def test_another_evaluation_replaces_all_metrics(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
     trial.finish("f" * 64, {"wer/test": 0.2})
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     assert run.data.metrics["wer/test"] == 0.2
     assert "sinks/bos_cosine/sink" not in run.data.metrics
@@ -231,10 +231,10 @@ def test_another_evaluation_replaces_all_metrics(tmp_path: Path, database: str, 
 def test_another_evaluation_replaces_all_parameters(tmp_path: Path, database: str, experiment: str) -> None:
     """Also if the trial was first written before its first evaluation."""
     trial = trained(tmp_path, 0, done=False)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1", "sinks.tau=77"]))
     trial.finish("f" * 64, {"wer/test": 0.2})
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     require_shown(database, run, trial)
     assert run.data.params["sinks.tau"] == "77.0"
@@ -242,11 +242,11 @@ def test_another_evaluation_replaces_all_parameters(tmp_path: Path, database: st
 
 def test_repeated_steps_are_shown_once(tmp_path: Path, database: str, experiment: str) -> None:
     trial = trained(tmp_path, 0, steps=6, done=False)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     trial.metrics_log.truncate_after(3)
     for step in range(4, 9):
         trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step}, at=BEGAN + 100 + step)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     require_shown(database, run, trial)
 
@@ -257,13 +257,13 @@ def test_artifacts_move_with_the_project(tmp_path: Path, database: str, moving: 
     old.mkdir()
     shutil.copy(database.removeprefix("sqlite:///"), old / "mlflow.db")
     before, after = (trained(old / "runs", seed) for seed in (1, 2))
-    mlflow_writer.ingest_sweep([before.folder], f"sqlite:///{old}/mlflow.db", "moved")
+    mlflow_writer.write_sweep([before.folder], f"sqlite:///{old}/mlflow.db", "moved")
     ids = {run.info.run_id for run in runs_of(f"sqlite:///{old}/mlflow.db", "moved")}
     shutil.copytree(old, tmp_path / "kept")
     moving(old, new)
     uri = f"sqlite:///{new}/mlflow.db"
     trials = [Trial(new / "runs" / trial.folder.name) for trial in (before, after)]
-    mlflow_writer.ingest_sweep([trial.folder for trial in trials], uri, "moved")
+    mlflow_writer.write_sweep([trial.folder for trial in trials], uri, "moved")
     runs = {run.data.tags.get("identity"): run for run in runs_of(uri, "moved")}
     assert ids <= {run.info.run_id for run in runs.values()}, "no run was replaced"
     for trial in trials:
@@ -282,20 +282,20 @@ def test_names_notes_and_tags_of_people_survive_a_sync(tmp_path: Path, database:
     trial, other = trained(tmp_path, 0), trained(tmp_path, 1)
     table = tmp_path / "table.md"
     table.write_text("first")
-    parent = mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
-    run_id = ingest([trial.folder], database, experiment, experiment)[trial.identity]
+    parent = mlflow_writer.write_sweep([trial.folder, other.folder], database, experiment, [table])
+    run_id = write_trials([trial.folder], database, experiment, experiment)[trial.identity]
     for run, name in ((run_id, "ASR 16 weight 0 seed 0, the good one"), (parent, "my sweep")):
         client.set_tag(run, "mlflow.runName", name)
         client.set_tag(run, "mlflow.note.content", f"note of {name}")
         client.set_tag(run, "paper", f"tag of {name}")
     table.write_text("second")
-    mlflow_writer.ingest_sweep([trial.folder, other.folder], database, experiment, [table])
+    mlflow_writer.write_sweep([trial.folder, other.folder], database, experiment, [table])
     # Now the trial's run has to be replaced.
     trial.begin_evaluation(load_params(trial.config, ["evaluate.beams=1"]))
     trial.finish("f" * 64, {"wer/test": 0.2})
     older = trained(tmp_path, 2)
     older.metrics_log.path.write_text(older.metrics_log.path.read_text().replace("1700000001", "1600000001"))
-    mlflow_writer.ingest_sweep([trial.folder, other.folder, older.folder], database, experiment, [table])
+    mlflow_writer.write_sweep([trial.folder, other.folder, older.folder], database, experiment, [table])
     runs = {run.data.tags.get("identity"): run for run in runs_of(database, experiment)}
     assert runs[trial.identity].info.run_id != run_id
     assert runs[None].info.run_id != parent, "the sweep begins earlier now"
@@ -318,7 +318,7 @@ def test_a_sweep_lasts_from_its_first_trial_to_its_last(tmp_path: Path, database
     folders = [trial.folder for trial in trials]
     for more in ("once", "and once more, later"):
         (tmp_path / "table.md").write_text(more)
-        mlflow_writer.ingest_sweep(folders, database, experiment, [tmp_path / "table.md"])
+        mlflow_writer.write_sweep(folders, database, experiment, [tmp_path / "table.md"])
         for run in runs_of(database, experiment):
             assert run.info.start_time == round((BEGAN + 1) * 1000)
             assert run.info.end_time == datetime.fromisoformat(ended).timestamp() * 1000
@@ -335,7 +335,7 @@ def test_an_ended_trial_is_not_shown_as_running(
     done = trained(tmp_path, 0)
     trial = trained(tmp_path, 1, done=False)
     with trial.lease():
-        mlflow_writer.ingest_sweep([done.folder, trial.folder], database, f"{experiment}", complete=False)
+        mlflow_writer.write_sweep([done.folder, trial.folder], database, f"{experiment}", complete=False)
         assert {run.info.status for run in runs_of(database, experiment)} == {"RUNNING", "FINISHED"}
     if left:
         (trial.folder / left).write_text("{}")
@@ -343,7 +343,7 @@ def test_an_ended_trial_is_not_shown_as_running(
         record, _ = read_sealed(trial.provenance, "")
         record["sessions"][-1]["outcome"] = "interrupted"
         write_sealed(trial.provenance, record)
-    mlflow_writer.ingest_sweep([done.folder, trial.folder], database, experiment, complete=complete)
+    mlflow_writer.write_sweep([done.folder, trial.folder], database, experiment, complete=complete)
     runs = {run.data.tags.get("identity"): run.info for run in runs_of(database, experiment)}
     assert runs[trial.identity].status == status
     assert runs[trial.identity].end_time
@@ -360,7 +360,7 @@ def test_figures_of_a_trial_are_on_its_run(
     drawn = tmp_path / "results" / "analysis" / trial.folder.name
     drawn.mkdir(parents=True)
     for _ in range(2):
-        ids = ingest([trial.folder], database, experiment, "sweep")
+        ids = write_trials([trial.folder], database, experiment, "sweep")
         (drawn / "importance.png").write_bytes(b"png")
     paths = [item.path for item in MlflowClient(database).list_artifacts(ids[trial.identity], "figures")]
     assert paths == ["figures/cosine.svg", "figures/importance.png"]
@@ -404,10 +404,10 @@ def test_mlflow_is_not_loaded_if_nothing_changed(tmp_path: Path, database: str, 
 def loads_mlflow(folder: Path, words: list[str]) -> bool:
     """Whether writing a sweep and its trials loads mlflow."""
     program = (
-        "import sys; from pipeline.tracking.writer import ingest, ingest_sweep\n"
+        "import sys; from pipeline.tracking.writer import write_trials, write_sweep\n"
         "uri, name, *folders = sys.argv[1:]\n"
-        f"ingest_sweep(folders, uri, name, [{str(folder / 'table.md')!r}])\n"
-        "ingest(folders, uri, name, name)\n"
+        f"write_sweep(folders, uri, name, [{str(folder / 'table.md')!r}])\n"
+        "write_trials(folders, uri, name, name)\n"
         "print('mlflow' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True)
@@ -421,7 +421,7 @@ def test_a_new_database_is_filled_again(tmp_path: Path, database: str) -> None:
     uri = f"sqlite:///{copied}"
     for _ in range(2):
         shutil.copy(database.removeprefix("sqlite:///"), copied)
-        ingest([trial.folder], uri, "e", "s")
+        write_trials([trial.folder], uri, "e", "s")
         [run] = runs_of(uri, "e")
         require_shown(uri, run, trial)
         copied.unlink()
@@ -434,7 +434,7 @@ def test_a_damaged_trial_does_not_block_the_others(tmp_path: Path, database: str
     trials[1].metrics_log.path.write_text("no record\n")
     (trials[3].folder / "identity.json").write_text("{")
     with pytest.raises(PipelineError, match="invalid JSON"):
-        ingest([trial.folder for trial in trials], database, experiment, "sweep")
+        write_trials([trial.folder for trial in trials], database, experiment, "sweep")
     seeds = {run.data.params["train.seed"] for run in runs_of(database, experiment)}
     assert seeds == {"0", "2"}
 
@@ -444,10 +444,10 @@ def test_two_runs_of_one_trial_are_merged(tmp_path: Path, database: str, experim
     from mlflow import MlflowClient
 
     client, trial = MlflowClient(database), trained(tmp_path, 0)
-    first = ingest([trial.folder], database, experiment, "sweep")[trial.identity]
+    first = write_trials([trial.folder], database, experiment, "sweep")[trial.identity]
     tags = {"sweep": "sweep", "identity": trial.identity, "paper": "table 2"}
     client.create_run(client.get_experiment_by_name(experiment).experiment_id, tags=tags)
-    ingest([trial.folder], database, experiment, "sweep")
+    write_trials([trial.folder], database, experiment, "sweep")
     [run] = runs_of(database, experiment)
     assert (run.info.run_id, run.data.tags["paper"]) == (first, "table 2")
     require_shown(database, run, trial)
@@ -464,7 +464,7 @@ def test_an_mlflow_without_saved_views_shows_everything_else(
 
     monkeypatch.setattr(sqlalchemy_store, "_validate_experiment_tag", refuse)
     trial = trained(tmp_path, 0)
-    mlflow_writer.ingest_sweep([trial.folder], database, experiment)
+    mlflow_writer.write_sweep([trial.folder], database, experiment)
     assert "no saved view" in capsys.readouterr().err
     assert {run.info.status for run in runs_of(database, experiment)} == {"FINISHED"}
     assert charts_of(experiment, database) is None
@@ -473,7 +473,7 @@ def test_an_mlflow_without_saved_views_shows_everything_else(
 def test_a_bug_is_not_an_outage(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_content, "flattened", lambda values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ingest([trained(tmp_path, 0).folder], database, "e", "s")
+        write_trials([trained(tmp_path, 0).folder], database, "e", "s")
 
 
 def test_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +495,7 @@ def test_a_sweep_has_one_parent_run(tmp_path: Path, database: str) -> None:
     table = tmp_path / "table.md"
     for content in ("first", "second"):
         table.write_text(content)
-        parent = mlflow_writer.ingest_sweep([trial.folder for trial in trials], database, "a sweep", [table, figures])
+        parent = mlflow_writer.write_sweep([trial.folder for trial in trials], database, "a sweep", [table, figures])
     runs = runs_of(database, "a sweep")
     assert len(runs) == 3
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id != parent] == [parent] * 2
@@ -513,7 +513,7 @@ def test_a_report_and_its_sweep_do_not_make_each_other_write_again(tmp_path: Pat
     for tag in (mlflow_run.SYNCED, mlflow_run.SYNCED_REPORT):
         written[tag] = tmp_path / f"{tag}.html"
         written[tag].write_text(tag)
-        mlflow_writer.ingest_sweep([trial.folder], database, "both", [written[tag]], tag=tag)
+        mlflow_writer.write_sweep([trial.folder], database, "both", [written[tag]], tag=tag)
     for tag, file in written.items():
         assert mlflow_writer.is_sweep_synced([trial.folder], database, "both", [file], tag=tag)
         file.write_text("changed")
@@ -526,7 +526,7 @@ def test_the_note_of_a_person_on_a_sweep_is_kept(tmp_path: Path, database: str) 
     trial = trained(tmp_path, 0)
     client = MlflowClient(database)
     for expected in ("viewStateShareKey=comparison", "ours"):
-        mlflow_writer.ingest_sweep([trial.folder], database, "described")
+        mlflow_writer.write_sweep([trial.folder], database, "described")
         experiment = client.get_experiment_by_name("described")
         assert expected in experiment.tags["mlflow.note.content"]
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
@@ -539,7 +539,7 @@ def test_runs_of_the_same_name_are_extended_by_differing_settings(tmp_path: Path
         trial = Trial.create(tmp_path, load_params(ROOT / "params.yaml", [*params, *more]), {"utterances": "1" * 64})
         folders.append(trial.folder)
         # Before, each trial was the only one of its name.
-        mlflow_writer.ingest_sweep(folders, database, "apart")
+        mlflow_writer.write_sweep(folders, database, "apart")
     names = {run.info.run_name for run in runs_of(database, "apart")}
     both = "AVSR 16, 5 weight 0.1 seed 0 stop_gradient"
     assert names == {"apart", f"{both} false", f"{both} true", "VSR 5 weight 0.1 seed 0"}

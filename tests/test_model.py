@@ -17,11 +17,11 @@ from pipeline.config import LLM, Decorrelation, LoRA, ProjectorSettings
 from pipeline.config.registry import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
-from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.decoding import decode, decode_texts, prompt_read_once
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import Examples, collate
+from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.roles import Role
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon"]
@@ -37,7 +37,7 @@ def llm(tmp_path_factory):
 def build(llm, precision="float32", seed=0, **changes):
     settings = tiny.settings(llm, **changes)
     torch.manual_seed(seed)
-    decoder = load_decoder(settings.llm, torch.float32)
+    decoder = load_llm(settings.llm, torch.float32)
     return AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, precision)
 
 
@@ -122,7 +122,7 @@ def test_cross_entropy_equals_that_of_the_complete_model(llm):
     model = with_random_lora(build(llm))
     batch = batch_of(model, [1])
     sequence = model.sequence(batch, response=True)
-    logits = model.llm(inputs_embeds=sequence.embeddings).logits[0]
+    logits = model.adapted_llm(inputs_embeds=sequence.embeddings).logits[0]
     response = model.tokenize_response(TEXTS[1])
     predictions = logits[-len(response) - 1 :]
     expected = torch.nn.functional.cross_entropy(predictions, torch.tensor([*response, model.eos]))
@@ -155,7 +155,7 @@ def brute_decorrelation(hidden_states, roles, layers, counted, exempt=(Role.BOS,
 def test_decorrelation_equals_its_definition(llm, settings, layers, counted):
     model = with_random_lora(build(llm))
     sequence = model.sequence(batch_of(model), response=True)
-    states = model.decoder(inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(),
+    states = model.llm(inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(),
                            position_ids=sequence.positions, output_hidden_states=True).hidden_states  # fmt: skip
     assert len(states) == 5
     loss = decorrelation_loss(states, sequence.roles, settings)
@@ -196,7 +196,7 @@ def test_a_batch_decodes_as_its_utterances_one_by_one(llm, beams, modality):
 def test_a_hypothesis_without_an_end_token_is_truncated(llm, monkeypatch):
     model = build(llm)
     generated = torch.tensor([[40, 41, model.eos, model.eos], [40, 41, 42, 43], [40, 41, 42, model.eos]])
-    monkeypatch.setattr(model.decoder, "generate", lambda **_: generated, raising=False)
+    monkeypatch.setattr(model.llm, "generate", lambda **_: generated, raising=False)
     assert [hypothesis.is_truncated for hypothesis in decode(model, batch_of(model, [0, 1, 2]), 1, 4)] == [
         False,
         True,
@@ -231,22 +231,22 @@ def test_no_key_of_a_generation_config_is_inherited(llm, monkeypatch):
     """For all keys of the library, and an unknown one."""
     model = with_random_lora(build(llm))
     used = []
-    search = type(model.decoder)._beam_search
+    search = type(model.llm)._beam_search
 
     def seen(*arguments, generation_config, **others):
         used.append(generation_config.to_dict())
         return search(*arguments, generation_config=generation_config, **others)
 
-    monkeypatch.setattr(type(model.decoder), "_beam_search", seen)
+    monkeypatch.setattr(type(model.llm), "_beam_search", seen)
     decode_texts(model, batch_of(model), 2, 4)
     for key in [*GenerationConfig().to_dict(), "a_key_of_a_later_version"]:
         # Without the checks of the class for values in files.
-        model.decoder.generation_config.__dict__[key] = "another"
-    own = model.decoder.generation_config
+        model.llm.generation_config.__dict__[key] = "another"
+    own = model.llm.generation_config
     decode_texts(model, batch_of(model), 2, 4)
     assert used[0] == used[1]
     assert (used[0]["num_beams"], used[0]["do_sample"], used[0]["eos_token_id"]) == (2, False, 1)
-    assert model.decoder.generation_config is own
+    assert model.llm.generation_config is own
 
 
 @pytest.mark.parametrize("beams", [2, 5])
@@ -275,7 +275,7 @@ def test_reading_a_prompt_once_gives_the_same_tokens_as_reading_it_per_beam(fami
 
 def test_an_error_while_a_prompt_is_read_leaves_no_hook(llm):
     model = with_random_lora(build(llm))
-    with pytest.raises(RuntimeError, match="in the middle"), prompt_read_once(model.decoder, 3):
+    with pytest.raises(RuntimeError, match="in the middle"), prompt_read_once(model.llm, 3):
         raise RuntimeError("in the middle")
     assert no_hooks(model)
 
@@ -357,7 +357,7 @@ def test_layer_norms_work_in_bfloat16(family, tmp_path):
     """Training in bfloat16 of decoders whose norms need parameters of the type of their input."""
     folder = tiny.make_llm(tmp_path)
     small_model(family, vocab_size=258, max_position_embeddings=256).save_pretrained(folder)
-    decoder = load_decoder(LLM(weights=str(folder)), torch.bfloat16)
+    decoder = load_llm(LLM(weights=str(folder)), torch.bfloat16)
     targets = {"gpt2": "c_attn", "gpt_neox": "query_key_value"}.get(family, "q_proj")
     settings = tiny.settings(folder, lora=LoRA(rank=4, targets=(targets,)))
     model = AudioVisualLLM(decoder, load_tokenizer(settings.llm), tiny.DIMENSIONS, settings, "bfloat16")
@@ -389,24 +389,24 @@ def test_a_saved_model_is_restored(llm, tmp_path, layer_norm):
     model.save(tmp_path / "adapter")
     files = {path.suffix for path in (tmp_path / "adapter").iterdir()}
     assert not files & {".bin", ".pt", ".pth", ".pkl"}
-    decoder = load_decoder(model.settings.llm, torch.float32)
+    decoder = load_llm(model.settings.llm, torch.float32)
     back = AudioVisualLLM(
         decoder, model.tokenizer, tiny.DIMENSIONS, model.settings, "float32", adapter=tmp_path / "adapter"
     ).eval()
-    assert not back.trainable() or all(not n.startswith("llm.") for n in back.trainable())
+    assert not back.trainable() or all(not n.startswith("adapted_llm.") for n in back.trainable())
     with torch.no_grad():
         a, b = (m(batch_of(m), NO_DECORRELATION).cross_entropy for m in (model, back))
     assert torch.equal(a, b)
 
 
 def test_the_first_layers_are_kept(llm):
-    complete, cut = (load_decoder(LLM(weights=str(llm), blocks=blocks), torch.float32) for blocks in (None, 2))
+    complete, cut = (load_llm(LLM(weights=str(llm), blocks=blocks), torch.float32) for blocks in (None, 2))
     assert (complete.config.num_hidden_layers, cut.config.num_hidden_layers) == (4, 2)
     ids = torch.tensor([[0, 40, 50]])
     states = complete(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(cut(ids, output_hidden_states=True).hidden_states[1], states[1])
     with pytest.raises(PipelineError, match="4"):
-        load_decoder(LLM(weights=str(llm), blocks=5), torch.float32)
+        load_llm(LLM(weights=str(llm), blocks=5), torch.float32)
 
 
 def test_an_unknown_lora_target_lists_the_known_ones(llm):
@@ -416,7 +416,7 @@ def test_an_unknown_lora_target_lists_the_known_ones(llm):
 
 def test_a_missing_llm_names_the_command(tmp_path):
     with pytest.raises(PipelineError, match=r"python -m pipeline\.weights"):
-        load_decoder(LLM(weights=str(tmp_path / "none")), torch.float32)
+        load_llm(LLM(weights=str(tmp_path / "none")), torch.float32)
 
 
 def test_bfloat16_stays_close(llm):
@@ -435,7 +435,7 @@ def test_activation_checkpointing_is_bit_identical_and_stores_less(llm, attentio
     results, kept = [], []
     for is_checkpointed in (False, True):
         model = with_random_lora(build(llm))
-        model.decoder.set_attn_implementation(attention)
+        model.llm.set_attn_implementation(attention)
         if is_checkpointed:
             model.checkpoint_activations()
         model.train()
@@ -466,7 +466,7 @@ def test_sdpa_and_eager_losses_are_equal(llm):
     losses = []
     for attention in ("eager", "sdpa"):
         model = with_random_lora(build(llm))
-        model.decoder.set_attn_implementation(attention)
+        model.llm.set_attn_implementation(attention)
         losses.append(model(batch_of(model), Decorrelation(weight=1)))
     for one, other in zip(*(vars(each).values() for each in losses), strict=True):
         torch.testing.assert_close(one, other)

@@ -19,9 +19,10 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_json
 from pipeline.common.version_control import code_state
 from pipeline.differences.sessions import reasons_against_equality
-from pipeline.reproduce import check
+from pipeline.reproduce import check, report_lines
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.results import judge
+from pipeline.reproduction.run import Problem
 from pipeline.reproduction.stages import query_identity, settings_of
 from pipeline.trials.environment import environment as environment_of
 from pipeline.trials.environment import source_archive
@@ -386,6 +387,14 @@ def test_code_that_does_not_run_here_is_one_error_with_a_way_out(tmp_path):
     (folder / "stages.py").write_text("import no_such_package\n")
     with pytest.raises(PipelineError, match=r"does not start .* 'no_such_package'; check out the commit in its prov"):
         query_identity("train", tmp_path, tmp_path / "config.yaml", [])
+
+
+def test_only_problems_with_files_are_to_be_restored():
+    missing, changed = Problem("data/a.f16 is missing", is_file=True), Problem("the code has changed", is_file=False)
+    assert list(report_lines([changed], [], [])) == ["FAIL       the code has changed"]
+    *failures, advice = report_lines([missing, changed], [], [])
+    assert failures == ["FAIL       data/a.f16 is missing", "FAIL       the code has changed"]
+    assert advice.startswith("Restore these, or give DVC a remote that has them")
 
 
 @pytest.mark.parametrize("name", ["_IDENTITY", "_TOLD"])

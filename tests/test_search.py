@@ -398,7 +398,7 @@ def test_the_report_of_a_search_has_its_table_and_points(searched, monkeypatch, 
     from pipeline import report
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "ingest_sweep", lambda *_: None)
+    monkeypatch.setattr(report, "write_sweep", lambda *_: None)
     searched("one", trials=5, axes={"decorrelation.weight": {"loguniform": [0.01, 1]}, "model.rates.audio": [4, 16]})
     folder = report.report(str(tmp_path / "one.yaml"), str(ROOT / "params.yaml"), media=False)
     page = (folder / "report.html").read_text()

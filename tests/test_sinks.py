@@ -293,13 +293,13 @@ def test_streaming_origins_equal_brute_force(brute: tuple, summary: SinkSummary)
 def test_planted_dimensions_and_layers_are_discovered(summary: SinkSummary) -> None:
     for who in ("bos", "intermediate"):
         found = summary.description[who]
-        assert {one["feature"] for one in found["features"]} == {PLANTED, PLANTED + 1}
-        assert found["features"][0]["share"] == 1.0
-        assert found["distinct_features"] == 2
-        assert found["main_origin"][0]["block"] == SECOND_WRITER
-        assert (found["units"][0]["block"], found["units"][0]["unit"]) == (SECOND_WRITER, 0)
+        assert {one["dimension"] for one in found["dimensions"]} == {PLANTED, PLANTED + 1}
+        assert found["dimensions"][0]["share"] == 1.0
+        assert found["distinct_dimensions"] == 2
+        assert found["main_origin"][0]["layer"] == SECOND_WRITER
+        assert (found["units"][0]["layer"], found["units"][0]["unit"]) == (SECOND_WRITER, 0)
     assert summary.metrics["sinks/mlp_share"] > 0.9
-    assert summary.description["most_massive"]["bos"]["feature"] == PLANTED
+    assert summary.description["most_massive"]["bos"]["dimension"] == PLANTED
     strongest = summary.description["strongest"]
     assert set(strongest["ratio_intermediate"]) >= {"audio", "prompt"}
     assert strongest["ratio"]["bos"] == {
@@ -362,7 +362,7 @@ def test_roles_that_no_utterance_has_are_absent() -> None:
     assert "sinks/intermediate_tokens_per_utterance/video" not in found
 
 
-def test_relocation_by_importance_needs_a_response() -> None:
+def test_relocation_by_attention_needs_a_response() -> None:
     text = [
         (id, values, torch.where(roles == Role.RESPONSE, int(Role.PROMPT), roles)) for id, values, roles in utterances()
     ]
@@ -414,11 +414,11 @@ def test_an_utterance_that_is_not_finite_is_skipped_and_named(summary: SinkSumma
     broken[3] = torch.nan
     with_it = [*utterances(), ("broken", broken, utterances(1)[0][2])]
     found = streamed(llama(), [with_it])
-    assert found.description["left_out"] == ["broken"]
+    assert found.description["skipped"] == ["broken"]
     assert_equal_summaries(found, summary)
     alone = streamed(llama(), [[with_it[-1]]])
     assert alone.metrics == {}
-    assert alone.description["left_out"] == ["broken"]
+    assert alone.description["skipped"] == ["broken"]
 
 
 def test_two_bos_tokens_are_refused() -> None:
@@ -436,7 +436,7 @@ def test_with_lora_on_and_bfloat16_autocast(summary: SinkSummary) -> None:
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             captured = capture(model, embeddings, roles != Role.PADDING, roles)
-            assert captured.importance.dtype == captured.residuals[-1].dtype == torch.float32
+            assert captured.attention_to_key.dtype == captured.residuals[-1].dtype == torch.float32
             statistics = SinkStatistics(SETTINGS, LAYERS, HEADS)
             statistics.add(captured, ids)
         found[enabled] = statistics.summary(bootstrap=200, seed=5)
@@ -529,8 +529,8 @@ def test_known_values_of_smollm2(smollm2: SinkSummary) -> None:
     metrics, arrays, description = smollm2.metrics, smollm2.arrays, smollm2.description
     assert metrics["sinks/tokens_per_utterance"] == 64
     assert metrics["sinks/bos_sink_rate"] == pytest.approx(0.645, abs=0.03)
-    assert description["bos"]["features"][0] == {"feature": 507, "share": 1.0}
-    assert description["bos"]["main_origin"] == [{"block": 11, "sink_tokens": description["utterances"]}]
+    assert description["bos"]["dimensions"][0] == {"dimension": 507, "share": 1.0}
+    assert description["bos"]["main_origin"] == [{"layer": 11, "sink_tokens": description["utterances"]}]
     assert metrics["sinks/max_ratio/bos"] > 10_000
     assert metrics["sinks/mlp_share"] > 0.99
     # The MLP of layer 2 writes first, that of layer 11 most, and that of layer 28 begins to cancel it.

@@ -15,7 +15,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.verified import fault
 from pipeline.config import LLM
-from pipeline.model.decoder import load_decoder, load_tokenizer
+from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.reproduction import code as code_module
 from pipeline.reproduction.code import restore_code
 from pipeline.reproduction.data import place_data
@@ -152,7 +152,7 @@ def test_the_code_of_a_model_is_not_run(own_code, tmp_path):
     import torch
 
     settings = LLM(weights=str(own_code))
-    for load in (lambda: load_decoder(settings, torch.float32), lambda: load_tokenizer(settings)):
+    for load in (lambda: load_llm(settings, torch.float32), lambda: load_tokenizer(settings)):
         with pytest.raises(
             PipelineError, match="needs Python code from its own folder, which is never run; use"
         ) as raised:

@@ -297,6 +297,11 @@ def test_results_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     assert trial.read_hypotheses() == {"test": {"a": ScoredHypothesis("one two", "one too", 1, 2, None)}}
     assert list(trial.read_sinks()) == ["records"]
     trial.require_config()
+    earlier = {"features_bos": [1.0], "features_intermediate": [2.0], "exemplar_features": [3]}
+    np.savez(trial.sinks, records=[4], **earlier)
+    arrays = {name: array.tolist() for name, array in trial.read_sinks().items()}
+    now = {"dimensions_bos": [1.0], "dimensions_intermediate": [2.0], "exemplar_dimensions": [3]}
+    assert arrays == {"records": [4], **now}
     trial.sinks.write_bytes(trial.sinks.read_bytes()[:-30])
     with pytest.raises(PipelineError, match=r"sinks\.npz: cannot be read .*; evaluate the trial again"):
         trial.read_sinks()

@@ -193,7 +193,9 @@ def test_an_evaluation_has_its_own_digest(project):
     assert published["sinks_att"] == pytest.approx(metrics[f"{SINKS}/attention"], abs=1e-4)
     # Six tokens are too few for any text of the grammar, and a small LLM that knows nothing rarely ends earlier.
     hypotheses = [json.loads(line) for line in (trial / "hypotheses.jsonl").read_text().splitlines()]
-    truncated = sum(line["is_cut"] for line in hypotheses if (line["split"], line["condition"]) == ("test", "snr_0"))
+    truncated = sum(
+        line["is_truncated"] for line in hypotheses if (line["split"], line["condition"]) == ("test", "snr_0")
+    )
     assert metrics["cut_hypotheses/test/snr_0"] == truncated > 0
     assert (
         f"warning: {truncated} of 2 hypotheses of test/snr_0 were truncated at evaluate.max_new_tokens 6" in done.stderr

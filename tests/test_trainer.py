@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from pipeline.common.errors import PipelineError
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer
 from pipeline.model.examples import Examples, collate
+from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import step_of
 from pipeline.training.trainer import LossTrainer, arguments
@@ -35,7 +35,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
     train = Train(**SHORT | settings)
     model_settings = tiny.settings(llm)
     torch.manual_seed(0)
-    decoder = load_decoder(model_settings.llm, torch.float32)
+    decoder = load_llm(model_settings.llm, torch.float32)
     model = AudioVisualLLM(decoder, load_tokenizer(model_settings.llm), tiny.DIMENSIONS, model_settings, "float32")
     ids = [f"u{number}" for number in range(len(TEXTS))]
     examples = Examples(tiny.features(SECONDS), ids, [model.tokenize_response(text) for text in TEXTS])
@@ -84,11 +84,13 @@ def test_buffers_of_a_downsampling_are_saved_in_checkpoints_and_with_the_model(l
     again = trainer_of(llm, tmp_path / "again")
     again.train(resume_from_checkpoint=str(checkpoint))
     state = whole.model.trained_state()
+    # The names of earlier versions, whose checkpoints still resume.
+    assert {name.split(".")[0] for name in state} == {"llm", "downsampling", "projectors", "delimiters"}
     assert state["downsampling.audio.mean"].abs().sum() > 0
     assert all(torch.equal(state[name], tensor) for name, tensor in again.model.trained_state().items())
     whole.model.save(tmp_path / "adapter")
     settings = tiny.settings(llm)
-    decoder = load_decoder(settings.llm, torch.float32)
+    decoder = load_llm(settings.llm, torch.float32)
     tokenizer = load_tokenizer(settings.llm)
     back = AudioVisualLLM(decoder, tokenizer, tiny.DIMENSIONS, settings, "float32", tmp_path / "adapter")
     assert all(torch.equal(state[name], tensor) for name, tensor in back.own_state().items())

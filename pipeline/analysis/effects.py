@@ -1,6 +1,8 @@
 """Effects of interventions: results under each causal test and its control, and the change of the score.
 
-Results are appended to a journal, so that an interrupted analysis resumes.
+A *test* is one intervention. A *treatment* is a test, its control (the same at random) or neither (the baseline). Each
+item has a *result* under each treatment; a treatment's *effect* is the change of the score over all items. Results are
+appended to a journal, so that an interrupted analysis resumes.
 """
 
 import math
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.analysis.survey import Survey
-from pipeline.analysis.target import AnalysisTarget, ItemBatch, capture_batch
+from pipeline.analysis.target import AnalysisTarget, ItemBatch, ScoreKind, capture_batch
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
@@ -50,17 +52,17 @@ class Treatment:
             return [0] * len(baseline.ids)
         return self.test.tokens_affected(baseline, self.at_random).sum(1).tolist()
 
-    def intervention(self, decoder: nn.Module, baseline: BaselinePass) -> AbstractContextManager:
+    def intervention(self, llm: nn.Module, baseline: BaselinePass) -> AbstractContextManager:
         """The context of passes under this treatment."""
-        return self.test.intervention(decoder, baseline, self.at_random) if self.test else nullcontext()
+        return self.test.intervention(llm, baseline, self.at_random) if self.test else nullcontext()
 
 
 @dataclass(frozen=True)
 class ItemResult:
     """One item under one treatment."""
 
-    result: Any
-    """A hypothesis, or nats and tokens."""
+    output: Any
+    """Of `AnalysisTarget.run`: a hypothesis, or nats and tokens."""
     tokens_affected: int
     sinks: int
     """Intermediate sinks under the intervention."""
@@ -110,15 +112,15 @@ def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
     return causal_tests(int(first.argmax()), int(main.argmax()), survey.means)
 
 
-def outcomes(
+def item_results(
     target: AnalysisTarget, tests: list[CausalTest], settings: Sinks, journal: Path
 ) -> dict[str, dict[str, ItemResult]]:
     """Run every item in the baseline, under every test, and under every test's control.
 
-    Outcomes are appended to the file `journal`; batches that are complete there are not run again.
+    Results are appended to the file `journal`; batches that are complete there are not run again.
 
     Returns:
-        Outcomes by treatment (`baseline`, `mask/bos`, `mask/bos/random`) and id.
+        Results by treatment (`baseline`, `mask/bos`, `mask/bos/random`) and id.
     """
     by_treatment: dict[str, dict[str, ItemResult]] = {}
     treatments = [Treatment(), *(Treatment(test, at_random) for test in tests for at_random in (False, True))]
@@ -127,8 +129,8 @@ def outcomes(
         progress(len(target) * len(treatments), "interventions", target.item) as bar,
         Journal(journal) as lines,
     ):
-        for name, id, outcome in lines.values:
-            by_treatment.setdefault(name, {})[id] = ItemResult(**outcome)
+        for name, id, result in lines.values:
+            by_treatment.setdefault(name, {})[id] = ItemResult(**result)
         for batch in target.intervention_batches():
             baseline = None
             for treatment in treatments:
@@ -153,12 +155,12 @@ def _baseline_pass(target: AnalysisTarget, batch: ItemBatch, settings: Sinks) ->
 def _run(
     treatment: Treatment, target: AnalysisTarget, batch: ItemBatch, baseline: BaselinePass, settings: Sinks
 ) -> Iterator[ItemResult]:
-    with treatment.intervention(target.decoder, baseline):
-        results = target.run(batch)
+    with treatment.intervention(target.llm, baseline):
+        outputs = target.run(batch)
         tokens = classify_tokens(capture_batch(target, batch), settings)
     sinks, ratios = tokens.is_intermediate.sum(1).tolist(), tokens.of_bos(tokens.max_ratio).tolist()
-    for result, affected, count, ratio in zip(results, treatment.tokens_affected(baseline), sinks, ratios, strict=True):
-        yield ItemResult(result, affected, count, ratio if math.isfinite(ratio) else None)
+    for output, affected, count, ratio in zip(outputs, treatment.tokens_affected(baseline), sinks, ratios, strict=True):
+        yield ItemResult(output, affected, count, ratio if math.isfinite(ratio) else None)
 
 
 def effects(
@@ -169,7 +171,7 @@ def effects(
 
     def counts(treatment: Treatment) -> tuple[np.ndarray, np.ndarray]:
         of_treatment = by_treatment[treatment.name]
-        pairs = target.score_counts({id: of_treatment[id].result for id in ids})
+        pairs = target.score_counts({id: of_treatment[id].output for id in ids})
         numerators, denominators = np.array([pairs[id] for id in ids], float).T
         return numerators, denominators
 
@@ -181,21 +183,22 @@ def effects(
         ratios = [item.ratio for item in items if item.ratio is not None]
         difference = numerators - baseline
 
-        def score(ratio: float) -> float:
-            return math.exp(ratio) if target.score == "perplexity" else 100 * ratio
+        def scaled(ratio: float) -> float:
+            """A score from its numerator over its denominator, or a change from the difference of two."""
+            return math.exp(ratio) if target.score_kind is ScoreKind.PERPLEXITY else 100 * ratio
 
-        def score_interval(values: np.ndarray) -> tuple[float, float] | None:
+        def interval(values: np.ndarray) -> tuple[float, float] | None:
             bounds = ratio_interval(values, denominators, RESAMPLINGS, seed)
-            return bounds and (score(bounds[0]), score(bounds[1]))
+            return bounds and (scaled(bounds[0]), scaled(bounds[1]))
 
         return Effect(
             name=treatment.name,
             label=treatment.label,
             tokens_affected=float(np.mean([item.tokens_affected for item in items])),
-            score=score(numerators.sum() / denominators.sum()),
-            score_interval=score_interval(numerators),
-            change=score(difference.sum() / denominators.sum()),
-            change_interval=score_interval(difference),
+            score=scaled(numerators.sum() / denominators.sum()),
+            score_interval=interval(numerators),
+            change=scaled(difference.sum() / denominators.sum()),
+            change_interval=interval(difference),
             p=sign_flip_p(numerators, baseline, seed),
             sinks=float(np.mean([item.sinks for item in items])),
             ratio=float(np.mean(ratios)) if ratios else None,

@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.analysis.effects import Effect
+from pipeline.analysis.target import ScoreKind
 from pipeline.sinks.figures import GREY, ORANGE, STYLE, Panel, save
 from pipeline.sinks.gallery import gallery
 from pipeline.sinks.instrument import SinkSummary
@@ -31,7 +32,7 @@ def draw_sinks(summary: SinkSummary, folder: str | Path, title: str = "") -> lis
 
 
 @matplotlib.rc_context(STYLE)
-def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folder: Path) -> list[Path]:
+def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: ScoreKind, folder: Path) -> list[Path]:
     """The change of the score under each intervention and its control, with 95% intervals."""
     tests = [(effect, control) for effect, control in rows if control]
     figure = Figure(figsize=(7.4, ROW_HEIGHT * len(tests) + 1.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
@@ -56,8 +57,8 @@ def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: str, folde
     return save(figure, folder / "interventions")
 
 
-def _scale_axis(axes: Axes, score: str) -> None:
-    if score == "perplexity":
+def _scale_axis(axes: Axes, score: ScoreKind) -> None:
+    if score.changes_by_factor:
         axes.set_xscale("log")
         axes.axvline(1, color=GREY, linewidth=0.8)
         axes.set_xlabel("perplexity relative to the baseline, 95% interval")

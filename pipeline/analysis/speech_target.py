@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.analysis.target import ItemBatch
+from pipeline.analysis.target import ItemBatch, ScoreKind
 from pipeline.model.decoding import decode_texts
 from pipeline.scoring.error_rates import score
 from pipeline.training.build import build_model
@@ -31,7 +31,7 @@ class SpeechTarget:
     """
 
     item: Literal["utterance"] = "utterance"
-    score: Literal["WER %"] = "WER %"
+    score_kind = ScoreKind.WER
 
     def __init__(self, trial: Trial, overrides: list[str], utterances: int | None) -> None:
         self.params = trained_params(trial, overrides)
@@ -41,7 +41,7 @@ class SpeechTarget:
         limit = utterances or self.params.sinks.utterances
         self._utterances = self._inputs.chosen(self.params.sinks.split)[:limit]
         self.model = build_model(self.params, self._inputs, trial.adapter).eval()
-        self.decoder = self.model.llm
+        self.llm = self.model.llm
         self.name = trial.folder.name
         self.title = (
             f"trial {trial.folder.name} ({task_of(configuration(self.params))}, decorrelation weight "
@@ -70,7 +70,7 @@ class SpeechTarget:
     def _batches(self, size: int, response: bool) -> Iterator[ItemBatch]:
         for chosen, batch in batches_by_length(self.model, self._inputs, self._utterances, size):
             with torch.no_grad():
-                # Media are encoded here, once for all conditions.
+                # Media are encoded here, once for all treatments.
                 content = self.model.encoded(batch)
                 sequence = self.model.sequence(content, response=response)
             labels = [

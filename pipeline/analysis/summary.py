@@ -4,7 +4,7 @@ from collections import Counter
 
 from pipeline.analysis.survey import LabelledSinks, Survey
 from pipeline.analysis.target import AnalysisTarget
-from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED, RELOCATED_BY_RATIO
 from pipeline.common.text import rounded
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
@@ -33,7 +33,7 @@ def summary_text(target: AnalysisTarget, survey: Survey, settings: Sinks) -> str
         _intermediate(target, survey, settings),
         _relocation(target, survey),
     ]
-    skipped = survey.summary.description["left_out"]
+    skipped = survey.summary.description["skipped"]
     if skipped:
         paragraphs.append([f"Skipped, not finite: {', '.join(skipped[:LISTED])} ({len(skipped)} in total)."])
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines) + "\n"
@@ -92,7 +92,7 @@ def _intermediate(target: AnalysisTarget, survey: Survey, settings: Sinks) -> li
             f"{settings.tau:,g} in all {target.item}s.",
             *_cosine(survey),
         ]
-    labels = sorted(survey.sinks.items(), key=lambda pair: -pair[1].count)
+    labels = sorted(survey.intermediate.items(), key=lambda pair: -pair[1].count)
     lines = [
         f"Other sinks by activation: {number} tokens per {target.item}, {sinks['sink_tokens']} in total; the "
         f"strongest has {strongest} times the median.",
@@ -119,7 +119,7 @@ def _cosine(survey: Survey) -> list[str]:
 
 def _relocation(target: AnalysisTarget, survey: Survey) -> list[str]:
     metrics = survey.summary.metrics
-    names = {"activation": "sinks/relocated_share/ratio", "attention": "sinks/relocated_share"}
+    names = {"ratio": RELOCATED_BY_RATIO, "attention": RELOCATED}
     shares = [f"{_percent(metrics[name])} by {by}" for by, name in names.items() if name in metrics]
     return [f"{target.item.capitalize()}s whose dominant sink is not BOS: {', '.join(shares)}."] if shares else []
 
@@ -133,9 +133,9 @@ def _labelled(sink: LabelledSinks) -> str:
 
 def _dimensions_and_origin(subject: str, sinks: dict) -> list[str]:
     lines = []
-    dimensions = sinks["features"]
+    dimensions = sinks["dimensions"]
     if dimensions:
-        listed = ", ".join(f"{entry['feature']} ({_percent(entry['share'])})" for entry in dimensions[:LISTED])
+        listed = ", ".join(f"{entry['dimension']} ({_percent(entry['share'])})" for entry in dimensions[:LISTED])
         lines.append(f"{subject}: massive in dimension{'s' * (len(dimensions) > 1)} {listed}.")
     if sinks.get("main_origin"):
         lines.append(
@@ -146,7 +146,7 @@ def _dimensions_and_origin(subject: str, sinks: dict) -> list[str]:
 
 
 def _layers(counts: list[dict[str, int]]) -> str:
-    by_layer = Counter({entry["block"]: entry["sink_tokens"] for entry in counts})
+    by_layer = Counter({entry["layer"]: entry["sink_tokens"] for entry in counts})
     total = by_layer.total()
     return ", ".join(f"{layer} ({_percent(count / total)})" for layer, count in by_layer.most_common(3))
 

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline.analysis.effects import Effect
+from pipeline.analysis.target import ScoreKind
 from pipeline.common.files import csv_text
 from pipeline.common.text import ABSENT, p_text, rounded, table_row
 
@@ -12,9 +13,9 @@ SEPARATOR = "  "
 WIDTH = 120
 
 
-def header(score: str) -> list[str]:
+def header(score: ScoreKind) -> list[str]:
     """Names of the columns."""
-    change = "change, points" if score.startswith("WER") else "change, factor"
+    change = "change, factor" if score.changes_by_factor else "change, points"
     return ["intervention", "tokens", score, change, "at random", "sinks", "BOS ratio"]
 
 
@@ -31,7 +32,7 @@ def legend(item: str) -> str:
     )
 
 
-def cells(rows: Rows, score: str) -> list[list[str]]:
+def cells(rows: Rows, score: ScoreKind) -> list[list[str]]:
     """One row per intervention, the baseline first."""
     return [
         [
@@ -47,7 +48,7 @@ def cells(rows: Rows, score: str) -> list[list[str]]:
     ]
 
 
-def effects_text(rows: Rows, score: str, item: str) -> str:
+def effects_text(rows: Rows, score: ScoreKind, item: str) -> str:
     """For a terminal."""
     table = [header(score), *cells(rows, score)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -56,7 +57,7 @@ def effects_text(rows: Rows, score: str, item: str) -> str:
     return "\n".join([*lines, "", textwrap.fill(legend(item), WIDTH)]) + "\n"
 
 
-def effects_markdown(rows: Rows, score: str, item: str) -> str:
+def effects_markdown(rows: Rows, score: ScoreKind, item: str) -> str:
     """One table, and the explanation of its columns."""
     names = header(score)
     table = [names, ["---"] * len(names), *cells(rows, score)]
@@ -75,15 +76,15 @@ def effects_csv(rows: Rows) -> str:
     return csv_text(lines[0], lines)
 
 
-def _change(effect: Effect, score: str) -> str:
+def _change(effect: Effect, score: ScoreKind) -> str:
     if not effect.tokens_affected:
         return "no token"
     return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p_text(effect.p)}"
 
 
-def _with_interval(value: float, bounds: tuple[float, float] | None, score: str, signed: bool) -> str:
+def _with_interval(value: float, bounds: tuple[float, float] | None, score: ScoreKind, signed: bool) -> str:
     def written(number: float) -> str:
-        if score.startswith("WER"):
+        if not score.changes_by_factor:
             # The sum turns -0.0 into 0.0.
             return f"{round(number, 1) + 0.0:{'+' if signed else ''}.1f}"
         if abs(number) >= 1e6:

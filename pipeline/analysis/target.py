@@ -1,8 +1,9 @@
-"""Interface of an analysis target: a decoder, sequences to run it on, and a score that interventions may change."""
+"""Interface of an analysis target: an LLM, sequences to run it on, and a score that interventions may change."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -23,8 +24,20 @@ class ItemBatch:
     """Input of `AnalysisTarget.run` in addition to the sequence."""
 
 
+class ScoreKind(StrEnum):
+    """What the score of a target is, by its name in tables."""
+
+    WER = "WER %"
+    PERPLEXITY = "perplexity"
+
+    @property
+    def changes_by_factor(self) -> bool:
+        """Whether a change is given as a factor, not as a difference in points."""
+        return self is ScoreKind.PERPLEXITY
+
+
 class AnalysisTarget(Protocol):
-    """A decoder and its data."""
+    """A language model and its data."""
 
     name: str
     """Usable as a folder name."""
@@ -35,12 +48,12 @@ class AnalysisTarget(Protocol):
         """Kind of the items."""
 
     @property
-    def score(self) -> Literal["WER %", "perplexity"]:
-        """The score."""
+    def score_kind(self) -> ScoreKind:
+        """What `score_counts` counts."""
 
     @property
-    def decoder(self) -> nn.Module:
-        """The language model."""
+    def llm(self) -> nn.Module:
+        """The language model, with its adapters."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -50,7 +63,7 @@ class AnalysisTarget(Protocol):
         """Number of items."""
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which the decoder runs."""
+        """The context in which the LLM runs."""
 
     def batches(self) -> Iterator[ItemBatch]:
         """All items, teacher-forced."""
@@ -69,4 +82,4 @@ def capture_batch(target: AnalysisTarget, batch: ItemBatch) -> Captured:
     """Capture one pass over a batch, under any active intervention."""
     sequence = batch.sequence
     with target.autocast():
-        return capture(target.decoder, sequence.embeddings, sequence.mask, sequence.roles)
+        return capture(target.llm, sequence.embeddings, sequence.mask, sequence.roles)

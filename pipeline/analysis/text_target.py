@@ -1,5 +1,6 @@
 """A causal language model and a plain text as the analysis target: windows of tokens, scored by perplexity."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pipeline.analysis.target import ItemBatch
+from pipeline.analysis.target import ItemBatch, ScoreKind
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_text
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.config import LLM, Params
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import bos_token, load_decoder, load_tokenizer, max_positions, require_embedded
+from pipeline.model.llm import bos_token, load_llm, load_tokenizer, max_positions, require_embedded
 from pipeline.model.roles import Role
 from pipeline.model.sequence import InputBatch
 from pipeline.pretrained.folder import weights_digest
@@ -38,7 +39,7 @@ class TextTarget:
     """
 
     item: Literal["sequence"] = "sequence"
-    score: Literal["perplexity"] = "perplexity"
+    score_kind = ScoreKind.PERPLEXITY
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
         text = read_text(file, "give a text file with --text")
@@ -52,19 +53,19 @@ class TextTarget:
             torch.set_num_threads(params.train.threads)
         self._size = params.sinks.batch_size
         settings = LLM(weights=str(folder))
-        decoder: Any = load_decoder(settings, getattr(torch, self._precision))
-        self.decoder: PreTrainedModel = decoder.to(device)
+        llm: Any = load_llm(settings, getattr(torch, self._precision))
+        self.llm: PreTrainedModel = llm.to(device)
         self._tokenizer = load_tokenizer(settings)
-        longest = max_positions(self.decoder.config)
+        longest = max_positions(self.llm.config)
         if longest and tokens > longest:
             raise PipelineError(
                 "--tokens", f"{tokens} exceeds the maximum length of {folder}", f"use at most {longest}"
             )
-        bos = bos_token(self._tokenizer, self.decoder.config)
+        bos = bos_token(self._tokenizer, self.llm.config)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise PipelineError(file, f"has no token of {folder}", "use a text that its tokenizer knows")
-        require_embedded([bos, *ids], self.decoder, "the text")
+        require_embedded([bos, *ids], self.llm, "the text")
         self._windows = _windows(ids, bos, tokens)[:sequences]
         name = folder.resolve().name
         self.name = f"{name}_{file.stem}"
@@ -85,13 +86,13 @@ class TextTarget:
         return len(self._windows)
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self._precision, self.decoder.device)
+        return autocast(self._precision, self.llm.device)
 
     def batches(self) -> Iterator[ItemBatch]:
         for numbers in torch.arange(len(self)).split(self._size):
-            windows = self._windows[numbers].to(self.decoder.device)
+            windows = self._windows[numbers].to(self.llm.device)
             with torch.no_grad():
-                embeddings = self.decoder.get_input_embeddings()(windows).float()
+                embeddings = self.llm.get_input_embeddings()(windows).float()
             roles = torch.full_like(windows, int(Role.RESPONSE))
             roles[:, 0] = Role.BOS
             labels = [[repr(self._tokenizer.decode([token])) for token in window] for window in windows.tolist()]
@@ -103,12 +104,12 @@ class TextTarget:
 
     @torch.no_grad()
     def run(self, batch: ItemBatch) -> list[list[float]]:
-        """Nats over the tokens after BOS, and their number, for each window."""
+        """Nats over the tokens after BOS, and their number, for each window. PipelineError if nats are not finite."""
         windows: Tensor = batch.content
         with self.autocast():
             sequence = batch.sequence
             hidden = run_backbone(
-                self.decoder,
+                self.llm,
                 inputs_embeds=sequence.embeddings,
                 attention_mask=sequence.mask.long(),
                 position_ids=sequence.positions,
@@ -117,8 +118,11 @@ class TextTarget:
             results = []
             # One at a time: the logits of a batch would take the most memory of all.
             for row, window in zip(hidden, windows, strict=True):
-                logits = vocabulary_logits(self.decoder, row[None, :-1])[0].float()
+                logits = vocabulary_logits(self.llm, row[None, :-1])[0].float()
                 results.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
+        if not all(math.isfinite(nats) for nats, _ in results):
+            remedy = "calculate in float32 (--set train.precision=float32), or use a model that has not diverged"
+            raise PipelineError(self.title, "a perplexity is not finite", remedy)
         return results
 
     def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:

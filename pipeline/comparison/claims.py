@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.common import metrics
 from pipeline.common.errors import PipelineError
-from pipeline.common.metrics import BY_ACTIVATION
+from pipeline.common.metrics import BY_ACTIVATION, RELOCATED, RELOCATED_BY_RATIO
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, ratio_interval
 from pipeline.common.text import rounded, table_row
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
@@ -36,7 +35,8 @@ INCREASE = 0.05
 
 SINK_DEFINITIONS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 """Ends of the metrics that count intermediate sinks, by the definition of a sink."""
-RELOCATED = {"attention": metrics.RELOCATED, "activation": metrics.RELOCATED_BY_RATIO}
+RELOCATION_METRICS = {"attention": RELOCATED, "ratio": RELOCATED_BY_RATIO}
+"""The metrics that find the dominant sink, by the value in which it is dominant."""
 NO_SINK = "there is no intermediate sink"
 EVERY_CLAIM = "every claim"
 NOTES = (
@@ -150,16 +150,16 @@ def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     """The claims about trials at weight 0."""
     for kind, suffix in SINK_DEFINITIONS.items():
-        count = _above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance")
-        yield f"there are intermediate sinks, by {kind}", *count
+        yield (
+            f"there are intermediate sinks, by {kind}",
+            *_above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance"),
+        )
     yield "they occur at certain roles", *_roles(trials)
     has_sinks = _total(trials, BY_ACTIVATION) > 0
-    absent = "BOS is not a sink there" if has_sinks else NO_SINK
-    shared = _above(trials, "sinks/feature_jaccard", SHARED, absent)
-    yield "they share massive dimensions with BOS", *shared
-    absent = "the module that writes them is unknown" if has_sinks else NO_SINK
-    written = _above(trials, "sinks/mlp_share/intermediate", WRITTEN, absent)
-    yield "the MLP writes them", *written
+    not_shared = "BOS is not a sink there" if has_sinks else NO_SINK
+    yield "they share massive dimensions with BOS", *_above(trials, "sinks/feature_jaccard", SHARED, not_shared)
+    not_traced = "the module that writes them is unknown" if has_sinks else NO_SINK
+    yield "the MLP writes them", *_above(trials, "sinks/mlp_share/intermediate", WRITTEN, not_traced)
     yield "they align with BOS", *_alignment(trials)
 
 
@@ -216,7 +216,7 @@ def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Itera
 
     for kind, suffix in SINK_DEFINITIONS.items():
         yield f"the loss removes them, by {kind}", *_removal(pairs(BY_ACTIVATION + suffix))
-    for kind, name in RELOCATED.items():
+    for kind, name in RELOCATION_METRICS.items():
         yield f"no other token takes over from BOS, by {kind}", *_takeover(pairs(name))
 
 

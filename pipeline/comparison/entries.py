@@ -88,10 +88,10 @@ class Entry:
     data: dict[str, str]
     metrics: dict[str, float]
     """Empty if there is a gap."""
-    evaluation: str | None
+    evaluation_digest: str | None
     gap: Gap | None
-    fault: str | None = None
-    """Why its hypotheses or sinks fail verification, in a line."""
+    error: PipelineError | None = None
+    """Why its hypotheses or sinks fail verification."""
     dataset: str = ""
     """Name of its corpus."""
 
@@ -187,9 +187,9 @@ def _read_entry(trial: Trial) -> Entry:
         code=parts["code"],
         data=parts["data"],
         metrics=result["metrics"] if result else {},
-        evaluation=result["evaluation"] if result else None,
+        evaluation_digest=result["evaluation"] if result else None,
         gap=None if result else _gap(trial, configuration),
-        fault=trial.results_fault() if result else None,
+        error=trial.results_error() if result else None,
     )
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from pipeline.common import metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, PERCENT
-from pipeline.comparison.claims import RELOCATED, RELOCATION
+from pipeline.comparison.claims import RELOCATION, RELOCATION_METRICS
 from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, cell_text, quantities, sink_counts
 from pipeline.comparison.table import Cell, Comparison, Value, Variant
@@ -41,17 +41,19 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
         for name, figure in gallery(panels).items():
             figures[f"{name}_{task.file_name}"] = _titled(figure, task)
-    for draw in (wer_against_rate, against_weight, overview):
-        if drawn := draw(comparison):
-            figures[draw.__name__] = drawn
-    return figures
+    drawn = {
+        "wer_against_rate": wer_against_rate(comparison),
+        "against_weight": against_weight(comparison),
+        "overview": overview(comparison),
+    }
+    return figures | {name: figure for name, figure in drawn.items() if figure}
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
     """The panel of a cell: its first done seed with intact arrays."""
     cell = comparison.cell(task, variant)
     for entry in cell.entries:
-        if not entry.gap and not entry.fault and entry.trial.sinks.exists():
+        if not entry.gap and not entry.error and entry.trial.sinks.exists():
             title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_text(cell)]
             yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
             return
@@ -119,7 +121,7 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
         return value.mean if value else np.inf
 
     def relocated(variant: Variant) -> float:
-        return _largest(comparison.cell(task, variant), tuple(RELOCATED.values()))
+        return _largest(comparison.cell(task, variant), tuple(RELOCATION_METRICS.values()))
 
     relocating = [
         variant for variant in after if relocated(variant) > max(RELOCATION, relocated(variant.without_loss()))
@@ -136,8 +138,8 @@ def _headline(cell: Cell, variant: Variant) -> str:
     lines += [f"{text}, change {change}" if change else text for text in _wer_text(cell)]
     if counts := sink_counts(cell):
         lines += textwrap.wrap(f"sinks per utterance: {counts}", HEADLINE_WIDTH)
-    if any(name in cell.metrics for name in RELOCATED.values()):
-        share = _largest(cell, tuple(RELOCATED.values()))
+    if any(name in cell.metrics for name in RELOCATION_METRICS.values()):
+        share = _largest(cell, tuple(RELOCATION_METRICS.values()))
         lines.append(f"dominant sink is not BOS: {share:.0%} of utterances")
     return "\n".join(lines)
 
@@ -212,7 +214,7 @@ def _lines(comparison: Comparison, weights: Sequence[float]) -> dict[str, list[C
 
 def _drawn(comparison: Comparison, cells: Sequence[Cell]) -> list[Quantity]:
     """The metrics of figures of which at least one of the cells has a value."""
-    drawn = [q for q in quantities(comparison) if q.is_value and any(q.metric in cell.metrics for cell in cells)]
+    drawn = [q for q in quantities(comparison) if not q.detail and any(q.metric in cell.metrics for cell in cells)]
     return [q for q in drawn if (metric := metrics.find(q.metric)) and metrics.FIGURE in metric.places]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.common import metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, Unit
@@ -15,20 +16,19 @@ MAX_SEEDS = 5
 
 @dataclass(frozen=True)
 class Quantity:
-    """A row of the tables for each task, and a panel of the figure against the weight."""
+    """A row of the tables for each task: a metric, which is also a panel of the figure against the weight, or a detail
+    of the metric above it."""
 
     label: str
     metric: str
     unit: Unit
-    change: bool = False
-    """Whether the row shows the change from weight 0."""
-    by_seed: bool = False
-    """Whether the row shows the values of the seeds."""
+    detail: Literal["by seed", "change"] | None = None
+    """The values of the seeds, or the change of an error rate from weight 0."""
 
     @property
-    def is_value(self) -> bool:
-        """Whether it is the metric itself, which can be drawn."""
-        return not (self.change or self.by_seed)
+    def condition(self) -> str:
+        """Of an error rate, such as `test/snr_0`."""
+        return self.metric.partition("/")[2]
 
 
 def quantities(comparison: Comparison) -> list[Quantity]:
@@ -51,9 +51,9 @@ def _wer_details(comparison: Comparison, condition: str, name: str) -> Iterator[
     """The rows below a word error rate: its values by seed, if there are several, and its change from weight 0."""
     cells = comparison.cells.values()
     if any(name in cell.metrics and cell.metrics[name].seeds > 1 for cell in cells):
-        yield Quantity("  by seed", name, metrics.PERCENT, by_seed=True)
+        yield Quantity("by seed", name, metrics.PERCENT, "by seed")
     if any(condition in cell.changes for cell in cells):
-        yield Quantity("  change", condition, metrics.PERCENT, change=True)
+        yield Quantity("change", name, metrics.PERCENT, "change")
 
 
 def sink_counts(cell: Cell) -> str:
@@ -71,8 +71,8 @@ def cell_text(cell: Cell, quantity: Quantity) -> str:
     """The text of a cell: a value, the status of its trials, or `–` if there is no such value."""
     if cell.gap:
         return cell.gap.state
-    if quantity.change:
-        return str(cell.changes.get(quantity.metric, ABSENT))
+    if quantity.detail == "change":
+        return str(cell.changes.get(quantity.condition, ABSENT))
     value = cell.metrics.get(quantity.metric)
     if not value:
         return ABSENT
@@ -80,9 +80,9 @@ def cell_text(cell: Cell, quantity: Quantity) -> str:
     def number(fraction: float) -> str:
         return rounded(quantity.unit.factor * fraction, quantity.unit.decimals)
 
-    if quantity.by_seed and value.seeds <= MAX_SEEDS:
+    if quantity.detail == "by seed" and value.seeds <= MAX_SEEDS:
         return " ".join(map(number, value.by_seed))
-    if quantity.by_seed:
+    if quantity.detail == "by seed":
         return f"{number(min(value.by_seed))} to {number(max(value.by_seed))}"
     text = number(value.mean)
     if value.deviation is not None:

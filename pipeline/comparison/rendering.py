@@ -9,7 +9,7 @@ from pipeline.common.files import csv_text
 from pipeline.common.statistics import MIN_SPEAKERS
 from pipeline.common.text import plain, table_row
 from pipeline.comparison.entries import Task
-from pipeline.comparison.quantities import cell_text, quantities
+from pipeline.comparison.quantities import Quantity, cell_text, quantities
 from pipeline.comparison.table import Cell, Comparison, differing_settings
 
 INDENT = "  "
@@ -40,12 +40,12 @@ ONE_RUN = (
 )
 
 
-def table_rows(comparison: Comparison) -> Iterator[tuple[str, Task, list[str]]]:
-    """Quantity, task and cells; the quantity is named in its first row, a detail of another indented by `INDENT`."""
+def table_rows(comparison: Comparison) -> Iterator[tuple[Quantity | None, Task, list[str]]]:
+    """Quantity, task and cells; the quantity in its first row only."""
     for quantity in quantities(comparison):
         for number, task in enumerate(comparison.tasks):
             cells = [cell_text(comparison.cell(task, variant), quantity) for variant in comparison.variants]
-            yield quantity.label if number == 0 else "", task, cells
+            yield quantity if number == 0 else None, task, cells
 
 
 def table_notes(comparison: Comparison) -> list[str]:
@@ -98,7 +98,7 @@ def _sample(comparison: Comparison) -> str:
 
 def table_text(comparison: Comparison, width: int = 100) -> str:
     """The table for a terminal; columns that do not fit side by side are continued below."""
-    shown = [([label, *_names(task)], cells) for label, task, cells in table_rows(comparison)]
+    shown = [([_label(quantity, INDENT), *_names(task)], cells) for quantity, task, cells in table_rows(comparison)]
     below = "\n".join(textwrap.fill(note, width, subsequent_indent=INDENT) for note in table_notes(comparison))
     if not shown:
         return below + "\n"
@@ -117,6 +117,11 @@ def table_text(comparison: Comparison, width: int = 100) -> str:
         lines += [_padded([*names, *(cells[n] for n in columns)], all_widths) for names, cells in shown]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, below]) + "\n"
+
+
+def _label(quantity: Quantity | None, indent: str) -> str:
+    """The label of a quantity, indented if it is a detail of the one above; empty without one."""
+    return indent * bool(quantity.detail) + quantity.label if quantity else ""
 
 
 def _names(task: Task) -> list[str]:
@@ -145,9 +150,8 @@ def table_markdown(comparison: Comparison) -> str:
     """The table, and the notes as a list."""
     heads = ["", *("" for _ in _names(comparison.tasks[0])), *map(str, comparison.variants)]
     lines = [table_row(*heads), table_row(*["---"] * len(heads))]
-    for label, task, cells in table_rows(comparison):
-        indented = "&emsp;" * (label.startswith(INDENT)) + label.strip()
-        lines.append(table_row(indented, *_names(task), *cells))
+    for quantity, task, cells in table_rows(comparison):
+        lines.append(table_row(_label(quantity, "&emsp;"), *_names(task), *cells))
     return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table_notes(comparison))]) + "\n"
 
 
@@ -158,10 +162,11 @@ def table_latex(comparison: Comparison) -> str:
     blank = ["", *("" for _ in _names(comparison.tasks[0]))]
     columns = "l" * (len(blank) + len(heads))
     lines += [r"\begin{tabular}{" + columns + "}", r"\toprule", " & ".join([*blank, *heads]) + r" \\"]
-    for label, task, cells in table_rows(comparison):
-        if label:
-            lines.append(r"\midrule" if not label.startswith(INDENT) else r"\addlinespace")
-        name = r"\quad " + _escaped(label.strip()) if label.startswith(INDENT) else _escaped(label)
+    for quantity, task, cells in table_rows(comparison):
+        if quantity:
+            lines.append(r"\addlinespace" if quantity.detail else r"\midrule")
+        # An indentation is LaTeX, and has nothing to escape.
+        name = r"\quad " * bool(quantity and quantity.detail) + _escaped(_label(quantity, ""))
         lines.append(" & ".join([name, *map(_escaped, [*_names(task), *cells])]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

@@ -257,13 +257,13 @@ def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -
     for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.decorrelation_weight, entry.seed)):
         if entry.gap and entry.gap.reason:
             notes.append(f"{name(entry)} ({entry.trial.folder.name}) {entry.gap}.")
-        if entry.fault:
-            notes.append(f"{entry.fault}.")
+        if entry.error:
+            notes.append(f"{entry.error}.")
     for task in tasks:
         of_task = [entry for entry in entries if entry.task == task]
         if len({entry.code for entry in of_task}) > 1:
             notes.append(f"The trials of {task} were trained with different code.")
-        if len({entry.evaluation for entry in of_task if entry.evaluation}) > 1:
+        if len({entry.evaluation_digest for entry in of_task if entry.evaluation_digest}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
     if truncated := [f"{name(entry)}: {_truncated(entry)}" for entry in entries if _truncated(entry)]:
         notes.append(f"Hypotheses that were truncated at evaluate.max_new_tokens: {'; '.join(truncated)}. Raise it.")

@@ -9,14 +9,13 @@ from pipeline.common.code import tree_digest
 from pipeline.common.metrics import METRICS, find, is_bound
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.comparison.changes import difference_over_utterances
-from pipeline.differences.sessions import changed_packages, changed_surroundings
+from pipeline.differences.sessions import ABSENT, changed_packages, changed_surroundings
 from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import flattened
 from pipeline.trials.provenance import sessions
 from pipeline.trials.results import Hypotheses
 
-ABSENT = "absent"
 REST = "imports and other statements"
 _PATHS = ("corpus.out", "features.out", "train.runs", "weights.out")
 """Parameters that are only locations."""
@@ -59,7 +58,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Differences:
     """The differences between two trials."""
 
     a: Trial
@@ -77,8 +76,11 @@ class Pair:
     notes: list[str]
 
 
-def compare_pair(a: Trial, b: Trial) -> Pair:
-    """Compare two trials, done or not; what cannot be compared is in the notes. PipelineError if a file is damaged."""
+def find_differences(a: Trial, b: Trial) -> Differences:
+    """The differences between two trials, done or not; what cannot be compared is in the notes.
+
+    PipelineError if a file is damaged.
+    """
     notes = [f"{name} is not done: it has no metrics." for name, t in (("A", a), ("B", b)) if not t.result()]
     versions: Values = {}
     files, cosmetic = None, 0
@@ -93,7 +95,7 @@ def compare_pair(a: Trial, b: Trial) -> Pair:
     if files == [] and parts_a["code"] != parts_b["code"]:
         notes.append("They were trained by different code; what is compared is the code that evaluated them.")
     metrics, disagreements = _compare_results(a, b, notes)
-    return Pair(
+    return Differences(
         a=a,
         b=b,
         parameters=_differing(_parameters(a), _parameters(b)),

@@ -11,7 +11,8 @@ NUMERIC = frozenset({
 })  # fmt: skip
 """Packages that can change a result, besides those with one of the prefixes below."""
 _NUMERIC_PREFIXES = ("nvidia-", "triton")
-_ABSENT = "absent"
+ABSENT = "absent"
+"""In place of a value that one side lacks."""
 _SURROUNDINGS = {
     "Python": ("python",),
     "C library": ("system", "libc"),
@@ -28,7 +29,7 @@ def changed_packages(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[st
     """Different versions of packages by name; `absent` without one."""
     first, second = ({name.lower(): v for name, v in session.get("packages", {}).items()} for session in (a, b))
     return {
-        name: (first.get(name, _ABSENT), second.get(name, _ABSENT))
+        name: (first.get(name, ABSENT), second.get(name, ABSENT))
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name)
     }

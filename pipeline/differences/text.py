@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Iterator
 
 from pipeline.common.metrics import PERCENT, find
-from pipeline.differences.pair import Disagreement, MetricChange, Pair, Values
+from pipeline.differences.pair import Differences, Disagreement, MetricChange, Values
+from pipeline.differences.sessions import ABSENT
 from pipeline.trials.folder import Trial
 from pipeline.trials.identity import trial_name
 
@@ -19,7 +20,7 @@ METRICS_NOTE = (
 )
 
 
-def pair_text(pair: Pair, utterances: int, width: int = 100) -> str:
+def differences_text(pair: Differences, utterances: int, width: int = 100) -> str:
     """Differences in settings, code, data and versions, then metrics, then utterances that only one trial has right.
 
     `utterances` limits the latter per condition and direction; `width` is in columns.
@@ -59,7 +60,7 @@ def _section(title: str, values: Values, width: int) -> Iterator[str]:
             yield f"{INDENT}{name if not number else '':<{first}}{a:<{room}}  {b}".rstrip()
 
 
-def _code(pair: Pair, width: int) -> Iterator[str]:
+def _code(pair: Differences, width: int) -> Iterator[str]:
     if pair.files is None:
         yield "Code: cannot be compared, the sources of a trial are missing or damaged"
         return
@@ -94,7 +95,7 @@ def _metrics(metrics: list[MetricChange], width: int) -> Iterator[str]:
 
 def _number(metric: MetricChange, value: float | None, sign: str = "") -> str:
     if value is None:
-        return "absent"
+        return ABSENT
     known = find(metric.name)
     if known and known.unit is PERCENT:
         return f"{100 * value:{sign}.2f}" + ("" if sign else "%")

@@ -1,4 +1,8 @@
-"""The audio-visual LLM: downsampled encoder features, projectors, and a frozen decoder with LoRA."""
+"""The audio-visual LLM: downsampled encoder features, projectors, and a frozen LLM with LoRA.
+
+The *LLM* is Hugging Face's causal language model, the *adapted LLM* peft's wrapper around it, and the *model* is all of
+this together.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +22,10 @@ from pipeline.common.modality import prompt, streams
 from pipeline.common.verified import seal_folder
 from pipeline.config import Decorrelation, Model
 from pipeline.model.backbone import run_backbone, vocabulary_logits
-from pipeline.model.decoder import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.decorrelation import counted_tokens, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import MEDIA, Batch, batch_to, padded, to_device
+from pipeline.model.llm import bos_token, embedding_of, eos_token, require_vocabulary
 from pipeline.model.lora import add_lora, load_lora
 from pipeline.model.online_encoders import AdaptedEncoder, OnlineEncoder, encoder_module
 from pipeline.model.projector import Projector
@@ -47,10 +51,10 @@ class Losses:
 
 
 class AudioVisualLLM(nn.Module):
-    """A decoder that reads BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response.
+    """An LLM that reads BOS, `<audio>` audio `</audio>`, `<video>` video `</video>`, prompt, response.
 
     Args:
-        decoder: the LLM; LoRA is added to it (or loaded from `adapter`), its own weights stay frozen.
+        llm: the LLM; LoRA is added to it (or loaded from `adapter`), its own weights stay frozen.
         tokenizer: the LLM's tokenizer.
         dimensions: width of the encoder features of each stream.
         settings: section `model`.
@@ -61,7 +65,7 @@ class AudioVisualLLM(nn.Module):
 
     def __init__(
         self,
-        decoder: PreTrainedModel,
+        llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         dimensions: Mapping[str, int],
         settings: Model,
@@ -72,12 +76,12 @@ class AudioVisualLLM(nn.Module):
         super().__init__()
         self.settings, self.precision, self.tokenizer = settings, precision, tokenizer
         self.streams = streams(settings.modality)
-        self.bos = bos_token(tokenizer, decoder.config)
+        self.bos = bos_token(tokenizer, llm.config)
         self._is_checkpointing = False
         self.eos = eos_token(tokenizer)
-        require_vocabulary(tokenizer, decoder)
+        require_vocabulary(tokenizer, llm)
         self.prompt = tokenizer(prompt(settings.prompt, settings.modality), add_special_tokens=False)["input_ids"]
-        embedding = embedding_of(decoder)
+        embedding = embedding_of(llm)
         width = embedding.shape[1]
         self.downsampling, self.projectors = nn.ModuleDict(), nn.ModuleDict()
         self.delimiters = nn.ParameterDict()
@@ -87,7 +91,7 @@ class AudioVisualLLM(nn.Module):
             hidden = settings.projector.hidden or width
             self.projectors[stream] = Projector(module.dimension, hidden, width, settings.projector.layer_norm)
             self.delimiters[stream] = self._delimiters(embedding, stream)
-        self.llm = load_lora(decoder, adapter) if adapter else add_lora(decoder, settings.lora)
+        self.adapted_llm = load_lora(llm, adapter) if adapter else add_lora(llm, settings.lora)
         # Last, so that the other modules are initialised equally with and without encoders.
         self.encoders = nn.ModuleDict(
             {
@@ -106,12 +110,12 @@ class AudioVisualLLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.llm.device
+        return self.adapted_llm.device
 
     @property
-    def decoder(self) -> PreTrainedModel:
-        """The Hugging Face decoder, with LoRA in its layers."""
-        base: Any = self.llm.get_base_model()
+    def llm(self) -> PreTrainedModel:
+        """The LLM, with LoRA in its layers."""
+        base: Any = self.adapted_llm.get_base_model()
         return base
 
     def autocast(self) -> torch.autocast:
@@ -125,15 +129,15 @@ class AudioVisualLLM(nn.Module):
         Raises:
             PipelineError: the LLM does not support it.
         """
-        decoder: Any = self.decoder
+        llm: Any = self.llm
         # The second name is that of transformers before 5.17.
-        enable = getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)
+        enable = getattr(llm, "activation_checkpointing_enable", llm.gradient_checkpointing_enable)
         try:
             enable()
         except ValueError as error:
             raise PipelineError("train.activation_checkpointing", str(error), "set it to false") from None
         # The input of the first layer comes from the projectors, so it has gradients anyway.
-        decoder.disable_input_require_grads()
+        llm.disable_input_require_grads()
         self._is_checkpointing = True
 
     def tokenize_response(self, text: str) -> list[int]:
@@ -177,7 +181,7 @@ class AudioVisualLLM(nn.Module):
         """The LLM's input for a batch, with the reference at its end (training, capture) or without (decoding)."""
         batch = self.encoded(batch)
         count = len(batch["response_lengths"])
-        embed = self.decoder.get_input_embeddings()
+        embed = self.llm.get_input_embeddings()
         fixed = to_device(torch.tensor([self.bos, *self.prompt]), self.device)
         bos, prompt = embed(fixed).float().tensor_split([1])
         parts = [_repeated(Role.BOS, bos, count)]
@@ -209,7 +213,7 @@ class AudioVisualLLM(nn.Module):
         has_decorrelation = decorrelation.weight > 0
         with self.autocast():
             output = run_backbone(
-                self.decoder,
+                self.llm,
                 inputs_embeds=sequence.embeddings,
                 attention_mask=self._attention_mask(sequence),
                 position_ids=sequence.positions,
@@ -217,7 +221,7 @@ class AudioVisualLLM(nn.Module):
                 use_cache=False,
             )
             labels = self._labels(batch["response"], sequence.roles)
-            logits = vocabulary_logits(self.decoder, output.last_hidden_state[:, -labels.shape[1] :])
+            logits = vocabulary_logits(self.llm, output.last_hidden_state[:, -labels.shape[1] :])
         cross_entropy = nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )
@@ -234,11 +238,11 @@ class AudioVisualLLM(nn.Module):
         return Losses(cross_entropy, tokens, loss, counted)
 
     def _attention_mask(self, sequence: InputBatch) -> Tensor:
-        """The mask for the decoder: complete for sdpa with purely causal attention, else (batch, time).
+        """The mask for the LLM: complete for sdpa with purely causal attention, else (batch, time).
 
         Given (batch, time), transformers checks on the host whether anything is padded, which waits for the device.
         """
-        config = self.decoder.config.get_text_config(decoder=True)
+        config = self.llm.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         limited = getattr(config, "sliding_window", None) or getattr(config, "alibi", False)
         is_fused = getattr(config, "_attn_implementation", None) == "sdpa"
@@ -260,19 +264,25 @@ class AudioVisualLLM(nn.Module):
     def own_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of downsampling, projectors and delimiters, by name; they share the model's memory."""
         return {
-            name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("llm.", "encoders."))
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(("adapted_llm.", "encoders."))
         }
 
     def trained_state(self) -> dict[str, Tensor]:
-        """All that training changes, by name: trainable parameters and `own_state`; they share the model's memory."""
-        return {name: parameter.detach() for name, parameter in self.trainable().items()} | self.own_state()
+        """All that training changes: trainable parameters and `own_state`; they share the model's memory.
+
+        By their names in checkpoints, where the adapted LLM is called `llm`.
+        """
+        trained = {name: parameter.detach() for name, parameter in self.trainable().items()} | self.own_state()
+        return {name.removeprefix("adapted_"): tensor for name, tensor in trained.items()}
 
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter, projectors and delimiters atomically; adapters of encoders in a subfolder by stream.
         `complete.json` has the SHA-256 of all files."""
         own = {name: tensor.cpu().contiguous() for name, tensor in self.own_state().items()}
         with atomic_write(folder) as temporary:
-            self.llm.save_pretrained(str(temporary))
+            self.adapted_llm.save_pretrained(str(temporary))
             save_file(own, temporary / PROJECTOR_FILE)
             for stream, encoder in self.encoders.items():
                 if isinstance(encoder, AdaptedEncoder):

@@ -45,9 +45,9 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
         eos_token_id=model.eos,
         pad_token_id=model.eos,
     )
-    with model.autocast(), _default_generation_config(model.decoder), prompt_read_once(model.decoder, beams):
-        decoder: Any = model.decoder
-        tokens = decoder.generate(
+    with model.autocast(), _default_generation_config(model.llm), prompt_read_once(model.llm, beams):
+        llm: Any = model.llm
+        tokens = llm.generate(
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
         )
     # One transfer, for both texts and ends.
@@ -58,24 +58,24 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
 
 
 @contextmanager
-def _default_generation_config(decoder: PreTrainedModel) -> Iterator[None]:
+def _default_generation_config(llm: PreTrainedModel) -> Iterator[None]:
     """Generation without the LLM's own generation_config.json, which would fill every key that is not set here."""
-    own = decoder.generation_config
-    decoder.generation_config = GenerationConfig()
+    own = llm.generation_config
+    llm.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        decoder.generation_config = own
+        llm.generation_config = own
 
 
 @contextmanager
-def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
+def prompt_read_once(llm: PreTrainedModel, beams: int) -> Iterator[None]:
     """Beam search whose first pass reads each prompt once and repeats its output for the beams.
 
     Without it, `generate` repeats the prompt and reads it once per beam.
 
     Args:
-        decoder: its `generate` is called once inside the `with`.
+        llm: its `generate` is called once inside the `with`.
         beams: of that search. The beams of an utterance are adjacent.
     """
     if beams == 1:
@@ -98,7 +98,7 @@ def prompt_read_once(decoder: PreTrainedModel, beams: int) -> Iterator[None]:
         output.last_hidden_state = hidden[copies]
         return output
 
-    backbone = backbone_of(decoder)
+    backbone = backbone_of(llm)
     with first_pass:
         first_pass.enter_context(backbone.register_forward_pre_hook(before, with_kwargs=True))
         first_pass.enter_context(backbone.register_forward_hook(after, with_kwargs=True))

@@ -14,11 +14,11 @@ ENCODER_TARGETS = ("q_proj", "v_proj")
 """Query and value projections, as the paper adapts AV-HuBERT."""
 
 
-def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
-    """Add trainable float32 adapters to the decoder's target modules.
+def add_lora(llm: PreTrainedModel, settings: LoRA) -> PeftModel:
+    """Add trainable float32 adapters to the LLM's target modules.
 
     Raises:
-        PipelineError: no module of the decoder has one of the target names.
+        PipelineError: no module of the LLM has one of the target names.
     """
     alpha: Any = settings.alpha
     config = LoraConfig(
@@ -30,13 +30,13 @@ def add_lora(decoder: PreTrainedModel, settings: LoRA) -> PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    names = {name.rsplit(".", 1)[-1] for name, layer in decoder.named_modules() if _can_adapt(layer)}
+    names = {name.rsplit(".", 1)[-1] for name, layer in llm.named_modules() if _can_adapt(layer)}
     unknown = sorted(set(settings.targets) - names)
     if unknown:
         raise PipelineError(
             "model.lora.targets", f"the LLM has no {', '.join(unknown)}", f"use some of: {', '.join(sorted(names))}"
         )
-    return get_peft_model(decoder, config, autocast_adapter_dtype=True)
+    return get_peft_model(llm, config, autocast_adapter_dtype=True)
 
 
 def _can_adapt(layer: nn.Module) -> bool:
@@ -52,5 +52,5 @@ def add_encoder_lora(network: nn.Module, settings: EncoderLoRA) -> PeftModel:
 
 
 def load_lora(adapted: nn.Module, folder: str | Path) -> PeftModel:
-    """Add a trained adapter, frozen, to the decoder or to an encoder's network."""
+    """Add a trained adapter, frozen, to the LLM or to an encoder's network."""
     return PeftModel.from_pretrained(adapted, folder, is_trainable=False)

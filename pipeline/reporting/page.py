@@ -150,9 +150,9 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 def _row_groups(comparison: Comparison) -> list[dict[str, Any]]:
     """The table's rows by quantity; each cell is split into a value and its spread."""
     groups: list[dict[str, Any]] = []
-    for label, task, cells in rendering.table_rows(comparison):
-        if label:
-            groups.append({"label": label.strip(), "indented": label.startswith(rendering.INDENT), "rows": []})
+    for quantity, task, cells in rendering.table_rows(comparison):
+        if quantity:
+            groups.append({"label": quantity.label, "indented": bool(quantity.detail), "rows": []})
         groups[-1]["rows"].append((task, [_split(cell) for cell in cells]))
     return groups
 

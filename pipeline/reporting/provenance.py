@@ -9,7 +9,8 @@ from pipeline.comparison.entries import Entry
 from pipeline.trials.provenance import sessions
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "jiwer", "av")
-"""Packages that affect results; provenance.json has all."""
+"""The main packages that can change a result (`NUMERIC` in `pipeline.differences.sessions`), listed in a report;
+provenance.json has all."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class Fault:
+class ChangedFile:
     """A file that is not the one that the session read."""
 
     path: str
@@ -33,11 +33,11 @@ class Fault:
         return f"{self.path} {self.reason}"
 
 
-def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Fault], list[str]]:
+def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[ChangedFile], list[str]]:
     """Place each folder that a session read in its tree, which has its code and `dvc.lock`, under the same name.
     `inputs` are SHA-256 by path, relative to the project, the first source of the data.
 
-    Returns the faults that remain, and the folders that were fetched.
+    Returns the files that are still not those that it read, and the folders that were fetched.
     """
     folders = _by_folder(inputs)
     relative = [folder for folder in folders if not folder.expanduser().is_absolute()]
@@ -46,20 +46,20 @@ def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[
         # A link of an earlier call, through which DVC would change the project.
         if (tree / folder).is_symlink():
             (tree / folder).unlink()
-    faults = {folder: _faults(project / folder.expanduser(), files) for folder, files in folders.items()}
+    reasons = {folder: _reasons(project / folder.expanduser(), files) for folder, files in folders.items()}
     fetched = []
     for folder in relative:
-        if faults[folder] and (not _faults(tree / folder, folders[folder]) or _pull(project, tree, folder)):
-            faults[folder] = _faults(tree / folder, folders[folder])
+        if reasons[folder] and (not _reasons(tree / folder, folders[folder]) or _pull(project, tree, folder)):
+            reasons[folder] = _reasons(tree / folder, folders[folder])
             fetched.append(folder.as_posix())
     for folder in relative:
         if not (tree / folder).exists() and (project / folder).is_dir():
             (tree / folder).parent.mkdir(parents=True, exist_ok=True)
             os.symlink((project / folder).resolve(), tree / folder)
     remaining = [
-        Fault((folder / name).as_posix(), reason, decisive=name != MANIFEST)
-        for folder in faults
-        for name, reason in faults[folder].items()
+        ChangedFile((folder / name).as_posix(), reason, decisive=name != MANIFEST)
+        for folder in reasons
+        for name, reason in reasons[folder].items()
     ]
     return remaining, fetched
 
@@ -83,7 +83,7 @@ def _by_folder(inputs: dict[str, str]) -> dict[Path, dict[str, str]]:
     return folders
 
 
-def _faults(folder: Path, files: dict[str, str]) -> dict[str, str]:
+def _reasons(folder: Path, files: dict[str, str]) -> dict[str, str]:
     """Reasons by name of file."""
     reasons = {name: fault(folder / name, sha256) for name, sha256 in files.items()}
     return {name: reason for name, reason in reasons.items() if reason}

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline.common.verified import fault
 from pipeline.config import load_params
 from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
-from pipeline.reproduction.data import Fault, place_data
+from pipeline.reproduction.data import ChangedFile, place_data
 from pipeline.reproduction.results import ReproductionVerdict, judge
 from pipeline.reproduction.stages import query_identity, run_stage, settings_of
 from pipeline.training.inputs import TrialInputs
@@ -21,6 +22,18 @@ from pipeline.trials.provenance import sessions
 STAGES = ("train", "evaluate")
 _REQUIRED = ("code", "source", "packages")
 """Entries of a session that a reproduction needs."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What prevents a reproduction."""
+
+    text: str
+    is_file: bool
+    """Whether it goes away when files are restored."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Reproduction:
@@ -36,34 +49,37 @@ class Reproduction:
         self.result = result
         self.sessions = {stage: _last(trial, stage) for stage in STAGES}
         is_same = same_code(self.sessions["train"], self.sessions["evaluate"], trial.folder)
+        self.settings: dict[str, list[str]] = {}
+        """Values of `--set` for each stage, known after `restore`."""
         self.trees = {stage: workspace / ("code" if is_same else f"code-{stage}") for stage in STAGES}
 
-    def restore(self) -> list[str]:
-        """Restore code and data in the workspace, check them, and return the problems that prevent a reproduction."""
+    def restore(self) -> list[Problem]:
+        """Restore code and data in the workspace, check them, and return the problems; without any, `run` may
+        follow."""
         for tree, stage in {tree: stage for stage, tree in self.trees.items()}.items():
             self._say("code", restore_code(self.sessions[stage], self.trial.folder, self.project, tree))
         inputs = self._inputs()
-        faults = self._place(inputs)
-        problems = [*(str(fault) for fault in faults if fault.decisive), *self._changed_results()]
-        if problems:
-            return problems
+        changed = self._place(inputs)
+        if problems := [*(str(file) for file in changed if file.decisive), *self._changed_results()]:
+            return [Problem(text, is_file=True) for text in problems]
         self.settings = {
             stage: settings_of(session, inputs, self.workspace / "runs", self.trees[stage])
             for stage, session in self.sessions.items()
         }
-        return ["; ".join([problem, *map(str, faults)]) for problem in self._changed_identity()]
+        identity = self._changed_identity()
+        return [Problem("; ".join([text, *map(str, changed)]), is_file=bool(changed)) for text in identity]
 
-    def _place(self, inputs: dict[str, str]) -> list[Fault]:
-        faults: dict[Fault, None] = {}
+    def _place(self, inputs: dict[str, str]) -> list[ChangedFile]:
+        changed: dict[ChangedFile, None] = {}
         fetched: dict[str, None] = {}
         for tree in dict.fromkeys(self.trees.values()):
             remaining, pulled = place_data(inputs, self.project, tree)
-            faults |= dict.fromkeys(remaining)
+            changed |= dict.fromkeys(remaining)
             fetched |= dict.fromkeys(pulled)
         if fetched:
             self._say("data", f"fetched by DVC: {', '.join(fetched)}")
-        self._say("data", f"{len(inputs) - len(faults)} of {len(inputs)} files unchanged")
-        return list(faults)
+        self._say("data", f"{len(inputs) - len(changed)} of {len(inputs)} files unchanged")
+        return list(changed)
 
     def _inputs(self) -> dict[str, str]:
         """SHA-256 of all files that the stages read, by path."""
@@ -121,7 +137,11 @@ class Reproduction:
         return list(dict.fromkeys(reason for before, now in pairs for reason in reasons_against_equality(before, now)))
 
     def run(self) -> tuple[list[ReproductionVerdict], list[str]]:
-        """Train and evaluate again, and compare. Returns the verdicts, and why bits need not be equal."""
+        """Train and evaluate again in what `restore` has restored, and compare.
+
+        Returns:
+            The verdicts, and why bits need not be equal.
+        """
         for stage in STAGES:
             run_stage(stage, self.trees[stage], self.trial.config, self.settings[stage])
         reproduced = Trial.at(self.workspace / "runs", self.trial.identity)

@@ -33,10 +33,10 @@ class Captured:
     these."""
     mlps: tuple[MLPCall, ...] | None
     """The MLP of each layer; None where `additions` is."""
-    importance: Tensor
-    """(layers, batch, heads, time) float32: mean attention to a key over the real queries that see it (Gu et al.); 0 at
-    padding."""
-    response_importance: Tensor
+    attention_to_key: Tensor
+    """(layers, batch, heads, time) float32: mean attention to a key over the real queries that see it (the importance
+    score of Gu et al.); 0 at padding."""
+    attention_from_response: Tensor
     """(layers, batch, heads, time) float32: mean attention to a key over the response's queries; 0 without a
     response."""
     maps: Tensor
@@ -49,12 +49,12 @@ class Captured:
     @property
     def has_inner_layers(self) -> bool:
         """Whether there is a layer between the first and the last."""
-        return len(self.importance) > 2
+        return len(self.attention_to_key) > 2
 
     def finite(self) -> Tensor:
         """(batch,), bool: utterances whose residuals and attention are finite at all real tokens."""
-        importances = torch.stack([self.importance, self.response_importance])
-        is_finite = importances.isfinite().all(4).all(3).all(1).all(0)
+        attention = torch.stack([self.attention_to_key, self.attention_from_response])
+        is_finite = attention.isfinite().all(4).all(3).all(1).all(0)
         for residual in self.residuals:
             # A sum is finite only if all of its terms are, and takes one pass.
             is_finite = is_finite & (~self.mask | residual.float().abs().sum(-1).isfinite()).all(1)
@@ -68,16 +68,16 @@ class Captured:
             residuals=tuple(residual[kept] for residual in self.residuals),
             additions=self.additions and tuple((attention[kept], mlp[kept]) for attention, mlp in self.additions),
             mlps=self.mlps and tuple(replace(call, inputs=call.inputs[kept]) for call in self.mlps),
-            importance=self.importance[:, kept],
-            response_importance=self.response_importance[:, kept],
+            attention_to_key=self.attention_to_key[:, kept],
+            attention_from_response=self.attention_from_response[:, kept],
             maps=self.maps[:, kept],
             norms=None if self.norms is None else self.norms[:, :, kept],
         )
 
-    def importance_at(self, position: Tensor) -> Tensor:
-        """(layers, batch, heads): importance of the token at `position` (batch,)."""
+    def attention_to(self, position: Tensor) -> Tensor:
+        """(layers, batch, heads): mean attention to the token at `position` (batch,)."""
         rows = torch.arange(len(position), device=position.device)
-        return self.importance.transpose(2, 3)[:, rows, position]
+        return self.attention_to_key.transpose(2, 3)[:, rows, position]
 
     def response_ranking(self) -> tuple[Tensor, Tensor]:
         """How much the response attends to each key, mean over layers and heads.
@@ -89,7 +89,7 @@ class Captured:
         """
         response = self.mask & (self.roles == Role.RESPONSE)
         earlier = response.int().cumsum(1) - response.int()
-        ranking = self.response_importance.mean((0, 2)).masked_fill(~self.mask | (earlier > 0), -1)
+        ranking = self.attention_from_response.mean((0, 2)).masked_fill(~self.mask | (earlier > 0), -1)
         return ranking, response.any(1)
 
 
@@ -146,7 +146,7 @@ def _accepts_cache(model: Any) -> bool:
 
 def _captured(recording: PassRecording) -> Captured:
     layers = sorted(recording.attention)
-    importance, response_importance, maps = (
+    attention_to_key, attention_from_response, maps = (
         torch.stack([recording.attention[layer][kind] for layer in layers]) for kind in range(3)
     )
     cache_layers: list[Any] = recording.cache.layers
@@ -160,8 +160,8 @@ def _captured(recording: PassRecording) -> Captured:
         mlps=tuple(recording.mlps[layer] for layer in layers)
         if is_additive and len(recording.mlps) == len(layers)
         else None,
-        importance=importance,
-        response_importance=response_importance,
+        attention_to_key=attention_to_key,
+        attention_from_response=attention_from_response,
         maps=maps,
         norms=torch.stack(norms, dim=1) if len(norms) == len(layers) else None,
     )

@@ -19,8 +19,7 @@ from torch.nn.functional import normalize
 
 from pipeline.common.digests import digest
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import Tokens
-from pipeline.sinks.curves import token_groups
+from pipeline.sinks.classification import Group, Tokens
 from pipeline.sinks.interventions import mask_keys, rotate, set_activations
 
 VALUES: tuple[Literal["zero", "mean"], ...] = ("zero", "mean")
@@ -53,16 +52,16 @@ class BaselinePass:
 
 @dataclass(frozen=True)
 class CausalTest:
-    """One intervention and its control (`at_random`)."""
+    """An intervention and its control, the same on random tokens, which the argument `at_random` selects."""
 
     name: str
     """In files."""
     label: str
     """In tables."""
     tokens_affected: Callable[[BaselinePass, bool], Tensor]
-    """Of `(baseline, at_random)`, (batch, time), bool: the tokens that the intervention changes or hides."""
+    """From `(baseline, at_random)` to (batch, time), bool: the tokens that the intervention changes or hides."""
     intervention: Callable[[nn.Module, BaselinePass, bool], AbstractContextManager]
-    """Of `(decoder, baseline, at_random)`: the context of passes over this batch under the intervention."""
+    """From `(decoder, baseline, at_random)` to the context of passes over this batch under the intervention."""
 
 
 class GroupMeans:
@@ -70,16 +69,16 @@ class GroupMeans:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
-        self._counts = torch.zeros(3, dtype=torch.float64)
+        self._counts = torch.zeros(len(Group), dtype=torch.float64)
 
     def add(self, captured: Captured, tokens: Tokens) -> None:
         """Add one batch of finite utterances."""
         real = captured.mask
-        groups = token_groups(tokens)[real].cpu()
+        groups = tokens.groups[real].cpu()
         if self._sums is None:
-            shape = len(captured.residuals) - 1, 3, captured.residuals[0].shape[-1]
+            shape = len(captured.residuals) - 1, len(Group), captured.residuals[0].shape[-1]
             self._sums = torch.zeros(shape, dtype=torch.float64)
-        self._counts += torch.bincount(groups, minlength=3)
+        self._counts += torch.bincount(groups, minlength=len(Group))
         for total, residual in zip(self._sums, captured.residuals[1:], strict=True):
             total.index_add_(0, groups, residual[real].cpu().double())
 
@@ -96,7 +95,7 @@ def set_massive(value: Literal["zero", "mean"], layer: int, means: GroupMeans) -
         where = massive_activations(baseline, layer, at_random)
         values = torch.zeros(where.shape, device=where.device)
         if value == "mean":
-            values = means.after(layer).to(where.device)[token_groups(baseline.tokens)].float()
+            values = means.after(layer).to(where.device)[baseline.tokens.groups].float()
         return set_activations(decoder, layer, where, values)
 
     return CausalTest(

@@ -4,6 +4,7 @@ Values at padding are 0.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -17,6 +18,18 @@ ABSOLUTE = 100.0
 """Magnitude that a massive activation must also exceed in Sun et al. (COLM 2024)."""
 TINY = 1e-12
 """Lower bound of denominators."""
+
+
+class Group(IntEnum):
+    """The three groups of tokens that statistics keep apart: BOS, intermediate sinks, all others."""
+
+    BOS = 0
+    SINK = 1
+    REST = 2
+
+
+SINK_GROUPS = {"bos": Group.BOS, "intermediate": Group.SINK}
+"""The groups that can be sinks, by their names in descriptions."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,13 @@ class Tokens:
     eligible: Tensor
     """(batch, time), bool: keys that at least `minimum_queries` queries see."""
     sink_rate: Tensor
-    """(layers, batch, time): share of heads in which the key's importance is above epsilon; 0 at keys that are not
+    """(layers, batch, time): share of heads whose mean attention to the key is above epsilon; 0 at keys that are not
     eligible."""
     massive_at: Tensor
     """(layers, batch, time), bool: the ratio is above tau."""
     attended_at: Tensor
-    """(layers, batch, time), bool: the importance, mean over heads, is above epsilon; eligible keys only."""
+    """(layers, batch, time), bool: the mean attention to the key, over queries and heads, is above epsilon; eligible
+    keys only."""
     outlier_at: Tensor
     """(layers, batch, time), bool: the largest |h| is above `outlier` times its median over the tokens
     (PrefixQuant)."""
@@ -98,6 +112,11 @@ class Tokens:
         """(batch, time), bool: secondary sinks, aligned with BOS in some layer."""
         return self.aligned_at.any(0)
 
+    @property
+    def groups(self) -> Tensor:
+        """(batch, time): the `Group` of each token; padding is in the last."""
+        return torch.where(self.is_bos | self.is_sink, sink_groups(self.is_bos), int(Group.REST))
+
     def of_bos(self, values: Tensor) -> Tensor:
         """(batch,): `values` (batch, time) at BOS."""
         return values.gather(1, self.bos[:, None])[:, 0]
@@ -127,12 +146,17 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
         strongest_dimension=activations.dimension.gather(0, strongest_layer[None])[0],
         is_absolute_sink=((inner_ratio > settings.tau) & (activations.largest > ABSOLUTE)).any(0),
         eligible=eligible,
-        sink_rate=(captured.importance > settings.epsilon).float().mean(2) * eligible,
+        sink_rate=(captured.attention_to_key > settings.epsilon).float().mean(2) * eligible,
         massive_at=activations.ratio > settings.tau,
-        attended_at=(captured.importance.mean(2) > settings.epsilon) & eligible,
+        attended_at=(captured.attention_to_key.mean(2) > settings.epsilon) & eligible,
         outlier_at=_outliers(activations.largest, captured.mask, settings.outlier),
         aligned_at=(activations.cosine.abs() > settings.alignment) & captured.mask & ~is_bos,
     )
+
+
+def sink_groups(is_bos: Tensor) -> Tensor:
+    """The `Group` of each sink, given which of them are BOS."""
+    return torch.where(is_bos, int(Group.BOS), int(Group.SINK))
 
 
 def without_outer_layers(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Means over utterances for each layer: magnitudes, norms, importance, attention by role, massive dimensions."""
+"""Means over utterances for each layer: magnitudes, norms, attention to sinks and by role, massive dimensions."""
 
 from typing import Any
 
@@ -8,19 +8,12 @@ from torch import Tensor
 
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import Tokens
+from pipeline.sinks.classification import SINK_GROUPS, Group, Tokens
 from pipeline.sinks.cosine_to_bos import CosineCurves
 from pipeline.sinks.moments import Moments
 
-BOS, SINK, REST = range(3)
-"""Groups of tokens: BOS, intermediate sinks, all others."""
 MAX_DIMENSIONS = 20
 """Dimensions in the description; the arrays have all."""
-
-
-def token_groups(tokens: Tokens) -> Tensor:
-    """(batch, time): BOS, SINK or REST."""
-    return torch.where(tokens.is_bos, BOS, torch.where(tokens.is_sink, SINK, REST))
 
 
 class Curves:
@@ -29,10 +22,10 @@ class Curves:
     def __init__(self, layers: int, heads: int) -> None:
         self.layers, self.heads = layers, heads
         self._cosine = CosineCurves(layers)
-        self._norm = Moments(layers, 3)
-        self._key_value_norm = Moments(2 * layers, 3)
+        self._norm = Moments(layers, len(Group))
+        self._key_value_norm = Moments(2 * layers, len(Group))
         self._magnitudes = Moments(layers * 4, 1)
-        self._importance = Moments(layers * heads, 2)
+        self._attention = Moments(layers * heads, 2)
         self._role_share = Moments(layers, len(Role))
         self._role_ratio = Moments(layers, len(Role))
         self._role_sink_rate = Moments(layers, len(Role))
@@ -43,29 +36,29 @@ class Curves:
         """Add one batch."""
         real, activations = captured.mask, tokens.activations
         self._cosine.add(activations.cosine[:, real], captured.roles[real], tokens.is_intermediate[real])
-        groups = token_groups(tokens)[real]
+        groups = tokens.groups[real]
         self._norm.add(activations.norm[:, real], groups)
         if captured.norms is not None:
             self._key_value_norm.add(captured.norms.flatten(0, 1)[:, real], groups)
         magnitudes = torch.cat([activations.top, activations.median[..., None]], -1)
         self._magnitudes.add(magnitudes.transpose(1, 2).flatten(0, 1), torch.zeros_like(tokens.bos))
-        self._add_importance(captured, tokens)
+        self._add_attention(captured, tokens)
         self._add_by_role(captured, tokens)
         self._add_dimensions(tokens)
 
-    def _add_importance(self, captured: Captured, tokens: Tokens) -> None:
-        """Importance of BOS, and of the intermediate token most attended to by the response (without one, by all)."""
+    def _add_attention(self, captured: Captured, tokens: Tokens) -> None:
+        """Attention to BOS, and to the intermediate token most attended to by the response (without one, by all)."""
         by_response, has_response = captured.response_ranking()
-        by_all = captured.importance.mean((0, 2)).masked_fill(~tokens.eligible, -1)
+        by_all = captured.attention_to_key.mean((0, 2)).masked_fill(~tokens.eligible, -1)
         ranking = torch.where(has_response[:, None], by_response, by_all).masked_fill(tokens.is_bos, -1)
         best, position = ranking.max(1)
         for group, (token, exists) in enumerate(((tokens.bos, tokens.eligible.any(1)), (position, best >= 0))):
-            values = captured.importance_at(token)[:, exists].transpose(1, 2).flatten(0, 1)
-            self._importance.add(values, torch.full((values.shape[1],), group))
+            values = captured.attention_to(token)[:, exists].transpose(1, 2).flatten(0, 1)
+            self._attention.add(values, torch.full((values.shape[1],), group))
 
     def _add_by_role(self, captured: Captured, tokens: Tokens) -> None:
         has_response = captured.response_ranking()[1]
-        given = captured.response_importance.mean(2)[:, has_response]
+        given = captured.attention_from_response.mean(2)[:, has_response]
         _add_reduced(self._role_share, given, captured.roles[has_response], "sum")
         _add_reduced(self._role_ratio, tokens.activations.ratio, captured.roles, "amax")
         self._role_sink_rate.add(tokens.sink_rate[:, tokens.eligible], captured.roles[tokens.eligible])
@@ -83,25 +76,26 @@ class Curves:
           of intermediate sinks. `cosine_count` (roles, 2): their number. `cosine_*_joined` (layers, 2, …): over all
           roles but BOS.
         - `largest` (layers, 3), `median` (layers,): of |h|.
-        - `importance_bos`, `importance_intermediate`: (layers, heads).
+        - `importance_bos`, `importance_intermediate` (layers, heads): mean attention to BOS, and to the intermediate
+          token most attended to.
         - `norm_*` (layers, 3): L2 norms of h at BOS, at intermediate sinks, at others. `norm_key_*`, `norm_value_*`:
           the same of keys and values, mean over heads.
         - `role_share` (layers, roles): attention of the response. `role_ratio` (layers, roles): largest ratio of the
-          role's tokens, mean over utterances that have the role. `role_sink_rate` (layers, roles): share of heads in
-          which a key of the role has an importance above epsilon.
-        - `features_*` (width,): share of sink tokens at which the dimension is massive.
+          role's tokens, mean over utterances that have the role. `role_sink_rate` (layers, roles): share of heads
+          whose mean attention to a key of the role is above epsilon.
+        - `dimensions_*` (width,): share of sink tokens at which the dimension is massive.
         """
         magnitudes = self._magnitudes.means().reshape(self.layers, 4)
-        importance = self._importance.means().reshape(self.layers, self.heads, 2)
-        key_mean, value_mean = self._key_value_norm.means().reshape(2, self.layers, 3)
-        key_deviation, value_deviation = self._key_value_norm.deviations().reshape(2, self.layers, 3)
+        attention = self._attention.means().reshape(self.layers, self.heads, 2)
+        key_mean, value_mean = self._key_value_norm.means().reshape(2, self.layers, len(Group))
+        key_deviation, value_deviation = self._key_value_norm.deviations().reshape(2, self.layers, len(Group))
         sinks = self._sinks[:, None]
         dimensions = torch.where(sinks > 0, self._dimensions / sinks.double(), torch.nan)
         arrays = {
             "largest": magnitudes[:, :3],
             "median": magnitudes[:, 3],
-            "importance_bos": importance[..., 0],
-            "importance_intermediate": importance[..., 1],
+            "importance_bos": attention[..., 0],
+            "importance_intermediate": attention[..., 1],
             "norm_mean": self._norm.means(),
             "norm_deviation": self._norm.deviations(),
             "norm_key_mean": key_mean,
@@ -111,8 +105,8 @@ class Curves:
             "role_share": self._role_share.means(),
             "role_ratio": self._role_ratio.means(),
             "role_sink_rate": self._role_sink_rate.means(),
-            "features_bos": dimensions[0],
-            "features_intermediate": dimensions[1],
+            "dimensions_bos": dimensions[0],
+            "dimensions_intermediate": dimensions[1],
         }
         named = {name: value.numpy() for name, value in arrays.items()}
         return self._cosine.arrays() | named | {"roles": np.array([role.label for role in Role])}
@@ -122,17 +116,17 @@ class Curves:
         return {
             name: {
                 "sink_tokens": int(self._sinks[group]),
-                "features": self._most_massive_dimensions(group),
-                "distinct_features": int((self._dimensions[group] > 0).sum()),
+                "dimensions": self._most_massive_dimensions(group),
+                "distinct_dimensions": int((self._dimensions[group] > 0).sum()),
             }
-            for group, name in enumerate(("bos", "intermediate"))
+            for name, group in SINK_GROUPS.items()
         }
 
     def _most_massive_dimensions(self, group: int) -> list[dict[str, float]]:
         """The dimensions that are massive at most sink tokens, with the share of those tokens."""
         counts, total = self._dimensions[group], int(self._sinks[group])
         best = counts.argsort(descending=True, stable=True)[:MAX_DIMENSIONS].tolist()
-        return [{"feature": index, "share": int(counts[index]) / total} for index in best if counts[index] > 0]
+        return [{"dimension": index, "share": int(counts[index]) / total} for index in best if counts[index] > 0]
 
 
 def _add_reduced(moments: Moments, values: Tensor, roles: Tensor, reduction: str) -> None:

@@ -9,7 +9,7 @@ from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import Tokens
 
 DEFINITIONS = ("massive", "massive_absolute", "attention", "outlier", "secondary")
-"""Massive by ratio (arXiv 2510.22603), also above 100 (Sun et al.), by importance (Gu et al.), PrefixQuant's outlier
+"""Massive by ratio (arXiv 2510.22603), also above 100 (Sun et al.), by attention (Gu et al.), PrefixQuant's outlier
 tokens, secondary sinks."""
 AT_LAYERS = ("massive", "attended", "outlier")
 """Properties that are also counted layer by layer."""
@@ -114,17 +114,17 @@ class ThresholdSensitivity:
     """Sink counts at any tau and epsilon, to see whether a result depends on the threshold."""
 
     def __init__(self) -> None:
-        self._ratio, self._importance = ThresholdHistogram(TAUS, 2), ThresholdHistogram(EPSILONS, 2)
+        self._ratio, self._attention = ThresholdHistogram(TAUS, 2), ThresholdHistogram(EPSILONS, 2)
         self._bos_heads = ThresholdHistogram(EPSILONS, 1)
         self._utterances = self._head_count = 0
 
     def add(self, captured: Captured, tokens: Tokens) -> None:
         """Add one batch."""
-        importance = captured.importance.mean(2).amax(0)
+        attention = captured.attention_to_key.mean(2).amax(0)
         for group, chosen in enumerate((tokens.is_bos, captured.mask & ~tokens.is_bos)):
             self._ratio.add(tokens.max_ratio[chosen], group)
-            self._importance.add(importance[chosen & tokens.eligible], group)
-        of_bos = captured.importance_at(tokens.bos)[:, tokens.eligible.any(1)]
+            self._attention.add(attention[chosen & tokens.eligible], group)
+        of_bos = captured.attention_to(tokens.bos)[:, tokens.eligible.any(1)]
         self._bos_heads.add(of_bos, 0)
         self._utterances += len(captured.mask)
         self._head_count += of_bos.numel()
@@ -132,13 +132,13 @@ class ThresholdSensitivity:
     def arrays(self) -> dict[str, np.ndarray]:
         """Means over utterances at each threshold; the last axis is BOS and other tokens.
 
-        `sinks_above_tau` (81, 2): massive tokens per utterance, at `taus`. `sinks_above_epsilon` (99, 2): tokens above
-        in importance, mean over heads in some layer, at `epsilons`. `bos_sink_rate_above_epsilon` (99,).
+        `sinks_above_tau` (81, 2): massive tokens per utterance, at `taus`. `sinks_above_epsilon` (99, 2): tokens to
+        which some layer's heads, on average, attend more, at `epsilons`. `bos_sink_rate_above_epsilon` (99,).
         """
         return {
             "taus": np.array(TAUS),
             "sinks_above_tau": self._ratio.above() / self._utterances,
             "epsilons": np.array(EPSILONS),
-            "sinks_above_epsilon": self._importance.above() / self._utterances,
+            "sinks_above_epsilon": self._attention.above() / self._utterances,
             "bos_sink_rate_above_epsilon": self._bos_heads.above()[:, 0] / max(self._head_count, 1),
         }

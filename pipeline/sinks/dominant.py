@@ -39,8 +39,8 @@ class _RoleCounts:
 
 
 class DominantSinks:
-    """Running counts of the dominant sink, by importance over the response's queries and by ratio, and the most massive
-    tokens overall."""
+    """Running counts of the dominant sink, by the attention of the response and by ratio, and the most massive tokens
+    overall."""
 
     def __init__(self) -> None:
         self._roles = {name: _RoleCounts() for name in ("importance", "ratio", "ratio_intermediate")}
@@ -68,8 +68,8 @@ class DominantSinks:
                     "utterance": utterance_ids[row],
                     "role": Role(int(captured.roles[row, token])).label,
                     "position": int(captured.mask[row, :token].sum()),
-                    "block": int(tokens.strongest_layer[row, token]),
-                    "feature": int(tokens.strongest_dimension[row, token]),
+                    "layer": int(tokens.strongest_layer[row, token]),
+                    "dimension": int(tokens.strongest_dimension[row, token]),
                 }
 
     def description(self) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def _drawn_panels(
 
 
 @matplotlib.rc_context(STYLE)
-def importance_maps(panels: Sequence[Panel]) -> Figure:
-    """Importance of BOS and of the strongest intermediate token for each layer and head, on one colour scale."""
+def attention_to_sinks(panels: Sequence[Panel]) -> Figure:
+    """Mean attention to BOS and to the strongest intermediate token, by layer and head, on one colour scale."""
     names = {"importance_bos": "BOS", "importance_intermediate": "strongest intermediate token"}
     top = max(np.nanmax(panel.arrays[name], initial=0) for panel in panels for name in names)
     figure, axes = panels_figure(len(panels), rows=len(names), height=2.4)
@@ -136,7 +136,7 @@ def importance_maps(panels: Sequence[Panel]) -> Figure:
     all_axes = [ax for column in axes for ax in column]
     lines = -(-len(panels) // PANELS_IN_A_ROW)
     bar = figure.colorbar(image, ax=all_axes, shrink=0.85, pad=0.02, aspect=12 * len(names) * lines)
-    bar.set_label("importance: mean attention to the key")
+    bar.set_label("mean attention to the key")
     bar.outline.set_visible(False)
     return figure
 

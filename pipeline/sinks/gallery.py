@@ -10,7 +10,7 @@ from pipeline.sinks.figures import Panel
 FIGURES = {
     "largest_activations": (figures.largest_activations, ["largest"]),
     "cosine_to_bos": (figures.cosine_figure, ["cosine_quantiles_joined"]),
-    "importance": (figures.importance_maps, ["importance_bos"]),
+    "importance": (figures.attention_to_sinks, ["importance_bos"]),
     "attention_map": (sequence_figures.attention_maps, ["exemplar_map"]),
     "activations": (sequence_figures.activation_bars, ["exemplar_map"]),
     "additions": (origin_figures.additions, ["origin_before", "origin_main"]),

@@ -40,13 +40,15 @@ class SinkSummary:
     arrays: dict[str, np.ndarray]
     """For `sinks.npz`: curves by layer, heat maps, dimensions. NaN where nothing was measured."""
     description: dict[str, Any]
-    """Serialisable as JSON: dimensions, tokens and layers of the sinks. Its keys call a layer `block`, a dimension
-    `feature`."""
+    """Serialisable as JSON: dimensions, tokens and layers of the sinks."""
 
 
 class SinkStatistics:
     """Running statistics over captured batches, in any order and with any padding, of a decoder with this
-    number of layers and attention heads."""
+    number of layers and attention heads.
+
+    Each part has `add` for a batch, and `arrays` or `description`, or both, for its share of the summary.
+    """
 
     def __init__(self, settings: Sinks, layers: int, heads: int) -> None:
         self.settings = settings
@@ -59,11 +61,14 @@ class SinkStatistics:
         self._not_finite: list[str] = []
 
     @torch.no_grad()
-    def add(self, captured: Captured, utterance_ids: Sequence[str]) -> None:
+    def add(self, captured: Captured, utterance_ids: Sequence[str]) -> MeasuredBatch | None:
         """Add one batch.
 
         An utterance whose residuals or attention are not finite (after a diverged training) cannot be measured. It is
         skipped and named in the description.
+
+        Returns:
+            The measured utterances, in the order of the batch; None if all were skipped.
 
         Raises:
             ValueError: the number of ids is not that of the utterances, or an utterance does not have exactly one BOS.
@@ -77,11 +82,12 @@ class SinkStatistics:
             utterance_ids = [id for id in utterance_ids if by_id[id]]
             captured = captured.select(finite)
         if not utterance_ids:
-            return
+            return None
         tokens = classify_tokens(captured, self.settings)
         origin = sink_origins(captured, tokens, self.settings.tau)
         units = None if origin is None else writing_units(captured, tokens, origin)
-        self._records.add(utterance_ids, per_utterance_metrics(MeasuredBatch(captured, tokens, origin, units)))
+        batch = MeasuredBatch(utterance_ids, captured, tokens, origin, units)
+        self._records.add(utterance_ids, per_utterance_metrics(batch))
         self._origins.add(origin)
         self._units.add(units)
         self._curves.add(captured, tokens)
@@ -90,12 +96,13 @@ class SinkStatistics:
         self._dominant.add(captured, tokens, utterance_ids)
         self._exemplar.add(captured, tokens, utterance_ids)
         release_freed_memory()
+        return batch
 
     def summary(self, bootstrap: int, seed: int = 0, speakers: Mapping[str, str] | None = None) -> SinkSummary:
-        """Results so far, with 95% intervals from `bootstrap` resamplings (0: none) of utterances, or of
-        `speakers` by id if these are known."""
+        """Results so far, with 95% intervals from `bootstrap` resamplings (0: none) over utterances or, if known and
+        numerous enough, over `speakers` by id; see `ratio_interval`."""
         if not len(self._records):
-            return SinkSummary({}, {}, {"utterances": 0, "left_out": self._not_finite})
+            return SinkSummary({}, {}, {"utterances": 0, "skipped": self._not_finite})
         metrics = self._records.metrics()
         for name in tuple(metrics):
             bounds = self._records.interval(name, bootstrap, seed, speakers)
@@ -116,7 +123,7 @@ class SinkStatistics:
         curves, origin, units = (part.description() for part in (self._curves, self._origins, self._units))
         return {
             "utterances": len(self._records),
-            "left_out": self._not_finite,
+            "skipped": self._not_finite,
             "thresholds": {name: getattr(self.settings, name) for name in THRESHOLD_KEYS},
             **{group: curves[group] | origin[group] | units[group] for group in curves},
             **self._dominant.description(),
@@ -175,7 +182,7 @@ class UtteranceRecords:
     def interval(
         self, name: str, resamplings: int, seed: int, speakers: Mapping[str, str] | None = None
     ) -> tuple[float, float] | None:
-        """95% interval of a metric over utterances or, if known and numerous enough, over `speakers` by id."""
+        """95% interval of a metric over utterances or speakers; see `ratio_interval`."""
         clusters = [speakers[id] for id in sorted(self._ids)] if speakers else None
         numerators, denominators = self.column(name)
         return ratio_interval(numerators, denominators, resamplings, seed, clusters)
@@ -205,7 +212,7 @@ class Exemplar:
 
         - `exemplar_roles` (time,). `exemplar_sink` (time,), bool: massive.
         - `exemplar_map` (layers, time, time) float16: attention of queries to keys, mean over heads.
-        - `exemplar_size` (layers, time, dimensions): |h| at the dimensions `exemplar_features` (layers, dimensions),
+        - `exemplar_size` (layers, time, dimensions): |h| at the dimensions `exemplar_dimensions` (layers, dimensions),
           those that are largest at some token, in rising order.
         - `exemplar_typical` (layers,): median of |h|.
         """
@@ -225,6 +232,6 @@ def _exemplar_arrays(captured: Captured, tokens: Tokens, row: int) -> dict[str, 
         "exemplar_sink": tokens.is_sink[row, real].cpu().numpy(),
         "exemplar_map": captured.maps[:, row][:, real][:, :, real].cpu().numpy().astype(np.float16),
         "exemplar_size": np.stack(sizes),
-        "exemplar_features": np.stack(dimensions),
+        "exemplar_dimensions": np.stack(dimensions),
         "exemplar_typical": tokens.activations.median[:, row].cpu().numpy(),
     }

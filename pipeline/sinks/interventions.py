@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import backbone_of, decoder_layers, without_peft
+from pipeline.model.backbone import backbone_of, llm_layers, without_peft
 
 SAME_DIRECTION = 1e-5
 """Sine of the angle below which the plane between two directions is only rounding."""
@@ -90,7 +90,7 @@ def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
     base = without_peft(decoder)
     with ExitStack() as hooks:
         cached = hooks.enter_context(_counting_cached(base))
-        for layer in decoder_layers(base):
+        for layer in llm_layers(base):
             for child in layer.children():
                 if "attention_mask" in inspect.signature(child.forward).parameters:
                     hook = _hiding_hook(where, cached, type(base).__name__)
@@ -132,7 +132,7 @@ def _changed_residual(
             return type(output)([change(output[0]), *output[1:]])
         return change(output)
 
-    with _counting_cached(base) as cached, decoder_layers(base)[layer].register_forward_hook(on_layer):
+    with _counting_cached(base) as cached, llm_layers(base)[layer].register_forward_hook(on_layer):
         yield
 
 

@@ -3,14 +3,14 @@
 A new metric is a function here, registered under the name of its line in `pipeline.common.metrics`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
+from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, METRICS
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import Captured
 from pipeline.sinks.classification import Tokens
@@ -18,8 +18,11 @@ from pipeline.sinks.definitions import lifetimes
 from pipeline.sinks.origin import SinkOrigins
 from pipeline.sinks.writing_units import WritingUnits
 
-THRESHOLDS = (100, 300, 1000)
-"""Ratios at which sink tokens are always counted, so that trials with different tau can be compared."""
+THRESHOLDS = sorted(
+    int(line.name.rpartition("_")[2]) for line in METRICS if line.name.startswith(f"{BY_ACTIVATION}/tau_")
+)
+"""Ratios above which tokens are counted whatever `sinks.tau` is, so that trials with different tau can be compared: one
+for each `tau_…` in `pipeline.common.metrics`."""
 
 Ratio = tuple[Tensor, Tensor]
 """Numerators and denominators (batch,). A metric is the sum of the former over that of the latter; a denominator of 0
@@ -30,6 +33,8 @@ means that the utterance has no value."""
 class MeasuredBatch:
     """A captured batch with its classified tokens and the origins of its sinks."""
 
+    ids: Sequence[str]
+    """Of the utterances."""
     captured: Captured
     tokens: Tokens
     origin: SinkOrigins | None
@@ -51,7 +56,7 @@ class MeasuredBatch:
 Measure = Callable[[MeasuredBatch], Ratio]
 Applicable = Callable[[MeasuredBatch], bool]
 METRIC_FUNCTIONS: dict[str, tuple[Measure, Applicable]] = {}
-"""By name: the function of each metric, and whether a batch has it."""
+"""By the name of a metric: the function that measures it, and the one that says whether a batch has it."""
 
 
 def metric(name: str, applicable: Applicable = lambda batch: True) -> Callable[[Measure], Measure]:
@@ -69,13 +74,13 @@ def per_utterance_metrics(batch: MeasuredBatch) -> dict[str, Ratio]:
     return {name: measure(batch) for name, (measure, applicable) in METRIC_FUNCTIONS.items() if applicable(batch)}
 
 
-def _inner(m: MeasuredBatch) -> bool:
+def _has_inner_layers(m: MeasuredBatch) -> bool:
     """Massive activations are only defined in inner layers."""
     return m.captured.has_inner_layers
 
 
-def _traced(m: MeasuredBatch) -> bool:
-    return m.origin is not None and _inner(m)
+def _has_origins(m: MeasuredBatch) -> bool:
+    return m.origin is not None and _has_inner_layers(m)
 
 
 @metric("sinks/tokens_per_utterance")
@@ -92,7 +97,7 @@ def _bos_sink_rate(m: MeasuredBatch) -> Ratio:
 
 
 @metric("sinks/relocated_share")
-def _relocated_by_importance(m: MeasuredBatch) -> Ratio:
+def _relocated_by_attention(m: MeasuredBatch) -> Ratio:
     ranking, has_response = m.captured.response_ranking()
     return ranking.argmax(1) != m.tokens.bos, has_response
 
@@ -112,10 +117,10 @@ def _count_above(threshold: int, m: MeasuredBatch) -> Ratio:
 metric(BY_ATTENTION)(lambda m: _count(m, m.tokens.is_attention_sink))
 metric(f"{BY_ACTIVATION}/outlier")(lambda m: _count(m, m.tokens.is_outlier))
 metric(f"{BY_ACTIVATION}/secondary")(lambda m: _count(m, m.tokens.is_secondary))
-metric(BY_ACTIVATION, _inner)(lambda m: _count(m, m.tokens.is_sink))
-metric(f"{BY_ACTIVATION}/absolute", _inner)(lambda m: _count(m, m.tokens.is_absolute_sink))
+metric(BY_ACTIVATION, _has_inner_layers)(lambda m: _count(m, m.tokens.is_sink))
+metric(f"{BY_ACTIVATION}/absolute", _has_inner_layers)(lambda m: _count(m, m.tokens.is_absolute_sink))
 for _threshold in THRESHOLDS:
-    metric(f"{BY_ACTIVATION}/tau_{_threshold}", _inner)(partial(_count_above, _threshold))
+    metric(f"{BY_ACTIVATION}/tau_{_threshold}", _has_inner_layers)(partial(_count_above, _threshold))
 
 
 def _count_of_role(role: Role, m: MeasuredBatch) -> Ratio:
@@ -126,10 +131,10 @@ def _count_of_role(role: Role, m: MeasuredBatch) -> Ratio:
 
 for _role in REAL_ROLES:
     if _role is not Role.BOS:
-        metric(f"{BY_ACTIVATION}/{_role.label}", _inner)(partial(_count_of_role, _role))
+        metric(f"{BY_ACTIVATION}/{_role.label}", _has_inner_layers)(partial(_count_of_role, _role))
 
 
-@metric("sinks/definition_jaccard", _inner)
+@metric("sinks/definition_jaccard", _has_inner_layers)
 def _definition_jaccard(m: MeasuredBatch) -> Ratio:
     """Jaccard index of the sinks by activation and by attention, over eligible keys."""
     massive, attended = m.tokens.is_sink & m.tokens.eligible, m.tokens.is_attention_sink
@@ -144,22 +149,22 @@ def _ratio_of_others(m: MeasuredBatch) -> Tensor:
     return m.tokens.max_ratio.masked_fill(~m.others, 0).amax(1)
 
 
-@metric("sinks/max_ratio/bos", _inner)
+@metric("sinks/max_ratio/bos", _has_inner_layers)
 def _max_ratio_bos(m: MeasuredBatch) -> Ratio:
     return m.tokens.of_bos(m.tokens.max_ratio), m.ones
 
 
-@metric("sinks/max_ratio/intermediate", _inner)
+@metric("sinks/max_ratio/intermediate", _has_inner_layers)
 def _max_ratio_intermediate(m: MeasuredBatch) -> Ratio:
     return _ratio_of_others(m), m.others.any(1)
 
 
-@metric("sinks/relocated_share/ratio", _inner)
+@metric("sinks/relocated_share/ratio", _has_inner_layers)
 def _relocated_by_ratio(m: MeasuredBatch) -> Ratio:
     return _ratio_of_others(m) > m.tokens.of_bos(m.tokens.max_ratio), m.ones
 
 
-@metric("sinks/feature_jaccard", _inner)
+@metric("sinks/feature_jaccard", _has_inner_layers)
 def _dimension_jaccard(m: MeasuredBatch) -> Ratio:
     """Jaccard index of the massive dimensions of each intermediate sink and of BOS, if BOS has any."""
     massive = m.tokens.activations.massive
@@ -173,14 +178,14 @@ def _dimension_jaccard(m: MeasuredBatch) -> Ratio:
 # Cosine to BOS.
 
 
-@metric("sinks/bos_cosine/sink", _inner)
+@metric("sinks/bos_cosine/sink", _has_inner_layers)
 def _cosine_of_sinks(m: MeasuredBatch) -> Ratio:
     """Cosine to BOS of intermediate sinks, each in its strongest layer."""
     cosine = m.tokens.activations.cosine.gather(0, m.tokens.strongest_layer[None])[0]
     return (cosine * m.tokens.is_intermediate).sum(1), m.tokens.is_intermediate.sum(1)
 
 
-@metric("sinks/bos_cosine/other", _inner)
+@metric("sinks/bos_cosine/other", _has_inner_layers)
 def _cosine_of_others(m: MeasuredBatch) -> Ratio:
     """Cosine to BOS of tokens that are not sinks, in the strongest layers of the intermediate sinks.
 
@@ -194,7 +199,7 @@ def _cosine_of_others(m: MeasuredBatch) -> Ratio:
     return ((cosine * others).sum(2).T * sinks_by_layer).sum(1), sinks_by_layer.sum(1) * others.sum(1)
 
 
-@metric("sinks/decorrelation", lambda m: len(m.captured.importance) > 1)
+@metric("sinks/decorrelation", lambda m: len(m.captured.attention_to_key) > 1)
 def _decorrelation(m: MeasuredBatch) -> Ratio:
     """The decorrelation loss without its weight: mean squared cosine to BOS over all layers but the last and all tokens
     but BOS and the response (arXiv 2510.22603)."""
@@ -218,12 +223,12 @@ def _mlp_share(m: MeasuredBatch, counted: Callable[[SinkOrigins], Tensor]) -> Ra
     return _by_utterance(m, m.origin.mlp_share[chosen], m.origin.utterance[chosen])
 
 
-metric("sinks/mlp_share", _traced)(lambda m: _mlp_share(m, lambda origin: torch.ones_like(origin.is_bos)))
-metric("sinks/mlp_share/bos", _traced)(lambda m: _mlp_share(m, lambda origin: origin.is_bos))
-metric("sinks/mlp_share/intermediate", _traced)(lambda m: _mlp_share(m, lambda origin: ~origin.is_bos))
+metric("sinks/mlp_share", _has_origins)(lambda m: _mlp_share(m, lambda origin: torch.ones_like(origin.is_bos)))
+metric("sinks/mlp_share/bos", _has_origins)(lambda m: _mlp_share(m, lambda origin: origin.is_bos))
+metric("sinks/mlp_share/intermediate", _has_origins)(lambda m: _mlp_share(m, lambda origin: ~origin.is_bos))
 
 
-@metric("sinks/unit_share", lambda m: m.units is not None and _inner(m))
+@metric("sinks/unit_share", lambda m: m.units is not None and _has_inner_layers(m))
 def _unit_share(m: MeasuredBatch) -> Ratio:
     assert m.units is not None
     return _by_utterance(m, m.units.share, m.units.utterance)

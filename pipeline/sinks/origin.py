@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import Tokens
+from pipeline.sinks.classification import SINK_GROUPS, Tokens, sink_groups
 from pipeline.sinks.moments import Moments
-
-BOS, SINK = range(2)
-"""Groups of sinks: BOS, and intermediate sinks."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class OriginStatistics:
         if origin is None:
             return
         self._is_known = True
-        groups = torch.where(origin.is_bos, BOS, SINK).cpu()
+        groups = sink_groups(origin.is_bos).cpu()
         for name, moments in self._parts.items():
             moments.add(getattr(origin, name), groups)
         self._main.index_put_((origin.main.cpu(), groups), torch.ones_like(groups), accumulate=True)
@@ -120,13 +117,13 @@ class OriginStatistics:
     def description(self) -> dict[str, dict[str, Any]]:
         """The layers that write BOS and intermediate sinks, the most frequent first."""
         if not self._is_known:
-            return {"bos": {}, "intermediate": {}}
+            return {name: {} for name in SINK_GROUPS}
         return {
             name: {"main_origin": _by_count(self._main[:, group]), "first_origin": _by_count(self._first[:, group])}
-            for name, group in (("bos", BOS), ("intermediate", SINK))
+            for name, group in SINK_GROUPS.items()
         }
 
 
 def _by_count(counts: Tensor) -> list[dict[str, int]]:
-    layers = [{"block": layer, "sink_tokens": int(count)} for layer, count in enumerate(counts.tolist()) if count]
+    layers = [{"layer": layer, "sink_tokens": int(count)} for layer, count in enumerate(counts.tolist()) if count]
     return sorted(layers, key=lambda entry: -entry["sink_tokens"])

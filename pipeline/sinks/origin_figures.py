@@ -91,12 +91,10 @@ def inside_mlp(panels: Sequence[Panel]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def sinks_at_thresholds(panels: Sequence[Panel]) -> Figure:
-    """Sink tokens per utterance at any threshold: of the ratio above, of importance below."""
+    """Sink tokens per utterance at any threshold: of the ratio above, of attention below."""
     figure, axes = panels_figure(len(panels), rows=2, height=2.2)
     for column, panel in zip(axes, panels, strict=True):
-        for ax, name, label in zip(
-            column, ("tau", "epsilon"), ("ratio threshold", "importance threshold"), strict=True
-        ):
+        for ax, name, label in zip(column, ("tau", "epsilon"), ("ratio threshold", "attention threshold"), strict=True):
             counts, chosen = panel.arrays[f"sinks_above_{name}"], float(panel.arrays[name])
             for group, colour, name_of_group in ((0, ORANGE, "BOS"), (1, BLUE, "other tokens")):
                 ax.plot(panel.arrays[f"{name}s"], counts[:, group], color=colour, label=name_of_group)

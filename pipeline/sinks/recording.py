@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.common.errors import PipelineError
-from pipeline.model.backbone import decoder_layers
+from pipeline.model.backbone import llm_layers
 from pipeline.model.roles import Role
 
 MAX_ATTENTION_SUM = 1.05
@@ -78,8 +78,8 @@ class PassRecording:
         """(batch, time, width) that attention and the MLP add."""
         self.mlps: dict[int, MLPCall] = {}
         self.attention: dict[int, tuple[Tensor, ...]] = {}
-        """Importance and response importance (batch, heads, time), and the map averaged over heads (batch, time,
-        time)."""
+        """Mean attention to each key, of all queries and of those of the response (batch, heads, time), and the map
+        averaged over heads (batch, time, time)."""
         self.is_additive = True
         """Whether the output of each layer so far is its input plus the outputs of two of its children."""
         self._queries = torch.stack([mask, mask & (roles == Role.RESPONSE)], dim=1).float()
@@ -204,7 +204,7 @@ def record_pass(model: Any, mask: Tensor, roles: Tensor) -> Iterator[PassRecordi
     """Record every forward pass inside the `with`; norms of keys and values only with `PassRecording.cache`."""
     recording = PassRecording(mask, roles, type(model).__name__)
     with ExitStack() as hooks:
-        for number, layer in enumerate(decoder_layers(model)):
+        for number, layer in enumerate(llm_layers(model)):
             handles = [layer.register_forward_hook(recording.layer_hook(number), with_kwargs=True)]
             handles += [child.register_forward_hook(recording.on_child, with_kwargs=True) for child in layer.children()]
             for module in layer.modules():

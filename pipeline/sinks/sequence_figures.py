@@ -81,9 +81,9 @@ def activation_bars(panels: Sequence[Panel]) -> Figure:
 
 
 def most_attended_layer(arrays: Mapping[str, np.ndarray]) -> int:
-    """The layer in which BOS or the strongest intermediate token has most importance, mean over heads."""
-    importance = np.stack([arrays["importance_bos"], arrays["importance_intermediate"]])
-    return int(np.nan_to_num(importance).mean(2).max(0).argmax())
+    """The layer whose heads, on average, attend most to BOS or to the strongest intermediate token."""
+    attention = np.stack([arrays["importance_bos"], arrays["importance_intermediate"]])
+    return int(np.nan_to_num(attention).mean(2).max(0).argmax())
 
 
 def _span(role: int, roles: np.ndarray) -> str:
@@ -123,7 +123,7 @@ def token_name(roles: np.ndarray, token: int) -> str:
 
 def _draw_bars(axes: Axes3D, arrays: Mapping[str, np.ndarray], layer: int, top: float) -> None:
     size, roles = arrays["exemplar_size"][layer], arrays["exemplar_roles"]
-    dimensions = arrays["exemplar_features"][layer]
+    dimensions = arrays["exemplar_dimensions"][layer]
     token, column = (values.flatten() for values in np.indices(size.shape))
     colours = [COLOURS[_span(roles[index], roles)] for index in token]
     axes.bar3d(token - 0.4, column - 0.4, 0, 0.8, 0.8, size.flatten(), color=colours, shade=True, linewidth=0)

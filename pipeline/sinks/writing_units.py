@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import TINY, Tokens
+from pipeline.sinks.classification import SINK_GROUPS, TINY, Tokens, sink_groups
 from pipeline.sinks.mlp import MLPActivations, trace_mlp
 from pipeline.sinks.moments import Moments
-from pipeline.sinks.origin import BOS, SINK, SinkOrigins
+from pipeline.sinks.origin import SinkOrigins
 
 MLP_VALUES = ("gate", "up", "product")
 MAX_UNITS = 10
@@ -114,7 +114,7 @@ class UnitStatistics:
         """Add one batch."""
         if units is None:
             return
-        groups = torch.where(units.is_bos, BOS, SINK)
+        groups = sink_groups(units.is_bos)
         values = torch.cat([units.at_sink, units.at_others, units.down_element[None], units.down_row[None]])
         self._moments.add(values, units.layer * 2 + groups)
         if self._counts is None:
@@ -143,10 +143,8 @@ class UnitStatistics:
     def description(self) -> dict[str, dict[str, Any]]:
         """The units that write BOS and intermediate sinks, the most frequent first."""
         if self._counts is None:
-            return {"bos": {}, "intermediate": {}}
-        return {
-            name: {"units": _by_count(self._counts[group])} for name, group in (("bos", BOS), ("intermediate", SINK))
-        }
+            return {name: {} for name in SINK_GROUPS}
+        return {name: {"units": _by_count(self._counts[group])} for name, group in SINK_GROUPS.items()}
 
 
 def _by_count(counts: Tensor) -> list[dict[str, int]]:
@@ -154,7 +152,7 @@ def _by_count(counts: Tensor) -> list[dict[str, int]]:
     best = counts.flatten().argsort(descending=True, stable=True)[:MAX_UNITS]
     places = [divmod(index, counts.shape[1]) for index in best.tolist()]
     return [
-        {"block": layer, "unit": unit, "sink_tokens": int(counts[layer, unit])}
+        {"layer": layer, "unit": unit, "sink_tokens": int(counts[layer, unit])}
         for layer, unit in places
         if counts[layer, unit]
     ]

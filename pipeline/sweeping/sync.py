@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.tracking.server import is_server, tracking_uri
 from pipeline.tracking.views import charts_of
-from pipeline.tracking.writer import ingest_sweep, is_sweep_synced
+from pipeline.tracking.writer import is_sweep_synced, write_sweep
 from pipeline.trials.folder import Status
 
 LOWEST_PRIORITY = 19
@@ -69,7 +69,7 @@ class Sync:
 def ingest_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
     """Write the current state of a sweep, with the tables and figures of `folder`, to MLflow; repeated, it changes
     nothing."""
-    ingest_sweep(*_arguments(name, trials, folder))
+    write_sweep(*_arguments(name, trials, folder))
 
 
 def is_synced(name: str, trials: Sequence[PlannedTrial], folder: Path) -> bool:

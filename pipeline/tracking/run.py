@@ -1,7 +1,7 @@
-"""One trial as a run of MLflow that shows the current content of the trial's folder.
+"""One trial written as a run of MLflow that shows the current content of the trial's folder.
 
 MLflow cannot remove a parameter, point or artifact. A run that has anything that the folder does not have is deleted
-and created again, with the name, note and tags that people gave it; any other run is completed.
+and created again, with the name, note and tags that people gave it; to any other run, what it lacks is added.
 """
 
 import json
@@ -40,7 +40,7 @@ _OURS = (
 _DATA = "data/"
 
 
-def ingest_trial(
+def write_trial(
     client: Any, experiment_id: str, sweep: str, trial: Trial, fingerprint: str, runs: Sequence[Any]
 ) -> str:
     """Show the current content of a trial, in any state, in its run, and return the run's id.

@@ -25,12 +25,12 @@ from pipeline.tracking.content import (
 )
 from pipeline.tracking.database import artifacts_root, database, exists, stored_runs
 from pipeline.tracking.parent import PARENT_OF, describe, end_parent, escape_quotes, parent_run, present
-from pipeline.tracking.run import SYNCED, has_artifacts, ingest_trial, log_files, merge_runs
+from pipeline.tracking.run import SYNCED, has_artifacts, log_files, merge_runs, write_trial
 from pipeline.tracking.server import client_of, connected, wrap_errors
 from pipeline.trials.folder import Trial
 
 
-def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str) -> dict[str, str]:
+def write_trials(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str) -> dict[str, str]:
     """Write trials in any state to MLflow with their current content, and return run ids by identity.
 
     `uri` is a tracking server, or `sqlite:///` and a path, beside which `mlartifacts` has the artifacts; the experiment
@@ -42,12 +42,12 @@ def ingest(folders: Iterable[str | Path], uri: str, experiment: str, sweep: str)
     if synced is not None:
         return synced
     with connected(uri) as client:
-        ingested = _ingest(client, uri, experiment, sweep, batch)
+        run_ids = _write_trials(client, uri, experiment, sweep, batch)
     batch.raise_first()
-    return ingested
+    return run_ids
 
 
-def ingest_sweep(
+def write_sweep(
     folders: Iterable[str | Path],
     uri: str,
     sweep: str,
@@ -60,14 +60,14 @@ def ingest_sweep(
     The parent run lasts from the start of the first trial to the end of the last; `files` are its artifacts, and a
     `table.md` among them or in them is its description. The experiment gets a saved view that compares the trials.
     `complete` says whether all trials have ended; `tag`, of the parent run, is for the fingerprint: two commands that
-    write different files need a tag each. Raises the errors of `ingest`.
+    write different files need a tag each. Raises the errors of `write_trials`.
     """
     batch = _read_batch(folders, sweep)
     fingerprint = _sweep_fingerprint(batch, sweep, files, complete)
     if parent := _synced_parent(uri, sweep, batch, tag, fingerprint):
         return parent
     with connected(uri) as client:
-        _ingest(client, uri, sweep, sweep, batch)
+        _write_trials(client, uri, sweep, sweep, batch)
         experiment_id = _experiment_id(client, uri, sweep)
         trials = [merge_runs(client, runs) for runs in _known_runs(client, experiment_id, sweep).values()]
         run = parent_run(client, experiment_id, sweep, min((run.info.start_time for run in trials), default=None))
@@ -89,7 +89,7 @@ def is_sweep_synced(
     complete: bool = True,
     tag: str = SYNCED,
 ) -> bool:
-    """Whether `ingest_sweep` with the same arguments would write nothing. Does not load mlflow.
+    """Whether `write_sweep` with the same arguments would write nothing. Does not load mlflow.
 
     Always false for a server, which is not asked: it may have lost its database.
     """
@@ -187,19 +187,19 @@ def _is_here(address: str, path: Path) -> bool:
     return address.startswith(f"{artifacts_root(path)}/")
 
 
-def _ingest(client: Any, uri: str, experiment: str, sweep: str, batch: _TrialBatch) -> dict[str, str]:
+def _write_trials(client: Any, uri: str, experiment: str, sweep: str, batch: _TrialBatch) -> dict[str, str]:
     experiment_id = _experiment_id(client, uri, experiment)
     known = _known_runs(client, experiment_id, sweep)
-    ingested: dict[str, str] = {}
+    run_ids: dict[str, str] = {}
     with _frozen_heap(), progress(len(batch.trials), "to MLflow", "trial") as bar:
         for identity, (trial, fingerprint) in batch.trials.items():
             try:
                 runs = known.get(identity, [])
-                ingested[identity] = ingest_trial(client, experiment_id, sweep, trial, fingerprint, runs)
+                run_ids[identity] = write_trial(client, experiment_id, sweep, trial, fingerprint, runs)
             except PipelineError as error:
                 batch.errors.append(error)
             bar.update()
-    return ingested
+    return run_ids
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:

@@ -21,8 +21,8 @@ from pipeline.corpora.utterance_media import Media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.decoder import load_decoder, load_tokenizer, max_positions
 from pipeline.model.decorrelation import counted_layers
+from pipeline.model.llm import load_llm, load_tokenizer, max_positions
 from pipeline.model.online_encoders import OnlineEncoder
 from pipeline.pretrained.folder import verify_weights
 from pipeline.training.inputs import Inputs
@@ -52,12 +52,12 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
         torch.set_num_threads(params.train.threads)
     # On a CPU the backward pass of the fused kernel takes a third of a training step at our lengths.
     attention = "eager" if device.type == "cpu" else "sdpa"
-    decoder, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
+    llm, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
     encoders = _encoders(params) if params.features.mode == "online" else {}
     dimensions = inputs.dimensions | {stream: online.encoder.dimension for stream, online in encoders.items()}
     # After loading, so that a trial starts from equal values whether or not its LLM was loaded already.
     transformers.set_seed(params.train.seed)
-    model = AudioVisualLLM(_with_own_layers(decoder), tokenizer, dimensions, params.model, precision, adapter, encoders)
+    model = AudioVisualLLM(_with_own_layers(llm), tokenizer, dimensions, params.model, precision, adapter, encoders)
     _require_capacity(model, params, inputs)
     return model.to(device)
 
@@ -78,18 +78,18 @@ def _loaded(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LLM, kept for the next trial; `digest` makes sure that the files have not changed."""
     verify_weights(settings.weights)
-    return load_decoder(settings, getattr(torch, precision), attention), load_tokenizer(settings)
+    return load_llm(settings, getattr(torch, precision), attention), load_tokenizer(settings)
 
 
-def _with_own_layers(decoder: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the decoder to which LoRA can be added; the frozen weights are shared."""
-    shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
-    return copy.deepcopy(decoder, shared)
+def _with_own_layers(llm: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the LLM to which LoRA can be added; the frozen weights are shared."""
+    shared = {id(tensor): tensor for tensor in chain(llm.parameters(), llm.buffers())}
+    return copy.deepcopy(llm, shared)
 
 
 def _require_capacity(model: AudioVisualLLM, params: Params, inputs: Inputs) -> None:
     """Check that the LLM has the layers that the decorrelation loss counts, and positions for all utterances."""
-    config = model.decoder.config.get_text_config(decoder=True)
+    config = model.llm.config.get_text_config(decoder=True)
     if params.decorrelation.weight > 0:
         counted_layers(params.decorrelation, config.num_hidden_layers)
     positions = max_positions(config)

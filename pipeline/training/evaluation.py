@@ -79,7 +79,7 @@ def scores(params: Params, inputs: Inputs, decoded: Mapping[str, Hypothesis]) ->
                     "speaker": utterance.speaker,
                     "reference": utterance.text,
                     "hypothesis": hypothesis.text,
-                    "is_cut": hypothesis.is_truncated,
+                    "is_truncated": hypothesis.is_truncated,
                     **scored.record(),
                 }
                 for utterance, hypothesis, scored in zip(utterances, outputs, result.utterances, strict=True)
@@ -135,7 +135,7 @@ def sink_statistics(
 
     `model` is in evaluation mode; `update` is called after each batch with its number of utterances.
     """
-    config = model.decoder.config.get_text_config(decoder=True)
+    config = model.llm.config.get_text_config(decoder=True)
     statistics = SinkStatistics(settings, config.num_hidden_layers, config.num_attention_heads)
     for chosen, batch in batches_by_length(model, inputs, utterances, settings.batch_size):
         # No variable, which would keep one batch in memory while the next is captured.

@@ -96,7 +96,7 @@ class LossTrainer(transformers.Trainer):
     ) -> None:
         super().__init__(model=model, **arguments)
         # `self.model` with its type.
-        self.llm = model
+        self.audiovisual = model
         self.decorrelation, self.metrics_log, self.batches = decorrelation, metrics_log, batches
         self.ranks, self.loaders, self.meter = ranks, loaders, Meter()
         self._batch_of_step = 0
@@ -124,7 +124,7 @@ class LossTrainer(transformers.Trainer):
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return batch_to(inputs, self.llm.device)
+        return batch_to(inputs, self.audiovisual.device)
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         self.meter.settle()
@@ -144,7 +144,7 @@ class LossTrainer(transformers.Trainer):
         self._batch_of_step += 1
         if self.accelerator.sync_gradients:
             self._batch_of_step = 0
-            self.ranks.add_gradients(self.llm.trainable().values())
+            self.ranks.add_gradients(self.audiovisual.trainable().values())
         return loss
 
     def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple:
@@ -163,7 +163,9 @@ class LossTrainer(transformers.Trainer):
         if not self.ranks.is_first:
             return
         folder = self._checkpoints / f"checkpoint-{self.state.global_step}"
-        needed = STATES_PER_PARAMETER * 4 * sum(parameter.numel() for parameter in self.llm.trainable().values())
+        needed = (
+            STATES_PER_PARAMETER * 4 * sum(parameter.numel() for parameter in self.audiovisual.trainable().values())
+        )
         require_space(folder, needed, "a checkpoint")
         # First, since it raises if the training has diverged.
         meter = self.meter.state()
@@ -187,8 +189,10 @@ class LossTrainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self._checkpoints
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in self.llm.trained_state().items()}, folder / TRAINED_FILE)
+        save_file(
+            {name: tensor.cpu() for name, tensor in self.audiovisual.trained_state().items()}, folder / TRAINED_FILE
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore(self.llm.trained_state(), load_file(Path(resume_from_checkpoint) / TRAINED_FILE))
+        restore(self.audiovisual.trained_state(), load_file(Path(resume_from_checkpoint) / TRAINED_FILE))
         self.meter.restore(read_json(Path(resume_from_checkpoint) / METER_FILE, "remove that checkpoint"))

@@ -14,9 +14,9 @@ from pipeline.common.modality import streams
 from pipeline.common.text import rounded
 from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import DTYPE, Features
-from pipeline.model.decoder import max_positions
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, batch_to
+from pipeline.model.llm import max_positions
 from pipeline.pretrained.folder import weights_digest
 from pipeline.sinks.classification import Tokens, classify_tokens
 from pipeline.training.build import build_model
@@ -132,7 +132,7 @@ class Transcriber:
         return features
 
     def _require_room(self, name: str, batch: Batch) -> None:
-        longest = max_positions(self.model.decoder.config)
+        longest = max_positions(self.model.llm.config)
         frames: dict[str, int] = {stream: int(batch[f"{stream}_lengths"][0]) for stream in self.model.streams}
         tokens = self.model.length(frames, self.params.evaluate.max_new_tokens)
         if longest and tokens > longest:

@@ -124,14 +124,14 @@ class Trial:
         except PipelineError:
             return None
 
-    def status(self, evaluation: str | None = None) -> Status:
+    def status(self, evaluation_digest: str | None = None) -> Status:
         """How far the trial has come.
 
         With the digest of an evaluation, a trial with the result of another evaluation is only `trained`; so is a trial
         with damaged results, which print a warning.
         """
         result = self.result()
-        if result and evaluation in (None, result["evaluation"]) and not self.results_fault():
+        if result and evaluation_digest in (None, result["evaluation"]) and not self.results_error():
             return Status.DONE
         if self.adapter.is_dir():
             return Status.TRAINED
@@ -149,12 +149,12 @@ class Trial:
             _warn(str(error))
             return None
 
-    def results_fault(self) -> str | None:
-        """What is wrong with the hypotheses or sinks of a trial that has a result, or None; also printed as warning."""
-        fault = results.results_fault(self.folder)
-        if fault:
-            _warn(str(fault))
-        return str(fault) if fault else None
+    def results_error(self) -> PipelineError | None:
+        """See `results.results_error`; also printed as a warning."""
+        error = results.results_error(self.folder)
+        if error:
+            _warn(str(error))
+        return error
 
     def read_hypotheses(self) -> results.Hypotheses:
         """See `results.read_hypotheses`."""
@@ -197,11 +197,11 @@ class Trial:
         for file in (self.metrics, self.hypotheses, self.sinks):
             file.unlink(missing_ok=True)
 
-    def finish(self, evaluation: str, metrics: dict[str, float], details: dict[str, Any] | None = None) -> None:
+    def finish(self, evaluation_digest: str, metrics: dict[str, float], details: dict[str, Any] | None = None) -> None:
         """Write `metrics.json`, after all other results: the trial is done. `metrics` that are not finite are a
         PipelineError; `details` are further information on the results, such as counts and units."""
-        content = {"identity": self.identity, "evaluation": evaluation, "metrics": metrics, "details": details or {}}
-        results.write_result(self.folder, content)
+        content = {"identity": self.identity, "evaluation": evaluation_digest}
+        results.write_result(self.folder, content | {"metrics": metrics, "details": details or {}})
 
 
 def trials_in(runs: str | Path) -> list[Trial]:

@@ -23,6 +23,12 @@ METRICS_FILE, HYPOTHESES_FILE, SINKS_FILE = "metrics.json", "hypotheses.jsonl", 
 TRUNCATED = "cut_hypotheses"
 """The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again"
+_EARLIER_NAMES = {
+    "exemplar_features": "exemplar_dimensions",
+    "features_bos": "dimensions_bos",
+    "features_intermediate": "dimensions_intermediate",
+}
+"""Arrays of `sinks.npz` that had another name until 30 November 2026."""
 _KEYS = {"identity", "evaluation", "metrics", "details"}
 
 
@@ -58,7 +64,7 @@ def read_result(folder: Path, identity: str) -> dict[str, Any]:
     return result
 
 
-def results_fault(folder: Path) -> PipelineError | None:
+def results_error(folder: Path) -> PipelineError | None:
     """What is wrong with the `hypotheses.jsonl` or `sinks.npz` of a trial that has a result, or None."""
     try:
         for name in _read(folder)[1]:
@@ -106,13 +112,14 @@ def read_hypotheses(folder: Path) -> Hypotheses:
 
 
 def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
-    """The arrays of `sinks.npz`. PipelineError if it is missing or damaged."""
+    """The arrays of `sinks.npz`, those of earlier versions by their current names. PipelineError if it is missing or
+    damaged."""
     import numpy as np
 
     _require(folder, SINKS_FILE)
     try:
         with np.load(folder / SINKS_FILE) as arrays:
-            return dict(arrays)
+            return {_EARLIER_NAMES.get(name, name): array for name, array in arrays.items()}
     # A damaged file fails anywhere: zipfile, zlib, the parser of a header.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -29,8 +29,8 @@ LOADING = "cannot be loaded as a causal language model"
 REMEDY = "use a folder with config.json, weights and tokenizer of a causal language model, as model hubs have them"
 
 
-def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    """The frozen decoder with its first `settings.blocks` layers, in evaluation mode, on the CPU.
+def load_llm(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """The frozen LLM with its first `settings.blocks` layers, in evaluation mode, on the CPU.
 
     Its generation_config.json is ignored. Vectors (norm scales, biases) stay in float32, since they are small and a
     LayerNorm needs parameters of the type of its input.
@@ -60,22 +60,22 @@ def load_decoder(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> 
             output_loading_info=True,
             trust_remote_code=False,
         )
-    decoder, report = loaded
+    llm, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise PipelineError(
             settings.weights, f"{len(missing)} weights are missing (the first: {missing[0]})", "fetch it again"
         )
-    decoder.requires_grad_(False)
-    for parameter in decoder.parameters():
+    llm.requires_grad_(False)
+    for parameter in llm.parameters():
         if parameter.dim() < 2:
             parameter.data = parameter.data.float()
-    decoder.eval()
-    _require_usable(decoder, settings, dtype)
-    return decoder
+    llm.eval()
+    _require_usable(llm, settings, dtype)
+    return llm
 
 
 def config_with_first_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The decoder's configuration with only the first `settings.blocks` layers, so that no others are built.
+    """The LLM's configuration with only the first `settings.blocks` layers, so that no others are built.
 
     Returns:
         The configuration, and the changed values of its text model.
@@ -102,7 +102,7 @@ def config_with_first_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str,
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
-    """The decoder's own tokenizer. If it has no EOS token, the one of the model's configuration is used.
+    """The LLM's own tokenizer. If it has no EOS token, the one of the model's configuration is used.
 
     Raises:
         PipelineError: it is missing or cannot be read.
@@ -142,35 +142,35 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def require_vocabulary(tokenizer: PreTrainedTokenizerBase, decoder: PreTrainedModel) -> None:
-    """Check that the decoder has an embedding for every token of text. Special tokens that do not occur in text, such
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> None:
+    """Check that the LLM has an embedding for every token of text. Special tokens that do not occur in text, such
     as a padding token added later, are not checked.
 
     Raises:
         PipelineError: a token has no embedding.
     """
     special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], decoder, "text")
+    require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], llm, "text")
 
 
-def require_embedded(tokens: list[int], decoder: PreTrainedModel, source: str) -> None:
-    """Check that the decoder has an embedding for token ids; if not, the tokenizer belongs to another model.
+def require_embedded(tokens: list[int], llm: PreTrainedModel, source: str) -> None:
+    """Check that the LLM has an embedding for token ids; if not, the tokenizer belongs to another model.
 
     Raises:
         PipelineError: an id has no embedding; the message names the `source` of the tokens.
     """
-    rows = embedding_of(decoder).shape[0]
+    rows = embedding_of(llm).shape[0]
     if tokens and max(tokens) >= rows:
         raise PipelineError(
-            str(decoder.name_or_path),
+            str(llm.name_or_path),
             f"its tokenizer maps {source} to token {max(tokens)}, and its embedding has {rows} rows",
             "use the model's own tokenizer, or resize its embedding",
         )
 
 
-def embedding_of(decoder: PreTrainedModel) -> Tensor:
+def embedding_of(llm: PreTrainedModel) -> Tensor:
     """Weights of the input embedding, (vocabulary, width)."""
-    layer: Any = decoder.get_input_embeddings()
+    layer: Any = llm.get_input_embeddings()
     return layer.weight
 
 
@@ -208,20 +208,20 @@ def _supports_sdpa(config: PreTrainedConfig) -> bool:
     return kind._supports_sdpa and kind._can_set_attn_implementation()
 
 
-def _require_usable(decoder: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
+def _require_usable(llm: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> None:
     """Check on short sequences that earlier tokens do not depend on the last one, that padding at the left changes
     nothing, and that positions count from 0."""
-    name = type(decoder).__name__
+    name = type(llm).__name__
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [3, 0, 1, 2]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     unusable = _one_error(settings, f"{name} cannot be run on embeddings")
-    with unusable, torch.no_grad(), autocast(precision, decoder.device):
-        arguments = {"inputs_embeds": decoder.get_input_embeddings()(ids).float(), "attention_mask": mask}
-        hidden = run_backbone(decoder, **arguments, position_ids=positions, use_cache=False).last_hidden_state
+    with unusable, torch.no_grad(), autocast(precision, llm.device):
+        arguments = {"inputs_embeds": llm.get_input_embeddings()(ids).float(), "attention_mask": mask}
+        hidden = run_backbone(llm, **arguments, position_ids=positions, use_cache=False).last_hidden_state
         first = {key: value[:1] for key, value in arguments.items()}
-        own_positions = run_backbone(decoder, **first, use_cache=False).last_hidden_state[0].float()
+        own_positions = run_backbone(llm, **first, use_cache=False).last_hidden_state[0].float()
     reference, other_end, padded = hidden.float()
     tolerance = (0.1 if dtype == torch.bfloat16 else 0.001) * reference.abs().max()
     for difference, fault in (
