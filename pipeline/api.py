@@ -55,8 +55,8 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     bos = bos_token(tokenizer, model.config)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     if not rows or not all(rows):
-        fault = f"text {rows.index([])} has no tokens" if rows else "the list is empty"
-        raise PipelineError("texts", fault, "give at least one text, each with some words")
+        reason = f"text {rows.index([])} has no tokens" if rows else "the list is empty"
+        raise PipelineError("texts", reason, "give at least one text, each with some words")
     longest, limit = max(map(len, rows)) + 1, max_positions(model.config)
     if limit and longest > limit:
         raise PipelineError("texts", f"one has {longest} tokens, and the model has room for {limit}", "split it")
@@ -95,8 +95,8 @@ def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bo
         sequences += count
     summary = statistics and statistics.summary(bootstrap)
     if not summary or not summary.metrics:
-        fault = f"none of {sequences} sequences has finite activations" if sequences else "there are none"
-        raise PipelineError("batches", fault, "capture at least one text with a model that has not diverged")
+        reason = f"none of {sequences} sequences has finite activations" if sequences else "there are none"
+        raise PipelineError("batches", reason, "capture at least one text with a model that has not diverged")
     return summary
 
 

@@ -42,8 +42,8 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
         PipelineError: the trial is not trained, its adapter is damaged, `out` is not empty, its LLM or an encoder is
             missing or differs from the one in training, or its downsampling is not implemented by the card's code.
     """
+    from pipeline.exporting.card import model_card
     from pipeline.model.audiovisual import PROJECTOR_FILE
-    from pipeline.reporting.card import model_card
     from pipeline.trials.trained import require_adapter, require_encoders, require_llm, trained_params
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -56,7 +56,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
         found = f"is {params.model.downsampling.kind!r}"
         raise PipelineError("model.downsampling", found, f"export a trial of {' or '.join(EXPORTABLE_DOWNSAMPLING)}")
     source = _source(Path(params.model.llm.weights))
-    config = projector_config(trial, params)
+    config = export_config(trial, params)
     with atomic_write(out) as folder:
         _copy_adapter(trial.adapter, folder, source.get("repository") or config["base_model"]["name"])
         for about in config["streams"].values():
@@ -71,7 +71,7 @@ def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
         write_text(folder / "README.md", model_card(trial, params, config, source))
 
 
-def projector_config(trial: Trial, params: Params) -> dict[str, Any]:
+def export_config(trial: Trial, params: Params) -> dict[str, Any]:
     """The settings for building the LLM's input and for decoding. Weights are named by digest, without paths."""
     from pipeline.model.llm import bos_token, config_with_first_layers, eos_token, load_tokenizer
 

@@ -13,7 +13,7 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import write_audio
 from pipeline.corpora.noise.training import noise_digest, noise_sources, training_noise
 from pipeline.encoders import avhubert
-from pipeline.model.examples import MediaBatch
+from pipeline.model.media_batch import MediaBatch
 from pipeline.training.augmentation import SIDE, Augmenter, cropped, time_masked
 from pipeline.trials.identity import configuration
 

@@ -66,6 +66,7 @@ LIBRARIES = {
         "trials",
     },
     "reproduction": {"differences.sessions", "encoders.store", "training.inputs", "trials"},
+    "exporting": {"comparison.entries", "reporting.provenance", "trials"},
     "reporting": {"comparison", "corpora", "scoring", "trials"},
 }
 """Which library knows which, beside `FOR_ALL`; a module where one module is meant."""

@@ -23,8 +23,9 @@ from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.encoders.whisper import Whisper
 from pipeline.model.audiovisual import AudioVisualLLM
-from pipeline.model.examples import MEDIA, MediaExamples, PackedMedia
+from pipeline.model.examples import MEDIA, MediaExamples
 from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.media_batch import PackedMedia
 from pipeline.model.online_encoders import FrozenEncoder, OnlineEncoder
 from pipeline.training.augmentation import Augmenter, Preparation
 from pipeline.training.batches import Batches

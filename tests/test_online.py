@@ -193,7 +193,8 @@ def test_adapted_features_do_not_depend_on_the_batch(undisturbed):
     code = """
 import torch
 from pipeline.analysis.speech_target import SpeechTarget
-from pipeline.model.examples import MEDIA, MediaBatch
+from pipeline.model.examples import MEDIA
+from pipeline.model.media_batch import MediaBatch
 from pipeline.trials.folder import Trial
 (folder,) = Path("runs").iterdir()
 target = SpeechTarget(Trial(folder), [], None)

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.statistics import ratio_interval
-from pipeline.scoring.error_rates import Edits, score
+from pipeline.scoring.error_rates import EditCounts, score
 from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
 
 
@@ -108,7 +108,7 @@ def test_numbers_and_their_words_are_unique() -> None:
 def test_corpus_and_scoring_use_the_same_words() -> None:
     """Words that differ only in vowel signs differ, and no word is split."""
     found = score(["हिन्दी में नमस्ते"], ["हिन्दा मे नमस्ता"], bootstrap=0)
-    assert (found.wer.value, found.wer.edits) == (1, Edits(substitutions=3, deletions=0, insertions=0, hits=0))
+    assert (found.wer.value, found.wer.counts) == (1, EditCounts(substitutions=3, deletions=0, insertions=0, hits=0))
     for text in ("हिन्दी", "ที่นี่", "مَرْحَبًا", "می\u200cروم", "İçin"):
         assert normalise(f"“{text}”") == normalise(f"{text}?")
         assert len(normalise(text).split()) == 1
@@ -138,8 +138,8 @@ def test_rates_equal_those_of_jiwer_over_the_corpus() -> None:
     found = score(REFERENCES, HYPOTHESES, bootstrap=0)
     assert found.wer.value == pytest.approx(jiwer.wer(REFERENCES, HYPOTHESES))
     assert found.cer.value == pytest.approx(jiwer.cer(REFERENCES, HYPOTHESES))
-    assert found.wer.edits == Edits(substitutions=2, deletions=7, insertions=1, hits=15)
-    assert found.wer_normalised.edits == Edits(substitutions=1, deletions=7, insertions=1, hits=16)
+    assert found.wer.counts == EditCounts(substitutions=2, deletions=7, insertions=1, hits=15)
+    assert found.wer_normalised.counts == EditCounts(substitutions=1, deletions=7, insertions=1, hits=16)
     assert found.metrics("test") == {
         "wer/test": found.wer.value, "cer/test": found.cer.value, "wer_normalised/test": 9 / 24
     }  # fmt: skip
@@ -147,24 +147,24 @@ def test_rates_equal_those_of_jiwer_over_the_corpus() -> None:
 
 def test_edits_of_utterances_add_up() -> None:
     found = score(REFERENCES, HYPOTHESES, bootstrap=0)
-    assert [one.edits.errors for one in found.utterances] == [1, 2, 6, 1]
-    assert sum(one.edits.errors for one in found.utterances) == found.wer.edits.errors
+    assert [one.counts.errors for one in found.utterances] == [1, 2, 6, 1]
+    assert sum(one.counts.errors for one in found.utterances) == found.wer.counts.errors
     assert found.utterances[0].record() == {
         "substitutions": 1, "deletions": 0, "insertions": 0, "hits": 5, "words": 6, "changes": ["two → 2"]
     }  # fmt: skip
     assert found.utterances[1].record()["changes"] == ["by → red", "soon → ∅"]
     assert found.utterances[3].record()["changes"] == ["∅ → please"]
-    assert [change.position for change in found.utterances[1].changes] == [2, 5]
+    assert [edit.position for edit in found.utterances[1].edits] == [2, 5]
 
 
 def test_an_empty_hypothesis_is_all_deletions() -> None:
-    edits = score(["one two three"], [""], bootstrap=0).utterances[0].edits
-    assert edits == Edits(substitutions=0, deletions=3, insertions=0, hits=0)
+    counts = score(["one two three"], [""], bootstrap=0).utterances[0].counts
+    assert counts == EditCounts(substitutions=0, deletions=3, insertions=0, hits=0)
 
 
 def test_an_empty_reference_counts_its_insertions_in_the_corpus() -> None:
     found = score(["", "one two"], ["uh huh", "one two"], bootstrap=100)
-    assert found.utterances[0].edits == Edits(substitutions=0, deletions=0, insertions=2, hits=0)
+    assert found.utterances[0].counts == EditCounts(substitutions=0, deletions=0, insertions=2, hits=0)
     assert found.wer.value == 1.0
     assert found.wer.interval is None
     assert np.isfinite(score(["", *["one two"] * 10], ["uh huh", *["one"] * 10], bootstrap=100).wer.interval).all()

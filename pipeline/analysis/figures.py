@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.analysis.effects import Effect
 from pipeline.analysis.target import ScoreKind
-from pipeline.sinks.figures import GREY, ORANGE, STYLE, Panel, save
+from pipeline.common.drawing import GREY, ORANGE, STYLE, save
+from pipeline.sinks.figures import Panel
 from pipeline.sinks.gallery import gallery
 from pipeline.sinks.instrument import SinkSummary
 

@@ -86,4 +86,4 @@ class SpeechTarget:
     def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
         chosen = [utterance for utterance in self._utterances if utterance.id in results]
         scored = score([u.text for u in chosen], [results[u.id] for u in chosen], bootstrap=0).utterances
-        return {u.id: (s.edits.errors, s.edits.length) for u, s in zip(chosen, scored, strict=True)}
+        return {u.id: (s.counts.errors, s.counts.length) for u, s in zip(chosen, scored, strict=True)}

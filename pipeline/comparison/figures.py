@@ -1,7 +1,7 @@
 """Figures of a comparison. Importing this module loads matplotlib.
 
 for name, figure in comparison_figures(comparison).items():
-    save(figure, folder / name)
+    drawing.save(figure, folder / name)
 """
 
 import textwrap
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.common import metrics
+from pipeline.common import drawing, metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, PERCENT
 from pipeline.comparison.claims import RELOCATION, RELOCATION_METRICS
 from pipeline.comparison.entries import Task
@@ -24,8 +24,8 @@ from pipeline.sinks.gallery import gallery
 
 TITLE_WIDTH, HEADLINE_WIDTH = 36, 44
 """Characters per line of a panel's title."""
-WIDTH, HEIGHT = sinks.PANEL
-COLOURS = (sinks.BLUE, sinks.ORANGE, sinks.GREEN, sinks.PURPLE, sinks.SKY, sinks.GREY)
+WIDTH, HEIGHT = drawing.PANEL
+COLOURS = (drawing.BLUE, drawing.ORANGE, drawing.GREEN, drawing.PURPLE, drawing.SKY, drawing.GREY)
 MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
 
@@ -70,7 +70,7 @@ def _titled(figure: Figure, title: Task | str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(sinks.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def overview(comparison: Comparison) -> Figure | None:
     """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
@@ -102,7 +102,7 @@ def overview(comparison: Comparison) -> Figure | None:
     sinks.show_all_cosines(axes[1, 0], panels)
     for row, label in zip(axes, (sinks.LARGEST_LABEL, sinks.COSINE_LABEL), strict=True):
         row[0].set_ylabel(label)
-        named = sinks.legend_entries(*row)
+        named = drawing.legend_entries(*row)
         row[-1].legend(named.values(), named.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _titled(figure, f"{task} without and with the decorrelation loss")
 
@@ -144,7 +144,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     return "\n".join(lines)
 
 
-@matplotlib.rc_context(sinks.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def wer_against_rate(comparison: Comparison) -> Figure | None:
     """Word error rate at each rate of a modality, a line for each variant and a panel for each corpus.
 
@@ -170,11 +170,11 @@ def wer_against_rate(comparison: Comparison) -> Figure | None:
             _draw_lines(panel, lines, quantity)
             _finish(panel, [", ".join(map(str, task.rates)) for task in tasks], "encoder frames per token")
             panel.set_title(name if quantity is drawn[0] else "")
-    sinks.shared_legend(figure, *axes.flat)
+    drawing.shared_legend(figure, *axes.flat)
     return figure
 
 
-@matplotlib.rc_context(sinks.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def against_weight(comparison: Comparison) -> Figure | None:
     """Error rates and sink metrics at each weight, a line for each task; None if no task has two weights."""
     weights = sorted({variant.decorrelation_weight for variant in comparison.variants})
@@ -191,11 +191,11 @@ def against_weight(comparison: Comparison) -> Figure | None:
         _finish(panel, [f"{weight:g}" for weight in weights], "decorrelation weight")
         panel.set_title(quantity.label)
         if quantity.unit is metrics.RATIO:
-            sinks.plain_logarithmic(panel)
+            drawing.plain_logarithmic(panel)
     _share_scale([panel for panel, quantity in zip(axes, drawn, strict=False) if quantity.unit is metrics.RATIO])
     for unused in axes[len(drawn) :]:
         unused.remove()
-    sinks.shared_legend(figure, axes[0])
+    drawing.shared_legend(figure, axes[0])
     return figure
 
 

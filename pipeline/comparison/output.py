@@ -73,8 +73,8 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
         return [folder / name for name in files]
     import matplotlib
 
+    from pipeline.common.drawing import save
     from pipeline.comparison.figures import comparison_figures
-    from pipeline.sinks.figures import save
 
     figures = comparison_figures(comparison)
     if search:

@@ -6,6 +6,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.common import drawing
 from pipeline.comparison.search_result import (
     SearchPoint,
     SearchResult,
@@ -14,7 +15,6 @@ from pipeline.comparison.search_result import (
     metric_label,
     metric_unit,
 )
-from pipeline.sinks import figures as sinks
 
 MAX_TICKS = 4
 """Largest number of distinct values that each have a tick."""
@@ -30,20 +30,20 @@ def search_figures(result: SearchResult) -> dict[str, Figure]:
     return figures
 
 
-@matplotlib.rc_context(sinks.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def pareto_front(result: SearchResult) -> Figure:
     """The first metric against the second, each point with its deviation over seeds, those of the front named."""
     x, y = result.metrics[1], result.metrics[0]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     front = result.front
-    _points(axes, [point for point in result.done if point not in front], x, y, sinks.GREY, "dominated")
-    _points(axes, front, x, y, sinks.BLUE, "Pareto front")
+    _points(axes, [point for point in result.done if point not in front], x, y, drawing.GREY, "dominated")
+    _points(axes, front, x, y, drawing.BLUE, "Pareto front")
     steps = sorted((_height(point, x), _height(point, y)) for point in front)
-    axes.step(*zip(*steps, strict=True), where="post", color=sinks.BLUE, linewidth=1)
+    axes.step(*zip(*steps, strict=True), where="post", color=drawing.BLUE, linewidth=1)
     for point in result.done:
         words = point.name if point in front else str(point.number)
-        size, colour = (7, "black") if point in front else (6, sinks.GREY)
+        size, colour = (7, "black") if point in front else (6, drawing.GREY)
         place = _height(point, x), _height(point, y)
         axes.annotate(words, place, xytext=(4, 3), textcoords="offset points", fontsize=size, color=colour)
     axes.set_xlabel(metric_label(x))
@@ -52,7 +52,7 @@ def pareto_front(result: SearchResult) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(sinks.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def against_keys(result: SearchResult) -> Figure:
     """Each metric against each searched key, with the front in another colour."""
     keys, front = result.keys, result.front
@@ -72,7 +72,7 @@ def _against(axes: Axes, points: Sequence[SearchPoint], front: Sequence[SearchPo
     values = [point.settings[key] for point in points]
     numeric = is_numeric(values)
     names = sorted(set(map(str, values)))
-    for in_front, colour in ((False, sinks.GREY), (True, sinks.BLUE)):
+    for in_front, colour in ((False, drawing.GREY), (True, drawing.BLUE)):
         chosen = [point for point in points if (point in front) is in_front]
         x_values = [point.settings[key] if numeric else names.index(str(point.settings[key])) for point in chosen]
         y_values = [_height(point, metric) for point in chosen]

@@ -20,20 +20,20 @@ METRICS_NOTE = (
 )
 
 
-def differences_text(pair: Differences, utterances: int, width: int = 100) -> str:
+def differences_text(differences: Differences, utterances: int, width: int = 100) -> str:
     """Differences in settings, code, data and versions, then metrics, then utterances that only one trial has right.
 
     `utterances` limits the latter per condition and direction; `width` is in columns.
     """
-    lines = [_head("A", pair.a), _head("B", pair.b), *pair.notes]
-    lines += ["", *_section("Parameters", pair.parameters, width)]
-    lines += ["", *_code(pair, width)]
-    digests = {name: (a[:DIGITS], b[:DIGITS]) for name, (a, b) in pair.data.items()}
+    lines = [_head("A", differences.a), _head("B", differences.b), *differences.notes]
+    lines += ["", *_section("Parameters", differences.parameters, width)]
+    lines += ["", *_code(differences, width)]
+    digests = {name: (a[:DIGITS], b[:DIGITS]) for name, (a, b) in differences.data.items()}
     lines += ["", *_section("Data", digests, width)]
-    lines += ["", *_section("Versions and machine", pair.versions, width)]
-    if pair.metrics:
-        lines += ["", *_metrics(pair.metrics, width)]
-        lines += ["", *_disagreements(pair.disagreements, utterances, width)]
+    lines += ["", *_section("Versions and machine", differences.versions, width)]
+    if differences.metrics:
+        lines += ["", *_metrics(differences.metrics, width)]
+        lines += ["", *_disagreements(differences.disagreements, utterances, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -60,16 +60,16 @@ def _section(title: str, values: Values, width: int) -> Iterator[str]:
             yield f"{INDENT}{name if not number else '':<{first}}{a:<{room}}  {b}".rstrip()
 
 
-def _code(pair: Differences, width: int) -> Iterator[str]:
-    if pair.files is None:
+def _code(differences: Differences, width: int) -> Iterator[str]:
+    if differences.files is None:
         yield "Code: cannot be compared, the sources of a trial are missing or damaged"
         return
-    also = f" ({pair.cosmetic} files differ in comments or formatting)" if pair.cosmetic else ""
-    if not pair.files:
+    also = f" ({differences.cosmetic} files differ in comments or formatting)" if differences.cosmetic else ""
+    if not differences.files:
         yield f"Code: the same{also}"
         return
     yield f"Code: differences in each file; + only in B, - only in A{also}"
-    for change in pair.files:
+    for change in differences.files:
         text = f"{INDENT}{change.name}: {change.what}"
         yield from textwrap.wrap(text, width, subsequent_indent=INDENT * 3, break_long_words=False)
 

@@ -224,13 +224,13 @@ def _require_usable(llm: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> 
         own_positions = run_backbone(llm, **first, use_cache=False).last_hidden_state[0].float()
     reference, other_end, padded = hidden.float()
     tolerance = (0.1 if dtype == torch.bfloat16 else 0.001) * reference.abs().max()
-    for difference, fault in (
+    for difference, reason in (
         ((reference - other_end)[:3], "lets tokens attend to later ones, so it is not a causal decoder"),
         (reference[:3] - padded[1:], "counts padding as positions, so it does not support padded batches"),
         (reference - own_positions, "does not count positions from 0"),
     ):
         if bool(difference.abs().max() > tolerance):
-            raise PipelineError(settings.weights, f"{name} {fault}", REMEDY)
+            raise PipelineError(settings.weights, f"{name} {reason}", REMEDY)
 
 
 def _configured_eos(settings: LLM) -> int | None:
@@ -246,7 +246,7 @@ def _configured_eos(settings: LLM) -> int | None:
 
 
 @contextmanager
-def _one_error(settings: LLM, fault: str) -> Iterator[None]:
+def _one_error(settings: LLM, reason: str) -> Iterator[None]:
     """Turn all errors of libraries into a `PipelineError`: damaged, truncated and unknown files raise any of them."""
     try:
         yield
@@ -256,4 +256,4 @@ def _one_error(settings: LLM, fault: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             found = "needs Python code from its own folder, which is never run"
             raise PipelineError(settings.weights, found, "use a model of transformers") from None
-        raise PipelineError(settings.weights, f"{fault} ({error_reason(error)})", REMEDY) from None
+        raise PipelineError(settings.weights, f"{reason} ({error_reason(error)})", REMEDY) from None

@@ -124,8 +124,8 @@ def aligned(reference: str, hypothesis: str) -> tuple[AlignedWord, ...]:
     words = scored.reference.split()
     alignment: list[AlignedWord] = []
     done = 0
-    for change in scored.changes:
-        alignment += [AlignedWord(word, word) for word in words[done : change.position]]
-        alignment.append(AlignedWord(change.reference, change.hypothesis))
-        done = change.position + (change.reference is not None)
+    for edit in scored.edits:
+        alignment += [AlignedWord(word, word) for word in words[done : edit.position]]
+        alignment.append(AlignedWord(edit.reference, edit.hypothesis))
+        done = edit.position + (edit.reference is not None)
     return (*alignment, *(AlignedWord(word, word) for word in words[done:]))

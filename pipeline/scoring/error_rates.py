@@ -16,8 +16,8 @@ Alignment = list["jiwer.AlignmentChunk"]
 
 
 @dataclass(frozen=True)
-class Edits:
-    """Edit counts between a reference and its hypothesis, in words or characters."""
+class EditCounts:
+    """Counts of edits between a reference and its hypothesis, in words or characters."""
 
     substitutions: int
     deletions: int
@@ -49,17 +49,16 @@ class WordEdit:
 
 @dataclass(frozen=True)
 class ScoredUtterance:
-    """One utterance: normalised texts and their edits in words."""
+    """One utterance: normalised texts and the edits between them, in words."""
 
     reference: str
     hypothesis: str
-    edits: Edits
-    changes: tuple[WordEdit, ...]
+    counts: EditCounts
+    edits: tuple[WordEdit, ...]
 
     def record(self) -> dict[str, Any]:
-        """Its part of a line in `hypotheses.jsonl`: counts, and changes such as `blue → glue`."""
-        changes = [str(change) for change in self.changes]
-        return asdict(self.edits) | {"words": self.edits.length, "changes": changes}
+        """Its part of a line in `hypotheses.jsonl`: counts, and edits such as `blue → glue` as `changes`."""
+        return asdict(self.counts) | {"words": self.counts.length, "changes": list(map(str, self.edits))}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class ErrorRate:
     value: float
     interval: tuple[float, float] | None
     """95%, over speakers or utterances (see `pipeline.common.statistics`); None if undefined."""
-    edits: Edits
+    counts: EditCounts
 
     def metrics(self, name: str) -> dict[str, float]:
         """`<name>`, and with an interval `<name>/low` and `<name>/high`."""
@@ -134,7 +133,7 @@ def score(
         cer=_rate(characters, bootstrap, seed, speakers),
         wer_normalised=_rate(numbers, bootstrap, seed, speakers),
         utterances=tuple(
-            ScoredUtterance(*pair, _edits(chunks), _changes(*pair, chunks))
+            ScoredUtterance(*pair, _counts(chunks), _edits(*pair, chunks))
             for pair, chunks in zip(pairs, words, strict=True)
         ),
     )
@@ -149,27 +148,29 @@ def _aligned(pairs: Sequence[tuple[str, str]], units: Literal["words", "characte
     return align(list(references), list(hypotheses)).alignments
 
 
-def _edits(chunks: Alignment) -> Edits:
+def _counts(chunks: Alignment) -> EditCounts:
     counts = dict.fromkeys(("substitute", "delete", "insert", "equal"), 0)
     for chunk in chunks:
         counts[chunk.type] += max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-    return Edits(counts["substitute"], counts["delete"], counts["insert"], counts["equal"])
+    return EditCounts(counts["substitute"], counts["delete"], counts["insert"], counts["equal"])
 
 
-def _changes(reference: str, hypothesis: str, chunks: Alignment) -> tuple[WordEdit, ...]:
-    changes: list[WordEdit] = []
+def _edits(reference: str, hypothesis: str, chunks: Alignment) -> tuple[WordEdit, ...]:
+    edits: list[WordEdit] = []
     for chunk in chunks:
         if chunk.type != "equal":
             before = reference.split()[chunk.ref_start_idx : chunk.ref_end_idx]
             after = hypothesis.split()[chunk.hyp_start_idx : chunk.hyp_end_idx]
             # Only substitutions have words on both sides, and then equally many.
             numbered = enumerate(zip_longest(before, after), chunk.ref_start_idx)
-            changes += [WordEdit(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
-    return tuple(changes)
+            edits += [WordEdit(min(number, chunk.ref_end_idx), *pair) for number, pair in numbered]
+    return tuple(edits)
 
 
 def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> ErrorRate:
-    edits = [_edits(chunks) for chunks in alignments]
-    total = Edits(*(sum(getattr(edit, field.name) for edit in edits) for field in fields(Edits)))
-    bounds = ratio_interval([edit.errors for edit in edits], [edit.length for edit in edits], bootstrap, seed, speakers)
+    counts = [_counts(chunks) for chunks in alignments]
+    total = EditCounts(*(sum(getattr(each, field.name) for each in counts) for field in fields(EditCounts)))
+    bounds = ratio_interval(
+        [each.errors for each in counts], [each.length for each in counts], bootstrap, seed, speakers
+    )
     return ErrorRate(total.errors / total.length, bounds, total)

@@ -1,51 +1,34 @@
 """Figures of the sink arrays by layer: one panel for each model, side by side, on one scale.
 
-Also the style, the panels and the legends of all other figures. Importing this loads matplotlib.
+Importing this loads matplotlib.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from pipeline.common.files import atomic_write
+from pipeline.common.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PANELS_IN_A_ROW,
+    SKY,
+    STYLE,
+    is_leftmost,
+    panels_figure,
+    plain_logarithmic,
+    shared_legend,
+)
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#6B6B6B"
-"""Distinguishable with any colour vision (Okabe and Ito)."""
-FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-"""File formats, each without the metadata that would make files of equal figures differ."""
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "savefig.dpi": 160,
-    "pdf.fonttype": 42,
-}
-PANELS_IN_A_ROW = 4
-PANEL = 3.3, 2.9
-"""Width and height in inches."""
 LAYER_LABEL = "decoder layer"
 LARGEST_LABEL = "|h|, mean over sequences"
 COSINE_LABEL = "cosine to BOS\n(median, 25–75%, 5–95%)"
-LETTER, LEGEND_HANDLE = 0.075, 0.6
-"""Width in inches of a letter and of a handle in a legend."""
 RARE = 0.1
 """Layers that write at most this share of the sinks are not annotated."""
 BANDS = ((0, 4, 0.15), (1, 3, 0.3))
@@ -59,32 +42,6 @@ class Panel:
     title: str
     arrays: Mapping[str, np.ndarray]
     """As in `SinkSummary.arrays`."""
-
-
-def panels_figure(
-    count: int,
-    rows: int = 1,
-    height: float = PANEL[1],
-    width: float = PANEL[0],
-    margin: float = 0.7,
-    layout: Literal["constrained", "compressed"] = "constrained",
-    share_y: bool = True,
-    projection: str | None = None,
-) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure of `count` panels, wrapped after `PANELS_IN_A_ROW`, and the axes of each panel.
-
-    A panel has `rows` axes, one above the other, of `height` and `width` inches; `margin` is for titles and legends.
-    """
-    columns = min(count, PANELS_IN_A_ROW)
-    lines = -(-count // columns)
-    size = max(width * columns, 4.6) + 0.5, height * rows * lines + margin
-    figure = Figure(figsize=size, layout=layout)
-    keywords = {"projection": projection} if projection else None
-    axes = figure.subplots(rows * lines, columns, squeeze=False, sharey=share_y, subplot_kw=keywords)
-    axes = axes.reshape(lines, rows, columns).transpose(0, 2, 1).reshape(lines * columns, rows)
-    for unused in axes[count:].flat:
-        unused.remove()
-    return figure, axes[:count].tolist()
 
 
 @matplotlib.rc_context(STYLE)
@@ -203,55 +160,13 @@ def show_all_cosines(axes: Axes, panels: Sequence[Panel]) -> None:
     axes.set_ylim(min(-0.1, lowest - 0.05), 1.05)
 
 
-def plain_logarithmic(axes: Axes) -> None:
-    """A logarithmic axis with tick labels in decimal notation."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _label(axes: Axes, y: str, lowest: bool = True) -> None:
     number_layers(axes, labelled=lowest)
     if is_leftmost(axes):
         axes.set_ylabel(y)
 
 
-def is_leftmost(axes: Axes) -> bool:
-    """Whether axes are the first of their row, which has the label of the y axis."""
-    spec = axes.get_subplotspec()
-    return spec is not None and spec.is_first_col()
-
-
 def number_layers(axes: Axes, labelled: bool = True) -> None:
     """Integer ticks for layers, and the label of the axis."""
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(LAYER_LABEL if labelled else "")
-
-
-def legend_entries(*axes: Axes) -> dict[str, Artist]:
-    """Handles of several axes by their label, each label once."""
-    pairs = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    return {name: handle for handle, name in pairs}
-
-
-def shared_legend(figure: Figure, *axes: Axes) -> None:
-    """One legend below the panels, each label once."""
-    entries = legend_entries(*axes)
-    room = figure.get_figwidth() / (max(map(len, entries)) * LETTER + LEGEND_HANDLE)
-    columns = max(1, min(len(entries), 4, int(room)))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-
-
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and PDF; `path` has no suffix. Equal figures give equal files."""
-    written = []
-    # The layout is computed once, not for each format.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    with matplotlib.rc_context(STYLE):
-        for name, metadata in FORMATS.items():
-            file = path.with_name(f"{path.name}.{name}")
-            with atomic_write(file) as temporary:
-                figure.savefig(temporary, metadata=metadata)
-            written.append(file)
-    return written

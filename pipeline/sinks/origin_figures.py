@@ -8,19 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.sinks.figures import (
+from pipeline.common.drawing import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     STYLE,
-    Panel,
     is_leftmost,
-    number_layers,
     panels_figure,
     plain_logarithmic,
     shared_legend,
 )
+from pipeline.sinks.figures import Panel, number_layers
 
 GROUPS = "BOS", "intermediate sinks"
 VALUE_LABELS = ("|gate|", "|up|", "|product|")

@@ -15,8 +15,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 from mpl_toolkits.mplot3d import Axes3D
 
+from pipeline.common.drawing import BLUE, GREEN, GREY, ORANGE, PANEL, PURPLE, STYLE, is_leftmost, panels_figure
 from pipeline.model.roles import Role
-from pipeline.sinks.figures import BLUE, GREEN, GREY, ORANGE, PANEL, PURPLE, STYLE, Panel, is_leftmost, panels_figure
+from pipeline.sinks.figures import Panel
 
 WIDTH = PANEL[0] + 0.5
 SPANS = {

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,9 @@ from pipeline.trials.folder import Trial
 from pipeline.trials.trained import require_adapter
 
 
-def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> AudioVisualLLM:
+def build_model(
+    params: Params, inputs: Inputs, adapter: Path | None = None, dimensions: Mapping[str, int] | None = None
+) -> AudioVisualLLM:
     """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
 
     Frozen weights have the precision of the matrix products. A process loads them once, for all its trials.
@@ -39,6 +41,7 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
         params: all parameters.
         inputs: of the trial.
         adapter: the folder in a trained trial.
+        dimensions: of the features of each stream, if the inputs have none.
 
     Raises:
         PipelineError: the weights of the LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM
@@ -54,10 +57,11 @@ def build_model(params: Params, inputs: Inputs, adapter: Path | None = None) -> 
     attention = "eager" if device.type == "cpu" else "sdpa"
     llm, tokenizer = _loaded(params.model.llm, inputs.digests["llm"], precision, attention)
     encoders = _encoders(params) if params.features.mode == "online" else {}
-    dimensions = inputs.dimensions | {stream: online.encoder.dimension for stream, online in encoders.items()}
+    widths = dict(dimensions or inputs.dimensions)
+    widths |= {stream: online.encoder.dimension for stream, online in encoders.items()}
     # After loading, so that a trial starts from equal values whether or not its LLM was loaded already.
     transformers.set_seed(params.train.seed)
-    model = AudioVisualLLM(_with_own_layers(llm), tokenizer, dimensions, params.model, precision, adapter, encoders)
+    model = AudioVisualLLM(_with_own_layers(llm), tokenizer, widths, params.model, precision, adapter, encoders)
     _require_capacity(model, params, inputs)
     return model.to(device)
 

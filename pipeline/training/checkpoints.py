@@ -49,8 +49,8 @@ def step_of(checkpoint: Path) -> int:
 def _damage(checkpoint: Path) -> str | None:
     if not is_sealed(checkpoint):
         return "it is truncated"
-    if fault := folder_fault(checkpoint):
-        return fault
+    if reason := folder_fault(checkpoint):
+        return reason
     sealed, _ = read_sealed(checkpoint / FOLDER_SEAL, "")
     # Lost metrics can only be measured again by repeating the steps.
     return None if sealed.get("log") == _log_digest(checkpoint) else "the metrics log has changed since it was written"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
 from pipeline.common.text import rounded
 from pipeline.encoders.protocol import Encoder, encoder_kind
-from pipeline.encoders.store import DTYPE, Features
+from pipeline.encoders.store import DTYPE
 from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Example, Examples, MediaExamples, batch_to
 from pipeline.model.llm import max_positions
@@ -65,9 +64,8 @@ class Transcriber:
             for stream in streams(self.params.model.modality):
                 settings = getattr(self.params.features, stream)
                 self._encoders[stream] = encoder_kind(settings.encoder)(settings, self.params.train.device)
-        # The model needs only the `dimension` of the features, which encoders have, too.
-        features = cast(dict[str, Features], self._encoders)
-        self.model = build_model(self.params, Inputs((), features, digests), trial.adapter).eval()
+        dimensions = {stream: encoder.dimension for stream, encoder in self._encoders.items()}
+        self.model = build_model(self.params, Inputs((), {}, digests), trial.adapter, dimensions).eval()
 
     def transcribe(self, file: Path) -> Transcription:
         """Transcribe a file, like an utterance in evaluation.

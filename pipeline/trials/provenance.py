@@ -94,8 +94,8 @@ def sessions(trial: Trial) -> list[dict[str, Any]]:
     if not isinstance(recorded, list) or not all(isinstance(session, dict) for session in recorded):
         raise PipelineError(path, "holds no sessions", remedy)
     for number, session in enumerate(recorded):
-        if fault := _fault(session):
-            raise PipelineError(path, f"session {number}: {fault}", remedy)
+        if reason := _invalid_reason(session):
+            raise PipelineError(path, f"session {number}: {reason}", remedy)
     return recorded
 
 
@@ -209,7 +209,7 @@ class _SessionRecord(_RecordPart):
     outputs: dict[Name, Sha256] = {}
 
 
-def _fault(session: dict[str, Any]) -> str | None:
+def _invalid_reason(session: dict[str, Any]) -> str | None:
     """What is wrong with a recorded session, or None."""
     try:
         _SessionRecord.model_validate(session)

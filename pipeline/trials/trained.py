@@ -53,8 +53,8 @@ def require_adapter(trial: Trial) -> None:
     """
     remedy = _retrain(trial)
     if (trial.adapter / FOLDER_SEAL).exists():
-        if fault := folder_fault(trial.adapter):
-            raise PipelineError(trial.adapter, fault, remedy)
+        if reason := folder_fault(trial.adapter):
+            raise PipelineError(trial.adapter, reason, remedy)
         return
     for name, sha256 in _trained_outputs(trial).items():
         if name.startswith(f"{trial.adapter.name}/"):

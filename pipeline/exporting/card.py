@@ -20,8 +20,7 @@ WITH_CODE = {("audio", "whisper", "padded"), ("video", "dct", None)}
 
 def model_card(trial: Trial, params: Params, config: dict[str, Any], source: dict[str, str]) -> str:
     """The card of a trained trial as Markdown with front matter; it has results if the trial is evaluated. `config` is
-    that of the projector, see `pipeline.export`; `source` that of the base model in `weights.json`, empty if not
-    recorded."""
+    `pipeline.export.export_config`; `source` that of the base model in `weights.json`, empty if not recorded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     (entry,), _ = read_entries([trial], {})
