@@ -21,6 +21,7 @@ from pipeline.sweeping.results import publish_results
 from pipeline.sweeping.specification import SearchSettings, Specification
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.view import View
+from pipeline.training.checkpoints import seal
 from pipeline.trials import marks
 from pipeline.trials.folder import Status
 
@@ -238,6 +239,8 @@ def test_the_cost_of_a_training_in_epochs_is_estimated_from_others_in_epochs(tmp
     assert CostModel(tmp_path / "runs").remaining(planned, Status.NEW).training == pytest.approx(120)
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"max_steps": 40})
+    assert CostModel(tmp_path / "runs").remaining(planned, Status.TRAINING).training == pytest.approx(120), "incomplete"
+    seal(checkpoint)
     assert CostModel(tmp_path / "runs").remaining(planned, Status.TRAINING).training == pytest.approx(30)
     assert CostModel(tmp_path / "runs").remaining(planned, Status.NEW).training == pytest.approx(120), "complete"
 

@@ -65,7 +65,7 @@ def table_notes(comparison: Comparison) -> list[str]:
         ]
         primary = [change for change in primary if change in tested]
         others = len(tested) - len(primary)
-        lines.append(RUNS.format(correction=f", the p-values corrected for {others} comparisons (Holm)" * (others > 0)))
+        lines.append(RUNS.format(correction=f", the p-values corrected for {others} comparisons (Holm)" * (others > 1)))
         if primary:
             correction = "its p-value is not corrected for others"
             if len(primary) > 1:
