@@ -302,18 +302,20 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
 
 def test_gaps_have_reasons(tmp_path: Path) -> None:
     done = finish(make_trial(tmp_path, "train.steps=480"), {"test": MANY})
-    new, training, trained, failed, stopped = (
-        make_trial(tmp_path, f"decorrelation.weight={weight}", "train.steps=480") for weight in range(1, 6)
+    new, training, trained, failed, stopped, continued = (
+        make_trial(tmp_path, f"decorrelation.weight={weight}", "train.steps=480") for weight in range(1, 7)
     )
     training.metrics_log.append(120, {"loss/cross_entropy": 1.0})
     trained.adapter.mkdir()
     (failed.folder / "failed.json").write_text(json.dumps({"reason": "RuntimeError: no memory\nmore", "time": 2}))
-    (stopped.folder / "stopped.json").write_text(
-        json.dumps({"rule": {"kind": "asha", "grace": 60, "factor": 3}, "step": 60})
-    )
+    for trial, step in ((stopped, 60), (continued, 300)):
+        trial.metrics_log.append(step, {"loss/cross_entropy": 1.0})
+        (trial.folder / "stopped.json").write_text(
+            json.dumps({"rule": {"kind": "asha", "grace": 60, "factor": 3}, "step": 60})
+        )
     absent = Trial(tmp_path / "nothing")
     other_task = finish(make_trial(tmp_path, AUDIO), {"test": FEW})
-    comparison = compare([done, new, training, trained, failed, stopped, absent, other_task])
+    comparison = compare([done, new, training, trained, failed, stopped, continued, absent, other_task])
     text = rendering.table_text(comparison, 200)
     row = next(line for line in text.splitlines() if "AVSR 16, 5" in line)
     for state in ("new", "training", "trained", "failed", "stopped"):
@@ -321,10 +323,12 @@ def test_gaps_have_reasons(tmp_path: Path) -> None:
     assert "(" + failed.folder.name + ") failed: RuntimeError: no memory." in text
     assert "training: at step 120 of 480." in text
     assert "stopped: by asha after step 60." in text
+    # By another sweep, without that rule.
+    assert "training: at step 300 of 480." in text
     assert "1 trial has not started." in text
     lines = csv.DictReader(io.StringIO(rendering.table_csv(comparison)))
     gaps = [line["gap"] for line in lines if line["modality"] == "audio"]
-    assert gaps == ["", *["not run"] * 5]
+    assert gaps == ["", *["not run"] * 6]
 
 
 def test_a_comparison_without_done_trials_has_a_text(tmp_path: Path) -> None:
