@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.config import Evaluate, Sinks
 from pipeline.pretrained.folder import RECORD, verify_weights
@@ -74,7 +74,7 @@ def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Eva
     if arguments.model:
         from pipeline.analysis.text_target import TextTarget
 
-        params = params_of(arguments)
+        params = load_params_for_command(arguments)
         if (Path(arguments.model) / RECORD).exists():
             verify_weights(arguments.model)
         text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)

@@ -8,7 +8,7 @@ import math
 import re
 from pathlib import Path
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
@@ -103,7 +103,7 @@ def write_to_mlflow(trial: Trial) -> None:
 
 def main() -> None:
     """The command."""
-    trial = evaluate(params_of(parser(__doc__).parse_args()))
+    trial = evaluate(load_params_for_command(parser(__doc__).parse_args()))
     publish_metrics(trial)
     write_to_mlflow(trial)
     print(f"evaluated: {trial.folder}")

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.pool import ClusterPool, cluster_pool
-from pipeline.common.command import add_address, params_of, parser, run_command
+from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
 from pipeline.common.hardware import resolve_precision
 from pipeline.common.process_pool import KILLED
+from pipeline.common.rates import FRAME_RATE
 from pipeline.config import Params, Stream
 from pipeline.config.features import EncoderSettings
-from pipeline.corpora.manifest import FRAME_RATE, Utterance, read_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.utterance_media import read_media
 from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import DTYPE, Group, feature_groups, read_index, verify_features
+from pipeline.encoders.store import DTYPE, FeatureGroup, feature_groups, read_index, verify_features
 
 STREAMS: tuple[Stream, ...] = ("audio", "video")
 RESULTS = Path("results/features")
@@ -32,8 +33,8 @@ READERS = 4
 GPU_SHARE = 0.5
 """GPUs per process of a cluster: of two that share one, one reads media while the other encodes."""
 MAX_FLOAT16 = np.finfo(np.float16).max
-Media = dict[str, Utterance]
-"""An utterance by the SHA-256 of its media."""
+UtteranceByMedium = dict[str, Utterance]
+"""An utterance by the SHA-256 of its medium."""
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     arguments = options.parse_args()
     if unknown := set(arguments.streams) - set(STREAMS):
         options.error(f"unknown stream {min(unknown)!r}; expected audio or video")
-    params = params_of(arguments)
+    params = load_params_for_command(arguments)
     utterances = read_manifest(params.corpus.out)
     has_video = all(utterance.video for utterance in utterances)
     for stream in arguments.streams or (STREAMS if has_video else STREAMS[:1]):
@@ -64,7 +65,7 @@ def main() -> None:
         print(f"{stream}: {len(folders)} groups of features are complete in {params.features.out}", flush=True)
 
 
-def _summary(group: Group) -> dict[str, Any]:
+def _summary(group: FeatureGroup) -> dict[str, Any]:
     index = read_index(group)
     sizes = {"utterances": len(group.utterances), "frames": index["frames"]}
     return sizes | {"folder": str(group.folder), "sha256": index["sha256"]}
@@ -91,7 +92,7 @@ def extract_features(
     return [group.folder for group in groups]
 
 
-def _fault(group: Group) -> PipelineError | None:
+def _fault(group: FeatureGroup) -> PipelineError | None:
     try:
         verify_features(group)
     except PipelineError as error:
@@ -99,28 +100,28 @@ def _fault(group: Group) -> PipelineError | None:
     return None
 
 
-def _encode(params: Params, groups: Sequence[Group], address: str | None) -> None:
+def _encode(params: Params, groups: Sequence[FeatureGroup], address: str | None) -> None:
     from pipeline.common.progress import progress
-    from pipeline.encoders.resumable import partial
+    from pipeline.encoders.resumable import group_writer
 
     stream = groups[0].stream
     total = sum(len(group.media) for group in groups)
     with _encoding(params, stream, address) as encoding, progress(total, f"{stream} features", unit="file") as bar:
         for group in groups:
-            with partial(group, encoding.dimension) as begun:
+            with group_writer(group, encoding.dimension) as writer:
                 if not _fault(group):
                     # Another process finished it in the meantime.
-                    begun.discard()
+                    writer.discard()
                     bar.update(len(group.media))
                     continue
-                todo = {sha256: u for sha256, u in group.media.items() if sha256 not in begun.media}
-                bar.initial += len(begun.media)
-                bar.update(len(begun.media))
+                todo = {sha256: u for sha256, u in group.media.items() if sha256 not in writer.media}
+                bar.initial += len(writer.media)
+                bar.update(len(writer.media))
                 _require_space(group, list(todo.values()), encoding.frame_rate * encoding.dimension * DTYPE.itemsize)
                 for features in encoding.encode(todo):
-                    begun.append(features)
+                    writer.append(features)
                     bar.update(len(features))
-                begun.finish(encoding.frame_rate)
+                writer.finish(encoding.frame_rate)
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ class _Local:
         self._encoder = encoder_kind(settings.encoder)(settings)
         self.frame_rate, self.dimension = self._encoder.frame_rate, self._encoder.dimension
 
-    def encode(self, media: Media) -> Iterator[dict[str, np.ndarray]]:
+    def encode(self, media: UtteranceByMedium) -> Iterator[dict[str, np.ndarray]]:
         """Batches of features (frames, dimension) float16 by the SHA-256 of the media, in their order."""
         with ThreadPoolExecutor(READERS) as pool:
             ready: dict[str, Future[np.ndarray]] = {}
@@ -164,7 +165,7 @@ class _Remote:
         ((_, shape),) = pool.run(encoder_shape, [(settings,)])
         self.frame_rate, self.dimension = _survived(shape, settings.encoder)
 
-    def encode(self, media: Media) -> Iterator[dict[str, np.ndarray]]:
+    def encode(self, media: UtteranceByMedium) -> Iterator[dict[str, np.ndarray]]:
         """As `_Local.encode`."""
         jobs = ((*self._arguments, batch) for batch in _batches(media, self._size))
         for (*_, batch), features in self._pool.run(encode_batch, jobs, in_order=True):
@@ -178,7 +179,7 @@ def _survived(result: Any, name: str) -> Any:
     return result
 
 
-def _batches(media: Media, size: int) -> Iterator[Media]:
+def _batches(media: UtteranceByMedium, size: int) -> Iterator[UtteranceByMedium]:
     items = list(media.items())
     return (dict(items[first : first + size]) for first in range(0, len(items), size))
 
@@ -195,17 +196,19 @@ def encoder_shape(settings: EncoderSettings) -> tuple[int, int]:
     return encoder.frame_rate, encoder.dimension
 
 
-def encode_batch(settings: EncoderSettings, folder: str, stream: Stream, batch: Media) -> dict[str, np.ndarray]:
+def encode_batch(
+    settings: EncoderSettings, folder: str, stream: Stream, batch: UtteranceByMedium
+) -> dict[str, np.ndarray]:
     """On a worker: the float16 features of a batch, by the SHA-256 of the media."""
     features = _encoder(settings).encode([read_media(folder, stream, utterance) for utterance in batch.values()])
     return {s: _half(f, batch[s]) for s, f in zip(batch, features, strict=True)}
 
 
-def _require_space(group: Group, utterances: Sequence[Utterance], bytes_per_second: int) -> None:
+def _require_space(group: FeatureGroup, utterances: Sequence[Utterance], bytes_per_second: int) -> None:
     seconds = sum(
         u.audio_seconds if group.stream == "audio" else (u.video_frames or 0) / FRAME_RATE for u in utterances
     )
-    require_space(group.out, int(seconds * bytes_per_second), f"{group.stream} features of {group.name}")
+    require_space(group.root, int(seconds * bytes_per_second), f"{group.stream} features of {group.name}")
 
 
 def _half(features: np.ndarray, utterance: Utterance) -> np.ndarray:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.pool import parallel_run
-from pipeline.common.command import add_address, params_of, parser, run_command
+from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.digests import digest, text_sha256
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json, write_text
-from pipeline.common.process_pool import KILLED, Run, available_cores
+from pipeline.common.process_pool import KILLED, Run
+from pipeline.common.processes import available_cores
 from pipeline.common.progress import progress
-from pipeline.common.verified import fault, sha256_of
+from pipeline.common.verified import sha256_fault, sha256_of
 from pipeline.config import Corpus, Params
 from pipeline.corpora.journal import (
     JOURNAL_FILE,
@@ -82,29 +83,19 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
-    folder = Path(corpus.out)
-    reader = reader_of(corpus)
-    listing = reader.listing()
+    folder, reader = Path(corpus.out), reader_of(corpus)
+    listing, settings = reader.listing(), reader.settings()
     clips = {clip.id: clip for clip in listing.clips}
-    settings = reader.settings()
-    before = _settings_before(folder)
-    known = before or {}
-    moved = before is not None and known.get(ROOT) != corpus.root
-    if before is not None:
-        remove_media(folder, reader.stale_media(before, settings))
-    if moved and known.get(SOURCES) != _sources_digest(reader, listing):
-        remove_media(folder, [*MEDIA_FOLDERS, JOURNAL_FILE])
+    recorded = _recorded_settings(folder)
+    if recorded is not None:
+        _remove_invalid_media(folder, reader, listing, recorded, settings)
     began = time.time_ns()
     previous = read_previous_run(folder, clips, reader.sources, settings["digest"])
-    todo = [clip for id_, clip in clips.items() if id_ not in previous.done]
-    noise = [noise_path(split) for split in splits_with_noise(corpus)]
-    for name, sha256 in known.get(NOISE, {}).items():
-        if fault(folder / name, sha256):
-            (folder / name).unlink(missing_ok=True)
-    has_noise = all((folder / name).exists() for name in noise)
-    if not todo and has_noise and _is_complete(folder, corpus, known, listing, [previous.done[id_] for id_ in clips]):
-        if moved:
-            write_json(folder / SETTINGS_FILE, known | {ROOT: corpus.root})
+    done = dict(previous.done)
+    todo = [clip for id_, clip in clips.items() if id_ not in done]
+    if recorded and not todo and _is_complete(folder, corpus, recorded, listing, [done[id_] for id_ in clips]):
+        if _is_moved(corpus, recorded):
+            write_json(folder / SETTINGS_FILE, recorded | {ROOT: corpus.root})
         if previous.files_read:
             # The next start trusts the files that were read now.
             os.utime(folder / JOURNAL_FILE, ns=(began, began))
@@ -114,7 +105,6 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
         (folder / name).unlink(missing_ok=True)
     settings |= listing.extra | {SOURCES: _sources_digest(reader, listing)}
     write_json(folder / SETTINGS_FILE, settings)
-    done = dict(previous.done)
     if workers is None:
         workers = 1 if len(todo) <= FEW else available_cores()
     with parallel_run(address, workers) as run, open_journal(folder, previous.records.values()) as append:
@@ -128,11 +118,29 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     return folder
 
 
-def _settings_before(folder: Path) -> dict[str, Any] | None:
+def _recorded_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that the folder was prepared with; None for a new one. PipelineError if it has other files."""
     recorded = read_settings(folder)
     if recorded is None and folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
         raise PipelineError(folder, f"has files, but no {SETTINGS_FILE}", "set corpus.out to an empty folder")
     return recorded
+
+
+def _remove_invalid_media(
+    folder: Path, reader: Reader, listing: Listing, recorded: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Remove media of other settings than the current ones or of another corpus, and damaged noise."""
+    remove_media(folder, reader.stale_media(recorded, settings))
+    if _is_moved(reader.corpus, recorded) and recorded.get(SOURCES) != _sources_digest(reader, listing):
+        remove_media(folder, [*MEDIA_FOLDERS, JOURNAL_FILE])
+    for name, sha256 in recorded.get(NOISE, {}).items():
+        if sha256_fault(folder / name, sha256):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _is_moved(corpus: Corpus, recorded: Mapping[str, Any]) -> bool:
+    """Whether the folder was prepared from another `corpus.root`."""
+    return recorded.get(ROOT) != corpus.root
 
 
 def _sources_digest(reader: Reader, listing: Listing) -> str:
@@ -220,7 +228,9 @@ def _outputs(
 def _is_complete(
     folder: Path, corpus: Corpus, recorded: Mapping[str, Any], listing: Listing, results: list[PreparedClip]
 ) -> bool:
-    """Whether manifest and `skipped.csv` are what these results give."""
+    """Whether all noise is there, and manifest and `skipped.csv` are what these results give."""
+    if not all((folder / noise_path(split)).exists() for split in splits_with_noise(corpus)):
+        return False
     lines, skipped = _outputs(corpus, listing, results)
     files = {MANIFEST: manifest_text(lines), SKIPPED_FILE: skipped_text(skipped)}
     expected = {name: text_sha256(text) for name, text in files.items() if text}
@@ -281,7 +291,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     add_address(options)
     arguments = options.parse_args()
-    prepare(params_of(arguments), address=arguments.address)
+    prepare(load_params_for_command(arguments), address=arguments.address)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.digests import canonical, digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import finish_removal, folders_with, remove_folder, removed_folders
+from pipeline.common.formatting import size_text
 from pipeline.common.modality import streams
-from pipeline.common.text import size_text
 from pipeline.common.verified import read_sealed
 from pipeline.config import Params, Stream, load_params
 from pipeline.corpora.manifest import read_manifest
@@ -373,7 +373,7 @@ def main() -> None:
         "--older", type=float, default=0, metavar="DAYS", help="only those unchanged for this number of days"
     )
     arguments = options.parse_args()
-    params = params_of(arguments)
+    params = load_params_for_command(arguments)
     sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
     folders = stored_folders(params, sweeps)
     chosen = unused(folders, arguments.older, arguments.other_code)

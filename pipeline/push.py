@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import folders_with
 from pipeline.common.redaction import file_without_secrets
@@ -79,7 +79,7 @@ def _dvc(*words: str) -> None:
 
 def main() -> None:
     """The command."""
-    pointers = push(params_of(parser(__doc__).parse_args()))
+    pointers = push(load_params_for_command(parser(__doc__).parse_args()))
     patterns = sorted({f"{Path(pointer).parent}/*.dvc" for pointer in pointers})
     # If all trials belong to sweeps, the stages of params.yaml have no outputs.
     missing = "" if "evaluate" in (locked_stages(Path()) or {}) else " --allow-missing"

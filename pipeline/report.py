@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_text
-from pipeline.common.text import size_text
+from pipeline.common.formatting import size_text
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.search_result import SearchResult
 from pipeline.comparison.table import Comparison

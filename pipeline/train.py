@@ -7,7 +7,7 @@ returns at once if the trial is already trained.
 import shutil
 from pathlib import Path
 
-from pipeline.common.command import params_of, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.config import Params
 from pipeline.training.inputs import TrialInputs
@@ -60,7 +60,7 @@ def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:
 
 def main() -> None:
     """The command."""
-    trial = train(params_of(parser(__doc__).parse_args()))
+    trial = train(load_params_for_command(parser(__doc__).parse_args()))
     publish_curves(trial)
     print(f"trained: {trial.folder}")
 

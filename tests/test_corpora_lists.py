@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import trees
+from trials import write_manifest
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.transcripts import read_lrs, read_transcript_text
 from pipeline.corpora.formats.tree import AUDIO_ENDINGS, VIDEO_ENDINGS
 from pipeline.corpora.journal import skipped_text
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.folder import noise_files
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reader_of
 from pipeline.corpora.synthetic.sentences import file_sentences

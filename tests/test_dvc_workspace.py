@@ -1,6 +1,6 @@
 """A temporary workspace of DVC shares features and trials with its project."""
 
-from pipeline.common.command import project_of, share_with_project
+from pipeline.common.dvc_workspace import project_of, share_with_project
 
 
 def test_a_workspace_shares_folders_that_are_not_outputs(tmp_path):

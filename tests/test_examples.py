@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.data_loader import DataLoaderShard
+from trials import write_manifest
 
 from pipeline.common import verified
 from pipeline.common.errors import PipelineError
@@ -88,7 +89,7 @@ def test_a_manifest_is_read_once_until_it_changes(tmp_path, monkeypatch, is_reco
         lines = [
             manifest.Utterance(text, "train", "s", text, "a.wav", None, 1.0, None, None, "0", None) for text in texts
         ]
-        manifest.write_manifest(tmp_path, lines)
+        write_manifest(tmp_path, lines)
         # The times of a file identify it only if it is not brand new.
         os.utime(tmp_path / "manifest.jsonl", (1, len(texts)))
         if is_recorded:

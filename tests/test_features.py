@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import warm
+from trials import write_manifest
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.utterance_media import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind

@@ -10,7 +10,7 @@ import pytest
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, require_space, write_json
-from pipeline.common.text import size_text
+from pipeline.common.formatting import size_text
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from trials import ROOT
+from trials import ROOT, write_manifest
 
 from pipeline.common.files import file_sha256, write_json
 from pipeline.common.verified import write_sealed
 from pipeline.config import Params, load_params
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.encoders.store import ARRAY, INDEX, feature_groups
 from pipeline.sweeping import input_cache, inputs, plan
 from pipeline.sweeping.input_cache import cache_file

@@ -55,7 +55,7 @@ from pipeline.config import AudioEncoderSettings
 
 class Energy:
     frame_rate = 25
-    takes = frozenset()
+    supports = frozenset()
 
     class Settings(AudioEncoderSettings):
         bands: int = 3

@@ -9,8 +9,8 @@ import soundfile
 from trees import write_frames
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.rates import SAMPLES_PER_FRAME
 from pipeline.config import load_params
-from pipeline.corpora.manifest import SAMPLES_PER_FRAME
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.synthetic import utterance
 from pipeline.corpora.synthetic.plan import plan_corpus

@@ -12,8 +12,8 @@ import tiny
 from trials import ROOT, finish, make_trial
 
 from pipeline.common import metrics
+from pipeline.common.formatting import rounded
 from pipeline.common.metrics import MAIN, METRICS, RATIO, Metric
-from pipeline.common.text import rounded
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import compare
 from pipeline.config import load_params

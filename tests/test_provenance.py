@@ -16,7 +16,7 @@ from trials import make_trial
 from pipeline.common.code import reached_files
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.common.hardware import native_precision
+from pipeline.common.hardware import auto_precision
 from pipeline.common.redaction import (
     command_without_secrets,
     file_without_secrets,
@@ -330,7 +330,7 @@ def test_dvc_settings_are_not_in_the_patch(project: Path) -> None:
 def test_auto_is_the_precision_in_which_the_features_of_a_trial_were_encoded(tmp_path: Path) -> None:
     trial = make_trial(tmp_path / "runs")
     trial.adapter.mkdir()
-    other = "float32" if native_precision("auto") == "bfloat16" else "bfloat16"
+    other = "float32" if auto_precision("auto") == "bfloat16" else "bfloat16"
     index = tmp_path / "features" / INDEX
     write_sealed(index, {"stream": "audio", "encoder": {"encoder": "whisper", "precision": other}})
     with record_session(trial, "train", read=lambda: {index: file_sha256(index)}):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from trials import ROOT
+from trials import ROOT, write_manifest
 
 from pipeline import prune
 from pipeline.config import Params, load_params
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.encoders import store
-from pipeline.encoders.resumable import partial
+from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
@@ -59,9 +59,9 @@ def extract(params: Params) -> set[str]:
     """Features of zeros; returns the names of their folders."""
     groups = feature_groups(params, "video", read_manifest(params.corpus.out))
     for group in groups:
-        with partial(group, 2) as begun:
-            begun.append({sha256: np.zeros((25, 2)) for sha256 in group.media})
-            begun.finish(25)
+        with group_writer(group, 2) as writer:
+            writer.append({sha256: np.zeros((25, 2)) for sha256 in group.media})
+            writer.finish(25)
     return {group.folder.name for group in groups}
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, browser
 from project import command, program
-from trials import finish, make_trial, with_hypotheses, write_sinks
+from trials import finish, make_trial, with_hypotheses, write_manifest, write_sinks
 
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
-from pipeline.corpora.manifest import Utterance, read_manifest, write_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.prune import remove, stored_folders, unused
 from pipeline.reporting import media as media_module

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.normalisation import normalise
 from pipeline.common.statistics import ratio_interval
 from pipeline.scoring.error_rates import EditCounts, score
-from pipeline.scoring.normalisation import cardinal, normalise, normalise_numbers
+from pipeline.scoring.numbers import cardinal, normalise_numbers
 
 
 @pytest.mark.parametrize(

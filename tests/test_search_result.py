@@ -6,8 +6,8 @@ import io
 import pytest
 from trials import finish, make_trial
 
+from pipeline.common.formatting import p_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION
-from pipeline.common.text import p_text
 from pipeline.comparison.output import answers
 from pipeline.comparison.search_figures import search_figures
 from pipeline.comparison.search_result import SearchPoint, SearchResult, search_csv, search_markdown, search_text

@@ -13,7 +13,7 @@ import tiny
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
-from pipeline.common.verified import fault
+from pipeline.common.verified import sha256_fault
 from pipeline.config import LLM
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.reproduction import code as code_module
@@ -126,8 +126,8 @@ def test_data_are_linked_and_unlinked_only_inside_the_tree(tmp_path):
 
 def test_a_pipe_or_a_device_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert fault(tmp_path / "pipe", "a" * 64) == "is not a file"
-    assert fault(Path("/dev/zero"), "a" * 64) == "is not a file"
+    assert sha256_fault(tmp_path / "pipe", "a" * 64) == "is not a file"
+    assert sha256_fault(Path("/dev/zero"), "a" * 64) == "is not a file"
 
 
 # Models.

@@ -32,7 +32,7 @@ from sweeps import (
     worker,
 )
 
-from pipeline.common.hardware import native_precision
+from pipeline.common.hardware import auto_precision
 from pipeline.sweeping.status import read_plan
 
 
@@ -165,8 +165,8 @@ ELSEWHERE = """
 import sys
 from pipeline.common import hardware
 # The driver's machine differs from its workers.
-here = hardware.native_precision("cpu")
-hardware.native_precision.cache_clear()
+here = hardware.auto_precision("cpu")
+hardware.auto_precision.cache_clear()
 hardware.is_bfloat16_faster = lambda: here != "bfloat16"
 sys.argv = ["sweep", *sys.argv[1:]]
 from pipeline.sweep import main
@@ -182,7 +182,7 @@ def test_workers_decide_the_precision(project, head):
     line = [sys.executable, "-c", ELSEWHERE, *words]
     done = subprocess.run(line, cwd=project, env=own, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    on_workers = native_precision("cpu")
+    on_workers = auto_precision("cpu")
     asked = json.loads((project / "results/sweeps/small/workers.json").read_text())["precision"]
     assert asked == {"auto": on_workers, "cpu": on_workers}
     (trial,) = trials(project)

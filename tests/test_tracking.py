@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import is_bfloat16_faster, native_precision, with_precision
+from pipeline.common.hardware import auto_precision, is_bfloat16_faster, resolved_here
 from pipeline.config import Params, load_params
 from pipeline.trials import identity
 from pipeline.trials.folder import Status, Trial
@@ -47,7 +47,7 @@ def _code_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     "overrides",
     [
         ["train.runs=elsewhere"],
-        ["train.device=cpu", "train.precision=" + native_precision("auto")],
+        ["train.device=cpu", "train.precision=" + auto_precision("auto")],
         ["train.threads=1"],
         ["train.log_every=1", "train.checkpoint_every=7", "train.validate_every=3"],
         ["model.llm.weights=/another/place"],
@@ -162,8 +162,8 @@ def test_precision_agrees_with_torch() -> None:
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     for device, native in (("auto", on_gpu if torch.cuda.is_available() else on_cpu), ("cpu", on_cpu)):
         expected = "bfloat16" if native else "float32"
-        assert with_precision(params("train.precision=auto", f"train.device={device}")).train.precision == expected
-    assert with_precision(params("train.precision=float32")).train.precision == "float32"
+        assert resolved_here(params("train.precision=auto", f"train.device={device}")).train.precision == expected
+    assert resolved_here(params("train.precision=float32")).train.precision == "float32"
     assert identity_of("train.precision=float32") != identity_of("train.precision=bfloat16")
 
 
@@ -204,7 +204,7 @@ def test_config_is_valid_for_params(tmp_path: Path) -> None:
     trial = Trial.create(tmp_path, params("train.seed=3", "train.precision=auto"), DATA)
     again = load_params(trial.config)
     assert training_identity(again, DATA) == trial.identity
-    assert again.train.precision == native_precision("auto")
+    assert again.train.precision == auto_precision("auto")
 
 
 def test_creating_an_existing_trial_keeps_its_files(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import tiny
-from trials import ROOT
+from trials import ROOT, write_manifest
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
-from pipeline.corpora.manifest import Utterance, write_manifest
+from pipeline.corpora.manifest import Utterance
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
 from pipeline.training.inputs import TrialInputs

@@ -13,13 +13,13 @@ from pipeline.common import verified
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.verified import (
-    fault,
+    cached_read,
     folder_fault,
     is_seal_line_wrong,
     read_sealed,
-    remembered,
-    require,
+    require_sha256,
     seal_folder,
+    sha256_fault,
     with_seal_line,
     write_sealed,
 )
@@ -99,26 +99,26 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
         return path.read_bytes()
 
     file.write_bytes(b"one")
-    assert [remembered(read, file) for _ in range(3)] == [b"one"] * 3
+    assert [cached_read(read, file) for _ in range(3)] == [b"one"] * 3
     assert len(reads) == 3, "it is so new that it may change again within one tick of the clock"
     monkeypatch.setattr(verified, "SETTLED_SECONDS", -1)
-    assert [remembered(read, file) for _ in range(3)] == [b"one"] * 3
+    assert [cached_read(read, file) for _ in range(3)] == [b"one"] * 3
     assert len(reads) == 4
     before = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert remembered(read, file) == b"two", "size and time of writing are as before; the time of change is not"
+    assert cached_read(read, file) == b"two", "size and time of writing are as before; the time of change is not"
 
 
 def test_faults_of_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    assert fault(tmp_path / "none", "0" * 64) == "is missing"
-    assert fault(tmp_path / "folder", "0" * 64) == "is not a file"
+    assert sha256_fault(tmp_path / "none", "0" * 64) == "is missing"
+    assert sha256_fault(tmp_path / "folder", "0" * 64) == "is not a file"
     (tmp_path / "a").touch()
     with pytest.raises(
         PipelineError, match=r"a: has changed: its SHA-256 was 000000000000 and is e3b0c44298fc; create it"
     ):
-        require(tmp_path / "a", "0" * 64, "create it")
+        require_sha256(tmp_path / "a", "0" * 64, "create it")
 
 
 # Journal.

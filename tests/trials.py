@@ -1,11 +1,13 @@
-"""Trial folders with given metrics, written without training."""
+"""Trial folders with given metrics, written without training, and manifests without media."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import load_params
+from pipeline.corpora.manifest import MANIFEST, Utterance, manifest_text
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +19,12 @@ def make_trial(runs: Path, *settings: str, data: dict[str, str] = DATA) -> Trial
     """A trial that has not started to train, with the settings of the repository's params.yaml and these."""
     params = load_params(ROOT / "params.yaml", ["train.device=cpu", "train.precision=float32", *settings])
     return Trial.create(runs, params, data)
+
+
+def write_manifest(corpus: Path, utterances: Iterable[Utterance]) -> None:
+    """Write `manifest.jsonl` into the folder of a corpus, which is created if it is new."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    (corpus / MANIFEST).write_text(manifest_text(utterances), encoding="utf-8")
 
 
 def finish(trial: Trial, errors: dict[str, list[int]], **more: float) -> Trial:

@@ -4,8 +4,8 @@ from collections import Counter
 
 from pipeline.analysis.survey import LabelledSinks, Survey
 from pipeline.analysis.target import AnalysisTarget
+from pipeline.common.formatting import rounded
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED, RELOCATED_BY_RATIO
-from pipeline.common.text import rounded
 from pipeline.config import Sinks
 from pipeline.model.roles import Role
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pipeline.analysis.effects import Effect
 from pipeline.analysis.target import ScoreKind
 from pipeline.common.files import csv_text
-from pipeline.common.text import ABSENT, p_text, rounded, table_row
+from pipeline.common.formatting import ABSENT, markdown_table, p_text, rounded, signed, text_table
 
 Rows = Sequence[tuple[Effect, Effect | None]]
-SEPARATOR = "  "
 WIDTH = 120
 
 
@@ -38,7 +37,7 @@ def cells(rows: Rows, score: ScoreKind) -> list[list[str]]:
         [
             effect.label,
             rounded(effect.tokens_affected, 2) if control else ABSENT,
-            _with_interval(effect.score, effect.score_interval, score, signed=False),
+            _with_interval(effect.score, effect.score_interval, score, is_change=False),
             _change(effect, score) if control else ABSENT,
             _change(control, score) if control else ABSENT,
             rounded(effect.sinks, 2),
@@ -50,18 +49,13 @@ def cells(rows: Rows, score: ScoreKind) -> list[list[str]]:
 
 def effects_text(rows: Rows, score: ScoreKind, item: str) -> str:
     """For a terminal."""
-    table = [header(score), *cells(rows, score)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [SEPARATOR.join(map(str.ljust, row, widths)).rstrip() for row in table]
-    lines.insert(1, "─" * (sum(widths) + len(SEPARATOR) * (len(widths) - 1)))
-    return "\n".join([*lines, "", textwrap.fill(legend(item), WIDTH)]) + "\n"
+    table = text_table(header(score), cells(rows, score), WIDTH)
+    return "\n".join([*table, "", textwrap.fill(legend(item), WIDTH)]) + "\n"
 
 
 def effects_markdown(rows: Rows, score: ScoreKind, item: str) -> str:
     """One table, and the explanation of its columns."""
-    names = header(score)
-    table = [names, ["---"] * len(names), *cells(rows, score)]
-    return "\n".join([*(table_row(*row) for row in table), "", legend(item)]) + "\n"
+    return "\n".join([*markdown_table(header(score), cells(rows, score)), "", legend(item)]) + "\n"
 
 
 def effects_csv(rows: Rows) -> str:
@@ -79,17 +73,16 @@ def effects_csv(rows: Rows) -> str:
 def _change(effect: Effect, score: ScoreKind) -> str:
     if not effect.tokens_affected:
         return "no token"
-    return f"{_with_interval(effect.change, effect.change_interval, score, signed=True)} {p_text(effect.p)}"
+    return f"{_with_interval(effect.change, effect.change_interval, score, is_change=True)} {p_text(effect.p)}"
 
 
-def _with_interval(value: float, bounds: tuple[float, float] | None, score: ScoreKind, signed: bool) -> str:
+def _with_interval(value: float, bounds: tuple[float, float] | None, score: ScoreKind, is_change: bool) -> str:
     def written(number: float) -> str:
         if not score.changes_by_factor:
-            # The sum turns -0.0 into 0.0.
-            return f"{round(number, 1) + 0.0:{'+' if signed else ''}.1f}"
+            return signed(number, decimals=1) if is_change else f"{number:.1f}"
         if abs(number) >= 1e6:
             return f"{number:.1e}"
-        factor = "×" if signed else ""
+        factor = "×" if is_change else ""
         return f"{factor}{number:.3f}" if abs(number) < 10 else f"{factor}{rounded(number, None)}"
 
     return f"{written(value)} [{', '.join(map(written, bounds))}]" if bounds else written(value)

@@ -1,14 +1,15 @@
-"""Options and error handling of all commands, and the folders that a temporary workspace of DVC shares."""
+"""Options and error handling of all commands."""
 
 import argparse
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.dvc_workspace import share_with_project
 from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.common.version_control import require_clean
 from pipeline.config import Params, load_params
@@ -16,7 +17,6 @@ from pipeline.config import Params, load_params
 INTERRUPTED = 130
 ADDRESS = "PIPELINE_ADDRESS"
 """The variable with the default of `--address`: command lines of DVC's stages do not depend on a cluster."""
-_WORKSPACES = (".dvc", "tmp", "exps")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -60,8 +60,8 @@ class _RequireClean(argparse.Action):
         setattr(namespace, self.dest, True)
 
 
-def params_of(arguments: argparse.Namespace) -> Params:
-    """Load the parameters; a temporary workspace of DVC is linked to its project's features and trials."""
+def load_params_for_command(arguments: argparse.Namespace) -> Params:
+    """Load the parameters, and link a temporary workspace of DVC to its project's features and trials."""
     params = load_params(arguments.params, arguments.set)
     share_with_project((params.features.out, params.train.runs), Path.cwd())
     return params
@@ -108,40 +108,3 @@ def _interrupt(number: int, frame: object) -> None:
 def _exit(line: str, code: int) -> None:
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def share_with_project(folders: Iterable[str], here: Path) -> None:
-    """In a temporary workspace of DVC (`dvc exp run --temp`), link folders to those of the project.
-
-    Features and trials are named by their content and are not outputs of a stage, so DVC copies none of them into the
-    workspace; and trials that are trained there must outlive it. A folder that already exists, with the pointers that
-    git tracks, gets links to the entries that it lacks.
-
-    Args:
-        folders: relative to the project; absolute ones are the same everywhere.
-        here: the working folder.
-    """
-    project = project_of(here)
-    if project is None:
-        return
-    for name in folders:
-        theirs, ours = project / name, here / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or ours.is_symlink():
-            continue
-        theirs.mkdir(parents=True, exist_ok=True)
-        if not ours.exists():
-            ours.parent.mkdir(parents=True, exist_ok=True)
-            ours.symlink_to(theirs)
-            continue
-        for entry in theirs.iterdir():
-            if not (ours / entry.name).exists():
-                (ours / entry.name).symlink_to(entry)
-
-
-def project_of(folder: Path) -> Path | None:
-    """The project of a temporary workspace of DVC; None for any other folder."""
-    parts = folder.parts
-    for start in range(len(parts) - len(_WORKSPACES)):
-        if parts[start : start + len(_WORKSPACES)] == _WORKSPACES:
-            return Path(*parts[:start])
-    return None

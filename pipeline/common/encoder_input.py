@@ -1,4 +1,7 @@
-"""What `Encoder.prepare` returns and `Encoder.vectors` takes. The model passes it on and knows no encoder."""
+"""What `Encoder.prepare` returns and `Encoder.vectors` takes.
+
+Not in `pipeline.encoders`, which `pipeline.model` does not import: the model only passes it on.
+"""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.text import size_text
+from pipeline.common.formatting import size_text
 
 CHUNK = 1 << 20
 _REMOVED = ".removed-"

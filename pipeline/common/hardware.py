@@ -1,4 +1,4 @@
-"""Devices, floating-point precision and processes of this machine.
+"""Devices of this machine, and their floating-point precision.
 
 PyTorch is imported only inside functions that need it, so that a command with nothing to do ends at once.
 """
@@ -6,8 +6,6 @@ PyTorch is imported only inside functions that need it, so that a command with n
 import ctypes
 import functools
 import importlib.metadata
-import os
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,34 +49,29 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def release_freed_memory() -> None:
-    """Return freed memory to the system; a no-op where the C library is not glibc.
-
-    Without it, fragmentation of the heap grew a process by 16% over a loop that itself keeps little.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-def with_precision(params: Params) -> Params:
-    """The parameters with `train.precision` resolved for `train.device` of this machine.
+def resolved_here(params: Params) -> Params:
+    """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine.
 
     In mode online also the precision of the encoders, which the trial runs; cached features have theirs in their index.
     """
-    return _with_precision(params, resolve_precision, encoders=params.features.mode == "online")
+    return _resolved(params, resolve_precision, encoders=params.features.mode == "online")
 
 
-def with_native(params: Params, native: Mapping[str, ResolvedPrecision]) -> Params:
-    """The parameters with each `auto` resolved for another machine, by its native precision on `auto` and `cpu`."""
+def resolved_as(params: Params, native: Mapping[str, ResolvedPrecision]) -> Params:
+    """The parameters with each precision `auto` resolved for another machine.
+
+    Args:
+        params: of a trial.
+        native: `auto_precision` of that machine, for the devices `auto` and `cpu`.
+    """
 
     def resolve(precision: str, device: str) -> str:
         return native["cpu" if device == "cpu" else "auto"] if precision == "auto" else precision
 
-    return _with_precision(params, resolve, encoders=True)
+    return _resolved(params, resolve, encoders=True)
 
 
-def _with_precision(params: Params, resolve: Callable[[str, str], str], encoders: bool) -> Params:
+def _resolved(params: Params, resolve: Callable[[str, str], str], encoders: bool) -> Params:
     def resolved(section: Train | AudioEncoderSettings | VideoEncoderSettings, device: str = "auto") -> Any:
         return section.model_copy(update={"precision": resolve(section.precision, device)})
 
@@ -92,12 +85,12 @@ def _with_precision(params: Params, resolve: Callable[[str, str], str], encoders
 def resolve_precision(precision: str, device: str = "auto") -> ResolvedPrecision:
     """`float32` or `bfloat16`: a parameter `precision` resolved for a device of this machine."""
     if precision == "auto":
-        return native_precision(device)
+        return auto_precision(device)
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 @functools.cache
-def native_precision(device: str) -> ResolvedPrecision:
+def auto_precision(device: str) -> ResolvedPrecision:
     """What `auto` stands for: bfloat16 on GPUs from Ampere on, on CPUs with AMX, and on AMD's with AVX512-BF16.
 
     On an EPYC 9004 a training step takes 1.2 s in bfloat16 and 2.3 s in float32. AVX512-BF16 alone is not sufficient:
@@ -154,28 +147,3 @@ def value_of(path: Path, key: str) -> str | None:
         return None
     pairs = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
-
-
-def this_process() -> dict[str, Any]:
-    """Identifies this process to others: `host`, `machine`, `pid`, and `started`, which exposes a reused process id."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": start_of(pid)}
-
-
-def _machine() -> str:
-    """The booted system and pid namespace: the scope in which a process id is unique."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def start_of(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None if it has exited or is a zombie."""
-    try:
-        # The command name, up to the last parenthesis, may contain anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

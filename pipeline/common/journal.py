@@ -18,8 +18,10 @@ _DIGITS = 16
 class Journal:
     """A journal that is open for appending; a context manager, for one writing process at a time.
 
+    Opening it reads all values into memory, and removes a truncated last line.
+
     Args:
-        path: created if it is new. A truncated last line is removed.
+        path: created if it is new, in a folder that exists.
     """
 
     def __init__(self, path: str | Path) -> None:

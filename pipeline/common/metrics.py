@@ -29,9 +29,10 @@ NUMBER = Unit("")
 
 
 class Place(Flag):
-    """Where a metric is shown, in addition to `metrics.csv`, which has all."""
+    """Where a metric is shown. `metrics.csv` has all metrics."""
 
-    NOWHERE = 0
+    CSV_ONLY = 0
+    """In none of the places below."""
     TABLE = auto()
     FIGURE = auto()
     """Has a panel in the figures that compare trials."""
@@ -43,7 +44,7 @@ class Place(Flag):
     """Measured while a trial trains, every `sinks.every` steps."""
 
 
-NOWHERE, TABLE, FIGURE = Place.NOWHERE, Place.TABLE, Place.FIGURE
+CSV_ONLY, TABLE, FIGURE = Place.CSV_ONLY, Place.TABLE, Place.FIGURE
 COLUMN, CURVE, FOLLOWED = Place.COLUMN, Place.CURVE, Place.FOLLOWED
 MAIN = TABLE | FIGURE | COLUMN | FOLLOWED
 
@@ -88,7 +89,7 @@ METRICS: list[Metric] = [
            "Word errors (substitutions, deletions, insertions) over the words of the references."),
     Metric(CER, "CER %, {condition}", PERCENT, "lower", TABLE,
            "Character errors over the characters of the references."),
-    Metric("wer_normalised/{condition}", "WER %, numbers normalised, {condition}", PERCENT, "lower", NOWHERE,
+    Metric("wer_normalised/{condition}", "WER %, numbers normalised, {condition}", PERCENT, "lower", CSV_ONLY,
            "Word error rate where digits and number words agree."),
     Metric(BY_ACTIVATION, "sinks / utterance, by activation", TOKENS, "lower", MAIN,
            "Tokens other than BOS with a massive activation: above `sinks.tau` times their layer's median, in a layer "
@@ -112,51 +113,51 @@ METRICS: list[Metric] = [
            "loss that only moves the sink raises it."),
     Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Share of the utterances in which a token other than BOS has the largest ratio."),
-    Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens other than BOS above 100 times the median."),
-    Metric(f"{BY_ACTIVATION}/tau_1000", "ratio > 1,000, tokens / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/tau_1000", "ratio > 1,000, tokens / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens other than BOS above 1,000 times the median."),
-    Metric(f"{BY_ACTIVATION}/absolute", "intermediate sinks above 100 / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/absolute", "intermediate sinks above 100 / utterance", TOKENS, "lower", CSV_ONLY,
            "Intermediate sinks whose activation also exceeds 100 (Sun et al., COLM 2024)."),
-    Metric(f"{BY_ACTIVATION}/outlier", "outliers / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/outlier", "outliers / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens other than BOS above `sinks.outlier` times the median of the tokens (PrefixQuant)."),
-    Metric(f"{BY_ACTIVATION}/secondary", "secondary sinks / utterance", TOKENS, "lower", NOWHERE,
+    Metric(f"{BY_ACTIVATION}/secondary", "secondary sinks / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens whose cosine to BOS exceeds `sinks.alignment` in some layer (Secondary-Attention-Sinks)."),
-    Metric(BY_ACTIVATION + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", NOWHERE,
+    Metric(BY_ACTIVATION + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", CSV_ONLY,
            "Intermediate sinks of one role, over the utterances with this role."),
-    Metric("sinks/max_ratio/bos/max", "largest ratio of all, BOS", RATIO, "", NOWHERE,
+    Metric("sinks/max_ratio/bos/max", "largest ratio of all, BOS", RATIO, "", CSV_ONLY,
            "The largest ratio of BOS over all utterances."),
-    Metric("sinks/max_ratio/intermediate/max", "largest ratio of all, intermediate", RATIO, "lower", NOWHERE,
+    Metric("sinks/max_ratio/intermediate/max", "largest ratio of all, intermediate", RATIO, "lower", CSV_ONLY,
            "The largest ratio of any other token over all utterances."),
-    Metric("sinks/mlp_share", "written by the MLP %", PERCENT, "", NOWHERE,
+    Metric("sinks/mlp_share", "written by the MLP %", PERCENT, "", CSV_ONLY,
            "Share of a massive activation written by the MLP (the rest by attention), in the layer that wrote most."),
-    Metric("sinks/mlp_share/bos", "written by the MLP %, BOS", PERCENT, "", NOWHERE,
+    Metric("sinks/mlp_share/bos", "written by the MLP %, BOS", PERCENT, "", CSV_ONLY,
            "Share of the massive activations of BOS written by the MLP."),
-    Metric("sinks/mlp_share/intermediate", "written by the MLP %, intermediate", PERCENT, "", NOWHERE,
+    Metric("sinks/mlp_share/intermediate", "written by the MLP %, intermediate", PERCENT, "", CSV_ONLY,
            "Share of the massive activations of intermediate sinks written by the MLP."),
-    Metric("sinks/unit_share", "written by one unit %", PERCENT, "", NOWHERE,
+    Metric("sinks/unit_share", "written by one unit %", PERCENT, "", CSV_ONLY,
            "Share of a massive activation written by one unit of the MLP."),
-    Metric("sinks/feature_jaccard", "dimensions shared with BOS", NUMBER, "", NOWHERE,
+    Metric("sinks/feature_jaccard", "dimensions shared with BOS", NUMBER, "", CSV_ONLY,
            "Jaccard index of the massive dimensions of intermediate sinks and of BOS."),
-    Metric("sinks/definition_jaccard", "agreement of definitions", NUMBER, "", NOWHERE,
+    Metric("sinks/definition_jaccard", "agreement of definitions", NUMBER, "", CSV_ONLY,
            "Jaccard index of the sinks by activation and by attention."),
-    Metric("sinks/secondary_lifetime", "lifetime of secondary sinks", Unit("layers"), "", NOWHERE,
+    Metric("sinks/secondary_lifetime", "lifetime of secondary sinks", Unit("layers"), "", CSV_ONLY,
            "Number of layers in which a secondary sink persists."),
-    Metric("sinks/decorrelation", "decorrelation loss", NUMBER, "lower", NOWHERE,
+    Metric("sinks/decorrelation", "decorrelation loss", NUMBER, "lower", CSV_ONLY,
            "The decorrelation loss on the evaluated utterances, whatever its weight in training."),
-    Metric("sinks/tokens_per_utterance", "tokens / utterance", TOKENS, "", NOWHERE,
+    Metric("sinks/tokens_per_utterance", "tokens / utterance", TOKENS, "", CSV_ONLY,
            "Tokens of the whole sequence."),
     Metric("loss/cross_entropy", "cross-entropy", NATS, "lower", CURVE,
            "Training loss per token of the response."),
     Metric("loss/validation", "validation loss", NATS, "lower", CURVE,
            "Cross-entropy of the clean validation split."),
-    Metric("loss/decorrelation", "decorrelation loss", NUMBER, "lower", NOWHERE,
+    Metric("loss/decorrelation", "decorrelation loss", NUMBER, "lower", CSV_ONLY,
            "Decorrelation loss in training, before its weight."),
-    Metric("learning_rate", "learning rate", NUMBER, "", NOWHERE,
+    Metric("learning_rate", "learning rate", NUMBER, "", CSV_ONLY,
            "Learning rate of the step."),
-    Metric("gradient_norm", "gradient norm", NUMBER, "", NOWHERE,
+    Metric("gradient_norm", "gradient norm", NUMBER, "", CSV_ONLY,
            "L2 norm of the gradient before clipping."),
-    Metric("throughput/utterances_per_second", "utterances / s", NUMBER, "higher", NOWHERE,
+    Metric("throughput/utterances_per_second", "utterances / s", NUMBER, "higher", CSV_ONLY,
            "Utterances trained on per second."),
 ]
 # fmt: on

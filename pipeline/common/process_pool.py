@@ -19,11 +19,6 @@ Run = Callable[[Callable, Iterable[tuple]], Iterator[tuple[tuple, Any]]]
 """`run(function, jobs)` yields each job with the result of `function(*job)`, or with `KILLED`, as jobs finish."""
 
 
-def available_cores() -> int:
-    """Number of cores this process may use; a container or a scheduler may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_parallel(function: Callable, jobs: Iterable[tuple], processes: int) -> Iterator[tuple[tuple, Any]]:
     """Yield each job with the result of `function(*job)`, or with `KILLED`, as jobs finish.
 

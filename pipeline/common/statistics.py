@@ -33,9 +33,11 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """95% interval of `sum(numerators) / sum(denominators)` (Bisani and Ney, 2004; Cochran, 1977).
 
-    A word error rate is edits over words; a mean is values over ones. With eight speakers or more the interval holds
-    for new speakers: linearised ratio of the speakers' sums, Student's t. Otherwise it is the percentile interval over
-    resampled utterances, and holds for these speakers.
+    A word error rate is edits over words; a mean is values over ones. What the interval is over:
+
+    - `MIN_SPEAKERS` speakers or more: speakers (linearised ratio of their sums, Student's t), so it holds for new ones;
+    - fewer or unknown speakers: resampled utterances (percentiles), so it holds for these speakers only;
+    - fewer than `MIN_UTTERANCES` utterances with a positive denominator, or no resamplings: there is none.
 
     Args:
         numerators: (utterances,) such as edits.
@@ -45,7 +47,7 @@ def ratio_interval(
         speakers: (utterances,) speaker of each utterance; None if unknown.
 
     Returns:
-        Low and high; None without resamplings, or with fewer than ten utterances with a positive denominator.
+        Low and high; None if there is no interval.
     """
     numerator_values, denominator_values = np.asarray(numerators, float), np.asarray(denominators, float)
     if numerator_values.shape != denominator_values.shape or numerator_values.ndim != 1:

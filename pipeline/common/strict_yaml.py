@@ -19,8 +19,8 @@ MAX_DEPTH = 50
 """Nested lists and mappings."""
 MAX_VALUES = 100_000
 """Values of a file with its aliases (`*name`) expanded."""
-MAX_DIGITS = 18
-"""Of an integer: those that fit 64 bits."""
+MAX_INTEGER_LENGTH = 18
+"""Characters of an integer, its sign or `0x` included; one of this length fits 64 bits."""
 _TAG = "tag:yaml.org,2002:"
 _TRUE = ("true", "True", "TRUE")
 
@@ -85,8 +85,9 @@ class _StrictLoader(yaml.SafeLoader):
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
         base = {"0x": 16, "0o": 8}.get(node.value[:2], 10)
-        if len(node.value) > MAX_DIGITS:
-            raise ConstructorError(None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark)
+        if len(node.value) > MAX_INTEGER_LENGTH:
+            found = f"an integer of more than {MAX_INTEGER_LENGTH} characters"
+            raise ConstructorError(None, None, found, node.start_mark)
         return int(node.value, base)
 
 

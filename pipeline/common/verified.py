@@ -26,7 +26,7 @@ _SEAL = re.compile(r'^  "seal": "([0-9a-f]{64})"', re.MULTILINE)
 _known: dict[tuple[Callable, str], tuple[tuple[int, ...], Any]] = {}
 
 
-def remembered(read: Callable[[Path], Any], path: str | Path) -> Any:
+def cached_read(read: Callable[[Path], Any], path: str | Path) -> Any:
     """`read(path)`, cached as long as the file has the same device, inode, size and times."""
     status = os.stat(path)
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -40,11 +40,11 @@ def remembered(read: Callable[[Path], Any], path: str | Path) -> Any:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's content, cached as by `remembered`."""
-    return remembered(file_sha256, path)
+    """SHA-256 of a file's content, cached as by `cached_read`."""
+    return cached_read(file_sha256, path)
 
 
-def fault(path: Path, sha256: str) -> str | None:
+def sha256_fault(path: Path, sha256: str) -> str | None:
     """Why a file fails verification (missing, unreadable or changed); None if it passes."""
     try:
         # Reading a pipe or a device would not end.
@@ -58,9 +58,9 @@ def fault(path: Path, sha256: str) -> str | None:
     return None if actual == sha256 else f"has changed: its SHA-256 was {sha256[:12]} and is {actual[:12]}"
 
 
-def require(path: str | Path, sha256: str, remedy: str) -> None:
+def require_sha256(path: str | Path, sha256: str, remedy: str) -> None:
     """Verify a file; a `PipelineError` if it is missing, unreadable or changed."""
-    if reason := fault(Path(path), sha256):
+    if reason := sha256_fault(Path(path), sha256):
         raise PipelineError(path, reason, remedy)
 
 
@@ -119,7 +119,7 @@ def folder_fault(folder: Path) -> str | None:
         return f"{FOLDER_SEAL} is damaged"
     if different := sorted(files.keys() ^ set(_names(folder))):
         return f"files are missing or were added: {', '.join(different)}"
-    faults = (f"{name} {reason}" for name, sha256 in files.items() if (reason := fault(folder / name, sha256)))
+    faults = (f"{name} {reason}" for name, sha256 in files.items() if (reason := sha256_fault(folder / name, sha256)))
     return next(faults, None)
 
 

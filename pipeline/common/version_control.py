@@ -23,7 +23,7 @@ MAX_NAMED = 5
 SETTINGS_FILES = ("params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 """Files outside the package that the code uses."""
 MAX_PATCH_BYTES = 16 << 20
-"""A longer patch is no code that somebody wrote: it is kept without a scan for secrets."""
+"""A longer patch is data rather than code that somebody wrote: it is kept without a scan for secrets."""
 GIT_HOOK_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 WITHHELD = "# Incomplete: changes that seem to contain a secret are left out"
 DVC_LOCK = "dvc.lock"

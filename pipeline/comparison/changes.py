@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.formatting import p_text, signed
 from pipeline.common.statistics import Welch, equivalence_p, holm, ratio_interval, welch
-from pipeline.common.text import p_text
 from pipeline.comparison.entries import Entry
 from pipeline.trials.results import ScoredHypothesis
 
@@ -66,8 +66,7 @@ class WERChange:
 
 
 def _points(fraction: float) -> str:
-    # The sum turns -0.0 into 0.0.
-    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
+    return signed(100 * fraction, decimals=1)
 
 
 def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.formatting import markdown_table, rounded
 from pipeline.common.metrics import BY_ACTIVATION, RELOCATED, RELOCATED_BY_RATIO
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, ratio_interval
-from pipeline.common.text import rounded, table_row
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.sink_records import Column, Records, read_records
@@ -307,9 +307,9 @@ def _estimate(trials: Sequence[Column]) -> Estimate:
 
 def claims_markdown(claims: Iterable[Claim]) -> str:
     """The claims as a table, with notes on their terms."""
-    lines = [table_row("task", "trials", "claim", "", "value"), table_row(*["---"] * 5)]
-    lines += [table_row(c.task, c.variant, c.statement, f"**{c.verdict}**", c.value) for c in claims]
-    return "\n".join([*lines, "", *(f"- {note}" for note in NOTES)]) + "\n"
+    rows = [[c.task, c.variant, c.statement, f"**{c.verdict}**", c.value] for c in claims]
+    table = markdown_table(["task", "trials", "claim", "", "value"], rows)
+    return "\n".join([*table, "", *(f"- {note}" for note in NOTES)]) + "\n"
 
 
 def claims_summary(claims: Sequence[Claim]) -> str:

@@ -13,10 +13,10 @@ from pipeline.common.code import code_digest
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, write_json, write_text
+from pipeline.common.formatting import p_text
 from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval
-from pipeline.common.text import p_text
-from pipeline.common.verified import fault, sha256_of
+from pipeline.common.verified import sha256_fault, sha256_of
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import WERChange, wer_p
 from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claims_summary
@@ -69,7 +69,7 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
     except (PipelineError, KeyError, TypeError, ValueError):
         # Missing, damaged, or of an earlier version.
         files, known_source = {}, None
-    if known_source == source and not any(fault(folder / name, sha256) for name, sha256 in files.items()):
+    if known_source == source and not any(sha256_fault(folder / name, sha256) for name, sha256 in files.items()):
         return [folder / name for name in files]
     import matplotlib
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.common import metrics
+from pipeline.common.formatting import ABSENT, rounded
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, Unit
-from pipeline.common.text import ABSENT, rounded
 from pipeline.comparison.entries import condition_name
 from pipeline.comparison.table import Cell, Comparison
 

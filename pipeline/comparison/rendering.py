@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text
+from pipeline.common.formatting import GAP, aligned, markdown_table, plain
 from pipeline.common.statistics import MIN_SPEAKERS
-from pipeline.common.text import plain, table_row
 from pipeline.comparison.entries import Task
 from pipeline.comparison.quantities import Quantity, cell_text, quantities
 from pipeline.comparison.table import Cell, Comparison, differing_settings
 
 INDENT = "  "
-GAP = 2
-"""Blanks between two columns of the text."""
 HEAD_WIDTH = 20
 """Width at which the name of a variant is wrapped."""
 _LATEX = str.maketrans(
@@ -112,9 +110,9 @@ def table_text(comparison: Comparison, width: int = 100) -> str:
         lines = []
         for line in range(max(len(heads[n]) for n in columns)):
             words = [heads[n][line] if line < len(heads[n]) else "" for n in columns]
-            lines.append(_padded([*([""] * len(label_widths)), *words], all_widths))
+            lines.append(aligned([*([""] * len(label_widths)), *words], all_widths))
         lines.append("─" * min(width, sum(all_widths) + GAP * (len(all_widths) - 1)))
-        lines += [_padded([*names, *(cells[n] for n in columns)], all_widths) for names, cells in shown]
+        lines += [aligned([*names, *(cells[n] for n in columns)], all_widths) for names, cells in shown]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, below]) + "\n"
 
@@ -127,10 +125,6 @@ def _label(quantity: Quantity | None, indent: str) -> str:
 def _names(task: Task) -> list[str]:
     """The columns that name a row: the corpus, if there are several, and the task."""
     return [task.dataset, task.name] if task.dataset else [task.name]
-
-
-def _padded(words: Sequence[str], widths: Sequence[int]) -> str:
-    return (" " * GAP).join(word.ljust(size) for word, size in zip(words, widths, strict=True)).rstrip()
 
 
 def _fitting(widths: list[int], room: int) -> list[list[int]]:
@@ -149,10 +143,9 @@ def _fitting(widths: list[int], room: int) -> list[list[int]]:
 def table_markdown(comparison: Comparison) -> str:
     """The table, and the notes as a list."""
     heads = ["", *("" for _ in _names(comparison.tasks[0])), *map(str, comparison.variants)]
-    lines = [table_row(*heads), table_row(*["---"] * len(heads))]
-    for quantity, task, cells in table_rows(comparison):
-        lines.append(table_row(_label(quantity, "&emsp;"), *_names(task), *cells))
-    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table_notes(comparison))]) + "\n"
+    rows = [[_label(quantity, "&emsp;"), *_names(task), *cells] for quantity, task, cells in table_rows(comparison)]
+    notes = (f"- {plain(note)}" for note in table_notes(comparison))
+    return "\n".join([*markdown_table(heads, rows), "", *notes]) + "\n"
 
 
 def table_latex(comparison: Comparison) -> str:

@@ -8,8 +8,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipeline.common.files import csv_text
+from pipeline.common.formatting import ABSENT, markdown_table, plain, rounded, text_table
 from pipeline.common.metrics import NUMBER, Unit, find
-from pipeline.common.text import ABSENT, plain, rounded, table_row
 from pipeline.comparison.entries import condition_name
 from pipeline.comparison.rendering import INDENT
 
@@ -150,22 +150,16 @@ def value_text(values: Sequence[float] | None, metric: str) -> str:
 
 def search_text(result: SearchResult) -> str:
     """The outcome for a terminal."""
-    table = list(_table(result))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines.insert(1, "─" * min(WIDTH, sum(widths) + 2 * len(widths) - 2))
-    below = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in search_notes(result)]
-    return "\n".join([*_head(result), "", *lines, "", *below]) + "\n"
+    heads, *rows = _table(result)
+    notes = [textwrap.fill(note, WIDTH, subsequent_indent=INDENT) for note in search_notes(result)]
+    return "\n".join([*_head(result), "", *text_table(heads, rows, WIDTH), "", *notes]) + "\n"
 
 
 def search_markdown(result: SearchResult) -> str:
     """The same in Markdown."""
     heads, *rows = _table(result)
-    table = [table_row(*heads), table_row(*["---"] * len(heads)), *(table_row(*row) for row in rows)]
-    return (
-        "\n".join([*map(plain, _head(result)), "", *table, "", *(f"- {plain(note)}" for note in search_notes(result))])
-        + "\n"
-    )
+    notes = (f"- {plain(note)}" for note in search_notes(result))
+    return "\n".join([*map(plain, _head(result)), "", *markdown_table(heads, rows), "", *notes]) + "\n"
 
 
 def _table(result: SearchResult) -> Iterator[list[str]]:

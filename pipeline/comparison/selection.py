@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.common.command import params_of
+from pipeline.common.command import load_params_for_command
 from pipeline.common.errors import PipelineError
 from pipeline.comparison.entries import MARK
 from pipeline.tracking.server import tracking_uri
@@ -45,7 +45,7 @@ def named_trial(name: str, runs: str | Path) -> Trial:
 
 def requested_trial(name: str, arguments: Namespace) -> Trial:
     """The trial that a command's arguments name, see `named_trial`; a folder is found without params.yaml."""
-    return named_trial(name, "runs" if Path(name).is_dir() else params_of(arguments).train.runs)
+    return named_trial(name, "runs" if Path(name).is_dir() else load_params_for_command(arguments).train.runs)
 
 
 def _matching(name: str, runs: Path) -> list[Trial]:

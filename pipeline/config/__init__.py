@@ -15,4 +15,4 @@ from pipeline.config.model import LLM, LoRA, Model, ProjectorSettings, Rates
 from pipeline.config.params import Params, assign, known_below, load_params, validate
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Decorrelation, Train
-from pipeline.config.weights import HubSource, PathSource, Weights, WheelSource
+from pipeline.config.weights import HubSource, PathSource, WeightsSource, WheelSource

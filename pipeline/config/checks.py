@@ -112,18 +112,21 @@ def _online(params: "Params") -> Iterator[Contradiction]:
             "set features.mode to online: cached features can be neither augmented nor trained",
         )
     for stream in (stream for stream, adapter in lora.items() if adapter):
-        if "lora" not in _supported(params, stream):
-            encoder = getattr(features, stream).encoder
+        encoder, able = getattr(features, stream).encoder, _encoders_with("lora", stream)
+        if encoder not in able:
             yield (
                 f"features.{stream}.lora is set and features.{stream}.encoder is {encoder!r}",
-                "use the encoder avhubert, or set lora to null",
+                f"use the encoder {' or '.join(able)}, or set lora to null",
             )
     for key in ("crop", "flip"):
-        if "video" in used and f"augmentation.{key}" in wanted and key not in _supported(params, "video"):
+        if "video" not in used or f"augmentation.{key}" not in wanted:
+            continue
+        able = _encoders_with(key, "video")
+        if features.video.encoder not in able:
             yield (
                 f"features.augmentation.{key} is {getattr(augmentation, key)!r} and features.video.encoder is "
                 f"{features.video.encoder!r}, where it has no effect",
-                f"use the encoder avhubert, or remove {key}",
+                f"use the encoder {' or '.join(able)}, or remove {key}",
             )
     if augmentation.noise_share > 0 and not augmentation.noise_snrs:
         yield (
@@ -137,7 +140,7 @@ def _online(params: "Params") -> Iterator[Contradiction]:
         )
 
 
-def _supported(params: "Params", stream: str) -> frozenset[str]:
-    """What the encoder of a stream supports, see `Encoder.takes`."""
+def _encoders_with(capability: str, stream: str) -> list[str]:
+    """The encoders of a stream that support a capability, see `Encoder.supports`."""
     kinds = AUDIO_ENCODERS if stream == "audio" else VIDEO_ENCODERS
-    return resolve_name(kinds[getattr(params.features, stream).encoder]).takes
+    return [kind for kind, place in kinds.items() if capability in resolve_name(place).supports]

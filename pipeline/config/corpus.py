@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, create_model
 
-from pipeline.config.registry import CORPORA, require_known, validate_section
-from pipeline.config.section import Count, Section, Share
+from pipeline.config.registry import CORPORA, require_known
+from pipeline.config.section import Count, Section, Share, validate_section
 
 
 class Noise(Section):

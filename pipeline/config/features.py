@@ -6,15 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny
 
-from pipeline.config.registry import (
-    AUDIO_ENCODERS,
-    VIDEO_ENCODERS,
-    error,
-    require_known,
-    unknown_key_error,
-    validate_section,
-)
-from pipeline.config.section import Count, Precision, Section, Share
+from pipeline.config.registry import AUDIO_ENCODERS, VIDEO_ENCODERS, require_known
+from pipeline.config.section import Count, Precision, Section, Share, unknown_key, validate_section, wrong_value
 
 
 class EncoderLoRA(Section):
@@ -53,7 +46,7 @@ class VideoEncoderSettings(EncoderSettings):
 
 
 def encoder_section(base: type[EncoderSettings]) -> type[EncoderSettings]:
-    """The class of section `audio` or `video` with the settings of all its encoders, to list them in an error."""
+    """A class with the settings of all encoders of section `audio` or `video`, of which only the names are used."""
     kinds = AUDIO_ENCODERS if base is AudioEncoderSettings else VIDEO_ENCODERS
     settings = dict.fromkeys(_settings(place, base) for place in kinds.values())
     return type(base.__name__, (*(kind for kind in settings if kind is not base), base), {})
@@ -67,12 +60,12 @@ def _read(kinds: dict[str, str], base: type[EncoderSettings], given: Any) -> Enc
     if isinstance(given, base):
         return given
     if not isinstance(given, dict):
-        raise error("a section", given)
+        raise wrong_value("a section", given)
     values = {"encoder": base.model_fields["encoder"].default} | given
     own = _settings(kinds[require_known(values["encoder"], kinds, "encoder")], base)
     if others := values.keys() - own.model_fields.keys():
         for key in sorted(others - encoder_section(base).model_fields.keys()):
-            raise unknown_key_error(", ".join(own.model_fields), key)
+            raise unknown_key(", ".join(own.model_fields), key)
     return validate_section(own, {key: values[key] for key in values if key in own.model_fields})
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.common.modality import Modality
 from pipeline.config.registry import DownsamplingKind, Kind
-from pipeline.config.section import Count, Fraction, Section
+from pipeline.config.section import Count, Section, ShareBelowOne
 
 
 class Rates(Section):
@@ -43,7 +43,7 @@ class LoRA(Section):
     """Rank of the update."""
     alpha: Annotated[float, Field(gt=0)] = 64
     """The update is scaled by alpha / rank."""
-    dropout: Fraction = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout before the adapters."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the adapted modules."""

@@ -1,15 +1,13 @@
 """The registries of kinds: encoders, corpora and downsampling. A new kind is a file and a line here."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import PlainSerializer, PlainValidator
 
-from pipeline.config.section import Checked, Section, known_keys
+from pipeline.config.section import Section, validate_section, wrong_value
 
 AUDIO_ENCODERS = {
     "whisper": "pipeline.encoders.whisper:Whisper",
@@ -41,35 +39,12 @@ class Kind(Section):
 
 
 def require_known(name: Any, kinds: Mapping[str, str], *key: str) -> str:
-    """The name, if it is one of the kinds; otherwise a `ValidationError`."""
+    """The name, if it is one of the kinds; otherwise the error `wrong_value`."""
     if isinstance(name, str) and name in kinds:
         return name
     *most, last = map(repr, kinds)
     message = " or ".join([", ".join(most), last] if most else [last]).replace("{", "{{")
-    raise error(message, name, *key)
-
-
-def error(message: str, value: Any, *key: str) -> ValidationError:
-    """The error for a wrong value: `it must be` with the message."""
-    details = InitErrorDetails(type=PydanticCustomError("kind", message), loc=key, input=value)
-    return ValidationError.from_exception_data("", [details])
-
-
-def unknown_key_error(keys: str, *key: str | int) -> ValidationError:
-    """The error for an unknown key of a section, whose valid keys are `keys`."""
-    details = InitErrorDetails(type=PydanticCustomError("unknown_key", keys), loc=key, input=None)
-    return ValidationError.from_exception_data("", [details])
-
-
-def validate_section(section: type[Checked], values: Any) -> Checked:
-    """Validate nested values as a section; the error for an unknown key names the keys of this class."""
-    try:
-        return section.model_validate_json(json.dumps(values))
-    except ValidationError as wrong:
-        for detail in wrong.errors():
-            if detail["type"] == "extra_forbidden":
-                raise unknown_key_error(known_keys(section, list(detail["loc"][:-1])), *detail["loc"]) from None
-        raise
+    raise wrong_value(message, name, *key)
 
 
 def _read(kinds: Mapping[str, str], given: Any) -> Kind:

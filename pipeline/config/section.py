@@ -1,4 +1,4 @@
-"""The base class of parameter sections, and the error for a wrong value."""
+"""The base class of parameter sections, their validation, and the errors for wrong values and unknown keys."""
 
 import json
 import re
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from pipeline.common.errors import PipelineError
 
 Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -25,24 +26,51 @@ Checked = TypeVar("Checked", bound=Section)
 
 
 def checked(kind: type[Checked], values: dict[str, Any], where: str | Path) -> Checked:
-    """Validate nested values as a section of this kind; `where` is named in errors."""
+    """Validate nested values as a section of this kind; a `PipelineError` that names `where` if one is wrong."""
+    try:
+        return validate_section(kind, values)
+    except ValidationError as error:
+        raise _pipeline_error(error, where) from None
+
+
+def validate_section(kind: type[Checked], values: Any) -> Checked:
+    """As `checked`, for a section inside another: a `ValidationError`, to which pydantic adds the keys above it."""
     try:
         # Via JSON, in which a list is valid for a tuple.
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _pipeline_error(error, where, kind) from None
+        worst = _worst(error)
+        if worst["type"] == "extra_forbidden":
+            raise unknown_key(_known_keys(kind, _steps(worst["loc"])[:-1]), *worst["loc"]) from None
+        raise
 
 
-def _pipeline_error(error: ValidationError, where: str | Path, kind: type[Section]) -> PipelineError:
-    # Of several errors about a union, the one about the deepest value is the most specific.
-    worst = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
-    steps = _steps(worst["loc"])
-    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+def wrong_value(message: str, value: Any, *key: str) -> ValidationError:
+    """The error for a wrong value: `it must be` with the message."""
+    return _error(PydanticCustomError("kind", message), value, *key)
+
+
+def unknown_key(known: str, *key: str | int) -> ValidationError:
+    """The error for an unknown key of a section, whose valid keys are `known`."""
+    return _error(PydanticCustomError("unknown_key", known), None, *key)
+
+
+def _error(reason: PydanticCustomError, value: Any, *key: str | int) -> ValidationError:
+    return ValidationError.from_exception_data("", [InitErrorDetails(type=reason, loc=key, input=value)])
+
+
+def _worst(error: ValidationError) -> ErrorDetails:
+    """Of several errors about a union, the one about the deepest value is the most specific."""
+    return max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
+
+
+def _pipeline_error(error: ValidationError, where: str | Path) -> PipelineError:
+    worst = _worst(error)
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _steps(worst["loc"])).lstrip(".")
     if worst["type"] == "missing":
         return PipelineError(where, f"{key} is missing", "add it")
-    if worst["type"] in ("extra_forbidden", "unknown_key"):
-        known = worst["msg"] if worst["type"] == "unknown_key" else known_keys(kind, steps[:-1])
-        return PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {known}")
+    if worst["type"] == "unknown_key":
+        return PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {worst['msg']}")
     message = (
         worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
     )
@@ -59,7 +87,7 @@ def _steps(location: tuple[str | int, ...]) -> list[str | int]:
     return kept
 
 
-def known_keys(kind: Any, sections: list[str | int]) -> str:
+def _known_keys(kind: Any, sections: list[str | int]) -> str:
     """The keys of a nested section, for an error message."""
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import Count, Fraction, Precision, Section
+from pipeline.config.section import Count, Precision, Section, ShareBelowOne
 
 RoleName = Literal[
     "bos", "audio_start", "audio", "audio_end", "video_start", "video", "video_end", "prompt", "response"
@@ -48,11 +48,11 @@ class Train(Section):
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
-    warmup: Fraction = 0.05
+    warmup: ShareBelowOne = 0.05
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Weight decay of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
     """Betas of AdamW."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Maximum L2 norm of the gradient."""

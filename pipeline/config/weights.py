@@ -39,7 +39,7 @@ class HubSource(Section):
     """A commit, so that the weights cannot change."""
 
 
-class Weights(Section):
+class WeightsSource(Section):
     """One set of pretrained weights, converted to `<weights.out>/<name>/`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -54,4 +54,4 @@ class WeightsSection(Section):
 
     out: str = "data/weights"
     """Folder of the converted weights."""
-    sources: tuple[Weights, ...]
+    sources: tuple[WeightsSource, ...]

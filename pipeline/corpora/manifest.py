@@ -12,17 +12,11 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_text
-from pipeline.common.verified import remembered, require
+from pipeline.common.verified import cached_read, require_sha256
 from pipeline.corpora.prepared import MANIFEST_KEY, read_settings
 from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.text_files import LOST, read_lines
 
-SAMPLE_RATE = 16_000
-"""Samples per second of all audio."""
-FRAME_RATE = 25
-"""Frames per second of all video."""
-SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 MANIFEST = "manifest.jsonl"
 REMEDY = "run: python -m pipeline.prepare"
 MAX_VALUE = 10_000_000
@@ -79,11 +73,6 @@ def manifest_text(utterances: Iterable[Utterance]) -> str:
     return "".join(f"{json.dumps(vars(u), ensure_ascii=False, allow_nan=False)}\n" for u in utterances)
 
 
-def write_manifest(folder: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write `folder/manifest.jsonl` atomically."""
-    write_text(Path(folder) / MANIFEST, manifest_text(utterances))
-
-
 def read_manifest(folder: str | Path) -> list[Utterance]:
     """Read and check `folder/manifest.jsonl`; the result is cached while the file is unchanged.
 
@@ -97,9 +86,9 @@ def read_manifest(folder: str | Path) -> list[Utterance]:
     if not path.exists():
         raise PipelineError(path, "the file is missing", REMEDY)
     if recorded:
-        require(path, str(recorded), REMEDY)
+        require_sha256(path, str(recorded), REMEDY)
     try:
-        return list(remembered(_read_recorded if recorded else _read_checked, path))
+        return list(cached_read(_read_recorded if recorded else _read_checked, path))
     except OSError as error:
         raise PipelineError(path, f"cannot be read ({error.strerror})", REMEDY) from None
 

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.config import AudioEncoderSettings, VideoEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork
 
-FRAME_RATE = 25
 STACKED = 4
 """Filterbanks, 100 per second, in a frame of audio."""
 SIDE = 88
@@ -28,7 +28,6 @@ MEAN, DEVIATION = 0.421, 0.165
 """Of grey levels in [0, 1], over its training data."""
 EPSILON = 1e-5
 """Added to a variance, as in PyTorch."""
-SAMPLE_RATE = 16_000
 WINDOW, STEP, TRANSFORM = 400, 160, 512
 """Samples of a filterbank window, between windows, and of the zero-padded Fourier transform."""
 FILTERS = 26
@@ -49,7 +48,7 @@ class AVHuBERT:
     """
 
     frame_rate = FRAME_RATE
-    takes = frozenset({"lora", "crop", "flip"})
+    supports = frozenset({"lora", "crop", "flip"})
 
     def __init__(self, settings: AudioEncoderSettings | VideoEncoderSettings, device: str = "auto") -> None:
 

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.errors import PipelineError
+from pipeline.common.rates import FRAME_RATE
 from pipeline.config import VideoEncoderSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FRAME_RATE = 25
 NOISE = 0.01
 """Approximate compression noise of a coefficient, for pixels from 0 to 1; it keeps small variances from being
 amplified."""
@@ -35,7 +35,7 @@ class MouthDCT:
     """
 
     frame_rate = FRAME_RATE
-    takes: ClassVar[frozenset[str]] = frozenset()
+    supports: ClassVar[frozenset[str]] = frozenset()
 
     class Settings(VideoEncoderSettings):
         """Of `features.video`."""

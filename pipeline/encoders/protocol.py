@@ -24,7 +24,7 @@ class Encoder(Protocol):
     frame_rate: int
     """Vectors per second."""
     dimension: int
-    takes: ClassVar[frozenset[str]]
+    supports: ClassVar[frozenset[str]]
     """Optional capabilities: `lora` (it has a `network`, `prepare`, and `vectors` with gradients), and the
     augmentations that only some encoders can see, `crop` and `flip`."""
 

@@ -1,4 +1,4 @@
-"""Resumable writing of a group of features: encoded media are kept if the process is killed."""
+"""Resumable writing of a group of features: what is encoded is kept if the process is killed."""
 
 import contextlib
 import fcntl
@@ -16,19 +16,19 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.verified import write_sealed
-from pipeline.encoders.store import ARRAY, DTYPE, INDEX, Group
+from pipeline.encoders.store import ARRAY, DTYPE, INDEX, FeatureGroup
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
 
 
-class Partial:
-    """A growing array and a journal of its content, in the folder `<digest>.partial`.
+class GroupWriter:
+    """Writes the array of a group and a journal of its content, in the folder `<digest>.partial` until it is finished.
 
     A batch enters the journal, with a checksum, after its rows are on disk. After a kill, both are truncated before the
     first line that is incomplete or whose rows differ, so usually at most one batch is encoded again.
     """
 
-    def __init__(self, group: Group, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
+    def __init__(self, group: FeatureGroup, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
         self.group, self.dimension = group, dimension
         self.media: dict[str, list[int]] = {}
         """`[first frame, frames]` of the finished media, by their SHA-256."""
@@ -118,11 +118,11 @@ def _flush(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def partial(group: Group, dimension: int) -> Iterator[Partial]:
+def group_writer(group: FeatureGroup, dimension: int) -> Iterator[GroupWriter]:
     """Open or create the partial folder of a group. A second process waits for the first one."""
     folder = group.folder.with_name(f"{group.folder.name}.partial")
     with _locked(folder), _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
-        yield Partial(group, dimension, array, journal)
+        yield GroupWriter(group, dimension, array, journal)
 
 
 @contextlib.contextmanager

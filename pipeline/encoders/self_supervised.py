@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-SAMPLE_RATE = 16_000
 TRAINING_ONLY = {"masked_spec_embed"}
 """Parameters that a checkpoint may lack."""
 
@@ -28,7 +28,7 @@ class SelfSupervised:
     of some of these models normalises over the whole time axis, including padding.)
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset()
+    supports: ClassVar[frozenset[str]] = frozenset()
 
     class Settings(AudioEncoderSettings):
         """Of `features.audio`."""

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.common.code import code_digest
 from pipeline.common.digests import canonical, digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.verified import read_sealed, remembered, require
+from pipeline.common.verified import cached_read, read_sealed, require_sha256
 from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
 from pipeline.encoders.protocol import encoder_kind
@@ -29,11 +29,11 @@ MEDIA_CODE = "pipeline.corpora.media.read_write"
 """Features depend on the code that reads media."""
 _REMEDIES: dict[Stream, str] = {stream: f"run: python -m pipeline.features {stream}" for stream in get_args(Stream)}
 _READ = {stream: partial(read_sealed, remedy=remedy) for stream, remedy in _REMEDIES.items()}
-"""The functions that read an index: constants, by which `remembered` knows what it has read."""
+"""The functions that read an index: constants, by which `cached_read` knows what it has read."""
 
 
 @dataclass(frozen=True)
-class Group:
+class FeatureGroup:
     """The content of one folder: the audio of a split in one noise condition, or the video of a split."""
 
     stream: Stream
@@ -42,7 +42,8 @@ class Group:
     identity: dict[str, Any]
     """`Encoder.identity`."""
     utterances: tuple[Utterance, ...]
-    out: Path
+    root: Path
+    """`features.out`: the folder of all groups."""
 
     @cached_property
     def media(self) -> dict[str, Utterance]:
@@ -61,16 +62,16 @@ class Group:
 
     @property
     def folder(self) -> Path:
-        return self.out / self.digest[:16]
+        return self.root / self.digest[:16]
 
 
 @lru_cache(maxsize=64)
 def _digest(stream: Stream, identity: str, code: str, media: tuple[str, ...]) -> str:
-    """`Group.digest`, cached since many trials of a sweep have the same groups."""
+    """`FeatureGroup.digest`, cached since many trials of a sweep have the same groups."""
     return digest({"stream": stream, "encoder": json.loads(identity), "code": code, "media": sorted(set(media))})
 
 
-def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[Group]:
+def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[FeatureGroup]:
     """Group utterances by split and condition, in the order of the manifest.
 
     A group is identified by its media, so all utterances of a split and condition must be given.
@@ -81,7 +82,7 @@ def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utteranc
     settings = getattr(params.features, stream)
     identity, out = encoder_kind(settings.encoder).identity(settings), Path(params.features.out)
     members = grouped(stream, utterances)
-    return [Group(stream, name, identity, tuple(own), out) for name, own in members.items()]
+    return [FeatureGroup(stream, name, identity, tuple(own), out) for name, own in members.items()]
 
 
 def grouped(stream: Stream, utterances: Iterable[Utterance]) -> dict[str, list[Utterance]]:
@@ -108,10 +109,11 @@ def media_sha256(stream: Stream, utterance: Utterance) -> str:
 class Features(Mapping[str, np.ndarray]):
     """Features of one stream by the utterance's id: (frames, dimension) float16, memory-mapped.
 
-    The first use of a group raises a PipelineError if its array has changed since it was written.
+    The first use of a group verifies its array. If that has changed since it was written, the index is removed, so that
+    the features count as missing and are encoded again, and a PipelineError is raised.
     """
 
-    def __init__(self, groups: list[Group]) -> None:
+    def __init__(self, groups: list[FeatureGroup]) -> None:
         self.dimension = self.frame_rate = 0
         self.digests: dict[str, str] = {}
         """By the name of the group."""
@@ -123,9 +125,9 @@ class Features(Mapping[str, np.ndarray]):
             self.digests[group.name] = group.digest
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Group, int, int]]:
+    def _places(self) -> dict[str, tuple[FeatureGroup, int, int]]:
         """Group, first frame and frame after the last of each utterance: not needed to list trials."""
-        places: dict[str, tuple[Group, int, int]] = {}
+        places: dict[str, tuple[FeatureGroup, int, int]] = {}
         for group in self._groups:
             media = read_index(group)["media"]
             for utterance in group.utterances:
@@ -151,17 +153,17 @@ class Features(Mapping[str, np.ndarray]):
         return len(self._places)
 
 
-def _mapped(group: Group) -> np.ndarray:
+def _mapped(group: FeatureGroup) -> np.ndarray:
+    """The verified array of a group, (frames, dimension); the index of a damaged one is removed."""
     try:
         verify_features(group)
     except PipelineError:
-        # Without its index the group counts as missing, and the next sweep extracts it again.
         (group.folder / INDEX).unlink(missing_ok=True)
         raise
     return np.memmap(group.folder / ARRAY, DTYPE, "r").view(np.ndarray).reshape(-1, read_index(group)["dimension"])
 
 
-def read_index(group: Group) -> dict[str, Any]:
+def read_index(group: FeatureGroup) -> dict[str, Any]:
     """Read the index of a group: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`. It is
     cached while the file is unchanged, and not to be changed.
 
@@ -172,7 +174,7 @@ def read_index(group: Group) -> dict[str, Any]:
     if not group.folder.is_dir():
         raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name}", remedy)
     path, array = group.folder / INDEX, group.folder / ARRAY
-    index, sealed = remembered(_READ[group.stream], path) if path.exists() else read_sealed(path, remedy)
+    index, sealed = cached_read(_READ[group.stream], path) if path.exists() else read_sealed(path, remedy)
     if not array.is_file():
         raise PipelineError(array, "the file is missing", remedy)
     if not sealed:
@@ -197,10 +199,10 @@ def recorded_precisions(indices: Iterable[Path]) -> dict[str, str]:
     return {index["stream"]: index["encoder"]["precision"] for index in read if "precision" in index["encoder"]}
 
 
-def verify_features(group: Group) -> None:
+def verify_features(group: FeatureGroup) -> None:
     """Check the array of a group.
 
     Raises:
         PipelineError: as `read_index`, or the array has changed.
     """
-    require(group.folder / ARRAY, read_index(group)["sha256"], _REMEDIES[group.stream])
+    require_sha256(group.folder / ARRAY, read_index(group)["sha256"], _REMEDIES[group.stream])

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import AudioEncoderSettings
 from pipeline.encoders.protocol import pretrained_identity
 from pipeline.pretrained.folder import load_errors, verify_weights
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-SAMPLE_RATE = 16_000
 WINDOW = 30 * SAMPLE_RATE
 """Samples of the input length that Whisper was trained on."""
-FRAME_RATE = 50
-FRAME = SAMPLE_RATE // FRAME_RATE
+VECTOR_RATE = 50
+"""Vectors per second."""
+FRAME = SAMPLE_RATE // VECTOR_RATE
 """Samples per vector."""
 MEL_FRAMES = 2
 """Columns of the log-mel spectrogram per vector."""
@@ -45,8 +46,8 @@ class Whisper:
     padded ones on tiny.en): Whisper's own decoder fails on them, while a projector can be trained on them.
     """
 
-    frame_rate = FRAME_RATE
-    takes: ClassVar[frozenset[str]] = frozenset()
+    frame_rate = VECTOR_RATE
+    supports: ClassVar[frozenset[str]] = frozenset()
 
     class Settings(AudioEncoderSettings):
         """Of `features.audio`."""
@@ -84,6 +85,7 @@ class Whisper:
     def prepare(self, content: np.ndarray) -> EncoderInput:
         """The log-mel spectrograms of the windows of an utterance, one after the other: (bins, 100 per second)
         float32."""
+        # Up to the last full vector: a shorter rest has none, so it needs no window.
         begins = range(0, max(len(content) // FRAME * FRAME, 1), WINDOW)
         windows = [self._log_mel(content[begin : begin + WINDOW]) for begin in begins]
         return EncoderInput(np.concatenate(windows, axis=1), len(content))

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.common.formatting import rounded
 from pipeline.common.metrics import PERCENT, TABLE, Unit, is_bound, shown
-from pipeline.common.text import rounded
 from pipeline.comparison.entries import Entry, condition_name, condition_order, read_entries
 from pipeline.config import Params
 from pipeline.reporting.provenance import shared_facts, trial_provenance

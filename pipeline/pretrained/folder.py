@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError, error_reason
 from pipeline.common.files import read_json
-from pipeline.common.verified import require, sha256_of
+from pipeline.common.verified import require_sha256, sha256_of
 
 RECORD = "weights.json"
 """Record in a fetched folder: the source, and sizes and SHA-256 of the files."""
@@ -75,7 +75,7 @@ def verify_weights(folder: str | Path) -> None:
     if added := sorted(set(_names(folder)) - known.keys()):
         raise PipelineError(folder / added[0], f"is not listed in {RECORD}", f"remove it, or {REMEDY}")
     for name, file in known.items():
-        require(folder / name, file["sha256"], REMEDY)
+        require_sha256(folder / name, file["sha256"], REMEDY)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import Modality, streams
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.comparison.entries import Entry
-from pipeline.corpora.manifest import SAMPLE_RATE, Utterance, read_manifest
+from pipeline.corpora.manifest import Utterance, read_manifest
 
 AUDIO_BITS_PER_SECOND = 64_000
 MAX_MEDIA_BYTES = 8_000_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.text import code, fenced, plain
+from pipeline.common.formatting import code, fenced, plain
 from pipeline.comparison import rendering
 from pipeline.comparison.claims import NOTES, claims, claims_markdown
 from pipeline.comparison.entries import Task

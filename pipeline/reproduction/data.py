@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.verified import fault
+from pipeline.common.verified import sha256_fault
 
 MANIFEST = "manifest.jsonl"
 
@@ -85,7 +85,7 @@ def _by_folder(inputs: dict[str, str]) -> dict[Path, dict[str, str]]:
 
 def _reasons(folder: Path, files: dict[str, str]) -> dict[str, str]:
     """Reasons by name of file."""
-    reasons = {name: fault(folder / name, sha256) for name, sha256 in files.items()}
+    reasons = {name: sha256_fault(folder / name, sha256) for name, sha256 in files.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.verified import fault
+from pipeline.common.verified import sha256_fault
 from pipeline.config import load_params
 from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
@@ -94,7 +94,7 @@ class Reproduction:
     def _changed_results(self) -> list[str]:
         recorded = self.sessions["evaluate"].get("outputs", {})
         files = {self.trial.folder / name: sha256 for name, sha256 in recorded.items()}
-        changed = [f"{file} {reason}" for file, sha256 in files.items() if (reason := fault(file, sha256))]
+        changed = [f"{file} {reason}" for file, sha256 in files.items() if (reason := sha256_fault(file, sha256))]
         self._say("results", f"{len(files) - len(changed)} of {len(files)} files unchanged")
         return changed
 

@@ -6,8 +6,9 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.normalisation import normalise
 from pipeline.common.statistics import ratio_interval
-from pipeline.scoring.normalisation import normalise, normalise_numbers
+from pipeline.scoring.numbers import normalise_numbers
 
 if TYPE_CHECKING:
     import jiwer

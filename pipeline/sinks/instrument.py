@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.common.hardware import release_freed_memory
+from pipeline.common.processes import release_freed_memory
 from pipeline.common.statistics import ratio_interval
 from pipeline.config import Sinks
 from pipeline.sinks.capture import Captured

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
-from pipeline.common.text import size_text
+from pipeline.common.formatting import size_text
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.trials.folder import Status, Trial, trials_in
 from pipeline.trials.identity import configuration

@@ -22,14 +22,14 @@ from pipeline.corpora.manifest import MANIFEST
 from pipeline.corpora.noise.folder import noise_settings
 from pipeline.corpora.prepared import SETTINGS_FILE
 from pipeline.encoders.protocol import encoder_kind
-from pipeline.encoders.store import ARRAY, INDEX, MEDIA_CODE, Group
+from pipeline.encoders.store import ARRAY, INDEX, MEDIA_CODE, FeatureGroup
 from pipeline.pretrained.folder import weights_digest
 
 MAX_ENTRIES = 100
 """The newest are kept; those of earlier code are of no use."""
 
 
-def cached(name: str, params: Params, compute: Callable[[], tuple[Any, Iterable[Group]]]) -> Any:
+def cached(name: str, params: Params, compute: Callable[[], tuple[Any, Iterable[FeatureGroup]]]) -> Any:
     """A value that depends on the corpus and the features of these parameters. `compute` returns it, as JSON, with the
     groups of features that were read for it; its errors are raised, not cached. PipelineError if pretrained weights or
     noise are missing."""

@@ -7,10 +7,10 @@ from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.common.modality import streams
-from pipeline.config import Corpus, Params, PathSource, Stream, Weights
+from pipeline.config import Corpus, Params, PathSource, Stream, WeightsSource
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.reader import is_current
-from pipeline.encoders.store import Group, feature_groups, read_index
+from pipeline.encoders.store import FeatureGroup, feature_groups, read_index
 from pipeline.pretrained.folder import RECORD, recorded_files
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.sweep_file import Sweep
@@ -70,7 +70,7 @@ def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineE
     return list(missing.values())
 
 
-def _has_weights(params: Params, weights: Weights) -> bool:
+def _has_weights(params: Params, weights: WeightsSource) -> bool:
     folder = Path(params.weights.out) / weights.name
     try:
         recorded_files(folder)
@@ -81,7 +81,7 @@ def _has_weights(params: Params, weights: Weights) -> bool:
 
 
 def _has_features(params: Params, stream: Stream) -> bool:
-    def read() -> tuple[bool, list[Group]]:
+    def read() -> tuple[bool, list[FeatureGroup]]:
         groups = feature_groups(params, stream, read_manifest(params.corpus.out))
         for group in groups:
             read_index(group)

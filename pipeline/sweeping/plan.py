@@ -8,11 +8,11 @@ from typing import Any
 
 from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import with_precision
+from pipeline.common.hardware import resolved_here
 from pipeline.common.modality import streams
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
-from pipeline.encoders.store import Group
+from pipeline.encoders.store import FeatureGroup
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.specification import SettingsByKey
@@ -137,7 +137,7 @@ class Planner:
         Raises:
             PipelineError: an input is missing or damaged, or another point needs another evaluation of this trial.
         """
-        params = with_precision(point.params)
+        params = resolved_here(point.params)
         training, evaluated = self._input_digests(params)
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
         if not (known := self._trials.get(identity)):
@@ -168,7 +168,7 @@ class Planner:
 def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of the inputs of training and evaluation."""
 
-    def read() -> tuple[list[dict[str, str]], list[Group]]:
+    def read() -> tuple[list[dict[str, str]], list[FeatureGroup]]:
         inputs = TrialInputs(params)
         parts = (inputs.training, inputs.evaluation)
         return [part.digests for part in parts], [g for part in parts for gs in part.groups.values() for g in gs]

@@ -5,7 +5,7 @@ import sys
 from pipeline.cluster.slots import slots
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import gpu_count
-from pipeline.common.process_pool import available_cores
+from pipeline.common.processes import available_cores
 from pipeline.sweeping.specification import Resources, Specification
 
 

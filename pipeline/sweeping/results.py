@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.verified import fault, sha256_of
+from pipeline.common.verified import sha256_fault, sha256_of
 from pipeline.sweeping.plan import PlannedTrial, name_without_seed, point_key, task_key
 from pipeline.sweeping.search.search import metrics_of, values_of
 from pipeline.sweeping.search.suggestions import Suggestion, Suggestions
@@ -137,7 +137,7 @@ def _is_current(folder: Path, state: dict) -> bool:
     try:
         known = read_json(folder / _STATE, "")
         files = known["files"].items()
-        return known["state"] == state and not any(fault(folder / name, sha256) for name, sha256 in files)
+        return known["state"] == state and not any(sha256_fault(folder / name, sha256) for name, sha256 in files)
     except (PipelineError, KeyError, TypeError, AttributeError):
         # Missing or damaged: the tables are written again.
         return False

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.hardware import start_of, this_process
 from pipeline.common.journal import Journal, read_journal
+from pipeline.common.processes import start_of, this_process
 from pipeline.config import Params
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial

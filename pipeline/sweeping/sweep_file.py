@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import ResolvedPrecision, with_native
+from pipeline.common.hardware import ResolvedPrecision, resolved_as
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, require_distinct
@@ -84,7 +84,7 @@ class Sweep:
         labels = {axis: value[NAME] for axis, value in with_name.items()}
         named = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
         params = point_params(self.path, self._base_values, self.common, settings)
-        return SweepPoint(settings, with_native(params, self.native) if self.native else params, labels, named)
+        return SweepPoint(settings, resolved_as(params, self.native) if self.native else params, labels, named)
 
     @property
     def search(self) -> SearchSettings:

@@ -25,7 +25,7 @@ from pipeline.cluster.channel import Channel, error_line, ignore_signals
 from pipeline.cluster.connection import Lost, Note, Refused, kill_session
 from pipeline.cluster.start import dead_process, node_resources, require_answer, require_gpus, start_ray
 from pipeline.common.errors import PipelineError
-from pipeline.common.hardware import ResolvedPrecision, native_precision
+from pipeline.common.hardware import ResolvedPrecision, auto_precision
 from pipeline.sweeping.engine import Ended, EngineOptions, Failed, Outcome, Ready, Slots, Started
 from pipeline.sweeping.resources import concurrency, trial_resources
 
@@ -71,7 +71,7 @@ def _worker_precision(resources: dict[str, float]) -> dict[str, ResolvedPrecisio
 def _precision_here() -> dict[str, ResolvedPrecision]:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return {device: native_precision(device) for device in ("auto", "cpu")}
+    return {device: auto_precision(device) for device in ("auto", "cpu")}
 
 
 def _receive(connection: Connection, jobs: "_Jobs", options: EngineOptions) -> None:

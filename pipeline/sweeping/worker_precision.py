@@ -9,7 +9,7 @@ from typing import get_args
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
-from pipeline.common.hardware import ResolvedPrecision, with_native
+from pipeline.common.hardware import ResolvedPrecision, resolved_as
 from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import results_folder
@@ -59,5 +59,5 @@ def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestio
 
 
 def _resolved(sweep: Sweep, native: dict[str, ResolvedPrecision]) -> Sweep:
-    points = (replace(point, params=with_native(point.params, native)) for point in sweep.points)
+    points = (replace(point, params=resolved_as(point.params, native)) for point in sweep.points)
     return replace(sweep, points=tuple(points), native=native)

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.common.digests import digest
 from pipeline.common.modality import is_noise_added
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.config import Augmentation, Params
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE
 from pipeline.corpora.noise.mixing import mix
 from pipeline.corpora.noise.training import training_noise
 from pipeline.training.inputs import Inputs

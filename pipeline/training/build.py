@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import resolve_device, resolve_precision
 from pipeline.common.modality import streams
+from pipeline.common.rates import FRAME_RATE
 from pipeline.config import LLM, Params
-from pipeline.corpora.manifest import FRAME_RATE, Utterance
+from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.utterance_media import Media
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.store import Features

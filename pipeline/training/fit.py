@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.progress import progress
+from pipeline.common.rates import FRAME_RATE
 from pipeline.config import Params
-from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.examples import Examples
 from pipeline.training.augmentation import Preparation, augmenter

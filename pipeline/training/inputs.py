@@ -15,7 +15,7 @@ from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.training import noise_digest, noise_sources
 from pipeline.corpora.prepared import require_prepared
 from pipeline.corpora.utterance_media import Media, evaluation_utterances, media_path, training_utterances
-from pipeline.encoders.store import ARRAY, INDEX, Features, Group, feature_groups, read_index
+from pipeline.encoders.store import ARRAY, INDEX, FeatureGroup, Features, feature_groups, read_index
 from pipeline.pretrained.folder import known_files, weights_digest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Inputs:
     """By stream, `audio` or `video`, and utterance id: `Features`, or in mode online `Media`."""
     digests: dict[str, str]
     """Digests of the utterances, of features or media and encoders, and of the LLM: equal digests, equal inputs."""
-    groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[FeatureGroup]] = field(default_factory=dict)
     """By stream, the groups of utterances that are encoded together."""
 
     @property
@@ -133,7 +133,7 @@ class TrialInputs:
             own = [u for u in utterances if u.split == split]
             digests[f"utterances/{split}"] = _texts_digest(tuple(u.id for u in own), tuple(u.text for u in own))
         used = streams(params.model.modality)
-        groups: dict[str, list[Group]] = {stream: feature_groups(params, stream, utterances) for stream in used}
+        groups: dict[str, list[FeatureGroup]] = {stream: feature_groups(params, stream, utterances) for stream in used}
         sources: dict[str, Features | Media] = {}
         for stream, members in groups.items():
             is_cached = params.features.mode == "cached"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import SAMPLE_RATE, SAMPLES_PER_FRAME
+from pipeline.common.rates import SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.corpora.media.playback import has_video
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, rounded_to_16_bits
 from pipeline.corpora.mouth.region import CROP

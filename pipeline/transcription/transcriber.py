@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.formatting import rounded
 from pipeline.common.modality import streams
-from pipeline.common.text import rounded
 from pipeline.encoders.protocol import Encoder, encoder_kind
 from pipeline.encoders.store import DTYPE
 from pipeline.model.decoding import decode

@@ -37,9 +37,9 @@ import yaml
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import folders_with, read_json, read_text, write_json, write_text
-from pipeline.common.hardware import with_precision
+from pipeline.common.hardware import resolved_here
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.verified import is_seal_line_wrong, remembered, with_seal_line
+from pipeline.common.verified import cached_read, is_seal_line_wrong, with_seal_line
 from pipeline.config import Params
 from pipeline.trials import results
 from pipeline.trials.identity import FOLDER_DIGITS, identity_parts
@@ -111,7 +111,7 @@ class Trial:
         damaged."""
         if not self._identity_file.exists():
             return _read_identity(self._identity_file)
-        return remembered(_read_identity, self._identity_file)
+        return cached_read(_read_identity, self._identity_file)
 
     @property
     def identity(self) -> str:
@@ -170,7 +170,7 @@ class Trial:
         self._write_config(params)
 
     def _write_config(self, params: Params) -> None:
-        settings = with_precision(params).model_dump(mode="json")
+        settings = resolved_here(params).model_dump(mode="json")
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         write_text(self.config, with_seal_line(text))
 

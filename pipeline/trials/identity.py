@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.common.code import code_digest
 from pipeline.common.digests import digest
-from pipeline.common.hardware import with_precision
+from pipeline.common.hardware import resolved_here
 from pipeline.common.modality import prompt, streams
 from pipeline.config import Params
 from pipeline.config.registry import DOWNSAMPLING
@@ -75,7 +75,7 @@ def _kinds(params: Params) -> list[str]:
 
 def configuration(params: Params) -> dict[str, Any]:
     """The canonical training configuration: nested JSON values without keys that are left out or not used."""
-    settings = _without_left_out(with_precision(params), TRAINING_SECTIONS)
+    settings = _without_left_out(resolved_here(params), TRAINING_SECTIONS)
     model, decorrelation = settings["model"], settings["decorrelation"]
     used = streams(params.model.modality)
     model["rates"] = {stream: rate for stream, rate in model["rates"].items() if stream in used}

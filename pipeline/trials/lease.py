@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
-from pipeline.common.hardware import start_of, this_process
+from pipeline.common.processes import start_of, this_process
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256, parse_json, read_text, write_text
-from pipeline.common.verified import read_sealed, remembered, require, sha256_of, write_sealed
+from pipeline.common.verified import cached_read, read_sealed, require_sha256, sha256_of, write_sealed
 from pipeline.trials.metrics_log import LOG_FILE
 
 if TYPE_CHECKING:
@@ -140,13 +140,13 @@ def _require(folder: Path, name: str) -> None:
         return
     _, files = _read(folder)
     if name in files:
-        require(folder / name, files[name], AGAIN)
+        require_sha256(folder / name, files[name], AGAIN)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The result, and the SHA-256 of the other files."""
     try:
-        return remembered(_read_metrics, folder / METRICS_FILE)
+        return cached_read(_read_metrics, folder / METRICS_FILE)
     except OSError as error:
         raise PipelineError(folder / METRICS_FILE, f"cannot be read ({error.strerror})", AGAIN) from None
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
-from pipeline.common.verified import FOLDER_SEAL, folder_fault, require
+from pipeline.common.verified import FOLDER_SEAL, folder_fault, require_sha256
 from pipeline.config import Params, load_params
 from pipeline.encoders.store import INDEX, recorded_precisions
 from pipeline.pretrained.folder import files_digest, weights_digest
@@ -58,13 +58,13 @@ def require_adapter(trial: Trial) -> None:
         return
     for name, sha256 in _trained_outputs(trial).items():
         if name.startswith(f"{trial.adapter.name}/"):
-            require(trial.folder / name, sha256, remedy)
+            require_sha256(trial.folder / name, sha256, remedy)
 
 
 def read_log(trial: Trial) -> list[Record]:
     """The records of the metrics log, verified if provenance has its digest. PipelineError if it is damaged."""
     if sha256 := _trained_outputs(trial).get(LOG_FILE):
-        require(trial.metrics_log.path, sha256, _retrain(trial))
+        require_sha256(trial.metrics_log.path, sha256, _retrain(trial))
     return trial.metrics_log.read()[0]
 
 

@@ -91,6 +91,11 @@ class AutoAVSR(RecordedCorpus):
         return clips
 
     def _clip(self, split: str, row: str) -> RecordedClip:
+        """The clip of a row of a label file, such as `lrs3,lrs3_video_seg16s/trainval/0Fi83BHQsMA/00002.mp4,45,412 77`.
+
+        Raises:
+            Unusable: the row is damaged or incomplete, or a name in it is invalid.
+        """
         require_undamaged(row)
         fields = [field.strip() for field in row.split(",", 4)]
         if len(fields) == 5 and not TOKEN_IDS.fullmatch(fields[3]):
@@ -101,18 +106,26 @@ class AutoAVSR(RecordedCorpus):
         names = [*PurePosixPath(fields[0]).parts, *PurePosixPath(fields[1]).parts]
         if (fault := name_fault(names)) is not None:
             raise fault
-        dataset, relative, frames, text = fields[0], Path(fields[1]), int(fields[2]), fields[-1]
+        dataset, relative, text = fields[0], Path(fields[1]), fields[-1]
         if len(fields) == 4 and TOKEN_IDS.fullmatch(text):
             text = ""
+        media_folder, (part, speaker) = relative.parts[0], relative.parts[-3:-1]
         video = self.root / dataset / relative
-        kind, part, speaker = relative.parts[0], relative.parts[-3], relative.parts[-2]
-        transcript = self.root / dataset / kind.replace("_video_", "_text_") / relative.relative_to(kind)
         audio = video.with_suffix(".wav")
+        transcript = (
+            self.root / dataset / media_folder.replace("_video_", "_text_") / relative.relative_to(media_folder)
+        )
         return RecordedClip(
-            clip_id(split, part, speaker, video.stem), split, speaker, video if file_fault(audio) else audio, video,
-            f"{dataset}/{fields[1]}", None if text.strip() else transcript.with_suffix(".txt"),
-            lrs_text(text.strip('"')) or None, frames,
-        )  # fmt: skip
+            id=clip_id(split, part, speaker, video.stem),
+            split=split,
+            speaker=speaker,
+            audio=video if file_fault(audio) else audio,
+            video=video,
+            path=f"{dataset}/{fields[1]}",
+            transcript=None if text.strip() else transcript.with_suffix(".txt"),
+            text=lrs_text(text.strip('"')) or None,
+            frames=int(fields[2]),
+        )
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:
         return [Piece(clip.text or lrs_text(read_transcript_text(Path(str(clip.transcript)))))]

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.words import normalise
+from pipeline.common.normalisation import normalise
 from pipeline.corpora.formats.lists import Row, read_table
 from pipeline.corpora.formats.transcripts import read_transcript_text
 from pipeline.corpora.formats.tree import (

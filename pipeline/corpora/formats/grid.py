@@ -49,19 +49,19 @@ def spelled_sentence(name: str) -> str | None:
 
 
 class Grid(RecordedCorpus):
-    """GRID, which has no official split."""
+    """GRID."""
 
     keys = ("grid", "held_out")
 
     class Settings(Section):
-        """GRID, which has no official split."""
+        """The test split of GRID, which has no official one; validation is held out of the rest, as `held_out` says."""
 
         split: Literal["disjoint", "overlapped"] = "disjoint"
-        """disjoint: test speakers are in no other split. overlapped: each speaker is in all."""
+        """disjoint: `test_speakers`, who are in no other split. overlapped: `test_sentences` of each speaker."""
         test_speakers: tuple[Annotated[str, Field(pattern=r"^s[1-9][0-9]?$")], ...] = ("s1", "s2", "s20", "s22")
-        """Of the disjoint split."""
+        """All their utterances are the disjoint test split."""
         test_sentences: Annotated[int, Field(ge=1)] = 255
-        """Of each speaker, in the overlapped split."""
+        """Number of utterances of each speaker in the overlapped test split."""
 
     def find_clips(self) -> Listing:
         clips: list[RecordedClip] = []

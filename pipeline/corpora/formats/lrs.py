@@ -5,6 +5,7 @@ and `00001.txt`. LRS2 (BBC): `mvlrs_v1/{pretrain,main}/<programme>/00001.mp4`, a
 validation split: whole YouTube ids of `trainval` are held out, and their clips in `pretrain` are skipped.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.rates import FRAME_RATE
 from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_undamaged
 from pipeline.corpora.formats.transcripts import TimedWord, read_lrs
 from pipeline.corpora.formats.tree import file_fault, files_below, name_fault
-from pipeline.corpora.manifest import FRAME_RATE
 from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable
 from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
 from pipeline.corpora.splits import hold_out
@@ -206,7 +207,7 @@ def split_at_words(text: str, words: Sequence[TimedWord], longest: float) -> lis
         return [Piece(text, "_00")]
     if any(before.end > word.end for before, word in pairwise(words)):
         raise Unusable("word times go backwards")
-    middles = [0.0, *((before.end + word.begin) / 2 for before, word in pairwise(words)), 1e9]
+    middles = [0.0, *((before.end + word.begin) / 2 for before, word in pairwise(words)), math.inf]
     begins = [max(middle, word.begin - PAUSE) for middle, word in zip(middles, words, strict=False)]
     ends = [min(middle, word.end + PAUSE) for middle, word in zip(middles[1:], words, strict=True)]
     pieces: list[Piece] = []

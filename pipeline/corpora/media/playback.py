@@ -14,7 +14,8 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import FRAME_RATE, REMEDY
+from pipeline.common.rates import FRAME_RATE
+from pipeline.corpora.manifest import REMEDY
 from pipeline.corpora.media.container import require_complete
 
 AnyStream = TypeVar("AnyStream", bound=av.stream.Stream)

@@ -11,7 +11,8 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write
-from pipeline.corpora.manifest import FRAME_RATE, REMEDY, SAMPLE_RATE
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
+from pipeline.corpora.manifest import REMEDY
 from pipeline.corpora.media.audio_track import limit_peak
 from pipeline.corpora.media.container import is_wav, repaired_wav, require_complete
 from pipeline.corpora.media.playback import displayed_frames, displayed_size

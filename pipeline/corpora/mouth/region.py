@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.common.rates import FRAME_RATE
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
 from pipeline.corpora.media.read_write import write_video
 from pipeline.corpora.mouth.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window

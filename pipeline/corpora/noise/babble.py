@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.noise.mixing import mix_babble
 from pipeline.corpora.reader import Unusable
 from pipeline.corpora.splits import SPLITS, random_generator, random_rank

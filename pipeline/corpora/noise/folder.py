@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.errors import PipelineError
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.corpora.formats.tree import AUDIO_ENDINGS, files_below
-from pipeline.corpora.manifest import SAMPLE_RATE
 from pipeline.corpora.noise.mixing import NOISE_LEVEL, root_mean_square
 from pipeline.corpora.reader import SILENCE, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.splits import SPLITS, random_generator

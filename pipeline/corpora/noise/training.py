@@ -7,8 +7,9 @@ import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.digests import digest
+from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import SAMPLE_RATE, Utterance
+from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.noise.babble import SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import chosen_files, folder_noise, noise_settings
 from pipeline.corpora.utterance_media import media_path

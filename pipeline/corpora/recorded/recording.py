@@ -19,7 +19,7 @@ import soundfile
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.corpora.media.audio_track import is_silent, read_track
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.files import file_sha256
-from pipeline.common.words import normalise
+from pipeline.common.normalisation import normalise
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, Utterance
+from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import write_audio
 from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable

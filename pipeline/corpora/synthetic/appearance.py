@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.common.rates import FRAME_RATE
 
 _SKINS = np.array(
     [(0.93, 0.76, 0.67), (0.87, 0.68, 0.57), (0.80, 0.60, 0.47), (0.68, 0.48, 0.36), (0.53, 0.36, 0.27),

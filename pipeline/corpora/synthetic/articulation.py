@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.corpora.manifest import FRAME_RATE
+from pipeline.common.rates import FRAME_RATE
 from pipeline.corpora.synthetic.visemes import Segment, Viseme
 
 PARAMETERS = ("opening", "width", "rounding", "jaw", "tongue", "tip", "tuck")

@@ -10,7 +10,7 @@ from pipeline.common.code import code_digest
 from pipeline.common.digests import digest
 from pipeline.common.files import file_sha256
 from pipeline.config import Section
-from pipeline.config.registry import error
+from pipeline.config.section import wrong_value
 from pipeline.corpora.noise.folder import noise_settings
 from pipeline.corpora.prepared import MEDIA_FOLDERS
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader
@@ -53,7 +53,7 @@ class SyntheticCorpus(Reader):
         def _at_least_one_of_each_voice(self) -> Self:
             for split in SPLITS:
                 if (count := getattr(self.utterances, split)) < (voices := getattr(self.voices, split)):
-                    raise error(f"at least the {voices} voices of that split", count, "utterances", split)
+                    raise wrong_value(f"at least the {voices} voices of that split", count, "utterances", split)
             return self
 
     def settings(self) -> dict[str, Any]:
@@ -89,4 +89,5 @@ class SyntheticCorpus(Reader):
     def prepare_clip(self, clip: Plan, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
         from pipeline.corpora.synthetic.utterance import generate_utterance
 
+        # An incomplete utterance is generated again as a whole: its media take less than a second.
         return PreparedClip(tuple(generate_utterance(clip, folder)))

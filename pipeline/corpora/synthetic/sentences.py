@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.words import normalise
+from pipeline.common.normalisation import normalise
 from pipeline.corpora.text_files import damage_of, read_lines
 
 GRID = (

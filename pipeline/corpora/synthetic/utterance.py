@@ -6,8 +6,9 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.config import Corpus
-from pipeline.corpora.manifest import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, Utterance
+from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import resample, write_audio, write_video
 from pipeline.corpora.noise.mixing import PEAK, mix_babble, mix_with_file, noise_path, root_mean_square
 from pipeline.corpora.splits import SPLITS, random_generator

@@ -1,11 +1,14 @@
-"""Numbers in text, and text of any origin in Markdown, where it produces neither HTML nor links."""
+"""Numbers as text; tables; and text of any origin in Markdown, where it produces neither HTML nor links."""
 
 import html
+from collections.abc import Iterable, Sequence
 
 _BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 ABSENT = "–"
 """A value that does not exist."""
+GAP = 2
+"""Blanks between two columns of a text table."""
 
 
 def rounded(value: float, decimals: int | None) -> str:
@@ -17,6 +20,12 @@ def rounded(value: float, decimals: int | None) -> str:
             value = float(f"{value:.3g}")
     text = f"{value:,.{decimals}f}"
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign; that of 0 is a plus."""
+    # The sum turns -0.0 into 0.0.
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
 def size_text(size: float) -> str:
@@ -47,6 +56,18 @@ def fenced(text: str, language: str) -> str:
     return f"```{language}\n{text.rstrip()}\n```"
 
 
-def table_row(*cells: object) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(map(plain, cells)) + " |"
+def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(map(plain, row))} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """The lines of a table for a terminal, with a rule of at most `width` characters under its heads."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    head, *below = (aligned(row, widths) for row in (heads, *rows))
+    return [head, "─" * min(width, sum(widths) + GAP * (len(widths) - 1)), *below]
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """The cells of a line in columns of these widths, `GAP` blanks apart."""
+    return (" " * GAP).join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -1,13 +1,12 @@
-"""Text normalisation before scoring.
+"""Normalisation of numbers before scoring, for a word error rate in which `21` equals `twenty-one`.
 
-`normalise`, which also prepares the corpus, removes case and punctuation, as is usual for the word error rate.
-`normalise_numbers` also spells out digits, which references often write as words. The other direction would be
-ambiguous: `two four` may be 2 4 or 24, while 24 is always `twenty four`.
+Digits are spelt out. The other direction would be ambiguous: `two four` may be 2 4 or 24, while 24 is always `twenty
+four`.
 """
 
 import re
 
-from pipeline.common.words import folded, normalise
+from pipeline.common.normalisation import folded, normalise
 
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+)|(st|nd|rd|th)\b)?")
