@@ -88,7 +88,11 @@ def test_changes_to_a_sealed_folder_are_detected(tmp_path: Path) -> None:
     assert folder_fault(tmp_path) == "files are missing or were added: c.bin"
     (tmp_path / "c.bin").unlink()
     (tmp_path / "complete.json").write_bytes(b"")
-    assert "complete.json is damaged" in folder_fault(tmp_path)
+    assert folder_fault(tmp_path).startswith("complete.json: invalid JSON: ")
+    (tmp_path / "complete.json").write_text("{}")
+    assert folder_fault(tmp_path) == "complete.json lists no files"
+    (tmp_path / "complete.json").unlink()
+    assert folder_fault(tmp_path) == "complete.json: the file is missing"
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,13 +110,13 @@ def seal_folder(folder: Path, **more: Any) -> None:
 
 def folder_fault(folder: Path) -> str | None:
     """Why a sealed folder fails verification (a file missing, added or changed); None if it passes."""
-    if not (folder / FOLDER_SEAL).exists():
-        return f"{FOLDER_SEAL} is missing"
     try:
         sealed, _ = read_sealed(folder / FOLDER_SEAL, "")
         files = sealed["files"]
-    except (PipelineError, KeyError):
-        return f"{FOLDER_SEAL} is damaged"
+    except PipelineError as error:
+        return f"{FOLDER_SEAL}: {error.found}"
+    except KeyError:
+        return f"{FOLDER_SEAL} lists no files"
     if different := sorted(files.keys() ^ set(_names(folder))):
         return f"files are missing or were added: {', '.join(different)}"
     faults = (f"{name} {reason}" for name, sha256 in files.items() if (reason := sha256_fault(folder / name, sha256)))
