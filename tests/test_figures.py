@@ -1,5 +1,6 @@
 """Figures: shared scales, conditions for each figure, and reproducible files."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,17 @@ def test_trials_with_an_exemplar_have_its_figures(tmp_path: Path, measured: list
     np.savez(trial.sinks, **measured[0].arrays)
     names = {name.removesuffix("_avsr_16_5") for name in comparison_figures(compared(tmp_path))}
     assert names >= {"attention_map", "activations", "additions", "inside_mlp", "sinks_at_thresholds"}
+
+
+def test_figures_of_one_of_several_seeds_say_which(tmp_path: Path, measured: list[Panel]) -> None:
+    for seed in (3, 4):
+        trial = finish(make_trial(tmp_path, f"train.seed={seed}"), {"test": MANY})
+        np.savez(trial.sinks, **measured[0].arrays)
+    several = comparison_figures(compared(tmp_path))
+    assert "drawn: seed 3" in several["attention_map_avsr_16_5"].axes[0].get_title()
+    shutil.rmtree(trial.folder)
+    alone = comparison_figures(compared(tmp_path))
+    assert "drawn" not in alone["attention_map_avsr_16_5"].axes[0].get_title()
 
 
 @pytest.mark.parametrize("count", [1, 4, 5])

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pipeline.common import drawing, metrics
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, PERCENT
 from pipeline.comparison.claims import RELOCATION, RELOCATION_METRICS
-from pipeline.comparison.entries import Task
+from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.quantities import Quantity, cell_text, quantities, sink_counts
 from pipeline.comparison.table import Cell, Comparison, Value, Variant
 from pipeline.sinks import figures as sinks
@@ -50,13 +50,23 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
-    """The panel of a cell: its first done seed with intact arrays."""
+    """The panel of a cell: of one of its seeds, since arrays such as an attention map have no mean."""
     cell = comparison.cell(task, variant)
-    for entry in cell.entries:
-        if not entry.gap and not entry.error and entry.trial.sinks.exists():
-            title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_text(cell)]
-            yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
-            return
+    if entry := _drawn_seed(cell):
+        title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_text(cell), *_seed_text(cell)]
+        yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
+
+
+def _drawn_seed(cell: Cell) -> Entry | None:
+    """The first done seed with intact arrays."""
+    intact = (entry for entry in cell.entries if not entry.gap and not entry.error and entry.trial.sinks.exists())
+    return next(intact, None)
+
+
+def _seed_text(cell: Cell) -> list[str]:
+    """Which of several seeds is drawn, in one line: numbers in the same title are means over all of them."""
+    entry = _drawn_seed(cell)
+    return [f"drawn: seed {entry.seed}"] if entry and len(cell.entries) > 1 else []
 
 
 def _wer_text(cell: Cell) -> list[str]:
@@ -141,7 +151,7 @@ def _headline(cell: Cell, variant: Variant) -> str:
     if any(name in cell.metrics for name in RELOCATION_METRICS.values()):
         share = _largest(cell, tuple(RELOCATION_METRICS.values()))
         lines.append(f"dominant sink is not BOS: {share:.0%} of utterances")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_seed_text(cell)])
 
 
 @matplotlib.rc_context(drawing.STYLE)
