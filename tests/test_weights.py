@@ -301,3 +301,21 @@ def test_torch_is_not_imported_without_work(real_weights):
     )
     command = [sys.executable, "-c", script, "--set", f"weights.out={real_weights}"]
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+def test_nothing_that_somebody_else_wrote_is_replaced(whisper, tmp_path):
+    """Such as a source that was downloaded to the very folder of its weights."""
+    own = Path(shutil.copytree(whisper, tmp_path / "out" / "w" / "download"))
+    before = {file.name: file.read_bytes() for file in own.iterdir()}
+    with pytest.raises(PipelineError, match=r"is the source of w, and lies where its weights go; move it"):
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(own)}))
+    with pytest.raises(PipelineError, match=r"out/w: has files, but no weights\.json; move it"):
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
+    assert {file.name: file.read_bytes() for file in own.iterdir()} == before
+
+
+def test_a_file_is_no_hugging_face_folder(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"some")
+    with pytest.raises(PipelineError, match=r"model\.safetensors: is a file; name the folder that it is in"):
+        prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(file)}, "huggingface"))

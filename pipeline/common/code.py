@@ -30,8 +30,9 @@ MODULES_LEFT_OUT = {
 }
 """Modules (with all submodules) whose code is in no digest, each with its reason."""
 
-# `kind` is the u of u"text"; `ctx` follows from the position of a name; a type comment has no effect.
 _KIND = re.compile(r"\w+(\.\w+)+:\w+")
+"""A kind in a registry, such as `pipeline.encoders.dct:MouthDCT`."""
+# `kind` is the u of u"text"; `ctx` follows from the position of a name; a type comment has no effect.
 _WITHOUT_MEANING = frozenset({"kind", "ctx", "type_comment"})
 
 

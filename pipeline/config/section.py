@@ -71,10 +71,15 @@ def _pipeline_error(error: ValidationError, where: str | Path) -> PipelineError:
         return PipelineError(where, f"{key} is missing", "add it")
     if worst["type"] == "unknown_key":
         return PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {worst['msg']}")
-    message = (
-        worst["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
+    if worst["type"] == "union_tag_invalid":
+        known = worst["ctx"]["expected_tags"]
+        return PipelineError(where, f"{key} is of kind {worst['ctx']['tag']!r}", f"expected one of: {known}")
+    message = worst["msg"].removeprefix("Value error, ").replace("a valid array", "a list")
+    # pydantic: `Input should be …`, `String should match …`, `Tuple should have …`.
+    is_rule = re.match(r"\w+ should ", message)
+    return PipelineError(
+        where, f"{key} is {worst['input']!r}", f"it must {message[is_rule.end() :] if is_rule else f'be {message}'}"
     )
-    return PipelineError(where, f"{key} is {worst['input']!r}", f"it must be {message}")
 
 
 def _steps(location: tuple[str | int, ...]) -> list[str | int]:

@@ -1,1 +1,1 @@
-"""Text normalisation, and word and character error rates."""
+"""Word and character error rates, and numbers as words."""

@@ -32,7 +32,8 @@ MAX_NAME_BYTES = 200
 def files_below(
     root: Path, skipped: list[SkippedClip], start: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Each folder at or below `start`, as parts relative to the root, with its sorted files, without hidden ones.
+    """Each folder at or below `start`, as parts relative to the root, with its sorted files; without hidden files and
+    folders.
 
     Cyclic links are not followed. Unreadable folders are added to `skipped`.
 
@@ -54,7 +55,7 @@ def files_below(
         this = (status.st_dev, status.st_ino)
         if this in above:
             continue
-        folders = [entry.name for entry in entries if _is(entry.is_dir)]
+        folders = [entry.name for entry in entries if not entry.name.startswith(".") and _is(entry.is_dir)]
         waiting += [((*parts, name), above | {this}) for name in reversed(folders)]
         files = [entry for entry in entries if not entry.name.startswith(".") and not _is(entry.is_dir)]
         for entry in files:
