@@ -59,17 +59,17 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
         return (m.tokens.activations.norm * m.tokens.is_bos).amax((0, 2)), m.ones
 
     params = load_params(ROOT / "params.yaml")
-    followed = followed_metrics(trained[0], params, trained[1])
-    assert followed[NAME] > 0
+    followed = followed_metrics(trained[0], params, trained[1])[f"{NAME}/validation"]
+    assert followed > 0
 
     trials = [make_trial(tmp_path / "runs", f"decorrelation.weight={weight}") for weight in (0, 1)]
     for number, trial in enumerate(trials):
-        finish(trial, {"test": [number, 2]}, **{NAME: followed[NAME] + number})
+        finish(trial, {"test": [number, 2]}, **{NAME: followed + number})
     write_comparison(compare(trials), tmp_path / "table")
     (row,) = [row for row in (tmp_path / "table" / "table.txt").read_text().splitlines() if "length of BOS" in row]
-    assert [rounded(followed[NAME] + number, None) for number in (0, 1)] == row.split()[-2:]
+    assert [rounded(followed + number, None) for number in (0, 1)] == row.split()[-2:]
     with (tmp_path / "table" / "table.csv").open() as file:
-        assert [float(row[NAME]) for row in csv.DictReader(file)] == [followed[NAME], followed[NAME] + 1]
+        assert [float(row[NAME]) for row in csv.DictReader(file)] == [followed, followed + 1]
     # Letters of a figure are shapes; its panels are named in the SVG's comments.
     assert "<!-- length of BOS -->" in (tmp_path / "table" / "against_weight.svg").read_text()
 

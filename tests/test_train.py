@@ -70,9 +70,9 @@ def test_following_sinks_does_not_change_the_training(project, undisturbed):
     assert weights_of(trial) == weights_of(undisturbed)
     assert losses_of(trial) == losses_of(undisturbed)
     lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-    looks = {line["step"]: line for line in lines if "sinks/max_ratio/bos" in line}
+    looks = {line["step"]: line for line in lines if "sinks/max_ratio/bos/validation" in line}
     assert list(looks) == [0, 10, 20, 30, 40]
-    assert len({line["sinks/max_ratio/bos"] for line in looks.values()}) == len(looks)
+    assert len({line["sinks/max_ratio/bos/validation"] for line in looks.values()}) == len(looks)
 
 
 def in_process(project, code, parts=str.split):

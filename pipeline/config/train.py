@@ -12,7 +12,7 @@ RoleName = Literal[
 
 
 class Decorrelation(Section):
-    """The decorrelation loss: mean squared cosine between BOS and the other tokens (arXiv 2510.22603)."""
+    """The decorrelation loss: mean squared cosine between BOS and tokens before the response (arXiv 2510.22603)."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Decorrelation weight: the factor of this loss, added to the cross-entropy; 0 disables it."""

@@ -108,7 +108,8 @@ def _summary(model: AudioVisualLLM, params: Params, inputs: Inputs, split: str) 
 
 
 def followed_metrics(model: AudioVisualLLM, params: Params, inputs: Inputs) -> dict[str, float]:
-    """The sink metrics that are followed during training, of the current model. Undefined ones are absent.
+    """The sink metrics that are followed during training, of the current model on the first validation utterances, by
+    the names of that split. Undefined ones are absent.
 
     Weights, gradients and random numbers are not changed.
     """
@@ -120,7 +121,7 @@ def followed_metrics(model: AudioVisualLLM, params: Params, inputs: Inputs) -> d
     finally:
         model.train(was_training)
     followed = [metric.name for metric in metrics.shown(metrics.FOLLOWED)]
-    return {name: values[name] for name in followed if name in values}
+    return {f"{name}/validation": values[name] for name in followed if name in values}
 
 
 @torch.no_grad()
