@@ -28,7 +28,9 @@ LATENT = {"num_key_value_heads": 4}
 """Latent attention has a key for each head."""
 OWN = {
     "falcon": {"head_dim": None},
-    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 6},
+    # Its attention ignores its window.
+    "moshi": {"sliding_window": 64},
     **dict.fromkeys(
         (
             "axk1",

@@ -7,12 +7,18 @@ from families import small_model
 from planted import HEADS, SIZES, WIDTH, batch, captured_batch, llama, no_hooks, replace_tau, streamed, utterances
 from torch import nn
 from transformers import (
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Llama4ForCausalLM,
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
@@ -24,12 +30,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import llm_layers
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture, eager_attention
-from pipeline.sinks.classification import classify_tokens
+from pipeline.sinks.classification import attention_ranking, classify_tokens
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.sinks.mlp import trace_mlp
 from pipeline.sinks.origin import sink_origins
@@ -68,6 +75,97 @@ def test_a_model_without_attention_maps_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(PipelineError, match="no attention map"):
         captured_batch(model, utterances())
     assert no_hooks(model)
+
+
+def test_subtracted_attention_is_refused() -> None:
+    model = DiffLlamaForCausalLM(DiffLlamaConfig(**SIZES, num_hidden_layers=3)).eval()
+    with pytest.raises(
+        PipelineError, match=r"subtracts one attention map from another.*use a decoder whose"
+    ) as refused:
+        captured_batch(model, utterances())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sequence_longer_than_an_attention_chunk_is_refused() -> None:
+    sizes = {**SIZES, "num_hidden_layers": 3, "head_dim": 12, "num_local_experts": 2, "pad_token_id": 0}
+    longest = max(len(roles) for _, _, roles in utterances())
+    for chunk in (longest, longest - 1):
+        torch.manual_seed(0)
+        model = Llama4ForCausalLM(Llama4TextConfig(**sizes, intermediate_size_mlp=64, attention_chunk_size=chunk))
+        if chunk == longest:
+            captured_batch(model.eval(), utterances())
+            continue
+        reason = f"a sequence has {longest} tokens, and its layers attend within chunks of {chunk}; use sequences of"
+        with pytest.raises(PipelineError, match=reason):
+            captured_batch(model.eval(), utterances(), extra=3)
+
+
+def test_a_window_that_the_attention_ignores_is_refused() -> None:
+    model = small_model("moshi", sliding_window=6)
+    _, embeddings, roles = batch(utterances())
+    with pytest.raises(PipelineError, match="layer 0 attends beyond the window of 6 tokens"):
+        capture(model, embeddings[..., :32], roles != Role.PADDING, roles)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_attention_to_a_key_is_over_the_queries_in_its_window(side: str) -> None:
+    torch.manual_seed(0)
+    window, layers = 6, ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma2Config(**SIZES, num_hidden_layers=3, head_dim=12, sliding_window=window, layer_types=layers)
+    model = Gemma2ForCausalLM(config).eval()
+    _, captured = captured_batch(model, utterances(), side=side)
+    assert captured.windows == (window, None, window)
+    for row in range(len(captured.mask)):
+        (positions,) = captured.mask[row].nonzero(as_tuple=True)
+        for layer, (maps, limit) in enumerate(zip(captured.maps, captured.windows, strict=True)):
+            for number, key in enumerate(positions.tolist()):
+                queries = positions[number : number + (limit or len(positions))]
+                expected = maps[row, queries, key].mean()
+                torch.testing.assert_close(captured.attention_to_key[layer, row, :, key].mean(), expected)
+    # The response sees BOS in the complete layer only.
+    ranking, exists = attention_ranking(captured, classify_tokens(captured, replace_tau(5.0)))
+    assert exists.all()
+    bos = (captured.roles == Role.BOS).int().argmax(1)
+    expected = captured.attention_from_response[1].mean(1).gather(1, bos[:, None])
+    torch.testing.assert_close(ranking.gather(1, bos[:, None]), expected)
+
+
+def test_without_a_complete_layer_tokens_are_ranked_by_all_queries_in_the_window() -> None:
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SIZES, num_hidden_layers=3, sliding_window=6)).eval()
+    _, captured = captured_batch(model, utterances())
+    tokens = classify_tokens(captured, replace_tau(5.0))
+    ranking, exists = attention_ranking(captured, tokens)
+    assert exists.all()
+    by_all = captured.attention_to_key.mean((0, 2))
+    torch.testing.assert_close(ranking[tokens.eligible], by_all[tokens.eligible])
+
+
+class _WithOneMoreChild(LlamaDecoderLayer):
+    def forward(self, hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
+        self.more(hidden_states)
+        return super().forward(hidden_states, **arguments)
+
+
+class _Doubled(LlamaDecoderLayer):
+    def forward(self, hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
+        return 2 * super().forward(hidden_states, **arguments)
+
+
+def test_the_additions_of_each_layer_are_found_by_themselves() -> None:
+    model = llama()
+    _, expected = captured_batch(model, utterances())
+    layer = model.model.layers[3]
+    layer.more = nn.Linear(WIDTH, WIDTH)
+    layer.__class__ = _WithOneMoreChild
+    _, found = captured_batch(model, utterances())
+    for ours, theirs in zip(found.additions, expected.additions, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert [call.module for call in found.mlps] == [one.mlp for one in model.model.layers]
+    # A later layer that does more than add.
+    layer.__class__ = _Doubled
+    _, found = captured_batch(model, utterances())
+    assert (found.additions, found.mlps) == (None, None)
 
 
 def test_a_model_without_layers_is_refused() -> None:

@@ -12,18 +12,20 @@ from planted import (
     PLANTED,
     SECOND_WRITER,
     SETTINGS,
+    SIZES,
     WIDTH,
     batch,
     captured_batch,
     llama,
     no_hooks,
+    planted_direction,
     replace_tau,
     streamed,
     utterances,
 )
 from stored import stored
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Sinks
 from pipeline.model.roles import REAL_ROLES, Role
@@ -407,6 +409,35 @@ def test_only_keys_seen_by_the_complete_response_are_ranked() -> None:
             before_response = int((roles != Role.RESPONSE).sum())
             assert compared.tolist() == [token <= before_response for token in range(len(roles))]
         assert (ranking[~captured.mask] == -1).all()
+
+
+def test_a_sink_inside_a_plain_text_is_dominant() -> None:
+    """A key at position 6 gets nearly all attention, and nothing precedes the text but BOS."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, num_hidden_layers=4, attention_bias=True)
+    model = LlamaForCausalLM(config).eval()
+    size = WIDTH // HEADS
+    slowest = size // 2 - 1
+    with torch.no_grad():
+        for layer in model.model.layers:
+            # In the dimension that the position rotates least.
+            layer.self_attn.q_proj.bias.view(HEADS, size)[:, slowest] = 6
+            layer.self_attn.k_proj.weight.view(-1, size, WIDTH)[:, slowest] = 6 * planted_direction()
+    texts = []
+    for length in (16, 20):
+        embeddings = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(length)) * 0.5
+        embeddings -= embeddings @ planted_direction()[:, None] * planted_direction()
+        embeddings[6] = 7 * planted_direction()
+        texts.append((f"text {length}", embeddings, torch.tensor([Role.BOS, *[Role.RESPONSE] * (length - 1)])))
+    found = streamed(model, [texts])
+    assert found.metrics["sinks/relocated_share"] == 1
+    ((role, dominant),) = found.description["strongest"]["importance"].items()
+    assert (role, dominant["share"]) == ("response", 1)
+    assert dominant["relative_position"] == pytest.approx((6 / 15 + 6 / 19) / 2)
+    _, captured = captured_batch(model, texts)
+    to_the_key = captured.attention_to(torch.tensor([10, 6])).mean(1).numpy()
+    assert to_the_key.min() > 0.9
+    np.testing.assert_allclose(found.arrays["importance_intermediate"], to_the_key, rtol=1e-4)
 
 
 def test_an_utterance_that_is_not_finite_is_skipped_and_named(summary: SinkSummary) -> None:

@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.analysis.effects import Effect
+from pipeline.analysis.table import NOT_CORRECTED
 from pipeline.analysis.target import ScoreKind
 from pipeline.common.drawing import GREY, ORANGE, STYLE, save
 from pipeline.sinks.figures import Panel
@@ -38,7 +39,8 @@ def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: ScoreKind,
     tests = [(effect, control) for effect, control in rows if control]
     figure = Figure(figsize=(7.4, ROW_HEIGHT * len(tests) + 1.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     axes = figure.subplots()
-    styles = ((0, "intervention", ORANGE, "o", -0.14), (1, "the same on as many tokens at random", GREY, "s", 0.14))
+    at_random = "the same on as many tokens at random\n(non-sinks to BOS: the same tokens to a random non-sink)"
+    styles = ((0, "intervention", ORANGE, "o", -0.14), (1, at_random, GREY, "s", 0.14))
     for side, name, colour, marker, offset in styles:
         shown = [(row, pair[side]) for row, pair in enumerate(tests) if pair[side].tokens_affected]
         if not shown:
@@ -62,7 +64,7 @@ def _scale_axis(axes: Axes, score: ScoreKind) -> None:
     if score.changes_by_factor:
         axes.set_xscale("log")
         axes.axvline(1, color=GREY, linewidth=0.8)
-        axes.set_xlabel("perplexity relative to the baseline, 95% interval")
+        axes.set_xlabel(f"perplexity relative to the baseline, 95% interval,\n{NOT_CORRECTED}")
         return
     low, high = axes.dataLim.intervalx
     axes.set_xscale("symlog", linthresh=LINEAR_BELOW)
@@ -74,4 +76,4 @@ def _scale_axis(axes: Axes, score: ScoreKind) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel("change of WER in percentage points, 95% interval")
+    axes.set_xlabel(f"change of WER in percentage points, 95% interval,\n{NOT_CORRECTED}")

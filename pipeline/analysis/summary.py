@@ -66,7 +66,8 @@ def _bos(target: AnalysisTarget, survey: Survey, settings: Sinks, length: str) -
         share = bos["sink_tokens"] / survey.summary.description["utterances"]
         lines.append(
             f"BOS is {'' if share >= MAJORITY else 'not '}a sink by activation: its largest is {ratio} times the "
-            f"median of its layer; above {settings.tau:,g} times in {_percent(share)} of the {target.item}s."
+            f"median of its layer, mean over the {target.item}s; above {settings.tau:,g} times in {_percent(share)} of "
+            "them."
         )
         lines += _dimensions_and_origin("BOS", bos)
         mlp = _metric(survey, "sinks/mlp_share", percent=True)
@@ -85,7 +86,8 @@ def _intermediate(target: AnalysisTarget, survey: Survey, settings: Sinks) -> li
     if not number:
         return ["Massive activations are not measured with fewer than three layers."]
     sinks = survey.summary.description["intermediate"]
-    strongest = _metric(survey, "sinks/max_ratio/intermediate")
+    strongest = _metric(survey, "sinks/max_ratio/intermediate/max")
+    average = _metric(survey, "sinks/max_ratio/intermediate")
     if not sinks["sink_tokens"]:
         return [
             f"No other token is a sink by activation: the strongest has {strongest} times the median, below "
@@ -95,7 +97,7 @@ def _intermediate(target: AnalysisTarget, survey: Survey, settings: Sinks) -> li
     labels = sorted(survey.intermediate.items(), key=lambda pair: -pair[1].count)
     lines = [
         f"Other sinks by activation: {number} tokens per {target.item}, {sinks['sink_tokens']} in total; the "
-        f"strongest has {strongest} times the median.",
+        f"strongest has {strongest} times the median; mean of the largest over all {target.item}s: {average}.",
         *(f"  {label}: {_labelled(sink)}" for label, sink in labels[:LISTED]),
     ]
     if len(labels) > LISTED:

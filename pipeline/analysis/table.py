@@ -10,6 +10,8 @@ from pipeline.common.formatting import ABSENT, markdown_table, p_text, rounded, 
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 WIDTH = 120
+NOT_CORRECTED = "not corrected for the number of tests"
+CONTROL_OF_NON_SINKS = "for non-sinks rotated to BOS, of the same tokens toward a random non-sink"
 
 
 def header(score: ScoreKind) -> list[str]:
@@ -19,13 +21,16 @@ def header(score: ScoreKind) -> list[str]:
 
 
 def legend(item: str) -> str:
-    """Explanation of the columns."""
+    """Explanation of the columns, for items of this kind."""
+    # Interventions decode, so that utterances have no response that the instrument could run on.
+    in_input = ", both in the input before the response" if item == "utterance" else ""
     return (
         f"[ ]: 95% bootstrap interval over {item}s, that of a change paired with the baseline; p: two-sided sign-flip "
-        "test over the same. "
+        f"test over the same, {NOT_CORRECTED}. "
         "At random: the change under the same operation on as many tokens (and dimensions) that are neither BOS nor "
-        f"sinks. Tokens: affected per {item}. Sinks and BOS ratio, under the intervention: intermediate sinks per "
-        f"{item}, and BOS's largest activation divided by the median. Massive activations are those of all sinks, BOS "
+        f"sinks; {CONTROL_OF_NON_SINKS}. "
+        f"Tokens: affected per {item}. Sinks and BOS ratio, under the intervention: intermediate sinks per {item}, and "
+        f"BOS's largest activation divided by the median{in_input}. Massive activations are those of all sinks, BOS "
         "included; rotated or masked sinks are those other than BOS, and as many non-sinks (at least one) are rotated "
         "to BOS. Layer: the intervention follows its output."
     )

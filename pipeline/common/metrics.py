@@ -99,18 +99,21 @@ METRICS: list[Metric] = [
     Metric(f"{BY_ACTIVATION}/tau_300", "ratio > 300, tokens / utterance", TOKENS, "lower", TABLE | FIGURE,
            "The count by activation with a threshold of 300 times the median, independent of `sinks.tau`."),
     Metric("sinks/max_ratio/bos", "largest ratio, BOS", RATIO, "", TABLE | FIGURE | FOLLOWED,
-           "The largest activation of BOS divided by its layer's median."),
+           "The largest activation of BOS in an inner layer divided by this layer's median; mean over the utterances."),
     Metric("sinks/max_ratio/intermediate", "largest ratio, intermediate", RATIO, "lower", MAIN,
-           "The largest activation of any other token divided by its layer's median."),
+           "The largest activation of any other token in an inner layer divided by this layer's median; mean over the "
+           "utterances, with or without a sink."),
     Metric("sinks/bos_cosine/sink", "cosine to BOS, sinks", COSINE, "", TABLE | FIGURE | FOLLOWED,
            "Cosine to BOS of intermediate sinks, each in its strongest layer."),
     Metric("sinks/bos_cosine/other", "cosine to BOS, others", COSINE, "lower", MAIN,
-           "Cosine to BOS of the other tokens, in the same layers."),
+           "Cosine to BOS of the tokens that are not sinks, in the layers where the utterance's intermediate sinks are "
+           "strongest; without these in the strongest layer of BOS, so that trials with and without sinks differ in "
+           "the layers."),
     Metric("sinks/bos_sink_rate", "BOS sink rate %", PERCENT, "", TABLE | FIGURE | FOLLOWED,
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
     Metric(RELOCATED, "relocated by attention %", PERCENT, "lower", MAIN,
-           "Share of the utterances in which the response attends most to a token other than BOS: a "
-           "loss that only moves the sink raises it."),
+           "Share of the utterances in which the response (in plain text, all tokens) attends most to a token other "
+           "than BOS: a loss that only moves the sink raises it."),
     Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Share of the utterances in which a token other than BOS has the largest ratio."),
     Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", CSV_ONLY,

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import run_backbone, without_peft
 from pipeline.model.roles import Role
 from pipeline.sinks.recording import MLPCall, PassRecording, evaluating, record_pass
+
+DIFFERENTIAL = "diffllama"
+"""The family whose layers subtract attention maps."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Captured:
     """The MLP of each layer; None where `additions` is."""
     attention_to_key: Tensor
     """(layers, batch, heads, time) float32: mean attention to a key over the real queries that see it (the importance
-    score of Gu et al.); 0 at padding."""
+    score of Gu et al.), in a layer with a sliding window those within it; 0 at padding."""
     attention_from_response: Tensor
     """(layers, batch, heads, time) float32: mean attention to a key over the response's queries; 0 without a
     response."""
@@ -45,6 +49,8 @@ class Captured:
     norms: Tensor | None
     """(2, layers, batch, time) float32: L2 norms of keys and values, mean over the key-value heads, as attention uses
     them (keys with their position encoding); None if the decoder takes no key-value cache."""
+    windows: tuple[int | None, ...]
+    """For each layer the number of queries at most that see a key, its own included; None if all later ones do."""
 
     @property
     def has_inner_layers(self) -> bool:
@@ -72,6 +78,7 @@ class Captured:
             attention_from_response=self.attention_from_response[:, kept],
             maps=self.maps[:, kept],
             norms=None if self.norms is None else self.norms[:, :, kept],
+            windows=self.windows,
         )
 
     def attention_to(self, position: Tensor) -> Tensor:
@@ -79,18 +86,29 @@ class Captured:
         rows = torch.arange(len(position), device=position.device)
         return self.attention_to_key.transpose(2, 3)[:, rows, position]
 
+    @property
+    def has_response(self) -> Tensor:
+        """(batch,), bool: utterances with a token of the response."""
+        return (self.mask & (self.roles == Role.RESPONSE)).any(1)
+
     def response_ranking(self) -> tuple[Tensor, Tensor]:
         """How much the response attends to each key, mean over layers and heads.
 
-        Only keys that all queries of the response see are comparable: those up to its first token.
+        Only keys that all queries of the response see are comparable: those up to its first token, in layers without a
+        window that is shorter than the utterance.
 
         Returns:
-            (batch, time), -1 at keys that are not comparable; and (batch,), bool, whether there is a response.
+            (batch, time), -1 at keys that are not comparable; and (batch,), bool, whether there are a response, an
+            input before it (in plain text only BOS and the first word would be comparable), and such a layer.
         """
         response = self.mask & (self.roles == Role.RESPONSE)
         earlier = response.int().cumsum(1) - response.int()
-        ranking = self.attention_from_response.mean((0, 2)).masked_fill(~self.mask | (earlier > 0), -1)
-        return ranking, response.any(1)
+        has_input = (self.mask & ~response & (self.roles != Role.BOS)).any(1)
+        windows = torch.tensor([window or self.mask.shape[1] for window in self.windows], device=self.mask.device)
+        sees_all = windows[:, None] >= self.mask.sum(1)
+        total = (self.attention_from_response * sees_all[..., None, None]).sum((0, 2))
+        ranking = total / (sees_all.sum(0) * self.attention_from_response.shape[2]).clamp(min=1)[:, None]
+        return ranking.masked_fill(~self.mask | (earlier > 0), -1), response.any(1) & has_input & sees_all.any(0)
 
 
 def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Captured:
@@ -107,9 +125,17 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
         roles: (batch, time), values of `Role`; each utterance has one BOS.
 
     Raises:
-        PipelineError: the decoder's layers are not found, one returns no attention map, or tokens attend to later ones.
+        PipelineError: the decoder's layers are not found, one returns no attention map, tokens attend to later ones,
+            maps are subtracted from each other, or a sequence is longer than a chunk of chunked attention.
     """
     base = without_peft(decoder)
+    if base.config.model_type == DIFFERENTIAL:
+        raise PipelineError(
+            type(base).__name__,
+            "it subtracts one attention map from another, and returns them before that, so that attention which "
+            "cancels would count as a sink",
+            "use a decoder whose heads add their values by one softmax",
+        )
     with torch.no_grad(), eager_attention(base), evaluating(base), record_pass(base, mask, roles) as recording:
         cache = (
             {"past_key_values": recording.cache, "use_cache": True} if _accepts_cache(base) else {"use_cache": False}
@@ -164,4 +190,5 @@ def _captured(recording: PassRecording) -> Captured:
         attention_from_response=attention_from_response,
         maps=maps,
         norms=torch.stack(norms, dim=1) if len(norms) == len(layers) else None,
+        windows=recording.windows,
     )

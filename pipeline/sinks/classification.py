@@ -154,6 +154,19 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
     )
 
 
+def attention_ranking(captured: Captured, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """How much each key is attended to, mean over layers and heads: by the response, or, in a sequence without an input
+    before a response (such as plain text), by all tokens that see it.
+
+    Returns:
+        (batch, time), -1 at keys that are not comparable; and (batch,), bool, whether any key is.
+    """
+    by_response, is_ranked = captured.response_ranking()
+    by_all = captured.attention_to_key.mean((0, 2)).masked_fill(~tokens.eligible, -1)
+    ranking = torch.where(is_ranked[:, None], by_response, by_all)
+    return ranking, (ranking >= 0).any(1)
+
+
 def sink_groups(is_bos: Tensor) -> Tensor:
     """The `Group` of each sink, given which of them are BOS."""
     return torch.where(is_bos, int(Group.BOS), int(Group.SINK))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import SINK_GROUPS, Group, Tokens
+from pipeline.sinks.classification import SINK_GROUPS, Group, Tokens, attention_ranking
 from pipeline.sinks.cosine_to_bos import CosineCurves
 from pipeline.sinks.moments import Moments
 
@@ -47,17 +47,14 @@ class Curves:
         self._add_dimensions(tokens)
 
     def _add_attention(self, captured: Captured, tokens: Tokens) -> None:
-        """Attention to BOS, and to the intermediate token most attended to by the response (without one, by all)."""
-        by_response, has_response = captured.response_ranking()
-        by_all = captured.attention_to_key.mean((0, 2)).masked_fill(~tokens.eligible, -1)
-        ranking = torch.where(has_response[:, None], by_response, by_all).masked_fill(tokens.is_bos, -1)
-        best, position = ranking.max(1)
+        """Attention to BOS, and to the intermediate token most attended to by `attention_ranking`."""
+        best, position = attention_ranking(captured, tokens)[0].masked_fill(tokens.is_bos, -1).max(1)
         for group, (token, exists) in enumerate(((tokens.bos, tokens.eligible.any(1)), (position, best >= 0))):
             values = captured.attention_to(token)[:, exists].transpose(1, 2).flatten(0, 1)
             self._attention.add(values, torch.full((values.shape[1],), group))
 
     def _add_by_role(self, captured: Captured, tokens: Tokens) -> None:
-        has_response = captured.response_ranking()[1]
+        has_response = captured.has_response
         given = captured.attention_from_response.mean(2)[:, has_response]
         _add_reduced(self._role_share, given, captured.roles[has_response], "sum")
         _add_reduced(self._role_ratio, tokens.activations.ratio, captured.roles, "amax")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import Tokens
+from pipeline.sinks.classification import Tokens, attention_ranking
 
 
 class _RoleCounts:
@@ -39,8 +39,8 @@ class _RoleCounts:
 
 
 class DominantSinks:
-    """Running counts of the dominant sink, by the attention of the response and by ratio, and the most massive tokens
-    overall."""
+    """Running counts of the dominant sink, by attention (of the response; in plain text of all tokens) and by ratio,
+    and the most massive tokens overall."""
 
     def __init__(self) -> None:
         self._roles = {name: _RoleCounts() for name in ("importance", "ratio", "ratio_intermediate")}
@@ -48,8 +48,8 @@ class DominantSinks:
 
     def add(self, captured: Captured, tokens: Tokens, utterance_ids: Sequence[str]) -> None:
         """Add one batch."""
-        ranking, has_response = captured.response_ranking()
-        self._roles["importance"].add(captured, ranking.argmax(1), has_response)
+        ranking, is_ranked = attention_ranking(captured, tokens)
+        self._roles["importance"].add(captured, ranking.argmax(1), is_ranked & captured.has_response)
         if not captured.has_inner_layers:
             return
         bos_ratio = tokens.of_bos(tokens.max_ratio)
@@ -57,7 +57,7 @@ class DominantSinks:
         other_ratio, other = tokens.max_ratio.masked_fill(~others, -1).max(1)
         # In a tie BOS is dominant.
         dominant = torch.where(other_ratio > bos_ratio, other, tokens.bos)
-        self._roles["ratio"].add(captured, dominant, torch.ones_like(has_response))
+        self._roles["ratio"].add(captured, dominant, torch.ones_like(is_ranked))
         self._roles["ratio_intermediate"].add(captured, other, other_ratio >= 0)
         for name, ratio, position in (("bos", bos_ratio, tokens.bos), ("intermediate", other_ratio, other)):
             row = int(ratio.argmax())

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, METRICS
 from pipeline.model.roles import REAL_ROLES, Role
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import Tokens
+from pipeline.sinks.classification import Tokens, attention_ranking
 from pipeline.sinks.definitions import lifetimes
 from pipeline.sinks.origin import SinkOrigins
 from pipeline.sinks.writing_units import WritingUnits
@@ -98,8 +98,8 @@ def _bos_sink_rate(m: MeasuredBatch) -> Ratio:
 
 @metric("sinks/relocated_share")
 def _relocated_by_attention(m: MeasuredBatch) -> Ratio:
-    ranking, has_response = m.captured.response_ranking()
-    return ranking.argmax(1) != m.tokens.bos, has_response
+    ranking, is_ranked = attention_ranking(m.captured, m.tokens)
+    return ranking.argmax(1) != m.tokens.bos, is_ranked & m.captured.has_response
 
 
 # How many tokens are sinks, by each definition.

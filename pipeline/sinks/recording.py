@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import llm_layers
 from pipeline.model.roles import Role
+from pipeline.sinks.windows import attention_windows
 
 MAX_ATTENTION_SUM = 1.05
 """Upper bound of the attention weights of one query, with room for the rounding of bfloat16."""
@@ -65,11 +66,11 @@ class _NormLayer(DynamicLayer):
 class PassRecording:
     """Records a pass. Each attention map is reduced as soon as it is computed, so only one is in memory.
 
-    Dictionaries are by the number of the layer.
+    Dictionaries are by the number of the layer; `windows` are those of `attention_windows`.
     """
 
-    def __init__(self, mask: Tensor, roles: Tensor, model_name: str) -> None:
-        self.mask, self.roles, self.model_name = mask, roles, model_name
+    def __init__(self, mask: Tensor, roles: Tensor, model_name: str, windows: tuple[int | None, ...]) -> None:
+        self.mask, self.roles, self.model_name, self.windows = mask, roles, model_name, windows
         self.cache = Cache(layer_class_to_replicate=_NormLayer)
         """To be passed to the decoder, which hands it the keys and values of every layer."""
         self.residuals: dict[int, Tensor] = {}
@@ -86,7 +87,10 @@ class PassRecording:
         self._query_counts = mask.float().flip(1).cumsum(1).flip(1).clamp(min=1)
         self._children: list[_ChildCall] = []
         self._reduced_map: tuple[Tensor, ...] | None = None
+        self._layer = 0
+        """Number of the layer that runs."""
         self._pair: tuple[int, int] | None = None
+        """Which children of the last layer are its attention and its MLP."""
 
     def on_child(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         """After a child of a layer: keep its output until the layer ends."""
@@ -123,6 +127,7 @@ class PassRecording:
                 self.residuals[-1] = before.detach()
             self.residuals[number], self.attention[number] = after.detach(), reduced
             self._record_additions(number, before, after, children)
+            self._layer = (number + 1) % len(self.windows)
 
         return on_layer
 
@@ -148,13 +153,22 @@ class PassRecording:
                 raise PipelineError(
                     self.model_name, "its tokens attend to later ones", "use a decoder with causal attention"
                 )
+            counts, window = self._query_counts, self.windows[self._layer]
+            if window and window < self.mask.shape[1]:
+                counts = counts.clamp(max=window)
+                if bool(((weights.tril(-window) > 0).any(-1) & self.mask[:, None]).any()):
+                    raise PipelineError(
+                        self.model_name,
+                        f"its layer {self._layer} attends beyond the window of {window} tokens in its configuration",
+                        f"use sequences of at most {window} tokens",
+                    )
             real, response = (self._queries[:, None] @ weights).unbind(2)
             response_counts = self._queries[:, 1].sum(1).clamp(min=1)
-            return real / self._query_counts[:, None], response / response_counts[:, None, None], weights.mean(1)
+            return real / counts[:, None], response / response_counts[:, None, None], weights.mean(1)
 
     def _record_additions(self, number: int, before: Tensor, after: Tensor, children: list[_ChildCall]) -> None:
-        if self.is_additive and (self._pair is None or max(self._pair) >= len(children)):
-            self._pair = _summands(before, after, [child.output for child in children])
+        if self.is_additive:
+            self._pair = _summands(before, after, [child.output for child in children], self._pair)
             self.is_additive = self._pair is not None
         if not self.is_additive or self._pair is None:
             return
@@ -181,8 +195,11 @@ def _before_norm(child: _ChildCall, children: list[_ChildCall]) -> _ChildCall:
     return next((other for other in children if other.output is child.inputs), child)
 
 
-def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int, int] | None:
-    """Indices of the two outputs, attention's first, with `before + attention + mlp = after` up to rounding."""
+def _summands(
+    before: Tensor, after: Tensor, outputs: list[Tensor], likely: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Indices of the two outputs, attention's first, with `before + attention + mlp = after` up to rounding; the
+    `likely` ones are tried first."""
     # Some decoders run their MLP on all tokens in one row.
     shape = (after.numel(), after.shape[-1])
     candidates = [
@@ -191,7 +208,8 @@ def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int
         if isinstance(output, Tensor) and output.dim() > 0 and (output.numel(), output.shape[-1]) == shape
     ]
     rounding = 4 * torch.finfo(after.dtype).eps
-    for (i, attention), (j, mlp) in combinations(candidates, 2):
+    pairs = sorted(combinations(candidates, 2), key=lambda pair: (pair[0][0], pair[1][0]) != likely)
+    for (i, attention), (j, mlp) in pairs:
         error = (before + attention + mlp - after).abs()
         # NaN compares as false, so an utterance that is not finite does not matter.
         if not bool((error > rounding * (before.abs() + attention.abs() + mlp.abs())).any()):
@@ -202,7 +220,7 @@ def _summands(before: Tensor, after: Tensor, outputs: list[Tensor]) -> tuple[int
 @contextmanager
 def record_pass(model: Any, mask: Tensor, roles: Tensor) -> Iterator[PassRecording]:
     """Record every forward pass inside the `with`; norms of keys and values only with `PassRecording.cache`."""
-    recording = PassRecording(mask, roles, type(model).__name__)
+    recording = PassRecording(mask, roles, type(model).__name__, attention_windows(model, mask))
     with ExitStack() as hooks:
         for number, layer in enumerate(llm_layers(model)):
             handles = [layer.register_forward_hook(recording.layer_hook(number), with_kwargs=True)]
