@@ -41,7 +41,7 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 
     Args:
         model: any causal language model of transformers, or one wrapped by peft; it is not changed.
-        tokenizer: the model's own. If it has no BOS token, EOS is used.
+        tokenizer: the model's own. If it has no BOS token, that of the model's configuration is used, else EOS.
         texts: one batch. The residuals of all layers are in memory together.
 
     Returns:

@@ -21,7 +21,7 @@ from pipeline.model.decoding import decode, decode_texts, prompt_read_once
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import Examples, collate
-from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.model.llm import bos_token, load_llm, load_tokenizer
 from pipeline.model.roles import Role
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon"]
@@ -314,6 +314,18 @@ def test_a_model_without_eos_is_refused(own):
         change(own / name, eos_token_id=None)
     with pytest.raises(PipelineError, match="has an EOS token; set eos_token_id"):
         build(own)
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json", None])
+def test_a_missing_bos_of_the_tokenizer_comes_from_the_files_of_the_model_else_it_is_eos(own, place):
+    change(own / "tokenizer_config.json", bos_token=None, eos_token="e")
+    for name in ("config.json", "generation_config.json"):
+        change(own / name, bos_token_id=7 if name == place else None)
+    tokenizer, llm = AutoTokenizer.from_pretrained(own), load_llm(LLM(weights=str(own)), torch.float32)
+    assert tokenizer.bos_token_id is None
+    # The default of the class is an arbitrary token here.
+    assert len({7, tokenizer.eos_token_id, type(llm.config)().bos_token_id}) == 3
+    assert build(own).bos == bos_token(tokenizer, llm.config) == (7 if place else tokenizer.eos_token_id)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(own):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
     _load_config(settings)
     with _one_error(settings, "its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(settings.weights, trust_remote_code=False)
-        if tokenizer.eos_token_id is None and (eos := _configured_eos(settings)) is not None:
+        if tokenizer.eos_token_id is None and (eos := _configured_token(settings.weights, "eos")) is not None:
             token = tokenizer.convert_ids_to_tokens(eos)
             if token is not None:
                 # A token that the tokenizer knows as EOS is also skipped in decoded text.
@@ -119,8 +119,16 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The first token of every sequence: BOS of the tokenizer, else of the configuration, else EOS."""
-    configured = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
+    """The first token of every sequence: BOS of the tokenizer, else of the configuration, else EOS.
+
+    Raises:
+        PipelineError: there is none of them.
+    """
+    folder = config.name_or_path
+    if folder and (Path(folder) / "config.json").exists():
+        configured = _configured_token(folder, "bos")
+    else:
+        configured = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
     for token in (tokenizer.bos_token_id, configured, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -233,13 +241,14 @@ def _require_usable(llm: PreTrainedModel, settings: LLM, dtype: torch.dtype) -> 
             raise PipelineError(settings.weights, f"{name} {reason}", REMEDY)
 
 
-def _configured_eos(settings: LLM) -> int | None:
-    """EOS token from the files themselves, since a configuration object falls back on the default of its class."""
+def _configured_token(folder: str, kind: Literal["bos", "eos"]) -> int | None:
+    """BOS or EOS token from the files themselves, since a configuration object falls back on the default of its class,
+    an arbitrary token of another vocabulary."""
     for name in ("generation_config.json", "config.json"):
-        file = Path(settings.weights) / name
+        file = Path(folder) / name
         content = read_json(file, REMEDY) if file.exists() else {}
         for section in (content, content.get("text_config") or {}):
-            tokens = section.get("eos_token_id")
+            tokens = section.get(f"{kind}_token_id")
             if tokens is not None and tokens != []:
                 return tokens[0] if isinstance(tokens, list) else tokens
     return None
