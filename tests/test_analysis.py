@@ -16,9 +16,11 @@ from pipeline.analysis.effects import BASELINE, applicable_tests, effects, item_
 from pipeline.analysis.speech_target import SpeechTarget
 from pipeline.analysis.summary import summary_text
 from pipeline.analysis.survey import Survey, survey
+from pipeline.analysis.table import legend
 from pipeline.analysis.text_target import TextTarget
 from pipeline.analyze import main
 from pipeline.common.errors import PipelineError
+from pipeline.common.formatting import rounded
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.sinks.gallery import FIGURES
@@ -82,6 +84,10 @@ def test_a_language_model_on_a_text(analyze, llm: Path, text: Path, tmp_path: Pa
     found = json.loads((folder / "sinks.json").read_text())
     assert found["metrics"]["sinks/tokens_per_utterance"] == 20
     assert f"{found['description']['intermediate']['sink_tokens']} in total" in printed
+    # The largest of all, not the mean that is beside it.
+    largest = found["metrics"]["sinks/max_ratio/intermediate/max"]
+    assert largest > found["metrics"]["sinks/max_ratio/intermediate"]
+    assert f"the strongest has {rounded(largest, None)} times the median; mean of the largest" in printed
     # Sinks are labelled with their text.
     assert any(f"  {letter!r}: " in printed for letter in set(text.read_text()))
     table = json.loads((folder / "interventions.json").read_text())
@@ -97,6 +103,14 @@ def test_a_language_model_on_a_text(analyze, llm: Path, text: Path, tmp_path: Pa
     masked = next(one for one in others if one["name"] == "mask/bos")
     assert masked["tokens_affected"] == 1
     assert masked["change"] != 1
+
+
+def test_the_legend_of_interventions_says_what_they_are_measured_on() -> None:
+    for item in ("utterance", "sequence"):
+        words = legend(item)
+        assert "sign-flip test over the same, not corrected for the number of tests." in words
+        assert "for non-sinks rotated to BOS, of the same tokens toward a random non-sink" in words
+        assert ("in the input before the response" in words) == (item == "utterance")
 
 
 def test_summary_without_sinks(llm: Path, text: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_function_and_a_line_are_a_metric_everywhere(
     monkeypatch.setattr(sink_metrics, "METRIC_FUNCTIONS", dict(sink_metrics.METRIC_FUNCTIONS))
 
     @sink_metrics.metric(NAME)
-    def _bos_norm(m: sink_metrics.MeasuredBatch) -> sink_metrics.Ratio:
+    def _bos_norm(m: sink_metrics.MeasuredBatch) -> sink_metrics.Fraction:
         return (m.tokens.activations.norm * m.tokens.is_bos).amax((0, 2)), m.ones
 
     params = load_params(ROOT / "params.yaml")

@@ -83,7 +83,7 @@ class SpeechTarget:
         settings = self.params.evaluate
         return decode_texts(self.model, batch.content, settings.beams, settings.max_new_tokens)
 
-    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        chosen = [utterance for utterance in self._utterances if utterance.id in results]
-        scored = score([u.text for u in chosen], [results[u.id] for u in chosen], bootstrap=0).utterances
+    def score_counts(self, outputs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        chosen = [utterance for utterance in self._utterances if utterance.id in outputs]
+        scored = score([u.text for u in chosen], [outputs[u.id] for u in chosen], bootstrap=0).utterances
         return {u.id: (s.counts.errors, s.counts.length) for u, s in zip(chosen, scored, strict=True)}

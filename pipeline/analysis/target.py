@@ -57,7 +57,7 @@ class AnalysisTarget(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the results of `run`."""
+        """Everything that determines the outputs of `run`."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -72,10 +72,10 @@ class AnalysisTarget(Protocol):
         """All items as inputs of `run`."""
 
     def run(self, batch: ItemBatch) -> list[Any]:
-        """The result of each item, serialisable as JSON, under any active intervention."""
+        """The output of each item, serialisable as JSON, under any active intervention."""
 
-    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        """Numerator and denominator of the score by id: errors and words, or nats and tokens."""
+    def score_counts(self, outputs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        """Numerator and denominator of the score (errors and words, or nats and tokens), of outputs of `run` by id."""
 
 
 def capture_batch(target: AnalysisTarget, batch: ItemBatch) -> Captured:

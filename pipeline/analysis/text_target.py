@@ -115,18 +115,18 @@ class TextTarget:
                 position_ids=sequence.positions,
                 use_cache=False,
             ).last_hidden_state
-            results = []
+            outputs = []
             # One at a time: the logits of a batch would take the most memory of all.
             for row, window in zip(hidden, windows, strict=True):
                 logits = vocabulary_logits(self.llm, row[None, :-1])[0].float()
-                results.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
-        if not all(math.isfinite(nats) for nats, _ in results):
+                outputs.append([float(cross_entropy(logits, window[1:], reduction="sum")), len(window) - 1])
+        if not all(math.isfinite(nats) for nats, _ in outputs):
             remedy = "calculate in float32 (--set train.precision=float32), or use a model that has not diverged"
             raise PipelineError(self.title, "a perplexity is not finite", remedy)
-        return results
+        return outputs
 
-    def score_counts(self, results: dict[str, Any]) -> dict[str, tuple[float, float]]:
-        return {id: tuple(pair) for id, pair in results.items()}
+    def score_counts(self, outputs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        return {id: tuple(pair) for id, pair in outputs.items()}
 
 
 def _windows(tokens: list[int], bos: int, length: int) -> Tensor:

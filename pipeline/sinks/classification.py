@@ -24,11 +24,11 @@ class Group(IntEnum):
     """The three groups of tokens that statistics keep apart: BOS, intermediate sinks, all others."""
 
     BOS = 0
-    SINK = 1
+    INTERMEDIATE = 1
     REST = 2
 
 
-SINK_GROUPS = {"bos": Group.BOS, "intermediate": Group.SINK}
+SINK_GROUP_BY_NAME = {"bos": Group.BOS, "intermediate": Group.INTERMEDIATE}
 """The groups that can be sinks, by their names in descriptions."""
 
 
@@ -115,7 +115,7 @@ class Tokens:
     @property
     def groups(self) -> Tensor:
         """(batch, time): the `Group` of each token; padding is in the last."""
-        return torch.where(self.is_bos | self.is_sink, sink_groups(self.is_bos), int(Group.REST))
+        return torch.where(self.is_bos | self.is_sink, group_of_sinks(self.is_bos), int(Group.REST))
 
     def of_bos(self, values: Tensor) -> Tensor:
         """(batch,): `values` (batch, time) at BOS."""
@@ -167,9 +167,9 @@ def attention_ranking(captured: Captured, tokens: Tokens) -> tuple[Tensor, Tenso
     return ranking, (ranking >= 0).any(1)
 
 
-def sink_groups(is_bos: Tensor) -> Tensor:
+def group_of_sinks(is_bos: Tensor) -> Tensor:
     """The `Group` of each sink, given which of them are BOS."""
-    return torch.where(is_bos, int(Group.BOS), int(Group.SINK))
+    return torch.where(is_bos, int(Group.BOS), int(Group.INTERMEDIATE))
 
 
 def without_outer_layers(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import SINK_GROUPS, Group, Tokens, attention_ranking
+from pipeline.sinks.classification import SINK_GROUP_BY_NAME, Group, Tokens, attention_ranking
 from pipeline.sinks.cosine_to_bos import CosineCurves
 from pipeline.sinks.moments import Moments
 
@@ -73,8 +73,8 @@ class Curves:
           of intermediate sinks. `cosine_count` (roles, 2): their number. `cosine_*_joined` (layers, 2, …): over all
           roles but BOS.
         - `largest` (layers, 3), `median` (layers,): of |h|.
-        - `importance_bos`, `importance_intermediate` (layers, heads): mean attention to BOS, and to the intermediate
-          token most attended to.
+        - `importance_bos`, `importance_intermediate` (layers, heads): mean attention of all queries to BOS, and to the
+          intermediate token most attended to by `attention_ranking`.
         - `norm_*` (layers, 3): L2 norms of h at BOS, at intermediate sinks, at others. `norm_key_*`, `norm_value_*`:
           the same of keys and values, mean over heads.
         - `role_share` (layers, roles): attention of the response. `role_ratio` (layers, roles): largest ratio of the
@@ -116,7 +116,7 @@ class Curves:
                 "dimensions": self._most_massive_dimensions(group),
                 "distinct_dimensions": int((self._dimensions[group] > 0).sum()),
             }
-            for name, group in SINK_GROUPS.items()
+            for name, group in SINK_GROUP_BY_NAME.items()
         }
 
     def _most_massive_dimensions(self, group: int) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ from pipeline.sinks.classification import Tokens, classify_tokens
 from pipeline.sinks.curves import Curves
 from pipeline.sinks.definitions import Definitions, ThresholdSensitivity
 from pipeline.sinks.dominant import DominantSinks
-from pipeline.sinks.metrics import MeasuredBatch, Ratio, per_utterance_metrics
+from pipeline.sinks.metrics import Fraction, MeasuredBatch, per_utterance_metrics
 from pipeline.sinks.origin import OriginStatistics, sink_origins
 from pipeline.sinks.writing_units import UnitStatistics, writing_units
 
@@ -142,11 +142,11 @@ class UtteranceRecords:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: Sequence[str], ratios: Mapping[str, Ratio]) -> None:
+    def add(self, ids: Sequence[str], fractions: Mapping[str, Fraction]) -> None:
         """Add the utterances of a batch. A metric that the batch does not have (a share of no sinks) is 0 / 0."""
-        for name in dict.fromkeys([*self._columns, *ratios]):
+        for name in dict.fromkeys([*self._columns, *fractions]):
             column = self._columns.setdefault(name, (array("d", [0] * len(self)), array("d", [0] * len(self))))
-            values = _ratio_array(ratios[name]) if name in ratios else np.zeros((2, len(ids)))
+            values = _fraction_array(fractions[name]) if name in fractions else np.zeros((2, len(ids)))
             for stored, new in zip(column, values, strict=True):
                 stored.extend(new.tolist())
         self._ids += ids
@@ -188,9 +188,9 @@ class UtteranceRecords:
         return ratio_interval(numerators, denominators, resamplings, seed, clusters)
 
 
-def _ratio_array(ratio: Ratio) -> np.ndarray:
+def _fraction_array(fraction: Fraction) -> np.ndarray:
     """(2, batch). Where the denominator is 0 the numerator may be anything, and must not enter the sum."""
-    numerator, denominator = (part.detach().cpu().double().numpy() for part in ratio)
+    numerator, denominator = (part.detach().cpu().double().numpy() for part in fraction)
     return np.stack([np.where(denominator > 0, numerator, 0), denominator])
 
 

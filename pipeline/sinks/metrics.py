@@ -24,7 +24,7 @@ THRESHOLDS = sorted(
 """Ratios above which tokens are counted whatever `sinks.tau` is, so that trials with different tau can be compared: one
 for each `tau_…` in `pipeline.common.metrics`."""
 
-Ratio = tuple[Tensor, Tensor]
+Fraction = tuple[Tensor, Tensor]
 """Numerators and denominators (batch,). A metric is the sum of the former over that of the latter; a denominator of 0
 means that the utterance has no value."""
 
@@ -53,7 +53,7 @@ class MeasuredBatch:
         return self.captured.mask & ~self.tokens.is_bos
 
 
-Measure = Callable[[MeasuredBatch], Ratio]
+Measure = Callable[[MeasuredBatch], Fraction]
 Applicable = Callable[[MeasuredBatch], bool]
 METRIC_FUNCTIONS: dict[str, tuple[Measure, Applicable]] = {}
 """By the name of a metric: the function that measures it, and the one that says whether a batch has it."""
@@ -69,7 +69,7 @@ def metric(name: str, applicable: Applicable = lambda batch: True) -> Callable[[
     return register
 
 
-def per_utterance_metrics(batch: MeasuredBatch) -> dict[str, Ratio]:
+def per_utterance_metrics(batch: MeasuredBatch) -> dict[str, Fraction]:
     """Every metric that the batch has, by name."""
     return {name: measure(batch) for name, (measure, applicable) in METRIC_FUNCTIONS.items() if applicable(batch)}
 
@@ -84,7 +84,7 @@ def _has_origins(m: MeasuredBatch) -> bool:
 
 
 @metric("sinks/tokens_per_utterance")
-def _length(m: MeasuredBatch) -> Ratio:
+def _length(m: MeasuredBatch) -> Fraction:
     return m.captured.mask.sum(1), m.ones
 
 
@@ -92,12 +92,12 @@ def _length(m: MeasuredBatch) -> Ratio:
 
 
 @metric("sinks/bos_sink_rate")
-def _bos_sink_rate(m: MeasuredBatch) -> Ratio:
+def _bos_sink_rate(m: MeasuredBatch) -> Fraction:
     return m.tokens.of_bos(m.tokens.sink_rate.mean(0)), m.tokens.of_bos(m.tokens.eligible)
 
 
 @metric("sinks/relocated_share")
-def _relocated_by_attention(m: MeasuredBatch) -> Ratio:
+def _relocated_by_attention(m: MeasuredBatch) -> Fraction:
     ranking, is_ranked = attention_ranking(m.captured, m.tokens)
     return ranking.argmax(1) != m.tokens.bos, is_ranked & m.captured.has_response
 
@@ -105,12 +105,12 @@ def _relocated_by_attention(m: MeasuredBatch) -> Ratio:
 # How many tokens are sinks, by each definition.
 
 
-def _count(m: MeasuredBatch, is_sink: Tensor) -> Ratio:
+def _count(m: MeasuredBatch, is_sink: Tensor) -> Fraction:
     """Tokens of `is_sink` (batch, time) other than BOS, per utterance."""
     return (is_sink & ~m.tokens.is_bos).sum(1), m.ones
 
 
-def _count_above(threshold: int, m: MeasuredBatch) -> Ratio:
+def _count_above(threshold: int, m: MeasuredBatch) -> Fraction:
     return _count(m, m.tokens.max_ratio > threshold)
 
 
@@ -123,7 +123,7 @@ for _threshold in THRESHOLDS:
     metric(f"{BY_ACTIVATION}/tau_{_threshold}", _has_inner_layers)(partial(_count_above, _threshold))
 
 
-def _count_of_role(role: Role, m: MeasuredBatch) -> Ratio:
+def _count_of_role(role: Role, m: MeasuredBatch) -> Fraction:
     """Sinks of one role, over the utterances that have this role."""
     has_role = m.captured.mask & (m.captured.roles == role)
     return (m.tokens.is_intermediate & has_role).sum(1), has_role.any(1)
@@ -135,7 +135,7 @@ for _role in REAL_ROLES:
 
 
 @metric("sinks/definition_jaccard", _has_inner_layers)
-def _definition_jaccard(m: MeasuredBatch) -> Ratio:
+def _definition_jaccard(m: MeasuredBatch) -> Fraction:
     """Jaccard index of the sinks by activation and by attention, over eligible keys."""
     massive, attended = m.tokens.is_sink & m.tokens.eligible, m.tokens.is_attention_sink
     union = (massive | attended).sum(1)
@@ -150,22 +150,22 @@ def _ratio_of_others(m: MeasuredBatch) -> Tensor:
 
 
 @metric("sinks/max_ratio/bos", _has_inner_layers)
-def _max_ratio_bos(m: MeasuredBatch) -> Ratio:
+def _max_ratio_bos(m: MeasuredBatch) -> Fraction:
     return m.tokens.of_bos(m.tokens.max_ratio), m.ones
 
 
 @metric("sinks/max_ratio/intermediate", _has_inner_layers)
-def _max_ratio_intermediate(m: MeasuredBatch) -> Ratio:
+def _max_ratio_intermediate(m: MeasuredBatch) -> Fraction:
     return _ratio_of_others(m), m.others.any(1)
 
 
 @metric("sinks/relocated_share/ratio", _has_inner_layers)
-def _relocated_by_ratio(m: MeasuredBatch) -> Ratio:
+def _relocated_by_ratio(m: MeasuredBatch) -> Fraction:
     return _ratio_of_others(m) > m.tokens.of_bos(m.tokens.max_ratio), m.ones
 
 
 @metric("sinks/feature_jaccard", _has_inner_layers)
-def _dimension_jaccard(m: MeasuredBatch) -> Ratio:
+def _dimension_jaccard(m: MeasuredBatch) -> Fraction:
     """Jaccard index of the massive dimensions of each intermediate sink and of BOS, if BOS has any."""
     massive = m.tokens.activations.massive
     rows = torch.arange(len(massive), device=massive.device)
@@ -179,14 +179,14 @@ def _dimension_jaccard(m: MeasuredBatch) -> Ratio:
 
 
 @metric("sinks/bos_cosine/sink", _has_inner_layers)
-def _cosine_of_sinks(m: MeasuredBatch) -> Ratio:
+def _cosine_of_sinks(m: MeasuredBatch) -> Fraction:
     """Cosine to BOS of intermediate sinks, each in its strongest layer."""
     cosine = m.tokens.activations.cosine.gather(0, m.tokens.strongest_layer[None])[0]
     return (cosine * m.tokens.is_intermediate).sum(1), m.tokens.is_intermediate.sum(1)
 
 
 @metric("sinks/bos_cosine/other", _has_inner_layers)
-def _cosine_of_others(m: MeasuredBatch) -> Ratio:
+def _cosine_of_others(m: MeasuredBatch) -> Fraction:
     """Cosine to BOS of tokens that are not sinks, in the strongest layers of the intermediate sinks.
 
     An utterance without intermediate sinks is measured in the strongest layer of BOS, if BOS is a sink.
@@ -200,7 +200,7 @@ def _cosine_of_others(m: MeasuredBatch) -> Ratio:
 
 
 @metric("sinks/decorrelation", lambda m: len(m.captured.attention_to_key) > 1)
-def _decorrelation(m: MeasuredBatch) -> Ratio:
+def _decorrelation(m: MeasuredBatch) -> Fraction:
     """The decorrelation loss without its weight: mean squared cosine to BOS over all layers but the last and all tokens
     but BOS and the response (arXiv 2510.22603)."""
     counted = m.others & (m.captured.roles != Role.RESPONSE)
@@ -209,7 +209,7 @@ def _decorrelation(m: MeasuredBatch) -> Ratio:
 
 
 @metric("sinks/secondary_lifetime")
-def _secondary_lifetime(m: MeasuredBatch) -> Ratio:
+def _secondary_lifetime(m: MeasuredBatch) -> Fraction:
     is_secondary = m.tokens.is_secondary
     return torch.where(is_secondary, lifetimes(m.tokens.aligned_at)[1], 0).sum(1), is_secondary.sum(1)
 
@@ -217,7 +217,7 @@ def _secondary_lifetime(m: MeasuredBatch) -> Ratio:
 # What writes the massive activations.
 
 
-def _mlp_share(m: MeasuredBatch, counted: Callable[[SinkOrigins], Tensor]) -> Ratio:
+def _mlp_share(m: MeasuredBatch, counted: Callable[[SinkOrigins], Tensor]) -> Fraction:
     assert m.origin is not None
     chosen = counted(m.origin)
     return _by_utterance(m, m.origin.mlp_share[chosen], m.origin.utterance[chosen])
@@ -229,12 +229,12 @@ metric("sinks/mlp_share/intermediate", _has_origins)(lambda m: _mlp_share(m, lam
 
 
 @metric("sinks/unit_share", lambda m: m.units is not None and _has_inner_layers(m))
-def _unit_share(m: MeasuredBatch) -> Ratio:
+def _unit_share(m: MeasuredBatch) -> Fraction:
     assert m.units is not None
     return _by_utterance(m, m.units.share, m.units.utterance)
 
 
-def _by_utterance(m: MeasuredBatch, values: Tensor, utterance: Tensor) -> Ratio:
+def _by_utterance(m: MeasuredBatch, values: Tensor, utterance: Tensor) -> Fraction:
     """Sum and number of `values` (sinks,) in each row of the batch; `utterance` (sinks,) are their rows."""
     return (
         torch.zeros_like(m.ones).index_add_(0, utterance, values),

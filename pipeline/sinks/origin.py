@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import SINK_GROUPS, Tokens, sink_groups
+from pipeline.sinks.classification import SINK_GROUP_BY_NAME, Tokens, group_of_sinks
 from pipeline.sinks.moments import Moments
 
 
@@ -95,7 +95,7 @@ class OriginStatistics:
         if origin is None:
             return
         self._is_known = True
-        groups = sink_groups(origin.is_bos).cpu()
+        groups = group_of_sinks(origin.is_bos).cpu()
         for name, moments in self._parts.items():
             moments.add(getattr(origin, name), groups)
         self._main.index_put_((origin.main.cpu(), groups), torch.ones_like(groups), accumulate=True)
@@ -117,10 +117,10 @@ class OriginStatistics:
     def description(self) -> dict[str, dict[str, Any]]:
         """The layers that write BOS and intermediate sinks, the most frequent first."""
         if not self._is_known:
-            return {name: {} for name in SINK_GROUPS}
+            return {name: {} for name in SINK_GROUP_BY_NAME}
         return {
             name: {"main_origin": _by_count(self._main[:, group]), "first_origin": _by_count(self._first[:, group])}
-            for name, group in SINK_GROUPS.items()
+            for name, group in SINK_GROUP_BY_NAME.items()
         }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.sinks.capture import Captured
-from pipeline.sinks.classification import SINK_GROUPS, TINY, Tokens, sink_groups
+from pipeline.sinks.classification import SINK_GROUP_BY_NAME, TINY, Tokens, group_of_sinks
 from pipeline.sinks.mlp import MLPActivations, trace_mlp
 from pipeline.sinks.moments import Moments
 from pipeline.sinks.origin import SinkOrigins
@@ -114,7 +114,7 @@ class UnitStatistics:
         """Add one batch."""
         if units is None:
             return
-        groups = sink_groups(units.is_bos)
+        groups = group_of_sinks(units.is_bos)
         values = torch.cat([units.at_sink, units.at_others, units.down_element[None], units.down_row[None]])
         self._moments.add(values, units.layer * 2 + groups)
         if self._counts is None:
@@ -143,8 +143,8 @@ class UnitStatistics:
     def description(self) -> dict[str, dict[str, Any]]:
         """The units that write BOS and intermediate sinks, the most frequent first."""
         if self._counts is None:
-            return {name: {} for name in SINK_GROUPS}
-        return {name: {"units": _by_count(self._counts[group])} for name, group in SINK_GROUPS.items()}
+            return {name: {} for name in SINK_GROUP_BY_NAME}
+        return {name: {"units": _by_count(self._counts[group])} for name, group in SINK_GROUP_BY_NAME.items()}
 
 
 def _by_count(counts: Tensor) -> list[dict[str, int]]:
