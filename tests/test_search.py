@@ -351,6 +351,10 @@ def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(se
         ({"search": {"trials": 3, "minimise": [WER, WER]}}, "list each metric once"),
         ({"search": {"trials": 3, "minimise": []}}, "search.minimise is []"),
         ({"search": {"trials": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
+        (
+            {"search": {"trials": 3, "minimise": [WER, SINKS]}, "set": {"sinks.split": "validation"}},
+            f"search.minimise: has {SINKS} and sinks.split is 'validation'",
+        ),
         ({"seeds": [0, 0]}, "seeds: has"),
         ({"scheduler": {"kind": "median", "grace": 50}}, "compares after 50 steps, and train.validate_every is 120"),
     ],

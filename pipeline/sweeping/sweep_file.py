@@ -159,6 +159,7 @@ def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) ->
     sweep = replace(sweep, space=space, common=common, only=tuple(only))
     points = tuple(map(sweep.point, space.corners()))
     _require_consistent(path, specification, points)
+    _require_unbiased_sinks(path, metrics, points)
     return replace(sweep, points=points)
 
 
@@ -192,6 +193,17 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
     # In a sweep over several corpora, a task starts with the name of its corpus: `LRS3 VSR 5`.
     if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
+
+
+def _require_unbiased_sinks(path: str, metrics: Sequence[str], points: Sequence[SweepPoint]) -> None:
+    """Check that sinks which a search minimises on validation are reported on test, where the selection has no bias."""
+    minimised = next((metric for metric in metrics if metric.startswith("sinks/")), None)
+    if minimised and any(point.params.sinks.split == "validation" for point in points):
+        raise PipelineError(
+            f"{path}: search.minimise",
+            f"has {minimised} and sinks.split is 'validation', so that the reported sinks are those selected by",
+            "set sinks.split to test",
+        )
 
 
 def _require_comparable_lengths(sweep: Sweep) -> None:
