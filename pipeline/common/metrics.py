@@ -29,7 +29,8 @@ NUMBER = Unit("")
 
 
 class Place(Flag):
-    """Where a metric is shown. `metrics.csv` has all metrics."""
+    """Where a metric is shown. `metrics.csv` has all metrics of the evaluation; those of training are in
+    `metrics.jsonl` and MLflow."""
 
     CSV_ONLY = 0
     """In none of the places below."""
@@ -42,10 +43,12 @@ class Place(Flag):
     """A line chart in MLflow."""
     FOLLOWED = auto()
     """Measured while a trial trains, every `sinks.every` steps."""
+    LOG_ONLY = auto()
+    """A metric of training, in `metrics.jsonl` and MLflow alone."""
 
 
 CSV_ONLY, TABLE, FIGURE = Place.CSV_ONLY, Place.TABLE, Place.FIGURE
-COLUMN, CURVE, FOLLOWED = Place.COLUMN, Place.CURVE, Place.FOLLOWED
+COLUMN, CURVE, FOLLOWED, LOG_ONLY = Place.COLUMN, Place.CURVE, Place.FOLLOWED, Place.LOG_ONLY
 MAIN = TABLE | FIGURE | COLUMN | FOLLOWED
 
 
@@ -111,10 +114,10 @@ METRICS: list[Metric] = [
            "the layers."),
     Metric("sinks/bos_sink_rate", "BOS sink rate %", PERCENT, "", TABLE | FIGURE | FOLLOWED,
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
-    Metric(RELOCATED, "relocated by attention %", PERCENT, "lower", MAIN,
+    Metric(RELOCATED, "BOS not dominant, by attention %", PERCENT, "lower", MAIN,
            "Share of the utterances in which the response (in plain text, all tokens) attends most to a token other "
            "than BOS: a loss that only moves the sink raises it."),
-    Metric(RELOCATED_BY_RATIO, "relocated by ratio %", PERCENT, "lower", TABLE | FIGURE,
+    Metric(RELOCATED_BY_RATIO, "BOS not dominant, by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Share of the utterances in which a token other than BOS has the largest ratio."),
     Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens other than BOS above 100 times the median."),
@@ -154,13 +157,13 @@ METRICS: list[Metric] = [
            "Training loss per token of the response."),
     Metric("loss/validation", "validation loss", NATS, "lower", CURVE,
            "Cross-entropy of the clean validation split."),
-    Metric("loss/decorrelation", "decorrelation loss", NUMBER, "lower", CSV_ONLY,
+    Metric("loss/decorrelation", "decorrelation loss", NUMBER, "lower", LOG_ONLY,
            "Decorrelation loss in training, before its weight."),
-    Metric("learning_rate", "learning rate", NUMBER, "", CSV_ONLY,
+    Metric("learning_rate", "learning rate", NUMBER, "", LOG_ONLY,
            "Learning rate of the step."),
-    Metric("gradient_norm", "gradient norm", NUMBER, "", CSV_ONLY,
+    Metric("gradient_norm", "gradient norm", NUMBER, "", LOG_ONLY,
            "L2 norm of the gradient before clipping."),
-    Metric("throughput/utterances_per_second", "utterances / s", NUMBER, "higher", CSV_ONLY,
+    Metric("throughput/utterances_per_second", "utterances / s", NUMBER, "higher", LOG_ONLY,
            "Utterances trained on per second."),
 ]
 # fmt: on
