@@ -202,6 +202,48 @@ def test_an_interval_of_over_100_points_is_not_shown(difference: float, interval
     assert str(WERChange(difference, interval, (0, 1), 0.01)) == text
 
 
+@pytest.mark.parametrize(("errors", "difference"), [(8, "+6.7"), (4, "+0.0")])
+def test_seeds_that_happen_to_agree_are_inconclusive(tmp_path: Path, errors: int, difference: str) -> None:
+    """Four errors in 60 words at each seed, against eight at each, are not four and eight with certainty."""
+    trials = [
+        finish(
+            make_trial(tmp_path, AUDIO, f"decorrelation.weight={weight}", f"train.seed={seed}"),
+            {"test": [1] * count + [0] * (10 - count)},
+        )
+        for weight, count in ((0, 4), (0.1, errors))
+        for seed in range(3)
+    ]
+    comparison = compare(trials)
+    change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
+    assert str(change) == f"{difference} (inconclusive: no variance between seeds)"
+    assert (change.interval, change.p, change.corrected_p, change.equivalence_p) == (None, None, None, None)
+    text = rendering.table_text(comparison, 1000)
+    assert str(change) in text
+    assert "Changes of single seeds" not in text
+    assert "change/test/p" not in rendering.table_csv(comparison)
+
+
+def test_a_change_and_its_interval_are_of_different_means(tmp_path: Path) -> None:
+    """One bad seed of three raises the mean more than the geometric mean: the legend says which is which."""
+    trials = [
+        finish(
+            make_trial(tmp_path, AUDIO, f"decorrelation.weight={weight}", f"train.seed={seed}"),
+            {"test": [errors // 10 + (number < errors % 10) for number in range(10)]},
+        )
+        for weight, counts in ((0, (6, 6, 24)), (0.1, (10, 11, 11)))
+        for seed, errors in enumerate(counts)
+    ]
+    comparison = compare(trials)
+    change = comparison.cell(comparison.tasks[0], comparison.variants[1]).changes["test"]
+    assert change.difference == pytest.approx((32 - 36) / 180)
+    # The geometric means, each with half an error more, increase.
+    ratio = (10.5 * 11.5 * 11.5 / (6.5 * 6.5 * 24.5)) ** (1 / 3)
+    assert ratio > 1
+    low, high = (bound / (36 / 180) + 1 for bound in change.interval)
+    assert low * high == pytest.approx(ratio**2)
+    assert "ratio of their geometric means" in rendering.table_text(comparison, 1000)
+
+
 def test_a_trial_with_another_lora_is_not_a_baseline(tmp_path: Path) -> None:
     before = finish(make_trial(tmp_path, "model.lora.rank=8"), {"test": MANY})
     after = finish(make_trial(tmp_path, "decorrelation.weight=0.1"), {"test": FEW})
@@ -479,7 +521,7 @@ def test_several_weights_of_the_primary_task_are_corrected_for_each_other(tmp_pa
     trials = [
         finish(
             make_trial(tmp_path, AUDIO, f"decorrelation.weight={weight}", f"train.seed={seed}"),
-            {"test": [count + (number == seed) for number, count in enumerate(counts)]},
+            {"test": [count + (number < seed) for number, count in enumerate(counts)]},
         )
         for weight, counts in errors.items()
         for seed in range(2)
@@ -495,4 +537,16 @@ def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
     for number, line in enumerate(lines):
         line["speaker"] = "one" if line["split"] == "validation" else f"s{number}"
     with_hypotheses(trial, "".join(json.dumps(line) + "\n" for line in lines))
-    assert "95% interval over 10 speakers" in rendering.table_text(compare([trial]), 1000)
+    note = "95% interval over 10 speakers (utterances for metrics of fewer than 8)."
+    assert note in rendering.table_text(compare([trial]), 1000)
+
+
+def test_intervals_of_corpora_with_many_and_few_speakers_are_named_by_the_rule(tmp_path: Path) -> None:
+    trials = two_corpora(tmp_path)
+    for trial, speakers in zip(trials, (10, 10, 6, 6), strict=True):
+        lines = [json.loads(line) for line in trial.hypotheses.read_text().splitlines()]
+        lines = [line | {"speaker": f"s{number % speakers}"} for number, line in enumerate(lines)]
+        with_hypotheses(trial, "".join(json.dumps(line) + "\n" for line in lines))
+    text = rendering.table_text(compare(trials), 1000)
+    assert "95% interval over speakers where there are 8 or more, else over utterances." in text
+    assert "95% interval over utterances of these 6 speakers." in rendering.table_text(compare(trials[2:]), 1000)

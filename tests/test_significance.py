@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.common.statistics import equivalence_p, holm, mean_interval, ratio_interval, sign_flip_p, welch
+from pipeline.common.statistics import (
+    equivalence_p,
+    holm,
+    mean_interval,
+    ratio_interval,
+    share_p,
+    sign_flip_p,
+    welch,
+)
 
 
 def test_welch_equals_scipy() -> None:
@@ -16,8 +24,12 @@ def test_welch_equals_scipy() -> None:
 
 
 def test_welch_without_variance_or_with_too_few_runs() -> None:
-    assert welch([1, 1], [1, 1]).p == 1
-    assert welch([0, 0], [1, 1]).p == 0
+    assert welch([1, 1], [1, 1]) is None
+    assert welch([0, 0], [1, 1]) is None
+    # The mean of three equal values is rounded, so that their computed variance is not 0.
+    assert np.var([0.1] * 3) > 0
+    assert welch([0.1] * 3, [0.2] * 3) is None
+    assert welch([0, 0], [1, 2]).p == pytest.approx(stats.ttest_ind([0, 0], [1, 2], equal_var=False).pvalue)
     with pytest.raises(ValueError, match="at least two"):
         welch([1], [1, 2])
 
@@ -62,6 +74,44 @@ def test_interval_needs_ten_utterances_and_counts_eight_speakers() -> None:
     plain = ratio_interval(edits, [6] * 10, 1000, 0)
     assert ratio_interval(edits, [6] * 10, 1000, 0, [0, 1] * 5) == plain
     assert ratio_interval(edits, [6] * 10, 1000, 0, list("abcdefghhh")) != plain
+
+
+def test_an_interval_over_speakers_ends_where_a_share_does() -> None:
+    speakers = [number // 2 for number in range(16)]
+    # Residuals of the ratio 15/16: 1/8 for seven speakers, -7/8 for one; their squares add up to 7/8, and the standard
+    # error is sqrt(8 / 7 * 7 / 8) / 16.
+    half_width = stats.t.ppf(0.975, 7) / 16
+    assert 15 / 16 + half_width > 1
+    assert ratio_interval([1] * 15 + [0], [1] * 16, 100, 0, speakers) == pytest.approx((15 / 16 - half_width, 1))
+    # The same at the other end, and errors, of which an utterance can have more than words.
+    assert ratio_interval([0] * 15 + [1], [1] * 16, 100, 0, speakers) == pytest.approx((0, 1 / 16 + half_width))
+    low, high = ratio_interval([4] * 15 + [0], [2] * 16, 100, 0, speakers)
+    assert (low, high) == pytest.approx((15 / 8 - 2 * half_width, 15 / 8 + 2 * half_width))
+
+
+def test_the_test_of_shares_is_hoeffdings_bound() -> None:
+    assert share_p([1, 1, 1], 0.45) == pytest.approx(0.45**3)
+    # exp(-2 (1/2 ln(2) + 1/2 ln(2/3))) is 3/4.
+    assert share_p([0.4, 0.6], 0.25) == pytest.approx(0.75)
+    assert share_p([0.1, 0.2], 0.2) == 1
+    assert share_p([1, 0], 0) == 0
+
+
+@pytest.mark.parametrize("of_tokens", [(0.67, 0.32, 0.01), (0.45, 0.45, 0.1), (0.9, 0.1)])
+@pytest.mark.parametrize("sinks", [1, 4])
+def test_the_test_of_shares_keeps_the_level(of_tokens: tuple[float, ...], sinks: int) -> None:
+    """Sinks lie anywhere, in three seeds. If each has one sink, Student's interval of some role's share is too often
+    above its share of the tokens."""
+    random = np.random.default_rng(4)
+    corrected, largest = [], []
+    for _ in range(400):
+        shares = random.multinomial(sinks, of_tokens, size=3) / sinks
+        corrected.append(min(holm([share_p(shares[:, role], share) for role, share in enumerate(of_tokens)])))
+        lowest = [mean_interval(shares[:, role])[0] - share for role, share in enumerate(of_tokens)]
+        largest.append(max(lowest) > 0)
+    assert np.mean(np.array(corrected) < 0.05) <= 0.05
+    if sinks == 1:
+        assert np.mean(largest) > 0.1
 
 
 def test_sign_flip_is_exact_if_few_utterances_differ() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 SIGNIFICANCE_LEVEL = 0.05
 """Significance level of tests; intervals have the confidence level 1 - SIGNIFICANCE_LEVEL."""
 PERMUTATIONS = 9999
-"""Draws of the sign-flip test if the patterns are too many; its smallest p-value is 1 / (PERMUTATIONS + 1)."""
+"""Draws of the sign-flip test if there are too many patterns; its smallest p (two-sided) is 2 / (PERMUTATIONS + 1)."""
 MIN_UTTERANCES = 10
 """Fewer utterances get no interval: resampling so few understates the uncertainty."""
 MIN_SPEAKERS = 8
@@ -81,9 +81,13 @@ def _over_speakers(
     residuals = numerator - ratio * denominator
     standard_error = np.sqrt(count / (count - 1) * (residuals**2).sum()) / denominator.sum()
     half_width = _t_quantile(count - 1) * standard_error
-    # A ratio that cannot be negative gets no interval below zero.
-    low = max(ratio - half_width, 0.0) if (numerator_values >= 0).all() else ratio - half_width
-    return float(low), float(ratio + half_width)
+    low, high = ratio - half_width, ratio + half_width
+    # As with resampled utterances, a ratio that cannot be negative gets no interval below 0, and a share none above 1.
+    if (numerator_values >= 0).all():
+        low = max(low, 0.0)
+    if (numerator_values <= denominator_values).all():
+        high = min(high, 1.0)
+    return float(low), float(high)
 
 
 def _draws(utterances: int, resamplings: int, seed: int) -> Iterator[np.ndarray]:
@@ -124,17 +128,21 @@ class Welch:
     degrees_of_freedom: float
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
-    """Compare the means of two groups of two or more independent runs, of possibly unequal variance."""
+def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
+    """Compare the means of two groups of two or more independent runs, of possibly unequal variance.
+
+    None if the runs of each group are equal: few equal runs do not show that the next is equal too, so without variance
+    the test is undefined.
+    """
     groups = [np.asarray(group, float) for group in (first, second)]
     if min(map(len, groups)) < 2:
         raise ValueError(f"groups of {len(first)} and {len(second)} runs; each needs at least two")
+    # Their computed variance may be above 0 by rounding.
+    if all((group == group[0]).all() for group in groups):
+        return None
     difference = float(groups[0].mean() - groups[1].mean())
     parts = [group.var(ddof=1) / len(group) for group in groups]
     standard_error = float(np.sqrt(sum(parts)))
-    if standard_error == 0:
-        # Without variance, equal means are no difference, and unequal ones differ with certainty.
-        return Welch(difference, (difference, difference), 1.0 if difference == 0 else 0.0, 0.0, np.inf)
     from scipy.stats import t
 
     squares = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
@@ -146,12 +154,27 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Welch:
 
 def equivalence_p(result: Welch, low: float, high: float) -> float:
     """p-value of two one-sided tests (Schuirmann, 1987): small where the difference lies between `low` and `high`."""
-    if result.standard_error == 0:
-        return 0.0 if low < result.difference < high else 1.0
     from scipy.stats import t
 
     distances = (result.difference - low, high - result.difference)
     return float(max(t.sf(distance / result.standard_error, result.degrees_of_freedom) for distance in distances))
+
+
+def share_p(shares: Values, bound: float) -> float:
+    """One-sided p-value of independent shares, each from 0 to 1, against a mean of at most `bound` (Hoeffding, 1963).
+
+    It bounds the probability of so large a mean whatever the distribution: it also holds for few, equal or very skewed
+    shares, for which Student's t does not. If all shares are 1 it is exact, `bound ** len(shares)`.
+    """
+    mean = float(np.mean(shares))
+    if mean <= bound:
+        return 1.0
+    if bound == 0:
+        return 0.0
+    divergence = mean * np.log(mean / bound)
+    if mean < 1:
+        divergence += (1 - mean) * np.log((1 - mean) / (1 - bound))
+    return float(np.exp(-len(shares) * divergence))
 
 
 def sign_flip_p(ours: Values, theirs: Values, seed: int = 0) -> float:

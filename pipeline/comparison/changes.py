@@ -1,7 +1,7 @@
 """Changes of the word error rate by the decorrelation loss, with training runs as the sample.
 
-With two seeds or more on each side a change is tested over seeds; with one, it has an interval over the utterances of
-these two runs, and no p-value.
+With two seeds or more on each side a change is tested over seeds, unless the seeds of each side are equal; with one, it
+has an interval over the utterances of these two runs, and no p-value.
 """
 
 import math
@@ -32,17 +32,24 @@ class WERChange:
     difference: float
     """Of the means, a fraction; positive if the loss increases errors."""
     interval: tuple[float, float] | None
-    """95%, a fraction: over seeds if there are several, otherwise over the utterances of these two runs."""
+    """95%, a fraction. Over several seeds: of the ratio of their geometric means less 1, times the mean at weight 0, so
+    that `difference` need not be at its centre; None if the seeds of each side are equal. Otherwise over the utterances
+    of these two runs."""
     seeds: tuple[int, ...]
     """Seeds that both sides have; no others count."""
     p: float | None
-    """Welch's t-test on the logarithm of each run's word error rate; None for single runs."""
+    """Welch's t-test on the logarithm of each run's word error rate; None for single runs and equal seeds."""
     corrected_p: float | None = None
     """Holm's correction over all changes of the table."""
     equivalence_p: float | None = None
-    """Two one-sided tests that the change is within `margin`; None for single runs."""
+    """Two one-sided tests that the change is within `margin`; None without `p`."""
     margin: float = 0.0
     """Largest change, a fraction, that counts as none."""
+
+    @property
+    def is_over_seeds(self) -> bool:
+        """Whether the sample is several seeds."""
+        return len(self.seeds) > 1
 
     @property
     def is_too_wide(self) -> bool:
@@ -57,6 +64,8 @@ class WERChange:
     def __str__(self) -> str:
         """Percentage points with the interval and, over seeds, the p-value."""
         text = _points(self.difference)
+        if self.is_over_seeds and self.p is None:
+            return f"{text} (inconclusive: no variance between seeds)"
         if self.is_too_wide:
             return f"{text} (inconclusive: {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'})"
         if self.interval:
@@ -86,13 +95,14 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
     return changes
 
 
-def wer_p(ours: Sequence[Entry], theirs: Sequence[Entry], condition: str) -> float:
+def wer_p(ours: Sequence[Entry], theirs: Sequence[Entry], condition: str) -> float | None:
     """As `WERChange.p`, of any two settings with two seeds or more each. PipelineError if hypotheses are missing or
     damaged."""
     for entry in (*ours, *theirs):
         if condition not in entry.hypotheses:
             raise PipelineError(entry.trial.hypotheses, f"has no hypotheses of {condition}", "evaluate the trial again")
-    return _welch(*([_totals(entry, condition) for entry in side] for side in (ours, theirs))).p
+    result = _welch(*([_totals(entry, condition) for entry in side] for side in (ours, theirs)))
+    return result.p if result else None
 
 
 def _totals(entry: Entry, condition: str) -> tuple[int, int]:
@@ -113,7 +123,7 @@ def _require_equal_utterances(pairs: Sequence[tuple[Entry, Entry]], condition: s
                 )
 
 
-def _welch(after: list[tuple[int, int]], before: list[tuple[int, int]]) -> Welch:
+def _welch(after: list[tuple[int, int]], before: list[tuple[int, int]]) -> Welch | None:
     """Welch's test on the logarithms of word error rates, of which each is given as errors and words."""
 
     def logarithms(side: list[tuple[int, int]]) -> list[float]:
@@ -125,6 +135,8 @@ def _welch(after: list[tuple[int, int]], before: list[tuple[int, int]]) -> Welch
 def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], seeds: tuple[int, ...]) -> WERChange:
     baseline, wer = (statistics.fmean(errors / words for errors, words in side) for side in (before, after))
     result = _welch(after, before)
+    if result is None:
+        return WERChange(wer - baseline, None, seeds, None)
     low, high = (baseline * math.expm1(bound) for bound in result.interval)
     share = min(MARGIN_POINTS / baseline, MARGIN_SHARE) if baseline else 0.0
     equivalence = equivalence_p(result, math.log1p(-share), math.log1p(share)) if share else None

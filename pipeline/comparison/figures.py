@@ -34,7 +34,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
     """Every figure that the trials allow, by file name.
 
     For each task those of `sinks.gallery`; `wer_against_rate` if a modality has several rates, `against_weight` if a
-    task has several weights, and `overview`: weight 0, a weight that removes sinks and one that relocates them.
+    task has several weights, and `overview`: weight 0, one that keeps BOS dominant and one that relocates the sink.
     """
     figures: dict[str, Figure] = {}
     for task in comparison.tasks:
@@ -122,7 +122,8 @@ def _largest(cell: Cell, names: Sequence[str]) -> float:
 
 
 def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
-    """Weight 0, the best that removes and the one that most often relocates, as available; none without weight 0."""
+    """Weight 0, the best that keeps BOS dominant and the one that most often relocates the sink, as available; none
+    without weight 0."""
     done = [variant for variant in comparison.variants if not comparison.cell(task, variant).gap]
     after = [variant for variant in done if comparison.cell(task, variant).changes]
 
@@ -136,8 +137,8 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
     relocating = [
         variant for variant in after if relocated(variant) > max(RELOCATION, relocated(variant.without_loss()))
     ]
-    removing = [variant for variant in after if variant not in relocating]
-    shown = [min(removing, key=validation)] if removing else []
+    keeping = [variant for variant in after if variant not in relocating]
+    shown = [min(keeping, key=validation)] if keeping else []
     shown += [max(relocating, key=relocated)] if relocating else []
     return [shown[0].without_loss(), *shown] if shown else []
 

@@ -185,9 +185,11 @@ def _difference(best: _Candidate, other: _Candidate) -> str:
         p, seeds = change.shown_p, (len(change.seeds), len(change.seeds))
     else:
         try:
-            p = wer_p(best.entries, other.entries, best.reported.removeprefix("wer/"))
+            tested = wer_p(best.entries, other.entries, best.reported.removeprefix("wer/"))
         except PipelineError as error:
             return f"whether WER differs is inconclusive: {error}"
-        seeds = len(best.wers), len(other.wers)
+        if tested is None:
+            return "whether WER differs is inconclusive: no variance between seeds"
+        p, seeds = tested, (len(best.wers), len(other.wers))
     result = "WER differs" if p < SIGNIFICANCE_LEVEL else "whether WER differs is inconclusive"
     return f"{result} ({p_text(p)}, {seeds[0]} and {seeds[1]} seeds)"

@@ -8,7 +8,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text
 from pipeline.common.formatting import GAP, aligned, markdown_table, plain
 from pipeline.common.statistics import MIN_SPEAKERS
-from pipeline.comparison.entries import Task
+from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.quantities import Quantity, cell_text, quantities
 from pipeline.comparison.table import Cell, Comparison, differing_settings
 
@@ -23,12 +23,13 @@ _LATEX = str.maketrans(
 LEGEND = (
     "Change: difference in points to weight 0 of the same task. Ratio: the largest |h| of a token over the median of "
     "its layer. Sinks: tokens other than BOS; by activation: their ratio exceeds sinks.tau; by attention: they get "
-    "more than sinks.epsilon, mean over heads. Relocated: utterances whose dominant sink is not BOS."
+    "more than sinks.epsilon, mean over heads. BOS not dominant: utterances whose dominant sink is another token."
 )
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
 RUNS = (
-    "Changes over several seeds: 95% interval and p-value of Welch's t-test on the logarithm of each run's word error "
-    "rate{correction}."
+    "Changes over several seeds: the difference of the mean word error rates; [ ]: the 95% interval of the ratio of "
+    "their geometric means less 1, times the mean at weight 0, so that the difference need not be at its centre. "
+    "Interval and p-value are of Welch's t-test on the logarithm of each run's word error rate{correction}."
 )
 TOO_WIDE = "Inconclusive: the 95% interval of a change includes 0 and more than 100 points; run more seeds."
 PRIMARY = "{task} on the clean test set is the planned, primary comparison; {correction}."
@@ -71,7 +72,7 @@ def table_notes(comparison: Comparison) -> list[str]:
             lines.append(PRIMARY.format(task=comparison.primary, correction=correction))
     if any(change.is_too_wide for change in changes):
         lines.append(TOO_WIDE)
-    if any(change.p is None for change in changes):
+    if any(not change.is_over_seeds for change in changes):
         lines.append(ONE_RUN.format(sample=sample))
     return [*lines, *comparison.notes]
 
@@ -79,19 +80,34 @@ def table_notes(comparison: Comparison) -> list[str]:
 def _sample(comparison: Comparison) -> str:
     """What the intervals of single trials are over: speakers if there are enough, otherwise their utterances.
 
-    Of the first condition shown, since another split has other speakers.
+    Of the first condition shown, since another split has other speakers; trials of several corpora may differ.
     """
-    for entry in comparison.entries:
-        try:
-            edits = entry.hypotheses.get(comparison.conditions[0], {}) if not entry.gap else {}
-        except PipelineError:
-            continue
-        speakers = {count.speaker for count in edits.values()} - {None}
-        if len(speakers) >= MIN_SPEAKERS:
-            return f"{len(speakers)} speakers"
-        if speakers:
-            return f"utterances of these {len(speakers)} speakers"
-    return "utterances"
+    samples = {
+        sample
+        for cell in comparison.cells.values()
+        if any(value.interval for value in cell.metrics.values())
+        or any(not change.is_over_seeds for change in cell.changes.values())
+        for entry in cell.entries
+        if (sample := _sample_of(entry, comparison.conditions[0]))
+    }
+    if len(samples) > 1:
+        return f"speakers where there are {MIN_SPEAKERS} or more, else over utterances"
+    return samples.pop() if samples else "utterances"
+
+
+def _sample_of(entry: Entry, condition: str) -> str | None:
+    """What the interval of a trial's error rate is over; None if its hypotheses are missing or damaged."""
+    try:
+        edits = entry.hypotheses.get(condition, {}) if not entry.gap else {}
+    except PipelineError:
+        return None
+    if not edits:
+        return None
+    speakers = {count.speaker for count in edits.values()} - {None}
+    if len(speakers) >= MIN_SPEAKERS:
+        # Sinks are measured on the first `sinks.utterances`, which may have fewer.
+        return f"{len(speakers)} speakers (utterances for metrics of fewer than {MIN_SPEAKERS})"
+    return f"utterances of these {len(speakers)} speakers" if speakers else "utterances"
 
 
 def table_text(comparison: Comparison, width: int = 100) -> str:
