@@ -2,7 +2,8 @@
 
 Trials are the sample: with several seeds a value is their mean, with Student's interval; with one seed it is that of
 the trial, with an interval over its utterances. Trials with the loss are paired with weight 0 by seed. A claim is
-inconclusive if the 95% interval includes values on both sides of its bound.
+inconclusive if the 95% interval includes values on both sides of its bound. The role with more of the sinks than of the
+tokens is selected among several, so this claim is tested with a corrected p-value instead.
 """
 
 from collections import Counter
@@ -14,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.formatting import markdown_table, rounded
+from pipeline.common.formatting import markdown_table, p_text, rounded
 from pipeline.common.metrics import BY_ACTIVATION, RELOCATED, RELOCATED_BY_RATIO
-from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval, ratio_interval
+from pipeline.common.statistics import SIGNIFICANCE_LEVEL, holm, mean_interval, ratio_interval, share_p
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.sink_records import Column, Records, read_records
@@ -33,6 +34,14 @@ RELOCATION = 0.5
 INCREASE = 0.05
 """And so does an increase of that share over weight 0 by so much."""
 
+Range = tuple[float, float]
+"""Smallest and largest possible value of a metric, at which its interval ends."""
+COUNT: Range = (0.0, np.inf)
+SHARE: Range = (0.0, 1.0)
+SIGNED: Range = (-1.0, 1.0)
+"""Of a cosine, and of the difference of two shares."""
+UNLIMITED: Range = (-np.inf, np.inf)
+
 SINK_DEFINITIONS = {"activation": "", "attention": "/attention", "activation over 300": "/tau_300"}
 """Ends of the metrics that count intermediate sinks, by the definition of a sink."""
 RELOCATION_METRICS = {"attention": RELOCATED, "ratio": RELOCATED_BY_RATIO}
@@ -42,7 +51,9 @@ EVERY_CLAIM = "every claim"
 NOTES = (
     f"Intermediate sinks are present if there are more than {MIN_SINKS:g} per utterance; by activation: above "
     "sinks.tau (or 300) times the median, by attention: above sinks.epsilon of the heads' mean.",
-    "They occur at certain roles if one role has a larger share of them than of the tokens. They share dimensions with "
+    "They occur at certain roles if one role has a larger share of them than of the tokens; p: Hoeffding's bound over "
+    f"seeds, or over the utterances with sinks of one trial, corrected for the roles (Holm), {SIGNIFICANCE_LEVEL:.0%}. "
+    "Other shares are means over the same seeds. They share dimensions with "
     f"BOS if the mean Jaccard index is above {SHARED:g}, and the MLP writes them if its share is above {WRITTEN:g}. "
     f"They align if their cosine to BOS is above {ALIGNED:g} and above that of the other tokens.",
     f"The loss removes them if less than {REMAINING:.0%} of those at weight 0 remain. Another token takes over if the "
@@ -51,7 +62,8 @@ NOTES = (
     f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 "
     f"(two one-sided tests, {SIGNIFICANCE_LEVEL:.0%}).",
     "[ ]: 95% interval, over seeds if there are several (number in parentheses), else over the utterances of this one "
-    "trial, which says nothing about other trials. If it includes the bound, the claim is inconclusive.",
+    "trial, which says nothing about other trials. If it includes the bound, the claim is inconclusive; for roles, p "
+    "decides.",
 )
 
 
@@ -100,6 +112,14 @@ class Estimate:
         if self.low > bound:
             return ClaimVerdict.HOLDS
         return ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.OPEN
+
+    def higher_than(self, other: "Estimate") -> ClaimVerdict:
+        """Whether the value is higher than another, whose interval does not overlap."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return ClaimVerdict.OPEN
+        if self.low > other.high:
+            return ClaimVerdict.HOLDS
+        return ClaimVerdict.FAILS if self.high < other.low else ClaimVerdict.OPEN
 
     def text(self, percent: bool = False, sign: str = "") -> str:
         """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several."""
@@ -152,46 +172,64 @@ def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:
     for kind, suffix in SINK_DEFINITIONS.items():
         yield (
             f"there are intermediate sinks, by {kind}",
-            *_above(trials, BY_ACTIVATION + suffix, MIN_SINKS, "not measured", " per utterance"),
+            *_above(trials, BY_ACTIVATION + suffix, MIN_SINKS, COUNT, "not measured", " per utterance"),
         )
     yield "they occur at certain roles", *_roles(trials)
     has_sinks = _total(trials, BY_ACTIVATION) > 0
     not_shared = "BOS is not a sink there" if has_sinks else NO_SINK
-    yield "they share massive dimensions with BOS", *_above(trials, "sinks/feature_jaccard", SHARED, not_shared)
+    yield "they share massive dimensions with BOS", *_above(trials, "sinks/feature_jaccard", SHARED, SHARE, not_shared)
     not_traced = "the module that writes them is unknown" if has_sinks else NO_SINK
-    yield "the MLP writes them", *_above(trials, "sinks/mlp_share/intermediate", WRITTEN, not_traced)
+    yield "the MLP writes them", *_above(trials, "sinks/mlp_share/intermediate", WRITTEN, SHARE, not_traced)
     yield "they align with BOS", *_alignment(trials)
 
 
 def _above(
-    trials: Sequence[Records], metric: str, bound: float, absent: str, unit: str = ""
+    trials: Sequence[Records], metric: str, bound: float, limits: Range, absent: str, unit: str = ""
 ) -> tuple[ClaimVerdict, str]:
     """Whether a metric is above a bound; inconclusive, with the reason `absent`, if no trial has the metric."""
     columns = _columns(trials, metric)
     if not columns:
         return ClaimVerdict.OPEN, absent
-    estimate = _estimate(columns)
+    estimate = _estimate(columns, limits)
     return estimate.above(bound), estimate.text() + unit
 
 
 def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
-    """Whether the role with most sinks has a larger share of them than of the tokens."""
-    total = _total(trials, BY_ACTIVATION)
-    if not total:
+    """Whether some role has a larger share of the sinks than of the tokens, tested for each role.
+
+    The value is of the role with the lowest p-value, then the mean shares of the others.
+    """
+    with_sinks = [records for records in trials if _total([records], BY_ACTIVATION)]
+    if not with_sinks:
         return ClaimVerdict.OPEN, NO_SINK
-    counts: Counter[str] = sum((Counter(records.tokens) for records in trials), Counter())
+    counts: Counter[str] = sum((Counter(records.tokens) for records in with_sinks), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
-    sinks = {role: _total(trials, f"{BY_ACTIVATION}/{role}") for role in tokens}
-    main = max(sinks, key=sinks.__getitem__)
-    columns = [(records.column(f"{BY_ACTIVATION}/{main}"), records.column(BY_ACTIVATION)) for records in trials]
-    share_of_sinks = _estimate(
-        [np.stack([of_role[0], of_all[0]]) for of_role, of_all in columns if of_role is not None and of_all is not None]
-    )
-    share_of_tokens = tokens[main] / sum(tokens.values())
-    texts = [f"{main} {share_of_sinks.text(percent=True)} (of the tokens {share_of_tokens:.0%})"]
-    others = {role: count / total for role, count in sinks.items() if role != main and count > 0}
-    texts += [f"{role} {rounded(100 * share, 0)}%" for role, share in others.items()]
-    return share_of_sinks.above(share_of_tokens), ", ".join(texts)
+    of_tokens = {role: count / sum(tokens.values()) for role, count in tokens.items()}
+    columns = {role: [_share_of_sinks(records, role) for records in with_sinks] for role in tokens}
+    corrected = holm([share_p(_shares(columns[role]), of_tokens[role]) for role in tokens])
+    p_values = dict(zip(tokens, corrected, strict=True))
+    of_sinks = {role: _estimate(columns[role], SHARE) for role in tokens}
+    main = min(tokens, key=lambda role: (p_values[role], of_tokens[role] - of_sinks[role].value))
+    text = f"{main} {of_sinks[main].text(percent=True)} (of the tokens {of_tokens[main]:.0%}, {p_text(p_values[main])})"
+    others = [f"{role} {share.value:.0%}" for role, share in of_sinks.items() if role != main and share.value > 0]
+    if p_values[main] < SIGNIFICANCE_LEVEL:
+        return ClaimVerdict.HOLDS, ", ".join([text, *others])
+    # As both shares add up to 1, some role has more of the sinks unless they are equal, which no sample shows.
+    return ClaimVerdict.FAILS if len(tokens) == 1 else ClaimVerdict.OPEN, ", ".join([text, *others])
+
+
+def _share_of_sinks(records: Records, role: str) -> Column:
+    """The sinks of a role over all intermediate sinks."""
+    of_all, of_role = records.columns[BY_ACTIVATION], records.columns.get(f"{BY_ACTIVATION}/{role}")
+    return np.stack([np.zeros_like(of_all[0]) if of_role is None else of_role[0], of_all[0]])
+
+
+def _shares(trials: Sequence[Column]) -> np.ndarray:
+    """The independent shares of a test: one of each trial or, of a single trial, one of each utterance that has any."""
+    if len(trials) > 1:
+        return np.array([numerators.sum() / denominators.sum() for numerators, denominators in trials])
+    numerators, denominators = trials[0]
+    return numerators[denominators > 0] / denominators[denominators > 0]
 
 
 def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
@@ -199,10 +237,9 @@ def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     of_sinks, of_others = (_columns(trials, f"sinks/bos_cosine/{kind}") for kind in ("sink", "other"))
     if not of_sinks or not of_others:
         return ClaimVerdict.OPEN, NO_SINK
-    sink, other = _estimate(of_sinks), _estimate(of_others)
-    verdict = sink.above(ALIGNED)
-    if verdict is ClaimVerdict.HOLDS and (sink.low is None or other.high is None or sink.low <= other.high):
-        verdict = ClaimVerdict.FAILS if sink.value <= other.value else ClaimVerdict.OPEN
+    sink, other = _estimate(of_sinks, SIGNED), _estimate(of_others, SIGNED)
+    verdicts = {sink.above(ALIGNED), sink.higher_than(other)}
+    verdict = next(v for v in (ClaimVerdict.FAILS, ClaimVerdict.OPEN, ClaimVerdict.HOLDS) if v in verdicts)
     return verdict, f"cosine {sink.text()}, other tokens {other.text()}"
 
 
@@ -224,12 +261,16 @@ def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]
     """Whether fewer sinks than the share `REMAINING` of those at weight 0 remain."""
     if not pairs:
         return ClaimVerdict.OPEN, "not measured"
-    after, before = (_estimate(side) for side in zip(*pairs, strict=True))
+    after, before = (_estimate(side, COUNT) for side in zip(*pairs, strict=True))
     text = f"{before.text()} → {after.text()} per utterance"
     if before.above(MIN_SINKS) is not ClaimVerdict.HOLDS:
-        return ClaimVerdict.OPEN, f"too few sinks to test removal: {text}"
+        is_rare = before.value <= MIN_SINKS
+        reason = "too few sinks to test removal" if is_rare else "whether there were sinks to remove is inconclusive"
+        return ClaimVerdict.OPEN, f"{reason}: {text}"
     # A difference in place of the share that remains, which is undefined for a seed without sinks.
-    excess = _estimate([np.stack([trial[0] - REMAINING * baseline[0], trial[1]]) for trial, baseline in pairs])
+    excess = _estimate(
+        [np.stack([trial[0] - REMAINING * baseline[0], trial[1]]) for trial, baseline in pairs], UNLIMITED
+    )
     return excess.above(0).negated, f"{after.value / before.value:.0%} remain: {text}"
 
 
@@ -238,9 +279,11 @@ def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str
     weight 0."""
     if not pairs:
         return ClaimVerdict.OPEN, "not measured"
-    share = _estimate([after for after, _ in pairs])
-    increase = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs])
-    signs_of_relocation = {share.above(RELOCATION), increase.above(INCREASE)}
+    share = _estimate([after for after, _ in pairs], SHARE)
+    increase = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs], SIGNED)
+    # The share cannot have increased by more than it is, however much weight 0 varies.
+    is_rare = share.above(INCREASE) is ClaimVerdict.FAILS
+    signs_of_relocation = {share.above(RELOCATION), ClaimVerdict.FAILS if is_rare else increase.above(INCREASE)}
     if ClaimVerdict.HOLDS in signs_of_relocation:
         verdict = ClaimVerdict.FAILS
     else:
@@ -255,7 +298,7 @@ def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> 
     all_rates = [other.rates for other in comparison.tasks if other.group == task.group]
     if change is None or len(all_rates) < 2:
         return
-    sample = f"over {len(change.seeds)} seeds" if change.p is not None else "over the utterances of these two runs"
+    sample = f"over {len(change.seeds)} seeds" if change.is_over_seeds else "over the utterances of these two runs"
     text = f"change in points: {change}, {sample}"
     if all(own >= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
         yield "at the highest rate the word error rate falls", _falls(change), text
@@ -274,14 +317,14 @@ def _falls(change: WERChange) -> ClaimVerdict:
 
 
 def _stays(change: WERChange) -> ClaimVerdict:
-    """Whether the change is within the margin, over seeds. Single runs are not tested: two similar runs do not show the
-    effect of the loss."""
-    if change.equivalence_p is None or change.p is None:
+    """Whether the change is within the margin, over seeds; it is not if its whole interval is beyond. Single runs are
+    not tested: two similar runs do not show the effect of the loss."""
+    if change.equivalence_p is None or change.interval is None:
         return ClaimVerdict.OPEN
     if change.equivalence_p < SIGNIFICANCE_LEVEL:
         return ClaimVerdict.HOLDS
-    is_beyond_margin = change.p < SIGNIFICANCE_LEVEL and abs(change.difference) > change.margin
-    return ClaimVerdict.FAILS if is_beyond_margin else ClaimVerdict.OPEN
+    low, high = change.interval
+    return ClaimVerdict.FAILS if low > change.margin or high < -change.margin else ClaimVerdict.OPEN
 
 
 def _columns(trials: Sequence[Records], name: str) -> list[Column]:
@@ -294,15 +337,18 @@ def _total(trials: Sequence[Records], name: str) -> float:
     return sum(float(column[0].sum()) for column in _columns(trials, name))
 
 
-def _estimate(trials: Sequence[Column]) -> Estimate:
-    """The mean over trials of `sum(numerators) / sum(denominators)`; trials without a denominator have no value."""
+def _estimate(trials: Sequence[Column], limits: Range) -> Estimate:
+    """The mean over trials of `sum(numerators) / sum(denominators)`, with an interval within `limits`; trials without a
+    denominator have no value."""
     with_value = [column for column in trials if column[1].sum() > 0]
     values = [float(numerators.sum() / denominators.sum()) for numerators, denominators in with_value]
     if len(values) > 1:
-        return Estimate(float(np.mean(values)), *mean_interval(values), seeds=len(values))
+        low, high = np.clip(mean_interval(values), *limits)
+        return Estimate(float(np.mean(values)), float(low), float(high), seeds=len(values))
+    # Resampled utterances stay within the limits.
     numerators, denominators = with_value[0]
-    low, high = ratio_interval(numerators, denominators, RESAMPLINGS, seed=0) or (None, None)
-    return Estimate(values[0], low, high)
+    bounds = ratio_interval(numerators, denominators, RESAMPLINGS, seed=0)
+    return Estimate(values[0], *(bounds or (None, None)))
 
 
 def claims_markdown(claims: Iterable[Claim]) -> str:
