@@ -126,6 +126,9 @@ def test_the_answer_names_inconclusive_comparisons(tmp_path):
         "WER 3.3, sinks per utterance 0.50 by activation, 0.25 by attention; "
         "there is no trial at weight 0 to compare it with."
     ]
-    apart = [finished(tmp_path / "apart", w, s, e, 0.0) for w, e in ((0, 6), (0.1, 1)) for s in range(3)]
+    alike = [finished(tmp_path / "alike", w, s, e, 0.0) for w, e in ((0, 6), (0.1, 1)) for s in range(3)]
+    assert answers(compare(alike))[0].endswith("; whether WER differs is inconclusive: no variance between seeds.")
+    # With a little variance it does.
+    apart = [finished(tmp_path / "apart", w, s, e + (s == 0), 0.0) for w, e in ((0, 40), (0.1, 10)) for s in range(3)]
     assert "; WER differs (p<0.001, 3 and 3 seeds)." in answers(compare(apart))[0]
     assert answers(compare(one[:1])) == []
