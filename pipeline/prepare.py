@@ -41,25 +41,43 @@ from pipeline.corpora.prepared import (
     MANIFEST_KEY,
     MEDIA_FOLDERS,
     NOISE,
+    NOISE_MEDIA,
     ROOT,
     SETTINGS_FILE,
     SOURCES,
+    TALKERS,
     read_settings,
     remove_media,
     remove_unlisted,
 )
-from pipeline.corpora.reader import MISSING, FileInfo, Listing, PreparedClip, Reader, SkippedClip, Unusable, reader_of
+from pipeline.corpora.reader import (
+    DEADLY,
+    MISSING,
+    OUT_OF_MEMORY,
+    FileInfo,
+    Listing,
+    PreparedClip,
+    Reader,
+    SkippedClip,
+    SourceFile,
+    Unusable,
+    reader_of,
+)
 from pipeline.corpora.splits import SPLITS
 
 FEW = 24
-"""Up to this many clips, one process finishes before others would have started."""
+"""Up to this many clips, few processes finish before others would have started."""
+Sources = Mapping[str, tuple[SourceFile, ...]]
+"""The source files of each clip, by its id, before any is read: those that change while the corpus is prepared differ
+at the next start."""
 
 
 def prepare(params: Params, workers: int | None = None, address: str | None = None) -> Path:
     """Prepare the corpus that `params.corpus` describes, and return the folder with `manifest.jsonl`.
 
     The result does not depend on the number of `workers`, by default one per core, nor on the `address` of a Ray
-    cluster, whose workers prepare the clips instead.
+    cluster, whose workers prepare the clips instead. With one worker the clips are prepared in this process, which a
+    crash of their decoder ends.
 
     Raises:
         PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
@@ -84,16 +102,19 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     folder, reader = Path(corpus.out), reader_of(corpus)
-    listing, settings = reader.listing(), reader.settings()
+    # Lists are digested before they are read, so that an edit in between is noticed at the next start.
+    settings, listing = reader.settings(), reader.listing()
     clips = {clip.id: clip for clip in listing.clips}
+    sources = {id_: tuple(map(reader.describe, reader.sources(clip))) for id_, clip in clips.items()}
+    settings |= listing.extra | {SOURCES: _sources_digest(sources), TALKERS: _talkers_digest(reader, listing)}
     recorded = _recorded_settings(folder)
     if recorded is not None:
-        _remove_invalid_media(folder, reader, listing, recorded, settings)
+        _remove_invalid_media(folder, reader, recorded, settings)
     began = time.time_ns()
-    previous = read_previous_run(folder, clips, reader.sources, settings["digest"])
+    previous = read_previous_run(folder, clips, reader, sources, settings["digest"])
     done = dict(previous.done)
     todo = [clip for id_, clip in clips.items() if id_ not in done]
-    if recorded and not todo and _is_complete(folder, corpus, recorded, listing, [done[id_] for id_ in clips]):
+    if recorded and not todo and _is_complete(folder, corpus, recorded, listing, [done[id_].result for id_ in clips]):
         if _is_moved(corpus, recorded):
             write_json(folder / SETTINGS_FILE, recorded | {ROOT: corpus.root})
         if previous.files_read:
@@ -103,19 +124,25 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     require_space(folder, reader.estimated_bytes(todo), "the corpus")
     for name in (MANIFEST, SKIPPED_FILE):
         (folder / name).unlink(missing_ok=True)
-    settings |= listing.extra | {SOURCES: _sources_digest(reader, listing)}
     write_json(folder / SETTINGS_FILE, settings)
-    if workers is None:
-        workers = 1 if len(todo) <= FEW else available_cores()
-    with parallel_run(address, workers) as run, open_journal(folder, previous.records.values()) as append:
+    with (
+        parallel_run(address, workers or _default_workers(reader, len(todo))) as run,
+        open_journal(folder, previous.records.values()) as append,
+    ):
         for id_, result in _results(reader, folder, listing, todo, previous.media, run):
             if address:
                 _require_visible(reader, clips[id_], result)
-            append(ClipRecord(id_, settings["digest"], result))
-            done[id_] = result
-    write_records(folder, (ClipRecord(id_, settings["digest"], done[id_]) for id_ in clips))
-    _finish(folder, corpus, settings, listing, [done[id_] for id_ in clips])
+            done[id_] = ClipRecord(id_, settings["digest"], result, sources[id_])
+            append(done[id_])
+    write_records(folder, (done[id_] for id_ in clips))
+    _finish(folder, corpus, settings, listing, [done[id_].result for id_ in clips])
     return folder
+
+
+def _default_workers(reader: Reader, clips: int) -> int:
+    workers = 1 if clips <= FEW else available_cores()
+    # Processes of their own, since a clip may crash its decoder.
+    return workers if reader.requires_all else max(2, workers)
 
 
 def _recorded_settings(folder: Path) -> dict[str, Any] | None:
@@ -126,13 +153,14 @@ def _recorded_settings(folder: Path) -> dict[str, Any] | None:
     return recorded
 
 
-def _remove_invalid_media(
-    folder: Path, reader: Reader, listing: Listing, recorded: dict[str, Any], settings: dict[str, Any]
-) -> None:
-    """Remove media of other settings than the current ones or of another corpus, and damaged noise."""
+def _remove_invalid_media(folder: Path, reader: Reader, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Remove media of other settings than the current ones or of another corpus, and noise that is damaged or of other
+    talkers."""
     remove_media(folder, reader.stale_media(recorded, settings))
-    if _is_moved(reader.corpus, recorded) and recorded.get(SOURCES) != _sources_digest(reader, listing):
+    if _is_moved(reader.corpus, recorded) and recorded.get(SOURCES) != settings[SOURCES]:
         remove_media(folder, [*MEDIA_FOLDERS, JOURNAL_FILE])
+    if recorded.get(TALKERS) != settings[TALKERS]:
+        remove_media(folder, NOISE_MEDIA)
     for name, sha256 in recorded.get(NOISE, {}).items():
         if sha256_fault(folder / name, sha256):
             (folder / name).unlink(missing_ok=True)
@@ -143,16 +171,22 @@ def _is_moved(corpus: Corpus, recorded: Mapping[str, Any]) -> bool:
     return recorded.get(ROOT) != corpus.root
 
 
-def _sources_digest(reader: Reader, listing: Listing) -> str:
+def _sources_digest(sources: Sources) -> str:
     """Digest of the names and sizes of all source files: it identifies the corpus at any root."""
+    return digest([[id_, *(source.size for source in own)] for id_, own in sources.items()])
 
-    def size(path: Path) -> int | None:
-        try:
-            return path.stat().st_size
-        except OSError:
-            return None
 
-    return digest([[clip.id, *map(size, reader.sources(clip))] for clip in listing.clips])
+def _talkers_digest(reader: Reader, listing: Listing) -> str | None:
+    """Digest of the recordings that the babble is made of; None if it is made of none."""
+    if reader.corpus.noise.folder is not None:
+        return None
+    talkers = {split: reader.talkers(split, listing.clips) for split in splits_with_noise(reader.corpus)}
+    if not any(talkers.values()):
+        return None
+    files = {
+        split: [[vars(reader.describe(path)) for path in paths] for paths in own] for split, own in talkers.items()
+    }
+    return digest(files)
 
 
 def _results(
@@ -170,7 +204,7 @@ def _results(
             bar.update()
             if result is KILLED and reader.requires_all:
                 raise PipelineError(clip.id, "its process was killed (out of memory?)", REMEDY)
-            yield clip.id, _skipped(clip, Unusable("kills the process that reads it")) if result is KILLED else result
+            yield clip.id, _skipped(clip, Unusable(DEADLY)) if result is KILLED else result
 
 
 def _require_visible(reader: Reader, clip: Any, result: PreparedClip) -> None:
@@ -185,7 +219,7 @@ def _skipped(clip: Any, reason: Unusable) -> PreparedClip:
     return PreparedClip(skipped=reason.skip(clip.path, clip.split, clip.id))
 
 
-def _write_noise(corpus: Corpus, split: str, talkers: Any, folder: Path) -> None:
+def _write_noise(corpus: Corpus, split: str, talkers: list[list[Path]], folder: Path) -> None:
     from pipeline.corpora.media.read_write import write_audio
 
     reader, source = reader_of(corpus), corpus.noise.folder
@@ -208,14 +242,16 @@ def _prepare_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, File
         # Decoders raise any exception, which must not stop hours of work on the other clips.
         if reader.requires_all:
             raise
+        if isinstance(error, MemoryError):
+            return _skipped(clip, Unusable(OUT_OF_MEMORY, str(error)))
         return _skipped(clip, Unusable("unexpected error", f"{type(error).__name__}: {error}"))
 
 
 def _outputs(
     corpus: Corpus, listing: Listing, results: list[PreparedClip]
 ) -> tuple[list[Utterance], list[SkippedClip]]:
-    """Lines of the manifest and skipped clips. The lines are ordered by split: clean or only copies first, then the
-    whole split at each further SNR."""
+    """Lines of the manifest and skipped clips. The lines are ordered by split; within validation and test all clean
+    utterances come first, then all of them again at each SNR. A training utterance has one line, clean or noisy."""
     lines: list[Utterance] = []
     for split in SPLITS:
         own = [line for result in results for line in result.lines if line.split == split]

@@ -20,7 +20,8 @@ import json
 from pathlib import Path
 
 from pipeline.config import Section
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.reader import Listing
 
 

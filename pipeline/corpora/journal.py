@@ -1,7 +1,8 @@
 """The record of prepared clips `clips.jsonl`, from which a stopped or repeated `prepare` resumes.
 
 A line is appended when a clip is finished; a complete corpus has its lines in the order of the listing. Each line
-starts with the SHA-256 of its JSON, so torn and changed lines are ignored, and has the digest of the settings.
+starts with the SHA-256 of its JSON, so torn and changed lines are ignored, and has the digest of the settings and the
+sources of the clip as they were before it was read. Media of other sources are removed.
 
 Media older than the record are trusted unread. Newer ones are compared with their SHA-256, so a copied corpus is read
 once; files that differ are removed.
@@ -15,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.digests import canonical, text_sha256
 from pipeline.common.files import csv_text, file_sha256, write_text
 from pipeline.corpora.manifest import Utterance
-from pipeline.corpora.reader import REFUSED, Clip, FileInfo, PreparedClip, SkippedClip
+from pipeline.corpora.reader import TEMPORARY, Clip, FileInfo, PreparedClip, Reader, SkippedClip, SourceFile
 
 JOURNAL_FILE, SKIPPED_FILE = "clips.jsonl", "skipped.csv"
 COLUMNS = ("path", "split", "reason", "detail", "clip")
@@ -34,6 +34,8 @@ class ClipRecord:
     settings: str
     """Digest of the settings that the clip was prepared with."""
     result: PreparedClip
+    sources: tuple[SourceFile, ...] | None = None
+    """As they were before the clip was read; None if an earlier version wrote the line."""
 
     @property
     def media(self) -> dict[str, FileInfo]:
@@ -51,15 +53,24 @@ class PreviousRun:
     """Records whose source files are unchanged."""
     media: dict[str, dict[str, FileInfo]] = field(default_factory=dict)
     """Intact media of each clip, with any settings, by their path."""
-    done: dict[str, PreparedClip] = field(default_factory=dict)
-    """Complete results with the current settings."""
+    done: dict[str, ClipRecord] = field(default_factory=dict)
+    """Complete records with the current settings."""
     files_read: int = 0
 
 
 def read_previous_run(
-    folder: Path, clips: Mapping[str, Clip], sources: Callable[[Any], tuple[Path, ...]], settings: str
-) -> PreviousRun:
-    """Read `clips.jsonl`, and remove media that are damaged or whose source files changed."""
+    folder: Path, clips: Mapping[str, Clip], reader: Reader, sources: Mapping[str, tuple[SourceFile, ...]],
+    settings: str,
+) -> PreviousRun:  # fmt: skip
+    """Read `clips.jsonl`, and remove media that are damaged or whose source files changed.
+
+    Args:
+        folder: the corpus folder.
+        clips: those of the listing, by their id.
+        reader: of the listing.
+        sources: the present source files of each clip, by its id.
+        settings: the digest of the current settings.
+    """
     run = PreviousRun()
     path = folder / JOURNAL_FILE
     if not path.exists():
@@ -68,29 +79,44 @@ def read_previous_run(
     for record in filter(None, map(_parsed, path.read_bytes().splitlines())):
         if record.clip in clips:
             run.records[record.clip] = record
-    for clip in [clip for clip, record in run.records.items() if _is_outdated(record, sources(clips[clip]), written)]:
-        for name in run.records.pop(clip).media:
-            (folder / name).unlink(missing_ok=True)
+    for id_, record in list(run.records.items()):
+        if _is_temporary(record) or (
+            _is_newer(record, reader.sources(clips[id_]), written)
+            if record.sources is None
+            else _differ(record.sources, sources[id_])
+        ):
+            for name in run.records.pop(id_).media:
+                (folder / name).unlink(missing_ok=True)
     recorded = {name: info for record in run.records.values() for name, info in record.media.items()}
     intact, run.files_read = _intact_files(folder, recorded, written)
     for clip, record in run.records.items():
         run.media[clip] = {name: info for name, info in record.media.items() if name in intact}
         if record.settings == settings and len(run.media[clip]) == len(record.media):
-            run.done[clip] = record.result
+            run.done[clip] = record
     return run
 
 
-def _is_outdated(record: ClipRecord, sources: tuple[Path, ...], written: int) -> bool:
-    """Whether a source changed since. The file of a skipped clip may also be replaced by an older one (its ctime)."""
-    skipped = record.result.skipped
-    if skipped is not None and skipped.reason == REFUSED:
+def _is_temporary(record: ClipRecord) -> bool:
+    return record.result.skipped is not None and record.result.skipped.reason in TEMPORARY
+
+
+def _differ(before: tuple[SourceFile, ...], now: tuple[SourceFile, ...]) -> bool:
+    """Whether there are other sources, or a source changed since; one that cannot be found now did not change."""
+    if [source.path for source in before] != [source.path for source in now]:
         return True
+    return any(new.size is not None and new != old for old, new in zip(before, now, strict=True))
+
+
+def _is_newer(record: ClipRecord, sources: tuple[Path, ...], written: int) -> bool:
+    """Whether a source changed since `written`, for a record without sources. The file of a skipped clip may also be
+    replaced by an older one (its ctime)."""
     for source in sources:
         try:
             status = source.stat()
         except OSError:
             continue
-        if (max(status.st_mtime_ns, status.st_ctime_ns) if skipped else status.st_mtime_ns) >= written:
+        times = (status.st_mtime_ns, status.st_ctime_ns) if record.result.skipped else (status.st_mtime_ns,)
+        if max(times) >= written:
             return True
     return False
 
@@ -141,6 +167,7 @@ def _line(record: ClipRecord) -> str:
         "settings": record.settings,
         "lines": [vars(line) for line in result.lines],
         "skipped": vars(result.skipped) if result.skipped else None,
+        "sources": None if record.sources is None else [vars(source) for source in record.sources],
     }
     text = canonical(values)
     return f"{text_sha256(text)} {text}\n"
@@ -154,7 +181,10 @@ def _parsed(line: bytes) -> ClipRecord | None:
         values = json.loads(text)
         skipped = SkippedClip(**values["skipped"]) if values["skipped"] else None
         result = PreparedClip(tuple(Utterance(**line) for line in values["lines"]), skipped)
-        return ClipRecord(values["clip"], values["settings"], result)
+        sources = values.get("sources")
+        if sources is not None:
+            sources = tuple(SourceFile(**source) for source in sources)
+        return ClipRecord(values["clip"], values["settings"], result, sources)
     except (TypeError, KeyError):
         # Another version wrote it.
         return None

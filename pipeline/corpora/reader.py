@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 REFUSED = "the system could not read it"
-"""The only temporary reason to skip a clip, such as an unmounted share: `prepare` tries the clip again at every
-start."""
+"""A reason to skip a clip, such as an unmounted share."""
+DEADLY = "kills the process that reads it"
+"""A reason to skip a clip; the process may also have been killed for lack of memory."""
+OUT_OF_MEMORY = "there is too little memory"
+"""A reason to skip a clip."""
+TEMPORARY = frozenset({REFUSED, DEADLY, OUT_OF_MEMORY})
+"""Reasons that may have passed: `prepare` tries the clip again at every start."""
 MISSING = "a file is missing"
 """The reason to skip a clip that lacks a file."""
 SILENCE = "silence"
@@ -107,6 +112,17 @@ class FileInfo:
     """Seconds of a wav, frames of an mp4."""
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """A source file as it was before it was read; without size and time if it did not exist."""
+
+    path: str
+    """Relative to `corpus.root` if it is below."""
+    size: int | None = None
+    modified: int | None = None
+    """In nanoseconds."""
+
+
 class Clip(Protocol):
     """A unit of preparation: one or several utterances, each in all noise conditions of its split."""
 
@@ -149,7 +165,7 @@ class Reader(ABC):
 
     @abstractmethod
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """Patterns of media that a change of settings makes invalid."""
+        """Patterns, for `remove_media`, of media that a change of settings makes invalid."""
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -163,16 +179,20 @@ class Reader(ABC):
         """Source files of a clip."""
         return ()
 
+    def describe(self, path: Path) -> SourceFile:
+        """The present state of a source file."""
+        raise NotImplementedError
+
     @abstractmethod
     def estimated_bytes(self, clips: list[Any]) -> int:
         """Approximate size of the media of these clips."""
 
-    def talkers(self, split: str, clips: list[Any]) -> Any:
-        """The input of `babble` for a split; small enough to send to another process."""
-        return None
+    def talkers(self, split: str, clips: list[Any]) -> list[list[Path]]:
+        """The input of `babble` for a split: per talker the source files to read, if it is made of any."""
+        return []
 
     @abstractmethod
-    def babble(self, split: str, talkers: Any) -> "np.ndarray":
+    def babble(self, split: str, talkers: list[list[Path]]) -> "np.ndarray":
         """The babble of a split, (samples,) at 16 kHz."""
 
     @abstractmethod

@@ -16,7 +16,8 @@ from pipeline.corpora.formats.lrs import clip_id, hold_out_validation, is_comple
 from pipeline.corpora.formats.transcripts import lrs_text, read_transcript_text
 from pipeline.corpora.formats.tree import file_fault, name_fault
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS
 
 ROW = "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text"

@@ -28,7 +28,8 @@ from pipeline.corpora.formats.tree import (
     preference,
 )
 from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable, skip_summary
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS, hold_out
 
 SPLIT_NAMES = {

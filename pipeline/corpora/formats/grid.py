@@ -20,7 +20,8 @@ from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.transcripts import read_transcript
 from pipeline.corpora.formats.tree import VIDEO_ENDINGS, files_below
 from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable, skip_summary
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import hold_out, random_rank
 from pipeline.corpora.synthetic.sentences import GRID, LETTER
 

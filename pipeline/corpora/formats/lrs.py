@@ -5,35 +5,31 @@ and `00001.txt`. LRS2 (BBC): `mvlrs_v1/{pretrain,main}/<programme>/00001.mp4`, a
 validation split: whole YouTube ids of `trainval` are held out, and their clips in `pretrain` are skipped.
 """
 
-import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.rates import FRAME_RATE
 from pipeline.config import Corpus, Section
 from pipeline.corpora.formats.lists import UNREADABLE_LINE, list_lines, require_undamaged
-from pipeline.corpora.formats.transcripts import TimedWord, read_lrs
+from pipeline.corpora.formats.transcripts import read_lrs
 from pipeline.corpora.formats.tree import file_fault, files_below, name_fault
 from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip, RecordedCorpus
-from pipeline.corpora.splits import hold_out
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
+from pipeline.corpora.recorded.pieces import Piece, split_at_words
+from pipeline.corpora.splits import SPLITS, hold_out
 
 PRETRAIN = "pretrain"
-PAUSE = 0.5
-"""Seconds of silence that a piece keeps before its first word and after its last."""
 HELD_OUT = "its speaker is held out for validation"
 
 
 class _LRS(RecordedCorpus):
-    piece_keys = ("lrs",)
+    piece_media = tuple(f"{split}/*/{PRETRAIN}_*" for split in SPLITS)
     section = "lrs"
 
     class Settings(Section):
@@ -48,7 +44,10 @@ class _LRS(RecordedCorpus):
         text, words = read_lrs(Path(str(clip.transcript)))
         if not _is_pretrain(clip):
             return [Piece(text)]
-        return split_at_words(text, words, min(self.corpus.lrs.piece_seconds, self.corpus.longest_seconds))
+        return split_at_words(text, words, self.longest_piece())
+
+    def longest_piece(self) -> float:
+        return min(self.corpus.lrs.piece_seconds, self.corpus.longest_seconds)
 
 
 class LRS3(_LRS):
@@ -99,9 +98,9 @@ class LRS2(_LRS):
             part = path.stem
             split = {"val": "validation", "test": "test"}.get(part, "train")
             folder = PRETRAIN if part == PRETRAIN else "main"
-            by_part[part] = list(_listed(tree, path, folder, split, skipped))
-        listed = [clip for clips in by_part.values() for clip in clips]
-        clips = [clip for clip in listed if is_complete(clip, skipped, clip.video, clip.transcript)]
+            listed = list(_listed(tree, path, folder, split, skipped))
+            by_part[part] = [clip for clip in listed if is_complete(clip, skipped, clip.video, clip.transcript)]
+        clips = [clip for part in by_part.values() for clip in part]
         return Listing(clips, skipped, {"official": _counts(by_part, self.official)})
 
 
@@ -128,7 +127,8 @@ def _counts(by_part: dict[str, list[RecordedClip]], official: dict[str, int]) ->
 
 def _clips_of_part(root: Path, part: str, split: str, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
     """The clips of a part with video and transcript, in order; others are skipped."""
-    for parts, names in files_below(root, skipped, (part,)):
+    unread: list[SkippedClip] = []
+    for parts, names in files_below(root, unread, (part,)):
         if len(parts) != 2:
             continue
         endings: dict[str, set[str]] = {}
@@ -146,6 +146,7 @@ def _clips_of_part(root: Path, part: str, split: str, skipped: list[SkippedClip]
                 yield _clip(root, path, split)
             else:
                 skipped.append(fault.skip(f"{path}.mp4", split))
+    skipped += [replace(entry, split=split) for entry in unread]
 
 
 def _clip(root: Path, name: str, split: str) -> RecordedClip:
@@ -172,52 +173,19 @@ def _is_pretrain(clip: RecordedClip) -> bool:
 
 
 def hold_out_validation(corpus: Corpus, clips: list[RecordedClip], skipped: list[SkippedClip]) -> list[RecordedClip]:
-    """Move the short clips of held-out training speakers to validation, and skip their clips of `pretrain`.
+    """Move the clips of held-out training speakers to validation, and skip their clips of `pretrain`.
 
     If all training clips are of `pretrain`, these are moved.
     """
     training = [clip for clip in clips if clip.split == "train"]
-    short = [clip for clip in training if not _is_pretrain(clip)]
-    held_out = hold_out(corpus, "validation", [clip.speaker for clip in short or training], "speaker")
+    outside_pretrain = [clip for clip in training if not _is_pretrain(clip)]
+    held_out = hold_out(corpus, "validation", [clip.speaker for clip in outside_pretrain or training], "speaker")
     kept = []
     for clip in clips:
         if clip.split != "train" or clip.speaker not in held_out:
             kept.append(clip)
-        elif short and _is_pretrain(clip):
+        elif outside_pretrain and _is_pretrain(clip):
             skipped.append(SkippedClip(clip.path, clip.split, HELD_OUT))
         else:
             kept.append(replace(clip, id=f"validation/{clip.id.partition('/')[2]}", split="validation"))
     return kept
-
-
-def split_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
-    """Split a long clip between words into few pieces of at most `longest` seconds.
-
-    A split is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.
-
-    Args:
-        text: of the whole clip.
-        words: with their times; a short clip may have none.
-        longest: seconds.
-
-    Raises:
-        Unusable: the times are not in order.
-    """
-    if not words or words[-1].end <= longest:
-        return [Piece(text, "_00")]
-    if any(before.end > word.end for before, word in pairwise(words)):
-        raise Unusable("word times go backwards")
-    middles = [0.0, *((before.end + word.begin) / 2 for before, word in pairwise(words)), math.inf]
-    begins = [max(middle, word.begin - PAUSE) for middle, word in zip(middles, words, strict=False)]
-    ends = [min(middle, word.end + PAUSE) for middle, word in zip(middles[1:], words, strict=True)]
-    pieces: list[Piece] = []
-    first = 0
-    for number in range(1, len(words) + 1):
-        if number < len(words) and ends[number] - begins[first] <= longest:
-            continue
-        spoken = " ".join(word.text for word in words[first:number] if word.text)
-        if spoken:
-            begin, end = round(begins[first] * FRAME_RATE), int(ends[number - 1] * FRAME_RATE)
-            pieces.append(Piece(spoken, f"_{len(pieces):02d}", begin, end))
-        first = number
-    return pieces

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import noise_settings
 from pipeline.corpora.noise.mixing import noisy_copies
-from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, Unusable, skip_summary
+from pipeline.corpora.prepared import MEDIA_FOLDERS, NOISE_MEDIA, ROOT
+from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SourceFile, Unusable, skip_summary
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS
+from pipeline.pretrained.folder import weights_digest
 
 CORPUS, BABBLE = "pipeline.corpora.recorded.corpus", "pipeline.corpora.noise.babble"
-RECORDING, TRANSCRIPTS = "pipeline.corpora.recorded.recording", "pipeline.corpora.formats.transcripts"
+RECORDING, PIECES = "pipeline.corpora.recorded.recording", "pipeline.corpora.recorded.pieces"
+TRANSCRIPTS = "pipeline.corpora.formats.transcripts"
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,17 @@ class RecordedClip:
     """Number of video frames according to a list."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """An utterance of a clip."""
-
-    text: str
-    suffix: str = ""
-    """Appended to the clip's id if the clip has several pieces."""
-    begin: int = 0
-    """First video frame, at 25 per second."""
-    end: int | None = None
-    """Frame after the last one; None is the end of the clip."""
-
-
 class RecordedCorpus(Reader):
     """A recorded corpus; each format is a subclass.
 
-    Since mouth detection takes hours, three parts have separate digests: the conversion of audio and video, the noise,
-    and the rest, such as splits and texts. After a change only the affected parts are prepared again.
+    Since mouth detection takes hours, the parts have separate digests (see `settings`), and after a change only the
+    affected parts are prepared again.
     """
 
     keys: tuple[str, ...] = ()
     """Sections of `corpus` on which this format depends, besides those of all formats."""
-    piece_keys: tuple[str, ...] = ()
-    """Those of them that decide where clips are split into pieces."""
+    piece_media: tuple[str, ...] = ()
+    """Patterns of the media of the clips that are split into pieces, below the folder."""
 
     def __init__(self, corpus: Corpus) -> None:
         super().__init__(corpus)
@@ -91,33 +82,65 @@ class RecordedCorpus(Reader):
             Unusable: its text is unknown.
         """
 
+    def longest_piece(self) -> float | None:
+        """Maximum seconds of a piece of the clips in `piece_media`."""
+        return None
+
     def settings(self) -> dict[str, Any]:
+        """Everything the corpus depends on, in parts:
+
+        - `digest`: all; another one makes the manifest anew.
+        - `media`: what converted files depend on; another one removes all media.
+        - `cuts`: what the pieces of long clips depend on, besides; another one removes these.
+        - `face_detector`: the digest of its weights, null without them; other weights remove the videos.
+        - `noise`: what noise and mixtures depend on, besides the talkers; another one removes these.
+        """
         corpus, module = self.corpus, type(self).__module__
         # Without the root, so that a corpus that moved is the same.
         common = {"kind", "seed", "video", "longest_seconds", "noise"}
         values = corpus.model_dump(mode="json", include=common | set(self.keys))
         lists = [[path.name, file_sha256(path)] for path in self.lists()]
-        splitting = {key: values[key] for key in self.piece_keys}
-        media = {"kind": corpus.kind, "cuts": splitting, "code": code_digest(RECORDING)}
-        chosen = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
-        noise = {"corpus": chosen, "lists": lists, "code": code_digest(BABBLE, CORPUS, module)}
+        media = {"kind": corpus.kind, "code": code_digest(RECORDING)}
+        cuts = {"longest": self.longest_piece(), "code": code_digest(PIECES)} if self.piece_media else None
+        noise_keys = {key: value for key, value in values.items() if key not in ("video", "longest_seconds")}
+        noise = {
+            "corpus": noise_keys,
+            "lists": lists,
+            "seconds": self.noise_seconds,
+            "code": code_digest(BABBLE, CORPUS, module),
+        }
         if corpus.noise.folder is not None:
             noise["folder"] = noise_settings(corpus.noise.folder)
         causes = {
             "corpus": values,
             "lists": lists,
             "media": digest(media),
+            "cuts": digest(cuts),
+            "face_detector": self._detector_digest() if corpus.video else None,
             "noise": digest(noise),
             "code": code_digest(CORPUS, TRANSCRIPTS, module),
         }
         return causes | {"digest": digest(causes), ROOT: corpus.root}
 
+    def _detector_digest(self) -> str | None:
+        try:
+            return weights_digest(self.corpus.face_detector)
+        except PipelineError:
+            # A corpus of mouth regions needs none, and a prepared one may be used without.
+            return None
+
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if before.get("media") != now["media"]:
             return list(MEDIA_FOLDERS)
+        patterns: list[str] = []
+        if before.get("cuts") != now["cuts"]:
+            patterns += self.piece_media
+        detectors = {before.get("face_detector"), now["face_detector"]} - {None}
+        if len(detectors) == 2:
+            patterns += [f"{split}/**/*.mp4" for split in SPLITS]
         if before.get("noise") != now["noise"]:
-            return ["babble", *(f"{split}/**/*dB.wav" for split in SPLITS)]
-        return []
+            patterns += NOISE_MEDIA
+        return patterns
 
     def listing(self) -> Listing:
         listed = self.find_clips()
@@ -139,6 +162,20 @@ class RecordedCorpus(Reader):
     def sources(self, clip: RecordedClip) -> tuple[Path, ...]:
         video = clip.video if clip.video != clip.audio else None
         return tuple(path for path in (clip.audio, video, clip.transcript) if path is not None)
+
+    def describe(self, path: Path) -> SourceFile:
+        below = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
+        # Names may have bytes that are not UTF-8.
+        name = str(below).encode("utf-8", "backslashreplace").decode("utf-8")
+        try:
+            status = path.stat()
+        except OSError:
+            return SourceFile(name)
+        return SourceFile(name, status.st_size, status.st_mtime_ns)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self.root.parent if self.root.is_file() else self.root
 
     def estimated_bytes(self, clips: list[RecordedClip]) -> int:
         copies: dict[str, float] = {split: len(noisy_copies(self.corpus, split)) for split in SPLITS}

@@ -13,7 +13,8 @@ from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import write_audio
 from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
-from pipeline.corpora.recorded.corpus import Piece, RecordedClip
+from pipeline.corpora.recorded.corpus import RecordedClip
+from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.recorded.recording import Recording
 from pipeline.corpora.splits import random_generator
 

@@ -80,7 +80,7 @@ class SyntheticCorpus(Reader):
     def estimated_bytes(self, clips: list[Plan]) -> int:
         return sum(1 + len(plan.wavs) for plan in clips) * FILE_BYTES
 
-    def babble(self, split: str, talkers: None) -> "np.ndarray":
+    def babble(self, split: str, talkers: list[list[Path]]) -> "np.ndarray":
         # Its import is slow.
         from pipeline.corpora.synthetic.utterance import synthetic_babble
 
