@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -210,6 +211,17 @@ def test_each_file_of_a_folder_is_used_or_skipped(tmp_path: Path) -> None:
     }
 
 
+def test_an_unreadable_file_is_skipped_in_its_own_split(tmp_path: Path) -> None:
+    for split, speaker in (("train", "s1"), ("train", "s2"), ("val", "s3"), ("test", "s4")):
+        folder = tmp_path / "mine" / split / speaker
+        folder.mkdir(parents=True)
+        (folder / "a.wav").touch()
+        (folder / "a.txt").write_text("text")
+        (folder / "itself").symlink_to(folder / "itself")
+    found = listing("folder", tmp_path / "mine")
+    assert Counter(entry.split for entry in found.skipped) == {"train": 2, "validation": 1, "test": 1}
+
+
 def test_skipped_csv_can_be_read_back(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9"), "a\rb\nc", 'quo"te,', "é\u2028x"]
     entries = [Unusable(f"reason of {name!r}", name).skip(f"s1/{name}", "train") for name in names]
@@ -260,6 +272,8 @@ def test_invalid_lines_of_lrs2_are_skipped(tmp_path: Path) -> None:
         ("1/" + "0" * 10, "its name is too long", "train.txt, line 7: 5"),
         ("main/1/00009", "a file is missing", "00009.mp4"),
     ]
+    # The line of the missing clip is not counted.
+    assert found.extra["official"]["train"] == [2, 45_839]
     assert {clip.path for clip in lrs2(tmp_path, "1/00001\n".encode("utf-16")).clips if clip.split == "train"} == {
         "main/1/00001.mp4"
     }

@@ -19,15 +19,18 @@ import trees
 from project import group_lives
 from trees import TREES, Spoken, params
 
+from pipeline.common.digests import canonical, text_sha256
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import file_sha256
 from pipeline.common.process_pool import KILLED, run_parallel
+from pipeline.corpora.formats.folder import Folder
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise.babble import recorded_babble
 from pipeline.corpora.noise.mixing import root_mean_square
-from pipeline.corpora.reader import Unusable, is_current
+from pipeline.corpora.reader import Listing, Unusable, is_current
 from pipeline.corpora.recorded import recording
-from pipeline.corpora.recorded.corpus import RecordedCorpus
+from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
 from pipeline.prepare import prepare
 
 MORE = {"grid": ["corpus.grid.test_speakers=[s6]"]}
@@ -136,6 +139,22 @@ def test_long_clips_are_cut_between_words(spoken: list[Spoken], tmp_path: Path) 
         assert frames == piece.video_frames
         # The last piece lasts until the end of its audio.
         assert abs(piece.audio_seconds - frames / 25) < (0.15 if piece.id[-2:] != "00" else 0.01)
+
+
+def test_other_cuts_make_the_pieces_anew_and_keep_other_clips(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_lrs3(tmp_path / "root", spoken)
+    short, long = (
+        ["corpus.lrs={pretrain: true, piece_seconds: 16}", f"corpus.longest_seconds={seconds}", NOISY]
+        for seconds in (3, 30)
+    )
+    folder = prepare(params("lrs3", root, tmp_path / "out", *short), workers=1)
+    before = times(folder)
+    prepare(params("lrs3", root, tmp_path / "out", *long), workers=1)
+    fresh = prepare(params("lrs3", root, tmp_path / "fresh", *long), workers=1)
+    assert read_manifest(folder) == read_manifest(fresh)
+    others = {path for path in before if path.suffix in (".mp4", ".wav") and "pretrain" not in path.name}
+    assert others
+    assert {path: times(folder).get(path) for path in others} == {path: before[path] for path in others}
 
 
 def test_unusable_clips_are_listed_and_the_others_prepared(spoken: list[Spoken], tmp_path: Path) -> None:
@@ -375,6 +394,109 @@ def test_splits_of_a_csv_are_named_or_drawn(spoken: list[Spoken], tmp_path: Path
     assert not list(folder.rglob("*.mp4"))
 
 
+def make_split_folder(root: Path, spoken: list[Spoken]) -> Path:
+    """Wavs of the first four utterances; two are for training."""
+    for number, split in enumerate(("train", "train", "validation", "test")):
+        (root / split / "s1").mkdir(parents=True, exist_ok=True)
+        stem = root / split / "s1" / str(number)
+        shutil.copy(spoken[number].wav, stem.with_suffix(".wav"))
+        stem.with_suffix(".txt").write_text(spoken[number].text)
+    return root
+
+
+def test_a_row_with_another_recording_has_its_audio(spoken: list[Spoken], tmp_path: Path) -> None:
+    """All files are older than the prepared corpus, and only the list changes."""
+    rows = [
+        f"{one.mp4},{one.wav},{one.text},{split}\n"
+        for one, split in zip(spoken[:3], ("train", "val", "test"), strict=True)
+    ]
+    table, settings = tmp_path / "clips.csv", ["corpus.video=false"]
+    table.write_text("video,audio,text,split\n" + "".join(rows))
+    folder = prepare(params("folder", table, tmp_path / "out", *settings), workers=1)
+    before = read_manifest(folder)
+    table.write_text(table.read_text().replace(str(spoken[0].wav), str(spoken[3].wav)))
+    prepare(params("folder", table, tmp_path / "out", *settings), workers=1)
+    after = read_manifest(folder)
+    assert [u.id for u in after] == [u.id for u in before]
+    assert after[0].audio_sha256 == file_sha256(spoken[3].wav) != before[0].audio_sha256
+    assert after[1:] == before[1:]
+
+
+def test_changes_during_the_preparation_and_older_files_are_noticed(
+    spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_split_folder(tmp_path / "root", spoken)
+    wanted = params("folder", root, tmp_path / "out")
+    prepare_clip = RecordedCorpus.prepare_clip
+
+    def prepare_and_correct(self: RecordedCorpus, clip: RecordedClip, *rest: object) -> object:
+        result = prepare_clip(self, clip, *rest)
+        if clip.path == "train/s1/0.wav":
+            clip.transcript.write_text("corrected meanwhile")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordedCorpus, "prepare_clip", prepare_and_correct)
+        folder = prepare(wanted, workers=1)
+    assert "corrected meanwhile" not in {u.text for u in read_manifest(folder)}
+    prepare(wanted, workers=1)
+    assert "corrected meanwhile" in {u.text for u in read_manifest(folder)}
+
+    shutil.copy(spoken[5].wav, root / "train/s1/1.wav")
+    os.utime(root / "train/s1/1.wav", (0, 0))
+    prepare(wanted, workers=1)
+    assert {u.id: u.audio_sha256 for u in read_manifest(folder)}["train/s1/1"] == file_sha256(spoken[5].wav)
+
+
+def test_records_of_an_earlier_version_are_used(spoken: list[Spoken], tmp_path: Path) -> None:
+    wanted = params("folder", make_split_folder(tmp_path / "root", spoken), tmp_path / "out")
+    folder = prepare(wanted, workers=1)
+    record = folder / "clips.jsonl"
+    texts = [line.partition(" ")[2] for line in record.read_text().splitlines()]
+    values = [{key: value for key, value in json.loads(text).items() if key != "sources"} for text in texts]
+    record.write_text("".join(f"{text_sha256(canonical(value))} {canonical(value)}\n" for value in values))
+    before = times(folder)
+    prepare(wanted, workers=1)
+    assert times(folder) == before
+
+
+class Deadly(RecordedClip):
+    """A clip that ends the process to which it is sent."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_clip_that_needs_too_much_memory_is_tried_again(
+    spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes its process, even if few clips are left, and then the allocation fails; at last there is enough."""
+    root = make_split_folder(tmp_path / "root", spoken)
+    wanted = params("folder", root, tmp_path / "out")
+    find_clips = Folder.find_clips
+
+    def find_deadly(self: Folder) -> Listing:
+        found = find_clips(self)
+        deadly = [Deadly(**vars(clip)) if clip.path == "train/s1/0.wav" else clip for clip in found.clips]
+        return Listing(deadly, found.skipped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "find_clips", find_deadly)
+        folder = prepare(wanted)
+    assert skipped(folder) == [("train/s1/0.wav", "train", "kills the process that reads it")]
+
+    def extract_too_much(path: Path, *rest: bool) -> np.ndarray:
+        raise MemoryError("Unable to allocate 40 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "extract_audio", extract_too_much)
+        prepare(wanted, workers=1)
+    assert skipped(folder) == [("train/s1/0.wav", "train", "there is too little memory")]
+    prepare(wanted, workers=1)
+    assert skipped(folder) == []
+    assert len(read_manifest(folder)) == 4
+
+
 def test_few_speakers_are_split_by_text(spoken: list[Spoken], tmp_path: Path) -> None:
     for one in spoken[:6]:
         shutil.copy(one.wav, tmp_path / f"{one.speaker}{one.wav.stem}.wav")
@@ -489,6 +611,17 @@ def test_a_change_of_noise_keeps_videos_and_clean_audio(spoken: list[Spoken], tm
     assert {path.name: path.read_bytes() for path in fresh.rglob("*.mp4")} == first
 
 
+def test_noise_follows_its_length_and_its_talkers(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = make_split_folder(tmp_path / "root", spoken)
+    folder = prepare(params("folder", root, tmp_path / "out", NOISY), workers=1)
+    for number, changed in enumerate((["corpus.longest_seconds=60"], [])):
+        if not changed:
+            trees.make_folder(root / "train", spoken[4:5])
+        prepare(params("folder", root, tmp_path / "out", NOISY, "corpus.video=false", *changed), workers=1)
+        again = params("folder", root, tmp_path / f"fresh{number}", NOISY, "corpus.video=false", *changed)
+        assert read_manifest(folder) == read_manifest(prepare(again, workers=1))
+
+
 def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], tmp_path: Path) -> None:
     corpus = params("folder", tmp_path, tmp_path / "out").corpus
     (tmp_path / "bad.wav").write_bytes(b"nothing")
@@ -551,6 +684,26 @@ def test_a_job_that_kills_its_process_stops_no_other() -> None:
 
 
 # The mouth region.
+
+
+def test_another_face_detector_makes_the_videos_anew(spoken: list[Spoken], tmp_path: Path) -> None:
+    root, weights = trees.make_folder(tmp_path / "root", spoken), tmp_path / "detector"
+    weights.mkdir()
+    wanted = params("folder", root, tmp_path / "out", f"corpus.face_detector={weights}")
+    (weights / "face.tflite").write_bytes(b"first")
+    folder = prepare(wanted, workers=1)
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    sounds = {path: path.lstat().st_mtime_ns for path in folder.rglob("*.wav")}
+    (weights / "face.tflite").write_bytes(b"a second")
+    prepare(wanted, workers=1)
+    after = {path: path.lstat().st_mtime_ns for path in folder.rglob("*.mp4")}
+    assert after.keys() == before.keys()
+    assert all(after[path] > before[path] for path in before)
+    assert {path: path.lstat().st_mtime_ns for path in sounds} == sounds
+    # A prepared corpus needs no detector.
+    shutil.rmtree(weights)
+    prepare(wanted, workers=1)
+    assert {path: path.lstat().st_mtime_ns for path in after} == after
 
 
 def test_a_clip_without_a_face_is_skipped_and_a_missing_detector_is_an_error(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"has files, but no prepare\.json; set corpus\.out to an empty folder"):
         prepare(small(tmp_path), workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_without_video_the_same_utterances_have_audio_alone(tmp_path: Path) -> None:
+    few = "corpus.synthetic.utterances={train: 3, validation: 1, test: 2}"
+    with_video = read_manifest(prepare(small(tmp_path / "both", few), workers=1))
+    folder = prepare(small(tmp_path / "audio", few, "corpus.video=false"), workers=1)
+    without = {"video": None, "video_frames": None, "video_sha256": None}
+    assert read_manifest(folder) == [replace(line, **without) for line in with_video]
+    assert not list(folder.rglob("*.mp4"))
+    assert "video" not in json.loads((tmp_path / "both/prepare.json").read_text())["corpus"]
+    assert json.loads((folder / "prepare.json").read_text())["corpus"]["video"] is False
 
 
 def test_sentences_of_a_file_are_spoken(tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ class HeldOut(Section):
     """Splits held out from training, for a corpus that does not define them."""
 
     validation: Count = 1200
-    """Minimum number of utterances; speakers are added until it is reached."""
+    """Minimum number of utterances; speakers are added until it is reached. Not for LRS2, nor where a folder or a list
+    has that split."""
     test: Count = 1200
-    """Minimum number of utterances. LRS2, LRS3 and auto_avsr trees define a test split; GRID has its own keys."""
+    """Minimum number of utterances; for kind `folder` only. (The others define a test split, GRID by keys of its own.)
+    """
     by: Literal["speaker", "text"] = "speaker"
     """speaker: no speaker is in two splits. text: no text is in two splits; for kind `folder`, with few speakers."""
 
@@ -52,7 +54,7 @@ class Corpus(Section):
     seed: int = 0
     """Seed of the splits and the noise."""
     video: bool = True
-    """Whether videos are prepared; false prepares audio only, without detecting mouths."""
+    """Whether videos are prepared; false prepares audio only: mouths are neither detected nor drawn."""
     face_detector: str = "data/weights/face-detector"
     """Folder of its weights (a source with format tflite), used for videos of faces, not for mouth regions."""
     longest_seconds: Annotated[float, Field(gt=0)] = 30.0

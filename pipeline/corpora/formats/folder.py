@@ -9,7 +9,7 @@ used or skipped with its reason.
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -67,7 +67,8 @@ class Folder(RecordedCorpus):
     def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
         if not self.root.is_dir():
             raise PipelineError(self.root, "there is no such folder", REMEDY)
-        for parts, names in files_below(self.root, skipped):
+        unread: list[SkippedClip] = []
+        for parts, names in files_below(self.root, unread):
             by_stem: dict[str, list[str]] = defaultdict(list)
             for name in names:
                 # macOS writes accents as combining characters.
@@ -79,6 +80,7 @@ class Folder(RecordedCorpus):
                     yield from files.clip(self.root)
                 except Unusable as error:
                     skipped.append(files.skip(files.main, error))
+        skipped += [replace(entry, split=_split_of(entry.path.split("/"))) for entry in unread]
 
     def _of_csv(self, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
         for row in read_table(self.root, skipped):
@@ -125,6 +127,11 @@ class Folder(RecordedCorpus):
         return [Piece(_text(clip))]
 
 
+def _split_of(parts: Sequence[str]) -> str:
+    """The split of a file or folder by its path below the root: that of a first folder with such a name."""
+    return SPLIT_NAMES.get(parts[0].lower(), "train") if parts else "train"
+
+
 class _Files:
     """Files of a folder with the same name except for the ending."""
 
@@ -137,7 +144,7 @@ class _Files:
         self.chosen = {kind: files[0] for kind, files in kinds.items() if files}
         self.spare = [(name, files[0]) for files in kinds.values() for name in files[1:]]
         below = parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts
-        self.split = SPLIT_NAMES[parts[0].lower()] if below != parts else "train"
+        self.split = _split_of(parts)
         self.speaker, self.rest = (below[0], below[1:]) if below else (UNKNOWN_SPEAKER, ())
 
     @property

@@ -9,6 +9,7 @@ and the files, so files are found by their names below a folder of the speaker.
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,14 +68,13 @@ class Grid(RecordedCorpus):
     def find_clips(self) -> Listing:
         clips: list[RecordedClip] = []
         skipped: list[SkippedClip] = []
-        settings = self.corpus.grid
-        videos, alignments = _find_files(self.root, skipped)
+        videos, alignments = _find_files(self.root, self._split, skipped)
         if not videos:
             found = f"has no .mpg below a folder s1 to s34{skip_summary(skipped)}"
             raise PipelineError(self.root, found, "set corpus.root to the folder of GRID")
         for (speaker, name), video in sorted(videos.items(), key=lambda item: (int(item[0][0][1:]), item[0][1])):
             path = video.relative_to(self.root).as_posix()
-            split = "test" if settings.split == "disjoint" and speaker in settings.test_speakers else "train"
+            split = self._split(speaker)
             text = spelled_sentence(name)
             if text is None:
                 skipped.append(SkippedClip(path, split, "the name spells no sentence"))
@@ -85,6 +85,11 @@ class Grid(RecordedCorpus):
                 clips.append(RecordedClip(f"{speaker}/{name}", "train", speaker, video, video, path, transcript, text))
         return Listing(_in_splits(self.corpus, clips), skipped)
 
+    def _split(self, speaker: str) -> str:
+        """The split of a speaker's skipped clips, as far as it is known."""
+        settings = self.corpus.grid
+        return "test" if settings.split == "disjoint" and speaker in settings.test_speakers else "train"
+
     def pieces(self, clip: RecordedClip) -> list[Piece]:
         rows = [line.split() for line in read_transcript(Path(str(clip.transcript)))]
         words = " ".join(row[2].lower() for row in rows if len(row) == 3 and row[2].lower() not in SILENT)
@@ -93,12 +98,13 @@ class Grid(RecordedCorpus):
         return [Piece(words)]
 
 
-def _find_files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:
+def _find_files(root: Path, split: Callable[[str], str], skipped: list[SkippedClip]) -> tuple[Files, Files]:
     """Videos and alignments; the speaker is the nearest folder with the name of a speaker."""
     files: dict[str, Files] = {".mpg": {}, ".align": {}}
     unread: list[tuple[str, str, str]] = []
-    for parts, names in files_below(root, skipped):
-        speaker = next((part for part in reversed((root.name, *parts)) if SPEAKER.match(part)), None)
+    unreadable: list[SkippedClip] = []
+    for parts, names in files_below(root, unreadable):
+        speaker = _speaker((root.name, *parts))
         if speaker is None:
             continue
         for name in names:
@@ -108,11 +114,19 @@ def _find_files(root: Path, skipped: list[SkippedClip]) -> tuple[Files, Files]:
                 unread += [(speaker, stem, path)] if ending in VIDEO_ENDINGS else []
             elif (taken := files[ending].setdefault((speaker, stem), root / path)) != root / path:
                 detail = taken.relative_to(root).as_posix()
-                skipped.append(Unusable("another file is used instead", detail).skip(path, "train"))
+                skipped.append(Unusable("another file is used instead", detail).skip(path, split(speaker)))
     for speaker, stem, path in unread:
         if (speaker, stem) not in files[".mpg"]:
-            skipped.append(Unusable("unsupported format", "GRID is read from .mpg").skip(path, "train"))
+            skipped.append(Unusable("unsupported format", "GRID is read from .mpg").skip(path, split(speaker)))
+    for entry in unreadable:
+        speaker = _speaker((root.name, *entry.path.split("/")))
+        skipped.append(replace(entry, split=split(speaker)) if speaker else entry)
     return files[".mpg"], files[".align"]
+
+
+def _speaker(parts: Sequence[str]) -> str | None:
+    """The nearest folder with the name of a speaker."""
+    return next((part for part in reversed(parts) if SPEAKER.match(part)), None)
 
 
 def _in_splits(corpus: Corpus, clips: list[RecordedClip]) -> list[RecordedClip]:

@@ -64,6 +64,9 @@ class SyntheticCorpus(Reader):
             "code": code_digest("pipeline.corpora.synthetic.utterance"),
             "espeak": version("espeakng-loader"),
         }
+        if not self.corpus.video:
+            # With video the key is left out, as in corpora prepared before it had an effect.
+            causes["corpus"]["video"] = False
         if noise.folder is None:
             del causes["corpus"]["noise"]["folder"]
         else:
@@ -78,7 +81,7 @@ class SyntheticCorpus(Reader):
         return Listing(plans, extra={"voices": {plan.speaker: plan.voice for plan in plans}})
 
     def estimated_bytes(self, clips: list[Plan]) -> int:
-        return sum(1 + len(plan.wavs) for plan in clips) * FILE_BYTES
+        return sum(self.corpus.video + len(plan.wavs) for plan in clips) * FILE_BYTES
 
     def babble(self, split: str, talkers: list[list[Path]]) -> "np.ndarray":
         # Its import is slow.
@@ -90,4 +93,4 @@ class SyntheticCorpus(Reader):
         from pipeline.corpora.synthetic.utterance import generate_utterance
 
         # An incomplete utterance is generated again as a whole: its media take less than a second.
-        return PreparedClip(tuple(generate_utterance(clip, folder)))
+        return PreparedClip(tuple(generate_utterance(clip, folder, self.corpus.video)))

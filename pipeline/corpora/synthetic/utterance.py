@@ -72,8 +72,8 @@ def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[n
     return resample(speech.samples, speech.sample_rate), speech.phonemes
 
 
-def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
-    """Write the media of an utterance: wavs, and an mp4 with the clean audio.
+def generate_utterance(plan: Plan, folder: Path, with_video: bool = True) -> list[Utterance]:
+    """Write the media of an utterance: wavs, and, unless it is audio only, an mp4 with the clean audio.
 
     Returns:
         Its lines of the manifest: the utterance, then its noisy copies.
@@ -83,14 +83,17 @@ def generate_utterance(plan: Plan, folder: Path) -> list[Utterance]:
     """
     speech, phonemes = _speech(plan)
     frames = len(speech) // SAMPLES_PER_FRAME
-    write_video(folder / plan.video, _frames(plan, phonemes, frames), speech)
-    video_sha256, lines = file_sha256(folder / plan.video), []
+    video_sha256, lines = None, []
+    if with_video:
+        write_video(folder / plan.video, _frames(plan, phonemes, frames), speech)
+        video_sha256 = file_sha256(folder / plan.video)
     for name, snr in plan.wavs.items():
         wav = folder / f"{name}.wav"
         write_audio(wav, _in_noise(speech, snr, plan, folder))
         lines.append(Utterance(
             id=name, split=plan.split, speaker=plan.speaker, text=plan.sentence.text, audio=f"{name}.wav",
-            video=plan.video, audio_seconds=len(speech) / SAMPLE_RATE, video_frames=frames, snr=snr,
+            video=plan.video if with_video else None, audio_seconds=len(speech) / SAMPLE_RATE,
+            video_frames=frames if with_video else None, snr=snr,
             audio_sha256=file_sha256(wav), video_sha256=video_sha256,
         ))  # fmt: skip
     return lines
