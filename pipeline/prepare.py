@@ -41,11 +41,9 @@ from pipeline.corpora.prepared import (
     MANIFEST_KEY,
     MEDIA_FOLDERS,
     NOISE,
-    NOISE_MEDIA,
     ROOT,
     SETTINGS_FILE,
     SOURCES,
-    TALKERS,
     read_settings,
     remove_media,
     remove_unlisted,
@@ -53,6 +51,7 @@ from pipeline.corpora.prepared import (
 from pipeline.corpora.reader import (
     DEADLY,
     MISSING,
+    NOISE_MEDIA,
     OUT_OF_MEMORY,
     FileInfo,
     Listing,
@@ -67,6 +66,8 @@ from pipeline.corpora.splits import SPLITS
 
 FEW = 24
 """Up to this many clips, few processes finish before others would have started."""
+TALKERS = "talkers"
+"""Key in `prepare.json` of the digest of the recordings that the babble is made of."""
 Sources = Mapping[str, tuple[SourceFile, ...]]
 """The source files of each clip, by its id, before any is read: those that change while the corpus is prepared differ
 at the next start."""
@@ -156,11 +157,13 @@ def _recorded_settings(folder: Path) -> dict[str, Any] | None:
 def _remove_invalid_media(folder: Path, reader: Reader, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
     """Remove media of other settings than the current ones or of another corpus, and noise that is damaged or of other
     talkers."""
-    remove_media(folder, reader.stale_media(recorded, settings))
+    for pattern in reader.stale_media(recorded, settings):
+        # One at a time, since they may overlap.
+        remove_media(folder, [pattern])
     if _is_moved(reader.corpus, recorded) and recorded.get(SOURCES) != settings[SOURCES]:
         remove_media(folder, [*MEDIA_FOLDERS, JOURNAL_FILE])
     if recorded.get(TALKERS) != settings[TALKERS]:
-        remove_media(folder, NOISE_MEDIA)
+        remove_media(folder, [*NOISE_MEDIA])
     for name, sha256 in recorded.get(NOISE, {}).items():
         if sha256_fault(folder / name, sha256):
             (folder / name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """`prepare.json` of a corpus folder: the settings its media were prepared with; and the media themselves."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,8 @@ ROOT, SOURCES = "root", "sources"
 """Keys of the corpus root and of the digest of its file sizes; equal digests mean the same corpus at a new root."""
 MANIFEST_KEY, NOISE = "manifest", "noise_sha256"
 """Keys of the SHA-256 of `manifest.jsonl`, and of each file of noise by name."""
-TALKERS = "talkers"
-"""Key of the digest of the recordings that the babble was made of."""
 MEDIA_FOLDERS = ("babble", *SPLITS)
 """Folders of media; nothing outside them is ever removed."""
-NOISE_MEDIA = ("babble", *(f"{split}/**/*dB.wav" for split in SPLITS))
-"""Patterns of the noise and of all mixtures with it."""
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -57,13 +53,13 @@ def _differences(recorded: dict[str, Any], given: dict[str, Any], section: str) 
             yield f"{section}.{key}", before, now
 
 
-def remove_media(folder: Path, patterns: Iterable[str]) -> None:
-    """Remove media by patterns below the folder, such as `train` or `train/**/*.wav`; patterns may overlap."""
+def remove_media(folder: Path, patterns: list[str]) -> None:
+    """Remove media by patterns below the folder, such as `train` or `train/**/*.wav`."""
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def remove_unlisted(folder: Path, listed: set[str]) -> None:

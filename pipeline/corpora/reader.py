@@ -14,6 +14,7 @@ from pipeline.config import Corpus
 from pipeline.config.registry import CORPORA
 from pipeline.corpora.manifest import MANIFEST, Utterance
 from pipeline.corpora.prepared import ROOT, read_settings
+from pipeline.corpora.splits import SPLITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,8 @@ OUT_OF_MEMORY = "there is too little memory"
 """A reason to skip a clip."""
 TEMPORARY = frozenset({REFUSED, DEADLY, OUT_OF_MEMORY})
 """Reasons that may have passed: `prepare` tries the clip again at every start."""
+NOISE_MEDIA = ("babble", *(f"{split}/**/*dB.wav" for split in SPLITS))
+"""Patterns of the noise and of all mixtures with it."""
 MISSING = "a file is missing"
 """The reason to skip a clip that lacks a file."""
 SILENCE = "silence"

@@ -18,8 +18,17 @@ from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import noise_settings
 from pipeline.corpora.noise.mixing import noisy_copies
-from pipeline.corpora.prepared import MEDIA_FOLDERS, NOISE_MEDIA, ROOT
-from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader, SourceFile, Unusable, skip_summary
+from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
+from pipeline.corpora.reader import (
+    NOISE_MEDIA,
+    FileInfo,
+    Listing,
+    PreparedClip,
+    Reader,
+    SourceFile,
+    Unusable,
+    skip_summary,
+)
 from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS
 from pipeline.pretrained.folder import weights_digest
