@@ -104,8 +104,9 @@ class Captured:
         response = self.mask & (self.roles == Role.RESPONSE)
         earlier = response.int().cumsum(1) - response.int()
         has_input = (self.mask & ~response & (self.roles != Role.BOS)).any(1)
-        windows = torch.tensor([window or self.mask.shape[1] for window in self.windows], device=self.mask.device)
-        sees_all = windows[:, None] >= self.mask.sum(1)
+        lengths, longest = self.mask.sum(1), self.mask.shape[1]
+        # Numbers, not a tensor of them, for which the host would wait.
+        sees_all = torch.stack([lengths <= (window or longest) for window in self.windows])
         total = (self.attention_from_response * sees_all[..., None, None]).sum((0, 2))
         ranking = total / (sees_all.sum(0) * self.attention_from_response.shape[2]).clamp(min=1)[:, None]
         return ranking.masked_fill(~self.mask | (earlier > 0), -1), response.any(1) & has_input & sees_all.any(0)
