@@ -6,8 +6,6 @@ removed, intact ones are kept, missing and damaged ones are written; a killed ru
 complete. The skipped clips of a recorded corpus are listed in `skipped.csv` with their reasons.
 """
 
-import contextlib
-import fcntl
 import os
 import time
 from collections import Counter
@@ -19,7 +17,7 @@ from pipeline.cluster.pool import parallel_run
 from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.digests import digest, text_sha256
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import require_space, write_json, write_text
+from pipeline.common.files import exclusive, require_space, write_json, write_text
 from pipeline.common.process_pool import KILLED, Run
 from pipeline.common.processes import available_cores
 from pipeline.common.progress import progress
@@ -84,21 +82,10 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
         PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
             corpus, no utterance of a split is usable, the disk is full, or the cluster cannot be used.
     """
-    with _exclusive(Path(params.corpus.out)):
+    folder = Path(params.corpus.out)
+    busy = PipelineError(folder, "another process is preparing it", "wait for that process to end")
+    with exclusive(folder, busy):
         return _prepare(params.corpus, workers, address)
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Lock the folder by a file next to it, since DVC tracks the files inside."""
-    lock = folder.with_name(f"{folder.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "ab") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(folder, "another process is preparing it", "wait for that process to end") from None
-        yield
 
 
 def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:

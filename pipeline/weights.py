@@ -1,7 +1,5 @@
 """Stage `weights`: fetch, verify and convert pretrained weights to Hugging Face folders."""
 
-import contextlib
-import fcntl
 import functools
 import os
 import shutil
@@ -14,7 +12,7 @@ from pipeline.cluster.pool import parallel_run
 from pipeline.common.code import code_digest
 from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write, read_json, require_space, write_json
+from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
 from pipeline.common.process_pool import KILLED
 from pipeline.config import HubSource, Params, PathSource, WeightsSource, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
@@ -51,20 +49,11 @@ def prepare_weights(params: Params, address: str | None = None) -> None:
     fetched or converted, or has another SHA-256, or the cluster cannot be used.
     """
     out, sources = Path(params.weights.out), params.weights.sources
-    with _exclusive(out):
+    with exclusive(out):
         remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
         if remote:
             _prepare_all(out, remote, address)
         _prepare_all(out, [weights for weights in sources if weights not in remote], None)
-
-
-@contextlib.contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Lock the folder by a file next to it, since DVC tracks the files inside."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(f"{out.name}.lock"), "ab") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
 
 
 def _prepare_all(out: Path, sources: Iterable[WeightsSource], address: str | None) -> None:

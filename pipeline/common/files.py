@@ -1,7 +1,8 @@
-"""Atomic file writing, JSON, CSV, and digests of files."""
+"""Atomic file writing, locks, JSON, CSV, and digests of files."""
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -17,6 +18,20 @@ from pipeline.common.formatting import size_text
 CHUNK = 1 << 20
 _REMOVED = ".removed-"
 """The names of folders that are being removed begin with it."""
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, busy: PipelineError | None = None) -> Iterator[None]:
+    """Lock a folder by a file next to it, since DVC tracks the files inside. If another process has the lock, raise
+    `busy`, or without it wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "ab") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            assert busy
+            raise busy from None
+        yield
 
 
 @contextlib.contextmanager
