@@ -167,7 +167,7 @@ class _Usage:
         key = canonical([inputs, params.model.modality, params.model.llm.weights])
         if key not in self._data_of_inputs:
             contents: dict[str, str] = {}
-            for stream in streams(params.model.modality) if params.features.mode == "cached" else ():
+            for stream in _cached_streams(params):
                 for group in feature_groups(params, stream, read_manifest(params.corpus.out)):
                     contents[group.digest] = _content(stream, group.identity, group.media)
                     self._features[group.folder.name] = contents[group.digest]
@@ -176,7 +176,7 @@ class _Usage:
         return self._data_of_inputs[key]
 
     def _add_media(self, params: Params) -> None:
-        for stream in streams(params.model.modality) if params.features.mode == "cached" else ():
+        for stream in _cached_streams(params):
             for utterances in grouped(stream, read_manifest(params.corpus.out)).values():
                 self._media.add(_media(stream, {media_sha256(stream, utterance) for utterance in utterances}))
 
@@ -207,6 +207,11 @@ class _Usage:
             media: see `_media`.
         """
         return self.makes_features(name) or content in self._features.values() or media in self._media
+
+
+def _cached_streams(params: Params) -> tuple[Stream, ...]:
+    """The streams whose features a trial reads."""
+    return streams(params.model.modality) if params.features.mode == "cached" else ()
 
 
 _Data = dict[str, str]

@@ -51,11 +51,18 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
 def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestions | None]:
     """The trials of a sweep for a command that trains none: if none has started with what `auto` means here, those of a
     machine where it means something else. Returns the sweep as it was run, and `planned_trials` of it."""
-    for variant in (sweep, *precision_variants(sweep)):
+    here = planned_trials(sweep)
+    if _is_started(here[0]):
+        return sweep, *here
+    for variant in precision_variants(sweep):
         trials, suggestions = planned_trials(variant)
-        if any(planned.state is not Status.NEW for planned in trials):
+        if _is_started(trials):
             return variant, trials, suggestions
-    return sweep, *planned_trials(sweep)
+    return sweep, *here
+
+
+def _is_started(trials: list[PlannedTrial]) -> bool:
+    return any(planned.state is not Status.NEW for planned in trials)
 
 
 def _resolved(sweep: Sweep, native: dict[str, ResolvedPrecision]) -> Sweep:
