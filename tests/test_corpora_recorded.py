@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,15 +24,16 @@ from pipeline.common.digests import canonical, text_sha256
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.process_pool import KILLED, run_parallel
+from pipeline.config import Corpus
 from pipeline.corpora.formats.folder import Folder
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import pcm16, read_audio, read_video_gray, resample, write_audio, write_video
 from pipeline.corpora.noise.babble import recorded_babble
 from pipeline.corpora.noise.mixing import root_mean_square
-from pipeline.corpora.reader import Listing, Unusable, is_current
+from pipeline.corpora.reader import Listing, PreparedClip, Unusable, is_current
 from pipeline.corpora.recorded import recording
 from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
-from pipeline.prepare import prepare
+from pipeline.prepare import _prepare_clip, prepare
 
 MORE = {"grid": ["corpus.grid.test_speakers=[s6]"]}
 NOISY = "corpus.noise={talkers: 2, train_share: 0.5, train_snrs: [5], validation_snrs: [], test_snrs: [5, 0, -5]}"
@@ -665,6 +667,31 @@ def test_a_killed_run_is_resumed_without_repeated_work(spoken: list[Spoken], tmp
     assert {path: (folder / path).stat().st_mtime_ns for path in finished} == kept
     assert len(read_manifest(folder)) == 90
     assert not list(folder.rglob(".*"))
+
+
+def test_a_file_written_before_a_kill_is_not_taken_for_the_one_recorded_at_its_path(
+    spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = trees.make_grid(tmp_path / "root", spoken)
+    talkers = NOISY.replace("talkers: 2", "talkers: 1")
+    folder = prepare(params("grid", root, tmp_path / "out", NOISY, *MORE["grid"]), workers=1)
+    videos = {path: time for path, time in times(folder).items() if path.suffix == ".mp4"}
+    changed = params("grid", root, tmp_path / "out", talkers, *MORE["grid"])
+
+    def interrupted(corpus: Corpus, clip: RecordedClip, *rest: Any) -> PreparedClip:
+        result = _prepare_clip(corpus, clip, *rest)
+        if clip.split == "test":
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.prepare._prepare_clip", interrupted)
+        prepare(changed, workers=1)
+    # As if another process had finished a clip after that.
+    os.utime(folder / "clips.jsonl")
+    prepare(changed, workers=1)
+    assert all(file_sha256(folder / u.audio) == u.audio_sha256 for u in read_manifest(folder))
+    assert {path: times(folder)[path] for path in videos} == videos
 
 
 def _short(one: Spoken) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.common.digests import canonical, text_sha256
@@ -39,10 +39,26 @@ class ClipRecord:
 
     @property
     def media(self) -> dict[str, FileInfo]:
-        """The media of the clip, by their path in the folder."""
+        """The media of the clip, by their path in the folder; without those of no digest, which are written anew."""
         lines = self.result.lines
-        audio = {line.audio: FileInfo(line.audio_sha256, line.audio_seconds) for line in lines}
-        return audio | {u.video: FileInfo(str(u.video_sha256), u.video_frames or 0) for u in lines if u.video}
+        media = {line.audio: FileInfo(line.audio_sha256, line.audio_seconds) for line in lines}
+        media |= {u.video: FileInfo(str(u.video_sha256), u.video_frames or 0) for u in lines if u.video}
+        return {name: info for name, info in media.items() if info.sha256}
+
+    def only(self, intact: Mapping[str, FileInfo]) -> "ClipRecord":
+        """The record without digests of other media than the intact ones, and with no settings: never complete.
+
+        Other media are about to be written. After a kill, a file in their place need not be the one recorded here.
+        """
+        lines = tuple(
+            replace(
+                line,
+                audio_sha256=line.audio_sha256 if line.audio in intact else "",
+                video_sha256=line.video_sha256 if line.video in intact else "",
+            )
+            for line in self.result.lines
+        )
+        return replace(self, settings="", result=replace(self.result, lines=lines))
 
 
 @dataclass
@@ -50,7 +66,7 @@ class PreviousRun:
     """Results of earlier runs, by the clip's id."""
 
     records: dict[str, ClipRecord] = field(default_factory=dict)
-    """Records whose source files are unchanged."""
+    """Records whose source files are unchanged, of intact media only."""
     media: dict[str, dict[str, FileInfo]] = field(default_factory=dict)
     """Intact media of each clip, with any settings, by their path."""
     done: dict[str, ClipRecord] = field(default_factory=dict)
@@ -91,7 +107,9 @@ def read_previous_run(
     intact, run.files_read = _intact_files(folder, recorded, written)
     for clip, record in run.records.items():
         run.media[clip] = {name: info for name, info in record.media.items() if name in intact}
-        if record.settings == settings and len(run.media[clip]) == len(record.media):
+        if len(run.media[clip]) < len(record.media):
+            run.records[clip] = record.only(run.media[clip])
+        elif record.settings == settings:
             run.done[clip] = record
     return run
 
