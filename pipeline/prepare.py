@@ -79,8 +79,9 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
     crash of their decoder ends.
 
     Raises:
-        PipelineError: another process prepares the folder, the folder has other content, `corpus.root` is not such a
-            corpus, no utterance of a split is usable, the disk is full, or the cluster cannot be used.
+        PipelineError: another process prepares the folder, the folder has other content or a corpus of another kind,
+            `corpus.root` is not such a corpus, no utterance of a split is usable, the disk is full, or the cluster
+            cannot be used.
     """
     folder = Path(params.corpus.out)
     busy = PipelineError(folder, "another process is preparing it", "wait for that process to end")
@@ -95,7 +96,7 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     clips = {clip.id: clip for clip in listing.clips}
     sources = {id_: tuple(map(reader.describe, reader.sources(clip))) for id_, clip in clips.items()}
     settings |= listing.extra | {SOURCES: _sources_digest(sources), TALKERS: _talkers_digest(reader, listing)}
-    recorded = _recorded_settings(folder)
+    recorded = _recorded_settings(folder, corpus.kind)
     if recorded is not None:
         _remove_invalid_media(folder, reader, recorded, settings)
     began = time.time_ns()
@@ -133,9 +134,12 @@ def _default_workers(reader: Reader, clips: int) -> int:
     return workers if reader.requires_all else max(2, workers)
 
 
-def _recorded_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that the folder was prepared with; None for a new one. PipelineError if it has other files."""
+def _recorded_settings(folder: Path, kind: str) -> dict[str, Any] | None:
+    """The settings that the folder was prepared with; None for a new one. PipelineError if it has other files, or a
+    corpus of another kind, which may have taken hours."""
     recorded = read_settings(folder)
+    if (before := (recorded or {}).get("corpus", {}).get("kind", kind)) != kind:
+        raise PipelineError(folder, f"has a corpus of kind {before}, not {kind}", "set corpus.out to another folder")
     if recorded is None and folder.exists() and any(path.name != ".gitignore" for path in folder.iterdir()):
         raise PipelineError(folder, f"has files, but no {SETTINGS_FILE}", "set corpus.out to an empty folder")
     return recorded

@@ -564,6 +564,14 @@ def test_a_moved_corpus_is_kept_and_another_one_prepared(kind: str, spoken: list
     assert all(times(out).get(path) != before[path] for path in own)
 
 
+def test_a_corpus_of_another_kind_is_not_replaced(spoken: list[Spoken], tmp_path: Path) -> None:
+    out = prepare(params("folder", trees.make_folder(tmp_path / "root", spoken), tmp_path / "out"), workers=1)
+    before = times(out)
+    with pytest.raises(PipelineError, match=r"out: has a corpus of kind folder, not grid; set corpus\.out to another"):
+        prepare(params("grid", trees.make_grid(tmp_path / "grid", spoken), out, *MORE["grid"]), workers=1)
+    assert times(out) == before
+
+
 def test_a_recorded_corpus_needs_a_root(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"corpus\.root is None and corpus\.kind is 'grid'; set corpus.root"):
         params("grid", "null", tmp_path)
