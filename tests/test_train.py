@@ -39,7 +39,8 @@ WEIGHTS = ("adapter_model.safetensors", "projector.safetensors")
 
 
 def losses_of(trial):
-    lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    log = trial / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return [(line["step"], line["loss/cross_entropy"]) for line in lines if "loss/cross_entropy" in line]
 
 
@@ -137,6 +138,20 @@ def test_training_resumes_from_the_checkpoint_before_a_damaged_one(project, undi
     assert f"{newest.name}: " in again.stderr
     assert "the one before it, if any, is used" in again.stderr
     assert weights_of(trial) == weights_of(undisturbed)
+
+
+def test_an_llm_whose_sinks_cannot_be_measured_is_refused_before_its_training(project):
+    code = """
+from pipeline.common.errors import PipelineError
+from pipeline.sinks import capture
+capture.DIFFERENTIAL = "llama"
+try:
+    train(params())
+except PipelineError as error:
+    print(error)
+"""
+    assert "it subtracts one attention map from another" in in_process(project, code, str)
+    assert not losses_of(the_trial(project))
 
 
 def test_a_loss_that_is_not_finite_is_one_error(project):

@@ -18,6 +18,7 @@ from pipeline.model.examples import Batch, batch_to
 from pipeline.scoring.error_rates import score
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
+from pipeline.sinks.recording import evaluating
 from pipeline.training.inputs import Inputs
 from pipeline.trials.results import TRUNCATED
 
@@ -113,15 +114,20 @@ def followed_metrics(model: AudioVisualLLM, params: Params, inputs: Inputs) -> d
 
     Weights, gradients and random numbers are not changed.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        chosen = inputs.chosen("validation")[:FOLLOWED_UTTERANCES]
+    chosen = inputs.chosen("validation")[:FOLLOWED_UTTERANCES]
+    with evaluating(model):
         values = sink_statistics(model, params.sinks, inputs, chosen).summary(0).metrics
-    finally:
-        model.train(was_training)
     followed = [metric.name for metric in metrics.shown(metrics.FOLLOWED)]
     return {f"{name}/validation": values[name] for name in followed if name in values}
+
+
+@torch.no_grad()
+def require_measurable(model: AudioVisualLLM, inputs: Inputs) -> None:
+    """Run the sink instrument on the longest validation utterance, so that a model whose sinks it cannot measure is
+    refused before the training: a PipelineError as in `capture`."""
+    _, batch = next(batches_by_length(model, inputs, inputs.chosen("validation"), 1))
+    with evaluating(model):
+        teacher_forced(model, batch)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from pipeline.training.augmentation import Preparation, augmenter
 from pipeline.training.batches import Batches
 from pipeline.training.build import build_model
 from pipeline.training.checkpoints import newest_intact, step_of
-from pipeline.training.evaluation import followed_metrics
+from pipeline.training.evaluation import followed_metrics, require_measurable
 from pipeline.training.inputs import Inputs, TrialInputs
 from pipeline.training.launch import launch
 from pipeline.training.loaders import loader_errors
@@ -50,8 +50,8 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
 
     Raises:
         KeyboardInterrupt: after a checkpoint, at the first `Ctrl-C` or SIGTERM; at once at the second.
-        PipelineError: the loss is not finite, the disk has no space for a checkpoint, the lease is lost, or a loader
-            process was killed.
+        PipelineError: the sinks of the LLM cannot be measured, the loss is not finite, the disk has no space for a
+            checkpoint, the lease is lost, or a loader process was killed.
     """
     resumed = newest_intact(trial.checkpoints)
     first = step_of(resumed) if resumed else 0
@@ -122,6 +122,8 @@ def _train(
     if params.train.activation_checkpointing:
         model.checkpoint_activations()
     first = step_of(resumed) if resumed else 0
+    if not resumed and ranks.is_first:
+        require_measurable(model, inputs)
     bar = progress(batches.steps, "train", "step", initial=first) if ranks.is_first else contextlib.nullcontext()
     with bar as shown, signals:
         callbacks: list[TrainerCallback] = [_StopCallback(ranks, is_stopped, until, shown)]
