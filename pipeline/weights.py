@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.cluster.pool import parallel_run
 from pipeline.common.code import code_digest
 from pipeline.common.command import add_address, load_params_for_command, parser, run_command
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
 from pipeline.common.process_pool import KILLED
 from pipeline.config import HubSource, Params, PathSource, WeightsSource, WheelSource
@@ -89,6 +89,8 @@ def _fault(folder: Path, weights: WeightsSource) -> str | None:
         if causes["stamps"] is None:
             # The source was removed; the result stays valid.
             causes["stamps"] = recorded["stamps"]
+    except UnreadableError:
+        raise
     except (PipelineError, KeyError, TypeError) as error:
         return f"is damaged ({error})"
     return None if recorded == causes else "has another source or converter"

@@ -692,9 +692,10 @@ def test_a_file_written_before_a_kill_is_not_taken_for_the_one_recorded_at_its_p
             raise KeyboardInterrupt
         return result
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("pipeline.prepare._prepare_clip", interrupted)
-        prepare(changed, workers=1)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(changed, workers=1)
     # As if another process had finished a clip after that.
     os.utime(folder / "clips.jsonl")
     prepare(changed, workers=1)

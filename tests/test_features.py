@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 import warm
+from project import no_more_files
 from trials import write_manifest
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import file_sha256
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, write_audio, write_video
 from pipeline.corpora.utterance_media import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind
+from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import Features, feature_groups
 from pipeline.features import extract_features
 from pipeline.model.online_encoders import FrozenEncoder
@@ -319,6 +321,15 @@ def test_a_flipped_bit_in_an_array_is_noticed_at_its_use_and_repaired(params):
     assert Features(feature_groups(params, "audio", utterances))["train/s/0"].any()
 
 
+def test_features_that_cannot_be_opened_now_are_not_removed(params):
+    utterances = read_manifest(params.corpus.out)
+    extract_features(params, "audio")
+    features = Features(feature_groups(params, "audio", utterances))
+    with no_more_files(), pytest.raises(UnreadableError, match=r"cannot be read \(Too many open files\)"):
+        features["train/s/0"]
+    assert Features(feature_groups(params, "audio", utterances))["train/s/0"].any()
+
+
 def test_a_flipped_digit_in_an_index_is_noticed_and_repaired(params):
     utterances = read_manifest(params.corpus.out)
     (path, *_) = extract_features(params, "audio")
@@ -384,6 +395,21 @@ def test_a_corpus_without_video(params, folder):
     ended = run(folder, "video")
     assert (ended.returncode, ended.stdout) == (0, "video: the corpus has none\n")
     assert json.loads((folder / "results" / "features" / "video.json").read_text()) == {}
+
+
+def test_a_group_that_cannot_be_moved_is_not_encoded_again(params):
+    group = feature_groups(params, "audio", read_manifest(params.corpus.out))[0]
+    rows = {"a": np.ones((3, 4), np.float16), "b": np.zeros((2, 4), np.float16)}
+    with group_writer(group, 4) as writer:
+        writer.append(rows)
+        group.folder.touch()
+        with pytest.raises(NotADirectoryError):
+            writer.finish(50)
+    group.folder.unlink()
+    with group_writer(group, 4) as writer:
+        assert writer.media == {"a": [0, 3], "b": [3, 2]}
+        writer.finish(50)
+    assert sorted(path.name for path in group.folder.iterdir()) == ["features.f16", "index.json"]
 
 
 def test_a_run_after_a_full_disk_resumes(folder, finished):

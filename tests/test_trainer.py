@@ -1,7 +1,9 @@
 """The Trainer with our batches and log, on a random Llama of four blocks."""
 
+import errno
 import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,14 @@ import tiny
 import torch
 from transformers import TrainingArguments
 
-from pipeline.common.errors import PipelineError
+from pipeline.common import verified
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.examples import Examples, collate
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.training.batches import Batches
-from pipeline.training.checkpoints import step_of
+from pipeline.training.checkpoints import newest_intact, seal, step_of
 from pipeline.training.trainer import LossTrainer, arguments
 from pipeline.trials.metrics_log import MetricsLog
 
@@ -155,3 +158,28 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint(llm, tmp_path):
     with pytest.raises(PipelineError, match=r"step 1: the loss is nan; lower train\.learning_rate"):
         trainer.train()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
+def test_only_damage_to_a_checkpoint_or_to_the_log_before_it_removes_it(tmp_path, monkeypatch):
+    log, checkpoint = MetricsLog(tmp_path / "metrics.jsonl"), tmp_path / "checkpoints/checkpoint-5"
+    log.append(5, {"loss/cross_entropy": 1.0})
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trained.safetensors").write_bytes(b"weights")
+    seal(checkpoint)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verified, "file_sha256", stale)
+        with pytest.raises(UnreadableError, match="Stale file handle"):
+            newest_intact(checkpoint.parent)
+    log.append(6, {"loss/cross_entropy": 0.9})
+    with open(log.path, "ab") as opened:
+        opened.write(b'{"time": 1, "ste\n')
+    assert newest_intact(checkpoint.parent) == checkpoint
+    log.truncate_after(5)
+    assert [record["step"] for record in log.read()[0]] == [5]
+    log.path.write_bytes(log.path.read_bytes().replace(b"1.0", b"1.1"))
+    assert newest_intact(checkpoint.parent) is None
+    assert not checkpoint.exists()

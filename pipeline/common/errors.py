@@ -44,6 +44,11 @@ class PipelineError(Exception):
         return f"{one_line(self.where)}: {one_line(self.found)}; {one_line(self.remedy)}"
 
 
+class UnreadableError(PipelineError):
+    """The system could not read a file (a stale handle, too many open files), which need not be damaged: nothing may be
+    removed because of it."""
+
+
 def one_line(text: str) -> str:
     """Text of any origin as one line of bounded length, without secrets and control characters."""
     if len(text) > _MAX_SCANNED:

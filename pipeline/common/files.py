@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.formatting import size_text
 
 CHUNK = 1 << 20
@@ -108,14 +108,14 @@ def read_text(path: str | Path, remedy: str) -> str:
     """Read UTF-8 text.
 
     Raises:
-        PipelineError: the file is missing, unreadable or not UTF-8; `remedy` is part of the message.
+        PipelineError: the file is missing or not UTF-8, or an UnreadableError; `remedy` is part of the message.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PipelineError(path, "the file is missing", remedy) from None
     except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", remedy) from None
+        raise UnreadableError(path, f"cannot be read ({error.strerror})", remedy) from None
     except UnicodeDecodeError as error:
         raise PipelineError(path, f"invalid UTF-8 ({error.reason} at byte {error.start})", remedy) from None
 

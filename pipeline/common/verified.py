@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.digests import text_sha256
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import file_sha256, json_text, parse_json, read_text, write_text
 
 FOLDER_SEAL = "complete.json"
@@ -45,7 +45,8 @@ def sha256_of(path: str | Path) -> str:
 
 
 def sha256_fault(path: Path, sha256: str) -> str | None:
-    """Why a file fails verification (missing, unreadable or changed); None if it passes."""
+    """Why a file fails verification (missing or changed); None if it passes. UnreadableError if the system cannot read
+    it now."""
     try:
         # Reading a pipe or a device would not end.
         if path.exists() and not path.is_file():
@@ -54,7 +55,7 @@ def sha256_fault(path: Path, sha256: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        raise UnreadableError(path, f"cannot be read ({error.strerror})", "run the same command again") from None
     return None if actual == sha256 else f"has changed: its SHA-256 was {sha256[:12]} and is {actual[:12]}"
 
 
@@ -109,10 +110,13 @@ def seal_folder(folder: Path, **more: Any) -> None:
 
 
 def folder_fault(folder: Path) -> str | None:
-    """Why a sealed folder fails verification (a file missing, added or changed); None if it passes."""
+    """Why a sealed folder fails verification (a file missing, added or changed); None if it passes. UnreadableError if
+    the system cannot read a file now."""
     try:
         sealed, _ = read_sealed(folder / FOLDER_SEAL, "")
         files = sealed["files"]
+    except UnreadableError:
+        raise
     except PipelineError as error:
         return f"{FOLDER_SEAL}: {error.found}"
     except KeyError:

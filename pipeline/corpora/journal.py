@@ -145,7 +145,8 @@ def _intact_files(folder: Path, infos: dict[str, FileInfo], written: int) -> tup
     for name in infos:
         try:
             status = os.stat(folder / name)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
+            # A link to nothing.
             (folder / name).unlink(missing_ok=True)
             continue
         if max(status.st_mtime_ns, status.st_ctime_ns) < written:

@@ -98,11 +98,12 @@ class GroupWriter:
             "media": self.media,
         }
         write_sealed(folder / INDEX, index)
-        (folder / JOURNAL).unlink()
         if self.group.folder.exists():
             shutil.rmtree(self.group.folder)
         folder.rename(self.group.folder)
-        (self.group.folder / LOCK).unlink()
+        # After the renaming: without its journal, a folder that is still partial counts as empty.
+        for name in (JOURNAL, LOCK):
+            (self.group.folder / name).unlink()
 
     def discard(self) -> None:
         shutil.rmtree(Path(self._array.name).parent)

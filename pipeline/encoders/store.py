@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.common.code import code_digest
 from pipeline.common.digests import canonical, digest
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.verified import cached_read, read_sealed, require_sha256
 from pipeline.config import Params, Stream
 from pipeline.corpora.manifest import Utterance
@@ -157,6 +157,8 @@ def _mapped(group: FeatureGroup) -> np.ndarray:
     """The verified array of a group, (frames, dimension); the index of a damaged one is removed."""
     try:
         verify_features(group)
+    except UnreadableError:
+        raise
     except PipelineError:
         (group.folder / INDEX).unlink(missing_ok=True)
         raise

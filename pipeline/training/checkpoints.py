@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from pipeline.common.digests import digest
-from pipeline.common.errors import PipelineError
 from pipeline.common.verified import FOLDER_SEAL, folder_fault, read_sealed, seal_folder
 from pipeline.trials.folder import Trial
 
@@ -25,7 +24,8 @@ def is_sealed(checkpoint: Path) -> bool:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint that is intact, with its metrics log. Damaged ones after it are reported and removed."""
+    """The newest checkpoint that is intact, with its metrics log. Damaged ones after it are reported and removed; one
+    that the system cannot read now is an UnreadableError."""
     if not folder.exists():
         return None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
@@ -56,10 +56,6 @@ def _damage(checkpoint: Path) -> str | None:
     return None if sealed.get("log") == _log_digest(checkpoint) else "the metrics log has changed since it was written"
 
 
-def _log_digest(checkpoint: Path) -> str | None:
-    """Digest of the trial's metrics log up to the checkpoint's step; None if it cannot be read."""
-    try:
-        records, _ = Trial(checkpoint.parent.parent).metrics_log.read()
-    except PipelineError:
-        return None
-    return digest([record for record in records if record["step"] <= step_of(checkpoint)])
+def _log_digest(checkpoint: Path) -> str:
+    """Digest of the trial's metrics log up to the checkpoint's step."""
+    return digest(Trial(checkpoint.parent.parent).metrics_log.up_to(step_of(checkpoint)))

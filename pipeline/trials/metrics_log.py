@@ -51,37 +51,51 @@ class MetricsLog:
     def read(self, position: int = 0) -> tuple[list[Record], int]:
         """The records from a position on (0, or as an earlier call returned it), and the position after them. An
         incomplete last line is not read; if the log is now shorter, or no line ends at the position, all is read."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return [], 0
+        content = self._content()
         if position > len(content) or (position and content[position - 1 : position] != b"\n"):
             position = 0
         end = content.rfind(b"\n") + 1
-        lines = content[position:end].splitlines()
-        return [self._parse(line, number) for number, line in enumerate(lines, 1)], max(position, end)
+        records = []
+        for number, line in enumerate(content[position:end].splitlines(), 1):
+            record = _parsed(line)
+            if record is None:
+                where = f"{self.path}: line {number} of those read"
+                raise PipelineError(where, f"{line[:80]!r} is not a record", "remove that line")
+            records.append(record)
+        return records, max(position, end)
+
+    def up_to(self, step: int) -> list[Record]:
+        """The records up to a step, without damaged lines, of which a later one need not matter: the digest of a
+        checkpoint shows whether one of these is lost."""
+        content = self._content()
+        records = map(_parsed, content[: content.rfind(b"\n") + 1].splitlines())
+        return [record for record in records if record is not None and record["step"] <= step]
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def truncate_after(self, step: int) -> None:
-        """Remove all lines after `step`, atomically: a resumed training measures them again. Step 0 removes the file,
-        readable or not."""
+        """Remove all lines after `step` and damaged ones, atomically: a resumed training measures them again. Step 0
+        removes the file."""
         if step == 0:
             self.path.unlink(missing_ok=True)
             return
-        records, _ = self.read()
-        kept = [record for record in records if record["step"] <= step]
-        if len(kept) < len(records):
+        kept = self.up_to(step)
+        if len(kept) < self._content().count(b"\n"):
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
-    def _parse(self, line: bytes, number: int) -> Record:
-        try:
-            record = json.loads(line)
-            if not all(isinstance(record[key], int | float) for key in ("time", "step")):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            where = f"{self.path}: line {number} of those read"
-            raise PipelineError(where, f"{line[:80]!r} is not a record", "remove that line") from None
-        return record
+
+def _parsed(line: bytes) -> Record | None:
+    """The record of a line; None if it is damaged."""
+    try:
+        record = json.loads(line)
+        return record if all(isinstance(record[key], int | float) for key in ("time", "step")) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _remove_incomplete_line(descriptor: int) -> None:
