@@ -92,8 +92,8 @@ METRICS: list[Metric] = [
            "Word errors (substitutions, deletions, insertions) over the words of the references."),
     Metric(CER, "CER %, {condition}", PERCENT, "lower", TABLE,
            "Character errors over the characters of the references."),
-    Metric("wer_normalised/{condition}", "WER %, numbers normalised, {condition}", PERCENT, "lower", CSV_ONLY,
-           "Word error rate where digits and number words agree."),
+    Metric("wer_normalised/{condition}", "WER %, Whisper's normaliser, {condition}", PERCENT, "lower", CSV_ONLY,
+           "Word error rate after Whisper's normaliser of English: numbers and contractions in either form agree."),
     Metric(BY_ACTIVATION, "sinks / utterance, by activation", TOKENS, "lower", MAIN,
            "Tokens other than BOS with a massive activation: above `sinks.tau` times their layer's median, in a layer "
            "other than the first and the last."),

@@ -1,1 +1,1 @@
-"""Word and character error rates, and numbers as words."""
+"""Word and character error rates."""

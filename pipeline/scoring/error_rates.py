@@ -1,6 +1,6 @@
 """Word and character error rates with counts, intervals and alignments, aligned by jiwer."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.common.errors import PipelineError
 from pipeline.common.normalisation import normalise
 from pipeline.common.statistics import ratio_interval
-from pipeline.scoring.numbers import normalise_numbers
 
 if TYPE_CHECKING:
     import jiwer
@@ -86,15 +85,15 @@ class Score:
     """Over words after `normalise`."""
     cer: ErrorRate
     """Over characters after `normalise`, including spaces."""
-    wer_normalised: ErrorRate
-    """Over words after `normalise_numbers`."""
+    wer_normalised: ErrorRate | None
+    """Over words after Whisper's normaliser of English, as papers report; None if that leaves none in a reference."""
     utterances: tuple[ScoredUtterance, ...]
     """In the order of the input."""
 
     def metrics(self, condition: str) -> dict[str, float]:
         """All rates and intervals by name; `condition` is for example `test` or `test/snr_0`."""
         rates = {"wer": self.wer, "cer": self.cer, "wer_normalised": self.wer_normalised}
-        return {k: v for name, rate in rates.items() for k, v in rate.metrics(f"{name}/{condition}").items()}
+        return {k: v for name, rate in rates.items() if rate for k, v in rate.metrics(f"{name}/{condition}").items()}
 
 
 def score(
@@ -123,21 +122,33 @@ def score(
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     pairs = [(normalise(r), normalise(h)) for r, h in zip(references, hypotheses, strict=True)]
-    numbered = [(normalise_numbers(r), normalise_numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
+    english = _english_normaliser()
+    as_reported = [(english(r), english(h)) for r, h in zip(references, hypotheses, strict=True)]
     if not any(reference for reference, _ in pairs):
         raise PipelineError(
             "references", f"no word in {len(references)} references", "score utterances that have a transcript"
         )
-    words, characters, numbers = _aligned(pairs, "words"), _aligned(pairs, "characters"), _aligned(numbered, "words")
+    words, characters = _aligned(pairs, "words"), _aligned(pairs, "characters")
     return Score(
         wer=_rate(words, bootstrap, seed, speakers),
         cer=_rate(characters, bootstrap, seed, speakers),
-        wer_normalised=_rate(numbers, bootstrap, seed, speakers),
+        wer_normalised=_rate(_aligned(as_reported, "words"), bootstrap, seed, speakers)
+        if any(reference for reference, _ in as_reported)
+        else None,
         utterances=tuple(
             ScoredUtterance(*pair, _counts(chunks), _edits(*pair, chunks))
             for pair, chunks in zip(pairs, words, strict=True)
         ),
     )
+
+
+def _english_normaliser() -> Callable[[str], str]:
+    """Numbers as digits, contractions written out, fillers and remarks in brackets removed; without the table of
+    British spellings, which belongs to a checkpoint."""
+    # It loads transformers, which those who only read scores do not need.
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
 
 
 def _aligned(pairs: Sequence[tuple[str, str]], units: Literal["words", "characters"]) -> list[Alignment]:
