@@ -12,7 +12,7 @@ from pipeline.common.formatting import size_text
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.search_result import SearchResult
 from pipeline.comparison.table import Comparison
-from pipeline.reporting.page import MissingTrial, ReportSubject, pages
+from pipeline.reporting.page import MissingTrial, ReportSubject, render_page
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import BestPoints, compare_planned, compared_trials, search_result
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
@@ -27,8 +27,8 @@ RESULTS = Path("results/report")
 
 
 def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = (), media: bool = True) -> Path:
-    """Write the page of a sweep file, as HTML and Markdown, with the comparison's files; show it in MLflow; and return
-    their folder, `results/report/<name of the sweep>`.
+    """Write the page of a sweep file, with the comparison's files; show it in MLflow; and return their folder,
+    `results/report/<name of the sweep>`.
 
     With `media` the page has utterances to play. PipelineError if the sweep file is wrong, its inputs are missing, or
     no trial has started.
@@ -39,8 +39,7 @@ def report(file: str, params: str = "params.yaml", overrides: Sequence[str] = ()
     folder = RESULTS / sweep.specification.name
     files = write_comparison(comparison, folder / "comparison", search)
     subject = _subject(file, sweep, trials, comparison, search)
-    for suffix, text in pages(subject, comparison, files, folder, media).items():
-        write_text(folder / f"report.{suffix}", text)
+    write_text(folder / "report.html", render_page(subject, comparison, files, media))
     started = [entry.trial.folder for entry in comparison.entries]
     complete = all(planned.is_over for planned in trials)
     with errors_as_warnings():

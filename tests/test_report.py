@@ -21,7 +21,7 @@ from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.prune import remove, stored_folders, unused
 from pipeline.reporting import media as media_module
-from pipeline.reporting.page import MissingTrial, ReportSubject, pages
+from pipeline.reporting.page import MissingTrial, ReportSubject, render_page
 from pipeline.reporting.utterances import aligned, extremes
 from pipeline.trials.folder import Trial
 
@@ -88,8 +88,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return folder
 
 
-def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> dict[str, str]:
-    """The pages of all trials, with every figure if they are to be drawn: that takes seconds."""
+def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> str:
+    """The page of all trials, with every figure if they are to be drawn: that takes seconds."""
     comparison = compare(named_trials([str(runs)], runs))
     names = {entry.identity: f"{entry.task} at {entry.decorrelation_weight:g}" for entry in comparison.entries}
     best = [("ASR 16 at 0.1", 0.2), ("VSR 5", 0.5)]
@@ -98,10 +98,9 @@ def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> d
         (MissingTrial("VSR 5", "failed", "no <memory> & no hope"),),
     )  # fmt: skip
     files = write_comparison(comparison, folder / "comparison") if drawn else []
-    made = pages(subject, comparison, files, folder, media)
-    for ending, text in made.items():
-        (folder / f"report.{ending}").write_text(text)
-    return made
+    html = render_page(subject, comparison, files, media)
+    (folder / "report.html").write_text(html)
+    return html
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +134,12 @@ def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus
         HOSTILE, HOSTILE, f"a: {HOSTILE}", HOSTILE, [(HOSTILE, 0.1)],
         {e.identity: HOSTILE for e in comparison.entries}, (MissingTrial(HOSTILE, HOSTILE, HOSTILE),), (HOSTILE,),
     )  # fmt: skip
-    written = pages(subject, comparison, write_comparison(comparison, tmp_path / "comparison"), tmp_path, False)
-    for ending, page in written.items():
-        assert "alert(1)" in page, "it is shown"
-        assert "<script" not in page.lower(), ending
-    for page in (written["md"], (tmp_path / "comparison/table.md").read_text()):
-        # HTML's own block, in which Markdown means nothing.
-        markdown = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    html = render_page(subject, comparison, write_comparison(comparison, tmp_path / "comparison"), False)
+    tables = [(tmp_path / "comparison" / name).read_text() for name in ("table.md", "claims.md")]
+    for text in (html, *tables):
+        assert "alert(1)" in text, "it is shown"
+        assert "<script" not in text.lower()
+    for markdown in tables:
         assert "](javascript" not in markdown
         assert "\n# y" not in markdown
         for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
@@ -151,8 +149,9 @@ def test_foreign_text_never_becomes_html_a_link_or_a_cell(tmp_path: Path, corpus
 def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
     html = (written / "report.html").read_text()
     for words in (
+        "<h1>small</h1>",
         "4 of 5 trials done. Best by wer/validation: ASR 16 at 0.1 (0.200); VSR 5 (0.500).",
-        "no &lt;memory&gt; &amp; no hope",
+        '<th scope="row">VSR 5</th><td>failed</td><td>no &lt;memory&gt; &amp; no hope</td>',
         "name: small  # &lt;b&gt;&amp;",
         "sinks per utterance: 6.20 by activation → 0 by activation",
         "WER %, test, 0 dB",
@@ -163,11 +162,6 @@ def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
         assert words in html
     assert html.count("<figure>") == 2 + 2 * 3
     assert "of these two runs alone" in html
-    markdown = (written / "report.md").read_text()
-    assert "# small" in markdown
-    assert "| VSR 5 | failed | no &lt;memory> & no hope |" in markdown
-    for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
-        assert (written / link).is_file()
 
 
 def test_hypotheses_are_aligned_with_references() -> None:
@@ -198,10 +192,10 @@ def test_worst_and_best_are_over_all_trials_and_video_has_no_noise(runs: Path, c
 
 def test_media_are_limited_in_size_and_optional(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_module, "MAX_MEDIA_BYTES", 60_000)
-    html = made(runs, tmp_path)["html"]
+    html = made(runs, tmp_path)
     assert 0 < html.count(" controls ") < 12
     assert "further utterances are silent" in html
-    silent = made(runs, tmp_path, media=False)["html"]
+    silent = made(runs, tmp_path, media=False)
     assert " controls " not in silent
     assert "omitted on request" in silent
 
@@ -224,13 +218,13 @@ def test_a_missing_or_changed_corpus_removes_only_the_media(corpus: Path, tmp_pa
     recognised(make_trial(runs, "model.modality=audio", f"corpus.out={copied}"), copied, 2)
     manifest = copied / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace("bin blue", "bin green"))
-    html = made(runs, tmp_path)["html"]
+    html = made(runs, tmp_path)
     assert "is not the one of these trials" in html
     assert html.count(" controls ") == 6
     (copied / "test/1.wav").write_bytes(b"RIFF")
-    assert "test/1.wav" in made(runs, tmp_path)["html"]
+    assert "test/1.wav" in made(runs, tmp_path)
     shutil.rmtree(copied)
-    html = made(runs, tmp_path)["html"]
+    html = made(runs, tmp_path)
     assert "manifest.jsonl: the file is missing" in html
     assert " controls " not in html
 

@@ -409,5 +409,5 @@ def test_the_report_of_a_search_has_its_table_and_points(searched, monkeypatch, 
     assert "5 of 5 trials done." in page
     assert "search by tpe: 5 of 5 points done" in page
     assert page.count("<polyline") == 5
-    assert "search by tpe: 5 of 5 points done" in (folder / "report.md").read_text()
+    assert "search by tpe: 5 of 5 points done" in (folder / "comparison/search.md").read_text()
     assert (folder / "comparison/pareto_front.png").stat().st_size

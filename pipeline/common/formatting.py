@@ -1,6 +1,5 @@
 """Numbers as text; tables; and text of any origin in Markdown, where it produces neither HTML nor links."""
 
-import html
 from collections.abc import Iterable, Sequence
 
 _BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -42,18 +41,6 @@ def p_text(p: float) -> str:
 def plain(text: object) -> str:
     """Text for a line, a list item or a table cell in Markdown."""
     return " ".join(str(text).split()).replace("<", "&lt;").replace("|", r"\|").replace("](", r"]\(")
-
-
-def code(text: object) -> str:
-    """Text for between two backticks."""
-    return plain(text).replace("`", "'")
-
-
-def fenced(text: str, language: str) -> str:
-    """Text verbatim in a fence; as HTML where it would end a fence."""
-    if "`" in text or "<" in text or "~~~" in text:
-        return f"<pre>\n{html.escape(text.rstrip())}\n</pre>"
-    return f"```{language}\n{text.rstrip()}\n```"
 
 
 def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a sweep as one self-contained HTML page, and the same in Markdown."""
+"""The report of a sweep as one self-contained HTML page."""
 
 import base64
 import functools
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.formatting import code, fenced, plain
 from pipeline.comparison import rendering
-from pipeline.comparison.claims import NOTES, claims, claims_markdown
+from pipeline.comparison.claims import NOTES, claims
 from pipeline.comparison.entries import Task
 from pipeline.comparison.output import answers
 from pipeline.comparison.quantities import sink_counts
-from pipeline.comparison.search_result import SearchResult, search_markdown, search_text
+from pipeline.comparison.search_result import SearchResult, search_text
 from pipeline.comparison.table import Comparison
 from pipeline.reporting.media import Players, data_url
 from pipeline.reporting.parallel_coordinates import parallel_coordinates
@@ -79,24 +78,20 @@ class ReportSubject:
     """Outcome of its search; then the comparison has the trials of the front."""
 
 
-def pages(
-    subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], folder: Path, media: bool = True
-) -> dict[str, str]:
-    """The report by suffix: `html`, self-contained, and `md`, with links to the figures.
+def render_page(subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], media: bool = True) -> str:
+    """The report as HTML.
 
-    The comparison has the trials that have started, `figures` are PNG and SVG files in the page's `folder`, of which
-    the smaller of two with one name is embedded. Without `media` no utterance can be played, as the licence of a corpus
-    may demand. PipelineError if a file of a trial is damaged.
+    The comparison has the trials that have started, `figures` are PNG and SVG files, of which the smaller of two with
+    one name is embedded. Without `media` no utterance can be played, as the licence of a corpus may demand.
+    PipelineError if a file of a trial is damaged.
     """
     search, players = subject.search, Players() if media else None
-    checked = claims(comparison)
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     done = sum(not entry.gap for entry in comparison.entries)
     values = {
         "subject": subject,
         "done": len(subject.names) - len(subject.missing) if search else done,
         "sentences": [*answers(comparison), *_sentences(comparison)],
-        "search_table": search_markdown(search) if search else "",
         "search_text": search_text(search) if search else "",
         "parallel": parallel_coordinates(search) if search else None,
         "script": script,
@@ -105,35 +100,32 @@ def pages(
         "heads": [variant.parts for variant in comparison.variants],
         "groups": _row_groups(comparison),
         "notes": [*rendering.table_notes(comparison), *subject.remarks],
-        "claims": checked,
+        "claims": claims(comparison),
         "claim_notes": NOTES,
-        "claim_table": claims_markdown(checked),
-        "table": rendering.table_markdown(comparison),
         "latex": rendering.table_latex(comparison),
-        "figures": list(_embedded_figures(figures, folder, comparison.tasks)),
+        "figures": list(_embedded_figures(figures, comparison.tasks)),
         "utterances": [_playable(group, comparison, players) for group in extremes(comparison)],
         "media_notes": players.notes if players else ["Audio and video were omitted on request (--no-media)."],
         "origins": trial_provenance(comparison.entries),
         "facts": shared_facts(comparison.entries),
         "style": (TEMPLATES / "page.css").read_text(encoding="utf-8"),
     }
-    return {suffix: _environment().get_template(f"page.{suffix}.jinja").render(values) for suffix in ("html", "md")}
+    return _template().render(values)
 
 
 @functools.cache
-def _environment() -> Any:
+def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name is not None and name.startswith("page.html"),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": plain, "code": code, "fenced": fenced}
-    return environment
+    return environment.get_template("page.html.jinja")
 
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
@@ -162,9 +154,9 @@ def _split(cell: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (cell, "")
 
 
-def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
-    """The figures in the order of `CAPTIONS`: `file` relative to the page, `caption`, `address` (a `data:` URL), and
-    `broad`: whether it has several panels in a row, so that it must be scrolled on a phone."""
+def _embedded_figures(figures: Sequence[Path], tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """The figures in the order of `CAPTIONS`: `caption`, `address` (a `data:` URL), and `broad`: whether it has several
+    panels in a row, so that it must be scrolled on a phone."""
     by_name: dict[str, list[Path]] = {}
     for file in figures:
         if file.suffix in _IMAGE_TYPES:
@@ -174,7 +166,6 @@ def _embedded_figures(figures: Sequence[Path], folder: Path, tasks: Sequence[Tas
             files = by_name.pop(name)
             smallest = min(files, key=lambda file: file.stat().st_size)
             yield {
-                "file": smallest.relative_to(folder).as_posix(),
                 "caption": caption.format(task=_task_of(name, beginning, tasks)),
                 "address": data_url(_IMAGE_TYPES[smallest.suffix], smallest.read_bytes()),
                 "broad": any(_png_width(file) > BROAD for file in files if file.suffix == ".png"),
