@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.analysis.items import ItemBatch, ScoreKind
 from pipeline.analysis.survey import Survey
-from pipeline.analysis.target import AnalysisTarget, ItemBatch, ScoreKind, capture_batch
+from pipeline.analysis.target import AnalysisTarget, capture_batch
 from pipeline.common.errors import PipelineError
 from pipeline.common.journal import Journal
 from pipeline.common.progress import progress
@@ -62,7 +63,7 @@ class ItemResult:
     """One item under one treatment."""
 
     output: Any
-    """Of `AnalysisTarget.run`: a hypothesis, or nats and tokens."""
+    """Of the target's `run`: a hypothesis, or nats and tokens."""
     tokens_affected: int
     sinks: int
     """Intermediate sinks under the intervention."""

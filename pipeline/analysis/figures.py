@@ -11,8 +11,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pipeline.analysis.effects import Effect
+from pipeline.analysis.items import ScoreKind
 from pipeline.analysis.table import NOT_CORRECTED
-from pipeline.analysis.target import ScoreKind
 from pipeline.common.drawing import GREY, ORANGE, STYLE, save
 from pipeline.sinks.figures import Panel
 from pipeline.sinks.gallery import gallery

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.analysis.target import ItemBatch, ScoreKind
+from pipeline.analysis.items import ItemBatch, ScoreKind
 from pipeline.model.decoding import decode_texts
 from pipeline.scoring.error_rates import score
 from pipeline.training.build import build_model
@@ -43,6 +43,7 @@ class SpeechTarget:
         self.model = build_model(self.params, self._inputs, trial.adapter).eval()
         self.llm = self.model.llm
         self.name = trial.folder.name
+        """Usable as a folder name."""
         self.title = (
             f"trial {trial.folder.name} ({task_of(configuration(self.params))}, decorrelation weight "
             f"{self.params.decorrelation.weight:g}), {self.params.sinks.split} split, clean"
@@ -54,17 +55,21 @@ class SpeechTarget:
             "utterances": [u.id for u in self._utterances],
             "precision": self.model.precision,
         }
+        """Everything that determines the outputs of `run`."""
 
     def __len__(self) -> int:
         return len(self._utterances)
 
     def autocast(self) -> AbstractContextManager:
+        """The context in which the LLM runs."""
         return self.model.autocast()
 
     def batches(self) -> Iterator[ItemBatch]:
+        """All utterances, teacher-forced."""
         return self._batches(self.params.sinks.batch_size, response=True)
 
     def intervention_batches(self) -> Iterator[ItemBatch]:
+        """All utterances as inputs of `run`, without a response."""
         return self._batches(self.params.evaluate.batch_size, response=False)
 
     def _batches(self, size: int, response: bool) -> Iterator[ItemBatch]:
@@ -80,10 +85,12 @@ class SpeechTarget:
             yield ItemBatch([u.id for u in chosen], sequence, labels, content)
 
     def run(self, batch: ItemBatch) -> list[str]:
+        """The hypothesis of each utterance, under any active intervention."""
         settings = self.params.evaluate
         return decode_texts(self.model, batch.content, settings.beams, settings.max_new_tokens)
 
     def score_counts(self, outputs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        """Errors and words, of outputs of `run` by id."""
         chosen = [utterance for utterance in self._utterances if utterance.id in outputs]
         scored = score([u.text for u in chosen], [outputs[u.id] for u in chosen], bootstrap=0).utterances
         return {u.id: (s.counts.errors, s.counts.length) for u, s in zip(chosen, scored, strict=True)}

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline.analysis.effects import Effect
-from pipeline.analysis.target import ScoreKind
+from pipeline.analysis.items import ScoreKind
 from pipeline.common.files import csv_text
 from pipeline.common.formatting import ABSENT, markdown_table, p_text, rounded, signed, text_table
 

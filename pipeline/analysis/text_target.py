@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pipeline.analysis.target import ItemBatch, ScoreKind
+from pipeline.analysis.items import ItemBatch, ScoreKind
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, read_text
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
@@ -69,11 +69,13 @@ class TextTarget:
         self._windows = _windows(ids, bos, tokens)[:sequences]
         name = folder.resolve().name
         self.name = f"{name}_{file.stem}"
+        """Usable as a folder name."""
         self.title = f"{name} on {file.name}, each sequence starting with {self._tokenizer.decode([bos])!r}"
         self._folder, self._file = folder, file
 
     @property
     def identity(self) -> dict[str, Any]:
+        """Everything that determines the outputs of `run`."""
         return {
             "model": weights_digest(self._folder),
             "text": file_sha256(self._file),
@@ -86,9 +88,11 @@ class TextTarget:
         return len(self._windows)
 
     def autocast(self) -> AbstractContextManager:
+        """The context in which the LLM runs."""
         return autocast(self._precision, self.llm.device)
 
     def batches(self) -> Iterator[ItemBatch]:
+        """All windows, also as inputs of `run`."""
         for numbers in torch.arange(len(self)).split(self._size):
             windows = self._windows[numbers].to(self.llm.device)
             with torch.no_grad():
@@ -104,7 +108,8 @@ class TextTarget:
 
     @torch.no_grad()
     def run(self, batch: ItemBatch) -> list[list[float]]:
-        """Nats over the tokens after BOS, and their number, for each window. PipelineError if nats are not finite."""
+        """Nats over the tokens after BOS, and their number, for each window, under any active intervention.
+        PipelineError if nats are not finite."""
         windows: Tensor = batch.content
         with self.autocast():
             sequence = batch.sequence
@@ -126,6 +131,7 @@ class TextTarget:
         return outputs
 
     def score_counts(self, outputs: dict[str, Any]) -> dict[str, tuple[float, float]]:
+        """Nats and tokens, of outputs of `run` by id."""
         return {id: tuple(pair) for id, pair in outputs.items()}
 
 
