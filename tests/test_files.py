@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write, read_json, require_space, write_json
+from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
 from pipeline.common.formatting import size_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,28 @@ def test_a_link_is_written_without_syncing_its_target(tmp_path, monkeypatch):
         os.symlink(tmp_path / "recording.wav", temporary)
     assert (tmp_path / "link.wav").readlink() == tmp_path / "recording.wav"
     assert not synced
+
+
+def test_a_lock_is_waited_for_or_refused(tmp_path, capsys):
+    folder, entered = tmp_path / "some" / "folder", threading.Event()
+
+    def enter() -> None:
+        with exclusive(folder):
+            entered.set()
+
+    waiting = threading.Thread(target=enter)
+    busy = PipelineError(folder, "is being written", "wait")
+    with exclusive(folder):
+        with pytest.raises(PipelineError, match="folder: is being written; wait"), exclusive(folder, busy):
+            pass
+        waiting.start()
+        line = ""
+        while not line.endswith("\n"):
+            line += capsys.readouterr().err
+        assert line == f"{folder}: waiting for the process that is writing it\n"
+        assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()
 
 
 def test_invalid_json_is_explained(tmp_path):

@@ -125,7 +125,7 @@ def test_the_command_removes_other_code_only_on_demand(
 
 
 def test_trials_and_features_of_an_earlier_encoder_are_kept_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = run(record=False) | {folder.name for folder in Path("data/features").iterdir()}
+    earlier = run(record=False) | {index.parent.name for index in Path("data/features").glob("*/index.json")}
     edit(monkeypatch, store)
     now = extract(load_params("params.yaml"))
     assert not earlier & now
@@ -196,7 +196,7 @@ def test_a_sweep_without_its_corpus_uses_no_features_and_one_without_weights_all
     specify("experiments/missing.yaml", [0.1])
     Path("experiments/missing.yaml").write_text("name: missing\nset: {corpus.out: data/missing}\n")
     Path("experiments/weightless.yaml").write_text("name: weightless\nset: {model.llm.weights: data/gone}\n")
-    used = {folder.name for folder in Path("data/features").iterdir()}
+    used = {index.parent.name for index in Path("data/features").glob("*/index.json")}
     utterances = read_manifest("data/corpus")
     other_encoder = extract(load_params("params.yaml", ["features.video.coefficients=20"]))
     write_manifest(Path("data/corpus"), [replace(u, video_sha256=f"other {u.id}") for u in utterances])

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ _REMOVED = ".removed-"
 
 @contextlib.contextmanager
 def exclusive(folder: Path, busy: PipelineError | None = None) -> Iterator[None]:
-    """Lock a folder by a file next to it, since DVC tracks the files inside. If another process has the lock, raise
-    `busy`, or without it wait."""
+    """Lock a folder by a file next to it, since DVC tracks the files inside, and a folder may be replaced. If another
+    process has the lock, raise `busy`, or without it say so and wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "ab") as opened:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            assert busy
-            raise busy from None
+            if busy:
+                raise busy from None
+            print(f"{folder}: waiting for the process that is writing it", file=sys.stderr, flush=True)
+            fcntl.flock(opened, fcntl.LOCK_EX)
         yield
 
 

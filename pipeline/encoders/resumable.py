@@ -1,24 +1,22 @@
 """Resumable writing of a group of features: what is encoded is kept if the process is killed."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import file_sha256
+from pipeline.common.files import exclusive, file_sha256
 from pipeline.common.verified import write_sealed
 from pipeline.encoders.store import ARRAY, DTYPE, INDEX, FeatureGroup
 
-JOURNAL, LOCK = "journal.jsonl", "lock"
+JOURNAL = "journal.jsonl"
 
 
 class GroupWriter:
@@ -102,8 +100,7 @@ class GroupWriter:
             shutil.rmtree(self.group.folder)
         folder.rename(self.group.folder)
         # After the renaming: without its journal, a folder that is still partial counts as empty.
-        for name in (JOURNAL, LOCK):
-            (self.group.folder / name).unlink()
+        (self.group.folder / JOURNAL).unlink()
 
     def discard(self) -> None:
         shutil.rmtree(Path(self._array.name).parent)
@@ -122,8 +119,10 @@ def _flush(file: BinaryIO) -> None:
 def group_writer(group: FeatureGroup, dimension: int) -> Iterator[GroupWriter]:
     """Open or create the partial folder of a group. A second process waits for the first one."""
     folder = group.folder.with_name(f"{group.folder.name}.partial")
-    with _locked(folder), _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
-        yield GroupWriter(group, dimension, array, journal)
+    with exclusive(group.folder):
+        folder.mkdir(exist_ok=True)
+        with _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
+            yield GroupWriter(group, dimension, array, journal)
 
 
 @contextlib.contextmanager
@@ -136,26 +135,3 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         # After a full disk, closing would write and fail again.
         with contextlib.suppress(OSError):
             file.close()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOCK, "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{folder}: waiting for the process that is writing it", file=sys.stderr, flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_same(folder / LOCK, lock):
-                yield
-                return
-
-
-def _is_same(path: Path, opened: TextIO) -> bool:
-    """Whether the lock is still in this folder: the other process may have renamed the folder with the lock in it."""
-    try:
-        return os.stat(path).st_ino == os.fstat(opened.fileno()).st_ino
-    except FileNotFoundError:
-        return False
