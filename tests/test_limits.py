@@ -88,7 +88,7 @@ def test_the_length_of_media_is_known_without_reading_them(llm: Path, tmp_path: 
 def test_layers_are_checked_against_the_depth_of_the_llm(llm: Path) -> None:
     settings = ("model.modality=audio", "decorrelation.weight=1")
     build_model(parameters(llm, *settings, "decorrelation.layers=[0, 2]"), inputs(1.0))
-    with pytest.raises(PipelineError, match=r"decorrelation\.layers: has 3, and the LLM has 4 layers"):
+    with pytest.raises(PipelineError, match=r"decorrelation\.layers: is \[0, 3\] and the LLM has 4 layers"):
         build_model(parameters(llm, *settings, "decorrelation.layers=[0, 3]"), inputs(1.0))
 
 

@@ -382,8 +382,11 @@ def test_layer_norms_work_in_bfloat16(family, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"layers": (3,)}, "has 3, and the LLM has 4 layers, of which all but the last count; use some of 0 to 2"),
-        ({"layers": (0, 7)}, "has 7, and the LLM has 4 layers"),
+        (
+            {"layers": (3,)},
+            r"is \[3\] and the LLM has 4 layers \(.*\), of which all but the last count; list some of 0 to 2, or all",
+        ),
+        ({"layers": (0, 7)}, r"is \[0, 7\] and the LLM has 4 layers"),
     ],
 )
 def test_layers_outside_the_loss_are_refused(llm, changes, expected):

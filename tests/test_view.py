@@ -281,7 +281,8 @@ def test_a_damaged_mark_does_not_stop_a_sweep(four):
         ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; keep at most 4"),
         (
             "decorrelation.layers=[1, 3]",
-            "decorrelation.layers: wrong lists layer 3, and its LLM has 4; list layers from",
+            "decorrelation.layers of wrong: is [1, 3] and the LLM has 4 layers (model.llm.blocks), of which all but "
+            "the last count; list some of 0 to 2, or all",
         ),
     ],
 )
@@ -297,6 +298,9 @@ def test_a_missing_layer_of_the_llm_is_an_error_before_anything_runs(four, tmp_p
     require_layers([right])
     with pytest.raises(PipelineError, match=re.escape(message)):
         require_layers([right, wrong])
+    write_json(tmp_path / "llm/config.json", {"num_hidden_layers": 1})
+    with pytest.raises(PipelineError, match="layers of right: is all and the LLM has 1 layer"):
+        require_layers([right])
 
 
 def test_the_status_comes_from_files_alone(tmp_path, monkeypatch):

@@ -85,16 +85,10 @@ def _decorrelation(params: "Params") -> Iterator[Contradiction]:
             f"decorrelation.roles is {list(loss.roles)} and model.modality is {modality!r}, which has none of them",
             f"set it to all, or to some of: {', '.join(present)}",
         )
-    count = params.model.llm.blocks
-    if count is None:
-        return
-    layers = range(count - 1)
-    if not layers or (loss.layers != "all" and not set(loss.layers) <= set(layers)):
-        yield (
-            f"decorrelation.layers is {'all' if loss.layers == 'all' else list(loss.layers)} and model.llm.blocks is "
-            f"{count}; the loss uses all layers but the last",
-            f"list some of 0 to {count - 2}, or all" if layers else "keep at least two layers",
-        )
+    depth = params.model.llm.blocks
+    if depth and (fault := loss.layers_fault(depth)):
+        found, remedy = fault
+        yield f"decorrelation.layers {found}", remedy
 
 
 def _online(params: "Params") -> Iterator[Contradiction]:

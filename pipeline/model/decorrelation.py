@@ -52,20 +52,9 @@ def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
     Raises:
         PipelineError: no layer counts, or a layer in the settings does not.
     """
-    inner = range(depth - 1)
-    if settings.layers == "all" and not inner:
-        raise PipelineError("decorrelation.weight", f"is {settings.weight:g} and the LLM has {depth} layer",
-                            "keep at least two (model.llm.blocks): the last does not count")  # fmt: skip
-    if settings.layers == "all":
-        return inner
-    outside = [layer for layer in settings.layers if layer not in inner]
-    if outside:
-        raise PipelineError(
-            "decorrelation.layers",
-            f"has {', '.join(map(str, outside))}, and the LLM has {depth} layers, of which all but the last count",
-            f"use some of 0 to {depth - 2}, or all" if inner else "keep at least two layers (model.llm.blocks)",
-        )
-    return settings.layers
+    if fault := settings.layers_fault(depth):
+        raise PipelineError("decorrelation.layers", *fault)
+    return range(depth - 1) if settings.layers == "all" else settings.layers
 
 
 def counted_tokens(roles: Tensor, settings: Decorrelation) -> Tensor:

@@ -44,13 +44,8 @@ def require_layers(trials: Sequence[PlannedTrial]) -> None:
                 f"{planned.name} keeps {llm.blocks} layers of {llm.weights}",
                 f"keep at most {depth}",
             )
-        last = (llm.blocks or depth) - 1
-        if loss.weight > 0 and loss.layers != "all" and max(loss.layers, default=0) >= last:
-            raise PipelineError(
-                "decorrelation.layers",
-                f"{planned.name} lists layer {max(loss.layers)}, and its LLM has {last + 1}",
-                f"list layers from 0 to {last - 1}: the output of the last one is not included",
-            )
+        if loss.weight > 0 and (fault := loss.layers_fault(llm.blocks or depth)):
+            raise PipelineError(f"decorrelation.layers of {planned.name}", *fault)
 
 
 def _depth(folder: Path) -> int | None:
