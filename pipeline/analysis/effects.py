@@ -165,7 +165,7 @@ def _run(
 
 
 def effects(
-    target: AnalysisTarget, tests: list[CausalTest], by_treatment: dict[str, dict[str, ItemResult]], seed: int = 0
+    target: AnalysisTarget, tests: list[CausalTest], by_treatment: dict[str, dict[str, ItemResult]]
 ) -> list[tuple[Effect, Effect | None]]:
     """The effect of each test and of its control; the baseline, which has no control, is first."""
     ids = sorted(by_treatment[BASELINE])
@@ -189,7 +189,7 @@ def effects(
             return math.exp(ratio) if target.score_kind is ScoreKind.PERPLEXITY else 100 * ratio
 
         def interval(values: np.ndarray) -> tuple[float, float] | None:
-            bounds = ratio_interval(values, denominators, RESAMPLINGS, seed)
+            bounds = ratio_interval(values, denominators, RESAMPLINGS, seed=0)
             return bounds and (scaled(bounds[0]), scaled(bounds[1]))
 
         return Effect(
@@ -200,7 +200,7 @@ def effects(
             score_interval=interval(numerators),
             change=scaled(difference.sum() / denominators.sum()),
             change_interval=interval(difference),
-            p=sign_flip_p(numerators, baseline, seed),
+            p=sign_flip_p(numerators, baseline, seed=0),
             sinks=float(np.mean([item.sinks for item in items])),
             ratio=float(np.mean(ratios)) if ratios else None,
         )

@@ -16,7 +16,6 @@ from typing import Any
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.formatting import size_text
 
-CHUNK = 1 << 20
 _REMOVED = ".removed-"
 """The names of folders that are being removed begin with it."""
 
@@ -135,11 +134,8 @@ def parse_json(path: str | Path, text: str, remedy: str) -> Any:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits."""
-    sha = hashlib.sha256()
     with open(path, "rb") as opened:
-        while chunk := opened.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def folders_with(parent: str | Path, *names: str) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 def available_cores() -> int:
     """Number of cores this process may use; a container or a scheduler may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def release_freed_memory() -> None:

@@ -115,14 +115,11 @@ class Features(Mapping[str, np.ndarray]):
 
     def __init__(self, groups: list[FeatureGroup]) -> None:
         self.dimension = self.frame_rate = 0
-        self.digests: dict[str, str] = {}
-        """By the name of the group."""
         self._arrays: dict[Path, np.ndarray] = {}
         self._groups = groups
         for group in groups:
             index = read_index(group)
             self.dimension, self.frame_rate = index["dimension"], index["frame_rate"]
-            self.digests[group.name] = group.digest
 
     @cached_property
     def _places(self) -> dict[str, tuple[FeatureGroup, int, int]]:

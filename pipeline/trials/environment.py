@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.common.code import SOURCE, reached_files
 from pipeline.common.files import file_sha256
 from pipeline.common.hardware import CPU, value_of
+from pipeline.common.processes import available_cores
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, code_state
@@ -152,7 +153,7 @@ def _hardware() -> dict[str, Any]:
         "cpu": value_of(CPU, "model name") or platform.processor() or platform.machine(),
         "machine": platform.machine(),
         "vectors": sorted(flag for flag in flags if flag.startswith(_VECTORS) or flag.endswith("bf16")),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [value_of(path, "Model") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))],
         "gpu_driver": value_of(Path("/proc/driver/nvidia/version"), "NVRM version"),

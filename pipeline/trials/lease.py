@@ -186,4 +186,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _now() -> float:
     """Seconds on a clock that also runs while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
