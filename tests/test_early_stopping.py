@@ -1,11 +1,14 @@
 """Early stopping: within a task and bracket, by points, in any order of arrival."""
 
+from collections import Counter
+from itertools import permutations
+
 import pytest
 from sweeps import planned_trial
 from trials import finish
 
 from pipeline.sweeping.early_stopping import VALIDATION_LOSS, Decision, EarlyStopping
-from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule, is_worse
 from pipeline.sweeping.results import BestPoints
 from pipeline.training.checkpoints import seal
 
@@ -161,3 +164,26 @@ def test_the_best_points_are_by_task_and_by_the_mean_over_seeds(plan):
         (f"{AUDIO} decorrelation.weight=0.1, mean of 2 seeds", 0.3),
         (lips.name, 0.7),
     ]
+
+
+# The arithmetic: brackets of hyperband, and which loss is worse than those of its rivals.
+
+
+def test_brackets_of_hyperband_take_about_the_same_number_of_steps():
+    counts = Counter(HYPERBAND.bracket(f"point {number}", 40) for number in range(4900))
+    for bracket, expected in enumerate((2700, 1200, 600, 400)):
+        assert counts[bracket] == pytest.approx(expected, rel=0.1)
+    assert {ASHA.bracket(f"point {number}", 40) for number in range(9)} == {0}
+
+
+def test_the_best_continues_in_any_order():
+    for order in permutations(range(4)):
+        losses = [1.0, 2.0, 3.0, 4.0]
+        before: list[float] = []
+        continued = []
+        for number in order:
+            if not is_worse(losses[number], before, 3):
+                continued.append(number)
+            before.append(losses[number])
+        # The first to arrive has no rival.
+        assert {0, order[0]} <= set(continued)

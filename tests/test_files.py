@@ -1,4 +1,4 @@
-"""Atomic writing, JSON, and errors of commands in one line."""
+"""Atomic writing, JSON, text, errors of commands in one line, and workspaces of DVC."""
 
 import os
 import subprocess
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.digests import digest
+from pipeline.common.dvc_workspace import project_of, share_with_project
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
-from pipeline.common.formatting import size_text
+from pipeline.common.formatting import markdown_table, signed, size_text, text_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -205,3 +206,60 @@ def test_a_bug_is_a_traceback():
 @pytest.mark.parametrize(("size", "text"), [(0, "0.0 kB"), (999, "1.0 kB"), (12_345_678, "12.3 MB"), (4e12, "4.0 TB")])
 def test_sizes_have_a_unit_that_shows_their_digits(size, text):
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.25, "+1.2"), (-0.3, "-0.3"), (-0.04, "+0.0"), (0, "+0.0")])
+def test_a_difference_that_rounds_to_zero_has_a_plus(value: float, text: str) -> None:
+    assert signed(value, decimals=1) == text
+
+
+def test_columns_of_a_text_table_are_aligned_under_a_rule_that_fits() -> None:
+    rows = [["no sinks", "1.5"], ["BOS", "12.25"]]
+    assert text_table(["test", "WER"], rows, width=80) == [
+        "test      WER",
+        "───────────────",
+        "no sinks  1.5",
+        "BOS       12.25",
+    ]
+    assert text_table(["test", "WER"], rows, width=4)[1] == "────"
+
+
+def test_a_row_of_another_length_than_the_heads_is_an_error() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        text_table(["test", "WER"], [["no sinks"]], width=80)
+
+
+def test_cells_cannot_break_a_markdown_table() -> None:
+    assert markdown_table(["a|b", ""], [["x\ny", 1]]) == ["| a\\|b |  |", "| --- | --- |", "| x y | 1 |"]
+
+
+# A temporary workspace of DVC shares features and trials with its project.
+
+
+def test_a_workspace_shares_folders_that_are_not_outputs(tmp_path):
+    project = tmp_path / "a project"
+    here = project / ".dvc/tmp/exps/standalone/tmpx"
+    (project / "data/features/abc").mkdir(parents=True)
+    here.mkdir(parents=True)
+    for _ in range(2):
+        share_with_project(["data/features", "runs", "/absolute", "../outside"], here)
+    assert (here / "data/features/abc").is_dir()
+    (here / "runs/new").mkdir()
+    assert (project / "runs/new").is_dir(), "a trial outlives the workspace"
+    assert not (project.parent / "outside").exists()
+
+
+def test_a_folder_of_pointers_keeps_them(tmp_path):
+    here = tmp_path / ".dvc/tmp/exps/tmpx"
+    (tmp_path / "runs/abc").mkdir(parents=True)
+    (here / "runs").mkdir(parents=True)
+    (here / "runs/abc.dvc").write_text("outs: []")
+    share_with_project(["runs"], here)
+    assert (here / "runs/abc").is_dir()
+    assert (here / "runs/abc.dvc").read_text() == "outs: []"
+
+
+def test_other_folders_are_not_linked(tmp_path):
+    assert project_of(tmp_path) is None
+    share_with_project(["runs"], tmp_path)
+    assert not list(tmp_path.iterdir())
