@@ -14,11 +14,12 @@ from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
 from pipeline.common.formatting import rounded
+from pipeline.common.metrics import BY_ACTIVATION
 from pipeline.common.statistics import ratio_interval
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Task
-from pipeline.comparison.output import write_comparison
+from pipeline.comparison.output import answers, write_comparison
 from pipeline.comparison.selection import named_trial, named_trials
 from pipeline.comparison.table import Variant, compare
 from pipeline.trials.folder import Trial
@@ -155,6 +156,31 @@ def test_another_corpus_is_named_by_its_parameters_and_another_code_by_its_diges
     parts = {name: part for name, part in one.identity_parts().items() if name != "identity"} | {"code": "4" * 64}
     write_json(again.folder / "identity.json", parts | {"identity": digest(parts)})
     assert "weight 0, code 44444444" in map(str, compare([one, again]).variants)
+
+
+def test_data_that_only_their_digest_distinguishes_are_neither_further_seeds_nor_baselines(tmp_path: Path) -> None:
+    """Such as a corpus that was prepared again in the same folder."""
+
+    def trial(seed: int, weight: float, errors: list[int], digit: str) -> Trial:
+        settings = (AUDIO, f"train.seed={seed}", f"decorrelation.weight={weight}")
+        made = make_trial(tmp_path, *settings, data={"utterances": digit * 64})
+        return finish(made, {"test": errors}, **{BY_ACTIVATION: 0.0})
+
+    pooled = [trial(seed, 0, [1 + number % 3 for number in range(10)], "12"[seed // 2]) for seed in range(4)]
+    comparison = compare(pooled)
+    assert [len(cell.entries) for cell in comparison.cells.values()] == [2, 2]
+    digests = sorted(digest({"utterances": digit * 64})[:8] for digit in "12")
+    assert list(map(str, comparison.variants)) == [f"weight 0, data {digits}" for digits in digests]
+    note = "Trials of ASR 16 with equal settings were trained on different data, named by their digest."
+    assert comparison.notes == (note,)
+    crossed = compare([pooled[0], trial(0, 0.1, FEW, "2")])
+    assert not any(cell.changes for cell in crossed.cells.values())
+    assert crossed.notes == (note,)
+    assert answers(crossed) == []
+    # Of equal data, they are.
+    both = compare([*pooled, trial(0, 0.1, FEW, "1"), trial(2, 0.1, FEW, "2")])
+    assert [cell.changes["test"].seeds for cell in both.cells.values() if cell.changes] == [(0,), (2,)]
+    assert [line.partition(":")[0] for line in answers(both)] == [f"ASR, data {digits}" for digits in digests]
 
 
 def test_an_older_duplicate_in_one_task_leaves_the_pairs_of_another(tmp_path: Path) -> None:

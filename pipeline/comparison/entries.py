@@ -18,11 +18,14 @@ from pipeline.trials.results import Hypotheses
 
 MARK = "identity.json"
 """The file that identifies a folder as a trial's."""
-DECORRELATION_WEIGHT = "decorrelation.weight"
+LOSS = "decorrelation."
+DECORRELATION_WEIGHT = f"{LOSS}weight"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
 _DATA_SECTIONS = ("corpus", "features")
 _NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
 """Parameters of these sections that do not change the data."""
+DATA = "data"
+"""The setting that distinguishes data by their digest, where the parameters of the data do not."""
 _DIGITS = 8
 """Digits that name a digest."""
 
@@ -99,6 +102,12 @@ class Entry:
     def decorrelation_weight(self) -> float:
         """The decorrelation weight."""
         return self.settings[DECORRELATION_WEIGHT]
+
+    @property
+    def settings_without_loss(self) -> str:
+        """Equal for trials of a task that differ in the decorrelation loss and the seed only."""
+        rest = {key: value for key, value in self.settings.items() if not key.startswith(LOSS)}
+        return json.dumps(rest, sort_keys=True)
 
     @functools.cached_property
     def hypotheses(self) -> Hypotheses:
@@ -209,7 +218,8 @@ def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
 
 
 def _distinguished(entries: list[Entry]) -> list[Entry]:
-    """The entries, with data and code among their settings in each task that has trials which differ in nothing else.
+    """The entries, with code among their settings in each task that has trials which differ in nothing else, and data
+    in each that has trials with equal settings on different data.
 
     Not in other tasks, in which trials of different code can still be compared.
     """
@@ -222,12 +232,14 @@ def _distinguished(entries: list[Entry]) -> list[Entry]:
 
 def _distinguished_task(entries: list[Entry]) -> list[Entry]:
     """As `_distinguished`, for the entries of one task."""
-    if len({json.dumps(entry.data, sort_keys=True) for entry in entries}) > 1:
+    if len({digest(entry.data) for entry in entries}) > 1:
         entries = [_with_settings(entry, _data_settings(entry.trial)) for entry in entries]
-    for name, text in (("code", lambda entry: entry.code), ("data", lambda entry: digest(entry.data))):
-        keys = {json.dumps([entry.seed, entry.settings], sort_keys=True) for entry in entries}
-        if len(keys) < len(entries):
-            entries = [_with_settings(entry, {name: text(entry)[:_DIGITS]}) for entry in entries]
+    if len({json.dumps([entry.seed, entry.settings], sort_keys=True) for entry in entries}) < len(entries):
+        entries = [_with_settings(entry, {"code": entry.code[:_DIGITS]}) for entry in entries]
+    # Other data, such as a corpus that was prepared again in the same folder, are neither another seed nor a baseline.
+    settings = {entry.settings_without_loss for entry in entries}
+    if len({(entry.settings_without_loss, digest(entry.data)) for entry in entries}) > len(settings):
+        entries = [_with_settings(entry, {DATA: digest(entry.data)[:_DIGITS]}) for entry in entries]
     return entries
 
 

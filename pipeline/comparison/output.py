@@ -20,10 +20,10 @@ from pipeline.common.verified import sha256_fault, sha256_of
 from pipeline.comparison import rendering
 from pipeline.comparison.changes import WERChange, wer_p
 from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claims_summary
-from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.entries import DATA, Entry, Task
 from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.search_result import SearchResult, search_csv, search_markdown, search_text
-from pipeline.comparison.table import Cell, Comparison, Variant
+from pipeline.comparison.table import Cell, Comparison, Variant, named
 
 SELECTED_BY = "wer/validation"
 FIGURES_RECORD = "figures.json"
@@ -147,14 +147,16 @@ class _Candidate:
 
 
 def answers(comparison: Comparison) -> list[str]:
-    """A line for each corpus and modality with at least two settings to choose from."""
+    """A line for each corpus and modality with at least two settings to choose from, on the same data."""
     reported = next((f"wer/{c}" for c in comparison.conditions if not c.startswith("validation")), SELECTED_BY)
     groups: dict[str, list[_Candidate]] = {}
     for task in comparison.tasks:
         for variant in comparison.variants:
             cell = comparison.cell(task, variant)
             if not cell.gap and {reported, BY_ACTIVATION} <= cell.metrics.keys():
-                groups.setdefault(task.group, []).append(_Candidate(task, variant, cell, reported))
+                data = variant.settings.get(DATA)
+                name = f"{task.group}, {named(DATA, data)}" if data else task.group
+                groups.setdefault(name, []).append(_Candidate(task, variant, cell, reported))
     return [f"{name}: {'; '.join(_parts(candidates))}." for name, candidates in groups.items() if len(candidates) > 1]
 
 

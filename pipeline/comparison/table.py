@@ -14,12 +14,19 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.metrics import is_bound
 from pipeline.comparison.changes import WERChange, wer_changes, with_corrected_p
-from pipeline.comparison.entries import DECORRELATION_WEIGHT, Entry, Gap, Task, condition_order, read_entries
+from pipeline.comparison.entries import (
+    DATA,
+    DECORRELATION_WEIGHT,
+    LOSS,
+    Entry,
+    Gap,
+    Task,
+    condition_order,
+    read_entries,
+)
 from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
 from pipeline.trials.results import TRUNCATED
-
-LOSS = "decorrelation."
 
 
 @dataclass(frozen=True)
@@ -178,8 +185,7 @@ def differing_settings(entries: Sequence[Entry]) -> list[str]:
 
 def _baseline_key(entry: Entry) -> str:
     """Equal for trials that differ in the decorrelation loss only."""
-    rest = {key: value for key, value in entry.settings.items() if not key.startswith(LOSS)}
-    return json.dumps([str(entry.task), entry.seed, rest], sort_keys=True)
+    return json.dumps([str(entry.task), entry.seed, entry.settings_without_loss])
 
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str]) -> Cell:
@@ -233,7 +239,7 @@ def _setting_notes(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
     by_key: dict[str, dict[str, set[Task]]] = {}
     for entry in entries:
         for key, value in entry.settings.items():
-            if key not in keys and key not in (DECORRELATION_WEIGHT, "code", "data"):
+            if key not in keys and key not in (DECORRELATION_WEIGHT, "code", DATA):
                 by_key.setdefault(key, {}).setdefault(json.dumps(value), set()).add(entry.task)
     for key, values in sorted(by_key.items()):
         if len(values) > 1:
@@ -263,6 +269,8 @@ def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -
         of_task = [entry for entry in entries if entry.task == task]
         if len({entry.code for entry in of_task}) > 1:
             notes.append(f"The trials of {task} were trained with different code.")
+        if any(DATA in entry.settings for entry in of_task):
+            notes.append(f"Trials of {task} with equal settings were trained on different data, named by their digest.")
         if len({entry.evaluation_digest for entry in of_task if entry.evaluation_digest}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
     if truncated := [f"{name(entry)}: {_truncated(entry)}" for entry in entries if _truncated(entry)]:
