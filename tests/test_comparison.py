@@ -368,6 +368,19 @@ def test_seeds_give_mean_and_deviation_and_pair_by_seed(tmp_path: Path) -> None:
     assert "standard deviation over seeds" in rendering.table_text(comparison, 1000)
 
 
+def test_a_change_over_fewer_seeds_than_the_mean_at_weight_0_is_a_note(tmp_path: Path) -> None:
+    zero = [finish(make_trial(tmp_path, AUDIO, f"train.seed={seed}"), {"test": MANY}) for seed in (0, 1, 2)]
+    one = [make_trial(tmp_path, AUDIO, f"train.seed={seed}", "decorrelation.weight=1") for seed in (0, 1)]
+    for trial in one:
+        (trial.folder / "failed.json").write_text('{"reason": "diverged"}')
+    for count, seeds in ((1, "seed 0"), (2, "seeds 0, 1")):
+        finish(one[count - 1], {"test": FEW})
+        (one[count - 1].folder / "failed.json").unlink()
+        note = f"The change of ASR 16 at weight 1 is over the common {seeds}."
+        assert note in compare(zero + one).notes
+    assert compare(zero[:2] + one).notes == ()
+
+
 def test_gaps_have_reasons(tmp_path: Path) -> None:
     done = finish(make_trial(tmp_path, "train.steps=480"), {"test": MANY})
     new, training, trained, failed, stopped, continued = (

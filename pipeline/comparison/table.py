@@ -160,7 +160,11 @@ def compare(
         grouped.setdefault((entry.task, Variant(float(entry.decorrelation_weight), others)), []).append(entry)
     baselines = {_baseline_key(entry): entry for entry in entries if entry.decorrelation_weight == 0 and not entry.gap}
     notes = _setting_notes(entries, keys)
-    cells = _corrected({key: _cell(group, baselines, notes) for key, group in grouped.items()}, primary)
+    cells = {}
+    for (task, variant), group in grouped.items():
+        at_zero = sum(not entry.gap for entry in grouped.get((task, variant.without_loss()), []))
+        cells[task, variant] = _cell(group, baselines, at_zero, notes)
+    cells = _corrected(cells, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
     notes += _trial_notes(entries, tasks, absent)
@@ -188,7 +192,8 @@ def _baseline_key(entry: Entry) -> str:
     return json.dumps([str(entry.task), entry.seed, entry.settings_without_loss])
 
 
-def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str]) -> Cell:
+def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, notes: list[str]) -> Cell:
+    """The cell of these trials; `at_zero` is the number of done trials in the cell at weight 0."""
     done = [entry for entry in entries if not entry.gap]
     changes: dict[str, WERChange] = {}
     pairs = [(entry, baselines[_baseline_key(entry)]) for entry in done if _baseline_key(entry) in baselines]
@@ -198,8 +203,10 @@ def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], notes: list[str
             changes = wer_changes(pairs)
         except PipelineError as error:
             notes.append(f"No change is given for {name}: {error}.")
-        if changes and len(pairs) < len(done):
-            notes.append(f"The change of {name} is over the common seeds {', '.join(str(e.seed) for e, _ in pairs)}.")
+        # Each of the two cells shows the mean over all of its seeds.
+        if changes and len(pairs) < max(len(done), at_zero):
+            seeds = f"seed{'s' * (len(pairs) > 1)} {', '.join(str(entry.seed) for entry, _ in pairs)}"
+            notes.append(f"The change of {name} is over the common {seeds}.")
     return Cell(tuple(entries), _metrics(done), changes, None if done else entries[0].gap)
 
 
