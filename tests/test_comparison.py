@@ -555,6 +555,32 @@ def test_the_primary_comparison_is_not_corrected_for_the_others(tmp_path: Path) 
         assert "for 1 comparisons" not in text
 
 
+def test_the_primary_comparison_is_found_with_the_trials_of_one_of_several_corpora(tmp_path: Path) -> None:
+    """As with --only, which leaves one."""
+    trials = [
+        finish(
+            make_trial(
+                tmp_path,
+                f"model.modality={modality}",
+                f"decorrelation.weight={weight}",
+                f"train.seed={seed}",
+                "corpus={kind: lrs3, root: /some, out: data/a}",
+            ),
+            {"test": [seed, *errors[1:]]},
+        )
+        for modality in ("audio", "video")
+        for weight, errors in ((0, MANY), (0.1, FEW))
+        for seed in (0, 1)
+    ]
+    text = rendering.table_text(compare(trials, "LRS3 ASR 16"), 1000)
+    assert "ASR 16 on the clean test set is the planned, primary comparison; its p-value is not corrected" in text
+    comparison = compare(trials, "LRS3 ASR 4")
+    assert "No change of LRS3 ASR 4, the planned, primary comparison, is tested here." in rendering.table_text(
+        comparison, 1000
+    )
+    assert "corrected for 2 comparisons" in rendering.table_text(comparison, 1000)
+
+
 def test_several_weights_of_the_primary_task_are_corrected_for_each_other(tmp_path: Path) -> None:
     errors = {0: MANY, 0.1: FEW, 0.2: [*FEW[1:], 1]}
     trials = [

@@ -10,7 +10,7 @@ from pipeline.sweep import main
 from pipeline.sweeping import resources
 from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
-from pipeline.sweeping.plan import dataset_name, point_name
+from pipeline.sweeping.plan import point_name
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.specification import Resources, Specification
 from pipeline.sweeping.sweep_file import load_sweep
@@ -83,10 +83,22 @@ def test_values_of_an_axis_can_have_names(load):
     assert [point.params.corpus.kind for point in sweep.points] == ["lrs2", "lrs2", "lrs3", "lrs3"]
     assert "name" not in sweep.points[0].settings
     assert point_name(sweep.points[-1]).endswith("weight 0.1 seed 0 LRS3")
-    assert [dataset_name(point) for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
+    assert [point.dataset for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
     assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
     with pytest.raises(PipelineError, match="matches no trial; dataset is one of: LRS2, LRS3"):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
+
+
+@pytest.mark.parametrize("primary", ["ASR 16", "GRID ASR 16", "mine ASR 4"])
+def test_the_planned_comparison_of_several_corpora_names_the_corpus_as_tables_do(load, primary):
+    renamed = [CORPORA[0] | {"name": "mine"}, CORPORA[1]]
+    axes = {"model.modality": ["audio", "video"], "dataset": renamed}
+    assert len(load(axes=axes, primary="mine ASR 16", only=["dataset=LRS3"]).points) == 2
+    expected = r"expected one of: \['LRS3 ASR 16', 'LRS3 VSR 5', 'mine ASR 16', 'mine VSR 5'\]"
+    with pytest.raises(PipelineError, match=rf"primary: unknown task '{primary}'; {expected}"):
+        load(axes=axes, primary=primary)
+    with pytest.raises(PipelineError, match=r"'LRS3 ASR 16'; expected one of: \['ASR 16'\]"):
+        load(axes={"dataset": CORPORA[1:]}, set={"model.modality": "audio"}, primary="LRS3 ASR 16")
 
 
 def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ RUNS = (
 )
 TOO_WIDE = "Inconclusive: the 95% interval of a change includes 0 and more than 100 points; run more seeds."
 PRIMARY = "{task} on the clean test set is the planned, primary comparison; {correction}."
+NO_PRIMARY = "No change of {task}, the planned, primary comparison, is tested here."
 ONE_RUN = (
     "Changes of single seeds: 95% interval over {sample}, of these two runs alone. It says nothing about other runs, "
     "so there is no p-value; give the sweep several seeds."
@@ -70,6 +71,8 @@ def table_notes(comparison: Comparison) -> list[str]:
             if len(primary) > 1:
                 correction = f"its p-values are corrected for its own {len(primary)} comparisons only"
             lines.append(PRIMARY.format(task=comparison.primary, correction=correction))
+        elif comparison.primary:
+            lines.append(NO_PRIMARY.format(task=comparison.primary))
     if any(change.is_too_wide for change in changes):
         lines.append(TOO_WIDE)
     if any(not change.is_over_seeds for change in changes):

@@ -146,13 +146,16 @@ def compare(
 ) -> Comparison:
     """Compare trials, done or not, in any order.
 
-    `primary` is the task (`VSR 5`, or with several corpora `LRS3 VSR 5`) whose change on the clean test set is the
-    planned, primary comparison; `datasets` names the trials' corpora by identity. PipelineError if no trial has
-    started, or an `identity.json` is damaged; other damage to a trial is a gap or a note.
+    `primary` is the task (`VSR 5`, or with several corpora `LRS3 VSR 5`, also if only one of them has trials here)
+    whose change on the clean test set is the planned, primary comparison; `datasets` names the trials' corpora by
+    identity. PipelineError if no trial has started, or an `identity.json` is damaged; other damage to a trial is a gap
+    or a note.
     """
     entries, absent = read_entries(trials, datasets or {})
     if not entries:
         raise PipelineError("comparison", "there is no trial to compare", "run some: python -m pipeline.sweep")
+    names = {f"{entry.dataset} {entry.task.name}": str(entry.task) for entry in entries}
+    primary = names.get(primary, primary) if primary else None
     keys = _differing_keys(entries)
     grouped: dict[tuple[Task, Variant], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.seed):

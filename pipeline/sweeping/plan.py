@@ -10,13 +10,12 @@ from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import resolved_here
 from pipeline.common.modality import streams
-from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params
 from pipeline.encoders.store import FeatureGroup
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.specification import SettingsByKey
-from pipeline.sweeping.sweep_file import Sweep, SweepPoint
+from pipeline.sweeping.sweep_file import DATASET_KEYS, Sweep, SweepPoint
 from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
@@ -25,7 +24,6 @@ from pipeline.trials.identity import configuration, evaluation_digest, training_
 from pipeline.trials.lease import LeaseTakenError
 
 WAIT_SECONDS = 2.0
-_DATASET_KEYS = ("corpus.root", "corpus.kind", "corpus.out")
 _IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
 
 
@@ -142,8 +140,10 @@ class Planner:
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
         if not (known := self._trials.get(identity)):
             trial = Trial.at(Path(params.train.runs).absolute(), identity)
-            name, dataset = point_name(point, params), dataset_name(point)
-            planned = PlannedTrial(name, params, (point.settings,), identity, evaluation, trial, self._rule, dataset)
+            name = point_name(point, params)
+            planned = PlannedTrial(
+                name, params, (point.settings,), identity, evaluation, trial, self._rule, point.dataset
+            )
         elif known.evaluation == evaluation:
             planned = replace(known, settings=(*known.settings, point.settings))
         else:
@@ -189,8 +189,8 @@ def point_name(point: SweepPoint, params: Params | None = None) -> str:
 
 
 def _setting_name(point: SweepPoint, key: str, value: Any) -> str:
-    if key in _DATASET_KEYS:
-        return dataset_name(point)
+    if key in DATASET_KEYS:
+        return point.dataset
     shown = Path(value).name if isinstance(value, str) and "/" in value else value
     return f"{key.rpartition('.')[2]} {shown}"
 
@@ -198,12 +198,6 @@ def _setting_name(point: SweepPoint, key: str, value: Any) -> str:
 def name_without_seed(planned: PlannedTrial) -> str:
     """The name of a trial's point."""
     return planned.name.replace(f" seed {planned.params.train.seed}", "")
-
-
-def dataset_name(point: SweepPoint) -> str:
-    """Name of a point's corpus: that of the value that sets it, or its own."""
-    named = [point.named[key] for key in _DATASET_KEYS if key in point.named]
-    return named[0] if named else dataset_of(point.params.corpus.kind, point.params.corpus.root)
 
 
 def task_key(params: Params) -> str:

@@ -93,8 +93,9 @@ class Specification(Section):
     """Early stopping, see `EarlyStoppingRule`; null trains all trials to the end."""
     select: Select = Select()
     primary: str | None = None
-    """The task, as tables name it (`VSR 5`), whose change on the clean test set is the one planned comparison: its
-    p-value is not corrected for the comparisons of other tasks. null: all are corrected."""
+    """The task, as tables name it (`VSR 5`, in a sweep over several corpora `LRS3 VSR 5`), whose change on the clean
+    test set is the one planned comparison: its p-value is not corrected for the comparisons of other tasks. null: all
+    are corrected."""
 
     @property
     def shown_metric(self) -> str:

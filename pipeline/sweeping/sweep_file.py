@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision, resolved_as
 from pipeline.common.strict_yaml import read_mapping
+from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params, checked, load_params
 from pipeline.sweeping.axes import axis_values, require_distinct
 from pipeline.sweeping.narrowing import narrow, parse_assignment
@@ -33,6 +34,8 @@ from pipeline.sweeping.specification import (
 from pipeline.trials.identity import configuration, task_of
 
 SEED, RANKS = "train.seed", "train.ranks"
+DATASET_KEYS = ("corpus.root", "corpus.kind", "corpus.out")
+"""Keys that set the corpus."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class SweepPoint:
     """The names of those chosen values that have one, by axis."""
     named: dict[str, str] = field(default_factory=dict)
     """The same names, by each dotted key that the value sets."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of its corpus: that of the value that sets it, or the default."""
+        names = [self.named[key] for key in DATASET_KEYS if key in self.named]
+        return names[0] if names else dataset_of(self.params.corpus.kind, self.params.corpus.root)
 
 
 @dataclass(frozen=True)
@@ -189,9 +198,10 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
             )
     if not primary:
         return
-    tasks = {task_of(configuration(point.params)) for point in points}
-    # In a sweep over several corpora, a task starts with the name of its corpus: `LRS3 VSR 5`.
-    if not any(primary == task or primary.endswith(f" {task}") for task in tasks):
+    # As tables name them: of several corpora, a task starts with the name of its corpus, `LRS3 VSR 5`.
+    has_several = len({point.dataset for point in points}) > 1
+    tasks = {f"{point.dataset * has_several} {task_of(configuration(point.params))}".lstrip() for point in points}
+    if primary not in tasks:
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
 
 
