@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trials import finish, make_trial, with_hypotheses, write_sinks
+from trials import DATA, finish, make_trial, with_hypotheses, write_sinks
 
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
@@ -22,11 +22,13 @@ from pipeline.comparison.entries import Task
 from pipeline.comparison.output import answers, write_comparison
 from pipeline.comparison.selection import named_trial, named_trials
 from pipeline.comparison.table import Variant, compare
+from pipeline.trials import marks
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = [0, 1, 2, 0, 3, 0, 1, 1, 0, 2]
 FEW = [0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+NONE = [0] * 10
 AUDIO = "model.modality=audio"
 
 
@@ -328,6 +330,59 @@ def test_a_damaged_mark_gives_a_note(tmp_path: Path, name: str, content: str) ->
     trial = make_trial(tmp_path)
     (trial.folder / name).write_text(content)
     assert any(f"{name} is damaged" in note for note in compare([trial]).notes)
+
+
+@pytest.mark.parametrize("mark", ["", "failed.json", "stopped.json"])
+def test_a_damaged_metrics_log_is_a_note_and_a_gap_of_its_trial_alone(tmp_path: Path, mark: str) -> None:
+    done = finish(make_trial(tmp_path, AUDIO), {"test": MANY})
+    bad = make_trial(tmp_path, AUDIO, "train.seed=1")
+    bad.metrics_log.append(1, {"loss/cross_entropy": 1.0})
+    if mark == "failed.json":
+        (bad.folder / mark).write_text('{"reason": "diverged"}')
+    elif mark:
+        marks.write_stop(bad.folder, {"kind": "asha"}, 1)
+    bad.metrics_log.path.write_text(bad.metrics_log.path.read_text() + "GARBAGE\n")
+    comparison = compare([done, bad])
+    assert "16.7 [13.3, 20.0]" in rendering.table_text(comparison)
+    [note] = comparison.notes
+    reason = f"training: {bad.metrics_log.path}: line 2 of those read: b'GARBAGE' is not a record; remove that line."
+    assert note.endswith("failed: diverged." if mark == "failed.json" else reason)
+
+
+@pytest.mark.parametrize("damage", ["changed", "empty", "gone", "of an earlier version, without a section"])
+def test_a_damaged_configuration_is_a_note_and_a_gap_of_its_trial_alone(tmp_path: Path, damage: str) -> None:
+    """Of trials on different data, whose parameters it names."""
+    other, one, third = (
+        finish(
+            make_trial(tmp_path, AUDIO, f"corpus.seed={seed}", data=DATA | {"audio/train": f"{seed}" * 64}),
+            {"test": errors},
+        )
+        for seed, errors in ((1, FEW), (0, MANY), (2, NONE))
+    )
+    if damage == "gone":
+        other.config.unlink()
+    else:
+        texts = {"changed": other.config.read_text() + "#\n", "empty": ""}
+        other.config.write_text(texts.get(damage, "corpus: {}\n"))
+    comparison = compare([other, one, third])
+    assert list(map(str, comparison.variants)) == ["weight 0", "weight 0, seed 0", "weight 0, seed 2"]
+    row = "| WER %, test | ASR 16 | damaged | 16.7 [13.3, 20.0] | 0.0 [0.0, 0.0] |"
+    assert row in rendering.table_markdown(comparison)
+    [note] = comparison.notes
+    assert note.startswith(f"ASR 16, weight 0, seed 0 ({other.folder.name}) damaged: {other.config}: ")
+    assert {entry.dataset for entry in comparison.entries} == {"synthetic"}
+
+
+def test_a_corpus_of_unknown_name_is_a_note(tmp_path: Path) -> None:
+    trials = two_corpora(tmp_path)
+    for trial in trials[:2]:
+        trial.config.unlink()
+    comparison = compare(trials)
+    assert list(map(str, comparison.tasks)) == ["LRS3 ASR 16", "unknown ASR 16"]
+    assert comparison.notes == tuple(
+        f"unknown ASR 16, weight {weight}, seed 0 ({trial.folder.name}): {trial.config} cannot be read."
+        for weight, trial in zip((0, 0.1), trials, strict=False)
+    )
 
 
 def test_damaged_figures_are_drawn_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ _NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
 """Parameters of these sections that do not change the data."""
 DATA = "data"
 """The setting that distinguishes data by their digest, where the parameters of the data do not."""
+UNKNOWN = "unknown"
+"""Name of a corpus if no configuration that has it can be read."""
 _DIGITS = 8
 """Digits that name a digest."""
 
@@ -104,6 +107,11 @@ class Entry:
         return self.settings[DECORRELATION_WEIGHT]
 
     @property
+    def utterances(self) -> str:
+        """Equal for trials with equal utterances."""
+        return json.dumps({name: value for name, value in self.data.items() if name.startswith("utterances")})
+
+    @property
     def settings_without_loss(self) -> str:
         """Equal for trials of a task that differ in the decorrelation loss and the seed only."""
         rest = {key: value for key, value in self.settings.items() if not key.startswith(LOSS)}
@@ -157,17 +165,15 @@ def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[
 def _with_datasets(entries: list[Entry], named: Mapping[str, str]) -> list[Entry]:
     """The entries with the names of their corpora, in their tasks too if there are several.
 
-    Trials with equal utterances share a corpus, whose name is looked up once.
+    Trials with equal utterances share a corpus, whose name is looked up until a configuration can be read.
     """
     names: dict[str, str] = {}
-    result = []
     for entry in entries:
-        key = json.dumps({name: value for name, value in entry.data.items() if name.startswith("utterances")})
         if entry.identity in named:
-            names[key] = named[entry.identity]
-        elif key not in names:
-            names[key] = _dataset(entry.trial)
-        result.append(replace(entry, dataset=names[key]))
+            names[entry.utterances] = named[entry.identity]
+        elif names.get(entry.utterances, UNKNOWN) == UNKNOWN:
+            names[entry.utterances] = _dataset(entry.trial)
+    result = [replace(entry, dataset=named.get(entry.identity, names[entry.utterances])) for entry in entries]
     if len(set(names.values())) < 2:
         return result
     return [replace(entry, task=replace(entry.task, dataset=entry.dataset)) for entry in result]
@@ -178,7 +184,7 @@ def _dataset(trial: Trial) -> str:
         corpus = read_yaml(trial.config, "")["corpus"]
         return dataset_of(corpus["kind"], corpus["root"])
     except (PipelineError, KeyError, TypeError):
-        return "unknown"
+        return UNKNOWN
 
 
 def _read_entry(trial: Trial) -> Entry:
@@ -203,11 +209,18 @@ def _read_entry(trial: Trial) -> Entry:
 
 
 def _gap(trial: Trial, configuration: dict[str, Any]) -> Gap:
-    records, _ = trial.metrics_log.read()
-    step = int(records[-1]["step"]) if records else 0
+    damage = None
+    try:
+        records, _ = trial.metrics_log.read()
+        step = int(records[-1]["step"]) if records else 0
+    except PipelineError as error:
+        # At an unknown step, a mark of early stopping may be older than the training.
+        damage, step = error, sys.maxsize
     if mark := marks.reason_of_gap(trial.folder, step):
         return Gap(*mark)
     status = trial.status()
+    if damage:
+        return Gap(status, str(damage))
     if status is Status.TRAINED:
         return Gap(status, "not evaluated yet")
     if status is Status.NEW:
@@ -233,7 +246,7 @@ def _distinguished(entries: list[Entry]) -> list[Entry]:
 def _distinguished_task(entries: list[Entry]) -> list[Entry]:
     """As `_distinguished`, for the entries of one task."""
     if len({digest(entry.data) for entry in entries}) > 1:
-        entries = [_with_settings(entry, _data_settings(entry.trial)) for entry in entries]
+        entries = [_with_data_settings(entry) for entry in entries]
     if len({json.dumps([entry.seed, entry.settings], sort_keys=True) for entry in entries}) < len(entries):
         entries = [_with_settings(entry, {"code": entry.code[:_DIGITS]}) for entry in entries]
     # Other data, such as a corpus that was prepared again in the same folder, are neither another seed nor a baseline.
@@ -247,9 +260,21 @@ def _with_settings(entry: Entry, more: dict[str, Any]) -> Entry:
     return replace(entry, settings=entry.settings | more)
 
 
+def _with_data_settings(entry: Entry) -> Entry:
+    """The entry with the parameters of its data; with a gap if they cannot be read."""
+    try:
+        return _with_settings(entry, _data_settings(entry.trial))
+    except PipelineError as error:
+        return replace(entry, metrics={}, gap=Gap("damaged", str(error)))
+
+
 def _data_settings(trial: Trial) -> dict[str, Any]:
     trial.require_config()
-    values = read_yaml(trial.config, "restore it; the trial cannot be read without it")
-    chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
-    chosen["model.llm.weights"] = values["model"]["llm"]["weights"]
+    remedy = "restore it; the trial cannot be read without it"
+    values = read_yaml(trial.config, remedy)
+    try:
+        chosen = flattened({section: values[section] for section in _DATA_SECTIONS})
+        chosen["model.llm.weights"] = values["model"]["llm"]["weights"]
+    except (KeyError, TypeError) as error:
+        raise PipelineError(trial.config, f"lacks parameters of its data ({error!r})", remedy) from None
     return {key: value for key, value in chosen.items() if key not in _NOT_DATA}

@@ -18,6 +18,7 @@ from pipeline.comparison.entries import (
     DATA,
     DECORRELATION_WEIGHT,
     LOSS,
+    UNKNOWN,
     Entry,
     Gap,
     Task,
@@ -273,6 +274,8 @@ def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -
     for entry in sorted(entries, key=lambda entry: (entry.task.order, entry.decorrelation_weight, entry.seed)):
         if entry.gap and entry.gap.reason:
             notes.append(f"{name(entry)} ({entry.trial.folder.name}) {entry.gap}.")
+        if entry.task.dataset == UNKNOWN:
+            notes.append(f"{name(entry)} ({entry.trial.folder.name}): {entry.trial.config} cannot be read.")
         if entry.error:
             notes.append(f"{entry.error}.")
     for task in tasks:
