@@ -86,7 +86,8 @@ def overview(comparison: Comparison) -> Figure | None:
 
     The task is the one with most intermediate sinks at weight 0, by activation or by attention; of equals the one with
     more streams. The columns are weight 0; of the weights that keep the dominant sink at BOS, the one with the lowest
-    error rate on validation; and the one that most often relocates the sink.
+    word error rate on validation, whatever metric `select` of a sweep file names; and the one that most often relocates
+    the sink.
     None if no task has a done trial at weight 0 and at another.
     """
     columns = {task: chosen for task in comparison.tasks if (chosen := _before_and_after(comparison, task))}

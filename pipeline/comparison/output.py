@@ -2,7 +2,8 @@
 
 The answer is a line for each modality: the decorrelation weight and rate that give the lowest word error rate without
 intermediate sinks. It is the best trial by validation among those with fewer than `MIN_SINKS` intermediate sinks per
-utterance, with the best at weight 0 as the baseline. Several seeds of a setting count as one trial.
+utterance, with the best at weight 0 as the baseline. Several seeds of a setting count as one trial. Since the answer is
+about word error rates, validation means their rate there, whatever metric `select` of a sweep file names.
 """
 
 from collections.abc import Iterator, Sequence

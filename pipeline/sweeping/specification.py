@@ -40,7 +40,8 @@ def _on_validation(metric: str) -> str:
 
 
 class Select(Section):
-    """How the best trial is selected."""
+    """How the best point of each task is selected, which a sweep and its report name. The answer above a table and the
+    figure `overview` are by the word error rate on validation."""
 
     by: Annotated[str, AfterValidator(_on_validation)] = "wer/validation"
     """A metric of the validation split; the lowest is best. Tables report the test split."""
