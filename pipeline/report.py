@@ -56,10 +56,11 @@ def _subject(
     for planned in trials:
         if planned.identity not in gaps:
             # The comparison of a search has the front only.
-            if planned.state is not Status.DONE:
-                missing.append(
-                    MissingTrial(planned.name, "failed" if planned.failure else planned.state, planned.failure or "")
-                )
+            if not (ending := planned.ending):
+                failure = planned.failure
+                missing.append(MissingTrial(planned.name, "failed" if failure else planned.state, failure or ""))
+            elif ending != "done":
+                missing.append(MissingTrial(planned.name, ending, ""))
         elif gap := gaps[planned.identity]:
             missing.append(MissingTrial(planned.name, gap.state, gap.reason))
     compared = [planned for planned in trials if planned.identity in gaps and not gaps[planned.identity]]

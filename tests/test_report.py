@@ -6,11 +6,13 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, browser
 from project import command, program
+from sweeps import planned_trial
 from trials import finish, make_trial, with_hypotheses, write_manifest, write_sinks
 
 from pipeline.comparison.output import write_comparison
@@ -20,9 +22,13 @@ from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.prune import remove, stored_folders, unused
+from pipeline.report import _subject
 from pipeline.reporting import media as media_module
 from pipeline.reporting.page import MissingTrial, ReportSubject, render_page
 from pipeline.reporting.utterances import aligned, extremes
+from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
+from pipeline.sweeping.specification import Specification
+from pipeline.trials import marks
 from pipeline.trials.folder import Trial
 
 TESTS = Path(__file__).resolve().parent
@@ -290,6 +296,26 @@ def test_the_command_reports_an_unfinished_sweep_and_shows_it_in_mlflow(project:
     artifacts = {file.relative_to(project).as_posix() for file in (project / "mlartifacts").rglob("*.*")}
     assert any(name.endswith("artifacts/report.html") for name in artifacts)
     assert any(name.endswith("artifacts/comparison/table.md") for name in artifacts)
+
+
+def test_points_of_a_search_outside_the_table_are_missing_by_how_they_ended(tmp_path: Path) -> None:
+    rule = EarlyStoppingRule(grace=10)
+    stopped, failed, training, done = trials = [
+        planned_trial(tmp_path, name, f"train.seed={seed}", rule=rule)
+        for seed, name in enumerate(("stopped", "failed", "training", "done"))
+    ]
+    for planned in (stopped, training):
+        planned.trial.metrics_log.append(10, {"loss/validation": 1.0})
+    stopped.mark_stopped(10)
+    marks.write_failure(failed.trial.folder, "no memory", "")
+    finish(done.trial, {"test": [0]})
+    sweep = SimpleNamespace(specification=Specification(name="s"))
+    subject = _subject(str(TESTS.parent / "experiments/search.yaml"), sweep, trials, SimpleNamespace(entries=[]), None)
+    assert subject.missing == (
+        MissingTrial("stopped", "stopped early after step 10", ""),
+        MissingTrial("failed", "failed", "no memory"),
+        MissingTrial("training", "training", ""),
+    )
 
 
 def test_prune_lists_first_and_keeps_used_and_running_trials(project: Path) -> None:
