@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sweeps import planned_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.sweep import main
 from pipeline.sweeping import resources
 from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
-from pipeline.sweeping.plan import point_name
+from pipeline.sweeping.plan import name_without_seed, point_name
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.specification import Resources, Specification
 from pipeline.sweeping.sweep_file import load_sweep
@@ -124,6 +125,13 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
     (tmp_path / "sweep.yaml").write_text("name: some")
     missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
     assert [error.where for error in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+
+
+def test_the_name_of_a_point_keeps_the_seed_of_another_axis(load, tmp_path):
+    (point,) = load(axes={"corpus.seed": [12]}, set={"corpus.out": "data/mine"}, seeds=[1]).points
+    planned = planned_trial(tmp_path, point_name(point), "train.seed=1")
+    assert planned.name == "AVSR 16, 5 weight 0 seed 1 seed 12"
+    assert name_without_seed(planned) == "AVSR 16, 5 weight 0 seed 12"
 
 
 def test_names_have_no_paths(load):

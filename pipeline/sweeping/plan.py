@@ -197,7 +197,8 @@ def _setting_name(point: SweepPoint, key: str, value: Any) -> str:
 
 def name_without_seed(planned: PlannedTrial) -> str:
     """The name of a trial's point."""
-    return planned.name.replace(f" seed {planned.params.train.seed}", "")
+    # The first one: another axis, such as corpus.seed, follows.
+    return planned.name.replace(f" seed {planned.params.train.seed}", "", 1)
 
 
 def task_key(params: Params) -> str:
