@@ -542,7 +542,8 @@ def test_latex_escapes_any_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "decimals", "words"),
     [(0, None, "0"), (0.01234, None, "0.01"), (12.34, None, "12.3"), (11725, None, "11,700"), (-0.04, 1, "0.0"),
-     (483.5, None, "484"), (99.96, 1, "100.0")],
+     (483.5, None, "484"), (99.96, 1, "100.0"), (0.0012, None, "0.001"), (-0.00047, None, "-0.0005"),
+     (0.0049, None, "0.005"), (0.0051, None, "0.01"), (0.00000312, None, "3e-06"), (0.0012, 2, "0.00")],
 )  # fmt: skip
 def test_rounding(value: float, decimals: int | None, words: str) -> None:
     assert rounded(value, decimals) == words

@@ -11,9 +11,12 @@ GAP = 2
 
 
 def rounded(value: float, decimals: int | None) -> str:
-    """A number with `decimals` decimals; with None, three significant digits and a comma for thousands."""
+    """A number with `decimals` decimals and a comma for thousands. With None, three significant digits; below 1 two
+    decimals, or one significant digit where these would be 0: 0.0012 is `0.001`."""
     if decimals is None:
         size = abs(value)
+        if 0 < size < 0.005:
+            return f"{value:.1g}"
         decimals = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2
         if size >= 1000:
             value = float(f"{value:.3g}")
