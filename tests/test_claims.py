@@ -1,5 +1,6 @@
 """Claims of the paper: verdicts, values, and reasons for inconclusive claims."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,27 @@ def test_claims_about_trials_without_the_loss(tmp_path: Path) -> None:
     assert words["the MLP writes them"] == ("holds", "0.99 [0.99, 0.99]")
     assert words["they align with BOS"] == ("holds", "cosine 0.97 [0.97, 0.97], other tokens 0.20 [0.20, 0.20]")
     assert len(by_name) == 7
+
+
+def test_claims_read_the_records_of_a_trial_once_and_no_other_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [
+        measured(tmp_path, metrics_of(MANY), f"decorrelation.weight={weight}", f"train.seed={seed}")
+        for weight in (0, 0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    comparison = compare(trials)
+    read: Counter[str] = Counter()
+    item = np.lib.npyio.NpzFile.__getitem__
+
+    def counted(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+        read[name] += 1
+        return item(arrays, name)
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", counted)
+    assert claims(comparison) == claims(comparison)
+    assert read == dict.fromkeys(sink_records(metrics_of(MANY), ROLES), len(trials))
 
 
 def test_without_sinks_claims_about_their_properties_are_inconclusive(tmp_path: Path) -> None:

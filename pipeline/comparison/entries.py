@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.digests import digest
 from pipeline.common.errors import PipelineError
@@ -16,6 +16,9 @@ from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import PAPER_NAMES, flattened, task_name
 from pipeline.trials.results import Hypotheses
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MARK = "identity.json"
 """The file that identifies a folder as a trial's."""
@@ -27,6 +30,8 @@ _NOT_DATA = ("corpus.out", "features.out", "features.batch_size")
 """Parameters of these sections that do not change the data."""
 DATA = "data"
 """The setting that distinguishes data by their digest, where the parameters of the data do not."""
+SINK_RECORDS = ("records", "record_names", "record_ids", "roles", "role_tokens")
+"""Small arrays, beside those of an attention map."""
 UNKNOWN = "unknown"
 """Name of a corpus if no configuration that has it can be read."""
 _DIGITS = 8
@@ -121,6 +126,12 @@ class Entry:
     def hypotheses(self) -> Hypotheses:
         """See `results.read_hypotheses`."""
         return self.trial.read_hypotheses()
+
+    @functools.cached_property
+    def sink_records(self) -> "dict[str, np.ndarray]":
+        """The arrays of `sinks.npz` that `pipeline.comparison.sink_records` reads. PipelineError if it is missing or
+        damaged."""
+        return self.trial.read_sinks(SINK_RECORDS)
 
 
 def dataset_of(kind: str, root: str | None) -> str:

@@ -44,7 +44,7 @@ def read_records(entries: Sequence[Entry]) -> list[Records]:
 
 def _read(entry: Entry) -> Records:
     path = entry.trial.sinks
-    arrays = entry.trial.read_sinks()
+    arrays = entry.sink_records
     try:
         if "records" not in arrays:
             raise PipelineError(path, "has no records of single utterances", AGAIN)

@@ -27,6 +27,7 @@ evaluated again. Trials of earlier versions have fewer digests and are read with
 
 import os
 import sys
+from collections.abc import Collection
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -160,9 +161,9 @@ class Trial:
         """See `results.read_hypotheses`."""
         return results.read_hypotheses(self.folder)
 
-    def read_sinks(self) -> "dict[str, np.ndarray]":
+    def read_sinks(self, names: Collection[str] | None = None) -> "dict[str, np.ndarray]":
         """See `results.read_sinks`."""
-        return results.read_sinks(self.folder)
+        return results.read_sinks(self.folder, names)
 
     def begin_evaluation(self, params: Params) -> None:
         """Remove the results of an earlier evaluation and write `config.yaml`. The caller holds the lease."""

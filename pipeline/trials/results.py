@@ -7,7 +7,7 @@ earlier versions have no digests and are read without verification.
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,15 +111,16 @@ def read_hypotheses(folder: Path) -> Hypotheses:
     return hypotheses
 
 
-def read_sinks(folder: Path) -> "dict[str, np.ndarray]":
-    """The arrays of `sinks.npz`, those of earlier versions by their current names. PipelineError if it is missing or
-    damaged."""
+def read_sinks(folder: Path, names: Collection[str] | None = None) -> "dict[str, np.ndarray]":
+    """The arrays of `sinks.npz`, those of earlier versions by their current names; with `names`, those of them that it
+    has, without reading others. PipelineError if it is missing or damaged."""
     import numpy as np
 
     _require(folder, SINKS_FILE)
     try:
         with np.load(folder / SINKS_FILE) as arrays:
-            return {_EARLIER_NAMES.get(name, name): array for name, array in arrays.items()}
+            stored = {_EARLIER_NAMES.get(name, name): name for name in arrays.files}
+            return {name: arrays[own] for name, own in stored.items() if names is None or name in names}
     # A damaged file fails anywhere: zipfile, zlib, the parser of a header.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
