@@ -183,6 +183,11 @@ def test_data_that_only_their_digest_distinguishes_are_neither_further_seeds_nor
     both = compare([*pooled, trial(0, 0.1, FEW, "1"), trial(2, 0.1, FEW, "2")])
     assert [cell.changes["test"].seeds for cell in both.cells.values() if cell.changes] == [(0,), (2,)]
     assert [line.partition(":")[0] for line in answers(both)] == [f"ASR, data {digits}" for digits in digests]
+    # So it is with configurations of an earlier version, which lack a parameter.
+    for trial_of_old in pooled[:2]:
+        text = trial_of_old.config.read_text().partition("\n")[2]
+        trial_of_old.config.write_text(text.replace("  longest_seconds: 30.0\n", ""))
+    assert list(map(str, compare(pooled).variants)) == list(map(str, comparison.variants))
 
 
 def test_an_older_duplicate_in_one_task_leaves_the_pairs_of_another(tmp_path: Path) -> None:

@@ -116,12 +116,6 @@ class Entry:
         """Equal for trials with equal utterances."""
         return json.dumps({name: value for name, value in self.data.items() if name.startswith("utterances")})
 
-    @property
-    def settings_without_loss(self) -> str:
-        """Equal for trials of a task that differ in the decorrelation loss and the seed only."""
-        rest = {key: value for key, value in self.settings.items() if not key.startswith(LOSS)}
-        return json.dumps(rest, sort_keys=True)
-
     @functools.cached_property
     def hypotheses(self) -> Hypotheses:
         """See `results.read_hypotheses`."""
@@ -261,10 +255,20 @@ def _distinguished_task(entries: list[Entry]) -> list[Entry]:
     if len({json.dumps([entry.seed, entry.settings], sort_keys=True) for entry in entries}) < len(entries):
         entries = [_with_settings(entry, {"code": entry.code[:_DIGITS]}) for entry in entries]
     # Other data, such as a corpus that was prepared again in the same folder, are neither another seed nor a baseline.
-    settings = {entry.settings_without_loss for entry in entries}
-    if len({(entry.settings_without_loss, digest(entry.data)) for entry in entries}) > len(settings):
+    keys = [key for key in differing_settings(entries) if not key.startswith(LOSS)]
+    columns = [json.dumps({key: entry.settings[key] for key in keys if key in entry.settings}) for entry in entries]
+    if len({(column, digest(entry.data)) for column, entry in zip(columns, entries, strict=True)}) > len(set(columns)):
         entries = [_with_settings(entry, {DATA: digest(entry.data)[:_DIGITS]}) for entry in entries]
     return entries
+
+
+def differing_settings(entries: Sequence[Entry]) -> list[str]:
+    """Keys with two values or more among these trials; the absence of a key is not a value."""
+    values: dict[str, set[str]] = {}
+    for entry in entries:
+        for key, value in entry.settings.items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    return sorted(key for key, different in values.items() if len(different) > 1)
 
 
 def _with_settings(entry: Entry, more: dict[str, Any]) -> Entry:

@@ -8,9 +8,9 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text
 from pipeline.common.formatting import GAP, aligned, markdown_table, plain
 from pipeline.common.statistics import MIN_SPEAKERS
-from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.entries import Entry, Task, differing_settings
 from pipeline.comparison.quantities import Quantity, cell_text, quantities
-from pipeline.comparison.table import Cell, Comparison, differing_settings
+from pipeline.comparison.table import Cell, Comparison
 
 INDENT = "  "
 HEAD_WIDTH = 20

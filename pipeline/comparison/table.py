@@ -23,6 +23,7 @@ from pipeline.comparison.entries import (
     Gap,
     Task,
     condition_order,
+    differing_settings,
     read_entries,
 )
 from pipeline.config import Decorrelation
@@ -182,18 +183,10 @@ def _differing_keys(entries: Sequence[Entry]) -> list[str]:
     return sorted(keys - {DECORRELATION_WEIGHT})
 
 
-def differing_settings(entries: Sequence[Entry]) -> list[str]:
-    """Keys with two values or more among these trials; the absence of a key is not a value."""
-    values: dict[str, set[str]] = {}
-    for entry in entries:
-        for key, value in entry.settings.items():
-            values.setdefault(key, set()).add(json.dumps(value))
-    return sorted(key for key, different in values.items() if len(different) > 1)
-
-
 def _baseline_key(entry: Entry) -> str:
     """Equal for trials that differ in the decorrelation loss only."""
-    return json.dumps([str(entry.task), entry.seed, entry.settings_without_loss])
+    rest = {key: value for key, value in entry.settings.items() if not key.startswith(LOSS)}
+    return json.dumps([str(entry.task), entry.seed, rest], sort_keys=True)
 
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, notes: list[str]) -> Cell:
