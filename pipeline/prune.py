@@ -1,8 +1,9 @@
 """Disk usage of trials and features by sweep, and removal of those that no sweep uses.
 
 Sweeps are the files of `experiments/`, and what ran last under each name of `results/sweeps/`, with `--set` or from
-whatever file. What other code made of a sweep's configurations and data is kept, unless --other-code is given. Without
---yes nothing is removed. A trial that is running or being reproduced is kept, and so are the features that it reads.
+whatever file; a run with `--only` adds to that. What other code made of a sweep's configurations and data is kept,
+unless --other-code is given. Without --yes nothing is removed. A trial that is running or being reproduced is kept, and
+so are the features that it reads.
 """
 
 import contextlib

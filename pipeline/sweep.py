@@ -188,7 +188,7 @@ def run(arguments: Namespace) -> None:
         if not all(planned.is_over for planned in trials) or (suggestions and suggestions.points_left):
             search = Search(sweep, suggestions) if suggestions and not sweep.only else None
             try:
-                with record_plan(results, sweep.specification, trials) as record:
+                with record_plan(results, sweep.specification, trials, bool(arguments.only)) as record:
                     Driver(sweep, trials, results / SWEEP_LOG, search, record).run(arguments.address, WORK, sync)
             except PipelineError as error:
                 failure = error

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
 from pipeline.sweeping.plan import plan_trials
-from pipeline.sweeping.status import record_plan
+from pipeline.sweeping.status import read_plan, record_plan
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.worker_precision import planned_anywhere, precision_variants
 from pipeline.training.inputs import TrialInputs
@@ -65,14 +65,14 @@ def extract(params: Params) -> set[str]:
     return {group.folder.name for group in groups}
 
 
-def run(path: str = SWEEP, *overrides: str, record: bool = True) -> set[str]:
+def run(path: str = SWEEP, *overrides: str, record: bool = True, only: Sequence[str] = ()) -> set[str]:
     """Create the trials of a sweep, and record them as its driver does; returns the names of their folders."""
-    sweep = load_sweep(path, overrides=overrides)
+    sweep = load_sweep(path, overrides=overrides, only=only)
     planned = plan_trials(sweep)
     for one in planned:
         Trial.create("runs", one.params, TrialInputs(one.params).training.digests)
     if record:
-        with record_plan(Path("results/sweeps") / sweep.specification.name, sweep.specification, planned):
+        with record_plan(Path("results/sweeps") / sweep.specification.name, sweep.specification, planned, bool(only)):
             pass
     return {one.trial.folder.name for one in planned}
 
@@ -176,6 +176,24 @@ def test_what_a_sweep_ran_with_settings_or_from_another_place_is_used(monkeypatc
     assert len(removed(other_code=True)) == 2
     shutil.rmtree("results")
     assert removed() >= ran
+
+
+def test_trials_outside_a_narrowed_run_are_still_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = "train.learning_rate=0.5"
+    ran = run(SWEEP, rate)
+    narrowed = run(SWEEP, rate, only=["weight=0.1"])
+    assert narrowed < ran
+    assert removed() == removed(other_code=True) == set()
+    assert {planned.trial.folder.name for planned in read_plan(Path("results/sweeps/small")).trials} == ran
+    # The narrowed trials of an earlier code are replaced, those of the others are still what ran last.
+    edit(monkeypatch, identity)
+    again = run(SWEEP, rate, only=["weight=0.1"])
+    assert not again & ran
+    assert removed() == set()
+    assert removed(other_code=True) == narrowed
+    # A complete run replaces all.
+    run(SWEEP, "train.learning_rate=0.25")
+    assert removed() == ran | again
 
 
 def test_what_another_precision_makes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

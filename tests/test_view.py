@@ -1,5 +1,6 @@
 """The output of a running sweep, its time estimates, its recorded plan, and checks before it runs."""
 
+import contextlib
 import os
 import re
 from dataclasses import replace
@@ -11,15 +12,16 @@ from trials import ROOT, finish, make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
+from pipeline.common.journal import Journal, read_journal
 from pipeline.config import load_params
-from pipeline.sweeping import view
+from pipeline.sweeping import status, view
 from pipeline.sweeping.cost import Cost, CostModel
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, workload
 from pipeline.sweeping.preflight import require_layers
 from pipeline.sweeping.results import publish_results
 from pipeline.sweeping.specification import SearchSettings, Specification
-from pipeline.sweeping.status import read_plan, record_plan, status_lines
+from pipeline.sweeping.status import TRIALS_FILE, read_plan, record_plan, status_lines
 from pipeline.sweeping.view import View
 from pipeline.training.checkpoints import seal
 from pipeline.trials import marks
@@ -325,6 +327,38 @@ def test_the_status_comes_from_files_alone(tmp_path, monkeypatch):
     *lines, counts, driver = status_lines(read_plan(folder))
     assert lines[2] == "seed 2  waiting; training, step 7"
     assert " ended " in driver
+
+
+@pytest.mark.parametrize("is_narrowed", [True, False])
+def test_the_end_of_a_driver_leaves_the_plan_of_one_that_started_later(tmp_path, monkeypatch, is_narrowed):
+    times = iter("abc")
+    monkeypatch.setattr(status, "_now", lambda: next(times))
+    trials = [planned_trial(tmp_path / "runs", f"seed {seed}", f"train.seed={seed}") for seed in range(3)]
+    folder, specification = tmp_path / "results", Specification(name="some")
+    with contextlib.ExitStack() as later:
+        with record_plan(folder, specification, trials[:1]) as record:
+            later.enter_context(record_plan(folder, specification, trials[1:2], is_narrowed))
+            record(trials[2:])
+        plan = read_plan(folder)
+        assert [planned.name for planned in plan.trials] == ["seed 0", "seed 1", "seed 2"][not is_narrowed :]
+        assert status_lines(plan)[-1].endswith(" runs since b")
+    assert status_lines(read_plan(folder))[-1].endswith(" ended c")
+
+
+def test_the_status_counts_the_trials_of_another_version(tmp_path, monkeypatch):
+    trials = [planned_trial(tmp_path / "runs", f"seed {seed}", f"train.seed={seed}") for seed in range(2)]
+    specification = Specification(name="some")
+    with record_plan(tmp_path, specification, trials):
+        pass
+    *earlier, line = read_journal(tmp_path / TRIALS_FILE)
+    line["params"]["train"]["removed_since"] = 1
+    for lines, counts in (([*earlier, line], "1 trials: 1 waiting"), ([line], "0 trials")):
+        (tmp_path / TRIALS_FILE).unlink()
+        with Journal(tmp_path / TRIALS_FILE) as journal:
+            journal.add(*lines)
+        *_, counted, others, _ = status_lines(read_plan(tmp_path))
+        assert counted == counts
+        assert others == "1 more, recorded by another version of the code; see --plan"
 
 
 def test_the_status_of_a_search_shows_the_metric_that_it_minimises(tmp_path):

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import atomic_write, read_json, write_json
 from pipeline.common.journal import Journal, read_journal
 from pipeline.common.processes import start_of, this_process
 from pipeline.config import Params
@@ -34,13 +35,18 @@ class RecordedPlan:
     """The metric to show of done trials."""
     driver: dict[str, Any]
     """`host`, `machine`, `pid` and `started` of its process, and its times `since` and `until`."""
+    others: int = 0
+    """The number of recorded trials of another version of the code, whose parameters cannot be read."""
 
 
 @contextlib.contextmanager
 def record_plan(
-    folder: Path, specification: Specification, trials: Sequence[PlannedTrial]
+    folder: Path, specification: Specification, trials: Sequence[PlannedTrial], is_narrowed: bool = False
 ) -> Iterator[Callable[[Sequence[PlannedTrial]], None]]:
     """Record the plan in the folder of results, and at the end of the context the time.
+
+    It replaces the plan that was recorded before; one narrowed by `--only` is added to it, since a prune removes trials
+    that were made by settings of the command line once they are not recorded.
 
     Yields:
         A function that adds trials.
@@ -51,15 +57,26 @@ def record_plan(
         "metric": specification.shown_metric,
         "scheduler": specification.scheduler.model_dump(mode="json") if specification.scheduler else None,
     }
+
+    def add(more: Sequence[PlannedTrial]) -> None:
+        # Opened each time, since another driver of this sweep may have replaced the file.
+        with Journal(folder / TRIALS_FILE) as journal:
+            journal.add(*map(_line, more))
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRIALS_FILE).unlink(missing_ok=True)
-    with Journal(folder / TRIALS_FILE) as journal:
-        journal.add(*map(_line, trials))
-        write_json(folder / PLAN_FILE, plan)
-        try:
-            yield lambda more: journal.add(*map(_line, more))
-        finally:
-            write_json(folder / PLAN_FILE, plan | {"driver": driver | {"until": _now()}})
+    if is_narrowed:
+        add(trials)
+    else:
+        with atomic_write(folder / TRIALS_FILE) as temporary, Journal(temporary) as journal:
+            journal.add(*map(_line, trials))
+    write_json(folder / PLAN_FILE, plan)
+    try:
+        yield add
+    finally:
+        # Without the file, or with one of a driver that started later, there is nothing to end.
+        with contextlib.suppress(PipelineError):
+            if read_json(folder / PLAN_FILE, "").get("driver") == driver:
+                write_json(folder / PLAN_FILE, plan | {"driver": driver | {"until": _now()}})
 
 
 def _line(planned: PlannedTrial) -> dict[str, Any]:
@@ -74,6 +91,19 @@ def _line(planned: PlannedTrial) -> dict[str, Any]:
     }
 
 
+def _recorded_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder of results, without those that a later one replaces: of the same trial, or of equal
+    parameters with other code or data."""
+    lines: list[dict[str, Any]] = []
+    later: set[str] = set()
+    for line in reversed(read_journal(folder / TRIALS_FILE)):
+        keys = {line["identity"], canonical(line["params"])}
+        if not keys & later:
+            lines.insert(0, line)
+            later |= keys
+    return lines
+
+
 def read_plan(folder: Path) -> RecordedPlan:
     """The plan that the last driver recorded in a folder of results."""
     path = folder / PLAN_FILE
@@ -82,32 +112,34 @@ def read_plan(folder: Path) -> RecordedPlan:
     plan = read_json(path, "see --plan instead")
     try:
         rule = EarlyStoppingRule.model_validate(plan["scheduler"]) if plan["scheduler"] else None
-        trials = tuple(
-            PlannedTrial(
-                line["name"],
-                Params.model_validate_json(json.dumps(line["params"])),
-                tuple(line["settings"]),
-                line["identity"],
-                line["evaluation"],
-                Trial(line["folder"]),
-                rule,
-                line["dataset"],
-            )
-            for line in read_journal(folder / TRIALS_FILE)
-        )
-        return RecordedPlan(trials, plan["metric"], plan["driver"])
+        trials = [_planned(line, rule) for line in _recorded_lines(folder)]
+        known = tuple(planned for planned in trials if planned)
+        return RecordedPlan(known, plan["metric"], plan["driver"], len(trials) - len(known))
     except (KeyError, TypeError, ValueError) as error:
-        raise PipelineError(path, f"is damaged ({type(error).__name__})", "see --plan instead") from None
+        reason = f"is damaged, or of another version of the code ({type(error).__name__})"
+        raise PipelineError(path, reason, "see --plan instead") from None
+
+
+def _planned(line: dict[str, Any], rule: EarlyStoppingRule | None) -> PlannedTrial | None:
+    """The trial of a recorded line; None if another version of the code recorded it."""
+    if (params := _params(line)) is None:
+        return None
+    name, settings, dataset = line["name"], tuple(line["settings"]), line["dataset"]
+    trial = Trial(line["folder"])
+    return PlannedTrial(name, params, settings, line["identity"], line["evaluation"], trial, rule, dataset)
 
 
 def recorded_trials(folder: Path) -> dict[str, Params | None]:
-    """The parameters by identity of the trials that the last driver recorded; None for those of another version."""
-    trials: dict[str, Params | None] = {}
-    for line in read_journal(folder / TRIALS_FILE):
-        trials[line["identity"]] = None
-        with contextlib.suppress(ValueError):
-            trials[line["identity"]] = Params.model_validate_json(json.dumps(line["params"]))
-    return trials
+    """The recorded trials of a folder of results: their parameters by identity; None for those of another version."""
+    return {line["identity"]: _params(line) for line in _recorded_lines(folder)}
+
+
+def _params(line: dict[str, Any]) -> Params | None:
+    """The parameters of a recorded trial; None if another version of the code recorded it, whose keys are others."""
+    try:
+        return Params.model_validate_json(json.dumps(line["params"]))
+    except ValueError:
+        return None
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:
@@ -118,7 +150,8 @@ def status_lines(plan: RecordedPlan) -> list[str]:
     counts = Counter(status for status, _ in statuses)
     order = ("done", "stopped early", "failed", "running", "waiting")
     counted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
-    return [*lines, f"{len(plan.trials)} trials: {counted}", _driver_line(plan.driver)]
+    others = [f"{plan.others} more, recorded by another version of the code; see --plan"] if plan.others else []
+    return [*lines, f"{len(plan.trials)} trials{': ' * bool(counted)}{counted}", *others, _driver_line(plan.driver)]
 
 
 def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
