@@ -1,5 +1,7 @@
 """The driver's reactions to events of trials and of Ray; the engine follows a script."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +9,11 @@ from sweeps import planned_trial
 from trials import finish
 
 from pipeline.cluster.connection import RayLostError
-from pipeline.sweeping import driver
+from pipeline.sweeping import driver, interruption
 from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
-from pipeline.sweeping.engine import Ended, Failed, Outcome, Started
+from pipeline.sweeping.engine import Ended, Failed, Outcome, Slots, Started
+from pipeline.sweeping.interruption import interrupted_by, run_every
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.provenance import record_session
@@ -58,6 +61,10 @@ class ScriptedEngine:
                 pass
             if isinstance(outcome, Exception):
                 raise outcome
+            if isinstance(outcome, Slots):
+                yield outcome
+                yield Failed(identity, DEAD_NODE, "", True)
+                continue
             if not isinstance(outcome, Outcome | float):
                 yield Failed(identity, outcome, "in some function", outcome == DEAD_WORKER)
                 continue
@@ -91,6 +98,42 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_a_periodic_action_is_tried_again_after_an_error(capsys):
+    errors = iter([OSError(116, "Stale file handle"), OSError(116, "Stale file handle"), ValueError("a bug")])
+    done, logged = threading.Event(), []
+
+    def act() -> None:
+        for error in errors:
+            raise error
+        done.set()
+
+    with run_every(0.001, act, logged.append):
+        assert done.wait(60)
+    assert logged == [
+        "OSError: [Errno 116] Stale file handle; tried again every 0.001 s",
+        "ValueError: a bug; tried again every 0.001 s",
+    ]
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_a_worker_is_stopped_after_its_file_system_did_not_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(interruption, "POLL_SECONDS", 0.01)
+    folder = tmp_path / "runs"
+    folder.symlink_to("a" * 300)
+
+    def work() -> None:
+        while "File name too long" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        folder.unlink()
+        folder.mkdir()
+        (folder / "stop").touch()
+        for _ in range(6000):
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), interrupted_by(folder / "stop"):
+        work()
+
+
 def states(engine):
     return "".join(planned.trial.status().value[0] for planned in engine.trials.values())
 
@@ -113,6 +156,19 @@ def test_attempts_that_never_started_do_not_count_but_do_not_repeat_forever(run)
     engine = run({"a": [DEAD_NODE, DEAD_NODE, DEAD_WORKER, DEAD_NODE, Outcome.DONE]})
     assert states(engine) == "ddd"
     assert engine.printed.count("a  is retried after: its node died") == 3
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_without_any_slot_a_trial_waits_for_nodes(run, names):
+    engine = run({"a": [Slots(0), Outcome.DONE]}, names=names)
+    assert states(engine) == "d" * len(names)
+    assert engine.starts == 1
+
+
+def test_after_the_last_trial_no_slot_is_waited_for(run):
+    engine = run({"c": [Slots(0)]}, retries=0)
+    assert states(engine) == "ddn"
+    assert engine.starts == 1
 
 
 @pytest.mark.parametrize(

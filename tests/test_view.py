@@ -305,6 +305,22 @@ def test_a_missing_layer_of_the_llm_is_an_error_before_anything_runs(four, tmp_p
         require_layers([right])
 
 
+def test_durations_may_be_added_while_the_remaining_time_is_estimated(four):
+    estimator = TimeEstimator()
+
+    class Unit(str):
+        def __eq__(self, other: object) -> bool:
+            # As another thread at this moment.
+            estimator.add_training(f"trial {len(estimator._trainings)}", work, 1.0, 1.0)
+            return True
+
+        __hash__ = str.__hash__
+
+    work = workload(four[0], None)
+    estimator.add_training("first", replace(work, unit=Unit("utterances")), 10.0, 1.0)
+    assert estimator.training(work) == pytest.approx(10.0)
+
+
 def test_the_status_comes_from_files_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned = [planned_trial(tmp_path / "runs", f"seed {seed}", f"train.seed={seed}") for seed in range(4)]

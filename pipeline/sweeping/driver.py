@@ -102,8 +102,8 @@ class Driver:
         with (
             contextlib.closing(self._view),
             handle_stop_signals(self._stop, self._view.event) as request,
-            run_every(POLL_SECONDS, self._view.refresh),
-            run_every(SYNC_SECONDS, sync.start),
+            run_every(POLL_SECONDS, self._view.refresh, self._view.event),
+            run_every(SYNC_SECONDS, sync.start, self._view.event),
             self._search.opened(self._view.event) if self._search else contextlib.nullcontext(),
         ):
             try:
@@ -141,8 +141,11 @@ class Driver:
                     return
 
     def _place_trials(self, engine: Engine, work: str) -> None:
-        """Place a trial for each free slot; without any to place, wait for those that other processes run."""
-        while len(self._placed) < self._view.concurrency:
+        """Place a trial for each free slot; without any to place, wait for those that other processes run.
+
+        While a cluster has no slot at all, one trial is placed: it waits there for nodes, and the driver with it.
+        """
+        while len(self._placed) < max(1, self._view.concurrency):
             self._suggest()
             if self._queue:
                 planned = self._queue.popleft()

@@ -65,7 +65,8 @@ class TimeEstimator:
 
     def training(self, work: Workload) -> float | None:
         """Seconds of a training: from trials of its task, else from earlier trials, else from other tasks."""
-        timed = [each for each in self._trainings.values() if each.work.unit == work.unit]
+        # Copied, since the driver's main thread adds some meanwhile.
+        timed = [each for each in list(self._trainings.values()) if each.work.unit == work.unit]
         return _estimate(work, timed, lambda each: each.amount, lambda cost: cost.training)
 
     def evaluation(self, work: Workload) -> float | None:

@@ -3,10 +3,15 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pipeline.cluster.channel import error_line
+from pipeline.common.errors import PipelineError
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 10.0
@@ -80,14 +85,35 @@ def interrupted_by(stop: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def run_every(seconds: float, action: Callable[[], None]) -> Iterator[threading.Event]:
-    """Run an action periodically in a thread, until the context or the yielded event ends it."""
+def run_every(
+    seconds: float, action: Callable[[], None], log: Callable[[str], None] = _warn
+) -> Iterator[threading.Event]:
+    """Run an action periodically in a thread, until the context or the yielded event ends it.
+
+    After an error, such as of a file system that does not answer for a while, it is run again; equal errors are logged
+    once.
+    """
     ended = threading.Event()
 
     def repeat() -> None:
+        logged: set[str] = set()
         while not ended.wait(seconds):
-            action()
+            try:
+                action()
+            except Exception as error:
+                line = error_line(error)
+                # The log may be on the same file system.
+                with contextlib.suppress(Exception):
+                    if line not in logged:
+                        log(f"{line}; tried again every {seconds:g} s")
+                        if not isinstance(error, OSError | PipelineError):
+                            traceback.print_exc()
+                    logged.add(line)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

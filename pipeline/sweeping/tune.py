@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
@@ -103,7 +103,7 @@ def _watch(channel: Channel, options: EngineOptions, resources: dict[str, float]
             require_answer(options.address)
             channel.send(Slots(concurrency(options.specification, resources, node_resources())))
             is_silent = False
-        except (PipelineError, RayError, RuntimeError) as error:
+        except Exception as error:
             if not is_silent:
                 channel.send(Note(f"the cluster does not answer; waiting for it: {error_line(error)}"))
             is_silent = True
