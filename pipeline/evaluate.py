@@ -15,6 +15,7 @@ from pipeline.config import Params
 from pipeline.training.inputs import Inputs, TrialInputs
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import evaluation_digest
+from pipeline.trials.lease import Lease
 from pipeline.trials.provenance import record_session
 from pipeline.trials.results import write_hypotheses, write_sinks
 from pipeline.trials.trained import require_trained
@@ -49,9 +50,9 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
         if trial.status(wanted) is Status.DONE:
             return trial
         require_trained(trial)
-        with record_session(trial, "evaluate", params.train.device, lambda: inputs.files("evaluate")):
+        with record_session(trial, "evaluate", params.train.device, lambda: inputs.files("evaluate"), lease):
             trial.begin_evaluation(params)
-            metrics, details = _measure(params, inputs.evaluation, trial, wanted)
+            metrics, details = _measure(params, inputs.evaluation, trial, wanted, lease)
             lease.require()
             trial.finish(wanted, metrics, details)
             for journal in trial.folder.glob("hypotheses.*.journal"):
@@ -59,7 +60,7 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
     return trial
 
 
-def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str) -> tuple[dict[str, float], dict]:
+def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str, lease: Lease) -> tuple[dict[str, float], dict]:
     from pipeline.training.build import build_model
     from pipeline.training.evaluation import hypotheses, scores, sinks
 
@@ -68,6 +69,7 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str) -> tuple
     journal = trial.folder / f"hypotheses.{digest[:16]}.journal"
     metrics, lines = scores(params, inputs, hypotheses(model, params, inputs, journal))
     sink_metrics, summary = sinks(model, params, inputs)
+    lease.require()
     write_sinks(trial.folder, summary.arrays)
     write_hypotheses(trial.folder, lines)
     return metrics | sink_metrics, {"sinks": summary.description}

@@ -44,7 +44,7 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
         if trial.status() not in TRAINED:
             from pipeline.training.fit import fit
 
-            with record_session(trial, "train", params.train.device, lambda: inputs.files("train")):
+            with record_session(trial, "train", params.train.device, lambda: inputs.files("train"), lease):
                 fit(params, inputs.training, trial, lease, until)
     return trial
 

@@ -362,6 +362,45 @@ print(len(calls), [file.read_bytes() for file in files] == before)
     assert in_process(project, code) == ["3", "True"]
 
 
+def test_an_evaluation_that_lost_its_lease_changes_no_file(project):
+    code = (
+        SPOIL
+        + """
+import gc, json, time
+from pipeline.training import evaluation
+from pipeline.trials.lease import Lease, LeaseLostError
+Lease.__init__.__defaults__ = (0.02, 120.0)
+trial = evaluate(train(small()) and small())
+trial.metrics.unlink()
+sinks = evaluation.sinks
+def overtaken(*words):
+    # As if this process had been suspended, and another had finished the evaluation.
+    results = sinks(*words)
+    holder = trial.folder / "lease.json"
+    holder.write_text(json.dumps(json.loads(holder.read_text()) | {"token": "of another"}))
+    for file in results_of(trial):
+        file.write_text("of another")
+    (lease,) = [each for each in gc.get_objects() if isinstance(each, Lease) and each._token]
+    while lease.held:
+        time.sleep(0.01)
+    if fails:
+        raise OSError("some disk")
+    return results
+def results_of(trial):
+    return trial.sinks, trial.hypotheses, trial.provenance
+evaluation.sinks = overtaken
+for fails, error in ((False, LeaseLostError), (True, OSError)):
+    (trial.folder / "lease.json").unlink(missing_ok=True)
+    trial.provenance.unlink()
+    try:
+        evaluate(small())
+    except error:
+        print({file.read_text() for file in results_of(trial)}, trial.metrics.exists())
+"""
+    )
+    assert lines_of(project, code) == ["{'of another'} False"] * 2
+
+
 def test_a_changed_metrics_log_is_measured_again(project, undisturbed):
     code = (
         SPOIL

@@ -29,14 +29,18 @@ from pipeline.trials.environment import (
     threads,
 )
 from pipeline.trials.folder import Trial
-from pipeline.trials.lease import LeaseLostError
+from pipeline.trials.lease import Lease, LeaseLostError
 from pipeline.trials.marks import remove_failure
 from pipeline.trials.results import output_files
 
 
 @contextlib.contextmanager
 def record_session(
-    trial: Trial, purpose: str, device: str = "auto", read: Callable[[], Mapping[Path, str]] | None = None
+    trial: Trial,
+    purpose: str,
+    device: str = "auto",
+    read: Callable[[], Mapping[Path, str]] | None = None,
+    lease: Lease | None = None,
 ) -> Iterator[None]:
     """Record a session of work on a trial, whose lease the caller holds: its environment, start, end and outcome.
 
@@ -44,7 +48,7 @@ def record_session(
     has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end) and of each
     result. The archive of the sources and the patch of uncommitted changes are stored in the same folder; another
     content gets another name. The mark of an earlier failure, `failed.json`, is removed. `purpose` is `train` or
-    `evaluate`.
+    `evaluate`. After the loss of the `lease` nothing is written: the file is that of the new holder.
     """
     path = trial.provenance
     before = _undamaged_sessions(trial)
@@ -73,7 +77,8 @@ def record_session(
         interrupted = isinstance(error, KeyboardInterrupt)
         session |= {"ended": _now(), "outcome": "interrupted" if interrupted else f"failed: {type(error).__name__}"}
         with contextlib.suppress(OSError):
-            write_sealed(path, {"sessions": [*before, session]})
+            if lease is None or lease.held:
+                write_sealed(path, {"sessions": [*before, session]})
         raise
     session |= {"ended": _now(), "outcome": "finished", "threads": threads(), "device": device_name(device)}
     session["outputs"] = output_files(trial.folder)
@@ -81,6 +86,8 @@ def record_session(
     with contextlib.suppress(PipelineError, OSError):
         files = read() if read else {}
         session["inputs"] = {shown_path(file, Path.cwd()): sha256 for file, sha256 in files.items()}
+    if lease:
+        lease.require()
     write_sealed(path, {"sessions": [*before, session]})
 
 
