@@ -11,7 +11,16 @@ import pytest
 from pipeline.common.digests import digest
 from pipeline.common.dvc_workspace import project_of, share_with_project
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
+from pipeline.common.files import (
+    atomic_write,
+    exclusive,
+    read_json,
+    remove_folder,
+    removed_folders,
+    require_space,
+    write_json,
+    write_text,
+)
 from pipeline.common.formatting import markdown_table, signed, size_text, text_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +49,28 @@ def test_a_folder_is_replaced_completely(tmp_path):
             (temporary / content).write_text(content)
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_processes_of_one_id_on_two_machines_write_a_file_each_completely(tmp_path):
+    file = tmp_path / "file.txt"
+    with atomic_write(file) as other, open(other, "w") as opened:
+        opened.write("half")
+        opened.flush()
+        write_text(file, "complete")
+        assert file.read_text() == "complete"
+        opened.write(" and half")
+    assert file.read_text() == "half and half"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_removed_beside_the_rest_of_an_interrupted_removal(tmp_path, monkeypatch):
+    folder = tmp_path / "trial"
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.common.files.finish_removal", lambda folder: None)
+            (folder / "checkpoints").mkdir(parents=True)
+            remove_folder(folder)
+    assert len(removed_folders(tmp_path)) == len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_link_is_written_without_syncing_its_target(tmp_path, monkeypatch):

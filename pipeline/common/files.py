@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +47,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{os.getpid()}.{path.name}"
+    # Random, since a process id is unique neither over the machines nor over the containers that share a folder.
+    temporary = path.parent / f".{secrets.token_hex(4)}.{path.name}"
     try:
         yield temporary
         _flush(temporary)
@@ -64,6 +67,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             # This fails on a read-only disk, where the error above explains more.
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def temporary_files(path: Path) -> list[Path]:
+    """The temporary files of `path`, and those next to them whose names begin alike: of killed processes, unless one
+    writes it now."""
+    pattern = re.compile(rf"\.[0-9a-f]+\.{re.escape(path.name)}(-\w+)?")
+    return [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
 
 
 def _flush(path: Path) -> None:
@@ -150,7 +160,7 @@ def remove_folder(folder: Path) -> None:
 
     After a kill in between, `removed_folders` has it.
     """
-    renamed = folder.with_name(f"{_REMOVED}{os.getpid()}-{folder.name}")
+    renamed = folder.with_name(f"{_REMOVED}{secrets.token_hex(4)}-{folder.name}")
     os.replace(folder, renamed)
     finish_removal(renamed)
 
