@@ -13,6 +13,7 @@ import yaml
 from trials import ROOT, write_manifest
 
 from pipeline import prune
+from pipeline.common import hardware
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.encoders import store
@@ -257,6 +258,17 @@ def test_a_command_that_trains_nothing_finds_the_trials_of_another_precision() -
     found, trials, _ = planned_anywhere(sweep)
     assert found == other
     assert {planned.identity for planned in trials} == identities(other)
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, "float32"), (0.5, "bfloat16")])
+def test_without_gpus_auto_is_the_precision_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, expected: str
+) -> None:
+    monkeypatch.setattr(hardware, "auto_precision", lambda device: "float32" if device == "cpu" else "bfloat16")
+    Path(SWEEP).write_text(
+        f"name: small\nset: {{train.precision: auto, train.device: auto}}\nresources: {{gpus: {gpus}}}\n"
+    )
+    assert [planned.params.train.precision for planned in plan_trials(load_sweep(SWEEP))] == [expected]
 
 
 def identities(sweep: Sweep) -> set[str]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,6 +125,15 @@ def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
     # Not queried again.
     monkeypatch.setattr(worker_precision, "Engine", None)
     assert with_worker_precision(sweep, "10.0.0.1:6379") == with_worker_precision(sweep) == first
+    with_gpu = replace(sweep, specification=Specification(name="some", resources=Resources(gpus=0.5)))
+    # Without a GPU, `auto` was that of a CPU.
+    assert with_worker_precision(with_gpu) is with_gpu
+    monkeypatch.setattr(worker_precision, "Engine", queried_engine)
+    assert with_worker_precision(with_gpu, "10.0.0.1:6379").native == with_worker_precision(with_gpu).native
+    assert with_worker_precision(sweep) is sweep
+    (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "bfloat16", "cpu": "float32"}}')
+    # By an earlier version.
+    assert with_worker_precision(sweep).native == with_worker_precision(with_gpu).native == first.native
     (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "float8"}}')
     with pytest.raises(PipelineError, match=r"workers\.json: is damaged; remove it"):
         with_worker_precision(sweep)

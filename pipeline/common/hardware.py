@@ -49,12 +49,17 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def resolved_here(params: Params) -> Params:
-    """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine.
+def resolved_here(params: Params, has_gpu: bool = True) -> Params:
+    """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine, or without
+    `has_gpu` for its CPU: a process that may not use the GPUs trains there.
 
     In mode online also the precision of the encoders, which the trial runs; cached features have theirs in their index.
     """
-    return _resolved(params, resolve_precision, encoders=params.features.mode == "online")
+
+    def resolve(precision: str, device: str) -> str:
+        return resolve_precision(precision, device if has_gpu else "cpu")
+
+    return _resolved(params, resolve, encoders=params.features.mode == "online")
 
 
 def resolved_as(params: Params, native: Mapping[str, ResolvedPrecision]) -> Params:

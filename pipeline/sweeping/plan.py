@@ -14,7 +14,7 @@ from pipeline.config import Params
 from pipeline.encoders.store import FeatureGroup
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
-from pipeline.sweeping.specification import SettingsByKey
+from pipeline.sweeping.specification import SettingsByKey, Specification
 from pipeline.sweeping.sweep_file import DATASET_KEYS, Sweep, SweepPoint
 from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.training.inputs import TrialInputs
@@ -110,7 +110,7 @@ def wait_until_any_free(trials: Sequence[PlannedTrial], stop: Path) -> None:
 
 def plan_trials(sweep: Sweep) -> list[PlannedTrial]:
     """The trials of all points of a sweep, each once; raises PipelineError as `Planner.add`."""
-    planner = Planner(sweep.specification.scheduler)
+    planner = Planner(sweep.specification)
     for point in sweep.points:
         planner.add(point)
     return planner.trials
@@ -119,8 +119,10 @@ def plan_trials(sweep: Sweep) -> list[PlannedTrial]:
 class Planner:
     """Assigns a trial to each point; points that differ only in keys that the trial does not use share one."""
 
-    def __init__(self, rule: EarlyStoppingRule | None) -> None:
-        self._rule = rule
+    def __init__(self, specification: Specification) -> None:
+        self._rule = specification.scheduler
+        # A worker to which no GPU is assigned sees none.
+        self._has_gpu = specification.resources.gpus > 0
         self._digests: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
         self._trials: dict[str, PlannedTrial] = {}
 
@@ -135,7 +137,7 @@ class Planner:
         Raises:
             PipelineError: an input is missing or damaged, or another point needs another evaluation of this trial.
         """
-        params = resolved_here(point.params)
+        params = resolved_here(point.params, self._has_gpu)
         training, evaluated = self._input_digests(params)
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
         if not (known := self._trials.get(identity)):

@@ -5,6 +5,7 @@ A driver may run on a machine without a GPU, and would plan other trials than it
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 from pipeline.common.errors import PipelineError
@@ -33,19 +34,28 @@ def precision_variants(sweep: Sweep) -> list[Sweep]:
 
 def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     """The sweep with every precision `auto` resolved, if it ever ran on a cluster; at the cluster `address` a worker is
-    queried the first time."""
-    path = results_folder(sweep) / PRECISION_FILE
-    if address and not path.exists():
+    queried the first time, and again once `resources.gpus` changed from or to 0: a trial without a GPU runs on the
+    CPU."""
+    path, has_gpu = results_folder(sweep) / PRECISION_FILE, sweep.specification.resources.gpus > 0
+    native = _recorded(path, has_gpu)
+    if address and native is None:
         with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
-            write_json(path, {"precision": engine.native})
+            native = engine.native
+        write_json(path, {"precision": native, "has_gpu": has_gpu})
+    return _resolved(sweep, native) if native else sweep
+
+
+def _recorded(path: Path, has_gpu: bool) -> dict[str, ResolvedPrecision] | None:
+    """What workers of trials with or without a GPU answered, by device; None if none was queried. Earlier versions did
+    not record which trials these were, and what they recorded is for any."""
     if not path.exists():
-        return sweep
+        return None
     remedy = "remove it; the next sweep with --address queries a worker again"
     content = read_json(path, remedy)
     native = content.get("precision") if isinstance(content, dict) else None
     if not isinstance(native, dict) or any(native.get(d) not in ("float32", "bfloat16") for d in ("auto", "cpu")):
         raise PipelineError(path, "is damaged", remedy)
-    return _resolved(sweep, native)
+    return native if content.get("has_gpu", has_gpu) == has_gpu else None
 
 
 def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestions | None]:

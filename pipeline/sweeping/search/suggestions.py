@@ -63,9 +63,9 @@ class Suggestions:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._planner = Planner(sweep.specification.scheduler)
+        self._planner = Planner(sweep.specification)
         reference = self._plan(self._points(sweep.points[0].settings))[0]
-        self._planner = Planner(sweep.specification.scheduler)
+        self._planner = Planner(sweep.specification)
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
         self.all: list[Suggestion] = []
         self._known: set[tuple[str, ...]] = set()
