@@ -12,7 +12,7 @@ from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
-from pipeline.training.inputs import TrialInputs
+from pipeline.training.inputs import TrialInputs, media_files
 
 
 @pytest.fixture
@@ -53,7 +53,6 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     inputs = TrialInputs(params)
     for purpose, read in (("train", inputs.training), ("evaluate", inputs.evaluation)):
         files = inputs.files(purpose)
-        assert files[Path(params.corpus.out) / read.utterances[0].video] == read.utterances[0].video_sha256
         assert Path(params.corpus.out) / "manifest.jsonl" in files
         assert any(file.parent == Path(params.model.llm.weights) for file in files)
         for group in read.groups["video"]:
@@ -62,6 +61,16 @@ def test_nothing_is_read_or_hashed_twice(params: Params, monkeypatch: pytest.Mon
     assert (calls["read_manifest"], calls["weights_digest"]) == (1, 1)
     # Training and validation to train on, validation and test to evaluate on: three groups, one of them in both.
     assert (calls["feature_groups"], calls["digest"]) == (2, 3)
+
+
+def test_the_media_of_training_and_evaluation_are_those_of_the_manifest(params: Params, tmp_path: Path) -> None:
+    names = [f"{split}{n}" for split in ("train", "validation", "test") for n in range(2)]
+    expected = {Path(params.corpus.out) / f"{name}.mp4": name for name in names}
+    assert media_files(params, tmp_path) == expected
+    relative = params.model_copy(update={"corpus": params.corpus.model_copy(update={"out": "corpus"})})
+    assert media_files(relative, tmp_path) == {Path(f"corpus/{name}.mp4"): name for name in names}
+    cached = params.model_copy(update={"features": params.features.model_copy(update={"mode": "cached"})})
+    assert media_files(cached, tmp_path) == {}
 
 
 def test_shared_inputs_equal_separate_ones(params: Params) -> None:

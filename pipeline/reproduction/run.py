@@ -1,5 +1,6 @@
 """The steps of a reproduction: restore code and data, check the identity, run both stages, compare."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pipeline.reproduction.code import remove_tree, restore_code, same_code
 from pipeline.reproduction.data import ChangedFile, place_data
 from pipeline.reproduction.results import ReproductionVerdict, judge
 from pipeline.reproduction.stages import query_identity, run_stage, settings_of
-from pipeline.training.inputs import TrialInputs
+from pipeline.training.inputs import TrialInputs, media_files
 from pipeline.trials.environment import environment, shown_path
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
@@ -74,12 +75,25 @@ class Reproduction:
         fetched: dict[str, None] = {}
         for tree in dict.fromkeys(self.trees.values()):
             remaining, pulled = place_data(inputs, self.project, tree)
+            if media := self._media(tree):
+                # Recorded by earlier versions; now those of the manifest, which had to be placed first.
+                inputs = media | inputs
+                remaining, more = place_data(inputs, self.project, tree)
+                pulled += more
             changed |= dict.fromkeys(remaining)
             fetched |= dict.fromkeys(pulled)
         if fetched:
             self._say("data", f"fetched by DVC: {', '.join(fetched)}")
         self._say("data", f"{len(inputs) - len(changed)} of {len(inputs)} files unchanged")
         return list(changed)
+
+    def _media(self, tree: Path) -> dict[str, str]:
+        """SHA-256 of the media that the stages read in mode online, by path, from the manifest in a tree."""
+        # Without a manifest, the check of the identity says so.
+        with contextlib.suppress(PipelineError):
+            files = media_files(load_params(self.trial.config), tree)
+            return {shown_path(self.project / path, self.project): sha256 for path, sha256 in files.items()}
+        return {}
 
     def _inputs(self) -> dict[str, str]:
         """SHA-256 of all files that the stages read, by path."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,10 +98,10 @@ class TrialInputs:
         return self._of(evaluation_utterances(self._manifest, self.params.evaluate.splits, streams(modality)))
 
     def files(self, purpose: str) -> dict[Path, str]:
-        """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features or media, and weights.
+        """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features, and weights.
 
-        Large files are not read; their SHA-256 is in their index, in `weights.json` or in the manifest. Media are
-        included in mode online only: otherwise features are read, and the manifest has the SHA-256 of their media.
+        Large files are not read; their SHA-256 is in their index or in `weights.json`. Media that are read in mode
+        online are not included, up to 150,000 each time: the manifest has their SHA-256, see `media_files`.
         """
         params, inputs = self.params, self.training if purpose == "train" else self.evaluation
         manifest = Path(params.corpus.out) / "manifest.jsonl"
@@ -109,14 +110,10 @@ class TrialInputs:
         for folder in map(Path, filter(None, (params.model.llm.weights, *encoders))):
             # Not weights.json itself, which also records where and when the weights were fetched.
             files |= {folder / name: file["sha256"] for name, file in known_files(folder).items()}
-        for stream, groups in inputs.groups.items():
-            if params.features.mode == "online":
-                media = {u: u.audio_sha256 if stream == "audio" else u.video_sha256 for u in inputs.utterances}
-                files |= {media_path(params.corpus.out, stream, u): sha256 for u, sha256 in media.items() if sha256}
-                continue
-            for group in groups:
-                index = group.folder / INDEX
-                files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
+        groups = chain(*inputs.groups.values()) if params.features.mode == "cached" else ()
+        for group in groups:
+            index = group.folder / INDEX
+            files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
         if purpose == "train" and self._has_noise:
             files |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
         return files
@@ -141,6 +138,22 @@ class TrialInputs:
             # The digest of encoder, its code and media, which is that of the features.
             digests |= {f"{stream}/{group.name}": group.digest for group in members}
         return Inputs(utterances, sources, digests, groups)
+
+
+def media_files(params: Params, root: Path) -> dict[Path, str]:
+    """SHA-256 of the media that training and evaluation read in mode online, by path relative to `root`, which has the
+    corpus; empty with cached features. PipelineError if the manifest is missing or damaged."""
+    if params.features.mode == "cached":
+        return {}
+    used, folder = streams(params.model.modality), Path(params.corpus.out)
+    manifest = read_manifest(root / folder)
+    files: dict[Path, str] = {}
+    for utterance in (*training_utterances(manifest), *evaluation_utterances(manifest, params.evaluate.splits, used)):
+        if "audio" in used:
+            files[media_path(folder, "audio", utterance)] = utterance.audio_sha256
+        if "video" in used and utterance.video_sha256:
+            files[media_path(folder, "video", utterance)] = utterance.video_sha256
+    return files
 
 
 @lru_cache(maxsize=16)

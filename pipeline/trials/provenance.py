@@ -45,10 +45,11 @@ def record_session(
     """Record a session of work on a trial, whose lease the caller holds: its environment, start, end and outcome.
 
     `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end; a finished one
-    has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end) and of each
-    result. The archive of the sources and the patch of uncommitted changes are stored in the same folder; another
-    content gets another name. The mark of an earlier failure, `failed.json`, is removed. `purpose` is `train` or
-    `evaluate`. After the loss of the `lease` nothing is written: the file is that of the new holder.
+    has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end; for media, that
+    of their manifest) and of each result. The archive of the sources and the patch of uncommitted changes are stored in
+    the same folder; another content gets another name. The mark of an earlier failure, `failed.json`, is removed.
+    `purpose` is `train` or `evaluate`. After the loss of the `lease` nothing is written: the file is that of the new
+    holder.
     """
     path = trial.provenance
     before = _undamaged_sessions(trial)
