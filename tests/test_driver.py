@@ -1,11 +1,10 @@
 """The driver's reactions to events of trials and of Ray; the engine follows a script."""
 
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
-from sweeps import planned_trial
+from sweeps import planned_trial, wait_until
 from trials import finish
 
 from pipeline.cluster.connection import RayLostError
@@ -122,13 +121,11 @@ def test_a_worker_is_stopped_after_its_file_system_did_not_answer(tmp_path, monk
     folder.symlink_to("a" * 300)
 
     def work() -> None:
-        while "File name too long" not in capsys.readouterr().err:
-            time.sleep(0.01)
+        wait_until(lambda: "File name too long" in capsys.readouterr().err, None, "a warning")
         folder.unlink()
         folder.mkdir()
         (folder / "stop").touch()
-        for _ in range(6000):
-            time.sleep(0.01)
+        wait_until(lambda: False, None, "the interrupt")
 
     with pytest.raises(KeyboardInterrupt), interrupted_by(folder / "stop"):
         work()
@@ -160,9 +157,10 @@ def test_attempts_that_never_started_do_not_count_but_do_not_repeat_forever(run)
 
 @pytest.mark.parametrize("names", ["a", "abc"])
 def test_without_any_slot_a_trial_waits_for_nodes(run, names):
-    engine = run({"a": [Slots(0), Outcome.DONE]}, names=names)
+    engine = run({"a": [Slots(0), Slots(0), Outcome.DONE]}, names=names, retries=2)
     assert states(engine) == "d" * len(names)
     assert engine.starts == 1
+    assert engine.printed.count("no node of the cluster can run a trial now; waiting for one") == 1
 
 
 def test_after_the_last_trial_no_slot_is_waited_for(run):

@@ -186,6 +186,8 @@ class Driver:
     def _handle(self, event: Event) -> None:
         match event:
             case Slots(concurrency):
+                if not concurrency and self._view.concurrency:
+                    self._view.event("no node of the cluster can run a trial now; waiting for one")
                 self._view.concurrency = concurrency
             case Note(text):
                 self._view.event(text)

@@ -30,7 +30,7 @@ class Resources(Section):
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0), AfterValidator(_integer_above_one)] = 0
     """A fraction lets several trials share a GPU. With several GPUs a trial has a rank on each, which trains on its
-    share of every batch. Becomes 0 where no GPU is available."""
+    share of every batch. Becomes 0 where no GPU is available; with 0, a trial runs on the CPU, in its precision."""
 
 
 def _on_validation(metric: str) -> str:

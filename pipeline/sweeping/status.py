@@ -36,7 +36,7 @@ class RecordedPlan:
     driver: dict[str, Any]
     """`host`, `machine`, `pid` and `started` of its process, and its times `since` and `until`."""
     others: int = 0
-    """The number of recorded trials of another version of the code, whose parameters cannot be read."""
+    """The number of recorded trials of another version of the code, which cannot be read."""
 
 
 @contextlib.contextmanager
@@ -122,24 +122,33 @@ def read_plan(folder: Path) -> RecordedPlan:
 
 def _planned(line: dict[str, Any], rule: EarlyStoppingRule | None) -> PlannedTrial | None:
     """The trial of a recorded line; None if another version of the code recorded it."""
-    if (params := _params(line)) is None:
+    try:
+        return PlannedTrial(
+            line["name"],
+            _params(line),
+            tuple(line["settings"]),
+            line["identity"],
+            line["evaluation"],
+            Trial(line["folder"]),
+            rule,
+            line["dataset"],
+        )
+    except (KeyError, TypeError, ValueError):
         return None
-    name, settings, dataset = line["name"], tuple(line["settings"]), line["dataset"]
-    trial = Trial(line["folder"])
-    return PlannedTrial(name, params, settings, line["identity"], line["evaluation"], trial, rule, dataset)
 
 
 def recorded_trials(folder: Path) -> dict[str, Params | None]:
     """The recorded trials of a folder of results: their parameters by identity; None for those of another version."""
-    return {line["identity"]: _params(line) for line in _recorded_lines(folder)}
+    trials: dict[str, Params | None] = {}
+    for line in _recorded_lines(folder):
+        trials[line["identity"]] = None
+        with contextlib.suppress(ValueError):
+            trials[line["identity"]] = _params(line)
+    return trials
 
 
-def _params(line: dict[str, Any]) -> Params | None:
-    """The parameters of a recorded trial; None if another version of the code recorded it, whose keys are others."""
-    try:
-        return Params.model_validate_json(json.dumps(line["params"]))
-    except ValueError:
-        return None
+def _params(line: dict[str, Any]) -> Params:
+    return Params.model_validate_json(json.dumps(line["params"]))
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:

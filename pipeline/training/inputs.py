@@ -110,10 +110,10 @@ class TrialInputs:
         for folder in map(Path, filter(None, (params.model.llm.weights, *encoders))):
             # Not weights.json itself, which also records where and when the weights were fetched.
             files |= {folder / name: file["sha256"] for name, file in known_files(folder).items()}
-        groups = chain(*inputs.groups.values()) if params.features.mode == "cached" else ()
-        for group in groups:
-            index = group.folder / INDEX
-            files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
+        if params.features.mode == "cached":
+            for group in chain(*inputs.groups.values()):
+                index = group.folder / INDEX
+                files |= {index: sha256_of(index), group.folder / ARRAY: read_index(group)["sha256"]}
         if purpose == "train" and self._has_noise:
             files |= {path: sha256_of(path) for path in noise_sources(params.corpus)}
         return files
