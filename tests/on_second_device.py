@@ -15,7 +15,7 @@ import torch
 from published import NARROW, drawn, official
 from second_device import DEVICE, Elsewhere, by_file, waits
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from pipeline.common.files import write_json
 from pipeline.config import Decorrelation, EncoderLoRA, Rates, Sinks, Train, VideoEncoderSettings
@@ -171,7 +171,6 @@ def training(
         data_collator=collate,
         callbacks=[count],
     )
-    trainer.accelerator.state.device = device
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     quiet = [number for number in range(1, len(count.after)) if number % TRAIN.log_every]
     return model, [count.after[number] - count.after[number - 1] for number in quiet]
@@ -181,7 +180,6 @@ def trained(llm: Path, folder: Path) -> dict[str, Any]:
     """Six steps on the CPU; on the second device the same, and the last three again from a checkpoint."""
     weights, steps = {}, {}
     for name, device in (("here", CPU), ("there", DEVICE), ("again", DEVICE)):
-        TrainingArguments._setup_devices = property(lambda made, device=device: _claim(made, device))
         resumed = folder / "there/checkpoints/checkpoint-3" if name == "again" else None
         with second_device.second_device():
             model, steps[name] = training(llm, folder / name, device, resumed)
@@ -191,15 +189,6 @@ def trained(llm: Path, folder: Path) -> dict[str, Any]:
         "resumed": difference(weights["there"], weights["again"]),
         "steps": steps,
     }
-
-
-def _claim(made: TrainingArguments, device: torch.device) -> torch.device:
-    from accelerate.state import PartialState
-
-    made._n_gpu = 1
-    made.distributed_state = PartialState(cpu=True)
-    made.distributed_state.device = device
-    return device
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def llm(tmp_path_factory):
     return tiny.make_llm(tmp_path_factory.mktemp("llm"))
 
 
-def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
+def trainer_of(llm: Path, folder: Path, device: torch.device = torch.device("cpu"), **settings) -> LossTrainer:  # noqa: B008
     train = Train(**SHORT | settings)
     model_settings = tiny.settings(llm)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def trainer_of(llm: Path, folder: Path, **settings) -> LossTrainer:
         MetricsLog(folder / "metrics.jsonl"),
         batches,
         model=model,
-        args=arguments(train, batches.steps, folder / "checkpoints", torch.device("cpu")),
+        args=arguments(train, batches.steps, folder / "checkpoints", device),
         train_dataset=examples,
         eval_dataset=examples,
         data_collator=collate,
@@ -133,6 +133,19 @@ def test_training_uses_one_of_several_gpus(llm, tmp_path, monkeypatch):
     among.train()
     assert among.model_wrapped is among.model
     assert all(torch.equal(one, other) for one, other in zip(weights_of(alone), weights_of(among), strict=True))
+
+
+def test_the_model_stays_on_its_gpu_which_becomes_the_current_one(llm, tmp_path, monkeypatch):
+    """Two GPUs as transformers sees them; PyTorch without CUDA fails if anything is moved to one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
+    second = torch.device("cuda:1")
+    trainer = trainer_of(llm, tmp_path, device=second)
+    assert trainer.args.device == trainer.accelerator.device == current[-1] == second
+    assert trainer.model.device == torch.device("cpu")
 
 
 def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,20 +34,40 @@ STATES_PER_PARAMETER = 3
 
 
 class _OneDevice(TrainingArguments):
-    """Arguments of a training on one device. With several, the Trainer would copy the model to each and load as many
-    batches at once."""
+    """Arguments of a training on the device that the model is on. By itself the Trainer would move the model to the
+    first GPU; with several, it would copy the model to each and load as many batches at once."""
+
+    def __init__(self, device: torch.device, **arguments: Any) -> None:
+        self._model_device = device
+        super().__init__(**arguments)
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        # Makes the first GPU the current one.
+        _ = super()._setup_devices
+        if self._model_device.type == "cuda":
+            torch.cuda.set_device(self._model_device)
+        assert self.distributed_state is not None
+        self.distributed_state.device = self._model_device
+        return self._model_device
 
     @property
     def n_gpu(self) -> int:
         return min(super().n_gpu, 1)
 
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
+
 
 def arguments(
     train: Train, steps: int, checkpoints: Path, device: torch.device, validates: bool = True
 ) -> TrainingArguments:
-    """The Trainer's arguments for a training of `steps` steps on a device."""
+    """The Trainer's arguments for a training of `steps` steps of a model that is on `device`, which becomes the current
+    one of this process."""
     on_gpu = device.type == "cuda"
     return _OneDevice(
+        device,
         output_dir=str(checkpoints),
         max_steps=steps,
         gradient_accumulation_steps=train.accumulate,
