@@ -148,6 +148,18 @@ def test_the_model_stays_on_its_gpu_which_becomes_the_current_one(llm, tmp_path,
     assert trainer.model.device == torch.device("cpu")
 
 
+def test_a_resumed_training_has_the_intervals_of_its_arguments(llm, tmp_path):
+    """They are no part of a trial's identity, so they may differ from those of the checkpoint."""
+    trainer_of(llm, tmp_path).train()
+    checkpoint = tmp_path / "checkpoints/checkpoint-6"
+    again = trainer_of(llm, tmp_path / "again", checkpoint_every=1, log_every=1, validate_every=1)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    lines = log_of(tmp_path / "again")
+    for name in ("loss/cross_entropy", "loss/validation"):
+        assert [line["step"] for line in lines if name in line] == [7, 8]
+    assert {step_of(path) for path in (tmp_path / "again/checkpoints").iterdir()} == {7, 8}
+
+
 def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):
     settings = {"steps": 1, "accumulate": 3, "log_every": 1, "checkpoint_every": 9, "gradient_clip": 1e9}
     trainer = trainer_of(llm, tmp_path, **settings)

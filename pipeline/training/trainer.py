@@ -11,7 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from pipeline.common.files import read_json, require_space, write_json
 from pipeline.config import Decorrelation, Train
@@ -97,6 +97,14 @@ def arguments(
     )
 
 
+class _OwnIntervals(TrainerCallback):
+    """Logs, validates and saves at the intervals of the arguments. A resumed training would keep those of its
+    checkpoint, and they may differ, since they are no part of the identity."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class LossTrainer(transformers.Trainer):
     """The Trainer with our losses and metrics log; its checkpoints contain the trained parameters, as safetensors.
 
@@ -116,6 +124,7 @@ class LossTrainer(transformers.Trainer):
         **arguments: Any,
     ) -> None:
         super().__init__(model=model, **arguments)
+        self.add_callback(_OwnIntervals())
         # `self.model` with its type.
         self.audiovisual = model
         self.decorrelation, self.metrics_log, self.batches = decorrelation, metrics_log, batches
