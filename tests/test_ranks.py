@@ -42,7 +42,11 @@ def wait_for_exit(pids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("more", [(), UNEVEN], ids=["even", "uneven"])
-def test_two_ranks_train_as_one_process_does(project, more):
+def test_two_ranks_train_as_one_process_does(project, more, monkeypatch):
+    # As mpirun, srun and torchrun set them for the processes that they start.
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     settings = ("--set", "train.steps=6", "--set", "decorrelation.weight=0.1", "--set", "train.accumulate=2", *more)
     trials = {}
     for ranks in (1, 2):
@@ -125,6 +129,17 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)
     with pytest.raises(PipelineError, match=r"train\.ranks: is 4, and this trial has 1 GPUs"):
         launch.launch(print, (), 4, "auto", bool)
+
+
+def test_variables_of_other_launchers_are_removed(monkeypatch):
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    kept = {"PATH": "/bin", "SLURM_PROCID": "1", "CUDA_VISIBLE_DEVICES": "0", "RANKS": "2"}
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "PMI_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+    for name, value in (kept | launched | {"ACCELERATE_MIXED_PRECISION": "bf16"}).items():
+        monkeypatch.setenv(name, value)
+    launch.forget_launcher()
+    assert dict(os.environ) == kept
 
 
 def test_each_rank_has_its_own_gpu_and_sees_the_others(monkeypatch):

@@ -26,7 +26,7 @@ from pipeline.training.build import build_model
 from pipeline.training.checkpoints import newest_intact, step_of
 from pipeline.training.evaluation import followed_metrics, require_measurable
 from pipeline.training.inputs import Inputs, TrialInputs
-from pipeline.training.launch import launch
+from pipeline.training.launch import forget_launcher, launch
 from pipeline.training.loaders import loader_errors
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.trainer import LossTrainer, arguments
@@ -53,6 +53,7 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
         PipelineError: the sinks of the LLM cannot be measured, the loss is not finite, the disk has no space for a
             checkpoint, the lease is lost, or a loader process was killed.
     """
+    forget_launcher()
     resumed = newest_intact(trial.checkpoints)
     first = step_of(resumed) if resumed else 0
     if until is not None and until <= first:

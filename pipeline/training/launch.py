@@ -32,6 +32,9 @@ TIMEOUT = timedelta(days=2)
 """Timeout of a rank that waits for the others, one of which may validate or save a checkpoint. A killed rank is noticed
 by the parent process."""
 STOP, STORE, ERROR = "stop", "store", "error-{}.pickle"
+LAUNCHERS = ("ACCELERATE_", "FSDP_", "MV2_COMM_WORLD_", "OMPI_COMM_WORLD_", "PMI_")
+"""Beginnings of the variables by which `accelerate launch`, mpirun and srun set up the processes that they start."""
+TORCHRUN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")
 Work = Callable[..., None]
 
 
@@ -68,6 +71,14 @@ def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Ca
             _kill(processes)
         if any(codes):
             raise _failure(folder, codes)
+
+
+def forget_launcher() -> None:
+    """Remove the variables of another launcher, under which this process, or the one that started it, may run. The
+    libraries would join its group of processes, or train in the precision that it sets; a trial has the ranks of
+    `launch`, and its parameters alone."""
+    for name in [name for name in os.environ if name in TORCHRUN or name.startswith(LAUNCHERS)]:
+        del os.environ[name]
 
 
 def _require_gpus(count: int, device: str) -> None:
