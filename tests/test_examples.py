@@ -7,14 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from accelerate.data_loader import DataLoaderShard
 from trials import write_manifest
 
 from pipeline.common import verified
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_json
+from pipeline.common.journal import Journal
+from pipeline.config import load_params
 from pipeline.corpora import manifest
+from pipeline.corpora.manifest import Utterance
+from pipeline.corpora.utterance_media import Media
+from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.examples import MEDIA, MediaExamples, Responses
+from pipeline.model.llm import load_llm, load_tokenizer
+from pipeline.training.evaluation import batch_of, hypotheses
+from pipeline.training.inputs import Inputs
 
 IDS = ("u0", "u1", "u2", "u3")
 PATIENCE_SECONDS = 60
@@ -61,6 +71,34 @@ def test_a_damaged_clip_is_an_error_of_its_own_batch() -> None:
     second = next(loader)
     with pytest.raises(PipelineError, match=r"u3\.wav: is cut; make it again"):
         second[MEDIA].read()
+
+
+class Counted(Media):
+    """Media that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, utterance: str) -> np.ndarray:
+        self.reads += 1
+        return np.zeros(3, np.float32)
+
+
+def test_media_of_decoded_utterances_are_not_read_again(tmp_path):
+    own = tiny.settings(tiny.make_llm(tmp_path / "llm"))
+    model = AudioVisualLLM(load_llm(own.llm, torch.float32), load_tokenizer(own.llm), tiny.DIMENSIONS, own, "float32")
+    utterances = tuple(
+        Utterance(name, "test", "s1", "set red", f"{name}.wav", None, 1.0, None, None, "0", None) for name in IDS
+    )
+    media = Counted(tmp_path, "audio", utterances)
+    inputs = Inputs(utterances, {"audio": media}, {})
+    with Journal(tmp_path / "journal") as journal:
+        journal.add(*[(name, ["set red", False]) for name in IDS])
+    params = load_params("params.yaml", ["evaluate.batch_size=2"])
+    decoded = hypotheses(model, params, inputs, tmp_path / "journal")
+    assert decoded.keys() == set(IDS)
+    assert media.reads == 0
+    batch_of(model, inputs, utterances)[MEDIA].read()
+    assert media.reads == len(IDS)
 
 
 def test_transcripts_are_tokenized_on_access():

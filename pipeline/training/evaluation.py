@@ -37,9 +37,10 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
     """
     with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
         decoded = {name: Hypothesis(*values) for name, values in lines.values}
-        for utterances, batch in batches_by_length(model, inputs, inputs.utterances, params.evaluate.batch_size):
+        for utterances in grouped_by_length(inputs.utterances, params.evaluate.batch_size):
             # Complete batches, so that results do not depend on an interruption.
             if not all(u.id in decoded for u in utterances):
+                batch = batch_of(model, inputs, utterances)
                 results = decode(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
                 new = {utterance.id: hypothesis for utterance, hypothesis in zip(utterances, results, strict=True)}
                 lines.add(*new.items())
@@ -161,8 +162,17 @@ def teacher_forced(model: AudioVisualLLM, batch: Batch) -> Captured:
 def batches_by_length(
     model: AudioVisualLLM, inputs: Inputs, utterances: Sequence[Utterance], size: int
 ) -> Iterator[tuple[list[Utterance], Batch]]:
-    """Batches of similar length, the longest first, so that a lack of memory shows at the beginning."""
+    """`grouped_by_length`, each group with its batch."""
+    for chosen in grouped_by_length(utterances, size):
+        yield chosen, batch_of(model, inputs, chosen)
+
+
+def grouped_by_length(utterances: Sequence[Utterance], size: int) -> Iterator[list[Utterance]]:
+    """Utterances of similar length, the longest first, so that a lack of memory shows at the beginning."""
     ordered = sorted(utterances, key=lambda u: (-u.audio_seconds, u.id))
-    for start in range(0, len(ordered), size):
-        chosen = ordered[start : start + size]
-        yield chosen, batch_to(inputs.examples(chosen, model.tokenize_response).as_batch(), model.device)
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+def batch_of(model: AudioVisualLLM, inputs: Inputs, utterances: Sequence[Utterance]) -> Batch:
+    """The batch of these utterances on the model's device; in mode online the reading of their media begins."""
+    return batch_to(inputs.examples(utterances, model.tokenize_response).as_batch(), model.device)
