@@ -394,6 +394,8 @@ def test_layers_outside_the_loss_are_refused(llm, changes, expected):
     with pytest.raises(PipelineError, match=expected):
         model(batch_of(model), Decorrelation(weight=1, **changes))
     assert list(counted_layers(Decorrelation(weight=1), 4)) == [0, 1, 2]
+    # A trial's identity has each layer once.
+    assert list(counted_layers(Decorrelation(weight=1, layers=(2, 0, 2)), 4)) == [0, 2]
     with pytest.raises(PipelineError, match="the LLM has 1 layer"):
         counted_layers(Decorrelation(weight=1), 1)
 
