@@ -67,6 +67,18 @@ REFUSED = [
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
     ("model.rates.audio", "has no '='"),
     ("train.steps=[", "invalid YAML"),
+    ("model.lora.targets=[]", "model.lora.targets is []; list at least one"),
+    ("evaluate.splits=[test, validation, test]", "evaluate.splits is ['test', 'validation', 'test']; list each split"),
+    ("train.device=cuda:x", "train.device is 'cuda:x'; it must match pattern"),
+    ("train.device=tpu", "train.device is 'tpu'; it must match pattern"),
+    (
+        "features.video={encoder: avhubert}",
+        "features.video.weights is null and features.video.encoder is 'avhubert'; set it to the folder of a source",
+    ),
+    (
+        "features.audio={encoder: avhubert, weights: null}",
+        "features.audio.weights is null and features.audio.encoder is 'avhubert'; set it to the folder of a source",
+    ),
 ]
 
 
@@ -281,7 +293,8 @@ def test_streams_are_in_the_order_of_the_sequence():
 
 
 def test_settings_of_an_encoder_that_is_not_chosen_are_dropped():
-    video = load_params(PARAMS, ["features.video.encoder=avhubert", "features.video.coefficients=10"]).features.video
+    settings = ["features.video.encoder=avhubert", "features.video.coefficients=10", "model.modality=audio"]
+    video = load_params(PARAMS, settings).features.video
     assert video.model_dump() == {"encoder": "avhubert", "weights": None, "precision": "auto", "lora": None}
     assert load_params(PARAMS, ["features.video.coefficients=10"]).features.video.coefficients == 10
 

@@ -110,7 +110,8 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
         {"name": name, "format": "huggingface", "source": {"kind": "path", "path": path}}
         for name, path in paths.items()
     ]
-    sweep = load(set={"weights.sources": sources}, axes={"dataset": CORPORA})
+    made = {"model.llm.weights": "data/weights/llm", "features.audio.weights": "data/weights/whisper"}
+    sweep = load(set={"weights.sources": sources, **made}, axes={"dataset": CORPORA})
     remedy = "correct it, or mount it"
     assert [str(error) for error in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
         f"sweep.yaml: weights.sources[llm]: /no/llm does not exist; {remedy}",
@@ -121,10 +122,28 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["corpus"] |= {"kind": "lrs3", "root": "/no/lrs3"}
     values["weights"]["sources"] = sources
+    values["model"]["llm"]["weights"] = "data/weights/llm/deeper"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "sweep.yaml").write_text("name: some")
     missing = missing_sources(load_sweep("sweep.yaml", "own.yaml"), "sweep.yaml", "own.yaml")
-    assert [error.where for error in missing] == ["own.yaml: weights.sources[llm]", "own.yaml: corpus.root"]
+    assert [error.where for error in missing] == [
+        "own.yaml: weights.sources[llm]",
+        "own.yaml: corpus.root",
+        "own.yaml: features.audio.weights",
+    ]
+
+
+def test_weights_that_no_source_makes_are_listed(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    llms = ["data/weights/smollm2-135m", str(tmp_path / "mine"), "/no/llm"]
+    sweep = load(set={"features.audio.weights": "data/weights/wisper"}, axes={"model.llm.weights": llms, **WEIGHTS})
+    remedy = "correct it, or add a source of that name to weights.sources"
+    assert [str(error) for error in missing_sources(sweep, "sweep.yaml", "params.yaml")] == [
+        f"sweep.yaml: features.audio.weights: data/weights/wisper does not exist; {remedy}",
+        f"sweep.yaml: model.llm.weights: /no/llm does not exist; {remedy}",
+    ]
+    assert not missing_sources(load(set={"model.modality": "video"}), "sweep.yaml", "params.yaml")
 
 
 def test_the_name_of_a_point_keeps_the_seed_of_another_axis(load, tmp_path):
@@ -258,6 +277,10 @@ def test_specifications_of_the_repository_are_valid(file):
             "resources: gpus is 0.5 and train.ranks is 2; set gpus to 2, a GPU for each rank, or to 0",
         ),
         ({"resources": {"gpus": 4}, "axes": {"train.ranks": [4, 2]}}, "resources: gpus is 4 and train.ranks is 2"),
+        (
+            {"set": {"corpus.video": False}, "axes": {"model.modality": ["audio", "video"]}},
+            "corpus.video is false and model.modality is 'video'; set model.modality to audio, or corpus.video to true",
+        ),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"retries": -1}, "retries is -1"),
         ({"select": {"by": "wer/test"}}, "select.by is 'wer/test'"),

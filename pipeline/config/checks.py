@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
-from pipeline.config.registry import AUDIO_ENCODERS, CORPORA, VIDEO_ENCODERS
+from pipeline.config.registry import AUDIO_ENCODERS, CORPORA, NEED_WEIGHTS, VIDEO_ENCODERS
 
 if TYPE_CHECKING:
     from pipeline.config.params import Params
@@ -19,9 +19,16 @@ Contradiction = tuple[str, str]
 
 def check_across_sections(params: "Params", where: str | Path) -> None:
     """Raise a `PipelineError` for the first contradiction between sections; `where` is named in it."""
-    for check in (_corpus, _trial, _decorrelation, _online):
+    for check in (_corpus, _trial, _encoders, _decorrelation, _online):
         for found, remedy in check(params):
             raise PipelineError(where, found, remedy)
+
+
+def require_video(params: "Params", where: str | Path) -> None:
+    """Raise a `PipelineError` for a trial with video on a corpus without; `prepare` uses no model, and takes both."""
+    if not params.corpus.video and "video" in streams(params.model.modality):
+        found = f"corpus.video is false and model.modality is {params.model.modality!r}"
+        raise PipelineError(where, found, "set model.modality to audio, or corpus.video to true")
 
 
 def _corpus(params: "Params") -> Iterator[Contradiction]:
@@ -58,6 +65,10 @@ def _trial(params: "Params") -> Iterator[Contradiction]:
             f"train.ranks is {train.ranks} and train.device is {train.device!r}, which is a single device",
             "set train.device to auto, cuda or cpu",
         )
+    if not params.model.lora.targets:
+        yield "model.lora.targets is []", "list at least one module, such as q_proj"
+    if len(set(splits)) < len(splits):
+        yield f"evaluate.splits is {splits}", "list each split once"
     if params.sinks.split not in splits:
         yield (
             f"sinks.split is {params.sinks.split!r} and evaluate.splits is {splits}",
@@ -68,6 +79,17 @@ def _trial(params: "Params") -> Iterator[Contradiction]:
             f"sinks.validation is true and evaluate.splits is {splits}",
             "add validation to evaluate.splits, or set sinks.validation to false",
         )
+
+
+def _encoders(params: "Params") -> Iterator[Contradiction]:
+    """An encoder that needs pretrained weights and has none."""
+    for stream in streams(params.model.modality):
+        settings = getattr(params.features, stream)
+        if settings.encoder in NEED_WEIGHTS and settings.weights is None:
+            yield (
+                f"features.{stream}.weights is null and features.{stream}.encoder is {settings.encoder!r}",
+                "set it to the folder of a source of weights.sources",
+            )
 
 
 def _decorrelation(params: "Params") -> Iterator[Contradiction]:

@@ -18,6 +18,8 @@ VIDEO_ENCODERS = {
     "dct": "pipeline.encoders.dct:MouthDCT",
     "avhubert": "pipeline.encoders.avhubert:AVHuBERT",
 }
+NEED_WEIGHTS = ("avhubert",)
+"""Encoders of both streams, which have no `Settings` where `weights: str` would say so."""
 CORPORA = {
     "synthetic": "pipeline.corpora.synthetic.corpus:SyntheticCorpus",
     "lrs3": "pipeline.corpora.formats.lrs:LRS3",

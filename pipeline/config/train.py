@@ -80,7 +80,7 @@ class Train(Section):
     """Steps between measurements of the validation loss."""
     runs: str = "runs"
     """Folder of the trials' folders."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`."""
     threads: Count | None = None
     """CPU threads of all ranks together; null leaves the number to PyTorch."""

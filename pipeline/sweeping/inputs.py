@@ -1,6 +1,6 @@
 """The stages that a sweep needs before its first trial, from the files on disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.common.digests import canonical
@@ -50,10 +50,15 @@ def needed_stages(params: Params) -> list[str]:
 
 
 def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineError]:
-    """An error for each missing path that the stages of a sweep would read, at the key that names it in `file` (of the
-    sweep) or `params_file`."""
+    """An error for each missing path that the stages of a sweep, or its trials, would read, at the key that names it in
+    `file` (of the sweep) or `params_file`."""
     own_keys = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
     missing: dict[str, PipelineError] = {}
+
+    def add(key: str, path: str, remedy: str) -> None:
+        where = f"{file if any(key.startswith(own_key) for own_key in own_keys) else params_file}: {key}"
+        missing.setdefault(path, PipelineError(where, f"{path} does not exist", remedy))
+
     for params in distinct_inputs(sweep):
         needed = needed_stages(params)
         paths: list[tuple[str, str | None]] = []
@@ -64,10 +69,23 @@ def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineE
             paths += [("corpus.root", params.corpus.root), ("corpus.noise.folder", params.corpus.noise.folder)]
         for key, path in paths:
             if path and not Path(path).exists():
-                is_own = any(key.startswith(own_key) for own_key in own_keys)
-                where = f"{file if is_own else params_file}: {key}"
-                missing.setdefault(path, PipelineError(where, f"{path} does not exist", "correct it, or mount it"))
+                add(key, path, "correct it, or mount it")
+    for key, folder in _missing_weights(sweep):
+        add(key, folder, "correct it, or add a source of that name to weights.sources")
     return list(missing.values())
+
+
+def _missing_weights(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    """The key and the folder of weights that a trial uses, which neither exists nor will be made from a source."""
+    for params in (point.params for point in sweep.points):
+        made = {(Path(params.weights.out) / source.name).resolve() for source in params.weights.sources}
+        used = {"model.llm.weights": params.model.llm.weights}
+        used |= {f"features.{s}.weights": getattr(params.features, s).weights for s in streams(params.model.modality)}
+        for key, folder in used.items():
+            if folder and not Path(folder).is_dir():
+                place = Path(folder).resolve()
+                if made.isdisjoint((place, *place.parents)):
+                    yield key, folder
 
 
 def _has_weights(params: Params, weights: WeightsSource) -> bool:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, Section, assign, known_below, validate
+from pipeline.config.checks import require_video
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 
 MAX_TRIALS = 10_000
@@ -125,7 +126,10 @@ def point_params(path: str | Path, base: dict[str, Any], common: SettingsByKey, 
         # Copied, or a nested setting would be written into a section that later points share.
         assign(values, key, _copied(value))
     shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return validate(values, f"{path} at {shown}" if shown else path)
+    where = f"{path} at {shown}" if shown else path
+    params = validate(values, where)
+    require_video(params, where)
+    return params
 
 
 def _copied(values: Any) -> Any:
