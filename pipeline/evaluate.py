@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from pipeline.common.command import load_params_for_command, parser, run_command
+from pipeline.common.errors import memory_errors
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.common.metrics import BY_ACTIVATION, BY_ATTENTION, RELOCATED
 from pipeline.config import Params
@@ -60,6 +61,10 @@ def evaluate(params: Params, inputs: TrialInputs | None = None) -> Trial:
     return trial
 
 
+@memory_errors(
+    "the evaluation",
+    "lower evaluate.batch_size, evaluate.beams or sinks.batch_size; or, in a sweep, raise resources.gpus",
+)
 def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str, lease: Lease) -> tuple[dict[str, float], dict]:
     from pipeline.training.build import build_model
     from pipeline.training.evaluation import hypotheses, scores, sinks

@@ -17,7 +17,7 @@ from published import NARROW, drawn, official
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGeneration
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.config import Augmentation, Decorrelation, EncoderLoRA, Rates, Train, VideoEncoderSettings
 from pipeline.encoders.avhubert import AVHuBERT
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
@@ -154,6 +154,24 @@ def test_a_damaged_clip_is_the_error_of_its_own_batch(folder, tmp_path):
     for batch in trainer.get_train_dataloader():
         if "u3" not in batch[MEDIA].ids:
             batch[MEDIA].read()
+
+
+class Files(dict[str, np.ndarray]):
+    """Media in files."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.frombuffer(Path(name).read_bytes(), np.uint8)
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_an_unreadable_file_is_named_with_any_number_of_loaders(tmp_path, loaders):
+    examples = MediaExamples({"audio": Files()}, [str(tmp_path / "gone.wav")], [[1]])
+    loader = DataLoader(examples, batch_size=1, collate_fn=examples.collate, **loader_options(loaders))
+    (batch,) = list(loader)
+    with pytest.raises((OSError, PipelineError)) as raised:
+        batch[MEDIA].read()
+    error = raised.value
+    assert "gone.wav: no such file or directory" in str(from_os_error(error) if isinstance(error, OSError) else error)
 
 
 def test_a_killed_loader_is_an_error_with_a_remedy(folder, tmp_path):

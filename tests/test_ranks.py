@@ -124,6 +124,15 @@ def test_an_error_of_a_rank_is_one_line(project):
     assert "Traceback" not in failed.stderr
 
 
+def unreadable(ranks, is_stopped, path: Path) -> None:
+    path.read_bytes()
+
+
+def test_an_unreadable_file_of_a_rank_is_one_line_that_names_it(tmp_path):
+    with pytest.raises(PipelineError, match=r"a\.wav: no such file or directory; fix that"):
+        launch.launch(unreadable, (tmp_path / "a.wav",), 1, "cpu", bool)
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launch, "resolve_device", lambda device: launch.torch.device("cuda"))
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from pipeline.common import verified
-from pipeline.common.errors import PipelineError, UnreadableError
+from pipeline.common.errors import PipelineError, UnreadableError, memory_errors
 from pipeline.config import Decorrelation, Train
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.examples import Examples, collate
@@ -158,6 +158,22 @@ def test_a_resumed_training_has_the_intervals_of_its_arguments(llm, tmp_path):
     for name in ("loss/cross_entropy", "loss/validation"):
         assert [line["step"] for line in lines if name in line] == [7, 8]
     assert {step_of(path) for path in (tmp_path / "again/checkpoints").iterdir()} == {7, 8}
+
+
+def test_a_lack_of_memory_is_one_line():
+    with (
+        pytest.raises(PipelineError, match=r"^the training: needs more memory than is free \(.*\d+ bytes\); lower"),
+        memory_errors("the training", "lower train.batch_size"),
+    ):
+        torch.empty(1 << 60)
+    sizes = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB. See documentation."
+    with (
+        pytest.raises(PipelineError, match=r"\(CUDA out of memory. Tried to allocate 20.00 MiB\); lower"),
+        memory_errors("the training", "lower train.batch_size"),
+    ):
+        raise torch.OutOfMemoryError(f"CUDA out of memory. {sizes}")
+    with pytest.raises(RuntimeError, match="must match"), memory_errors("the training", ""):
+        torch.ones(2) + torch.ones(3)
 
 
 def test_accumulated_gradients_are_the_mean_over_batches(llm, tmp_path):

@@ -7,7 +7,9 @@ names the place, what was found there, and the remedy. Commands print that line 
 import contextlib
 import errno
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.redaction import without_secrets
@@ -17,6 +19,7 @@ MAX_LENGTH = 600
 _MAX_SCANNED = 20_000
 _MIN_FREE = 1 << 16
 """Bytes; a disk with less free space is full."""
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
 _REMEDIES = {
     errno.EACCES: "change its permissions; `ls -ld` shows its owner",
     errno.EPERM: "change its permissions; `ls -ld` and `lsattr -d` show its protection",
@@ -78,6 +81,19 @@ def from_os_error(error: OSError) -> PipelineError | None:
     remedy = _REMEDIES.get(error.errno or 0, "fix that, then run the same command again")
     reason = error.strerror or type(error).__name__
     return PipelineError(name, f"{reason[:1].lower()}{reason[1:]}", remedy)
+
+
+@contextlib.contextmanager
+def memory_errors(where: str, remedy: str) -> Iterator[None]:
+    """Turn a lack of memory, of a GPU or of the machine, in tensors of PyTorch into a `PipelineError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _NO_MEMORY.search(str(error)):
+            raise
+        # The first two sentences have the size; more of them are advice to programmers.
+        reason = ". ".join(error_reason(error).split(". ")[:2])
+        raise PipelineError(where, f"needs more memory than is free ({reason})", remedy) from error
 
 
 def _full_folders() -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.encoder_input import EncoderInput
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, from_os_error
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class MediaBatch:
 
         Raises:
             PipelineError: a file is missing or damaged.
+            OSError: the system cannot read a file.
         """
         streams = {
             stream: tuple(
@@ -67,6 +68,11 @@ class PackedMedia:
             streams = batch.read().streams
         except PipelineError as error:
             return cls(batch.ids, {}, {}, {}, error)
+        except OSError as error:
+            # Torch would raise it without the name of its file.
+            if (known := from_os_error(error)) is None:
+                raise
+            return cls(batch.ids, {}, {}, {}, known)
         values: dict[str, Tensor] = {}
         shapes, lengths = {}, {}
         for stream, contents in streams.items():
@@ -77,7 +83,7 @@ class PackedMedia:
         return cls(batch.ids, values, shapes, lengths)
 
     def read(self) -> MediaBatch:
-        """The batch; its `EncoderInput` are tensors. Raises PipelineError as `MediaBatch.read`."""
+        """The batch; its `EncoderInput` are tensors. PipelineError if a file is missing, damaged or cannot be read."""
         if self.error:
             raise self.error
         return MediaBatch(self.ids, {stream: tuple(self._contents(stream)) for stream in self.values})

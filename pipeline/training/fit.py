@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, memory_errors
 from pipeline.common.progress import progress
 from pipeline.common.rates import FRAME_RATE
 from pipeline.config import Params
@@ -50,8 +50,8 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
 
     Raises:
         KeyboardInterrupt: after a checkpoint, at the first `Ctrl-C` or SIGTERM; at once at the second.
-        PipelineError: the sinks of the LLM cannot be measured, the loss is not finite, the disk has no space for a
-            checkpoint, the lease is lost, or a loader process was killed.
+        PipelineError: the sinks of the LLM cannot be measured, the loss is not finite, memory or the disk is too small,
+            the lease is lost, or a loader process was killed.
     """
     forget_launcher()
     resumed = newest_intact(trial.checkpoints)
@@ -101,6 +101,11 @@ def _train_in_rank(
     _train(ranks, is_stopped, params, inputs, Trial(folder), resumed, until)
 
 
+@memory_errors(
+    "the training",
+    "set train.activation_checkpointing to true, which resumes from the last checkpoint; or lower train.batch_size (or "
+    "train.batch_frames) and raise train.accumulate; or, in a sweep, raise resources.gpus",
+)
 def _train(
     ranks: Ranks,
     is_stopped: Callable[[], bool],

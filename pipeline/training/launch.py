@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.common.files import atomic_write
 from pipeline.common.hardware import resolve_device
 from pipeline.common.redaction import RedactedText, open_redacted
@@ -51,7 +51,7 @@ def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Ca
         is_stopped: called regularly; its result is passed on to the ranks. An exception ends the processes.
 
     Raises:
-        PipelineError: raised by a rank; or a rank was killed, or there are too few GPUs.
+        PipelineError: raised by a rank, or an OSError with its file; or a rank was killed, or there are too few GPUs.
         RuntimeError: another error of a rank, with its traceback as a note.
     """
     _require_gpus(count, device)
@@ -142,13 +142,16 @@ def _run(
             dist.destroy_process_group()
         except Exception as error:
             with atomic_write(Path(folder) / ERROR.format(number)) as temporary:
-                temporary.write_bytes(pickle.dumps(error if isinstance(error, PipelineError) else _plain(error)))
+                temporary.write_bytes(pickle.dumps(_plain(error)))
             # The others must not notice the failure before the file exists.
             os._exit(1)
 
 
-def _plain(error: Exception) -> RuntimeError:
-    """An error that can be pickled, with the traceback as a note."""
+def _plain(error: Exception) -> PipelineError | RuntimeError:
+    """An error that can be pickled; one that is not for users has its traceback as a note."""
+    known = from_os_error(error) if isinstance(error, OSError) else error
+    if isinstance(known, PipelineError):
+        return known
     plain = RuntimeError(traceback.format_exception_only(error)[-1].strip())
     plain.add_note(traceback.format_exc())
     return plain
