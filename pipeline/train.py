@@ -4,10 +4,12 @@ Trains a projector and LoRA on cached features or, in mode online, on media. Res
 returns at once if the trial is already trained.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 
 from pipeline.common.command import load_params_for_command, parser, run_command
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text, write_json, write_text
 from pipeline.config import Params
 from pipeline.training.inputs import TrialInputs
@@ -36,8 +38,7 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
     inputs = inputs or TrialInputs(params)
     trial = Trial.create(params.train.runs, params, inputs.training.digests)
     if trial.status() in TRAINED:
-        # There are some if a process was killed between its last two steps.
-        shutil.rmtree(trial.checkpoints, ignore_errors=True)
+        _remove_leftovers(trial)
         return trial
     with trial.lease() as lease:
         # Another process may have finished it before this one acquired the lease.
@@ -47,6 +48,14 @@ def train(params: Params, until: int | None = None, inputs: TrialInputs | None =
             with record_session(trial, "train", params.train.device, lambda: inputs.files("train"), lease):
                 fit(params, inputs.training, trial, lease, until)
     return trial
+
+
+def _remove_leftovers(trial: Trial) -> None:
+    """Remove the checkpoints of a trained trial, which has some if a process was killed between its last two steps; a
+    process that holds the lease may be at the last one now, and removes them itself."""
+    if trial.checkpoints.exists():
+        with contextlib.suppress(PipelineError, OSError), trial.lease():
+            shutil.rmtree(trial.checkpoints, ignore_errors=True)
 
 
 def publish_curves(trial: Trial, folder: Path = RESULTS) -> None:

@@ -9,9 +9,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from trials import DATA, make_trial
 
+from pipeline.config import load_params
+from pipeline.train import train
 from pipeline.trials.lease import Lease, LeaseLostError, LeaseTakenError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +94,20 @@ def test_one_holder_then_the_next(path: Path) -> None:
     assert not path.exists()
     with Lease(path) as second:
         second.require()
+
+
+def test_leftover_checkpoints_are_removed_by_the_holder_of_the_lease_alone(tmp_path: Path) -> None:
+    settings = ("train.device=cpu", "train.precision=float32", f"train.runs={tmp_path}")
+    trial, params = make_trial(tmp_path, *settings), load_params(ROOT / "params.yaml", settings)
+    trial.adapter.mkdir()
+    left = trial.checkpoints / "checkpoint-8"
+    left.mkdir(parents=True)
+    inputs = SimpleNamespace(training=SimpleNamespace(digests=DATA))
+    with trial.lease():
+        assert train(params, inputs=inputs).folder == trial.folder
+        assert left.exists()
+    train(params, inputs=inputs)
+    assert not trial.checkpoints.exists()
 
 
 def test_released_when_the_work_fails(path: Path) -> None:
