@@ -33,6 +33,11 @@ def test_an_epoch_has_each_utterance_once(settings):
     assert plan.epoch(0) != batches(**settings, seed=1).epoch(0)
 
 
+def test_no_utterances_are_refused():
+    with pytest.raises(ValueError, match="no utterances"):
+        batches([], steps=5)
+
+
 def test_no_two_seeds_share_the_order_of_an_epoch() -> None:
     epochs = [batches(seed=seed).epoch(number) for seed in range(5) for number in range(5)]
     assert len({str(epoch) for epoch in epochs}) == len(epochs)

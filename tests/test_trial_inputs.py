@@ -9,7 +9,7 @@ from trials import ROOT, write_manifest
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, load_params
-from pipeline.corpora.manifest import Utterance
+from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.encoders import store
 from pipeline.training import inputs as trial_inputs
 from pipeline.training.inputs import TrialInputs, media_files
@@ -80,6 +80,21 @@ def test_shared_inputs_equal_separate_ones(params: Params) -> None:
         assert ours.digests == alone.digests
         assert ours.utterances == alone.utterances
     assert {utterance.split for utterance in inputs.training.utterances} == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "kind", "message"),
+    [
+        ("train", "training", "has no utterance of the split train"),
+        ("validation", "training", "has no clean utterance of the split validation"),
+        ("test", "evaluation", "has no clean utterance of the split test"),
+    ],
+)
+def test_an_empty_split_is_refused(params: Params, lost: str, kind: str, message: str) -> None:
+    utterances = [utterance for utterance in read_manifest(params.corpus.out) if utterance.split != lost]
+    write_manifest(Path(params.corpus.out), utterances)
+    with pytest.raises(PipelineError, match=message):
+        getattr(TrialInputs(params), kind)
 
 
 def test_a_missing_manifest_is_reported_on_first_use(params: Params) -> None:

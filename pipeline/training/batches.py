@@ -24,9 +24,14 @@ class Batches:
     Args:
         frames: lengths of the utterances, at 25 frames per second.
         train: `seed`, `group_by_length`, `batch_size` or `batch_frames`, `accumulate`, and `steps` or `epochs` count.
+
+    Raises:
+        ValueError: there are no utterances.
     """
 
     def __init__(self, frames: Sequence[int], train: Train) -> None:
+        if not frames:
+            raise ValueError("no utterances to train on")
         self._frames, self._train = torch.tensor(frames), train
         if train.steps is None:
             self._length = sum(len(self.epoch(number)) for number in range(train.epochs or 0))

@@ -85,7 +85,7 @@ class TrialInputs:
     @cached_property
     def training(self) -> Inputs:
         """The training split in all its conditions, and the clean validation split."""
-        inputs = self._of(training_utterances(self._manifest))
+        inputs = self._of(training_utterances(self._manifest), ("train", "validation"))
         if not self._has_noise:
             return inputs
         noise = noise_digest(self.params.corpus, inputs.utterances)
@@ -94,8 +94,9 @@ class TrialInputs:
     @cached_property
     def evaluation(self) -> Inputs:
         """The splits of `evaluate.splits` in all their conditions; only one condition for a model without audio."""
-        modality = self.params.model.modality
-        return self._of(evaluation_utterances(self._manifest, self.params.evaluate.splits, streams(modality)))
+        splits = self.params.evaluate.splits
+        used = streams(self.params.model.modality)
+        return self._of(evaluation_utterances(self._manifest, splits, used), splits)
 
     def files(self, purpose: str) -> dict[Path, str]:
         """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features, and weights.
@@ -122,8 +123,9 @@ class TrialInputs:
     def _has_noise(self) -> bool:
         return is_noise_added(self.params.model.modality, self.params.features.augmentation.noise_share)
 
-    def _of(self, utterances: tuple[Utterance, ...]) -> Inputs:
+    def _of(self, utterances: tuple[Utterance, ...], splits: Sequence[str]) -> Inputs:
         params = self.params
+        _require_splits(params, utterances, splits)
         _require_streams(params, utterances)
         digests = {"llm": self._llm}
         for split in sorted({u.split for u in utterances}):
@@ -160,6 +162,15 @@ def media_files(params: Params, root: Path) -> dict[Path, str]:
 def _texts_digest(ids: tuple[str, ...], texts: tuple[str, ...]) -> str:
     """SHA-256 of utterances with their transcripts, cached since many trials of a sweep have the same."""
     return digest(list(zip(ids, texts, strict=True)))
+
+
+def _require_splits(params: Params, utterances: Sequence[Utterance], splits: Sequence[str]) -> None:
+    """Check that each split has an utterance: the training split in any condition, the others without noise."""
+    present = {u.split for u in utterances if u.split == "train" or u.condition == "clean"}
+    for split in splits:
+        if split not in present:
+            found = f"has no {'' if split == 'train' else 'clean '}utterance of the split {split}"
+            raise PipelineError(params.corpus.out, found, "use a corpus that has some; skipped.csv lists skipped clips")
 
 
 def _require_streams(params: Params, utterances: Sequence[Utterance]) -> None:
