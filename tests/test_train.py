@@ -154,6 +154,20 @@ except PipelineError as error:
     assert not losses_of(the_trial(project))
 
 
+def test_a_lack_of_memory_is_one_line(project):
+    code = """
+import torch
+from pipeline.common.errors import PipelineError
+from pipeline.training import fit
+fit.require_measurable = lambda *_: torch.empty(1 << 60)
+try:
+    train(params())
+except PipelineError as error:
+    print(error)
+"""
+    assert "the training: needs more memory than is free (" in in_process(project, code, str)
+
+
 def test_a_loss_that_is_not_finite_is_one_error(project):
     failed = command(project, "train", "--set", "train.learning_rate=1e30", "--set", "train.gradient_clip=1e30")
     assert failed.returncode == 1
