@@ -51,6 +51,7 @@ from pipeline.corpora.reader import (
     MISSING,
     NOISE_MEDIA,
     OUT_OF_MEMORY,
+    TEMPORARY,
     FileInfo,
     Listing,
     PreparedClip,
@@ -287,7 +288,7 @@ def _finish(
     text = manifest_text(lines)
     write_json(folder / SETTINGS_FILE, settings | {"splits": splits, NOISE: noise, MANIFEST_KEY: text_sha256(text)})
     write_text(folder / MANIFEST, text)
-    print(*_report(folder, splits, listing.extra), sep="\n", flush=True)
+    print(*_report(folder, splits, listing.extra, skipped), sep="\n", flush=True)
 
 
 def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[SkippedClip]) -> dict[str, Any]:
@@ -301,7 +302,9 @@ def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[S
     }
 
 
-def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -> Iterator[str]:
+def _report(
+    folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any], skipped: list[SkippedClip]
+) -> Iterator[str]:
     for split, counts in splits.items():
         line = f"{split:10} {counts['utterances']:>7,} utterances {counts['hours']:8.2f} h"
         line += f" {counts['speakers']:>6,} speakers"
@@ -312,6 +315,10 @@ def _report(folder: Path, splits: Mapping[str, Any], extra: Mapping[str, Any]) -
     for part, (count, official) in extra.get("official", {}).items():
         if count != official:
             yield f"{part}: {count:,} of the official {official:,} clips found"
+    passing = Counter(entry.reason for entry in skipped if entry.clip and entry.reason in TEMPORARY)
+    if passing:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in passing.most_common())
+        yield f"skipped for now: {reasons}; run the same command again, which tries these clips again"
     if (folder / SKIPPED_FILE).exists():
         yield f"skipped clips: {folder / SKIPPED_FILE}"
 

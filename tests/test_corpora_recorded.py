@@ -1,6 +1,7 @@
 """Recorded corpora: all formats are read, unusable clips are listed, and finished work is not repeated."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -377,6 +379,57 @@ def test_no_clip_stops_the_preparation(spoken: list[Spoken], tmp_path: Path, mon
     assert len(found) in (3, 4)
 
 
+@pytest.mark.parametrize(("kind", "read"), [("folder", "transcript"), ("auto_avsr", "audio"), ("lrs3", "video")])
+def test_clips_of_a_share_that_is_away_for_a_moment_are_tried_again(
+    kind: str, read: str, spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """It goes away before a clip is read, or after its audio was."""
+    root = TREES[kind](tmp_path / "root", spoken)
+    wanted = params(kind, root, tmp_path / "out")
+    prepare_clip, write_mouth = RecordedCorpus.prepare_clip, recording.Recording.write_mouth
+    numbers = itertools.count()
+
+    def without_share(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if next(numbers) % 4:
+                return function(*arguments)
+            root.rename(tmp_path / "away")
+            try:
+                return function(*arguments)
+            finally:
+                (tmp_path / "away").rename(root)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if read == "video":
+            patch.setattr(recording.Recording, "write_mouth", without_share(write_mouth))
+        else:
+            patch.setattr(RecordedCorpus, "prepare_clip", without_share(prepare_clip))
+        folder = prepare(wanted, workers=1)
+    gone = [reason for _, _, reason in skipped(folder)]
+    assert gone.count("a file is missing") >= 3
+    assert f"skipped for now: a file is missing {gone.count('a file is missing')};" in capfd.readouterr().out
+    prepare(wanted, workers=1)
+    fresh = prepare(params(kind, root, tmp_path / "fresh"), workers=1)
+    assert skipped(folder) == skipped(fresh)
+    assert read_manifest(folder) == read_manifest(fresh)
+    assert "skipped for now" not in capfd.readouterr().out
+    before = times(folder)
+    prepare(wanted, workers=1)
+    assert times(folder) == before
+
+
+def test_a_missing_transcript_of_auto_avsr_is_missing_once_and_for_all(spoken: list[Spoken], tmp_path: Path) -> None:
+    root = trees.make_auto_avsr(tmp_path / "root", spoken, "ids")
+    sorted(root.rglob("*.txt"))[0].unlink()
+    folder = prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    assert [reason for _, _, reason in skipped(folder)] == ["a file is missing"]
+    before = times(folder)
+    prepare(params("auto_avsr", root, tmp_path / "out"), workers=1)
+    assert times(folder) == before
+
+
 def test_splits_of_a_csv_are_named_or_drawn(spoken: list[Spoken], tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     rows = [f'{one.wav},{one.mp4 if n else ""},"{one.text}, said {n}",{one.speaker}' for n, one in enumerate(spoken)]
@@ -639,6 +692,8 @@ def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], t
     assert root_mean_square(babble) == pytest.approx(0.1, rel=0.01)
     with pytest.raises(PipelineError, match=r"bad\.wav: no audio of any talker is readable"):
         recorded_babble(corpus, "train", [[tmp_path / "bad.wav"]])
+    with pytest.raises(PipelineError, match=r"gone\.wav: the babble needs it, and a file is missing"):
+        recorded_babble(corpus, "train", [[tmp_path / "gone.wav"], [spoken[0].wav]])
 
 
 # Interruption.

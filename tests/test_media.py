@@ -11,8 +11,11 @@ from trees import write_frames
 from pipeline.common.errors import PipelineError
 from pipeline.common.rates import SAMPLES_PER_FRAME
 from pipeline.config import load_params
+from pipeline.corpora.media import playback, read_write
 from pipeline.corpora.media.container import require_complete
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, resample, write_audio, write_video
+from pipeline.corpora.reader import REFUSED, Unusable
+from pipeline.corpora.recorded.recording import skip_on_error
 from pipeline.corpora.synthetic import utterance
 from pipeline.corpora.synthetic.plan import plan_corpus
 
@@ -84,6 +87,19 @@ def test_missing_files_and_other_files_are_refused(tmp_path: Path) -> None:
         read_audio(tmp_path / "text.flac")
     with pytest.raises(PipelineError, match="unreadable video"):
         read_video_gray(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize("stage", ["opened", "decoded"])
+def test_an_error_of_the_system_is_no_damage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the first bytes of a process's memory is an input/output error."""
+    if stage == "decoded":
+        for module in (playback, read_write):
+            monkeypatch.setattr(module, "require_complete", lambda path: None)
+    for name, reason in (("a.mp4", "unreadable video"), ("a.flac", "unreadable audio")):
+        (tmp_path / name).symlink_to("/proc/self/mem")
+        with pytest.raises(Unusable) as skipped, skip_on_error(tmp_path / name, reason):
+            read_video_gray(tmp_path / name) if name == "a.mp4" else read_audio(tmp_path / name)
+        assert skipped.value.reason == REFUSED
 
 
 def test_video_is_read_back_frame_by_frame(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class PipelineError(Exception):
 
 
 class UnreadableError(PipelineError):
-    """The system could not read a file (a stale handle, too many open files), which need not be damaged: nothing may be
-    removed because of it."""
+    """The system could not read a file (a stale handle, too many open files, an unmounted share), which need not be
+    damaged: nothing may be removed or left out for good because of it."""
 
 
 def one_line(text: str) -> str:

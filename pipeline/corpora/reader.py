@@ -25,12 +25,12 @@ DEADLY = "kills the process that reads it"
 """A reason to skip a clip; the process may also have been killed for lack of memory."""
 OUT_OF_MEMORY = "there is too little memory"
 """A reason to skip a clip."""
-TEMPORARY = frozenset({REFUSED, DEADLY, OUT_OF_MEMORY})
-"""Reasons that may have passed: `prepare` tries the clip again at every start."""
 NOISE_MEDIA = ("babble", *(f"{split}/**/*dB.wav" for split in SPLITS))
 """Patterns of the noise and of all mixtures with it."""
 MISSING = "a file is missing"
-"""The reason to skip a clip that lacks a file."""
+"""The reason to skip a clip that lacks a file. If the listing saw the file, it may come back."""
+TEMPORARY = frozenset({MISSING, REFUSED, DEADLY, OUT_OF_MEMORY})
+"""Reasons to skip a listed clip that may have passed: `prepare` tries it again at every start."""
 SILENCE = "silence"
 """The reason to skip a silent clip."""
 MAX_SHOWN = 1000
@@ -172,7 +172,7 @@ class Reader(ABC):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """List all clips.
+        """List all clips of which every file exists that `prepare_clip` reads.
 
         Raises:
             PipelineError: `corpus.root` is not a corpus of this kind, or is too small for the settings.

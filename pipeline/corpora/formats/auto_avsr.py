@@ -74,9 +74,9 @@ class AutoAVSR(RecordedCorpus):
         _refuse_shared(listed, labels)
         if "validation" not in labels:
             listed = hold_out_validation(self.corpus, listed, skipped)
-        # A missing transcript is noticed when it is read: most label files have the text.
         kind = "video" if self.corpus.video else "audio"
-        return Listing([clip for clip in listed if is_complete(clip, skipped, getattr(clip, kind))], skipped)
+        complete = (clip for clip in listed if is_complete(clip, skipped, getattr(clip, kind), clip.transcript))
+        return Listing(list(complete), skipped)
 
     def _listed(self, split: str, path: Path, skipped: list[SkippedClip]) -> list[RecordedClip]:
         """The clips of a label file; invalid rows are skipped, unless all are invalid."""

@@ -13,7 +13,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.rates import FRAME_RATE
 from pipeline.corpora.manifest import REMEDY
 from pipeline.corpora.media.container import require_complete
@@ -65,7 +65,10 @@ def _open_video(path: Path) -> Iterator[av.video.stream.VideoStream]:
             if stream is None:
                 raise PipelineError(path, "has no video stream that can be decoded", REMEDY)
             yield stream
-    except (av.error.FFmpegError, FileNotFoundError) as error:
+    except OSError as error:
+        # Of FFmpeg's errors, too, those with a number of the system.
+        raise UnreadableError(path, f"unreadable video ({error.strerror})", REMEDY) from None
+    except av.error.FFmpegError as error:
         raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
 
 
@@ -90,7 +93,7 @@ def displayed_size(path: Path) -> Size:
     """Size and frame rate of a video, from its header.
 
     Raises:
-        PipelineError: the file cannot be read, or is not a video.
+        PipelineError: the file is not a video; or an UnreadableError.
     """
     with _open_video(path) as stream:
         return Size(*_square(stream.width, stream.height, stream.sample_aspect_ratio), stream.average_rate)
@@ -100,7 +103,7 @@ def displayed_frames(path: Path) -> Iterator[av.VideoFrame]:
     """The frames of a video at 25 per second, upright, of equal size, with square pixels.
 
     Raises:
-        PipelineError: the file is not a video, is truncated, or has no frames.
+        PipelineError: the file is not a video, is truncated, or has no frames; or an UnreadableError.
     """
     with _open_video(path) as stream:
         frames = _decoded(path, stream)

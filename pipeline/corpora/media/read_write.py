@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from av.video.reformatter import VideoReformatter
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import atomic_write
 from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.corpora.manifest import REMEDY
@@ -27,6 +27,8 @@ VIDEO_OPTIONS = {
 0. No lookahead: that of x264 reads uninitialised memory, and one file in 40 came out different.
 """
 AUDIO_BITS_PER_SECOND = 64_000
+SYSTEM_ERROR = 2
+"""The number in libsndfile of an error of the system."""
 
 
 def resample(samples: np.ndarray, sample_rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
@@ -54,19 +56,21 @@ def read_audio(path: Path) -> np.ndarray:
         (samples,) float32 in [-1, 1].
 
     Raises:
-        PipelineError: the file is missing, unreadable, truncated or empty, or a sample is not finite or far beyond full
-            scale.
+        PipelineError: the file is damaged, truncated or empty, or a sample is not finite or far beyond full scale.
+        UnreadableError: it is missing, or the system cannot read it.
+        OSError: likewise.
     """
     path = Path(path)
     if not path.is_file():
-        raise PipelineError(path, "the file is missing", REMEDY)
+        raise UnreadableError(path, "the file is missing", REMEDY)
     if path.suffix.lower() == ".wav" and not is_wav(path):
         raise PipelineError(path, "no wav header", REMEDY)
     require_complete(path)
     try:
         samples, sample_rate = _read_audio_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise PipelineError(path, f"unreadable audio ({error})", REMEDY) from None
+        kind = UnreadableError if getattr(error, "code", None) == SYSTEM_ERROR else PipelineError
+        raise kind(path, f"unreadable audio ({error})", REMEDY) from None
     if not len(samples):
         raise PipelineError(path, "has no samples", REMEDY)
     return resample(samples, sample_rate)
@@ -115,19 +119,17 @@ def read_video_gray(path: Path) -> np.ndarray:
         (frames, height, width) uint8, 0 black to 255 white.
 
     Raises:
-        PipelineError: the file is missing, truncated, not a video, or without frames, or its frame rate is not 25.
+        PipelineError: the file is truncated, not a video, or without frames, or its frame rate is not 25.
+        UnreadableError: it is missing, or the system cannot read it.
     """
     path = Path(path)
     if not path.is_file():
-        raise PipelineError(path, "the file is missing", REMEDY)
+        raise UnreadableError(path, "the file is missing", REMEDY)
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
-    try:
-        frame_rate = displayed_size(path).frame_rate
-        shown = (reformatter.reformat(frame, format="gray") for frame in displayed_frames(path))
-        frames = [frame.to_ndarray(format="gray") for frame in shown]
-    except OSError as error:
-        raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
+    frame_rate = displayed_size(path).frame_rate
+    shown = (reformatter.reformat(frame, format="gray") for frame in displayed_frames(path))
+    frames = [frame.to_ndarray(format="gray") for frame in shown]
     if frame_rate is not None and len(frames) > 1 and abs(frame_rate - FRAME_RATE) > 0.1:
         raise PipelineError(path, f"has {float(frame_rate):g} frames per second", f"convert it to {FRAME_RATE}")
     return np.stack(frames)

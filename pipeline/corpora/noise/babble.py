@@ -11,7 +11,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import Corpus
 from pipeline.corpora.noise.mixing import mix_babble
-from pipeline.corpora.reader import Unusable
+from pipeline.corpora.reader import TEMPORARY, Unusable
 from pipeline.corpora.splits import SPLITS, random_generator, random_rank
 
 SECONDS = 40
@@ -49,10 +49,11 @@ def choose_talkers(corpus: Corpus, split: str, speech: Sequence[SpeakerClip]) ->
 
 
 def recorded_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]]) -> np.ndarray:
-    """The babble of a split, (samples,) at 16 kHz, with talkers of `choose_talkers`; unreadable files are ignored.
+    """The babble of a split, (samples,) at 16 kHz, with talkers of `choose_talkers`; damaged files are ignored.
 
     Raises:
-        PipelineError: no file of any talker is readable.
+        PipelineError: no file of any talker is readable, or one cannot be read now, without which the babble would be
+            another.
     """
     length = int(np.ceil(max(SECONDS, corpus.longest_seconds) * SAMPLE_RATE))
     tracks = []
@@ -79,7 +80,11 @@ def _read_speech(paths: Sequence[Path], length: int) -> np.ndarray:
             break
         try:
             parts.append(extract_audio(path))
-        except Unusable:
+        except Unusable as error:
+            if error.reason in TEMPORARY:
+                raise PipelineError(
+                    path, f"the babble needs it, and {error}", "make it readable, or remove it"
+                ) from None
             continue
         samples += len(parts[-1])
     return np.concatenate(parts)

@@ -17,12 +17,13 @@ import av
 import numpy as np
 import soundfile
 
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import atomic_write, file_sha256
 from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.media.audio_track import is_silent, read_track
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, resample, write_audio, write_video
-from pipeline.corpora.reader import SILENCE, FileInfo, Unusable, open_error
+from pipeline.corpora.reader import REFUSED, SILENCE, FileInfo, Unusable, open_error
 
 SOUNDFILE_ENDINGS = (".wav", ".flac", ".ogg")
 """Endings of audio files that soundfile reads, as corpora store them next to a video."""
@@ -36,6 +37,8 @@ def skip_on_error(path: Path, reason: str) -> Iterator[None]:
     except PipelineError as error:
         if error.where != str(path):
             raise
+        if isinstance(error, UnreadableError):
+            raise file_fault(path) or Unusable(REFUSED, f"{path.name}: {error.found}") from None
         raise Unusable(reason, error.found) from None
     except OSError as error:
         raise open_error(path, error) from None
