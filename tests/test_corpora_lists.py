@@ -133,6 +133,23 @@ def test_a_repeated_row_is_used_once_and_a_contradicting_one_is_skipped(recordin
     ]
 
 
+def test_a_clip_with_the_name_of_a_noisy_copy_is_skipped(recordings: Path) -> None:
+    for name in ("r0+5dB", "r1+5dB", "r2+0dB", "r3+0dB"):
+        (recordings / f"{name}.wav").touch()
+    names = ["r0", "r0+5dB", "r1", "r1+0dB", "r2", "r2+0dB", "r3+0dB", "r4", "r5"]
+    (recordings / "r1+0dB.wav").touch()
+    splits = ["train"] * 4 + ["test"] * 3 + ["validation"] * 2
+    rows = "".join(f"{name}.wav,text,{split}\n" for name, split in zip(names, splits, strict=True))
+    (recordings / "clips.csv").write_text(f"audio,text,split\n{rows}")
+    noise = "corpus.noise={folder: null, talkers: 2, train_share: 0.5, train_snrs: [5], test_snrs: [0]}"
+    found = listing("folder", recordings / "clips.csv", noise)
+    assert {s.path: (s.reason, s.detail) for s in found.skipped} == {
+        "r0+5dB.wav": ("another clip has its name", "train/speaker/r0+5dB, with noise"),
+        "r2+0dB.wav": ("another clip has its name", "test/speaker/r2+0dB, with noise"),
+    }
+    assert len(found.clips) == 7
+
+
 def test_paths_of_windows_and_macos_are_found(recordings: Path) -> None:
     (recordings / "deep").mkdir()
     (recordings / "deep" / "a.wav").touch()

@@ -26,6 +26,18 @@ def noisy_copies(corpus: Corpus, split: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
 
 
+def possible_snrs(corpus: Corpus, split: str) -> tuple[float, ...]:
+    """SNRs in dB that an utterance of a split, or a copy of it, may have."""
+    if split != "train":
+        return noisy_copies(corpus, split)
+    return corpus.noise.train_snrs if corpus.noise.train_share else ()
+
+
+def noisy_name(name: str, snr: float) -> str:
+    """The name of an utterance with noise, from its name without."""
+    return f"{name}+{snr:g}dB"
+
+
 def splits_with_noise(corpus: Corpus) -> list[str]:
     """Splits with noisy utterances."""
     return [s for s in SPLITS if noisy_copies(corpus, s) or (s == "train" and corpus.noise.train_share > 0)]

@@ -17,7 +17,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import noise_settings
-from pipeline.corpora.noise.mixing import noisy_copies
+from pipeline.corpora.noise.mixing import noisy_copies, noisy_name, possible_snrs
 from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
 from pipeline.corpora.reader import (
     NOISE_MEDIA,
@@ -161,6 +161,14 @@ class RecordedCorpus(Reader):
         different = Unusable("listed with different texts or splits")
         faults += [(clip, different) for clip in unique if ids[clip.id] == 1 < paths[clip.path]]
         faults += [(clip, Unusable("another clip has its name", clip.id)) for clip in unique if ids[clip.id] > 1]
+        # Of one name are also a clip `a+0dB` and the noisy copy of `a`.
+        copies = {noisy_name(clip.id, snr) for clip in clips for snr in possible_snrs(self.corpus, clip.split)}
+        faults += [
+            (clip, Unusable("another clip has its name", f"{clip.id}, with noise"))
+            for clip in clips
+            if clip.id in copies
+        ]
+        clips = [clip for clip in clips if clip.id not in copies]
         skipped = listed.skipped + [fault.skip(clip.path, clip.split) for clip, fault in faults]
         for split in SPLITS:
             if not any(clip.split == split for clip in clips):

@@ -11,7 +11,7 @@ from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import write_audio
-from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies
+from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies, noisy_name
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
 from pipeline.corpora.recorded.corpus import RecordedClip
 from pipeline.corpora.recorded.pieces import Piece
@@ -57,7 +57,8 @@ def _snrs(corpus: Corpus, clip: RecordedClip, piece: Piece) -> list[float | None
 
 
 def _wav(clip: RecordedClip, piece: Piece, snr: float | None) -> str:
-    return f"{clip.id}{piece.suffix}.wav" if snr is None else f"{clip.id}{piece.suffix}+{snr:g}dB.wav"
+    name = f"{clip.id}{piece.suffix}"
+    return f"{name if snr is None else noisy_name(name, snr)}.wav"
 
 
 def _write_audio(
@@ -102,9 +103,9 @@ def _lines(corpus: Corpus, clip: RecordedClip, piece: Piece, infos: dict[str, Fi
         _check_video(clip, wavs[0].length, int(video.length))
     for number, (snr, wav) in enumerate(zip(snrs, wavs, strict=True)):
         yield Utterance(
-            id=name if not number else f"{name}+{snr:g}dB", split=clip.split, speaker=clip.speaker, text=piece.text,
-            audio=_wav(clip, piece, snr), video=f"{name}.mp4" if video else None, audio_seconds=wav.length,
-            video_frames=int(video.length) if video else None, snr=snr,
+            id=noisy_name(name, snr) if number and snr is not None else name, split=clip.split, speaker=clip.speaker,
+            text=piece.text, audio=_wav(clip, piece, snr), video=f"{name}.mp4" if video else None,
+            audio_seconds=wav.length, video_frames=int(video.length) if video else None, snr=snr,
             audio_sha256=wav.sha256, video_sha256=video.sha256 if video else None,
         )  # fmt: skip
 
