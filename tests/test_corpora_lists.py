@@ -19,6 +19,7 @@ from pipeline.corpora.journal import skipped_text
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.noise.folder import noise_files
 from pipeline.corpora.reader import Listing, SkippedClip, Unusable, reader_of
+from pipeline.corpora.splits import hold_out
 from pipeline.corpora.synthetic.sentences import file_sentences
 from pipeline.corpora.text_files import read_lines
 
@@ -237,6 +238,41 @@ def test_an_unreadable_file_is_skipped_in_its_own_split(tmp_path: Path) -> None:
         (folder / "itself").symlink_to(folder / "itself")
     found = listing("folder", tmp_path / "mine")
     assert Counter(entry.split for entry in found.skipped) == {"train": 2, "validation": 1, "test": 1}
+
+
+def test_texts_are_read_once_to_hold_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transcript that cannot be read now may have the text of another clip, so its clip is in no split."""
+    (tmp_path / "mine").mkdir()
+    for number in range(8):
+        (tmp_path / "mine" / f"{number}.wav").touch()
+        (tmp_path / "mine" / f"{number}.txt").write_text(f"text {number}")
+    (tmp_path / "mine" / "7.txt").unlink()
+    # Reading the first bytes of a process's memory is an input/output error.
+    (tmp_path / "mine" / "7.txt").symlink_to("/proc/self/mem")
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.stem)
+        return read_transcript_text(path)
+
+    monkeypatch.setattr("pipeline.corpora.formats.folder.read_transcript_text", counted)
+    found = listing("folder", tmp_path / "mine", *SMALL)
+    assert sorted(read) == [str(number) for number in range(8)]
+    assert Counter(clip.split for clip in found.clips) == {"train": 5, "validation": 1, "test": 1}
+    assert [(s.path, s.reason) for s in found.skipped] == [("7.wav", "the system could not read it")]
+
+
+def test_holding_out_takes_time_in_proportion_to_the_keys() -> None:
+    hashed = Counter[int]()
+
+    class Key(str):
+        def __hash__(self) -> int:
+            hashed[0] += 1
+            return super().__hash__()
+
+    corpus = trees.params("folder", Path("root"), Path("out"), "corpus.held_out.validation=900").corpus
+    assert len(hold_out(corpus, "validation", [Key(number) for number in range(2000)], "text")) == 900
+    assert hashed[0] < 10 * 2000
 
 
 def test_skipped_csv_can_be_read_back(tmp_path: Path) -> None:

@@ -32,11 +32,13 @@ def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy:
     wanted = getattr(corpus.held_out, split)
     counts = Counter(keys)
     taken: set[Key] = set()
+    utterances = 0
     for key in sorted(counts, key=lambda key: random_rank(corpus.seed, split, key)):
-        if sum(counts[chosen] for chosen in taken) >= wanted:
+        if utterances >= wanted:
             break
         taken.add(key)
-    if 2 * sum(counts[key] for key in taken) > len(keys):
+        utterances += counts[key]
+    if 2 * utterances > len(keys):
         raise PipelineError(
             f"corpus.held_out.{split}",
             f"is {wanted}, and of the {len(keys):,} utterances of {len(counts):,} {unit}s in "

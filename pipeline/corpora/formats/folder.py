@@ -11,7 +11,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
@@ -27,7 +26,7 @@ from pipeline.corpora.formats.tree import (
     name_fault,
     preference,
 )
-from pipeline.corpora.reader import MISSING, Listing, SkippedClip, Unusable, skip_summary
+from pipeline.corpora.reader import MISSING, TEMPORARY, Listing, SkippedClip, Unusable, skip_summary
 from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
 from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS, hold_out
@@ -59,9 +58,8 @@ class Folder(RecordedCorpus):
                 "add a .txt for each file, or set corpus.root to a CSV with the columns audio, video, text",
             )  # fmt: skip
         splits = {clip.split for clip in clips}
-        for split in ("test", "validation"):
-            if split not in splits:
-                clips = self._hold_out(split, clips)
+        if missing := [split for split in ("test", "validation") if split not in splits]:
+            clips = self._hold_out(missing, clips, skipped)
         return Listing([replace(clip, id=f"{clip.split}/{clip.speaker}/{clip.id}") for clip in clips], skipped)
 
     def _of_folder(self, skipped: list[SkippedClip]) -> Iterator[RecordedClip]:
@@ -115,13 +113,23 @@ class Folder(RecordedCorpus):
         paths = [self.root.parent / spelling for spelling in dict.fromkeys(spellings)]
         return next((path for path in paths if file_fault(path) is None), paths[0])
 
-    def _hold_out(self, split: str, clips: list[RecordedClip]) -> list[RecordedClip]:
-        training = [clip for clip in clips if clip.split == "train"]
+    def _hold_out(self, splits: list[str], clips: list[RecordedClip], skipped: list[SkippedClip]) -> list[RecordedClip]:
+        """Move training clips to each of these splits. A clip whose text is needed for that, and cannot be read now,
+        is skipped, since the text may be that of another clip."""
         unit = self.corpus.held_out.by
-        key = attrgetter("speaker") if unit == "speaker" else _text_or_id
         remedy = "ask for fewer, or, with few speakers, set corpus.held_out.by=text"
-        taken = hold_out(self.corpus, split, [key(clip) for clip in training], unit, remedy)
-        return [replace(c, split=split) if c.split == "train" and key(c) in taken else c for c in clips]
+        keys: dict[RecordedClip, str] = {}
+        for clip in clips:
+            if clip.split == "train":
+                try:
+                    keys[clip] = clip.speaker if unit == "speaker" else _text_or_id(clip)
+                except Unusable as error:
+                    skipped.append(error.skip(clip.path, clip.split))
+        clips = [clip for clip in clips if clip.split != "train" or clip in keys]
+        for split in splits:
+            taken = hold_out(self.corpus, split, [keys[c] for c in clips if c.split == "train"], unit, remedy)
+            clips = [replace(c, split=split) if c.split == "train" and keys[c] in taken else c for c in clips]
+        return clips
 
     def pieces(self, clip: RecordedClip) -> list[Piece]:
         return [Piece(_text(clip))]
@@ -202,6 +210,8 @@ def _text(clip: RecordedClip) -> str:
 def _text_or_id(clip: RecordedClip) -> str:
     try:
         return _text(clip)
-    except Unusable:
+    except Unusable as error:
+        if error.reason in TEMPORARY:
+            raise
         # The clip is skipped later, in any split.
         return clip.id
