@@ -265,6 +265,8 @@ def test_training_encodes_a_batch_at_once(folder):
 def test_missing_weights_and_small_videos_are_errors(folder, tmp_path):
     with pytest.raises(PipelineError, match=r"features\.video\.weights: is null.*pipeline\.weights"):
         AVHuBERT.identity(VideoEncoderSettings(encoder="avhubert"))
+    with pytest.raises(PipelineError, match=r"features\.audio\.weights: is null"):
+        AVHuBERT.identity(AudioEncoderSettings(encoder="avhubert"))
     with pytest.raises(PipelineError, match=r"frames are 96x80 pixels; it needs at least 88x88"):
         normalised_mouth(np.zeros((3, 80, 96), np.uint8))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])

@@ -155,7 +155,8 @@ def normalised_mouth(frames: np.ndarray) -> np.ndarray:
 
 def _folder(settings: AudioEncoderSettings | VideoEncoderSettings) -> Path:
     if settings.weights is None:
-        raise PipelineError("features.video.weights", "is null", REMEDY)
+        stream = "audio" if isinstance(settings, AudioEncoderSettings) else "video"
+        raise PipelineError(f"features.{stream}.weights", "is null", REMEDY)
     return Path(settings.weights)
 
 
