@@ -111,7 +111,10 @@ def _stamps(source: Source) -> dict[str, list[int]] | None:
     """Sizes and times of the files of a local source, which show a change; a wheel or commit cannot change."""
     if not isinstance(source, PathSource) or not Path(source.path).exists():
         return None
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files_of(Path(source.path))}
+    path = Path(source.path)
+    folder = path if path.is_dir() else path.parent
+    stats = {file.relative_to(folder).as_posix(): file.stat() for file in files_of(path)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _require_own(folder: Path, weights: WeightsSource) -> None:

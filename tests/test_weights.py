@@ -132,6 +132,17 @@ def test_a_changed_source_is_converted_again(whisper, tmp_path, capsys):
     assert weights_digest(tmp_path / "out" / "w") != before
 
 
+def test_a_change_below_a_file_of_the_same_name_is_noticed(tmp_path, capsys):
+    source = tiny.make_llm(tmp_path / "llm")
+    (source / "1_Pooling").mkdir()
+    shutil.copy(source / "config.json", source / "1_Pooling")
+    params = params_for(tmp_path / "out", {"kind": "path", "path": str(source)}, "huggingface")
+    prepare_weights(params)
+    os.utime(source / "config.json", (0, 0))
+    prepare_weights(params)
+    assert "has another source or converter" in capsys.readouterr().out
+
+
 def test_the_digest_depends_only_on_content(whisper, tmp_path):
     prepare_weights(params_for(tmp_path / "out", {"kind": "path", "path": str(whisper)}))
     made = tmp_path / "out" / "w"
