@@ -57,7 +57,7 @@ def is_cropped(path: Path) -> bool:
 def crop_mouth(source: Path, target: Path, detector: Path) -> CropReport:
     """Crop the mouth region of a video of a face.
 
-    The video is decoded once per pass, so memory does not grow with its length.
+    The video is decoded once per pass, so that of all its frames only the crops are in memory: 28 kB per frame.
 
     Args:
         source: a video of any size and frame rate; the largest face of each frame is used.
