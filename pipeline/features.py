@@ -140,9 +140,10 @@ class _Local:
     """Encodes on this machine; the next batch is read while the current one is encoded."""
 
     def __init__(self, params: Params, settings: EncoderSettings, stream: Stream) -> None:
-        self._folder, self._size, self._stream = params.corpus.out, params.features.batch_size, stream
+        self._folder, self._stream = params.corpus.out, stream
         self._encoder = encoder_kind(settings.encoder)(settings)
-        self.frame_rate, self.dimension = self._encoder.frame_rate, self._encoder.dimension
+        self.frame_rate, self.dimension, windows = _shape(self._encoder)
+        self._size = _full_batch(params, windows)
 
     def encode(self, media: UtteranceByMedium) -> Iterator[dict[str, np.ndarray]]:
         """Batches of features (frames, dimension) float16 by the SHA-256 of the media, in their order."""
@@ -161,22 +162,28 @@ class _Remote:
 
     def __init__(self, params: Params, settings: EncoderSettings, stream: Stream, pool: ClusterPool) -> None:
         self._arguments = settings, params.corpus.out, stream
-        self._size, self._pool = params.features.batch_size, pool
+        self._pool, self._remedy = pool, "start Ray with fewer CPUs"
         ((_, shape),) = pool.run(encoder_shape, [(settings,)])
-        self.frame_rate, self.dimension = _survived(shape, settings.encoder)
+        self.frame_rate, self.dimension, windows = self._survived(shape, settings.encoder)
+        self._size = _full_batch(params, windows)
+        if self._size > windows:
+            self._remedy = f"lower features.batch_size to {max(windows, self._size // 2)}, or {self._remedy}"
 
     def encode(self, media: UtteranceByMedium) -> Iterator[dict[str, np.ndarray]]:
         """As `_Local.encode`."""
         jobs = ((*self._arguments, batch) for batch in _batches(media, self._size))
         for (*_, batch), features in self._pool.run(encode_batch, jobs, in_order=True):
-            yield _survived(features, next(iter(batch.values())).id)
+            yield self._survived(features, next(iter(batch.values())).id)
+
+    def _survived(self, result: Any, name: str) -> Any:
+        if result is KILLED:
+            raise PipelineError(name, "the processes that encode it were killed (out of memory?)", self._remedy)
+        return result
 
 
-def _survived(result: Any, name: str) -> Any:
-    if result is KILLED:
-        remedy = "lower features.batch_size, or start Ray with fewer CPUs"
-        raise PipelineError(name, "the processes that encode it were killed (out of memory?)", remedy)
-    return result
+def _full_batch(params: Params, windows: int) -> int:
+    """Utterances per batch: `features.batch_size`, rounded up to a multiple of what the network runs on anyway."""
+    return -(-params.features.batch_size // windows) * windows
 
 
 def _batches(media: UtteranceByMedium, size: int) -> Iterator[UtteranceByMedium]:
@@ -190,10 +197,14 @@ def _encoder(settings: EncoderSettings) -> Any:
     return encoder_kind(settings.encoder)(settings)
 
 
-def encoder_shape(settings: EncoderSettings) -> tuple[int, int]:
-    """On a worker: frame rate and dimension of an encoder."""
-    encoder = _encoder(settings)
-    return encoder.frame_rate, encoder.dimension
+def encoder_shape(settings: EncoderSettings) -> tuple[int, int, int]:
+    """On a worker: see `_shape`."""
+    return _shape(_encoder(settings))
+
+
+def _shape(encoder: Any) -> tuple[int, int, int]:
+    """Frame rate and dimension of an encoder, and the utterances on which its network always runs."""
+    return encoder.frame_rate, encoder.dimension, getattr(encoder, "windows", 1)
 
 
 def encode_batch(

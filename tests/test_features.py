@@ -18,6 +18,7 @@ from trials import write_manifest
 
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import file_sha256
+from pipeline.common.process_pool import KILLED
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import Utterance, read_manifest
 from pipeline.corpora.media.read_write import read_audio, read_video_gray, write_audio, write_video
@@ -25,7 +26,8 @@ from pipeline.corpora.utterance_media import evaluation_utterances
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import Features, feature_groups
-from pipeline.features import extract_features
+from pipeline.encoders.whisper import Whisper
+from pipeline.features import _Remote, encoder_shape, extract_features
 from pipeline.model.online_encoders import FrozenEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +129,44 @@ def test_cached_features_are_those_of_the_encoder(params, folder, stream):
         (expected,) = encoder.encode([read_audio(path) if stream == "audio" else read_video_gray(path)])
         assert features[u.id].dtype == np.float16
         assert np.array_equal(features[u.id], expected.astype(np.float16))
+
+
+def test_each_pass_of_whisper_is_full(folder, monkeypatch):
+    """On a GPU it runs on a fixed number of windows; on a CPU, where that is one, the bits need not be the same."""
+    passes, initialise, run_pass = [], Whisper.__init__, Whisper._pass
+
+    def as_on_a_gpu(encoder, *arguments):
+        initialise(encoder, *arguments)
+        encoder.windows = 4
+
+    def counted(encoder, windows):
+        passes.append(len(windows))
+        return run_pass(encoder, windows)
+
+    monkeypatch.setattr(Whisper, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(Whisper, "_pass", counted)
+    arrays = []
+    for size in (1, 3, 5):
+        own = load_params(ROOT / "params.yaml", [*overrides(folder), f"features.batch_size={size}"])
+        folders = extract_features(own, "audio")
+        assert sorted(passes) == [2, 4, 4, 4, 4]
+        arrays.append(contents(folder))
+        passes.clear()
+        for made in folders:
+            shutil.rmtree(made)
+    assert arrays[0] == arrays[1] == arrays[2]
+
+
+def test_a_batch_can_be_lowered_only_where_that_saves_memory(params):
+    class Pool:
+        def run(self, function, jobs, in_order=False):
+            yield from ((job, function(*job) if function is encoder_shape else KILLED) for job in jobs)
+
+    for size, remedy in ((6, r"lower features\.batch_size to 3, or start Ray with fewer CPUs"), (1, "; start Ray")):
+        own = params.model_copy(update={"features": params.features.model_copy(update={"batch_size": size})})
+        remote = _Remote(own, own.features.video, "video", Pool())
+        with pytest.raises(PipelineError, match=f"out of memory.*{remedy}"):
+            list(remote.encode({"sha256": read_manifest(params.corpus.out)[0]}))
 
 
 def test_groups_depend_only_on_their_own_media(params):

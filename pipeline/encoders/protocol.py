@@ -19,6 +19,8 @@ class Encoder(Protocol):
     - `prepare(medium) -> EncoderInput`: the part on the CPU, without the network;
     - `vectors(inputs) -> list[Tensor]`: the output of the network for a batch of these, on its device, (frames,
       dimension) float32 each.
+
+    One whose network always runs on the same number of utterances, and pads a smaller batch, has it as `windows`.
     """
 
     frame_rate: int
