@@ -25,7 +25,11 @@ _REMOVED = ".removed-"
 @contextlib.contextmanager
 def exclusive(folder: Path, busy: PipelineError | None = None) -> Iterator[None]:
     """Lock a folder by a file next to it, since DVC tracks the files inside, and a folder may be replaced. If another
-    process has the lock, raise `busy`, or without it say so and wait."""
+    process has the lock, raise `busy`, or without it say so and wait.
+
+    Between machines it works where the locks of the file system do: not on NFS mounted with nolock, Lustre with
+    localflock, or BeeGFS by default, for which trials have a lease.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "ab") as opened:
         try:
