@@ -17,12 +17,20 @@ from typing import Any, Self, get_args
 from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.digests import canonical, digest
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import finish_removal, folders_with, remove_folder, removed_folders
+from pipeline.common.files import (
+    exclusive,
+    finish_removal,
+    folders_with,
+    interrupted_writes,
+    remove_folder,
+    removed_folders,
+)
 from pipeline.common.formatting import size_text
 from pipeline.common.modality import streams
 from pipeline.common.verified import read_sealed
 from pipeline.config import Params, Stream, load_params
 from pipeline.corpora.manifest import read_manifest
+from pipeline.encoders.resumable import PARTIAL
 from pipeline.encoders.store import INDEX, feature_groups, grouped, media_sha256
 from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.plan import read_digests
@@ -34,7 +42,6 @@ from pipeline.sweeping.sweep_file import Sweep, SweepPoint, load_sweep
 from pipeline.sweeping.worker_precision import precision_variants
 from pipeline.trials.folder import Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
-from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.provenance import sessions
 
 EXPERIMENTS = Path("experiments")
@@ -49,7 +56,8 @@ class StoredFolder:
     """A folder of a trial or of features, or what remains of one."""
 
     kind: str
-    """`trial`, `features`, or the `leftover` of one of these, whose removal was interrupted."""
+    """`trial`, `features`, or the `leftover` of one of these or of weights, whose writing or removal was
+    interrupted."""
     folder: Path
     name: str
     """Name of the trial; empty for features."""
@@ -61,6 +69,8 @@ class StoredFolder:
     """Names of sweeps, and `params.yaml`."""
     is_of_other_code: bool = False
     """Whether it differs by its code from what its users make now or ran last."""
+    lock: Path | None = None
+    """What a process locks (see `exclusive`) that writes to it."""
 
 
 def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
@@ -99,7 +109,20 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
         result.append(stored)
     for folder in (*removed_folders(params.train.runs), *removed_folders(params.features.out)):
         result.append(StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), ()))
-    return result
+    for folder in _unfinished_features(Path(params.features.out)):
+        made = folder.with_name(folder.name.removesuffix(PARTIAL))
+        users = [usage for usage in usages if not usage.is_known or usage.makes_features(made.name)]
+        result.append(StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), _names(users), lock=made))
+    out = Path(params.weights.out)
+    return result + [
+        StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), (), lock=out) for folder in interrupted_writes(out)
+    ]
+
+
+def _unfinished_features(out: Path) -> list[Path]:
+    """Groups without an index: one that a sweep makes is resumed, or encoded again."""
+    finished = folders_with(out, INDEX)
+    return sorted(f for f in out.glob("[!.]*") if f.is_dir() and f not in finished)
 
 
 def _sweep_of(name: str, params: Params) -> Sweep:
@@ -340,12 +363,16 @@ def _age(days: float) -> str:
 
 
 def remove(chosen: Sequence[StoredFolder], runs: str) -> Iterator[str]:
-    """Remove folders; a trial of `runs` that is running or being reproduced is kept, with the features that it reads.
-    One line each. What a kill leaves of a folder is removed next time."""
+    """Remove folders; a trial of `runs` that is running or being reproduced is kept, with the features that it reads,
+    and so is what a process is writing. One line each. What a kill leaves of a folder is removed next time."""
     readers = {name: trial.folder for trial in trials_in(runs) if _is_in_use(trial) for name in _features_of(trial)}
     for stored in chosen:
         try:
-            if stored.kind == LEFTOVER:
+            if stored.lock:
+                busy = PipelineError(stored.folder, "is being written", "run the same command again after that")
+                with exclusive(stored.lock, busy):
+                    finish_removal(stored.folder)
+            elif stored.kind == LEFTOVER:
                 finish_removal(stored.folder)
             elif stored.kind == FEATURES:
                 if stored.folder.name in readers:
@@ -357,7 +384,7 @@ def remove(chosen: Sequence[StoredFolder], runs: str) -> Iterator[str]:
                 with trial.lease(), trial.reproduction_lease():
                     remove_folder(stored.folder)
             yield f"removed: {stored.folder}"
-        except LeaseTakenError as error:
+        except PipelineError as error:
             yield f"kept: {error}"
 
 

@@ -12,7 +12,14 @@ from pipeline.cluster.pool import parallel_run
 from pipeline.common.code import code_digest
 from pipeline.common.command import add_address, load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError, UnreadableError
-from pipeline.common.files import atomic_write, exclusive, read_json, require_space, write_json
+from pipeline.common.files import (
+    atomic_write,
+    exclusive,
+    interrupted_writes,
+    read_json,
+    require_space,
+    write_json,
+)
 from pipeline.common.process_pool import KILLED
 from pipeline.config import HubSource, Params, PathSource, WeightsSource, WheelSource
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
@@ -50,6 +57,8 @@ def prepare_weights(params: Params, address: str | None = None) -> None:
     """
     out, sources = Path(params.weights.out), params.weights.sources
     with exclusive(out):
+        for interrupted in interrupted_writes(out):
+            shutil.rmtree(interrupted)
         remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
         if remote:
             _prepare_all(out, remote, address)

@@ -245,6 +245,31 @@ def test_what_is_being_reproduced_or_read_is_kept() -> None:
     }
 
 
+def test_what_killed_processes_left_is_removed_unless_a_sweep_resumes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params("params.yaml", ["features.video.coefficients=20"])
+    (group, other, damaged) = feature_groups(params, "video", read_manifest(params.corpus.out))
+    extract(params)
+    for folder in (group.folder, other.folder):
+        shutil.rmtree(folder)
+    (damaged.folder / "index.json").unlink()
+    weights = Path("data/weights/.4711.llm")
+    weights.mkdir(parents=True)
+    with group_writer(group, 2), group_writer(other, 2):
+        pass
+    left = {f"{group.folder.name}.partial", f"{other.folder.name}.partial", damaged.folder.name, weights.name}
+    assert removed() == left
+    assert {folder.kind for folder in stored().values() if folder.folder.name in left} == {"leftover"}
+    with group_writer(group, 2):
+        lines = list(prune.remove(unused(list(stored().values())), "runs"))
+    assert f"kept: {group.folder}.partial: is being written; run the same command again after that" in lines
+    assert {line.rpartition("/")[2] for line in lines if line.startswith("removed: ")} == left - {
+        f"{group.folder.name}.partial"
+    }
+    assert removed() == {f"{group.folder.name}.partial"}
+    Path("experiments/twenty.yaml").write_text("name: twenty\nset: {features.video.coefficients: 20}\n")
+    assert removed() == set()
+
+
 def test_a_command_that_trains_nothing_finds_the_trials_of_another_precision() -> None:
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["train"] |= {"device": "auto", "precision": "auto"}

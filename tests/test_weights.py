@@ -306,6 +306,13 @@ def test_a_full_disk_is_one_error_without_leftovers(whisper, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".4711.llm").mkdir()
+    (tmp_path / ".4711.llm" / "model.safetensors").touch()
+    prepare_weights(load_params(ROOT / "params.yaml", [f"weights.out={tmp_path}", "weights.sources=[]"]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_is_not_imported_without_work(real_weights):
     script = (
         "import sys; from pipeline.weights import main; main()\nassert not {'torch', 'transformers'} & set(sys.modules)"

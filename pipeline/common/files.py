@@ -80,6 +80,12 @@ def temporary_files(path: Path) -> list[Path]:
     return [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
 
 
+def interrupted_writes(folder: str | Path) -> list[Path]:
+    """The folders that killed processes left of their `atomic_write` in a folder; those being written there, too."""
+    names = re.compile(r"\.[0-9a-f]+\..+")
+    return sorted(path for path in Path(folder).glob(".*.*") if path.is_dir() and names.fullmatch(path.name))
+
+
 def _flush(path: Path) -> None:
     """Sync the content to disk before the rename, so that a power cut leaves no empty file under the final name."""
     if path.is_symlink():

@@ -17,6 +17,7 @@ from pipeline.common.verified import write_sealed
 from pipeline.encoders.store import ARRAY, DTYPE, INDEX, FeatureGroup
 
 JOURNAL = "journal.jsonl"
+PARTIAL = ".partial"
 
 
 class GroupWriter:
@@ -118,7 +119,7 @@ def _flush(file: BinaryIO) -> None:
 @contextlib.contextmanager
 def group_writer(group: FeatureGroup, dimension: int) -> Iterator[GroupWriter]:
     """Open or create the partial folder of a group. A second process waits for the first one."""
-    folder = group.folder.with_name(f"{group.folder.name}.partial")
+    folder = group.folder.with_name(f"{group.folder.name}{PARTIAL}")
     with exclusive(group.folder):
         folder.mkdir(exist_ok=True)
         with _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
