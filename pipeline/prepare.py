@@ -29,6 +29,7 @@ from pipeline.corpora.journal import (
     ClipRecord,
     open_journal,
     read_previous_run,
+    require_listed,
     skipped_text,
     write_records,
 )
@@ -82,7 +83,7 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
     Raises:
         PipelineError: another process prepares the folder, the folder has other content or a corpus of another kind,
             `corpus.root` is not such a corpus, no utterance of a split is usable, the disk is full, or the cluster
-            cannot be used.
+            cannot be used; or a folder of `corpus.root` cannot be read now whose clips were prepared before.
     """
     folder = Path(params.corpus.out)
     busy = PipelineError(folder, "another process is preparing it", "wait for that process to end")
@@ -99,6 +100,7 @@ def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     settings |= listing.extra | {SOURCES: _sources_digest(sources), TALKERS: _talkers_digest(reader, listing)}
     recorded = _recorded_settings(folder, corpus.kind)
     if recorded is not None:
+        require_listed(folder, Path(corpus.root or ""), listing)
         _remove_invalid_media(folder, reader, recorded, settings)
     began = time.time_ns()
     previous = read_previous_run(folder, clips, reader, sources, settings["digest"])

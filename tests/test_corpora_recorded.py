@@ -1,6 +1,7 @@
 """Recorded corpora: all formats are read, unusable clips are listed, and finished work is not repeated."""
 
 import csv
+import errno
 import itertools
 import json
 import os
@@ -418,6 +419,34 @@ def test_clips_of_a_share_that_is_away_for_a_moment_are_tried_again(
     before = times(folder)
     prepare(wanted, workers=1)
     assert times(folder) == before
+
+
+def test_clips_of_a_folder_that_cannot_be_listed_now_are_kept(
+    spoken: list[Spoken], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_split_folder(tmp_path / "root", spoken)
+    (root / "train/s9").mkdir()
+    shutil.copy(spoken[0].wav, root / "train/s9/0.wav")
+    (root / "train/s9/0.txt").write_text("another speaker")
+    wanted = params("folder", root, tmp_path / "out")
+    folder = prepare(wanted, workers=1)
+    before, scandir = times(folder), os.scandir
+
+    def stale(path: Path) -> Any:
+        if path == root / "train/s1":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.corpora.formats.tree.os.scandir", stale)
+        with pytest.raises(
+            PipelineError, match=r"train/s1: the system could not read it \(s1: Stale file handle\), and"
+        ):
+            prepare(wanted, workers=1)
+    assert times(folder) == before
+    shutil.rmtree(root / "train/s1")
+    prepare(wanted, workers=1)
+    assert by_split(read_manifest(folder))["train"] == {"s9"}
 
 
 def test_a_missing_transcript_of_auto_avsr_is_missing_once_and_for_all(spoken: list[Spoken], tmp_path: Path) -> None:

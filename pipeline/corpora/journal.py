@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.common.digests import canonical, text_sha256
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import csv_text, file_sha256, write_text
 from pipeline.corpora.manifest import Utterance
-from pipeline.corpora.reader import TEMPORARY, Clip, FileInfo, PreparedClip, Reader, SkippedClip, SourceFile
+from pipeline.corpora.reader import TEMPORARY, Clip, FileInfo, Listing, PreparedClip, Reader, SkippedClip, SourceFile
 
 JOURNAL_FILE, SKIPPED_FILE = "clips.jsonl", "skipped.csv"
 COLUMNS = ("path", "split", "reason", "detail", "clip")
@@ -92,9 +93,7 @@ def read_previous_run(
     if not path.exists():
         return run
     written = path.stat().st_mtime_ns
-    for record in filter(None, map(_parsed, path.read_bytes().splitlines())):
-        if record.clip in clips:
-            run.records[record.clip] = record
+    run.records = {record.clip: record for record in _read_records(folder) if record.clip in clips}
     for id_, record in list(run.records.items()):
         if _is_temporary(record) or (
             _is_newer(record, reader.sources(clips[id_]), written)
@@ -112,6 +111,32 @@ def read_previous_run(
         elif record.settings == settings:
             run.done[clip] = record
     return run
+
+
+def require_listed(folder: Path, root: Path, listing: Listing) -> None:
+    """Refuse a listing that lacks prepared clips because a folder of theirs cannot be read now: their media would be
+    removed.
+
+    Raises:
+        PipelineError: there is such a folder, below the corpus root.
+    """
+    unread = {entry.path: entry for entry in listing.skipped if entry.reason in TEMPORARY}
+    if not unread:
+        return
+    listed = {clip.id for clip in listing.clips}
+    for record in _read_records(folder):
+        if record.clip in listed or not record.result.lines:
+            continue
+        above = {str(above) for source in record.sources or () for above in PurePosixPath(source.path).parents}
+        for path in above & unread.keys():
+            found = f"{unread[path].reason} ({unread[path].detail}), and clips in it were prepared before"
+            raise PipelineError(root / path, found, "make it readable, or remove it for good")
+
+
+def _read_records(folder: Path) -> Iterator[ClipRecord]:
+    path = folder / JOURNAL_FILE
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return filter(None, map(_parsed, lines))
 
 
 def _is_temporary(record: ClipRecord) -> bool:

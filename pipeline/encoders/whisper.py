@@ -68,7 +68,7 @@ class Whisper:
         self.dimension = self.encoder.config.d_model
         self.log_mel = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
         self.is_fitted = settings.window == "fitted"
-        # Of utterances of at most 30 s, as many as a batch should have.
+        # Batches of a multiple of it, of utterances of at most 30 s, have no pass that is padded.
         self.windows = CUDA_WINDOWS if self.device.type == "cuda" and not self.is_fitted else 1
 
     @staticmethod
