@@ -15,7 +15,7 @@ from trials import write_manifest
 from pipeline.common import verified
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_json
-from pipeline.common.journal import Journal
+from pipeline.common.journal import append_values
 from pipeline.config import load_params
 from pipeline.corpora import manifest
 from pipeline.corpora.manifest import Utterance
@@ -91,8 +91,7 @@ def test_media_of_decoded_utterances_are_not_read_again(tmp_path):
     )
     media = Counted(tmp_path, "audio", utterances)
     inputs = Inputs(utterances, {"audio": media}, {})
-    with Journal(tmp_path / "journal") as journal:
-        journal.add(*[(name, ["set red", False]) for name in IDS])
+    append_values(tmp_path / "journal", *[(name, ["set red", False]) for name in IDS])
     params = load_params("params.yaml", ["evaluate.batch_size=2"])
     decoded = hypotheses(model, params, inputs, tmp_path / "journal")
     assert decoded.keys() == set(IDS)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.common import verified
 from pipeline.common.errors import PipelineError
-from pipeline.common.journal import Journal
+from pipeline.common.journal import append_values, read_journal
 from pipeline.common.verified import (
     cached_read,
     folder_fault,
@@ -128,49 +128,41 @@ def test_faults_of_files_are_named(tmp_path: Path) -> None:
 # Journal.
 
 
-def values_of(path: Path) -> list:
-    with Journal(path) as journal:
-        return journal.values
-
-
 def test_a_journal_resumes_after_any_number_of_kills(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     for number in range(3):
-        with Journal(path) as journal:
-            assert journal.values == [[str(before), "wörter\u2028"] for before in range(number)]
-            journal.add([str(number), "wörter\u2028"])
+        assert read_journal(path) == [[str(before), "wörter\u2028"] for before in range(number)]
+        append_values(path, [str(number), "wörter\u2028"])
+        assert path.read_bytes().endswith(b"\n")
         with open(path, "ab") as opened:
             opened.write(b'[["3", "wo')
-    assert values_of(path) == [[str(number), "wörter\u2028"] for number in range(3)]
-    assert path.read_bytes().endswith(b"\n")
+    assert read_journal(path) == [[str(number), "wörter\u2028"] for number in range(3)]
 
 
 def test_a_corrupt_line_of_a_journal_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    with Journal(path) as journal:
-        journal.add(["a", "yes"], ["b", "no"], ["c", "perhaps"])
+    append_values(path, ["a", "yes"], ["b", "no"], ["c", "perhaps"])
     whole = path.read_bytes()
     first = 8 * whole.index(b"\n")
     for bit in range(first):
         path.write_bytes(flipped(whole, bit))
-        assert values_of(path) == [["b", "no"], ["c", "perhaps"]]
+        assert read_journal(path) == [["b", "no"], ["c", "perhaps"]]
     for content in (b"", b"\0" * 99, b"\0" * 99 + b"\n", b"null\n1\n[1]\n\xff\n"):
         path.write_bytes(content)
-        assert values_of(path) == []
+        assert read_journal(path) == []
 
 
 def test_a_full_disk_leaves_complete_lines_in_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with Journal(path) as journal:
-        journal.add(["a", "yes"])
-        size = path.stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
-        try:
-            with pytest.raises(OSError) as raised:  # noqa: PT011
-                journal.add(["b", "no"])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            signal.signal(signal.SIGXFSZ, ignored)
+    append_values(path, ["a", "yes"])
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:  # noqa: PT011
+            append_values(path, ["b", "no"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert raised.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert path.stat().st_size == size

@@ -12,7 +12,7 @@ from trials import ROOT, finish, make_trial
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import write_json
-from pipeline.common.journal import Journal, read_journal
+from pipeline.common.journal import append_values, read_journal
 from pipeline.config import load_params
 from pipeline.sweeping import status, view
 from pipeline.sweeping.cost import Cost, CostModel
@@ -370,8 +370,7 @@ def test_the_status_counts_the_trials_of_another_version(tmp_path, monkeypatch):
     line["params"]["train"]["removed_since"] = 1
     for lines, counts in (([*earlier, line], "1 trials: 1 waiting"), ([line], "0 trials")):
         (tmp_path / TRIALS_FILE).unlink()
-        with Journal(tmp_path / TRIALS_FILE) as journal:
-            journal.add(*lines)
+        append_values(tmp_path / TRIALS_FILE, *lines)
         *_, counted, others, _ = status_lines(read_plan(tmp_path))
         assert counted == counts
         assert others == "1 more, recorded by another version of the code; see --plan"

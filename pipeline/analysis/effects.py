@@ -20,7 +20,7 @@ from pipeline.analysis.items import ItemBatch, ScoreKind
 from pipeline.analysis.survey import Survey
 from pipeline.analysis.target import AnalysisTarget, capture_batch
 from pipeline.common.errors import PipelineError
-from pipeline.common.journal import Journal
+from pipeline.common.journal import append_values, read_journal
 from pipeline.common.progress import progress
 from pipeline.common.statistics import ratio_interval, sign_flip_p
 from pipeline.config import Sinks
@@ -125,12 +125,8 @@ def item_results(
     """
     by_treatment: dict[str, dict[str, ItemResult]] = {}
     treatments = [Treatment(), *(Treatment(test, at_random) for test in tests for at_random in (False, True))]
-    with (
-        torch.no_grad(),
-        progress(len(target) * len(treatments), "interventions", target.item) as bar,
-        Journal(journal) as lines,
-    ):
-        for name, id, result in lines.values:
+    with torch.no_grad(), progress(len(target) * len(treatments), "interventions", target.item) as bar:
+        for name, id, result in read_journal(journal):
             by_treatment.setdefault(name, {})[id] = ItemResult(**result)
         for batch in target.intervention_batches():
             baseline = None
@@ -143,7 +139,7 @@ def item_results(
                         known |= {id: by_treatment[BASELINE][id] for id in batch.ids}
                     else:
                         known |= zip(batch.ids, _run(treatment, target, batch, baseline, settings), strict=True)
-                    lines.add(*([treatment.name, id, asdict(known[id])] for id in batch.ids))
+                    append_values(journal, *([treatment.name, id, asdict(known[id])] for id in batch.ids))
                 bar.update(len(batch.ids))
     return by_treatment
 

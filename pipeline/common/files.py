@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -100,6 +101,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_lines(path: str | Path, lines: bytes) -> None:
+    """Append complete lines to a file, all or none; they are in it on return. A last line that a killed writer did not
+    finish is removed before."""
+    with open(path, "a+b", buffering=0) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size and os.pread(opened.fileno(), 1, size - 1) != b"\n":
+            size = os.pread(opened.fileno(), size, 0).rfind(b"\n") + 1
+            os.ftruncate(opened.fileno(), size)
+        try:
+            if opened.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            os.ftruncate(opened.fileno(), size)
+            raise
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -4,52 +4,20 @@ A line is the JSON of `[value, checksum]`, the checksum the first digits of the 
 truncated by a kill or a power cut, or is corrupt, is ignored.
 """
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from pipeline.common.files import append_lines
 
 _DIGITS = 16
 
 
-class Journal:
-    """A journal that is open for appending; a context manager, for one writing process at a time.
-
-    Opening it reads all values into memory, and removes a truncated last line.
-
-    Args:
-        path: created if it is new, in a folder that exists.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> Self:
-        self._file = open(self.path, "a+b", buffering=0)
-        self._file.seek(0)
-        content = self._file.read()
-        if not content.endswith(b"\n"):
-            os.ftruncate(self._file.fileno(), content.rfind(b"\n") + 1)
-        self.values = list(_intact(content))
-        """Values of earlier processes, the oldest first."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def add(self, *values: Any) -> None:
-        """Append values, all or none; they are in the file when this returns."""
-        lines = "".join(f"{_text([value, _checksum(value)])}\n" for value in values).encode()
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(lines) != len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        except OSError:
-            os.ftruncate(self._file.fileno(), size)
-            raise
+def append_values(path: str | Path, *values: Any) -> None:
+    """Append values to a journal, all or none; they are in the file on return. One process at a time may do so."""
+    append_lines(path, "".join(f"{_text([value, _checksum(value)])}\n" for value in values).encode())
 
 
 def read_journal(path: str | Path) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.digests import canonical
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, write_json
-from pipeline.common.journal import Journal, read_journal
+from pipeline.common.journal import append_values, read_journal
 from pipeline.common.processes import start_of, this_process
 from pipeline.config import Params
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
@@ -59,16 +59,14 @@ def record_plan(
     }
 
     def add(more: Sequence[PlannedTrial]) -> None:
-        # Opened each time, since another driver of this sweep may have replaced the file.
-        with Journal(folder / TRIALS_FILE) as journal:
-            journal.add(*map(_line, more))
+        append_values(folder / TRIALS_FILE, *map(_line, more))
 
     folder.mkdir(parents=True, exist_ok=True)
     if is_narrowed:
         add(trials)
     else:
-        with atomic_write(folder / TRIALS_FILE) as temporary, Journal(temporary) as journal:
-            journal.add(*map(_line, trials))
+        with atomic_write(folder / TRIALS_FILE) as temporary:
+            append_values(temporary, *map(_line, trials))
     write_json(folder / PLAN_FILE, plan)
     try:
         yield add

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.common import metrics
-from pipeline.common.journal import Journal
+from pipeline.common.journal import append_values, read_journal
 from pipeline.common.progress import progress
 from pipeline.config import Params, Sinks
 from pipeline.corpora.manifest import Utterance
@@ -35,15 +35,15 @@ def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: P
         inputs: the utterances to decode.
         journal: a file that gets each utterance when it is decoded; utterances in it are not decoded again.
     """
-    with progress(len(inputs.utterances), "decode", "utterance") as bar, Journal(journal) as lines:
-        decoded = {name: Hypothesis(*values) for name, values in lines.values}
+    with progress(len(inputs.utterances), "decode", "utterance") as bar:
+        decoded = {name: Hypothesis(*values) for name, values in read_journal(journal)}
         for utterances in grouped_by_length(inputs.utterances, params.evaluate.batch_size):
             # Complete batches, so that results do not depend on an interruption.
             if not all(u.id in decoded for u in utterances):
                 batch = batch_of(model, inputs, utterances)
                 results = decode(model, batch, params.evaluate.beams, params.evaluate.max_new_tokens)
                 new = {utterance.id: hypothesis for utterance, hypothesis in zip(utterances, results, strict=True)}
-                lines.add(*new.items())
+                append_values(journal, *new.items())
                 decoded |= new
             bar.update(len(utterances))
     return decoded

@@ -6,13 +6,12 @@ A line is `{"time": seconds since 1970, "step": n, "loss/cross_entropy": 1.2, â€
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write
+from pipeline.common.files import append_lines, atomic_write
 
 LOG_FILE = "metrics.jsonl"
 Record = dict[str, float]
@@ -38,15 +37,7 @@ class MetricsLog:
         record = {"time": time.time() if at is None else at, "step": step, **metrics}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b", buffering=0) as opened:
-            _remove_incomplete_line(opened.fileno())
-            size = os.fstat(opened.fileno()).st_size
-            try:
-                if opened.write(line) != len(line):
-                    raise OSError(28, os.strerror(28), str(self.path))
-            except OSError:
-                os.ftruncate(opened.fileno(), size)
-                raise
+        append_lines(self.path, line)
 
     def read(self, position: int = 0) -> tuple[list[Record], int]:
         """The records from a position on (0, or as an earlier call returned it), and the position after them. An
@@ -96,11 +87,3 @@ def _parsed(line: bytes) -> Record | None:
         return record if all(isinstance(record[key], int | float) for key in ("time", "step")) else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _remove_incomplete_line(descriptor: int) -> None:
-    """Remove a last line that a killed writer did not finish."""
-    size = os.fstat(descriptor).st_size
-    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
-        return
-    os.ftruncate(descriptor, os.pread(descriptor, size, 0).rfind(b"\n") + 1)

@@ -11,7 +11,7 @@ from operator import attrgetter
 from statistics import fmean
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.journal import Journal
+from pipeline.common.journal import append_values
 from pipeline.common.metrics import is_bound
 from pipeline.config import Section
 from pipeline.sweeping.early_stopping import VALIDATION_LOSS, losses_at
@@ -45,7 +45,7 @@ class Search:
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._log, self._searcher = log, Searcher(self._sweep.search, self._space)
         try:
-            with Lease(journal.with_suffix(".lease")), Journal(journal) as self._journal:
+            with Lease(journal.with_suffix(".lease")):
                 for suggestion in self._suggestions.all:
                     outcome = self._outcome(suggestion)
                     self._searcher.add(suggestion.drawn, outcome)
@@ -87,7 +87,7 @@ class Search:
         settings = self._space.suggest(draw, self._is_used)
         drawn = self._searcher.drawn(len(self._suggestions.all))
         suggestion = self._suggestions.add(settings, drawn)
-        self._journal.add({"settings": settings, "drawn": drawn})
+        append_values(self._suggestions.journal, {"settings": settings, "drawn": drawn})
         self._open[suggestion.number] = suggestion
         return suggestion
 
