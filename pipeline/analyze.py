@@ -44,11 +44,8 @@ def main() -> None:
 
 
 def analyze(arguments: argparse.Namespace) -> None:
-    """Analyse the selected trial or language model.
-
-    Raises:
-        PipelineError: the trial or model does not exist, an input is missing, or nothing can be measured.
-    """
+    """Analyse the selected trial or language model. PipelineError if the trial or model does not exist, an input is
+    missing, or nothing can be measured."""
     from pipeline.analysis.figures import draw_sinks
     from pipeline.analysis.summary import summary_text
     from pipeline.analysis.survey import survey

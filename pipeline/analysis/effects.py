@@ -95,11 +95,8 @@ class Effect:
 
 
 def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
-    """The causal tests for the sinks of a survey.
-
-    Raises:
-        PipelineError: there is no sink, or the layer that writes the sinks is unknown.
-    """
+    """The causal tests for the sinks of a survey. PipelineError if there is no sink, or the layer that writes the sinks
+    is unknown."""
     arrays = survey.summary.arrays
     if "origin_main" not in arrays:
         raise PipelineError(

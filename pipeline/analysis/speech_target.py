@@ -18,16 +18,14 @@ from pipeline.trials.trained import require_encoders, require_llm, trained_param
 
 
 class SpeechTarget:
-    """The clean utterances of `sinks.split`.
+    """The clean utterances of `sinks.split`. PipelineError if the trial is not trained, an override would change a
+    training setting, the LLM or an encoder inside its model is not the one used in training, or an input is missing or
+    damaged.
 
     Args:
         trial: a trained trial; its own `config.yaml` is used, not params.yaml.
         overrides: of evaluation settings and paths: `sinks.tau=300`, `corpus.out=elsewhere`.
         utterances: the number to take; None for `sinks.utterances`.
-
-    Raises:
-        PipelineError: the trial is not trained, an override would change a training setting, the LLM or an encoder
-            inside its model is not the one used in training, or an input is missing or damaged.
     """
 
     item: Literal["utterance"] = "utterance"

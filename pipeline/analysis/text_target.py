@@ -25,6 +25,8 @@ from pipeline.pretrained.folder import weights_digest
 
 class TextTarget:
     """A text split into windows of equal length, each starting with BOS; an incomplete last window is dropped.
+    PipelineError if the model is missing or cannot be loaded, the text cannot be read or is empty, or the windows are
+    too long for the model.
 
     Args:
         folder: a model of the transformers library: config.json, weights, tokenizer.
@@ -32,10 +34,6 @@ class TextTarget:
         tokens: length of a window, BOS included.
         params: sections `sinks` (batch size) and `train` (device, precision, threads).
         sequences: the number of windows to take; None for all.
-
-    Raises:
-        PipelineError: the model is missing or cannot be loaded, the text cannot be read or is empty, or the windows are
-            too long for the model.
     """
 
     item: Literal["sequence"] = "sequence"

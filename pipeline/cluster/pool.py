@@ -72,10 +72,8 @@ class ClusterPool:
     def run(self, function: Callable, jobs: Iterable[tuple], in_order: bool = False) -> Iterator[tuple[tuple, Any]]:
         """Yield each job with the result of `function(*job)`, or with `KILLED` if it kills every worker.
 
-        Args:
-            function: of a module that workers can import.
-            jobs: arguments.
-            in_order: whether results are yielded in the order of the jobs, not as jobs finish.
+        Workers must be able to import the module of `function`. With `in_order` results are yielded in the order of the
+        jobs, otherwise as jobs finish.
 
         Raises:
             Exception: that of a job.

@@ -24,11 +24,8 @@ FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A new folder that only this user can read; folders that killed sweeps left there are removed first.
-
-    Raises:
-        PipelineError: no temporary folder with a path short enough for sockets is writable.
-    """
+    """A new folder that only this user can read; folders that killed sweeps left there are removed first. PipelineError
+    if no temporary folder with a path short enough for sockets is writable."""
     candidates = dict.fromkeys([tempfile.gettempdir(), *FALLBACKS])
     parents = [Path(path) for path in candidates if len(os.fsencode(path)) + 1 + _BELOW <= MAX_SOCKET]
     for parent in parents:

@@ -37,19 +37,12 @@ _WITHOUT_MEANING = frozenset({"kind", "ctx", "type_comment"})
 
 
 def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOURCE) -> str:
-    """SHA-256 of the code that these modules import from this package, 64 hexadecimal digits.
+    """SHA-256 of the code that `modules`, such as `pipeline.train`, import from their package, 64 hexadecimal digits.
 
     Imports may be absolute or relative, at the top or inside functions, or the name of a kind in a registry, such as
-    `pipeline.encoders.dct:MouthDCT`; a package's `__init__` is imported with any of its modules. `MODULES_LEFT_OUT` is
-    not followed. Cached for the life of the process, so that it describes the loaded code, not later edits.
-
-    Args:
-        modules: names such as `pipeline.train`.
-        without: further modules to leave out.
-        source: the folder of the package.
-
-    Raises:
-        ModuleNotFoundError: there is no such module in `source`.
+    `pipeline.encoders.dct:MouthDCT`; a package's `__init__` is imported with any of its modules. `MODULES_LEFT_OUT` and
+    `without` are not followed. Cached for the life of the process, so that it describes the loaded code, not later
+    edits. ModuleNotFoundError if a module is not in `source`, the folder of the package.
     """
     return _code_digest(tuple(sorted(set(modules))), without, source)
 

@@ -144,11 +144,8 @@ def read_json(path: str | Path, remedy: str) -> Any:
 
 
 def read_text(path: str | Path, remedy: str) -> str:
-    """Read UTF-8 text.
-
-    Raises:
-        PipelineError: the file is missing or not UTF-8, or an UnreadableError; `remedy` is part of the message.
-    """
+    """Read UTF-8 text. PipelineError if the file is missing or not UTF-8, UnreadableError if the system cannot read it;
+    `remedy` is part of the message."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

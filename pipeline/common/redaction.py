@@ -134,11 +134,7 @@ def _is_secret_name(key: object) -> bool:
 def file_without_secrets(name: str, content: bytes) -> bytes:
     """A file's content with each secret as `***`; equal to `content` if it has none.
 
-    In Python code, where keys and tokens are rarely secrets, a name counts only before a literal that looks random.
-
-    Args:
-        name: of the file; `.py` marks Python.
-        content: the bytes.
+    In a `.py` file, where keys and tokens are rarely secrets, a name counts only before a literal that looks random.
     """
     text = content.decode(errors="surrogateescape")
     if Path(name).suffix == ".py":

@@ -181,15 +181,12 @@ def sign_flip_p(ours: Values, theirs: Values, seed: int = 0) -> float:
     """Two-sided p-value of the difference between two given systems on the same utterances.
 
     Under the null hypothesis the systems are exchangeable on each utterance, so every sign of every difference is
-    equally likely. All sign patterns are enumerated where they are few.
+    equally likely. All sign patterns are enumerated where they are few. ValueError if the values are not equally long.
 
     Args:
         ours: (utterances,) errors of one system.
         theirs: (utterances,) errors of the other.
         seed: of the draws, where there are too many patterns to enumerate.
-
-    Raises:
-        ValueError: the values are not equally long.
     """
     differences = np.asarray(ours, float) - np.asarray(theirs, float)
     # The sign of a zero is irrelevant: without zeros the test is exact for more utterances.

@@ -112,11 +112,8 @@ for _name, _pattern, _first, _construct in (
 
 
 def parse_yaml(text: str, where: str | Path) -> Any:
-    """Parse YAML text; `where` is named in errors.
-
-    Raises:
-        PipelineError: the text is not YAML, has a duplicate key, or exceeds the bounds above.
-    """
+    """Parse YAML text; `where` is named in errors. PipelineError if the text is not YAML, has a duplicate key, or
+    exceeds the bounds above."""
     if len(text) > MAX_CHARACTERS:
         raise PipelineError(where, f"has {len(text)} characters", f"use a YAML file of at most {MAX_CHARACTERS}")
     try:

@@ -72,13 +72,11 @@ def write_sealed(path: str | Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed(path: str | Path, remedy: str) -> tuple[dict[str, Any], bool]:
-    """Read a file of `write_sealed`, or JSON without a seal, as written by earlier versions.
+    """Read a file of `write_sealed`, or JSON without a seal, as written by earlier versions. PipelineError if the file
+    is missing, not a JSON object, or changed.
 
     Returns:
         The value without its seal, and whether it had one.
-
-    Raises:
-        PipelineError: the file is missing, not a JSON object, or changed.
     """
     text = read_text(path, remedy)
     value = parse_json(path, text, remedy)

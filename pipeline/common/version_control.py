@@ -88,10 +88,8 @@ def _reason(message: str, root: Path) -> str:
 def let_dvc_do_without_git(root: Path = SOURCE) -> None:
     """Set `core.no_scm` in DVC's settings of this machine if there is no git repository.
 
-    A downloaded archive includes DVC's settings, with which DVC would require the repository.
-
-    Raises:
-        PipelineError: the setting cannot be changed.
+    A downloaded archive includes DVC's settings, with which DVC would require the repository. PipelineError if the
+    setting cannot be changed.
     """
     if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
         return
@@ -119,12 +117,9 @@ def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:
 
 
 def require_clean(root: Path = SOURCE) -> None:
-    """Check that the code of the project at `root` is committed.
-
-    Raises:
-        PipelineError: there is no commit, or a file was changed or added since. A file that git ignores or does not
-            track counts only if it is Python below `pipeline/`, or one of `SETTINGS_FILES`.
-    """
+    """Check that the code of the project at `root` is committed. PipelineError if there is no commit, or a file was
+    changed or added since. A file that git ignores or does not track counts only if it is Python below `pipeline/`, or
+    one of `SETTINGS_FILES`."""
     files = [*sorted((root / "pipeline").rglob("*.py")), *(root / name for name in SETTINGS_FILES)]
     record = code_state(root, tuple(file for file in files if file.is_file())).record
     if "commit" not in record:

@@ -29,11 +29,8 @@ def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
 
 
 def named_trial(name: str, runs: str | Path) -> Trial:
-    """The trial with this folder, prefix of its identity, or run id in MLflow.
-
-    Raises:
-        PipelineError: none or several match; or MLflow is needed and fails.
-    """
+    """The trial with this folder, prefix of its identity, or run id in MLflow. PipelineError if none or several match,
+    or if MLflow is needed and fails."""
     is_known = Path(name).exists() or Path(runs, name[:FOLDER_DIGITS]).exists()
     if re.fullmatch("[0-9a-f]{32}", name) and not is_known:
         name = identity_of_run(name, tracking_uri()) or name

@@ -30,11 +30,8 @@ class Records:
 
 
 def read_records(entries: Sequence[Entry]) -> list[Records]:
-    """The records of some trials, all of the same utterances.
-
-    Raises:
-        PipelineError: `sinks.npz` of a trial is missing, damaged or has no records, or the utterances differ.
-    """
+    """The records of some trials, all of the same utterances. PipelineError if `sinks.npz` of a trial is missing,
+    damaged or has no records, or the utterances differ."""
     records = [_read(entry) for entry in entries]
     for entry, other in zip(entries, records, strict=True):
         if other.ids != records[0].ids:

@@ -32,15 +32,8 @@ class Params(Section):
 
 
 def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Params:
-    """Read `params.yaml` with `a.b=value` overrides.
-
-    Args:
-        path: the file.
-        overrides: assignments; the value is YAML (`model.rates.audio=4`, `evaluate.splits=[test]`).
-
-    Raises:
-        PipelineError: the file is missing, or a value in it or in an override is wrong.
-    """
+    """Read `params.yaml` with `a.b=value` overrides, of which the value is YAML (`model.rates.audio=4`,
+    `evaluate.splits=[test]`). PipelineError if the file is missing, or a value in it or in an override is wrong."""
     values = read_mapping(path, "give the file with --params", "of sections")
     for override in overrides:
         key, equals, value = override.partition("=")
