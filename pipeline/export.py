@@ -36,12 +36,9 @@ def main() -> None:
 
 def export_trial(trial: Trial, out: Path, overrides: list[str]) -> None:
     """Write the folder `out`, new or empty, of an exported trial atomically. `overrides` are of paths and of the
-    evaluation, such as `model.llm.weights=elsewhere`.
-
-    Raises:
-        PipelineError: the trial is not trained, its adapter is damaged, `out` is not empty, its LLM or an encoder is
-            missing or differs from the one in training, or its downsampling is not implemented by the card's code.
-    """
+    evaluation, such as `model.llm.weights=elsewhere`. PipelineError if the trial is not trained, its adapter is
+    damaged, `out` is not empty, its LLM or an encoder is missing or differs from the one in training, or its
+    downsampling is not implemented by the card's code."""
     from pipeline.exporting.card import model_card
     from pipeline.model.audiovisual import PROJECTOR_FILE
     from pipeline.trials.trained import require_adapter, require_encoders, require_llm, trained_params

@@ -79,15 +79,8 @@ def read_previous_run(
     folder: Path, clips: Mapping[str, Clip], reader: Reader, sources: Mapping[str, tuple[SourceFile, ...]],
     settings: str,
 ) -> PreviousRun:  # fmt: skip
-    """Read `clips.jsonl`, and remove media that are damaged or whose source files changed.
-
-    Args:
-        folder: the corpus folder.
-        clips: those of the listing, by their id.
-        reader: of the listing.
-        sources: the present source files of each clip, by its id.
-        settings: the digest of the current settings.
-    """
+    """Read `clips.jsonl`, and remove media that are damaged or whose source files changed. `clips` are those of the
+    listing, and `sources` their present source files, both by id; `settings` is the digest of the current settings."""
     run = PreviousRun()
     path = folder / JOURNAL_FILE
     if not path.exists():
@@ -114,12 +107,8 @@ def read_previous_run(
 
 
 def require_listed(folder: Path, root: Path, listing: Listing) -> None:
-    """Refuse a listing that lacks prepared clips because a folder of theirs cannot be read now: their media would be
-    removed.
-
-    Raises:
-        PipelineError: there is such a folder, below the corpus root.
-    """
+    """Refuse a listing that lacks prepared clips because a folder of theirs, below the corpus root, cannot be read now:
+    their media would be removed. PipelineError if there is such a folder."""
     unread = {entry.path: entry for entry in listing.skipped if entry.reason in TEMPORARY}
     if not unread:
         return

@@ -76,10 +76,8 @@ def manifest_text(utterances: Iterable[Utterance]) -> str:
 def read_manifest(folder: str | Path) -> list[Utterance]:
     """Read and check `folder/manifest.jsonl`; the result is cached while the file is unchanged.
 
-    If `prepare.json` records a SHA-256, the manifest must match it; a manifest written by hand has none.
-
-    Raises:
-        PipelineError: the file is missing, empty or not the prepared one, a line is invalid, or an id is repeated.
+    If `prepare.json` records a SHA-256, the manifest must match it; a manifest written by hand has none. PipelineError
+    if the file is missing, empty or not the prepared one, a line is invalid, or an id is repeated.
     """
     path = Path(folder) / MANIFEST
     recorded = (read_settings(Path(folder)) or {}).get(MANIFEST_KEY)

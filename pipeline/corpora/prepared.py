@@ -20,11 +20,7 @@ MEDIA_FOLDERS = ("babble", *SPLITS)
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Read `prepare.json`; None if it does not exist.
-
-    Raises:
-        PipelineError: it is damaged.
-    """
+    """Read `prepare.json`; None if it does not exist. PipelineError if it is damaged."""
     if not (folder / SETTINGS_FILE).exists():
         return None
     recorded = read_json(folder / SETTINGS_FILE, "remove the folder and run: python -m pipeline.prepare")
@@ -34,10 +30,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 def require_prepared(corpus: Corpus, remedy: str) -> None:
     """Check that the folder `corpus.out`, if it was prepared, was prepared with these parameters.
 
-    Code and files are compared only by `prepare`.
-
-    Raises:
-        PipelineError: the parameters differ (with `remedy`), or `prepare.json` is damaged.
+    Code and files are compared only by `prepare`. PipelineError, with `remedy`, if the parameters differ; also if
+    `prepare.json` is damaged.
     """
     recorded = (read_settings(Path(corpus.out)) or {}).get("corpus", {})
     for key, before, now in _differences(recorded, corpus.model_dump(mode="json"), "corpus"):

@@ -57,11 +57,8 @@ class Unusable(Exception):  # noqa: N818
 
 
 def open_error(path: Path, error: OSError) -> Unusable:
-    """The reason to skip a clip whose file cannot be opened.
-
-    Raises:
-        OSError: the disk is full, which is no fault of the file.
-    """
+    """The reason to skip a clip whose file cannot be opened. OSError if the disk is full, which is no fault of the
+    file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
@@ -172,11 +169,8 @@ class Reader(ABC):
 
     @abstractmethod
     def listing(self) -> Listing:
-        """List all clips of which every file exists that `prepare_clip` reads.
-
-        Raises:
-            PipelineError: `corpus.root` is not a corpus of this kind, or is too small for the settings.
-        """
+        """List all clips of which every file exists that `prepare_clip` reads. PipelineError if `corpus.root` is not a
+        corpus of this kind, or is too small for the settings."""
 
     def sources(self, clip: Any) -> tuple[Path, ...]:
         """Source files of a clip."""
@@ -200,16 +194,8 @@ class Reader(ABC):
 
     @abstractmethod
     def prepare_clip(self, clip: Any, folder: Path, known: dict[str, FileInfo]) -> PreparedClip:
-        """Write the missing media of a clip.
-
-        Args:
-            clip: of this reader's listing.
-            folder: the corpus folder.
-            known: existing intact media, by their path in the folder.
-
-        Raises:
-            Unusable: the clip must be skipped.
-        """
+        """Write the missing media of a clip of this reader's listing to the corpus folder. `known` are the existing
+        intact media, by their path in the folder. Unusable if the clip must be skipped."""
 
 
 def reader_of(corpus: Corpus) -> Reader:

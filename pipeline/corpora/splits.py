@@ -15,19 +15,12 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy: str = "ask for fewer") -> set[Key]:
-    """Choose the speakers or texts that move from training to a held-out split.
+    """Choose the speakers or texts that move from training to a held-out split (`validation` or `test`), with at least
+    as many utterances as `corpus.held_out` sets.
 
-    Keys are ordered by `random_rank`, so a corpus that grows keeps its splits, except for the last key.
-
-    Args:
-        corpus: `held_out` sets the minimum number of utterances to hold out.
-        split: `validation` or `test`.
-        keys: per utterance the speaker or text that must stay in one split.
-        unit: what a key is, for messages: `speaker` or `text`.
-        remedy: if too many would be held out.
-
-    Raises:
-        PipelineError: there are fewer than two keys, or more than half of the utterances would be held out.
+    `keys` has per utterance the speaker or text that must stay in one split. They are ordered by `random_rank`, so a
+    corpus that grows keeps its splits, except for the last key. PipelineError if there are fewer than two keys, or more
+    than half of the utterances would be held out; `unit` (`speaker` or `text`) and `remedy` are for its message.
     """
     wanted = getattr(corpus.held_out, split)
     counts = Counter(keys)

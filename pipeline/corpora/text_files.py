@@ -26,11 +26,7 @@ SAVE = "save the file as UTF-8"
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without their ends. Invalid bytes become `LOST`.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The lines of a text file without their ends. Invalid bytes become `LOST`. OSError if it cannot be read."""
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     lines = _LINE_END.split(content.decode(encoding, errors="replace"))

@@ -17,13 +17,11 @@ def media_path(folder: str | Path, stream: str, utterance: Utterance) -> Path:
 
 
 def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndarray:
-    """Read the audio or video of an utterance.
+    """Read the audio or video of an utterance. PipelineError if the file is missing or damaged, or differs from the
+    manifest.
 
     Returns:
         (samples,) float32 at 16 kHz, or (frames, height, width) uint8 at 25 frames per second.
-
-    Raises:
-        PipelineError: the file is missing or damaged, or differs from the manifest.
     """
     from pipeline.corpora.media.read_write import read_audio, read_video_gray
 

@@ -63,13 +63,10 @@ class AVHuBERT:
         return pretrained_identity(settings.encoder, settings.precision, _folder(settings))
 
     def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Encode utterances.
+        """Encode utterances. PipelineError if a video is smaller than 88x88.
 
         Returns:
             Per input (frames, dimension) float32, 25 frames per second.
-
-        Raises:
-            PipelineError: a video is smaller than 88x88.
         """
         import torch
 
@@ -139,10 +136,7 @@ def mel_filters() -> np.ndarray:
 
 def normalised_mouth(frames: np.ndarray) -> np.ndarray:
     """The video input of AV-HuBERT: the centre of frames (frames, height, width) uint8, normalised, (frames, 88, 88).
-
-    Raises:
-        PipelineError: height or width is below 88.
-    """
+    PipelineError if height or width is below 88."""
     height, width = frames.shape[1:]
     if min(height, width) < SIDE:
         raise PipelineError(
@@ -161,11 +155,7 @@ def _folder(settings: AudioEncoderSettings | VideoEncoderSettings) -> Path:
 
 
 def load(folder: Path) -> "AVHuBERTNetwork":
-    """Load the network in float32.
-
-    Raises:
-        PipelineError: the folder has no weights of AV-HuBERT.
-    """
+    """Load the network in float32. PipelineError if the folder has no weights of AV-HuBERT."""
     from safetensors.torch import load_file
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork

@@ -21,10 +21,7 @@ REMEDY = "use a pre-trained or fine-tuned AV-HuBERT, base or large"
 
 def convert_avhubert(source: Path, folder: Path) -> None:
     """Write the encoder of an AV-HuBERT checkpoint to `folder/model.safetensors`; no code in the checkpoint is run.
-
-    Raises:
-        PipelineError: the file is not a checkpoint of AV-HuBERT.
-    """
+    PipelineError if the file is not a checkpoint of AV-HuBERT."""
     from safetensors.torch import save_file
 
     from pipeline.encoders.avhubert_network import AVHuBERTNetwork

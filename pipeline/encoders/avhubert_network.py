@@ -37,11 +37,7 @@ class Sizes:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Sizes":
-        """Read from the shapes of tensors.
-
-        Raises:
-            KeyError: a tensor that determines a size is missing.
-        """
+        """Read from the shapes of tensors. KeyError if a tensor that determines a size is missing."""
         width, of_group, positions = tensors["encoder.pos_conv.0.weight"].shape
         return cls(
             width=width,

@@ -57,9 +57,7 @@ def encoder_kind(name: str) -> type[Encoder]:
 def pretrained_identity(encoder: str, precision: str, weights: str | Path) -> dict[str, Any]:
     """`Encoder.identity` of a pretrained encoder: name, precision, digest of the weights.
 
-    Precision matters: bfloat16 changes the vectors of Whisper tiny.en by 1.2% of their length.
-
-    Raises:
-        PipelineError: the weights are missing or damaged.
+    Precision matters: bfloat16 changes the vectors of Whisper tiny.en by 1.2% of their length. PipelineError if the
+    weights are missing or damaged.
     """
     return {"encoder": encoder, "precision": resolve_precision(precision), "weights": weights_digest(weights)}

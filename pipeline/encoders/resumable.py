@@ -60,11 +60,8 @@ class GroupWriter:
         self.frames += frames
 
     def append(self, batch: dict[str, np.ndarray]) -> None:
-        """Add features of media, by their SHA-256: (frames, dimension) each.
-
-        Raises:
-            PipelineError: the disk is full or fails.
-        """
+        """Add features of media, by their SHA-256: (frames, dimension) each. PipelineError if the disk is full or
+        fails."""
         try:
             rows = {sha256: np.ascontiguousarray(features, DTYPE).tobytes() for sha256, features in batch.items()}
             self._array.writelines(rows.values())

@@ -74,10 +74,8 @@ def _digest(stream: Stream, identity: str, code: str, media: tuple[str, ...]) ->
 def feature_groups(params: Params, stream: Stream, utterances: Iterable[Utterance]) -> list[FeatureGroup]:
     """Group utterances by split and condition, in the order of the manifest.
 
-    A group is identified by its media, so all utterances of a split and condition must be given.
-
-    Raises:
-        PipelineError: an utterance has no video, or the encoder's weights are missing.
+    A group is identified by its media, so all utterances of a split and condition must be given. PipelineError if an
+    utterance has no video, or the encoder's weights are missing.
     """
     settings = getattr(params.features, stream)
     identity, out = encoder_kind(settings.encoder).identity(settings), Path(params.features.out)
@@ -164,11 +162,8 @@ def _mapped(group: FeatureGroup) -> np.ndarray:
 
 def read_index(group: FeatureGroup) -> dict[str, Any]:
     """Read the index of a group: dimension, frame rate, frames, and `{sha256 of media: [first frame, frames]}`. It is
-    cached while the file is unchanged, and not to be changed.
-
-    Raises:
-        PipelineError: the folder is missing, the index is damaged, or the array has another size.
-    """
+    cached while the file is unchanged, and not to be changed. PipelineError if the folder is missing, the index is
+    damaged, or the array has another size."""
     remedy = _REMEDIES[group.stream]
     if not group.folder.is_dir():
         raise PipelineError(group.folder, f"there are no {group.stream} features of {group.name}", remedy)
@@ -189,19 +184,11 @@ def read_index(group: FeatureGroup) -> dict[str, Any]:
 
 def recorded_precisions(indices: Iterable[Path]) -> dict[str, str]:
     """The precision in which features were encoded, by stream, for encoders that have one; from their indices, of which
-    those of removed features are skipped.
-
-    Raises:
-        PipelineError: an index is damaged.
-    """
+    those of removed features are skipped. PipelineError if an index is damaged."""
     read = [read_sealed(path, "run: python -m pipeline.features")[0] for path in indices if path.exists()]
     return {index["stream"]: index["encoder"]["precision"] for index in read if "precision" in index["encoder"]}
 
 
 def verify_features(group: FeatureGroup) -> None:
-    """Check the array of a group.
-
-    Raises:
-        PipelineError: as `read_index`, or the array has changed.
-    """
+    """Check the array of a group. PipelineError as `read_index`, or if the array has changed."""
     require_sha256(group.folder / ARRAY, read_index(group)["sha256"], _REMEDIES[group.stream])

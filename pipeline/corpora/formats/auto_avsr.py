@@ -93,10 +93,7 @@ class AutoAVSR(RecordedCorpus):
 
     def _clip(self, split: str, row: str) -> RecordedClip:
         """The clip of a row of a label file, such as `lrs3,lrs3_video_seg16s/trainval/0Fi83BHQsMA/00002.mp4,45,412 77`.
-
-        Raises:
-            Unusable: the row is damaged or incomplete, or a name in it is invalid.
-        """
+        Unusable if the row is damaged or incomplete, or a name in it is invalid."""
         require_undamaged(row)
         fields = [field.strip() for field in row.split(",", 4)]
         if len(fields) == 5 and not TOKEN_IDS.fullmatch(fields[3]):

@@ -22,11 +22,7 @@ _SEPARATOR = re.compile(r"\s*\"?sep=(.)\"?\W*", re.IGNORECASE)
 
 
 def list_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a list with their numbers, from 1, without blank ones.
-
-    Raises:
-        PipelineError: it cannot be read.
-    """
+    """The lines of a list with their numbers, from 1, without blank ones. PipelineError if the list cannot be read."""
     try:
         lines = read_lines(path)
     except OSError as error:
@@ -35,11 +31,7 @@ def list_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def require_undamaged(line: str) -> None:
-    """Check a line with `damage_of`.
-
-    Raises:
-        Unusable: it is damaged.
-    """
+    """Check a line with `damage_of`. Unusable if it is damaged."""
     if (damage := damage_of(line)) is not None:
         raise Unusable(UNREADABLE_LINE, "; ".join(damage))
 
@@ -55,11 +47,8 @@ class Row:
 
 
 def read_table(path: Path, skipped: list[SkippedClip]) -> Iterator[Row]:
-    """Read the rows of a CSV table; invalid lines are added to `skipped` by their number.
-
-    Raises:
-        PipelineError: it cannot be read, or its first line does not name the columns.
-    """
+    """Read the rows of a CSV table; invalid lines are added to `skipped` by their number. PipelineError if the table
+    cannot be read, or its first line does not name the columns."""
     lines = list_lines(path)
     separators: tuple[str, ...] = SEPARATORS
     if lines and (declared := _SEPARATOR.fullmatch(lines[0][1])):

@@ -21,11 +21,7 @@ class TimedWord:
 
 
 def read_transcript(path: Path) -> list[str]:
-    """The lines of a transcript.
-
-    Raises:
-        Unusable: it is missing, or a line is damaged.
-    """
+    """The lines of a transcript. Unusable if it is missing, or a line is damaged."""
     try:
         lines = read_lines(path)
     except OSError as error:
@@ -50,10 +46,8 @@ def read_lrs(path: Path) -> tuple[str, list[TimedWord]]:
     """Read a transcript of LRS2 or LRS3: the text, and the words with their times if the transcript has them.
 
     Blocks are separated by blank lines: `Text:  HE SAID`, then, in any order, `Conf:`, a table of frames, and a table
-    of words under `WORD START END ASDSCORE`.
-
-    Raises:
-        Unusable: it is missing, has no line of text, or has an invalid row of words.
+    of words under `WORD START END ASDSCORE`. Unusable if the transcript is missing, has no line of text, or has an
+    invalid row of words.
     """
     lines = read_transcript(path)
     line = next((line for line in lines if line.startswith("Text:")), None)

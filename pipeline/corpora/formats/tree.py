@@ -35,10 +35,8 @@ def files_below(
     """Each folder at or below `start`, as parts relative to the root, with its sorted files; without hidden files and
     folders.
 
-    Cyclic links are not followed. Unreadable folders are added to `skipped`.
-
-    Raises:
-        PipelineError: the first folder cannot be read.
+    Cyclic links are not followed. Unreadable folders are added to `skipped`. PipelineError if the first folder cannot
+    be read.
     """
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [(start, frozenset())]
     while waiting:

@@ -58,11 +58,8 @@ def is_silent(samples: np.ndarray) -> bool:
 
 
 def limit_peak(path: Path, samples: np.ndarray) -> np.ndarray:
-    """Scale floating-point samples (any shape) down if they exceed full scale, which is 1.
-
-    Raises:
-        PipelineError: a sample is not finite, or they are in other units, such as steps of 16 bits.
-    """
+    """Scale floating-point samples (any shape) down if they exceed full scale, which is 1. PipelineError if a sample is
+    not finite, or they are in other units, such as steps of 16 bits."""
     if not np.isfinite(samples).all():
         raise PipelineError(path, "a sample is not finite", REMEDY)
     peak = float(np.abs(samples).max(initial=0))

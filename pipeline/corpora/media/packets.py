@@ -24,13 +24,8 @@ SIZE_STATED = 0x02
 
 
 def truncated_packet(file: BinaryIO, head: bytes, size: int) -> str | None:
-    """Describe how the last packet is incomplete; None if it is complete, or the file has another format.
-
-    Args:
-        file: open for reading, anywhere.
-        head: its first 12 bytes.
-        size: its size in bytes.
-    """
+    """Describe how the last packet is incomplete; None if it is complete, or the file has another format. The file is
+    open for reading, at any position; `head` are its first 12 bytes, and `size` is its size in bytes."""
     walk: Callable[[BinaryIO, int], str | None] | None = None
     if head[:4] == OGG:
         walk = _truncated_ogg

@@ -90,21 +90,15 @@ def has_video(path: Path) -> bool:
 
 
 def displayed_size(path: Path) -> Size:
-    """Size and frame rate of a video, from its header.
-
-    Raises:
-        PipelineError: the file is not a video; or an UnreadableError.
-    """
+    """Size and frame rate of a video, from its header. PipelineError if the file is not a video, UnreadableError if the
+    system cannot read it."""
     with _open_video(path) as stream:
         return Size(*_square(stream.width, stream.height, stream.sample_aspect_ratio), stream.average_rate)
 
 
 def displayed_frames(path: Path) -> Iterator[av.VideoFrame]:
-    """The frames of a video at 25 per second, upright, of equal size, with square pixels.
-
-    Raises:
-        PipelineError: the file is not a video, is truncated, or has no frames; or an UnreadableError.
-    """
+    """The frames of a video at 25 per second, upright, of equal size, with square pixels. PipelineError if the file is
+    not a video, is truncated, or has no frames; UnreadableError if the system cannot read it."""
     with _open_video(path) as stream:
         frames = _decoded(path, stream)
         if stream.average_rate != FRAME_RATE or stream.container.format.name != MPEG:

@@ -28,11 +28,7 @@ REMEDY = "set corpus.face_detector to a folder that `python -m pipeline.weights`
 
 
 class FaceDetector:
-    """One of the two networks.
-
-    Raises:
-        PipelineError: the file is missing, or is another network.
-    """
+    """One of the two networks. PipelineError if its file is missing, or is another network."""
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():

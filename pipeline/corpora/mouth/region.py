@@ -44,11 +44,8 @@ class CropReport:
 
 
 def is_cropped(path: Path) -> bool:
-    """Whether a video is 96x96 pixels at 25 frames per second, by its header.
-
-    Raises:
-        PipelineError: the file cannot be read as a video.
-    """
+    """Whether a video is 96x96 pixels at 25 frames per second, by its header. PipelineError if the file cannot be read
+    as a video."""
     size = displayed_size(path)
     has_frame_rate = size.frame_rate is not None and abs(size.frame_rate - FRAME_RATE) < 0.1
     return (size.width, size.height) == (CROP, CROP) and has_frame_rate

@@ -50,11 +50,8 @@ def choose_talkers(corpus: Corpus, split: str, speech: Sequence[SpeakerClip]) ->
 
 def recorded_babble(corpus: Corpus, split: str, talkers: Sequence[Sequence[Path]]) -> np.ndarray:
     """The babble of a split, (samples,) at 16 kHz, with talkers of `choose_talkers`; damaged files are ignored.
-
-    Raises:
-        PipelineError: no file of any talker is readable, or one cannot be read now, without which the babble would be
-            another.
-    """
+    PipelineError if no file of any talker is readable, or if one cannot be read now, without which the babble would be
+    another."""
     length = int(np.ceil(max(SECONDS, corpus.longest_seconds) * SAMPLE_RATE))
     tracks = []
     for talker, paths in enumerate(talkers):

@@ -20,11 +20,7 @@ MAX_FILES = 60
 
 
 def noise_files(folder: str | Path) -> list[Path]:
-    """All audio files in a folder and below it, sorted by name.
-
-    Raises:
-        PipelineError: there is none.
-    """
+    """All audio files in a folder and below it, sorted by name. PipelineError if there is none."""
     unread: list[SkippedClip] = []
     files: list[Path] = []
     if Path(folder).is_dir():
@@ -39,33 +35,25 @@ def noise_files(folder: str | Path) -> list[Path]:
 
 
 def chosen_files(folder: str | Path, seed: int) -> list[Path]:
-    """At most `MAX_FILES` random files of a folder, in the order in which they are used.
-
-    Raises:
-        PipelineError: there is none.
-    """
+    """At most `MAX_FILES` random files of a folder, in the order in which they are used. PipelineError if there is
+    none."""
     files = noise_files(folder)
     return [files[index] for index in random_generator("noise files", seed).permutation(len(files))[:MAX_FILES]]
 
 
 def noise_settings(folder: str | Path) -> dict[str, Any]:
-    """Everything that noise from this folder depends on: names and sizes of the files, and this code.
-
-    Raises:
-        PipelineError: there is no file in it.
-    """
+    """Everything that noise from this folder depends on: names and sizes of the files, and this code. PipelineError if
+    there is no file in it."""
     files = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in noise_files(folder)]
     return {"files": files, "code": code_digest("pipeline.corpora.noise.folder")}
 
 
 def folder_noise(folder: str | Path, split: str, seed: int, seconds: float) -> np.ndarray:
     """The noise of a split: the first (training), middle (validation) or last (test) third of each file, equally loud.
+    PipelineError if there is no file, a file is unreadable, or all are silent.
 
     Returns:
         (samples,) float32 at 16 kHz, at least `seconds`, repeated if necessary.
-
-    Raises:
-        PipelineError: there is no file, a file is unreadable, or all are silent.
     """
     from pipeline.corpora.recorded.recording import extract_audio
 

@@ -18,11 +18,8 @@ SPLIT = "train"
 
 
 def noise_digest(corpus: Corpus, utterances: Iterable[Utterance]) -> str:
-    """SHA-256 of everything the noise of training utterances depends on, 64 hexadecimal digits.
-
-    Raises:
-        PipelineError: the folder of noise has no files.
-    """
+    """SHA-256 of everything the noise of training utterances depends on, 64 hexadecimal digits. PipelineError if the
+    folder of noise has no files."""
     clean = _clean_training(utterances)
     settings = {"seed": corpus.seed, "code": code_digest("pipeline.corpora.noise.training")}
     if corpus.noise.folder is not None:
@@ -32,22 +29,16 @@ def noise_digest(corpus: Corpus, utterances: Iterable[Utterance]) -> str:
 
 
 def noise_sources(corpus: Corpus) -> list[Path]:
-    """Files outside the corpus that the noise is made of.
-
-    Raises:
-        PipelineError: the folder of noise has no files.
-    """
+    """Files outside the corpus that the noise is made of. PipelineError if the folder of noise has no files."""
     return [] if corpus.noise.folder is None else chosen_files(corpus.noise.folder, corpus.seed)
 
 
 def training_noise(corpus: Corpus, utterances: Iterable[Utterance]) -> np.ndarray:
-    """Generate the noise of training utterances as `prepare` does for the training split.
+    """Generate the noise of training utterances as `prepare` does for the training split. PipelineError if the folder
+    has no noise, or no talker is readable.
 
     Returns:
         (samples,) float32 at 16 kHz, at least as long as the longest utterance.
-
-    Raises:
-        PipelineError: the folder has no noise, or no talker is readable.
     """
     from pipeline.corpora.media.read_write import rounded_to_16_bits
 

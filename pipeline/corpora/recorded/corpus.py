@@ -85,11 +85,7 @@ class RecordedCorpus(Reader):
 
     @abstractmethod
     def pieces(self, clip: RecordedClip) -> list[Piece]:
-        """The utterances of a clip.
-
-        Raises:
-            Unusable: its text is unknown.
-        """
+        """The utterances of a clip. Unusable if the clip's text is unknown."""
 
     def longest_piece(self) -> float | None:
         """Maximum seconds of a piece of the clips in `piece_media`."""

@@ -29,15 +29,8 @@ class Piece:
 def split_at_words(text: str, words: Sequence[TimedWord], longest: float) -> list[Piece]:
     """Split a long clip between words into few pieces of at most `longest` seconds.
 
-    A split is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds.
-
-    Args:
-        text: of the whole clip.
-        words: with their times; a short clip may have none.
-        longest: seconds.
-
-    Raises:
-        Unusable: the times are not in order.
+    A split is in the middle of a pause; in a long pause each side keeps `PAUSE` seconds. `text` is that of the whole
+    clip; a short clip may have no `words`. Unusable if the times are not in order.
     """
     if not words or words[-1].end <= longest:
         return [Piece(text, "_00")]

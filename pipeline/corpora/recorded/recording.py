@@ -75,14 +75,9 @@ class Recording:
         return FileInfo(file_sha256(target), len(samples) / SAMPLE_RATE)
 
     def write_mouth(self, targets: dict[Path, tuple[int, int | None]]) -> dict[Path, FileInfo]:
-        """Write the video of the mouth, in pieces, or link one that is in the right format.
-
-        Args:
-            targets: per file the first video frame, and the frame after the last one; None is the end.
-
-        Raises:
-            Unusable: the video cannot be read, or has no face.
-        """
+        """Write the video of the mouth, in pieces, or link one that is in the right format. `targets` has per file the
+        first video frame and the frame after the last one, where None is the end. Unusable if the video cannot be read,
+        or has no face."""
         assert self.video is not None
         if list(targets.values()) == [(0, None)]:
             (target,) = targets
@@ -116,13 +111,10 @@ class Recording:
 
 
 def extract_audio(path: Path, with_video: bool = False) -> np.ndarray:
-    """Read the audio of an audio file, or of a video (see `read_track`).
+    """Read the audio of an audio file, or of a video (see `read_track`). Unusable if it cannot be read, or is silent.
 
     Returns:
         (samples,) float32 at 16 kHz.
-
-    Raises:
-        Unusable: it cannot be read, or is silent.
     """
     with skip_on_error(path, "unreadable audio"):
         samples = read_audio(path) if is_audio(path) else resample(*read_track(path, with_video))

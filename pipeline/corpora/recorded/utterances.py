@@ -28,10 +28,7 @@ def prepare_utterances(
     corpus: Corpus, clip: RecordedClip, pieces: list[Piece], folder: Path, known: dict[str, FileInfo]
 ) -> Iterator[Utterance]:
     """Write the missing media of a clip, and yield its lines of the manifest: each utterance, then its noisy copies.
-
-    Raises:
-        Unusable: the clip must be skipped; `prepare` removes the media written so far.
-    """
+    Unusable if the clip must be skipped; `prepare` removes the media written so far."""
     if not any(normalise(piece.text) for piece in pieces):
         raise Unusable("empty transcript")
     recording = Recording(clip.audio, clip.video, Path(corpus.face_detector))

@@ -41,11 +41,8 @@ class Plan:
 
 
 def plan_corpus(corpus: Corpus) -> list[Plan]:
-    """Plan all utterances, in the order of the manifest.
-
-    Raises:
-        PipelineError: the file of sentences is missing or empty, or there are too few voices.
-    """
+    """Plan all utterances, in the order of the manifest. PipelineError if the file of sentences is missing or empty, or
+    there are too few voices."""
     settings, seed = corpus.synthetic, corpus.seed
     counts = {split: getattr(settings.voices, split) for split in SPLITS}
     voices = choose_voices(counts, random_generator("voices", seed))

@@ -51,11 +51,8 @@ def grid_sentences() -> list[Sentence]:
 
 
 def file_sentences(path: str | Path) -> list[Sentence]:
-    """The normalised lines of a text file; lines without words are ignored.
-
-    Raises:
-        PipelineError: the file cannot be read, a line is damaged, or there are no sentences.
-    """
+    """The normalised lines of a text file; lines without words are ignored. PipelineError if the file cannot be read, a
+    line is damaged, or there are no sentences."""
     try:
         lines = read_lines(Path(path))
     except OSError as error:

@@ -76,16 +76,14 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Speech:
     """Synthesise `text`; equal arguments give equal samples.
 
     The library carries state between utterances (phases, flutter, noise) that its clean-up does not clear. It is
-    therefore loaded for each utterance, which takes 2 ms, and its noise is seeded.
+    therefore loaded for each utterance, which takes 2 ms, and its noise is seeded. PipelineError if there is no such
+    voice, or the result is empty.
 
     Args:
         text: words; `[[...]]` is espeak's phoneme notation.
         voice: accent and variant, such as `en-us+f3`.
         speed: words per minute, 80 to 450.
         pitch: 0 to 100; 50 is the voice's default.
-
-    Raises:
-        PipelineError: there is no such voice, or the result is empty.
     """
     import espeakng_loader
 
@@ -140,13 +138,10 @@ def choose_voices(counts: dict[str, int], generator: np.random.Generator) -> dic
     """Choose the voices of each split; no variant is in two splits, not even with another accent.
 
     Women and men alternate while there are both, and the smallest split chooses first, so small splits are balanced.
-    Accents rotate, so each split has the accents of training.
+    Accents rotate, so each split has the accents of training. PipelineError if there are too few voices.
 
     Returns:
         Voices such as `en-us+f3`, for each split.
-
-    Raises:
-        PipelineError: there are fewer voices.
     """
     available = len(FEMALE_VARIANTS) + len(MALE_VARIANTS)
     if sum(counts.values()) > available:

@@ -73,13 +73,11 @@ def _say(sentence: Sentence, voice: str, random: np.random.Generator) -> tuple[n
 
 
 def generate_utterance(plan: Plan, folder: Path, with_video: bool = True) -> list[Utterance]:
-    """Write the media of an utterance: wavs, and, unless it is audio only, an mp4 with the clean audio.
+    """Write the media of an utterance: wavs, and, unless it is audio only, an mp4 with the clean audio. PipelineError
+    if the sentence cannot be spoken or drawn.
 
     Returns:
         Its lines of the manifest: the utterance, then its noisy copies.
-
-    Raises:
-        PipelineError: the sentence cannot be spoken or drawn.
     """
     speech, phonemes = _speech(plan)
     frames = len(speech) // SAMPLES_PER_FRAME

@@ -85,11 +85,8 @@ class Segment:
 
 
 def segments(phonemes: Sequence[Phoneme], seconds: float) -> list[Segment]:
-    """The visemes of an utterance, without gaps from 0 to `seconds`, where the last phoneme ends.
-
-    Raises:
-        PipelineError: a phoneme is not one of espeak's English (the sentence has a foreign word).
-    """
+    """The visemes of an utterance, without gaps from 0 to `seconds`, where the last phoneme ends. PipelineError if a
+    phoneme is not one of espeak's English (the sentence has a foreign word)."""
     bounds = [(phoneme.name, phoneme.start) for phoneme in phonemes]
     times = [start - CLOSURE_SECONDS if name in STOPS else start for name, start in bounds] + [seconds]
     # A closure starts early, but takes at most half of the phoneme before it.
