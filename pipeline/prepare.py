@@ -78,12 +78,9 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
 
     The result does not depend on the number of `workers`, by default one per core, nor on the `address` of a Ray
     cluster, whose workers prepare the clips instead. With one worker the clips are prepared in this process, which a
-    crash of their decoder ends.
-
-    Raises:
-        PipelineError: another process prepares the folder, the folder has other content or a corpus of another kind,
-            `corpus.root` is not such a corpus, no utterance of a split is usable, the disk is full, or the cluster
-            cannot be used; or a folder of `corpus.root` cannot be read now whose clips were prepared before.
+    crash of their decoder ends. PipelineError if another process prepares the folder, the folder has other content or a
+    corpus of another kind, `corpus.root` is not such a corpus, no utterance of a split is usable, the disk is full, or
+    the cluster cannot be used; or if a folder of `corpus.root` cannot be read now whose clips were prepared before.
     """
     folder = Path(params.corpus.out)
     busy = PipelineError(folder, "another process is preparing it", "wait for that process to end")

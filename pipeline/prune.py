@@ -223,13 +223,8 @@ class _Usage:
         return name in self._features
 
     def has_features(self, name: str, content: str | None, media: str | None) -> bool:
-        """Whether these are features of the sweep, of whatever code.
-
-        Args:
-            name: of the folder.
-            content: see `_content`.
-            media: see `_media`.
-        """
+        """Whether the folder `name`, with this `content` (see `_content`) and `media` (see `_media`), has features of
+        the sweep, of whatever code."""
         return self.makes_features(name) or content in self._features.values() or media in self._media
 
 

@@ -25,10 +25,7 @@ _DVC_OUTPUT = (
 
 def run_stages(stages: Sequence[str] = (), address: str | None = None) -> None:
     """Run stages, or all of them if none is named, with params.yaml; on the Ray cluster at `address`, if there is one.
-
-    Raises:
-        PipelineError: a stage failed; its own error was printed.
-    """
+    PipelineError if a stage failed; its own error was printed."""
     print(f"dvc repro {' '.join(stages)}".rstrip(), flush=True)
     let_dvc_do_without_git(Path.cwd())
     # Stages call `python`, which must be this one.

@@ -41,15 +41,9 @@ WORK = "pipeline.sweep:run_trial"
 
 
 def run_trial(job: dict[str, Any]) -> Outcome:
-    """In a worker: train and evaluate one trial.
-
-    Args:
-        job: `params`, `identity` and `folder` of the trial; `stop`: a file that ends the trial early once it exists;
-            `until`: a step to pause the training after, or None.
-
-    Raises:
-        PipelineError: a stage failed, or code or data changed since the sweep began.
-    """
+    """In a worker: train and evaluate one trial. `job` has `params`, `identity` and `folder` of the trial; `stop`, a
+    file that ends the trial early once it exists; and `until`, a step to pause the training after, or None.
+    PipelineError if a stage failed, or code or data changed since the sweep began."""
     from pipeline.evaluate import evaluate
     from pipeline.train import train
     from pipeline.training.inputs import TrialInputs
@@ -83,11 +77,8 @@ def run_trial(job: dict[str, Any]) -> Outcome:
 
 
 def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
-    """Run the stages that the trials need: those of params.yaml by `dvc repro`, others directly.
-
-    Raises:
-        PipelineError: an input is missing and stages may not run (`--no-repro`, `--sync`), or a stage failed.
-    """
+    """Run the stages that the trials need: those of params.yaml by `dvc repro`, others directly. PipelineError if an
+    input is missing and stages may not run (`--no-repro`, `--sync`), or if a stage failed."""
     incomplete = [params for params in distinct_inputs(sweep) if needed_stages(params)]
     if incomplete and (arguments.no_repro or arguments.sync):
         raise missing_inputs_error(needed_stages(incomplete[0]))

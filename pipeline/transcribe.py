@@ -28,12 +28,8 @@ def main() -> None:
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
-    """Print the text of each file in order, followed by indented lines on its sinks if requested.
-
-    Raises:
-        PipelineError: the trial does not exist or is not trained, or a file cannot be read. Text printed before the
-            error is valid.
-    """
+    """Print the text of each file in order, followed by indented lines on its sinks if requested. PipelineError if the
+    trial does not exist or is not trained, or a file cannot be read. Text printed before the error is valid."""
     from pipeline.comparison.selection import requested_trial
     from pipeline.transcription.recording import require_file
 

@@ -124,11 +124,7 @@ class AudioVisualLLM(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Enable activation checkpointing: training stores only the inputs of the LLM's layers and recomputes the rest.
-        Losses and gradients do not change.
-
-        Raises:
-            PipelineError: the LLM does not support it.
-        """
+        Losses and gradients do not change. PipelineError if the LLM does not support it."""
         llm: Any = self.llm
         # The second name is that of transformers before 5.17.
         enable = getattr(llm, "activation_checkpointing_enable", llm.gradient_checkpointing_enable)
@@ -145,12 +141,8 @@ class AudioVisualLLM(nn.Module):
         return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
     def token_labels(self, roles: list[int], response: list[int]) -> list[str]:
-        """Role of each token, with the text of prompt and response tokens: `audio`, `response ' blue'`.
-
-        Args:
-            roles: of the real tokens of one sequence, as `Role`.
-            response: token ids of the transcript.
-        """
+        """Role of each token, with the text of prompt and response tokens: `audio`, `response ' blue'`. `roles` are
+        those of the real tokens of one sequence, as `Role`; `response` has the token ids of the transcript."""
         texts: dict[int, Iterator[int]] = {Role.PROMPT: iter(self.prompt), Role.RESPONSE: iter(response)}
         return [
             f"{Role(role).label} {self.tokenizer.decode([next(texts[role])])!r}" if role in texts else Role(role).label

@@ -34,10 +34,7 @@ def backbone_of(llm: Any) -> nn.Module:
 
 def llm_layers(llm: Any) -> nn.ModuleList:
     """The LLM's layers: the outermost module list whose length is the number of layers in the configuration.
-
-    Raises:
-        PipelineError: there is no such list.
-    """
+    PipelineError if there is no such list."""
     count = llm.config.get_text_config(decoder=True).num_hidden_layers
     for module in backbone_of(llm).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -72,11 +72,8 @@ def _default_generation_config(llm: PreTrainedModel) -> Iterator[None]:
 def prompt_read_once(llm: PreTrainedModel, beams: int) -> Iterator[None]:
     """Beam search whose first pass reads each prompt once and repeats its output for the beams.
 
-    Without it, `generate` repeats the prompt and reads it once per beam.
-
-    Args:
-        llm: its `generate` is called once inside the `with`.
-        beams: of that search. The beams of an utterance are adjacent.
+    Without it, `generate` repeats the prompt and reads it once per beam. The LLM's `generate` is called once inside the
+    `with`, with this number of beams; those of an utterance are adjacent.
     """
     if beams == 1:
         yield

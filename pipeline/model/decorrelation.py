@@ -48,11 +48,8 @@ def decorrelation_loss(hidden_states: Sequence[Tensor], roles: Tensor, settings:
 
 def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
     """The layers of an LLM of `depth` layers that enter the loss, each once and in order, as in the trial's identity:
-    never the last, known only after the final norm.
-
-    Raises:
-        PipelineError: no layer counts, or a layer in the settings does not.
-    """
+    never the last, known only after the final norm. PipelineError if no layer counts, or a layer in the settings does
+    not."""
     if fault := settings.layers_fault(depth):
         raise PipelineError("decorrelation.layers", *fault)
     return range(depth - 1) if settings.layers == "all" else sorted(set(settings.layers))

@@ -32,18 +32,11 @@ REMEDY = "use a folder with config.json, weights and tokenizer of a causal langu
 def load_llm(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """The frozen LLM with its first `settings.blocks` layers, in evaluation mode, on the CPU.
 
-    Its generation_config.json is ignored. Vectors (norm scales, biases) stay in float32, since they are small and a
-    LayerNorm needs parameters of the type of its input.
-
-    Args:
-        settings: folder and number of layers.
-        dtype: of the matrices.
-        attention: implementation, `sdpa` or `eager`; always eager if the architecture has no sdpa, or cannot switch
-            from it to eager for attention maps.
-
-    Raises:
-        PipelineError: the folder is missing, has fewer layers than requested, or has no causal language model that can
-            be loaded, run and trained: damaged, incomplete, quantised, or attending to later tokens.
+    Its generation_config.json is ignored. Matrices have the type `dtype`; vectors (norm scales, biases) stay in
+    float32, since they are small and a LayerNorm needs parameters of the type of its input. `attention` is `sdpa` or
+    `eager`; it is always eager if the architecture has no sdpa, or cannot switch from it to eager for attention maps.
+    PipelineError if the folder is missing, has fewer layers than requested, or has no causal language model that can be
+    loaded, run and trained: damaged, incomplete, quantised, or attending to later tokens.
     """
     # Loading takes a second, and the report would list the layers that are not loaded on purpose.
     logging.disable_progress_bar()
@@ -75,13 +68,11 @@ def load_llm(settings: LLM, dtype: torch.dtype, attention: str = "sdpa") -> PreT
 
 
 def config_with_first_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The LLM's configuration with only the first `settings.blocks` layers, so that no others are built.
+    """The LLM's configuration with only the first `settings.blocks` layers, so that no others are built. PipelineError
+    if there is no configuration of a causal language model, or it has fewer layers than requested.
 
     Returns:
         The configuration, and the changed values of its text model.
-
-    Raises:
-        PipelineError: there is no configuration of a causal language model, or it has fewer layers than requested.
     """
     config = _load_config(settings)
     text = config.get_text_config(decoder=True)
@@ -102,11 +93,8 @@ def config_with_first_layers(settings: LLM) -> tuple[PreTrainedConfig, dict[str,
 
 
 def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
-    """The LLM's own tokenizer. If it has no EOS token, the one of the model's configuration is used.
-
-    Raises:
-        PipelineError: it is missing or cannot be read.
-    """
+    """The LLM's own tokenizer. If it has no EOS token, the one of the model's configuration is used. PipelineError if
+    the tokenizer is missing or cannot be read."""
     _load_config(settings)
     with _one_error(settings, "its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(settings.weights, trust_remote_code=False)
@@ -119,11 +107,8 @@ def load_tokenizer(settings: LLM) -> PreTrainedTokenizerBase:
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The first token of every sequence: BOS of the tokenizer, else of the configuration, else EOS.
-
-    Raises:
-        PipelineError: there is none of them.
-    """
+    """The first token of every sequence: BOS of the tokenizer, else of the configuration, else EOS. PipelineError if
+    none of them exists."""
     folder = config.name_or_path
     if folder and (Path(folder) / "config.json").exists():
         configured = _configured_token(folder, "bos")
@@ -136,11 +121,7 @@ def bos_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> i
 
 
 def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The last token of every response.
-
-    Raises:
-        PipelineError: there is none.
-    """
+    """The last token of every response. PipelineError if there is none."""
     if tokenizer.eos_token_id is None:
         raise PipelineError(
             tokenizer.name_or_path,
@@ -151,22 +132,15 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> None:
-    """Check that the LLM has an embedding for every token of text. Special tokens that do not occur in text, such
-    as a padding token added later, are not checked.
-
-    Raises:
-        PipelineError: a token has no embedding.
-    """
+    """Check that the LLM has an embedding for every token of text; PipelineError if a token has none. Special tokens
+    that do not occur in text, such as a padding token added later, are not checked."""
     special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
     require_embedded([token for token in tokenizer.get_vocab().values() if token not in special], llm, "text")
 
 
 def require_embedded(tokens: list[int], llm: PreTrainedModel, source: str) -> None:
-    """Check that the LLM has an embedding for token ids; if not, the tokenizer belongs to another model.
-
-    Raises:
-        PipelineError: an id has no embedding; the message names the `source` of the tokens.
-    """
+    """Check that the LLM has an embedding for token ids; if not, the tokenizer belongs to another model. PipelineError,
+    with the `source` of the tokens, if an id has no embedding."""
     rows = embedding_of(llm).shape[0]
     if tokens and max(tokens) >= rows:
         raise PipelineError(

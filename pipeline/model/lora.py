@@ -15,11 +15,8 @@ ENCODER_TARGETS = ("q_proj", "v_proj")
 
 
 def add_lora(llm: PreTrainedModel, settings: LoRA) -> PeftModel:
-    """Add trainable float32 adapters to the LLM's target modules.
-
-    Raises:
-        PipelineError: no module of the LLM has one of the target names.
-    """
+    """Add trainable float32 adapters to the LLM's target modules. PipelineError if no module of the LLM has one of the
+    target names."""
     alpha: Any = settings.alpha
     config = LoraConfig(
         r=settings.rank,

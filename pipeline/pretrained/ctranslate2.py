@@ -15,10 +15,7 @@ SAMPLE_RATE, HOP, WINDOW, SECONDS = 16_000, 160, 400, 30
 
 def convert_whisper(source: Path, folder: Path) -> None:
     """Write the encoder of a CTranslate2 Whisper, float32 or float16, as a Hugging Face folder for `WhisperEncoder`.
-
-    Raises:
-        PipelineError: `model.bin` is missing, truncated, quantised to integers, or not a Whisper.
-    """
+    PipelineError if `model.bin` is missing, truncated, quantised to integers, or not a Whisper."""
     from safetensors.numpy import save_file
 
     file = source / "model.bin"
@@ -74,10 +71,8 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a CTranslate2 `model.bin` by name, memory-mapped.
 
     The file has a header (version of the format, name and revision of the specification, number of tensors), then per
-    tensor its name, rank, dimensions, type, bytes. A name is a 16-bit length and a NUL-terminated string.
-
-    Raises:
-        PipelineError: the file is truncated, or has another version or format.
+    tensor its name, rank, dimensions, type, bytes. A name is a 16-bit length and a NUL-terminated string. PipelineError
+    if the file is truncated, or has another version or format.
     """
     data = _Bytes(file)
     if (version := data.number("I")) != VERSION:

@@ -22,11 +22,8 @@ def weights_digest(folder: str | Path) -> str:
     """Digest of pretrained weights: 64 hexadecimal digits, equal for equal files in any folder.
 
     With `weights.json`, only the sizes of the files are checked; `verify_weights` reads them before they are loaded.
-    Without it, the files are read (once per process).
-
-    Raises:
-        PipelineError: the folder or a file is missing, a file has another size, `weights.json` is damaged, or the
-            folder has no tensors.
+    Without it, the files are read (once per process). PipelineError if the folder or a file is missing, a file has
+    another size, `weights.json` is damaged, or the folder has no tensors.
     """
     return files_digest(known_files(folder))
 
@@ -41,11 +38,8 @@ def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files according to `weights.json`. Sizes are compared; no file is read.
-
-    Raises:
-        PipelineError: `weights.json` is missing or damaged, or a file is missing or has another size.
-    """
+    """The files according to `weights.json`. Sizes are compared; no file is read. PipelineError if `weights.json` is
+    missing or damaged, or a file is missing or has another size."""
     record = read_json(folder / RECORD, REMEDY)
     try:
         is_intact = files_digest(record["files"]) == record["digest"]
@@ -64,10 +58,7 @@ def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def verify_weights(folder: str | Path) -> None:
     """Compare all files of the weights with `weights.json`, if the folder has one, before they are loaded.
-
-    Raises:
-        PipelineError: as `weights_digest`; or a file has changed, or a file was added that a library would load.
-    """
+    PipelineError as `weights_digest`, or if a file has changed, or one was added that a library would load."""
     folder = Path(folder)
     known = known_files(folder)
     if not (folder / RECORD).exists():
@@ -79,11 +70,8 @@ def verify_weights(folder: str | Path) -> None:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """`{relative name: {bytes, sha256}}` of the files of the weights, read and sorted by name.
-
-    Raises:
-        PipelineError: the folder has no tensors.
-    """
+    """`{relative name: {bytes, sha256}}` of the files of the weights, read and sorted by name. PipelineError if the
+    folder has no tensors."""
     names = _names(folder)
     if not any(Path(name).suffix in TENSORS for name in names):
         raise PipelineError(folder, "has no .safetensors file", "use a Hugging Face folder that has one")

@@ -14,10 +14,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     A model that transformers loads from GGUF can neither be saved nor trained, so its values are copied to a plain
     model of the same configuration, as float16: a de-quantised value is a float16 scale times a small integer plus a
     float16 offset, about 15 significant bits, of which float16 keeps 11 and bfloat16 8. The logits of SmolLM2-135M then
-    change by 0.07% (bfloat16: 0.33%) and the perplexity in its fifth digit.
-
-    Raises:
-        PipelineError: the file is not a GGUF, is truncated, or has an architecture that transformers does not support.
+    change by 0.07% (bfloat16: 0.33%) and the perplexity in its fifth digit. PipelineError if the file is not a GGUF, is
+    truncated, or has an architecture that transformers does not support.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -32,13 +32,11 @@ DAMAGE = (
 
 
 def read_checkpoint(file: Path) -> Any:
-    """Read a file of `torch.save`.
+    """Read a file of `torch.save`. PipelineError if the file is not a checkpoint, is older than the zip format, or is
+    truncated.
 
     Returns:
         Containers, numbers, text and tensors; other objects are replaced by empty stubs.
-
-    Raises:
-        PipelineError: the file is not a checkpoint, is older than the zip format, or is truncated.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -60,10 +58,7 @@ def tensors_of(values: object) -> dict[str, "Tensor"]:
 
 def convert_pickled(files: Iterable[Path], target: Path) -> None:
     """Write the tensors of checkpoints, such as the parts of a `pytorch_model.bin`, to one safetensors file.
-
-    Raises:
-        PipelineError: a file is not a checkpoint, or is not a mapping of names to tensors.
-    """
+    PipelineError if a file is not a checkpoint, or is not a mapping of names to tensors."""
     import torch
     from safetensors.torch import save_file
 

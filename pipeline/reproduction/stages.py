@@ -68,14 +68,12 @@ def settings_of(session: dict[str, Any], inputs: Iterable[str], runs: Path, tree
 
 
 def query_identity(stage: str, tree: Path, config: Path, settings: list[str]) -> dict[str, Any]:
-    """The identity of a configuration according to the code in `tree`. Nothing is trained or written.
+    """The identity of a configuration according to the code in `tree`. Nothing is trained or written. PipelineError if
+    the code does not run in this environment.
 
     Returns:
         For `train` the parts of the identity, `configuration`, `data`, `code`; for `evaluate` the digest `evaluation`.
         Or `error`: why the stage would not start, such as a missing input.
-
-    Raises:
-        PipelineError: the code does not run in this environment.
     """
     words = [sys.executable, "-c", _own("_IDENTITY", _EARLIER), stage, str(config.absolute()), *settings]
     ran = subprocess.run(words, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=False)

@@ -103,17 +103,13 @@ def score(
     seed: int = 0,
     speakers: Sequence[Hashable] | None = None,
 ) -> Score:
-    """Score hypotheses against their references.
+    """Score hypotheses against their references, one text each per utterance.
 
     An empty hypothesis counts as deletions only. An empty reference adds no words to the length, and each word of its
     hypothesis counts as an insertion.
 
-    Args:
-        references: one text per utterance.
-        hypotheses: one text per utterance.
-        bootstrap: resamplings of the utterances for the 95% intervals; 0 for none.
-        seed: of the resamplings.
-        speakers: speaker of each utterance; None if unknown.
+    The 95% intervals come from `bootstrap` resamplings of the utterances, drawn with `seed`; with 0 there are none.
+    `speakers` has the speaker of each utterance; None if unknown.
 
     Raises:
         PipelineError: the references have no words, so there is no error rate.

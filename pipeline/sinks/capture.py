@@ -117,17 +117,15 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
 
     Runs under the caller's autocast, with eager attention (other implementations return no maps) and without dropout.
     The result holds residuals and additions, (4 layers + 1) x batch x time x width values, and averaged maps, layers x
-    batch x time x time.
+    batch x time x time. PipelineError if the decoder's layers are not found, one returns no attention map, tokens
+    attend to later ones, maps are subtracted from each other, or a sequence is longer than a chunk of chunked
+    attention.
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.
         embeddings: (batch, time, width).
         mask: (batch, time), bool, true at real tokens. Padding may be on either side.
         roles: (batch, time), values of `Role`; each utterance has one BOS.
-
-    Raises:
-        PipelineError: the decoder's layers are not found, one returns no attention map, tokens attend to later ones,
-            maps are subtracted from each other, or a sequence is longer than a chunk of chunked attention.
     """
     base = without_peft(decoder)
     if base.config.model_type == DIFFERENTIAL:

@@ -123,11 +123,7 @@ class Tokens:
 
 
 def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
-    """Classify every token of a batch.
-
-    Raises:
-        ValueError: an utterance does not have exactly one BOS.
-    """
+    """Classify every token of a batch. ValueError if an utterance does not have exactly one BOS."""
     is_bos = captured.mask & (captured.roles == Role.BOS)
     if bool((is_bos.sum(1) != 1).any()):
         raise ValueError(f"each utterance must have one BOS; counts in this batch: {is_bos.sum(1).tolist()}")

@@ -65,13 +65,11 @@ class SinkStatistics:
         """Add one batch.
 
         An utterance whose residuals or attention are not finite (after a diverged training) cannot be measured. It is
-        skipped and named in the description.
+        skipped and named in the description. ValueError if the number of ids is not that of the utterances, or an
+        utterance does not have exactly one BOS.
 
         Returns:
             The measured utterances, in the order of the batch; None if all were skipped.
-
-        Raises:
-            ValueError: the number of ids is not that of the utterances, or an utterance does not have exactly one BOS.
         """
         if len(utterance_ids) != len(captured.mask):
             raise ValueError(f"{len(utterance_ids)} ids for {len(captured.mask)} utterances")

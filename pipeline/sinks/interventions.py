@@ -30,11 +30,8 @@ SAME_DIRECTION = 1e-5
 def set_activations(decoder: nn.Module, layer: int, where: Tensor, values: Tensor) -> Iterator[None]:
     """Set dimensions of tokens in the residual after a layer (Sun et al., COLM 2024: to zero, or to their mean).
 
-    Args:
-        decoder: a causal language model of transformers, or one wrapped by peft.
-        layer: the layer whose output changes, from 0.
-        where: (batch, time, width), bool.
-        values: (batch, time, width), used where `where` is true.
+    The decoder is a causal language model of transformers, or one wrapped by peft; its layers count from 0. `where`
+    (batch, time, width), bool, marks the dimensions to set; `values` has the same shape.
     """
 
     def change(hidden: Tensor) -> Tensor:
@@ -49,14 +46,9 @@ def rotate(decoder: nn.Module, layer: int, where: Tensor, toward: Tensor, degree
     """Rotate the residual of tokens after a layer, in the plane of their own direction and that of another token.
 
     The norm is kept. An angle greater than the one between the two tokens rotates past the other's direction. A token
-    with the same direction as the other stays unchanged.
-
-    Args:
-        decoder: as for `set_activations`.
-        layer: the layer whose output changes, from 0.
-        where: (batch, time), bool: the tokens to rotate.
-        toward: (batch, time): for each of them the position of the other token in the same sequence.
-        degrees: the angle.
+    with the same direction as the other stays unchanged. The decoder and its layers are as for `set_activations`.
+    `where` (batch, time), bool, marks the tokens to rotate; `toward` (batch, time) has for each of them the position of
+    the other token in the same sequence.
     """
     angle = radians(degrees)
 
@@ -75,15 +67,10 @@ def rotate(decoder: nn.Module, layer: int, where: Tensor, toward: Tensor, degree
 
 @contextmanager
 def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
-    """Hide tokens from the attention of all other tokens, in every layer and head. A token still sees itself.
-
-    Args:
-        decoder: as for `set_activations`; its attention takes a mask by query and key (`sdpa` or `eager`).
-        where: (batch, time), bool: the tokens to hide.
-
-    Raises:
-        PipelineError: the attention takes another kind of mask, or its cache does not keep all keys.
-    """
+    """Hide tokens from the attention of all other tokens, in every layer and head. A token still sees itself. `where`
+    (batch, time), bool, marks the tokens to hide. The decoder is as for `set_activations`; its attention takes a mask
+    by query and key (`sdpa` or `eager`). PipelineError if the attention takes another kind of mask, or its cache does
+    not keep all keys."""
     if not bool(where.any()):
         yield
         return
@@ -138,11 +125,7 @@ def _changed_residual(
 
 def _for_beams(selected: Tensor, hidden: Tensor) -> Tensor:
     """`selected` (batch, time, …) repeated for a pass over `hidden` (batch x beams, time, width), the beams of an
-    utterance adjacent.
-
-    Raises:
-        ValueError: the pass has other positions.
-    """
+    utterance adjacent. ValueError if the pass has other positions."""
     beams, remainder = divmod(len(hidden), len(selected))
     if remainder or selected.shape[1] != hidden.shape[1]:
         raise ValueError(

@@ -9,14 +9,11 @@ from pipeline.common.errors import PipelineError
 
 def attention_windows(model: Any, mask: Tensor) -> tuple[int | None, ...]:
     """The window of each layer by the configuration: a query sees itself and the `window - 1` tokens before it; None
-    for all tokens before it.
+    for all tokens before it. PipelineError if a sequence is longer than a chunk of chunked attention.
 
     Args:
         model: a causal language model of transformers.
         mask: (batch, time), bool, true at the real tokens that the model will run on.
-
-    Raises:
-        PipelineError: a sequence is longer than a chunk of chunked attention.
     """
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or []

@@ -86,13 +86,11 @@ class Driver:
         """How often Ray has ended since a trial last ended."""
 
     def run(self, address: str | None, work: str, sync: Sync) -> None:
-        """Run until all trials have ended, or a stop is requested.
+        """Run on this machine, or on the Ray cluster at `address`, until all trials have ended, or a stop is requested.
 
-        Args:
-            address: address of a Ray cluster, or None.
-            work: the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`,
-                `stop`, and `until`: a step to pause after, or None) and returns an `Outcome`.
-            sync: updates MLflow at intervals.
+        `work` is the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`,
+        `stop`, and `until`: a step to pause after, or None) and returns an `Outcome`. `sync` updates MLflow at
+        intervals.
 
         Raises:
             KeyboardInterrupt: at the first `Ctrl-C` after checkpoints, at the second immediately; after SIGTERM within
@@ -248,11 +246,8 @@ class Driver:
         self._decide_point(planned)
 
     def _on_crash(self, error: RayLostError) -> None:
-        """All of Ray ended, and with it an attempt of each running trial.
-
-        Raises:
-            PipelineError: this happened several times in a row.
-        """
+        """All of Ray ended, and with it an attempt of each running trial. PipelineError if this happened several times
+        in a row."""
         ran = [self._placed[identity] for identity in self._running]
         waited = [planned for identity, planned in self._placed.items() if identity not in self._running]
         self._crashes += 1

@@ -107,13 +107,8 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 
 
 class RunningTrial:
-    """The progress of a running trial, read from its folder.
-
-    Args:
-        planned: the trial.
-        fraction: of its training that was done in earlier sessions.
-        reads_whole_log: also what was logged before now: the trial runs already.
-    """
+    """The progress of a running trial, read from its folder. `fraction` of its training was done in earlier sessions.
+    With `reads_whole_log` what was logged before now is read as well: the trial runs already."""
 
     def __init__(self, planned: PlannedTrial, fraction: float = 0.0, reads_whole_log: bool = False) -> None:
         self.planned, self.fraction = planned, fraction

@@ -132,11 +132,8 @@ class Planner:
         return list(self._trials.values())
 
     def add(self, point: SweepPoint) -> PlannedTrial:
-        """The trial of a point.
-
-        Raises:
-            PipelineError: an input is missing or damaged, or another point needs another evaluation of this trial.
-        """
+        """The trial of a point. PipelineError if an input is missing or damaged, or another point needs another
+        evaluation of this trial."""
         params = resolved_here(point.params, self._has_gpu)
         training, evaluated = self._input_digests(params)
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)

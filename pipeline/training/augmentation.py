@@ -88,25 +88,15 @@ class Preparation:
 
 
 def cropped(frames: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """A random square window, at the same position in all frames, at most as large as the frames.
-
-    Args:
-        frames: (frames, height, width).
-        side: of the window, in pixels.
-        random: draws its position.
-    """
+    """A random square window of `side` pixels, or of the frames' size if that is smaller, at the same position in all
+    frames (frames, height, width)."""
     top, left = (int(random.integers(max(pixels - side, 0) + 1)) for pixels in frames.shape[1:])
     return frames[:, top : top + side, left : left + side]
 
 
 def time_masked(content: np.ndarray, rate: int, longest: float, random: np.random.Generator) -> np.ndarray:
-    """Set one stretch per second (or part of it) to 0: silent or black frames (Ma et al., ICASSP 2023).
-
-    Args:
-        content: (length, …).
-        rate: samples or frames per second.
-        longest: maximal length of a stretch, in seconds.
-        random: draws the lengths and positions of the stretches.
+    """Set one stretch per second (or part of it) of the content (length, …) to 0: silent or black frames (Ma et al.,
+    ICASSP 2023). A stretch has at most `longest` seconds, of `rate` samples or frames each.
 
     Returns:
         (length, …), a copy if a stretch is masked.

@@ -19,14 +19,9 @@ class Batches:
     """The batches of an entire training, as indices of utterances. They depend on the parameters alone.
 
     Each epoch has every utterance once. Batches are cut from a random order or, grouped by length, from the order of
-    lengths, and then shuffled.
-
-    Args:
-        frames: lengths of the utterances, at 25 frames per second.
-        train: `seed`, `group_by_length`, `batch_size` or `batch_frames`, `accumulate`, and `steps` or `epochs` count.
-
-    Raises:
-        ValueError: there are no utterances.
+    lengths, and then shuffled. `frames` are the lengths of the utterances, at 25 frames per second; of `train`, only
+    `seed`, `group_by_length`, `batch_size` or `batch_frames`, `accumulate`, and `steps` or `epochs` count. ValueError
+    if there are no utterances.
     """
 
     def __init__(self, frames: Sequence[int], train: Train) -> None:

@@ -36,17 +36,10 @@ def build_model(
 ) -> AudioVisualLLM:
     """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
 
-    Frozen weights have the precision of the matrix products. A process loads them once, for all its trials.
-
-    Args:
-        params: all parameters.
-        inputs: of the trial.
-        adapter: the folder in a trained trial.
-        dimensions: of the features of each stream, if the inputs have none.
-
-    Raises:
-        PipelineError: the weights of the LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM
-            has too few layers or positions for the trial.
+    Frozen weights have the precision of the matrix products. A process loads them once, for all its trials. `adapter`
+    is the folder in a trained trial; `dimensions` are those of the features of each stream, if the inputs have none.
+    PipelineError if the weights of the LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM
+    has too few layers or positions for the trial.
     """
     if adapter:
         require_adapter(Trial(adapter.parent))

@@ -27,14 +27,8 @@ FOLLOWED_UTTERANCES = 32
 
 
 def hypotheses(model: AudioVisualLLM, params: Params, inputs: Inputs, journal: Path) -> dict[str, Hypothesis]:
-    """The hypothesis of every utterance, by id.
-
-    Args:
-        model: trained.
-        params: section `evaluate` counts.
-        inputs: the utterances to decode.
-        journal: a file that gets each utterance when it is decoded; utterances in it are not decoded again.
-    """
+    """The hypotheses of a trained model for all utterances of the inputs, by id, with the settings of section
+    `evaluate`. The file `journal` gets each utterance when it is decoded; utterances in it are not decoded again."""
     with progress(len(inputs.utterances), "decode", "utterance") as bar:
         decoded = {name: Hypothesis(*values) for name, values in read_journal(journal)}
         for utterances in grouped_by_length(inputs.utterances, params.evaluate.batch_size):

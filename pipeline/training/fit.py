@@ -40,13 +40,9 @@ def fit(params: Params, inputs: Inputs, trial: Trial, lease: Lease, until: int |
 
     On a CPU an interrupted training ends with the same bits as an uninterrupted one, given equal threads and versions.
 
-    Args:
-        params: all parameters.
-        inputs: the training split and the clean validation split.
-        trial: gets checkpoints, and a line in its metrics log every `train.log_every` steps. When training resumes, the
-            log is truncated to the checkpoint.
-        lease: of the trial.
-        until: a step to pause after, with a checkpoint and without an adapter.
+    The inputs are those of the training split and the clean validation split. The trial gets checkpoints, and a line in
+    its metrics log every `train.log_every` steps; when training resumes, the log is truncated to the checkpoint.
+    `until` is a step to pause after, with a checkpoint and without an adapter.
 
     Raises:
         KeyboardInterrupt: after a checkpoint, at the first `Ctrl-C` or SIGTERM; at once at the second.

@@ -41,14 +41,10 @@ Work = Callable[..., None]
 def launch(work: Work, arguments: tuple, count: int, device: str, is_stopped: Callable[[], bool]) -> None:
     """Run `work(ranks, is_stopped, *arguments)` in `count` processes of one group, and wait until all have returned.
 
-    They never outlive this process. If one fails or is killed, the others are killed.
-
-    Args:
-        work: a function at the top level of a module.
-        arguments: can be pickled.
-        count: number of processes. On GPUs each has one.
-        device: as `train.device`.
-        is_stopped: called regularly; its result is passed on to the ranks. An exception ends the processes.
+    They never outlive this process. If one fails or is killed, the others are killed. On GPUs each process has one;
+    `device` is as `train.device`. `work` is a function at the top level of a module, and `arguments` can be pickled.
+    `is_stopped` is called regularly, and its result is passed on to the ranks; if it raises an exception, the processes
+    end.
 
     Raises:
         PipelineError: raised by a rank, or an OSError with its file; or a rank was killed, or there are too few GPUs.

@@ -21,13 +21,11 @@ def read_streams(file: Path, streams: Collection[str], detector: Path) -> dict[s
     """Read the streams (`audio`, `video`) of a recording in any format, which shows a face or only the mouth region.
 
     As in a corpus, an audio file with the name of the video replaces the video's own audio. `detector` is the folder of
-    the face detector's weights, read only if needed.
+    the face detector's weights, read only if needed. PipelineError if the file is missing or damaged, or has no video,
+    no face or no audio for a stream.
 
     Returns:
         By stream: audio (samples,) float32 at 16 kHz; video (frames, 96, 96) uint8 at 25 frames per second.
-
-    Raises:
-        PipelineError: the file is missing or damaged, or has no video, no face or no audio for a stream.
     """
     try:
         require_file(file)
@@ -61,11 +59,7 @@ def checked_stream(stream: str, array: np.ndarray) -> np.ndarray:
 
 
 def require_file(file: Path) -> None:
-    """Check that a file exists.
-
-    Raises:
-        PipelineError: it does not.
-    """
+    """Check that a file exists; PipelineError if not."""
     if not file.is_file():
         raise PipelineError(file, "is a folder" if file.is_dir() else "the file is missing", REMEDY)
 

@@ -43,15 +43,12 @@ class Transcription:
 
 
 class Transcriber:
-    """A trained trial on the device of its training.
+    """A trained trial on the device of its training. PipelineError if the trial is not trained, an override would
+    change a training setting, or the LLM or an encoder is missing or not the one used in training.
 
     Args:
         trial: its own `config.yaml` is used, not params.yaml.
         overrides: of evaluation settings and paths: `evaluate.max_new_tokens=100`, `train.device=cpu`.
-
-    Raises:
-        PipelineError: the trial is not trained, an override would change a training setting, or the LLM or an encoder
-            is missing or not the one used in training.
     """
 
     def __init__(self, trial: Trial, overrides: list[str]) -> None:
@@ -68,24 +65,19 @@ class Transcriber:
         self.model = build_model(self.params, Inputs((), {}, digests), trial.adapter, dimensions).eval()
 
     def transcribe(self, file: Path) -> Transcription:
-        """Transcribe a file, like an utterance in evaluation.
-
-        Raises:
-            PipelineError: see `read_streams`; or the recording is too long for the LLM.
-        """
+        """Transcribe a file, like an utterance in evaluation. PipelineError as `read_streams`, or if the recording is
+        too long for the LLM."""
         media = read_streams(file, self.model.streams, Path(self.params.corpus.face_detector))
         return self._transcribe(str(file), media)
 
     def transcribe_arrays(self, *, audio: np.ndarray | None = None, video: np.ndarray | None = None) -> Transcription:
         """Transcribe arrays. An array equal to the one that `read_streams` reads from a file gives the same text.
+        PipelineError if a stream of the trial is missing, a stream is not used by the trial, an array has another
+        shape, type or range, or the recording is too long for the LLM.
 
         Args:
             audio: (samples,) of float from -1 to 1, one channel at 16 kHz.
             video: (frames, 96, 96) of uint8, the mouth region in grey at 25 frames per second.
-
-        Raises:
-            PipelineError: a stream of the trial is missing, a stream is not used by the trial, an array has another
-                shape, type or range, or the recording is too long for the LLM.
         """
         given = {stream: array for stream, array in (("audio", audio), ("video", video)) if array is not None}
         if given.keys() != set(self.model.streams):
@@ -95,11 +87,8 @@ class Transcriber:
 
     @torch.no_grad()
     def sinks(self, transcription: Transcription) -> list[str]:
-        """Lines on the sinks of a transcription, teacher-forced on its text; see `sink_lines`.
-
-        Raises:
-            PipelineError: the activations are not finite, or the LLM has fewer than three layers.
-        """
+        """Lines on the sinks of a transcription, teacher-forced on its text; see `sink_lines`. PipelineError if the
+        activations are not finite, or the LLM has fewer than three layers."""
         captured = teacher_forced(self.model, self._batch(transcription.streams, transcription.text))
         if not bool(captured.finite().all()):
             raise PipelineError(
