@@ -37,9 +37,7 @@ __all__ = [
 
 
 def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Captured:
-    """Run a causal language model once over texts, each starting with BOS, without gradients. PipelineError if there is
-    no text, a text is empty or too long for the model, the tokenizer belongs to another model, or the model's layers or
-    attention maps are not found.
+    """Run a causal language model once over texts, each starting with BOS, without gradients.
 
     Args:
         model: any causal language model of transformers, or one wrapped by peft; it is not changed.
@@ -49,6 +47,10 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     Returns:
         Residuals (batch, time, width) after each layer, attention and roles; padding is at the right. The first token
         of each text has the role of BOS, all others that of the response.
+
+    Raises:
+        PipelineError: there is no text, a text is empty or too long for the model, the tokenizer belongs to another
+            model, or the model's layers or attention maps are not found.
     """
     bos = bos_token(tokenizer, model.config)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -69,8 +71,7 @@ def capture_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 
 
 def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bootstrap: int = 1000) -> SinkSummary:
-    """Measure sinks and massive activations over captured batches. PipelineError if there is no batch, or no sequence
-    has finite activations.
+    """Measure sinks and massive activations over captured batches.
 
     Args:
         batches: of one model. With a generator only one batch is in memory.
@@ -80,6 +81,9 @@ def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bo
     Returns:
         `metrics` by name (defined in pipeline/README.md, where a sequence is an "utterance"), `arrays` by layer for
         figures, and a `description` that can be written as JSON.
+
+    Raises:
+        PipelineError: there is no batch, or no sequence has finite activations.
     """
     settings = settings or Sinks()
     statistics: SinkStatistics | None = None
@@ -97,12 +101,15 @@ def measure_sinks(batches: Iterable[Captured], settings: Sinks | None = None, bo
 
 
 def load_trial(name: str | Path, overrides: Sequence[str] = ()) -> Transcriber:
-    """Load a trained trial to transcribe files and arrays. PipelineError if the trial does not exist or is not trained,
-    or the LLM or an encoder is missing or not the one used in training.
+    """Load a trained trial to transcribe files and arrays.
 
     Args:
         name: its folder, or a prefix of its identity under `runs`.
         overrides: of evaluation settings and paths: `evaluate.beams=1`, `train.device=cpu`,
             `model.llm.weights=/models/smollm2-135m`. Paths of the trial are relative to the working folder.
+
+    Raises:
+        PipelineError: the trial does not exist or is not trained, or the LLM or an encoder is missing or not the one
+            used in training.
     """
     return Transcriber(named_trial(str(name), "runs"), list(overrides))
