@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.loss_layers import layers_fault
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.config.features import Augmentation
 from pipeline.config.registry import AUDIO_ENCODERS, CORPORA, NEED_WEIGHTS, VIDEO_ENCODERS
@@ -108,7 +109,7 @@ def _decorrelation(params: "Params") -> Iterator[Contradiction]:
             f"set it to all, or to some of: {', '.join(present)}",
         )
     depth = params.model.llm.blocks
-    if depth and (fault := loss.layers_fault(depth)):
+    if depth and (fault := layers_fault(loss.layers, depth)):
         found, remedy = fault
         yield f"decorrelation.layers {found}", remedy
 

@@ -23,20 +23,6 @@ class Decorrelation(Section):
     roles: Literal["all"] | tuple[RoleName, ...] = "all"
     """Roles of the tokens that the loss is applied to; `all` is all but BOS and the response."""
 
-    def layers_fault(self, depth: int) -> tuple[str, str] | None:
-        """What is wrong with `layers` for an LLM of `depth` layers, and the remedy; None if all of them count."""
-        inner = range(depth - 1)
-        if inner and (self.layers == "all" or set(self.layers) <= set(inner)):
-            return None
-        layers = "all" if self.layers == "all" else list(self.layers)
-        count = f"{depth} layer{'s' * (depth != 1)}"
-        return (
-            f"is {layers} and the LLM has {count} (model.llm.blocks), of which all but the last count",
-            f"list some of 0 to {depth - 2}, or all"
-            if inner
-            else "keep at least two, or set decorrelation.weight to 0",
-        )
-
 
 class Train(Section):
     """Stage `train`."""

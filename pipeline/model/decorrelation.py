@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.loss_layers import layers_fault
 from pipeline.config import Decorrelation
 from pipeline.model.examples import to_device
 from pipeline.model.roles import REAL_ROLES, Role
@@ -50,7 +51,7 @@ def counted_layers(settings: Decorrelation, depth: int) -> Sequence[int]:
     """The layers of an LLM of `depth` layers that enter the loss, each once and in order, as in the trial's identity:
     never the last, known only after the final norm. PipelineError if no layer counts, or a layer in the settings does
     not."""
-    if fault := settings.layers_fault(depth):
+    if fault := layers_fault(settings.layers, depth):
         raise PipelineError("decorrelation.layers", *fault)
     return range(depth - 1) if settings.layers == "all" else sorted(set(settings.layers))
 

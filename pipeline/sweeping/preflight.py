@@ -7,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
+from pipeline.common.loss_layers import layers_fault
 from pipeline.sweeping.plan import PlannedTrial
 
 
@@ -44,7 +45,7 @@ def require_layers(trials: Sequence[PlannedTrial]) -> None:
                 f"{planned.name} keeps {llm.blocks} layers of {llm.weights}",
                 f"keep at most {depth}",
             )
-        if loss.weight > 0 and (fault := loss.layers_fault(llm.blocks or depth)):
+        if loss.weight > 0 and (fault := layers_fault(loss.layers, llm.blocks or depth)):
             raise PipelineError(f"decorrelation.layers of {planned.name}", *fault)
 
 
