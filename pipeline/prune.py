@@ -115,7 +115,9 @@ def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder
         result.append(StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), _names(users), lock=made))
     out = Path(params.weights.out)
     return result + [
-        StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), (), lock=out) for folder in interrupted_writes(out)
+        StoredFolder(LEFTOVER, folder, "", *_size_and_age(folder), (), lock=out)
+        for folder in interrupted_writes(out)
+        if folder.is_dir()
     ]
 
 

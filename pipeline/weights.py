@@ -57,7 +57,7 @@ def prepare_weights(params: Params, address: str | None = None) -> None:
     """
     out, sources = Path(params.weights.out), params.weights.sources
     with exclusive(out):
-        for interrupted in interrupted_writes(out):
+        for interrupted in filter(Path.is_dir, interrupted_writes(out)):
             shutil.rmtree(interrupted)
         remote = [w for w in sources if address and isinstance(w.source, PathSource) and _fault(out / w.name, w)]
         if remote:

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.formatting import size_text
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]+\.(.+)")
 _REMOVED = ".removed-"
 """The names of folders that are being removed begin with it."""
 
@@ -74,17 +75,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def temporary_files(path: Path) -> list[Path]:
-    """The temporary files of `path`, and those next to them whose names begin alike: of killed processes, unless one
-    writes it now."""
-    pattern = re.compile(rf"\.[0-9a-f]+\.{re.escape(path.name)}(-\w+)?")
-    return [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
-
-
-def interrupted_writes(folder: str | Path) -> list[Path]:
-    """The folders that killed processes left of their `atomic_write` in a folder; those being written there, too."""
-    names = re.compile(r"\.[0-9a-f]+\..+")
-    return sorted(path for path in Path(folder).glob(".*.*") if path.is_dir() and names.fullmatch(path.name))
+def interrupted_writes(folder: str | Path) -> dict[Path, str]:
+    """What killed processes left of their `atomic_write` in a folder, and what is being written there: the temporary
+    paths, sorted, and the name that each was for."""
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in sorted(Path(folder).glob(".*.*")))
+    return {path: match[1] for path, match in found if match}
 
 
 def _flush(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Word and character error rates with counts, intervals and alignments, aligned by jiwer."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
@@ -138,6 +139,7 @@ def score(
     )
 
 
+@functools.cache
 def _english_normaliser() -> Callable[[str], str]:
     """Numbers as digits, contractions written out, fillers and remarks in brackets removed; without the table of
     British spellings, which belongs to a checkpoint."""

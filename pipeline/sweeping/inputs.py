@@ -8,6 +8,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
 from pipeline.common.modality import streams
 from pipeline.config import Corpus, Params, PathSource, Stream, WeightsSource
+from pipeline.config.weights import WeightsSection
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.reader import is_current
 from pipeline.encoders.store import FeatureGroup, feature_groups, read_index
@@ -77,15 +78,17 @@ def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineE
 
 def _missing_weights(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """The key and the folder of weights that a trial uses, which neither exists nor will be made from a source."""
+    cases: dict[tuple[str, str, WeightsSection], None] = {}
     for params in (point.params for point in sweep.points):
-        made = {(Path(params.weights.out) / source.name).resolve() for source in params.weights.sources}
         used = {"model.llm.weights": params.model.llm.weights}
         used |= {f"features.{s}.weights": getattr(params.features, s).weights for s in streams(params.model.modality)}
-        for key, folder in used.items():
-            if folder and not Path(folder).is_dir():
-                place = Path(folder).resolve()
-                if made.isdisjoint((place, *place.parents)):
-                    yield key, folder
+        cases |= {(key, folder, params.weights): None for key, folder in used.items() if folder}
+    for key, folder, weights in cases:
+        if not Path(folder).is_dir():
+            made = {(Path(weights.out) / source.name).resolve() for source in weights.sources}
+            place = Path(folder).resolve()
+            if made.isdisjoint((place, *place.parents)):
+                yield key, folder
 
 
 def _has_weights(params: Params, weights: WeightsSource) -> bool:

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import atomic_write, temporary_files
+from pipeline.common.files import atomic_write, interrupted_writes
 from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
@@ -121,8 +121,9 @@ def _try_lock(opened: BinaryIO, path: Path) -> bool:
 def create_database(path: Path, create_schema: Callable[[str], None]) -> None:
     """Create the database atomically. The caller holds the lock."""
     # Of killed processes; under the lock no other process is creating the database.
-    for file in temporary_files(path):
-        file.unlink()
+    for file, name in interrupted_writes(path.parent).items():
+        if re.fullmatch(rf"{re.escape(path.name)}(-\w+)?", name):
+            file.unlink()
     # The library that creates the tables misreads percent signs in a path, so they are created in a plain one.
     with tempfile.TemporaryDirectory(prefix="mlflow-") as plain, atomic_write(path) as temporary:
         create_schema(f"sqlite:///{plain}/mlflow.db")
