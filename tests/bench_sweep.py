@@ -9,13 +9,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from project import SMALL, environment, make_project
+from trials import write_manifest
 
+from pipeline.common.files import file_sha256, read_json, write_json
 from pipeline.config import load_params
+from pipeline.corpora.manifest import read_manifest
+from pipeline.encoders.resumable import group_writer
+from pipeline.encoders.store import feature_groups
 from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
 from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.specification import Specification
@@ -25,7 +32,9 @@ from pipeline.trials.folder import Trial
 
 TESTS = Path(__file__).resolve().parent
 HEAVY = ("ray", "torch", "mlflow")
-SECTIONS = ("done", "overhead", "database", "metrics")
+SECTIONS = ("done", "overhead", "database", "metrics", "large")
+LARGE = 150_000
+"""Training utterances of LRS3 with its pretraining clips, cut into pieces."""
 
 
 def nothing(job: dict[str, Any]) -> Outcome:
@@ -102,12 +111,14 @@ def planned_data(planned: PlannedTrial) -> dict[str, str]:
     """The digests of a planned trial's inputs."""
     from pipeline.training.inputs import TrialInputs
 
-    if not _DATA:
-        _DATA.update(TrialInputs(planned.params).training.digests)
-    return _DATA
+    corpus = planned.params.corpus.out
+    if corpus not in _DATA:
+        _DATA[corpus] = TrialInputs(planned.params).training.digests
+    return _DATA[corpus]
 
 
-_DATA: dict[str, str] = {}
+_DATA: dict[str, dict[str, str]] = {}
+"""By the folder of the corpus."""
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -226,6 +237,54 @@ def metrics() -> None:
             direct.append(count / seconds(lambda: [mlflow.log_metric("a", 1.0, step=step) for step in range(300)]))
     pairs = ", ".join(f"{a:,.0f} against {b:.0f}" for a, b in zip(batched, direct, strict=True))
     print(f"metrics a second: {pairs}: {sum(batched) / sum(direct):.0f} times; aim: 40 times")
+
+
+def large() -> None:
+    """A corpus of 150,000 training utterances: what a plan, a sweep with all trials done and a trial's start take."""
+    begun = {"small": train_seconds("data/corpus")}
+    make_large(Path("data/corpus"), Path("data/large"))
+    begun["large"] = train_seconds("data/large")
+    specify("large", 6, set={"train.steps": 1, "model.modality": "video", "corpus.out": "data/large"})
+    plan = [sys.executable, "-m", "pipeline.sweep", "large.yaml", "--plan"]
+    planned = [seconds(lambda: subprocess.run(plan, env=environment(), check=True, capture_output=True)) for _ in "12"]
+    for trial in plan_trials(load_sweep("large.yaml")):
+        if not trial.is_over:
+            created = Trial.create(trial.params.train.runs, trial.params, planned_data(trial))
+            created.finish(trial.evaluation, {"wer/validation": 0.5, "wer/test": 0.5})
+    over = [sweep("large")[0] for _ in range(2)][1]
+    print(
+        f"{LARGE:,} utterances: plan {planned[0]:.1f} s, again {planned[1]:.1f} s, "
+        f"all trials done {over:.1f} s; aim: 5 s"
+    )
+    print(f"  training of one step {begun['large']:.1f} s, of 6 utterances {begun['small']:.1f} s; aim: 15 s")
+
+
+def train_seconds(corpus: str) -> float:
+    """Seconds of `python -m pipeline.train` with one step, lips only."""
+    words = [f"corpus.out={corpus}", "train.steps=1", "model.modality=video"]
+    line = [sys.executable, "-m", "pipeline.train", *(word for setting in words for word in ("--set", setting))]
+    return seconds(lambda: subprocess.run(line, env=environment(), check=True, capture_output=True))
+
+
+def make_large(source: Path, folder: Path) -> None:
+    """A corpus and its features like those of `source`, with its training utterances again and again."""
+    known = read_manifest(source)
+    train = [u for u in known if u.split == "train"]
+    more = [
+        replace(train[n % len(train)], id=f"train/s{n % 4000}/{n}", snr=None, video_sha256=f"{n:064x}")
+        for n in range(LARGE)
+    ]
+    write_manifest(folder, [*more, *(u for u in known if u.split != "train")])
+    settings = read_json(source / "prepare.json", "")
+    settings["corpus"]["out"] = str(folder)
+    write_json(folder / "prepare.json", settings | {"manifest": file_sha256(folder / "manifest.jsonl")})
+    params = load_params("params.yaml", [f"corpus.out={folder}"])
+    random = np.random.default_rng(0)
+    for group in feature_groups(params, "video", read_manifest(folder)):
+        if not group.folder.exists():
+            with group_writer(group, 10) as writer:
+                writer.append({sha256: random.standard_normal((60, 10)) for sha256 in group.media})
+                writer.finish(25)
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW_FIXTURES = {"prepared", "real_sources"}
 SLOW_FILES = {
     "test_benches", "test_corpora_recorded", "test_features", "test_analysis", "test_loaders", "test_mlflow_database",
-    "test_mlflow_ui", "test_mlflow_writer", "test_prepare", "test_repro", "test_second_device", "test_strangers",
-    "test_weights",
+    "test_mlflow_ui", "test_mlflow_writer", "test_paper", "test_prepare", "test_repro", "test_second_device",
+    "test_strangers", "test_weights",
 }  # fmt: skip
 """Tests that train, or wait for commands, servers or a browser, are known by what they take or where they stand."""
 

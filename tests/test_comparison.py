@@ -103,6 +103,10 @@ def test_truncated_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
     )
     assert note in rendering.table_text(comparison, 500)
     assert "cut_hypotheses/test/snr_0,5" in rendering.long_csv(comparison)
+    more = [make_trial(tmp_path, "model.modality=video", f"train.seed={seed}") for seed in range(1, 6)]
+    [note] = compare([*trials, *(finish(trial, {"test": FEW}, **counts) for trial in more)]).notes
+    assert note.count("of test/snr_0") == 3
+    assert note.endswith("; and of 3 more trials, see cut_hypotheses in metrics.csv. Raise it.")
 
 
 def two_corpora(folder: Path) -> list[Trial]:
@@ -304,7 +308,7 @@ def test_damaged_hypotheses_remove_only_the_change(tmp_path: Path) -> None:
 def test_damaged_sinks_give_a_note_in_place_of_a_figure(
     tmp_path: Path, capfd: pytest.CaptureFixture, damage: str
 ) -> None:
-    from pipeline.comparison.figures import comparison_figures
+    from pipeline.comparison.figures import summary_figures
 
     trials = [make_trial(tmp_path), make_trial(tmp_path, "decorrelation.weight=0.1")]
     for trial in trials:
@@ -319,7 +323,7 @@ def test_damaged_sinks_give_a_note_in_place_of_a_figure(
     assert lines_of(rendering.table_text(comparison), "WER %, test").endswith("16.7 [13.3, 20.0]  16.7 [13.3, 20.0]")
     assert any(note.startswith(f"{sinks}: ") for note in comparison.notes)
     assert f"warning: {sinks}: " in capfd.readouterr().err
-    assert "overview" not in comparison_figures(comparison)
+    assert "overview" not in summary_figures(comparison)
 
 
 def test_a_trial_without_its_identity_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

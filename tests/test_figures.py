@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from planted import llama, replace_tau, streamed, utterances
 from trials import finish, make_trial, write_sinks
 
 from pipeline.common.drawing import save
-from pipeline.comparison.figures import against_weight, comparison_figures, overview, wer_against_rate
+from pipeline.comparison.figures import against_weight, overview, summary_figures, task_figures, wer_against_rate
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
@@ -56,6 +57,11 @@ def trial_of(runs: Path, weight: float, *settings: str, validation: list[int] = 
 
 def compared(runs: Path) -> Comparison:
     return compare(named_trials([str(runs)], runs))
+
+
+def figures_of(comparison: Comparison) -> dict[str, Figure]:
+    figures = [task_figures(comparison, task) for task in comparison.tasks]
+    return {name: figure for drawn in (*figures, summary_figures(comparison)) for name, figure in drawn.items()}
 
 
 @pytest.mark.parametrize("draw", [largest_activations, cosine_figure])
@@ -131,7 +137,7 @@ def test_figures_of_measured_arrays_are_saved(measured: list[Panel], tmp_path: P
 def test_trials_with_an_exemplar_have_its_figures(tmp_path: Path, measured: list[Panel]) -> None:
     trial = finish(make_trial(tmp_path), {"test": MANY})
     np.savez(trial.sinks, **measured[0].arrays)
-    names = {name.removesuffix("_avsr_16_5") for name in comparison_figures(compared(tmp_path))}
+    names = {name.removesuffix("_avsr_16_5") for name in figures_of(compared(tmp_path))}
     assert names >= {"attention_map", "activations", "additions", "inside_mlp", "sinks_at_thresholds"}
 
 
@@ -139,10 +145,10 @@ def test_figures_of_one_of_several_seeds_say_which(tmp_path: Path, measured: lis
     for seed in (3, 4):
         trial = finish(make_trial(tmp_path, f"train.seed={seed}"), {"test": MANY})
         np.savez(trial.sinks, **measured[0].arrays)
-    several = comparison_figures(compared(tmp_path))
+    several = figures_of(compared(tmp_path))
     assert "drawn: seed 3" in several["attention_map_avsr_16_5"].axes[0].get_title()
     shutil.rmtree(trial.folder)
-    alone = comparison_figures(compared(tmp_path))
+    alone = figures_of(compared(tmp_path))
     assert "drawn" not in alone["attention_map_avsr_16_5"].axes[0].get_title()
 
 
@@ -165,7 +171,7 @@ def test_names_of_all_figures(tmp_path: Path) -> None:
     trial_of(tmp_path, 0, "model.rates.audio=4")
     of_task = ("largest_activations", "cosine_to_bos", "importance")
     names = {f"{name}_avsr_{rates}" for name in of_task for rates in ("16_5", "4_5")}
-    assert set(comparison_figures(compared(tmp_path))) == names | {"wer_against_rate", "against_weight", "overview"}
+    assert set(figures_of(compared(tmp_path))) == names | {"wer_against_rate", "against_weight", "overview"}
 
 
 def test_a_single_trial_has_no_comparing_figure(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_trials_without_arrays_or_metrics_are_skipped(tmp_path: Path) -> None:
     trial_of(tmp_path, 0, drawn=False)
     trial_of(tmp_path, 1, drawn=False)
     make_trial(tmp_path, "decorrelation.weight=2")
-    assert set(comparison_figures(compared(tmp_path))) == {"against_weight"}
+    assert set(figures_of(compared(tmp_path))) == {"against_weight"}
 
 
 def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -> None:
@@ -299,6 +305,17 @@ def test_figures_are_redrawn_only_after_changes(tmp_path: Path) -> None:
     write_comparison(compare(named_trials([], runs)[:1]), out)
     assert not (out / "overview.png").exists()
     assert not (out / "overview.pdf").exists()
+
+
+def test_figures_drawn_in_parallel_are_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rate in (4, 16):
+        trial_of(tmp_path / "runs", 0, f"model.rates.audio={rate}")
+    alone = write_comparison(compared(tmp_path / "runs"), tmp_path / "alone")
+    monkeypatch.setattr("pipeline.comparison.output.MAX_TASKS_ALONE", 1)
+    monkeypatch.setattr("pipeline.comparison.output.available_cores", lambda: 2)
+    parallel = write_comparison(compared(tmp_path / "runs"), tmp_path / "parallel")
+    assert [file.name for file in parallel] == [file.name for file in alone]
+    assert [file.read_bytes() for file in parallel] == [file.read_bytes() for file in alone]
 
 
 def test_a_second_comparison_loads_no_matplotlib(tmp_path: Path) -> None:

@@ -153,6 +153,18 @@ def test_the_name_of_a_point_keeps_the_seed_of_another_axis(load, tmp_path):
     assert name_without_seed(planned) == "AVSR 16, 5 weight 0 seed 12"
 
 
+def test_names_have_no_settings_that_the_task_tells(load):
+    tasks = [{"model.modality": "audio"}, {"model.modality": "video", "train.learning_rate": 5e-4}]
+    sweep = load(axes={"task": tasks, "model.lora.rank": [4, 8]})
+    assert [point_name(point) for point in sweep.points] == [
+        f"{task} weight 0 seed 0 rank {rank}" for task in ("ASR 16", "VSR 5") for rank in (4, 8)
+    ]
+    # Here two values are the same task.
+    again = [*tasks, {"model.modality": "video", "train.learning_rate": 1e-3}]
+    names = [point_name(point) for point in load(axes={"task": again}).points]
+    assert names[1:] == [f"VSR 5 weight 0 seed 0 learning_rate {rate}" for rate in (5e-4, 1e-3)]
+
+
 def test_names_have_no_paths(load):
     unnamed = [{key: value for key, value in corpus.items() if key != "name"} for corpus in CORPORA]
     sweep = load(axes={"dataset": unnamed, "features.audio.weights": ["/my/weights/whisper", "/my/weights/tiny"]})

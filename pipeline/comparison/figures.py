@@ -1,6 +1,6 @@
 """Figures of a comparison. Importing this module loads matplotlib.
 
-for name, figure in comparison_figures(comparison).items():
+for name, figure in summary_figures(comparison).items():
     drawing.save(figure, folder / name)
 """
 
@@ -30,23 +30,24 @@ MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
 
 
-def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
-    """Every figure that the trials allow, by file name.
+def task_figures(comparison: Comparison, task: Task) -> dict[str, Figure]:
+    """The figures of `sinks.gallery` that the trials of a task allow, by file name."""
+    panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
+    return {f"{name}_{task.file_name}": _titled(figure, task) for name, figure in gallery(panels).items()}
 
-    For each task those of `sinks.gallery`; `wer_against_rate` if a modality has several rates, `against_weight` if a
-    task has several weights, and `overview`: weight 0, one that keeps BOS dominant and one that relocates the sink.
+
+def summary_figures(comparison: Comparison) -> dict[str, Figure]:
+    """The figures of all tasks together that the trials allow, by file name.
+
+    `wer_against_rate` if a modality has several rates, `against_weight` if a task has several weights, and `overview`:
+    weight 0, one that keeps BOS dominant and one that relocates the sink.
     """
-    figures: dict[str, Figure] = {}
-    for task in comparison.tasks:
-        panels = [panel for variant in comparison.variants for panel in _panel(comparison, task, variant)]
-        for name, figure in gallery(panels).items():
-            figures[f"{name}_{task.file_name}"] = _titled(figure, task)
     drawn = {
         "wer_against_rate": wer_against_rate(comparison),
         "against_weight": against_weight(comparison),
         "overview": overview(comparison),
     }
-    return figures | {name: figure for name, figure in drawn.items() if figure}
+    return {name: figure for name, figure in drawn.items() if figure}
 
 
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:

@@ -16,6 +16,9 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.formatting import p_text
 from pipeline.common.metrics import BY_ACTIVATION
+from pipeline.common.process_pool import KILLED, run_parallel
+from pipeline.common.processes import available_cores
+from pipeline.common.progress import progress
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, mean_interval
 from pipeline.common.verified import sha256_fault, sha256_of
 from pipeline.comparison import rendering
@@ -29,6 +32,8 @@ from pipeline.comparison.table import Cell, Comparison, Variant, named
 SELECTED_BY = "wer/validation"
 FIGURES_RECORD = "figures.json"
 """Lists the figures and the digest of their sources."""
+MAX_TASKS_ALONE = 2
+"""The figures of more tasks are drawn in parallel: those of one take longer than the start of a process."""
 
 
 def write_comparison(comparison: Comparison, folder: Path, search: SearchResult | None = None) -> list[Path]:
@@ -72,13 +77,31 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
         files, known_source = {}, None
     if known_source == source and not any(sha256_fault(folder / name, sha256) for name, sha256 in files.items()):
         return [folder / name for name in files]
+    jobs = [(folder, comparison, task, search) for task in (*comparison.tasks, None)]
+    processes = available_cores() if len(comparison.tasks) > MAX_TASKS_ALONE else 1
+    results: dict[Task | None, list[Path]] = {}
+    with progress(len(jobs), "figures", "task") as bar:
+        for job, files_of_job in run_parallel(_draw, jobs, processes):
+            if files_of_job is KILLED:
+                raise PipelineError(folder, "a process that draws was killed (out of memory?)", "run the command again")
+            results[job[2]] = files_of_job
+            bar.update(1)
+    drawn = [file for job in jobs for file in results[job[2]]]
+    for file in {folder / name for name in files} - set(drawn):
+        file.unlink(missing_ok=True)
+    write_json(folder / FIGURES_RECORD, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
+    return drawn
+
+
+def _draw(folder: Path, comparison: Comparison, task: Task | None, search: SearchResult | None) -> list[Path]:
+    """Draw the figures of a task or, without one, those of all tasks together and of the search; returns the files."""
     import matplotlib
 
     from pipeline.common.drawing import save
-    from pipeline.comparison.figures import comparison_figures
+    from pipeline.comparison.figures import summary_figures, task_figures
 
-    figures = comparison_figures(comparison)
-    if search:
+    figures = task_figures(comparison, task) if task else summary_figures(comparison)
+    if search and not task:
         from pipeline.comparison.search_figures import search_figures
 
         figures |= search_figures(search)
@@ -90,9 +113,6 @@ def _figures(comparison: Comparison, folder: Path, search: SearchResult | None) 
         with matplotlib.rc_context({"svg.hashsalt": name}), atomic_write(svg) as temporary:
             figure.savefig(temporary, metadata={"Date": None})
         drawn.append(svg)
-    for file in {folder / name for name in files} - set(drawn):
-        file.unlink(missing_ok=True)
-    write_json(folder / FIGURES_RECORD, {"source": source, "files": {file.name: sha256_of(file) for file in drawn}})
     return drawn
 
 

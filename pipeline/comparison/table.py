@@ -30,6 +30,9 @@ from pipeline.config import Decorrelation
 from pipeline.trials.folder import Trial
 from pipeline.trials.results import TRUNCATED
 
+MAX_TRUNCATED = 3
+"""Trials with truncated hypotheses that a note lists; it counts the others."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -280,7 +283,10 @@ def _trial_notes(entries: Sequence[Entry], tasks: Iterable[Task], absent: int) -
         if len({entry.evaluation_digest for entry in of_task if entry.evaluation_digest}) > 1:
             notes.append(f"The trials of {task} were evaluated with different settings, code or data.")
     if truncated := [f"{name(entry)}: {_truncated(entry)}" for entry in entries if _truncated(entry)]:
-        notes.append(f"Hypotheses that were truncated at evaluate.max_new_tokens: {'; '.join(truncated)}. Raise it.")
+        shown = truncated[:MAX_TRUNCATED]
+        if more := truncated[MAX_TRUNCATED:]:
+            shown.append(f"and of {len(more)} more trials, see {TRUNCATED} in metrics.csv")
+        notes.append(f"Hypotheses that were truncated at evaluate.max_new_tokens: {'; '.join(shown)}. Raise it.")
     if absent:
         notes.append(f"{absent} {'trial has' if absent == 1 else 'trials have'} not started.")
     return notes

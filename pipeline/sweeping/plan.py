@@ -24,7 +24,7 @@ from pipeline.trials.identity import configuration, evaluation_digest, training_
 from pipeline.trials.lease import LeaseTakenError
 
 WAIT_SECONDS = 2.0
-_IN_NAME = ("model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed")
+_IN_NAME = {"model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed"}
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,12 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def point_name(point: SweepPoint, params: Params | None = None) -> str:
-    """Name of a point's trial: task, weight, seed, and the other settings of the axes, by the name of the value if it
-    has one, and without paths. `params` have `train.precision` resolved, if known."""
+    """Name of a point's trial: task, weight, seed, and the settings of the axes that the task does not tell, by the
+    name of the value if it has one, and without paths. `params` have `train.precision` resolved, if known."""
     others = [
         point.named.get(key) or _setting_name(point, key, value)
         for key, value in point.settings.items()
-        if key in point.named or key not in _IN_NAME
+        if key in point.named or key not in _IN_NAME | point.told_by_task
     ]
     return " ".join([trial_name(configuration(params or point.params)), *dict.fromkeys(others)])
 

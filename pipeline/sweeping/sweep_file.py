@@ -7,7 +7,7 @@ point are checked here.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -16,10 +16,11 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import ResolvedPrecision, resolved_as
+from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.comparison.entries import dataset_of
 from pipeline.config import Params, checked, load_params
-from pipeline.sweeping.axes import axis_values, require_distinct
+from pipeline.sweeping.axes import axis_values, label_of, require_distinct
 from pipeline.sweeping.narrowing import narrow, parse_assignment
 from pipeline.sweeping.search.space import Space, read_space
 from pipeline.sweeping.specification import (
@@ -49,6 +50,8 @@ class SweepPoint:
     """The names of those chosen values that have one, by axis."""
     named: dict[str, str] = field(default_factory=dict)
     """The same names, by each dotted key that the value sets."""
+    told_by_task: frozenset[str] = frozenset()
+    """Keys of the axes whose values are different tasks each: the task tells their settings."""
 
     @property
     def dataset(self) -> str:
@@ -145,11 +148,25 @@ def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> 
     if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
         raise PipelineError(path, f"expands to {count} trials", f"reduce it to at most {MAX_TRIALS}")
     points = []
+    tasks: dict[str, dict[str, set[Any]]] = {name: {label_of(value): set() for value in axes[name]} for name in axes}
     for chosen in itertools.product(*axes.values()):
         settings = {key: setting for value in chosen for key, setting in value.items() if key != NAME}
         points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
+        for name, value in zip(axes, chosen, strict=True):
+            tasks[name][label_of(value)].add(_task(points[-1].params))
+    told = {key for name, of_values in tasks.items() if _are_disjoint(of_values.values()) for key in keys[name]}
+    points = [replace(point, told_by_task=frozenset(told)) for point in points]
     _require_consistent(path, specification, points)
     return replace(sweep, points=tuple(narrow(points, only)))
+
+
+def _task(params: Params) -> tuple[Any, ...]:
+    model = params.model
+    return model.modality, *(getattr(model.rates, stream) for stream in streams(model.modality))
+
+
+def _are_disjoint(sets: Collection[set[Any]]) -> bool:
+    return len(sets) > 1 and sum(map(len, sets)) == len(set().union(*sets))
 
 
 def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> Sweep:
