@@ -22,7 +22,7 @@ from pipeline.common.files import file_sha256, read_json, write_json
 from pipeline.config import load_params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.resumable import group_writer
-from pipeline.encoders.store import feature_groups
+from pipeline.encoders.store import feature_groups, read_index
 from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
 from pipeline.sweeping.plan import PlannedTrial, plan_trials
 from pipeline.sweeping.specification import Specification
@@ -263,7 +263,7 @@ def train_seconds(corpus: str) -> float:
     """Seconds of `python -m pipeline.train` with one step, lips only."""
     words = [f"corpus.out={corpus}", "train.steps=1", "model.modality=video"]
     line = [sys.executable, "-m", "pipeline.train", *(word for setting in words for word in ("--set", setting))]
-    return seconds(lambda: subprocess.run(line, env=environment(), check=True, capture_output=True))
+    return seconds(lambda: subprocess.run(line, env=environment(), check=True, stdout=subprocess.DEVNULL))
 
 
 def make_large(source: Path, folder: Path) -> None:
@@ -279,12 +279,13 @@ def make_large(source: Path, folder: Path) -> None:
     settings["corpus"]["out"] = str(folder)
     write_json(folder / "prepare.json", settings | {"manifest": file_sha256(folder / "manifest.jsonl")})
     params = load_params("params.yaml", [f"corpus.out={folder}"])
-    random = np.random.default_rng(0)
+    index = read_index(feature_groups(params, "video", known)[0])
+    vectors = np.random.default_rng(0).standard_normal((60, index["dimension"]))
     for group in feature_groups(params, "video", read_manifest(folder)):
         if not group.folder.exists():
-            with group_writer(group, 10) as writer:
-                writer.append({sha256: random.standard_normal((60, 10)) for sha256 in group.media})
-                writer.finish(25)
+            with group_writer(group, index["dimension"]) as writer:
+                writer.append(dict.fromkeys(group.media, vectors))
+                writer.finish(index["frame_rate"])
 
 
 def main() -> None:
