@@ -45,7 +45,7 @@ REFUSED = [
     ),
     ("corpus.kind=imagined", "corpus.kind is 'imagined'; it must be 'synthetic'"),
     ("weights.sources=[{name: a, format: gguf, source: {kind: path}}]", "weights.sources[0].source.path is missing"),
-    ("model.modality.audio=1", "cannot set model.modality.audio: 'modality' is not a section"),
+    ("model.modality.audio=1", "cannot set model.modality.audio: model.modality is 'audiovisual'; set model."),
     ("features.mode=live", "features.mode is 'live'; it must be 'cached' or 'online'"),
     (
         "features.augmentation.flip=0.5",
@@ -64,6 +64,7 @@ REFUSED = [
     ),
     ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
+    ("features.video.lora.rank=4", "features.video.lora.alpha is missing; add it"),
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
     ("model.rates.audio", "has no '='"),
     ("train.steps=[", "invalid YAML"),

@@ -47,6 +47,13 @@ def test_axes_are_multiplied_in_their_order(load):
     assert sweep.points[-1].params.model.rates.audio == sweep.base.model.rates.audio
 
 
+def test_keys_of_a_section_that_is_null_are_set(load):
+    alpha = {"features.mode": "online", "features.video.encoder": "avhubert", "features.video.weights": "weights"}
+    sweep = load(set=alpha | {"features.video.lora.alpha": 8}, axes={"features.video.lora.rank": [4, 8]})
+    assert [point.params.features.video.lora.rank for point in sweep.points] == [4, 8]
+    assert sweep.base.features.video.lora is None
+
+
 def test_without_axes_it_has_the_trial_of_the_parameters(load):
     sweep = load()
     assert [point.params for point in sweep.points] == [sweep.base]
@@ -244,7 +251,12 @@ def test_specifications_of_the_repository_are_valid(file):
         ({"nmae": "x"}, "unknown parameter 'nmae'; expected one of: name, set, axes"),
         ({"set": {"train.stpes": 3}}, "set: unknown parameter 'train.stpes'; expected one of: seed, steps"),
         ({"set": {"train.steps": 0}}, "train.steps is 0; it must be greater than or equal to 1"),
-        ({"set": {"train.steps.more": 0}}, "unknown parameter 'train.steps.more'; expected one of: nothing below it"),
+        ({"set": {"train.steps.more": 0}}, "unknown parameter 'train.steps.more'; set train.steps as a whole"),
+        ({"set": {"model.downsampling.kind": "stack"}}, "sweep.yaml: cannot set model.downsampling.kind: model.downsam"),
+        (
+            {"set": {"features.video.lora.depth": 4}},
+            "unknown parameter 'features.video.lora.depth'; expected one of: rank, alpha",
+        ),
         ({"set": [1]}, "set is [1]"),
         ({"axes": {"decorrelation.weight": 1}}, "axes.decorrelation.weight: is 1; it must be a list of values"),
         ({"axes": {"decorrelation.weight": []}}, "axes.decorrelation.weight: is []"),

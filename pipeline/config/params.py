@@ -1,7 +1,8 @@
 """All parameters: reading, overriding and checking."""
 
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -43,13 +44,16 @@ def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return validate(values, path)
 
 
-def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted `key` in nested `values`, creating missing sections."""
+def assign(values: dict[str, Any], key: str, value: Any, where: str | Path = "--set") -> None:
+    """Set a dotted `key` in nested `values`, creating sections that are missing or null; `where` is named in errors."""
     *sections, last = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
+    for depth, section in enumerate(sections, 1):
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
-            raise PipelineError("--set", f"cannot set {key}: {section!r} is not a section", "check the key")
+            above = ".".join(sections[:depth])
+            raise PipelineError(where, f"cannot set {key}: {above} is {values!r}", f"set {above} as a whole")
     values[last] = value
 
 
@@ -67,6 +71,9 @@ def known_below(key: str) -> list[str] | None:
     for step in key.split(".") if key else ():
         field = getattr(kind, "model_fields", {}).get(step)
         kind = field.annotation if field else None
+        if isinstance(kind, UnionType):
+            # A section that may be null.
+            kind = next((member for member in get_args(kind) if hasattr(member, "model_fields")), kind)
         if kind is Kind:
             return None
         if kind in (Corpus, AudioEncoderSettings, VideoEncoderSettings):

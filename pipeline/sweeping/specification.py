@@ -121,12 +121,12 @@ class LogUniform(Section):
 
 def point_params(path: str | Path, base: dict[str, Any], common: SettingsByKey, settings: SettingsByKey) -> Params:
     """The parameters of a point: `base`, overridden by `common`, overridden by its own settings."""
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+    where = f"{path} at {shown}" if shown else path
     values = _copied(base)
     for key, value in (common | settings).items():
         # Copied, or a nested setting would be written into a section that later points share.
-        assign(values, key, _copied(value))
-    shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-    where = f"{path} at {shown}" if shown else path
+        assign(values, key, _copied(value), where)
     params = validate(values, where)
     require_video(params, where)
     return params
@@ -149,5 +149,6 @@ def require_key(key: str, where: str) -> None:
         section = str(key).rpartition(".")[0]
         while section and not known_below(section) and not is_key(section):
             section = section.rpartition(".")[0]
-        expected = ", ".join(known_below(section) or ()) or "nothing below it"
-        raise PipelineError(where, f"unknown parameter {key!r}", f"expected one of: {expected}")
+        known = ", ".join(known_below(section) or ())
+        remedy = f"expected one of: {known}" if known else f"set {section} as a whole"
+        raise PipelineError(where, f"unknown parameter {key!r}", remedy)
