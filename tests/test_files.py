@@ -51,6 +51,19 @@ def test_a_folder_is_replaced_completely(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_link_to_a_folder_is_replaced_and_its_target_kept(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for target in ("elsewhere", "missing"):
+        link = tmp_path / f"to-{target}"
+        link.symlink_to(target)
+        with atomic_write(link) as temporary:
+            temporary.mkdir()
+            (temporary / "new").touch()
+        assert not link.is_symlink()
+        assert (link / "new").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_two_processes_of_one_id_on_two_machines_write_a_file_each_completely(tmp_path):
     file = tmp_path / "file.txt"
     with atomic_write(file) as other, open(other, "w") as opened:
@@ -157,6 +170,7 @@ run_command(body)
         ("import pathlib; pathlib.Path('/proc/version/runs').mkdir()", 1, "error: /proc/version/runs: not a directory"),
         ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; change its"),
         ("raise OSError(30, 'Read-only file system', 'runs')", 1, "error: runs: read-only file system; mount it writ"),
+        ("error = OSError('Some reason'); error.filename = 'runs'; raise error", 1, "error: runs: some reason; fix that"),
         ("pass", 0, ""),
     ],
 )

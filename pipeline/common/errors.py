@@ -79,7 +79,7 @@ def from_os_error(error: OSError) -> PipelineError | None:
     if name is None:
         return None
     remedy = _REMEDIES.get(error.errno or 0, "fix that, then run the same command again")
-    reason = error.strerror or type(error).__name__
+    reason = error.strerror or " ".join(map(str, error.args)) or "unknown error"
     return PipelineError(name, f"{reason[:1].lower()}{reason[1:]}", remedy)
 
 

@@ -1,4 +1,4 @@
-"""Atomic file writing, locks, JSON, CSV, and digests of files."""
+"""Atomic writing, locks, removal of folders, free space, JSON, CSV, and digests of files."""
 
 import contextlib
 import csv
@@ -48,8 +48,8 @@ def exclusive(folder: Path, busy: PipelineError | None = None) -> Iterator[None]
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path in the folder of `path` that is renamed to it after the `with` block, or removed on an error.
 
-    Works for a file or a folder. An existing folder is removed first, so after a kill there may be none. The temporary
-    name keeps the suffix, since media encoders choose their format by it.
+    Works for a file or a folder. An existing folder, or a link to one, is removed first, so after a kill there may be
+    none. The temporary name keeps the suffix, since media encoders choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        if temporary.is_dir() and path.is_dir():
+        if temporary.is_dir() and path.is_symlink():
+            path.unlink()
+        elif temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
