@@ -24,7 +24,7 @@ from pipeline.trials.trained import require_trained
 RESULTS = Path("results/evaluate")
 DVC_METRICS = Path("results/dvc.json")
 """With a longer name, the six columns of `dvc metrics show` would not fit a terminal."""
-HEADLINES = {
+DVC_NAMES = {
     "wer": "wer/test",
     "wer_val": "wer/validation",
     "sinks_tau": BY_ACTIVATION,
@@ -80,10 +80,10 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str, lease: L
     return metrics | sink_metrics, {"sinks": summary.description}
 
 
-def headlines(metrics: dict[str, float]) -> dict[str, float]:
+def dvc_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The main metrics of a trial under short names, without those that it lacks."""
     noisy = [name for name in metrics if re.fullmatch(r"wer/test/snr_-?[\d.]+", name)]
-    named = HEADLINES | {"wer_snr": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
+    named = DVC_NAMES | {"wer_snr": min(noisy, key=lambda name: float(name.rpartition("_")[2]), default="")}
     return {short: round(metrics[name], DECIMALS) for short, name in named.items() if name in metrics}
 
 
@@ -91,12 +91,14 @@ def publish_metrics(trial: Trial, folder: Path = RESULTS) -> None:
     """Write small copies for `dvc metrics` and `dvc plots`."""
     result = trial.result()
     assert result is not None
-    write_json(DVC_METRICS, headlines(result["metrics"]))
-    cosines = trial.read_sinks()["cosine_mean_joined"].tolist()
+    write_json(DVC_METRICS, dvc_metrics(result["metrics"]))
+    arrays = trial.read_sinks()
+    # Absent if no utterance has finite activations.
+    cosines = arrays["cosine_mean_joined"].tolist() if arrays else []
     rows = [{"layer": layer, "sink": sink, "other": other} for layer, (other, sink) in enumerate(cosines)]
     # A layer without sinks has no cosine, so its cell stays empty.
     known = ({name: value for name, value in row.items() if not math.isnan(value)} for row in rows)
-    write_text(folder / "cosine_to_bos.csv", csv_text(rows[0], known))
+    write_text(folder / "cosine_to_bos.csv", csv_text(["layer", "sink", "other"], known))
 
 
 def write_to_mlflow(trial: Trial) -> None:

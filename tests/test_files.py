@@ -170,7 +170,7 @@ run_command(body)
         ("import pathlib; pathlib.Path('/proc/version/runs').mkdir()", 1, "error: /proc/version/runs: not a directory"),
         ("raise PermissionError(13, 'Permission denied', 'runs')", 1, "error: runs: permission denied; change its"),
         ("raise OSError(30, 'Read-only file system', 'runs')", 1, "error: runs: read-only file system; mount it writ"),
-        ("error = OSError('Some reason'); error.filename = 'runs'; raise error", 1, "error: runs: some reason; fix that"),
+        ("error = OSError('Some reason'); error.filename = 'runs'; raise error", 1, "error: runs: some reason; fix"),
         ("pass", 0, ""),
     ],
 )

@@ -10,8 +10,10 @@ import time
 import pytest
 from project import command, environment, program, rewrite_manifest, small_disk, start
 from sweeps import checkpoint_of, wait_until
+from trials import finish, make_trial
 
-from pipeline.evaluate import headlines
+from pipeline.evaluate import dvc_metrics, publish_metrics
+from pipeline.trials.results import write_sinks
 
 SINKS = "sinks/intermediate_tokens_per_utterance"
 LONG = ("--set", "train.steps=40", "--set", "train.checkpoint_every=5")
@@ -203,10 +205,19 @@ def test_two_processes_do_not_train_one_trial_twice(project, undisturbed):
     assert weights_of(the_trial(project)) == weights_of(undisturbed)
 
 
-def test_the_headline_is_the_condition_with_the_loudest_noise():
+def test_the_noisy_metric_of_dvc_is_that_of_the_loudest_noise():
     noisy = {"wer/test/snr_5": 0.2, "wer/test/snr_-5": 0.41237, "wer/test/snr_0": 0.3, "wer/test/snr_0/low": 0.1}
-    assert headlines({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
-    assert headlines({"wer/validation": 0.2}) == {"wer_val": 0.2}
+    assert dvc_metrics({"wer/test": 0.1, **noisy}) == {"wer": 0.1, "wer_snr": 0.4124}
+    assert dvc_metrics({"wer/validation": 0.2}) == {"wer_val": 0.2}
+
+
+def test_an_evaluation_without_finite_activations_is_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trial = make_trial(tmp_path / "runs")
+    write_sinks(trial.folder, {})
+    publish_metrics(finish(trial, {"test": [6]}))
+    assert json.loads((tmp_path / "results/dvc.json").read_text()) == {"wer": 1}
+    assert (tmp_path / "results/evaluate/cosine_to_bos.csv").read_text() == "layer,sink,other\n"
 
 
 def test_an_evaluation_has_its_own_digest(project):
