@@ -33,7 +33,7 @@ from pipeline.corpora.journal import (
     skipped_text,
     write_records,
 )
-from pipeline.corpora.manifest import MANIFEST, REMEDY, Utterance, manifest_text
+from pipeline.corpora.manifest import MANIFEST, Utterance, manifest_text
 from pipeline.corpora.noise.folder import folder_noise
 from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
 from pipeline.corpora.prepared import (
@@ -66,9 +66,10 @@ from pipeline.corpora.splits import SPLITS
 
 FEW = 24
 """Up to this many clips, few processes finish before others would have started."""
+NO_MEMORY = "free some memory, then run the same command again; finished clips are kept"
 TALKERS = "talkers"
 """Key in `prepare.json` of the digest of the recordings that the babble is made of."""
-Sources = Mapping[str, tuple[SourceFile, ...]]
+SourceFiles = Mapping[str, tuple[SourceFile, ...]]
 """The source files of each clip, by its id, before any is read: those that change while the corpus is prepared differ
 at the next start."""
 
@@ -165,7 +166,7 @@ def _is_moved(corpus: Corpus, recorded: Mapping[str, Any]) -> bool:
     return recorded.get(ROOT) != corpus.root
 
 
-def _sources_digest(sources: Sources) -> str:
+def _sources_digest(sources: SourceFiles) -> str:
     """Digest of the names and sizes of all source files: it identifies the corpus at any root."""
     return digest([[id_, *(source.size for source in own)] for id_, own in sources.items()])
 
@@ -192,12 +193,12 @@ def _results(
         noises = [(corpus, split, reader.talkers(split, listing.clips), folder) for split in missing]
         for (_, split, *_), result in run(_write_noise, noises):
             if result is KILLED:
-                raise PipelineError(f"the noise of {split}", "its process was killed (out of memory?)", REMEDY)
+                raise PipelineError(f"the noise of {split}", "its process was killed (out of memory?)", NO_MEMORY)
         jobs = ((corpus, clip, folder, media.get(clip.id, {})) for clip in todo)
         for (_, clip, *_), result in run(_prepare_clip, jobs):
             bar.update()
             if result is KILLED and reader.requires_all:
-                raise PipelineError(clip.id, "its process was killed (out of memory?)", REMEDY)
+                raise PipelineError(clip.id, "its process was killed (out of memory?)", NO_MEMORY)
             yield clip.id, _skipped(clip, Unusable(DEADLY)) if result is KILLED else result
 
 
@@ -314,9 +315,9 @@ def _report(
     for part, (count, official) in extra.get("official", {}).items():
         if count != official:
             yield f"{part}: {count:,} of the official {official:,} clips found"
-    passing = Counter(entry.reason for entry in skipped if entry.clip and entry.reason in TEMPORARY)
-    if passing:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in passing.most_common())
+    temporary = Counter(entry.reason for entry in skipped if entry.clip and entry.reason in TEMPORARY)
+    if temporary:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in temporary.most_common())
         yield f"skipped for now: {reasons}; run the same command again, which tries these clips again"
     if (folder / SKIPPED_FILE).exists():
         yield f"skipped clips: {folder / SKIPPED_FILE}"

@@ -36,6 +36,11 @@ def small(folder: Path, *more: str) -> Params:
     return load_params(ROOT / "params.yaml", [*SMALL, f"corpus.out={folder}", *more])
 
 
+def test_a_missing_file_of_sentences_is_an_error_that_names_its_key(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"none\.txt: cannot be read .*; set corpus\.synthetic\.sentences to"):
+        prepare(small(tmp_path, f"corpus.synthetic.sentences={tmp_path / 'none.txt'}"))
+
+
 def checked(text: bytes) -> bytes:
     """A line of `clips.jsonl`."""
     return hashlib.sha256(text).hexdigest().encode() + b" " + text

@@ -14,13 +14,13 @@ SPLITS = ("train", "validation", "test")
 Key = TypeVar("Key", bound=Hashable)
 
 
-def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy: str = "ask for fewer") -> set[Key]:
+def hold_out(corpus: Corpus, split: str, keys: Sequence[Key], unit: str, remedy: str = "set it lower") -> set[Key]:
     """Choose the speakers or texts that move from training to a held-out split (`validation` or `test`), with at least
     as many utterances as `corpus.held_out` sets.
 
     `keys` has per utterance the speaker or text that must stay in one split. They are ordered by `random_rank`, so a
-    corpus that grows keeps its splits, except for the last key. PipelineError if there are fewer than two keys, or more
-    than half of the utterances would be held out; `unit` (`speaker` or `text`) and `remedy` are for its message.
+    corpus that grows keeps its splits, except for the last key. PipelineError if more than half of the utterances would
+    be held out, as with a single key; `unit` (`speaker` or `text`) and `remedy` are for its message.
     """
     wanted = getattr(corpus.held_out, split)
     counts = Counter(keys)

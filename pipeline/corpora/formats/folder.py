@@ -117,7 +117,7 @@ class Folder(RecordedCorpus):
         """Move training clips to each of these splits. A clip whose text is needed for that, and cannot be read now,
         is skipped, since the text may be that of another clip."""
         unit = self.corpus.held_out.by
-        remedy = "ask for fewer, or, with few speakers, set corpus.held_out.by=text"
+        remedy = "set it lower, or, with few speakers, set corpus.held_out.by=text"
         keys: dict[RecordedClip, str] = {}
         for clip in clips:
             if clip.split == "train":

@@ -3,6 +3,8 @@
 T. Afouras, J. S. Chung, A. Zisserman, "LRS3-TED", arXiv 1809.00496: `{pretrain,trainval,test}/<YouTube id>/00001.mp4`
 and `00001.txt`. LRS2 (BBC): `mvlrs_v1/{pretrain,main}/<programme>/00001.mp4`, and a list per split. LRS3 has no
 validation split: whole YouTube ids of `trainval` are held out, and their clips in `pretrain` are skipped.
+
+`auto_avsr`, which has the same clips in another tree, uses the functions at the end.
 """
 
 import os
@@ -152,7 +154,9 @@ def _clips_of_part(root: Path, part: str, split: str, skipped: list[SkippedClip]
 def _clip(root: Path, name: str, split: str) -> RecordedClip:
     part, speaker, stem = name.split("/")
     video, id_ = root / f"{name}.mp4", clip_id(split, part, speaker, stem)
-    return RecordedClip(id_, split, speaker, video, video, f"{name}.mp4", video.with_suffix(".txt"))
+    return RecordedClip(
+        id_, split, speaker, audio=video, video=video, path=f"{name}.mp4", transcript=video.with_suffix(".txt")
+    )
 
 
 def clip_id(split: str, part: str, speaker: str, stem: str) -> str:

@@ -40,7 +40,7 @@ def noisy_name(name: str, snr: float) -> str:
 
 def splits_with_noise(corpus: Corpus) -> list[str]:
     """Splits with noisy utterances."""
-    return [s for s in SPLITS if noisy_copies(corpus, s) or (s == "train" and corpus.noise.train_share > 0)]
+    return [split for split in SPLITS if possible_snrs(corpus, split)]
 
 
 def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:

@@ -157,7 +157,7 @@ class RecordedCorpus(Reader):
         different = Unusable("listed with different texts or splits")
         faults += [(clip, different) for clip in unique if ids[clip.id] == 1 < paths[clip.path]]
         faults += [(clip, Unusable("another clip has its name", clip.id)) for clip in unique if ids[clip.id] > 1]
-        # Of one name are also a clip `a+0dB` and the noisy copy of `a`.
+        # A clip named `a+0dB` would collide with the noisy copy of `a`.
         copies = {noisy_name(clip.id, snr) for clip in clips for snr in possible_snrs(self.corpus, clip.split)}
         faults += [
             (clip, Unusable("another clip has its name", f"{clip.id}, with noise"))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.common.code import code_digest
 from pipeline.common.digests import digest
+from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.config import Section
 from pipeline.config.section import wrong_value
@@ -16,6 +17,7 @@ from pipeline.corpora.prepared import MEDIA_FOLDERS
 from pipeline.corpora.reader import FileInfo, Listing, PreparedClip, Reader
 from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.synthetic.plan import Plan, plan_corpus
+from pipeline.corpora.synthetic.sentences import READABLE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +62,7 @@ class SyntheticCorpus(Reader):
         file, noise = self.corpus.synthetic.sentences, self.corpus.noise
         causes: dict[str, Any] = {
             "corpus": self.corpus.model_dump(mode="json", include={"kind", "seed", "synthetic", "noise"}),
-            "sentences": file_sha256(file) if file else None,
+            "sentences": _sha256(file) if file else None,
             "code": code_digest("pipeline.corpora.synthetic.utterance"),
             "espeak": version("espeakng-loader"),
         }
@@ -94,3 +96,10 @@ class SyntheticCorpus(Reader):
 
         # An incomplete utterance is generated again as a whole: its media take less than a second.
         return PreparedClip(tuple(generate_utterance(clip, folder, self.corpus.video)))
+
+
+def _sha256(file: str) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise PipelineError(file, f"cannot be read ({error.strerror})", READABLE) from None

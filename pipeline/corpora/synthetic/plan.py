@@ -7,7 +7,7 @@ utterance does not depend on the process or the order in which it is generated.
 from dataclasses import dataclass
 
 from pipeline.config import Corpus
-from pipeline.corpora.noise.mixing import noisy_copies
+from pipeline.corpora.noise.mixing import noisy_copies, noisy_name
 from pipeline.corpora.splits import SPLITS, random_generator
 from pipeline.corpora.synthetic.sentences import Sentence, draw, sentences_of
 from pipeline.corpora.synthetic.speech import choose_voices
@@ -37,7 +37,7 @@ class Plan:
     @property
     def wavs(self) -> dict[str, float | None]:
         """SNR of each wav by the id of its line; the path is the id with `.wav`."""
-        return {self.id: self.snr} | {f"{self.id}+{snr:g}dB": snr for snr in self.copies}
+        return {self.id: self.snr} | {noisy_name(self.id, snr): snr for snr in self.copies}
 
 
 def plan_corpus(corpus: Corpus) -> list[Plan]:

@@ -26,6 +26,8 @@ GRID = (
 )
 LETTER = 3
 """Slot of the letter in `GRID`."""
+READABLE = "set corpus.synthetic.sentences to a text file with a sentence per line, or to null"
+"""The remedy for a file that cannot be read."""
 LETTER_A = "[['eI]]"
 """The name of the letter a in espeak's phoneme notation; as plain text, `a` is spoken as the article."""
 
@@ -56,7 +58,7 @@ def file_sentences(path: str | Path) -> list[Sentence]:
     try:
         lines = read_lines(Path(path))
     except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", "see corpus.synthetic.sentences") from None
+        raise PipelineError(path, f"cannot be read ({error.strerror})", READABLE) from None
     for number, line in enumerate(lines, 1):
         if (damage := damage_of(line)) is not None:
             raise PipelineError(f"{path}:{number}", *damage)
