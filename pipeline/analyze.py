@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.config import Evaluate, Sinks
-from pipeline.pretrained.folder import RECORD, verify_weights
+from pipeline.pretrained.folder import WEIGHTS_RECORD, verify_weights
 
 if TYPE_CHECKING:
     from pipeline.analysis.survey import Survey
@@ -72,7 +72,7 @@ def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Eva
         from pipeline.analysis.text_target import TextTarget
 
         params = load_params_for_command(arguments)
-        if (Path(arguments.model) / RECORD).exists():
+        if (Path(arguments.model) / WEIGHTS_RECORD).exists():
             verify_weights(arguments.model)
         text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
         return text, params.sinks, params.evaluate

@@ -15,7 +15,7 @@ from pipeline.common.files import atomic_write, read_json, write_json, write_tex
 from pipeline.common.modality import prompt, streams
 from pipeline.comparison.selection import requested_trial
 from pipeline.config import Params
-from pipeline.pretrained.folder import RECORD, known_files, weights_digest
+from pipeline.pretrained.folder import WEIGHTS_RECORD, known_files, weights_digest
 from pipeline.trials.folder import Trial
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -133,9 +133,9 @@ def _stream_config(trial: Trial, params: Params, stream: str) -> dict[str, Any]:
 
 def _source(folder: Path) -> dict[str, str]:
     """The source of converted weights; empty for a path, or if it is not recorded."""
-    if not (folder / RECORD).exists():
+    if not (folder / WEIGHTS_RECORD).exists():
         return {}
-    source = read_json(folder / RECORD, "").get("made_of", {}).get("source", {})
+    source = read_json(folder / WEIGHTS_RECORD, "").get("made_of", {}).get("source", {})
     return {} if source.get("kind") == "path" else source
 
 

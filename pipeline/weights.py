@@ -25,7 +25,15 @@ from pipeline.config import HubSource, Params, PathSource, WeightsSource, WheelS
 from pipeline.encoders.avhubert_checkpoint import convert_avhubert
 from pipeline.pretrained.ctranslate2 import convert_whisper
 from pipeline.pretrained.fetch import PICKLED, Source, fetch, files_of
-from pipeline.pretrained.folder import RECORD, REMEDY, SUFFIXES, TENSORS, describe_files, files_digest, verify_weights
+from pipeline.pretrained.folder import (
+    FETCH_AGAIN,
+    SUFFIXES,
+    TENSORS,
+    WEIGHTS_RECORD,
+    describe_files,
+    files_digest,
+    verify_weights,
+)
 from pipeline.pretrained.gguf import convert_gguf
 from pipeline.pretrained.pickled import convert_pickled
 
@@ -90,22 +98,22 @@ def _name(source: Source) -> str:
 
 
 def _fault(folder: Path, weights: WeightsSource) -> str | None:
-    if not (folder / RECORD).exists():
+    if not (folder / WEIGHTS_RECORD).exists():
         return "is incomplete" if folder.exists() else "does not exist"
     try:
         verify_weights(folder)
-        recorded, causes = read_json(folder / RECORD, REMEDY)["made_of"], _causes(weights)
-        if causes["stamps"] is None:
+        recorded, current = read_json(folder / WEIGHTS_RECORD, FETCH_AGAIN)["made_of"], _made_of(weights)
+        if current["stamps"] is None:
             # The source was removed; the result stays valid.
-            causes["stamps"] = recorded["stamps"]
+            current["stamps"] = recorded["stamps"]
     except UnreadableError:
         raise
     except (PipelineError, KeyError, TypeError) as error:
         return f"is damaged ({error})"
-    return None if recorded == causes else "has another source or converter"
+    return None if recorded == current else "has another source or converter"
 
 
-def _causes(weights: WeightsSource) -> dict[str, Any]:
+def _made_of(weights: WeightsSource) -> dict[str, Any]:
     """Everything the result depends on: the source and the code that converts it."""
     converter = CONVERTERS.get(weights.format)
     return {
@@ -132,8 +140,8 @@ def _require_own(folder: Path, weights: WeightsSource) -> None:
     source = weights.source
     if isinstance(source, PathSource) and Path(source.path).resolve().is_relative_to(folder.resolve()):
         raise PipelineError(source.path, f"is the source of {weights.name}, and lies where its weights go", remedy)
-    if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
-        raise PipelineError(folder, f"has files, but no {RECORD}", remedy)
+    if folder.exists() and not (folder / WEIGHTS_RECORD).exists() and any(folder.iterdir()):
+        raise PipelineError(folder, f"has files, but no {WEIGHTS_RECORD}", remedy)
 
 
 def _prepare(folder: Path, weights: WeightsSource) -> None:
@@ -151,8 +159,8 @@ def _prepare(folder: Path, weights: WeightsSource) -> None:
                 # safetensors writes files that only their owner may read.
                 if not (temporary_folder / name).is_symlink():
                     (temporary_folder / name).chmod(0o644)
-            record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _causes(weights)}
-            write_json(temporary_folder / RECORD, record)
+            record = {"name": weights.name, "digest": files_digest(files), "files": files, "made_of": _made_of(weights)}
+            write_json(temporary_folder / WEIGHTS_RECORD, record)
 
 
 def _convert(converter: Callable[[Path, Path], None], source: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import WheelSource
 from pipeline.corpora.media.playback import displayed_frames
 from pipeline.corpora.media.read_write import write_audio, write_video
 from pipeline.corpora.mouth import region
-from pipeline.corpora.mouth.alignment import REFERENCE, apply, interpolate, similarity, smooth, window
+from pipeline.corpora.mouth.alignment import REFERENCE, apply, crop_transformed, interpolate, similarity, smooth
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, FaceDetector
 from pipeline.corpora.mouth.region import CropReport, crop_mouth, is_cropped
 from pipeline.corpora.reader import Unusable
@@ -293,18 +293,18 @@ def test_similarity_is_robust_to_an_outlier():
     assert similarity(np.ones((4, 2)), REFERENCE) is None
 
 
-def test_a_window_is_bilinear_and_black_beyond_the_edges():
+def test_a_crop_is_bilinear_and_black_beyond_the_edges():
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     stay = np.array([[1.0, 0, 0], [0, 1, 0]])
-    assert np.array_equal(window(picture, stay, 5, 7, 20), picture[7:27, 5:25])
-    half = window(picture, stay - np.eye(2, 3, 2) / 2, 5, 7, 20)
+    assert np.array_equal(crop_transformed(picture, stay, 5, 7, 20), picture[7:27, 5:25])
+    half = crop_transformed(picture, stay - np.eye(2, 3, 2) / 2, 5, 7, 20)
     assert difference(half, (picture[7:27, 5:25] / 2.0 + picture[7:27, 6:26] / 2.0)) < 0.5
-    corner = window(picture, stay, -8, -8, 20)
+    corner = crop_transformed(picture, stay, -8, -8, 20)
     assert not corner[:8].any()
     assert np.array_equal(corner[8:, 8:], picture[:12, :12])
     # Consistent with `apply` to points.
     double = np.array([[2.0, 0, 0], [0, 2, 0]])
     bright = np.zeros((40, 50, 3), np.uint8)
     bright[10, 15] = 255
-    row, column = np.unravel_index(window(bright, double, 0, 0, 60)[..., 0].argmax(), (60, 60))
+    row, column = np.unravel_index(crop_transformed(bright, double, 0, 0, 60)[..., 0].argmax(), (60, 60))
     assert (column, row) == tuple(apply(double, np.array([[15, 10]]))[0])

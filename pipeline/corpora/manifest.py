@@ -18,7 +18,7 @@ from pipeline.corpora.splits import SPLITS
 from pipeline.corpora.text_files import LOST, read_lines
 
 MANIFEST = "manifest.jsonl"
-REMEDY = "run: python -m pipeline.prepare"
+PREPARE_AGAIN = "run: python -m pipeline.prepare"
 MAX_VALUE = 10_000_000
 """Maximum of seconds, frames and dB; a larger value is damage."""
 
@@ -82,13 +82,13 @@ def read_manifest(folder: str | Path) -> list[Utterance]:
     path = Path(folder) / MANIFEST
     recorded = (read_settings(Path(folder)) or {}).get(MANIFEST_KEY)
     if not path.exists():
-        raise PipelineError(path, "the file is missing", REMEDY)
+        raise PipelineError(path, "the file is missing", PREPARE_AGAIN)
     if recorded:
-        require_sha256(path, str(recorded), REMEDY)
+        require_sha256(path, str(recorded), PREPARE_AGAIN)
     try:
         return list(cached_read(_read_recorded if recorded else _read_checked, path))
     except OSError as error:
-        raise PipelineError(path, f"cannot be read ({error.strerror})", REMEDY) from None
+        raise PipelineError(path, f"cannot be read ({error.strerror})", PREPARE_AGAIN) from None
 
 
 def _read_recorded(path: Path) -> tuple[Utterance, ...]:
@@ -108,25 +108,27 @@ def _read_checked(path: Path) -> tuple[Utterance, ...]:
         utterance = _checked_utterance(line, where)
         if utterance.id in utterances:
             earlier = [*utterances].index(utterance.id) + 1
-            raise PipelineError(where, f"id {utterance.id!r:.80} is already in line {earlier}", REMEDY)
+            raise PipelineError(where, f"id {utterance.id!r:.80} is already in line {earlier}", PREPARE_AGAIN)
         utterances[utterance.id] = utterance
     if not utterances:
-        raise PipelineError(path, "has no utterances", REMEDY)
+        raise PipelineError(path, "has no utterances", PREPARE_AGAIN)
     return tuple(utterances.values())
 
 
 def _checked_utterance(line: str, where: str) -> Utterance:
     if LOST in line:
-        raise PipelineError(where, "is not UTF-8", REMEDY)
+        raise PipelineError(where, "is not UTF-8", PREPARE_AGAIN)
     try:
         utterance = _LINE.validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the line"
         expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-        raise PipelineError(where, f"{key} is {first['input']!r:.80}: {expected}", REMEDY) from None
+        raise PipelineError(where, f"{key} is {first['input']!r:.80}: {expected}", PREPARE_AGAIN) from None
     if len({utterance.video is None, utterance.video_frames is None, utterance.video_sha256 is None}) > 1:
-        raise PipelineError(where, "of video, video_frames and video_sha256 some are null and some are not", REMEDY)
+        raise PipelineError(
+            where, "of video, video_frames and video_sha256 some are null and some are not", PREPARE_AGAIN
+        )
     if not utterance.text.strip():
         raise PipelineError(where, "the transcript is empty", "add a text or remove the line")
     return utterance

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.verified import sha256_of
-from pipeline.corpora.manifest import REMEDY, Utterance
+from pipeline.corpora.manifest import PREPARE_AGAIN, Utterance
 
 
 def media_path(folder: str | Path, stream: str, utterance: Utterance) -> Path:
@@ -30,7 +30,7 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     expected = utterance.audio_sha256 if stream == "audio" else utterance.video_sha256
     if sha256_of(path) != expected:
         # `prepare` compares only files that are newer than its record.
-        raise PipelineError(path, "differs from its SHA-256 in the manifest", f"remove it, then {REMEDY}")
+        raise PipelineError(path, "differs from its SHA-256 in the manifest", f"remove it, then {PREPARE_AGAIN}")
     return content
 
 

@@ -10,9 +10,9 @@ from pipeline.common.errors import PipelineError, error_reason
 from pipeline.common.files import read_json
 from pipeline.common.verified import require_sha256, sha256_of
 
-RECORD = "weights.json"
+WEIGHTS_RECORD = "weights.json"
 """Record in a fetched folder: the source, and sizes and SHA-256 of the files."""
-REMEDY = "run: python -m pipeline.weights"
+FETCH_AGAIN = "run: python -m pipeline.weights"
 TENSORS = {".safetensors", ".tflite"}
 SUFFIXES = TENSORS | {".json", ".model", ".txt", ".jinja"}
 """Endings of the files that libraries read."""
@@ -34,25 +34,25 @@ def known_files(folder: str | Path) -> dict[str, dict[str, Any]]:
     if not folder.is_dir():
         remedy = "use a folder of weights, or, for those of params.yaml, run: python -m pipeline.weights"
         raise PipelineError(folder, "has no weights", remedy)
-    return recorded_files(folder) if (folder / RECORD).exists() else describe_files(folder)
+    return recorded_files(folder) if (folder / WEIGHTS_RECORD).exists() else describe_files(folder)
 
 
 def recorded_files(folder: Path) -> dict[str, dict[str, Any]]:
     """The files according to `weights.json`. Sizes are compared; no file is read. PipelineError if `weights.json` is
     missing or damaged, or a file is missing or has another size."""
-    record = read_json(folder / RECORD, REMEDY)
+    record = read_json(folder / WEIGHTS_RECORD, FETCH_AGAIN)
     try:
         is_intact = files_digest(record["files"]) == record["digest"]
         for name, file in record["files"].items():
             path = folder / name
             if not path.is_file():
-                raise PipelineError(path, "the file is missing", REMEDY)
+                raise PipelineError(path, "the file is missing", FETCH_AGAIN)
             if (size := path.stat().st_size) != file["bytes"]:
-                raise PipelineError(path, f"has {size} bytes instead of {file['bytes']}", REMEDY)
+                raise PipelineError(path, f"has {size} bytes instead of {file['bytes']}", FETCH_AGAIN)
     except (KeyError, TypeError, AttributeError):
         is_intact = False
     if not is_intact:
-        raise PipelineError(folder / RECORD, "is damaged", REMEDY)
+        raise PipelineError(folder / WEIGHTS_RECORD, "is damaged", FETCH_AGAIN)
     return record["files"]
 
 
@@ -61,12 +61,12 @@ def verify_weights(folder: str | Path) -> None:
     PipelineError as `weights_digest`, or if a file has changed, or one was added that a library would load."""
     folder = Path(folder)
     known = known_files(folder)
-    if not (folder / RECORD).exists():
+    if not (folder / WEIGHTS_RECORD).exists():
         return
     if added := sorted(set(_names(folder)) - known.keys()):
-        raise PipelineError(folder / added[0], f"is not listed in {RECORD}", f"remove it, or {REMEDY}")
+        raise PipelineError(folder / added[0], f"is not listed in {WEIGHTS_RECORD}", f"remove it, or {FETCH_AGAIN}")
     for name, file in known.items():
-        require_sha256(folder / name, file["sha256"], REMEDY)
+        require_sha256(folder / name, file["sha256"], FETCH_AGAIN)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -80,7 +80,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _names(folder: Path) -> list[str]:
     files = (file for file in folder.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
-    return sorted(name for file in files if (name := file.relative_to(folder).as_posix()) != RECORD)
+    return sorted(name for file in files if (name := file.relative_to(folder).as_posix()) != WEIGHTS_RECORD)
 
 
 def files_digest(files: dict[str, dict[str, Any]]) -> str:
@@ -89,7 +89,7 @@ def files_digest(files: dict[str, dict[str, Any]]) -> str:
 
 
 @contextmanager
-def load_errors(folder: Path, model: str, remedy: str = REMEDY) -> Iterator[None]:
+def load_errors(folder: Path, model: str, remedy: str = FETCH_AGAIN) -> Iterator[None]:
     """Turn errors of libraries in loading weights into a `PipelineError`."""
     from safetensors import SafetensorError
 

@@ -12,7 +12,7 @@ from pipeline.config.weights import WeightsSection
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.reader import is_current
 from pipeline.encoders.store import FeatureGroup, feature_groups, read_index
-from pipeline.pretrained.folder import RECORD, recorded_files
+from pipeline.pretrained.folder import WEIGHTS_RECORD, recorded_files
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.sweep_file import Sweep
 
@@ -95,7 +95,7 @@ def _has_weights(params: Params, weights: WeightsSource) -> bool:
     folder = Path(params.weights.out) / weights.name
     try:
         recorded_files(folder)
-        source = read_json(folder / RECORD, "")["made_of"]["source"]
+        source = read_json(folder / WEIGHTS_RECORD, "")["made_of"]["source"]
     except (PipelineError, KeyError, TypeError):
         return False
     return source == weights.source.model_dump(mode="json")

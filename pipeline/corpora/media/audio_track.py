@@ -6,7 +6,7 @@ import av
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import REMEDY
+from pipeline.corpora.manifest import PREPARE_AGAIN
 from pipeline.corpora.media.playback import MPEG, default_first, open_media, video_stream
 
 SILENCE_LEVEL = 0.5 / (1 << 15)
@@ -48,7 +48,7 @@ def read_track(path: Path, with_video: bool = False) -> tuple[np.ndarray, int]:
         if not is_silent(samples):
             return samples, sample_rate
     if first is None or not len(first[0]):
-        raise PipelineError(path, "has no audio", REMEDY)
+        raise PipelineError(path, "has no audio", PREPARE_AGAIN)
     return first
 
 
@@ -61,11 +61,11 @@ def limit_peak(path: Path, samples: np.ndarray) -> np.ndarray:
     """Scale floating-point samples (any shape) down if they exceed full scale, which is 1. PipelineError if a sample is
     not finite, or they are in other units, such as steps of 16 bits."""
     if not np.isfinite(samples).all():
-        raise PipelineError(path, "a sample is not finite", REMEDY)
+        raise PipelineError(path, "a sample is not finite", PREPARE_AGAIN)
     peak = float(np.abs(samples).max(initial=0))
     if peak > MAX_PEAK:
         found = f"the peak is {peak:,.0f}, and floating-point full scale is 1: divide steps of 16 bits by 32,768"
-        raise PipelineError(path, found, REMEDY)
+        raise PipelineError(path, found, PREPARE_AGAIN)
     return samples / np.float32(peak) if peak > 1 else samples
 
 
@@ -90,11 +90,15 @@ def _decoded(path: Path, track: int) -> tuple[np.ndarray, int, float]:
             if not parts:
                 first, sample_rate = frame.time or 0.0, frame.sample_rate
             if frame.sample_rate != sample_rate:
-                raise PipelineError(path, f"the sample rate changes from {sample_rate} to {frame.sample_rate}", REMEDY)
+                raise PipelineError(
+                    path, f"the sample rate changes from {sample_rate} to {frame.sample_rate}", PREPARE_AGAIN
+                )
             gap = round(((frame.time or 0.0) - first) * sample_rate) - count if is_timed else 0
             if gap > MIN_GAP_SECONDS * sample_rate:
                 if gap > MAX_OFFSET_SECONDS * sample_rate:
-                    raise PipelineError(path, f"damaged timestamps: no audio for {gap / sample_rate:,.0f} s", REMEDY)
+                    raise PipelineError(
+                        path, f"damaged timestamps: no audio for {gap / sample_rate:,.0f} s", PREPARE_AGAIN
+                    )
                 parts.append(np.zeros(gap, np.float32))
                 count += gap
             parts.append(_channels(frame).mean(axis=0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.common.errors import PipelineError
-from pipeline.corpora.manifest import REMEDY
+from pipeline.corpora.manifest import PREPARE_AGAIN
 from pipeline.corpora.media.packets import truncated_packet
 
 RIFF = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
@@ -48,7 +48,7 @@ def require_complete(path: Path) -> None:
         else:
             fault = truncated_packet(file, head, path.stat().st_size)
     if fault is not None:
-        raise PipelineError(path, f"truncated: {fault}", REMEDY)
+        raise PipelineError(path, f"truncated: {fault}", PREPARE_AGAIN)
 
 
 def is_wav(path: Path) -> bool:

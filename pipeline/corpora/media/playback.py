@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.rates import FRAME_RATE
-from pipeline.corpora.manifest import REMEDY
+from pipeline.corpora.manifest import PREPARE_AGAIN
 from pipeline.corpora.media.container import require_complete
 
 AnyStream = TypeVar("AnyStream", bound=av.stream.Stream)
@@ -63,13 +63,13 @@ def _open_video(path: Path) -> Iterator[av.video.stream.VideoStream]:
         with open_media(path) as container:
             stream = video_stream(container)
             if stream is None:
-                raise PipelineError(path, "has no video stream that can be decoded", REMEDY)
+                raise PipelineError(path, "has no video stream that can be decoded", PREPARE_AGAIN)
             yield stream
     except OSError as error:
         # Of FFmpeg's errors, too, those with a number of the system.
-        raise UnreadableError(path, f"unreadable video ({error.strerror})", REMEDY) from None
+        raise UnreadableError(path, f"unreadable video ({error.strerror})", PREPARE_AGAIN) from None
     except av.error.FFmpegError as error:
-        raise PipelineError(path, f"unreadable video ({error.strerror})", REMEDY) from None
+        raise PipelineError(path, f"unreadable video ({error.strerror})", PREPARE_AGAIN) from None
 
 
 def default_first(streams: Iterable[AnyStream]) -> list[AnyStream]:
@@ -120,9 +120,9 @@ def _decoded(path: Path, stream: av.video.stream.VideoStream) -> Iterator[av.Vid
         with open_media(path, ignore_editlist="1") as complete:
             stored = sum(packet.size > 0 for packet in complete.demux(complete.streams[stream.index]))
         if stored < stream.frames:
-            raise PipelineError(path, f"truncated: has {stored} of {stream.frames} frames", REMEDY)
+            raise PipelineError(path, f"truncated: has {stored} of {stream.frames} frames", PREPARE_AGAIN)
     if not count:
-        raise PipelineError(path, "has no frames", REMEDY)
+        raise PipelineError(path, "has no frames", PREPARE_AGAIN)
 
 
 def _resampled(path: Path, frames: Iterator[av.VideoFrame], frame_rate: Fraction) -> Iterator[av.VideoFrame]:
@@ -136,7 +136,9 @@ def _resampled(path: Path, frames: Iterator[av.VideoFrame], frame_rate: Fraction
         if shown is None:
             start = time
         if time - start > number + MAX_STANDSTILL_SECONDS:
-            raise PipelineError(path, f"damaged timestamps: frame {number} is at {float(time - start):,.0f} s", REMEDY)
+            raise PipelineError(
+                path, f"damaged timestamps: frame {number} is at {float(time - start):,.0f} s", PREPARE_AGAIN
+            )
         while shown is not None and yielded <= (time - start) * FRAME_RATE - Fraction(1, 2):
             yielded += 1
             yield shown

@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.files import atomic_write
 from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
-from pipeline.corpora.manifest import REMEDY
+from pipeline.corpora.manifest import PREPARE_AGAIN
 from pipeline.corpora.media.audio_track import limit_peak
 from pipeline.corpora.media.container import is_wav, repaired_wav, require_complete
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
@@ -62,17 +62,17 @@ def read_audio(path: Path) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise UnreadableError(path, "the file is missing", REMEDY)
+        raise UnreadableError(path, "the file is missing", PREPARE_AGAIN)
     if path.suffix.lower() == ".wav" and not is_wav(path):
-        raise PipelineError(path, "no wav header", REMEDY)
+        raise PipelineError(path, "no wav header", PREPARE_AGAIN)
     require_complete(path)
     try:
         samples, sample_rate = _read_audio_file(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         kind = UnreadableError if getattr(error, "code", None) == SYSTEM_ERROR else PipelineError
-        raise kind(path, f"unreadable audio ({error})", REMEDY) from None
+        raise kind(path, f"unreadable audio ({error})", PREPARE_AGAIN) from None
     if not len(samples):
-        raise PipelineError(path, "has no samples", REMEDY)
+        raise PipelineError(path, "has no samples", PREPARE_AGAIN)
     return resample(samples, sample_rate)
 
 
@@ -83,7 +83,7 @@ def _read_audio_file(path: Path) -> tuple[np.ndarray, int]:
         samples = file.read(dtype="float32", always_2d=True)
         sample_rate = file.samplerate
     if len(samples) < expected:
-        raise PipelineError(path, f"truncated: has {len(samples)} of {expected} samples", REMEDY)
+        raise PipelineError(path, f"truncated: has {len(samples)} of {expected} samples", PREPARE_AGAIN)
     if is_float:
         samples = limit_peak(path, samples)
     return samples.mean(axis=1), sample_rate
@@ -124,7 +124,7 @@ def read_video_gray(path: Path) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise UnreadableError(path, "the file is missing", REMEDY)
+        raise UnreadableError(path, "the file is missing", PREPARE_AGAIN)
     # Constructing a reformatter is slow.
     reformatter = VideoReformatter()
     frame_rate = displayed_size(path).frame_rate

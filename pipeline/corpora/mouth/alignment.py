@@ -73,7 +73,7 @@ def apply(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ transform[:, :2].T + transform[:, 2]
 
 
-def window(image: np.ndarray, transform: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+def crop_transformed(image: np.ndarray, transform: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
     """Crop a square (side, side, 3) of an image (height, width, 3) after a transform (2, 3) of x and y.
 
     `left` and `top` are the corner in the transformed image. Bilinear interpolation, black beyond the edges.

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipeline.common.errors import PipelineError, error_reason
-from pipeline.pretrained.folder import RECORD, verify_weights
+from pipeline.pretrained.folder import WEIGHTS_RECORD, verify_weights
 
 FULL_RANGE, SHORT_RANGE = "face_detection_full_range_sparse.tflite", "face_detection_short_range.tflite"
 ANCHORS = {2304: ((48, 1),), 896: ((16, 2), (8, 6))}
@@ -33,7 +33,7 @@ class FaceDetector:
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             raise PipelineError(file, "the file is missing", REMEDY)
-        if (file.parent / RECORD).exists():
+        if (file.parent / WEIGHTS_RECORD).exists():
             verify_weights(file.parent)
         from ai_edge_litert.interpreter import Interpreter
 

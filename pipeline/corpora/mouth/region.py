@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from pipeline.common.rates import FRAME_RATE
 from pipeline.corpora.media.playback import displayed_frames, displayed_size
 from pipeline.corpora.media.read_write import write_video
-from pipeline.corpora.mouth.alignment import REFERENCE, SIDE, apply, interpolate, similarity, smooth, window
+from pipeline.corpora.mouth.alignment import REFERENCE, SIDE, apply, crop_transformed, interpolate, similarity, smooth
 from pipeline.corpora.mouth.face_detector import FULL_RANGE, KEYPOINTS, SHORT_RANGE, FaceDetector
 from pipeline.corpora.reader import Unusable
 
@@ -114,4 +114,4 @@ def _crop(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     if (off := np.abs(centre - inside).max()) > MAX_SHIFT:
         raise Unusable(NO_FACE, f"a mouth is {off} pixels too near to the edge of the aligned face")
     left, top = inside - CROP // 2
-    return window(image, transform, left, top, CROP)
+    return crop_transformed(image, transform, left, top, CROP)
