@@ -69,7 +69,7 @@ def _measure(params: Params, inputs: Inputs, trial: Trial, digest: str, lease: L
     from pipeline.training.build import build_model
     from pipeline.training.evaluation import hypotheses, scores, sinks
 
-    model = build_model(params, inputs, trial.adapter).eval()
+    model = build_model(params, inputs, trial).eval()
     # The name contains the digest of the evaluation, so that hypotheses of another beam are not reused.
     journal = trial.folder / f"hypotheses.{digest[:16]}.journal"
     metrics, lines = scores(params, inputs, hypotheses(model, params, inputs, journal))

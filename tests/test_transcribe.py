@@ -132,7 +132,7 @@ def test_sinks_equal_those_of_the_instrument(
         f"data/corpus/{utterance.video}", "--trial", trial.folder, "--sinks", "--set", LOW
     )
     inputs = TrialInputs(params).evaluation
-    model = build_model(params, inputs, trial.adapter).eval()
+    model = build_model(params, inputs, trial).eval()
     found = sink_statistics(model, params.sinks, inputs, [replace(utterance, text=text)]).summary(0).description
     pattern = (
         r"  (.+) at position (\d+) is a sink by activation: ([\d.,]+) times the median "

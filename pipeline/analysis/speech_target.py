@@ -38,7 +38,7 @@ class SpeechTarget:
         require_encoders(trial, self.params, are_needed=self.params.features.mode == "online")
         limit = utterances or self.params.sinks.utterances
         self._utterances = self._inputs.chosen(self.params.sinks.split)[:limit]
-        self.model = build_model(self.params, self._inputs, trial.adapter).eval()
+        self.model = build_model(self.params, self._inputs, trial).eval()
         self.llm = self.model.llm
         self.name = trial.folder.name
         """Usable as a folder name."""

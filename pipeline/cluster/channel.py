@@ -6,8 +6,6 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.common.errors import PipelineError
-
 
 class Channel:
     """Sends events to the driver, the process that started this one, from several threads."""
@@ -28,9 +26,3 @@ def ignore_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-def error_line(error: BaseException) -> str:
-    """An exception as a line."""
-    text = str(error).strip().partition("\n")[0] or "no message"
-    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"

@@ -18,12 +18,12 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from pipeline.cluster.channel import Channel, error_line, ignore_signals
+from pipeline.cluster.channel import Channel, ignore_signals
 from pipeline.cluster.connection import Lost, Refused
 from pipeline.cluster.pool import Done, Killed, PoolOptions, Ready
 from pipeline.cluster.slots import slots
 from pipeline.cluster.start import node_resources, require_gpus, start_ray
-from pipeline.common.errors import PipelineError, from_os_error
+from pipeline.common.errors import PipelineError, error_line, from_os_error
 
 RETRIES = 4
 """After so many lost workers, the job itself is what kills them."""

@@ -69,6 +69,12 @@ def error_reason(error: BaseException) -> str:
     return " ".join([first, more[0].strip()]) if first.endswith(":") and more else first
 
 
+def error_line(error: BaseException) -> str:
+    """An exception as a line: its class and the first line of its message; a `PipelineError` is its own line."""
+    text = str(error).strip().partition("\n")[0] or "no message"
+    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"
+
+
 def from_os_error(error: OSError) -> PipelineError | None:
     """An error of the operating system as a `PipelineError`; None if it names no file, so that a traceback is shown."""
     place = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None

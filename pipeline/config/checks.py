@@ -20,7 +20,7 @@ Contradiction = tuple[str, str]
 
 def check_across_sections(params: "Params", where: str | Path) -> None:
     """Raise a `PipelineError` for the first contradiction between sections; `where` is named in it."""
-    for check in (_corpus, _trial, _encoders, _decorrelation, _online):
+    for check in (_weights, _corpus, _trial, _encoders, _decorrelation, _online):
         for found, remedy in check(params):
             raise PipelineError(where, found, remedy)
 
@@ -30,6 +30,14 @@ def require_video(params: "Params", where: str | Path) -> None:
     if not params.corpus.video and "video" in streams(params.model.modality):
         found = f"corpus.video is false and model.modality is {params.model.modality!r}"
         raise PipelineError(where, found, "set model.modality to audio, or corpus.video to true")
+
+
+def _weights(params: "Params") -> Iterator[Contradiction]:
+    """Names of pretrained weights, which are folders."""
+    names = [source.name for source in params.weights.sources]
+    for name in names:
+        if names.count(name) > 1:
+            yield f"weights.sources has the name {name!r} twice", "give each source its own name"
 
 
 def _corpus(params: "Params") -> Iterator[Contradiction]:
@@ -46,10 +54,6 @@ def _corpus(params: "Params") -> Iterator[Contradiction]:
         )
     if corpus.held_out.by == "text" and corpus.kind != "folder":
         yield f"corpus.held_out.by is 'text' and corpus.kind is {corpus.kind!r}", "use it with kind folder only"
-    names = [source.name for source in params.weights.sources]
-    for name in names:
-        if names.count(name) > 1:
-            yield f"weights.sources has the name {name!r} twice", "give each source its own name"
 
 
 def _trial(params: "Params") -> Iterator[Contradiction]:

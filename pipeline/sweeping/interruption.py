@@ -10,8 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.cluster.channel import error_line
-from pipeline.common.errors import PipelineError
+from pipeline.common.errors import PipelineError, error_line
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 10.0

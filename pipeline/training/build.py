@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,17 +31,17 @@ from pipeline.trials.trained import require_adapter
 
 
 def build_model(
-    params: Params, inputs: Inputs, adapter: Path | None = None, dimensions: Mapping[str, int] | None = None
+    params: Params, inputs: Inputs, trained: Trial | None = None, dimensions: Mapping[str, int] | None = None
 ) -> AudioVisualLLM:
-    """The model of a trial on its device: new (its initial values follow from `train.seed`), or with a trained adapter.
+    """The model of a trial on its device: that of `trained`, or a new one, whose values follow from `train.seed`.
 
-    Frozen weights have the precision of the matrix products. A process loads them once, for all its trials. `adapter`
-    is the folder in a trained trial; `dimensions` are those of the features of each stream, if the inputs have none.
-    PipelineError if the weights of the LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM
-    has too few layers or positions for the trial.
+    Frozen weights have the precision of the matrix products. A process loads them once, for all its trials.
+    `dimensions` are those of the features of each stream, if the inputs have none. PipelineError if the weights of the
+    LLM, of an encoder or the adapter are damaged or cannot be loaded, or the LLM has too few layers or positions for
+    the trial.
     """
-    if adapter:
-        require_adapter(Trial(adapter.parent))
+    if trained:
+        require_adapter(trained)
     device = resolve_device(params.train.device)
     precision = resolve_precision(params.train.precision, params.train.device)
     if params.train.threads:
@@ -55,6 +54,7 @@ def build_model(
     widths |= {stream: online.encoder.dimension for stream, online in encoders.items()}
     # After loading, so that a trial starts from equal values whether or not its LLM was loaded already.
     transformers.set_seed(params.train.seed)
+    adapter = trained.adapter if trained else None
     model = AudioVisualLLM(_with_own_layers(llm), tokenizer, widths, params.model, precision, adapter, encoders)
     _require_capacity(model, params, inputs)
     return model.to(device)

@@ -62,7 +62,7 @@ class Transcriber:
                 settings = getattr(self.params.features, stream)
                 self._encoders[stream] = encoder_kind(settings.encoder)(settings, self.params.train.device)
         dimensions = {stream: encoder.dimension for stream, encoder in self._encoders.items()}
-        self.model = build_model(self.params, Inputs((), {}, digests), trial.adapter, dimensions).eval()
+        self.model = build_model(self.params, Inputs((), {}, digests), trial, dimensions).eval()
 
     def transcribe(self, file: Path) -> Transcription:
         """Transcribe a file, like an utterance in evaluation. PipelineError as `read_streams`, or if the recording is
