@@ -29,7 +29,7 @@ from pipeline.model.online_encoders import OnlineEncoder
 from pipeline.sinks.instrument import SinkStatistics
 from pipeline.training.batches import Batches
 from pipeline.training.evaluation import teacher_forced
-from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.training.trainer import LossTrainer, training_arguments
 from pipeline.trials.metrics_log import MetricsLog
 
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def training(
         MetricsLog(folder / "metrics.jsonl"),
         Batches([round(25 * seconds) for seconds in SECONDS], TRAIN),
         model=model,
-        args=arguments(TRAIN, 6, folder / "checkpoints", device),
+        args=training_arguments(TRAIN, 6, folder / "checkpoints", device),
         train_dataset=examples,
         eval_dataset=examples,
         data_collator=collate,

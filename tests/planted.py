@@ -85,7 +85,7 @@ def streamed(model: nn.Module, batches: list[list], settings: Sinks = SETTINGS, 
     for some in batches:
         ids, captured = captured_batch(model, some, **padding)
         statistics.add(captured, ids)
-    return statistics.summary(bootstrap=200, seed=5)
+    return statistics.summary(bootstrap=200)
 
 
 def replace_tau(tau: float) -> Sinks:

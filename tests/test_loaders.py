@@ -31,7 +31,7 @@ from pipeline.training.augmentation import Augmenter, Preparation
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import step_of
 from pipeline.training.loaders import loader_errors, loader_options
-from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.training.trainer import LossTrainer, training_arguments
 from pipeline.trials.metrics_log import MetricsLog
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
@@ -94,7 +94,7 @@ def trainer_of(
         batches,
         loaders=loaders,
         model=model,
-        args=arguments(TRAIN, batches.steps, out / "checkpoints", torch.device("cpu")),
+        args=training_arguments(TRAIN, batches.steps, out / "checkpoints", torch.device("cpu")),
         train_dataset=examples,
         eval_dataset=examples,
         data_collator=examples.collate,

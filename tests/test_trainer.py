@@ -19,7 +19,7 @@ from pipeline.model.examples import Examples, collate
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.training.batches import Batches
 from pipeline.training.checkpoints import newest_intact, seal, step_of
-from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.training.trainer import LossTrainer, training_arguments
 from pipeline.trials.metrics_log import MetricsLog
 
 TEXTS = ["set red", "bin blue at f two", "a", "lay white by z nine soon", "place", "now"]
@@ -48,7 +48,7 @@ def trainer_of(llm: Path, folder: Path, device: torch.device = torch.device("cpu
         MetricsLog(folder / "metrics.jsonl"),
         batches,
         model=model,
-        args=arguments(train, batches.steps, folder / "checkpoints", device),
+        args=training_arguments(train, batches.steps, folder / "checkpoints", device),
         train_dataset=examples,
         eval_dataset=examples,
         data_collator=collate,

@@ -47,10 +47,11 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
 
 
 def resolved_here(params: Params, has_gpu: bool = True) -> Params:
-    """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine, or without
-    `has_gpu` for its CPU: a process that may not use the GPUs trains there.
+    """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine; with `has_gpu`
+    false, for its CPU, on which a process trains that may not use a GPU.
 
-    In mode online also the precision of the encoders, which the trial runs; cached features have theirs in their index.
+    In mode online the precision of the encoders, too, which then run inside the trial; that of cached features is in
+    their index.
     """
 
     def resolve(precision: str, device: str) -> str:

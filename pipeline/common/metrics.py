@@ -82,8 +82,8 @@ class Metric:
 WER, CER = "wer/{condition}", "cer/{condition}"
 BY_ACTIVATION = "sinks/intermediate_tokens_per_utterance"
 BY_ATTENTION = f"{BY_ACTIVATION}/attention"
-"""The two counts of intermediate sinks, not necessarily of the same tokens. A name that does not end in its definition
-is by massive activation."""
+"""The two counts of intermediate sinks, not necessarily of the same tokens. A count without an ending is by massive
+activation; `relocated_share` without one is by attention."""
 RELOCATED, RELOCATED_BY_RATIO = "sinks/relocated_share", "sinks/relocated_share/ratio"
 
 # fmt: off

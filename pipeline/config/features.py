@@ -28,7 +28,8 @@ class EncoderSettings(Section):
     weights: str | None = None
     """Folder of its pretrained weights; null for an encoder without weights."""
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where it is faster, on GPUs from Ampere on, and on CPUs with AMX or
+    AMD's AVX512-BF16."""
     lora: EncoderLoRA | None = None
     """LoRA trained with the trial, in mode online, if the encoder supports it; null keeps the encoder frozen."""
 

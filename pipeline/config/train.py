@@ -57,7 +57,8 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Maximum L2 norm of the gradient."""
     precision: Precision = "auto"
-    """auto: bfloat16 where it is faster: on GPUs from Ampere on, and on CPUs with AMX or AMD's AVX512-BF16."""
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where it is faster, on GPUs from Ampere on, and on CPUs with AMX or
+    AMD's AVX512-BF16."""
     checkpoint_every: Count = 60
     """Steps between checkpoints; a killed training repeats at most as many."""
     log_every: Count = 10

@@ -31,8 +31,8 @@ class Encoder(Protocol):
     augmentations that only some encoders can see, `crop` and `flip`."""
 
     def __init__(self, settings: Any, device: str = "auto") -> None:
-        """Load the model of the settings to a device. This may be slow; importing
-        the module and `identity` must be fast."""
+        """Load the model of the settings to a device. This may be slow; importing the module and `identity` must be
+        fast."""
 
     @staticmethod
     def identity(settings: Any) -> dict[str, Any]:

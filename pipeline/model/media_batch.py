@@ -18,7 +18,7 @@ class Pending:
     """A medium that is still being read, or that a loader process will read."""
 
     read: Callable[[], np.ndarray]
-    change: Callable[[np.ndarray], Any]
+    prepare: Callable[[np.ndarray], Any]
     """What is done with it afterwards, in the thread that needs it."""
 
 
@@ -41,7 +41,7 @@ class MediaBatch:
         """
         streams = {
             stream: tuple(
-                content.change(content.read()) if isinstance(content, Pending) else content for content in own
+                content.prepare(content.read()) if isinstance(content, Pending) else content for content in own
             )
             for stream, own in self.streams.items()
         }

@@ -101,7 +101,6 @@ def score(
     references: Sequence[str],
     hypotheses: Sequence[str],
     bootstrap: int,
-    seed: int = 0,
     speakers: Sequence[Hashable] | None = None,
 ) -> Score:
     """Score hypotheses against their references, one text each per utterance.
@@ -109,7 +108,7 @@ def score(
     An empty hypothesis counts as deletions only. An empty reference adds no words to the length, and each word of its
     hypothesis counts as an insertion.
 
-    The 95% intervals come from `bootstrap` resamplings of the utterances, drawn with `seed`; with 0 there are none.
+    The 95% intervals come from `bootstrap` resamplings of the utterances; with 0 there are none.
     `speakers` has the speaker of each utterance; None if unknown.
 
     Raises:
@@ -127,9 +126,9 @@ def score(
         )
     words, characters = _aligned(pairs, "words"), _aligned(pairs, "characters")
     return Score(
-        wer=_rate(words, bootstrap, seed, speakers),
-        cer=_rate(characters, bootstrap, seed, speakers),
-        wer_normalised=_rate(_aligned(as_reported, "words"), bootstrap, seed, speakers)
+        wer=_rate(words, bootstrap, speakers),
+        cer=_rate(characters, bootstrap, speakers),
+        wer_normalised=_rate(_aligned(as_reported, "words"), bootstrap, speakers)
         if any(reference for reference, _ in as_reported)
         else None,
         utterances=tuple(
@@ -177,10 +176,8 @@ def _edits(reference: str, hypothesis: str, chunks: Alignment) -> tuple[WordEdit
     return tuple(edits)
 
 
-def _rate(alignments: Sequence[Alignment], bootstrap: int, seed: int, speakers: Sequence[Hashable] | None) -> ErrorRate:
+def _rate(alignments: Sequence[Alignment], bootstrap: int, speakers: Sequence[Hashable] | None) -> ErrorRate:
     counts = [_counts(chunks) for chunks in alignments]
     total = EditCounts(*(sum(getattr(each, field.name) for each in counts) for field in fields(EditCounts)))
-    bounds = ratio_interval(
-        [each.errors for each in counts], [each.length for each in counts], bootstrap, seed, speakers
-    )
+    bounds = ratio_interval([each.errors for each in counts], [each.length for each in counts], bootstrap, 0, speakers)
     return ErrorRate(total.errors / total.length, bounds, total)

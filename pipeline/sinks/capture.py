@@ -116,10 +116,10 @@ def capture(decoder: Any, embeddings: Tensor, mask: Tensor, roles: Tensor) -> Ca
     """Run a decoder once, without gradients, and record.
 
     Runs under the caller's autocast, with eager attention (other implementations return no maps) and without dropout.
-    The result holds residuals and additions, (4 layers + 1) x batch x time x width values, and averaged maps, layers x
-    batch x time x time. PipelineError if the decoder's layers are not found, one returns no attention map, tokens
-    attend to later ones, maps are subtracted from each other, or a sequence is longer than a chunk of chunked
-    attention.
+    The result holds residuals, additions and inputs of the MLPs, together (4 layers + 1) x batch x time x width values,
+    and averaged maps, layers x batch x time x time. PipelineError if the decoder's layers are not found, one returns no
+    attention map, tokens attend to later ones, maps are subtracted from each other, or a sequence is longer than a
+    chunk of chunked attention.
 
     Args:
         decoder: a causal language model of transformers, or one wrapped by peft.

@@ -44,8 +44,8 @@ class SinkSummary:
 
 
 class SinkStatistics:
-    """Running statistics over captured batches, in any order and with any padding, of a decoder with this
-    number of layers and attention heads.
+    """Running statistics over captured batches, in any order and with any padding, of a decoder with this number of
+    layers and attention heads.
 
     Each part has `add` for a batch, and `arrays` or `description`, or both, for its share of the summary.
     """
@@ -96,14 +96,14 @@ class SinkStatistics:
         release_freed_memory()
         return batch
 
-    def summary(self, bootstrap: int, seed: int = 0, speakers: Mapping[str, str] | None = None) -> SinkSummary:
+    def summary(self, bootstrap: int, speakers: Mapping[str, str] | None = None) -> SinkSummary:
         """Results so far, with 95% intervals from `bootstrap` resamplings (0: none) over utterances or, if known and
         numerous enough, over `speakers` by id; see `ratio_interval`."""
         if not len(self._records):
             return SinkSummary({}, {}, {"utterances": 0, "skipped": self._not_finite})
         metrics = self._records.metrics()
         for name in tuple(metrics):
-            bounds = self._records.interval(name, bootstrap, seed, speakers)
+            bounds = self._records.interval(name, bootstrap, speakers)
             if bounds:
                 metrics[f"{name}/low"], metrics[f"{name}/high"] = bounds
         for name in ("sinks/max_ratio/bos", "sinks/max_ratio/intermediate"):
@@ -178,12 +178,12 @@ class UtteranceRecords:
         return float(self.column(name)[0].max())
 
     def interval(
-        self, name: str, resamplings: int, seed: int, speakers: Mapping[str, str] | None = None
+        self, name: str, resamplings: int, speakers: Mapping[str, str] | None = None
     ) -> tuple[float, float] | None:
         """95% interval of a metric over utterances or speakers; see `ratio_interval`."""
         clusters = [speakers[id] for id in sorted(self._ids)] if speakers else None
         numerators, denominators = self.column(name)
-        return ratio_interval(numerators, denominators, resamplings, seed, clusters)
+        return ratio_interval(numerators, denominators, resamplings, 0, clusters)
 
 
 def _fraction_array(fraction: Fraction) -> np.ndarray:

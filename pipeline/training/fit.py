@@ -29,7 +29,7 @@ from pipeline.training.inputs import Inputs, TrialInputs
 from pipeline.training.launch import forget_launcher, launch
 from pipeline.training.loaders import loader_errors
 from pipeline.training.ranks import ALONE, Ranks
-from pipeline.training.trainer import LossTrainer, arguments
+from pipeline.training.trainer import LossTrainer, training_arguments
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease
 from pipeline.trials.metrics_log import MetricsLog
@@ -138,7 +138,7 @@ def _train(
             ranks,
             params.train.loaders if params.features.mode == "online" else 0,
             model=model,
-            args=arguments(params.train, batches.steps, trial.checkpoints, model.device, ranks.is_first),
+            args=training_arguments(params.train, batches.steps, trial.checkpoints, model.device, ranks.is_first),
             train_dataset=training,
             eval_dataset=validation,
             data_collator=training.collate,

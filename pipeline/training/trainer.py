@@ -60,7 +60,7 @@ class _OneDevice(TrainingArguments):
         return False
 
 
-def arguments(
+def training_arguments(
     train: Train, steps: int, checkpoints: Path, device: torch.device, validates: bool = True
 ) -> TrainingArguments:
     """The Trainer's arguments for a training of `steps` steps of a model that is on `device`, which becomes the current
