@@ -64,6 +64,10 @@ REFUSED = [
     ),
     ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
+    (
+        "features.video.lora={rank: 4, alpha: 8, depth: 1}",
+        "unknown parameter 'features.video.lora.depth'; expected one of: rank, alpha",
+    ),
     ("features.video.lora.rank=4", "features.video.lora.alpha is missing; add it"),
     ("features.video.lora={rank: 0, alpha: 8}", "features.video.lora.rank is 0; it must be"),
     ("model.rates.audio", "has no '='"),

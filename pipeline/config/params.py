@@ -1,8 +1,7 @@
 """All parameters: reading, overriding and checking."""
 
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import AudioEncoderSettings, FeaturesSection, VideoEncoderSettings, encoder_section
 from pipeline.config.model import Model
 from pipeline.config.registry import Kind
-from pipeline.config.section import Section, checked
+from pipeline.config.section import Section, checked, not_null
 from pipeline.config.train import Decorrelation, Train
 from pipeline.config.weights import WeightsSection
 
@@ -70,10 +69,7 @@ def known_below(key: str) -> list[str] | None:
     kind: Any = Params
     for step in key.split(".") if key else ():
         field = getattr(kind, "model_fields", {}).get(step)
-        kind = field.annotation if field else None
-        if isinstance(kind, UnionType):
-            # A section that may be null.
-            kind = next((member for member in get_args(kind) if hasattr(member, "model_fields")), kind)
+        kind = not_null(field.annotation) if field else None
         if kind is Kind:
             return None
         if kind in (Corpus, AudioEncoderSettings, VideoEncoderSettings):

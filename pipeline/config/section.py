@@ -3,7 +3,8 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -43,6 +44,12 @@ def validate_section(kind: type[Checked], values: Any) -> Checked:
         if worst["type"] == "extra_forbidden":
             raise unknown_key(_known_keys(kind, _steps(worst["loc"])[:-1]), *worst["loc"]) from None
         raise
+
+
+def not_null(annotation: Any) -> Any:
+    """The class of a section that may be null, from its annotation; any other annotation as it is."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else ()
+    return next((member for member in members if hasattr(member, "model_fields")), annotation)
 
 
 def wrong_value(message: str, value: Any, *key: str) -> ValidationError:
@@ -96,5 +103,5 @@ def _known_keys(kind: Any, sections: list[str | int]) -> str:
     """The keys of a nested section, for an error message."""
     for section in sections:
         field = kind.model_fields.get(section) if isinstance(section, str) and hasattr(kind, "model_fields") else None
-        kind = field.annotation if field else None
+        kind = not_null(field.annotation) if field else None
     return ", ".join(kind.model_fields) if hasattr(kind, "model_fields") else "those in pipeline/config"
