@@ -29,7 +29,7 @@ repro: $(READY) ## the trial of params.yaml, from weights and corpus to word err
 push: $(READY) ## weights, corpora, features and done trials to the DVC remote; another clone has them after dvc pull
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.push
 
-test: $(READY) ## all tests; ARGS="-k spool" chooses, ARGS='-m "not slow"' leaves out those that train or start commands
+test: $(READY) ## all tests; ARGS="-k prune" chooses, ARGS='-m "not slow"' leaves out those that train or start commands
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(if $(filter true 1,$(CI)),-p tests.no_skips) $(ARGS)
 
 lint: $(READY) ## style and types of the code

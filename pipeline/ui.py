@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 
-from pipeline.common.command import run_command
+from pipeline.common.command import HelpFormatter, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.tracking.server import UI_ENVIRONMENT, is_server, tracking_uri
 from pipeline.tracking.views import PORT, all_charts
@@ -38,14 +38,14 @@ def _require_free(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, OverflowError) as error:
+            reason = "no such port" if isinstance(error, OverflowError) else error.strerror or str(error)
             raise PipelineError(f"{HOST}:{port}", reason, "choose another port: make ui PORT=5001") from None
 
 
 def main() -> None:
     """The command."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     options.add_argument("--port", type=int, default=PORT, help="of the pages")
     show(options.parse_args().port)
 

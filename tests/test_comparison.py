@@ -354,7 +354,7 @@ def test_a_damaged_metrics_log_is_a_note_and_a_gap_of_its_trial_alone(tmp_path: 
     comparison = compare([done, bad])
     assert "16.7 [13.3, 20.0]" in rendering.table_text(comparison)
     [note] = comparison.notes
-    reason = f"training: {bad.metrics_log.path}: line 2 of those read: b'GARBAGE' is not a record; remove that line."
+    reason = f"training: {bad.metrics_log.path}:2: b'GARBAGE' is not a record; remove that line."
     assert note.endswith("failed: diverged." if mark == "failed.json" else reason)
 
 

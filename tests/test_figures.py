@@ -187,6 +187,13 @@ def test_trials_without_arrays_or_metrics_are_skipped(tmp_path: Path) -> None:
     assert set(figures_of(compared(tmp_path))) == {"against_weight"}
 
 
+def test_a_trial_without_finite_activations_has_no_panel(tmp_path: Path) -> None:
+    trial_of(tmp_path, 0)
+    trial_of(tmp_path, 1, drawn=False)
+    np.savez(make_trial(tmp_path, "decorrelation.weight=1").sinks)
+    assert overview(compared(tmp_path)) is None
+
+
 def test_the_overview_shows_the_weight_that_validation_prefers(tmp_path: Path) -> None:
     trial_of(tmp_path, 0)
     trial_of(tmp_path, 0.5, validation=MANY)

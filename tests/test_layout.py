@@ -1,6 +1,7 @@
 """How the code is laid out: imports point one way, commands start at once, set-up is pinned, CI skips nothing."""
 
 import ast
+import importlib
 import os
 import re
 import signal
@@ -159,6 +160,19 @@ def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_defaults_that_say_something(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"pipeline.{command}").main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert not re.search(r"\(default: (None|False|\[\])\)|\(default: [^)]*\) \(default:", text)
+    if command == "train":
+        assert "parameter file (default: params.yaml)" in text
 
 
 def test_threads_that_wait_sleep_unless_somebody_says_otherwise() -> None:

@@ -187,19 +187,20 @@ def test_a_run_shows_the_digests_of_its_data(page: Page, server: str, tracked: t
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"),
+    ("uri", "port", "message"),
     [
-        (None, "make ui PORT=5001"),
-        ("mlruns", "is neither a database nor the address of a server"),
-        ("sqlite:///broken.db", "move it away"),
+        (None, 0, "make ui PORT=5001"),
+        (None, 99999, "no such port; choose another port"),
+        ("mlruns", 0, "is neither a database nor the address of a server"),
+        ("sqlite:///broken.db", 0, "move it away"),
     ],
 )
-def test_an_error_of_the_pages_is_one_line(tmp_path: Path, uri: str | None, message: str) -> None:
+def test_an_error_of_the_pages_is_one_line(tmp_path: Path, uri: str | None, port: int, message: str) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database " * 100)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = free_port() if uri else taken.getsockname()[1]
+        port = port or (free_port() if uri else taken.getsockname()[1])
         settings = os.environ | {"MLFLOW_TRACKING_URI": uri or "", "PYTHONPATH": str(ROOT)}
         words = [sys.executable, "-m", "pipeline.ui", "--port", str(port)]
         ran = subprocess.run(words, cwd=tmp_path, env=settings, capture_output=True, text=True)

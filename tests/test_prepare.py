@@ -1,5 +1,6 @@
 """Stage `prepare`: the result depends only on the parameters, even after interruptions."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from project import group_lives
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
+from pipeline.common.process_pool import KILLED
 from pipeline.config import Params, load_params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.media.read_write import read_audio, read_video_gray
@@ -74,6 +76,13 @@ def test_the_manifest_lists_all_files(corpus: Path) -> None:
     listed = {line.audio for line in lines} | {line.video for line in lines}
     babble = {"babble/train.wav", "babble/test.wav"}
     assert content(corpus).keys() == listed | babble | {"manifest.jsonl", "prepare.json", "clips.jsonl"}
+
+
+def test_a_killed_process_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = contextlib.nullcontext(lambda function, jobs: ((job, KILLED) for job in jobs))
+    monkeypatch.setattr("pipeline.prepare.parallel_run", lambda address, processes: kill)
+    with pytest.raises(PipelineError, match=r"out of memory\?\); free some memory, then run the same command again"):
+        prepare(small(tmp_path / "out"))
 
 
 def test_half_of_the_training_utterances_are_noisy(corpus: Path) -> None:

@@ -413,8 +413,20 @@ def test_a_complete_line_that_is_not_a_record_is_an_error(tmp_path: Path, line: 
     log.append(1, {"a": 1.0})
     with open(log.path, "a") as opened:
         opened.write(line + "\n")
-    with pytest.raises(PipelineError, match="line 2"):
+    with pytest.raises(PipelineError, match=r"metrics\.jsonl:2: .* is not a record"):
         log.read()
+
+
+def test_a_damaged_line_is_named_by_its_number_in_the_log(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        log.append(step, {"a": 1.0})
+    _, position = log.read()
+    log.append(3, {"a": 1.0})
+    with open(log.path, "a") as opened:
+        opened.write("GARBAGE\n")
+    with pytest.raises(PipelineError, match=r"metrics\.jsonl:4: "):
+        log.read(position)
 
 
 def test_a_full_disk_leaves_complete_lines(tmp_path: Path) -> None:

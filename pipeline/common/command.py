@@ -19,9 +19,17 @@ ADDRESS = "PIPELINE_ADDRESS"
 """The variable with the default of `--address`: command lines of DVC's stages do not depend on a cluster."""
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows the default of an option, unless it is none, false, zero or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_shown = action.default and action.default is not argparse.SUPPRESS
+        return f"{action.help} (default: %(default)s)" if is_shown else action.help
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the options of every command."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     options.add_argument("--params", default="params.yaml", metavar="FILE", help="parameter file")
     options.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="override a parameter (may be repeated)"

@@ -53,9 +53,10 @@ def summary_figures(comparison: Comparison) -> dict[str, Figure]:
 def _panel(comparison: Comparison, task: Task, variant: Variant) -> Iterator[sinks.Panel]:
     """The panel of a cell: of one of its seeds, since arrays such as an attention map have no mean."""
     cell = comparison.cell(task, variant)
-    if entry := _drawn_seed(cell):
+    # There are no arrays if no utterance has finite activations.
+    if (entry := _drawn_seed(cell)) and (arrays := entry.trial.read_sinks()):
         title = [*textwrap.wrap(str(variant), TITLE_WIDTH), *_wer_text(cell), *_seed_text(cell)]
-        yield sinks.Panel("\n".join(title), entry.trial.read_sinks())
+        yield sinks.Panel("\n".join(title), arrays)
 
 
 def _drawn_seed(cell: Cell) -> Entry | None:

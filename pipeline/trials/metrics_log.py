@@ -47,11 +47,11 @@ class MetricsLog:
             position = 0
         end = content.rfind(b"\n") + 1
         records = []
-        for number, line in enumerate(content[position:end].splitlines(), 1):
+        first = content.count(b"\n", 0, position) + 1
+        for number, line in enumerate(content[position:end].splitlines(), first):
             record = _parsed(line)
             if record is None:
-                where = f"{self.path}: line {number} of those read"
-                raise PipelineError(where, f"{line[:80]!r} is not a record", "remove that line")
+                raise PipelineError(f"{self.path}:{number}", f"{line[:80]!r} is not a record", "remove that line")
             records.append(record)
         return records, max(position, end)
 
