@@ -13,6 +13,7 @@ from pipeline.common.command import load_params_for_command, parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.config import Evaluate, Sinks
 from pipeline.pretrained.folder import WEIGHTS_RECORD, verify_weights
+from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 
 if TYPE_CHECKING:
     from pipeline.analysis.survey import Survey
@@ -24,7 +25,7 @@ RESULTS = Path("results/analysis")
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("--trial", metavar="ID", help="a trial: its identity, a prefix of it, or its folder")
+    options.add_argument("--trial", metavar="ID", help=TRIAL_HELP)
     options.add_argument(
         "--model", type=Path, metavar="FOLDER", help="a language model: config.json, weights, tokenizer"
     )
@@ -77,7 +78,6 @@ def _target(arguments: argparse.Namespace) -> tuple["AnalysisTarget", Sinks, Eva
         text = TextTarget(arguments.model, arguments.text, arguments.tokens, params, arguments.utterances)
         return text, params.sinks, params.evaluate
     from pipeline.analysis.speech_target import SpeechTarget
-    from pipeline.comparison.selection import requested_trial
 
     speech = SpeechTarget(requested_trial(arguments.trial, arguments), arguments.set, arguments.utterances)
     return speech, speech.params.sinks, speech.params.evaluate

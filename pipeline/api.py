@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.analysis.figures import draw_sinks
 from pipeline.common.errors import PipelineError
-from pipeline.comparison.selection import named_trial
 from pipeline.config import Sinks
 from pipeline.model.examples import padded
 from pipeline.model.llm import bos_token, max_positions, require_embedded
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.instrument import SinkStatistics, SinkSummary
+from pipeline.tracking.selection import named_trial
 from pipeline.transcription.transcriber import Transcriber, Transcription
 
 __all__ = [

@@ -7,10 +7,10 @@ also writes the table as Markdown, CSV and LaTeX, the claims and the figures.
 from pathlib import Path
 
 from pipeline.common.command import load_params_for_command, parser, run_command
-from pipeline.comparison.output import headline, write_comparison
+from pipeline.comparison.output import text_above_table, write_comparison
 from pipeline.comparison.rendering import table_text
-from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
+from pipeline.tracking.selection import named_trials
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
     arguments = options.parse_args()
     comparison = compare(named_trials(arguments.trials, load_params_for_command(arguments).train.runs))
-    print(headline(comparison) + table_text(comparison), end="")
+    print(text_above_table(comparison) + table_text(comparison), end="")
     if arguments.out:
         write_comparison(comparison, arguments.out)
         print(f"written: {arguments.out}")

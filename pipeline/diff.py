@@ -1,18 +1,15 @@
-"""Differences between two trials: parameters, code, data, versions, metrics and hypotheses.
-
-A trial is named by its folder, a prefix of its identity, or the id of its run in MLflow.
-"""
+"""Differences between two trials: parameters, code, data, versions, metrics and hypotheses."""
 
 from pipeline.common.command import from_zero, parser, run_command
-from pipeline.comparison.selection import requested_trial
 from pipeline.differences.pair import find_differences
 from pipeline.differences.text import differences_text, terminal_width
+from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 
 
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("trials", nargs=2, metavar="TRIAL", help="the first is A, the second is B")
+    options.add_argument("trials", nargs=2, metavar="TRIAL", help=f"A and B, each {TRIAL_HELP}")
     options.add_argument(
         "--utterances", type=from_zero, default=5, metavar="N", help="how many to show per condition and direction"
     )

@@ -13,9 +13,9 @@ from pipeline.common.command import parser, run_command
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, read_json, write_json, write_text
 from pipeline.common.modality import prompt, streams
-from pipeline.comparison.selection import requested_trial
 from pipeline.config import Params
 from pipeline.pretrained.folder import WEIGHTS_RECORD, known_files, weights_digest
+from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 from pipeline.trials.folder import Trial
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -27,7 +27,7 @@ EXPORTABLE_DOWNSAMPLING = ("average", "stack")
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("trial", metavar="TRIAL", help="its folder, or a prefix of its identity")
+    options.add_argument("trial", metavar="TRIAL", help=TRIAL_HELP)
     options.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must be new or empty")
     arguments = options.parse_args()
     export_trial(requested_trial(arguments.trial, arguments), arguments.out, arguments.set)

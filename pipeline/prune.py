@@ -35,19 +35,18 @@ from pipeline.encoders.store import INDEX, feature_groups, grouped, media_sha256
 from pipeline.sweeping.inputs import distinct_inputs
 from pipeline.sweeping.plan import read_digests
 from pipeline.sweeping.results import RESULTS
-from pipeline.sweeping.search.suggestions import planned_trials, suggested_params
+from pipeline.sweeping.search.suggestions import suggested_params, trials_and_suggestions
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.status import TRIALS_FILE, recorded_trials
 from pipeline.sweeping.sweep_file import Sweep, SweepPoint, load_sweep
 from pipeline.sweeping.worker_precision import precision_variants
-from pipeline.trials.folder import Trial, trials_in
+from pipeline.trials.folder import LEASE_FILE, Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
 from pipeline.trials.provenance import sessions
 
 EXPERIMENTS = Path("experiments")
 TRIAL, FEATURES, LEFTOVER = "trial", "features", "leftover"
 UNUSED, OTHER_CODE = "no sweep", ", other code"
-_LEASE = "lease.json"
 _DAY = 86_400.0
 
 
@@ -158,7 +157,7 @@ class _Usage:
         usage = cls(sweep.specification.name)
         all_params = list(suggested_params(sweep)) if sweep.space else [point.params for point in sweep.points]
         try:
-            usage._identities = {planned.identity for planned in planned_trials(sweep)[0]}
+            usage._identities = {planned.identity for planned in trials_and_suggestions(sweep)[0]}
             for params in distinct_inputs(sweep):
                 usage._read_data(params)
             for params in all_params:
@@ -314,7 +313,7 @@ def _size_and_age(folder: Path) -> tuple[int, float]:
     for file in folder.rglob("*"):
         # A training removes checkpoints meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            if file.is_file() and not file.name.startswith(_LEASE):
+            if file.is_file() and not file.name.startswith(LEASE_FILE):
                 stats.append(file.stat())
     newest = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
     return sum(stat.st_size for stat in stats), (time.time() - newest) / _DAY

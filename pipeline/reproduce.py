@@ -15,16 +15,15 @@ from typing import Any
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_json
-from pipeline.comparison.selection import requested_trial
 from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
 from pipeline.reproduction.run import Problem, Reproduction
+from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import tag_trial
-from pipeline.trials.folder import Trial
+from pipeline.trials.folder import REPRODUCTION_FILE, Trial
 
 WORKSPACE = "reproduction"
 """In the trial's folder: the work trees, and the reproduced trial."""
-VERDICT = "reproduction.json"
 
 
 def check(trial: Trial, project: Path) -> bool:
@@ -55,7 +54,7 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
     workspace = trial.folder.absolute() / WORKSPACE
     with trial.reproduction_lease():
         reproduction = Reproduction(trial, project, workspace, _say)
-        if (workspace / VERDICT).exists():
+        if (workspace / REPRODUCTION_FILE).exists():
             # Kept from an earlier reproduction.
             reproduction.remove()
         is_begun = (workspace / "runs").exists()
@@ -64,9 +63,9 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
         problems = reproduction.restore()
         verdicts, reasons = ([], []) if problems else reproduction.run()
         verdict = _verdict(trial, problems, reasons, verdicts)
-        write_json(trial.folder / VERDICT, verdict)
+        write_json(trial.folder / REPRODUCTION_FILE, verdict)
         if keep and not problems:
-            write_json(workspace / VERDICT, verdict)
+            write_json(workspace / REPRODUCTION_FILE, verdict)
             _say("kept", str(workspace))
         # Of one that was begun, checkpoints stay: once what is missing is there again, the same command resumes.
         elif not (problems and is_begun):
@@ -75,7 +74,7 @@ def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
         print(line)
     with errors_as_warnings():
         tag_trial(trial.identity, {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}, tracking_uri())
-    print(f"{verdict['summary']}; written to {trial.folder / VERDICT}")
+    print(f"{verdict['summary']}; written to {trial.folder / REPRODUCTION_FILE}")
     return verdict["passed"]
 
 
@@ -124,9 +123,7 @@ def _say(topic: str, text: str) -> None:
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument(
-        "trial", metavar="TRIAL", help="a trial's folder, an identity or a prefix of it, or an MLflow run id"
-    )
+    options.add_argument("trial", metavar="TRIAL", help=TRIAL_HELP)
     options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
     options.add_argument("--keep", action="store_true", help="keep the work tree and the reproduced trial")
     arguments = options.parse_args()

@@ -22,17 +22,17 @@ from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.engine import Outcome
 from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages
 from pipeline.sweeping.interruption import interrupted_by
-from pipeline.sweeping.plan import PlannedTrial, plan_lines, plan_trials, point_name
+from pipeline.sweeping.plan import PlannedTrial, plan_lines, point_name, trials_of_points
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
 from pipeline.sweeping.search.search import Search
-from pipeline.sweeping.search.suggestions import planned_trials
+from pipeline.sweeping.search.suggestions import trials_and_suggestions
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
 from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
-from pipeline.trials.folder import Status, Trial
+from pipeline.trials.folder import OUTPUT_FILE, Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED_FILE
 
@@ -60,7 +60,7 @@ def run_trial(job: dict[str, Any]) -> Outcome:
     trial.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            open_redacted(trial.folder / "log.txt") as log,
+            open_redacted(trial.folder / OUTPUT_FILE) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
             interrupted_by(Path(job["stop"])),
@@ -134,9 +134,9 @@ def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) 
         print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
         print("their status and cost are known once these stages have run")
         return
-    trials, suggestions = planned_trials(sweep)
+    trials, suggestions = trials_and_suggestions(sweep)
     # For a search, each combination of options.
-    options = plan_trials(sweep) if suggestions else trials
+    options = trials_of_points(sweep) if suggestions else trials
     require_valid_models(options)
     print("\n".join(plan_lines(trials)))
     model = CostModel(sweep.points[0].params.train.runs)
@@ -163,14 +163,14 @@ def run(arguments: Namespace) -> None:
         show_plan(sweep, arguments.file, arguments.params, arguments.address)
         return
     make_inputs(sweep, arguments)
-    sweep, trials, suggestions = planned_anywhere(sweep) if arguments.sync else (sweep, *planned_trials(sweep))
+    sweep, trials, suggestions = planned_anywhere(sweep) if arguments.sync else (sweep, *trials_and_suggestions(sweep))
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
         ingest_trials(name, trials, results)
         if line := charts_line(name):
             print(line)
         return
-    require_valid_models(plan_trials(sweep) if suggestions else trials)
+    require_valid_models(trials_of_points(sweep) if suggestions else trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)
@@ -198,7 +198,7 @@ def run(arguments: Namespace) -> None:
         raise PipelineError(
             arguments.file,
             f"{len(unfinished)} of {len(trials)} trials are not done",
-            f"see {FAILED_FILE} and log.txt in folders such as {unfinished[0].trial.folder}; "
+            f"see {FAILED_FILE} and {OUTPUT_FILE} in folders such as {unfinished[0].trial.folder}; "
             "the same command tries again",
         )
 

@@ -10,18 +10,14 @@ import sys
 from pathlib import Path
 
 from pipeline.common.command import parser, run_command
+from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 
 
 def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio or video in any format")
-    options.add_argument(
-        "--trial",
-        required=True,
-        metavar="ID",
-        help="a trained trial: its folder, a prefix of its identity, or the id of its run in MLflow",
-    )
+    options.add_argument("--trial", required=True, metavar="ID", help=TRIAL_HELP)
     options.add_argument("--beams", type=int, metavar="N", help="beam size; by default that of the trial's evaluation")
     options.add_argument("--sinks", action="store_true", help="also list the sinks while the model reads its own text")
     transcribe(options.parse_args())
@@ -30,7 +26,6 @@ def main() -> None:
 def transcribe(arguments: argparse.Namespace) -> None:
     """Print the text of each file in order, followed by indented lines on its sinks if requested. PipelineError if the
     trial does not exist or is not trained, or a file cannot be read. Text printed before the error is valid."""
-    from pipeline.comparison.selection import requested_trial
     from pipeline.transcription.recording import require_file
 
     # Before the seconds of loading a model.

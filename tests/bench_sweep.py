@@ -24,7 +24,7 @@ from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups, read_index
 from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
-from pipeline.sweeping.plan import PlannedTrial, plan_trials
+from pipeline.sweeping.plan import PlannedTrial, trials_of_points
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.tracking.writer import write_trials
@@ -75,7 +75,7 @@ def specify(name: str, seeds: int, **more: Any) -> list[PlannedTrial]:
     common = {"train.steps": 1, "model.modality": "video", "train.checkpoint_every": 1}
     text = {"name": name, "set": common, "seeds": list(range(seeds)), **more}
     Path(f"{name}.yaml").write_text(yaml.safe_dump(text))
-    return plan_trials(load_sweep(f"{name}.yaml"))
+    return trials_of_points(load_sweep(f"{name}.yaml"))
 
 
 def sweep(name: str) -> tuple[float, list[str]]:

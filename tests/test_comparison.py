@@ -20,8 +20,8 @@ from pipeline.comparison import rendering
 from pipeline.comparison.changes import RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Task
 from pipeline.comparison.output import answers, write_comparison
-from pipeline.comparison.selection import named_trial, named_trials
 from pipeline.comparison.table import Variant, compare
+from pipeline.tracking.selection import named_trial, named_trials
 from pipeline.trials import marks
 from pipeline.trials.folder import Trial
 

@@ -14,11 +14,11 @@ from trials import finish, make_trial, write_sinks
 from pipeline.common.drawing import save
 from pipeline.comparison.figures import against_weight, overview, summary_figures, task_figures, wer_against_rate
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import Comparison, compare
 from pipeline.sinks.figures import Panel, attention_to_sinks, cosine_figure, largest_activations
 from pipeline.sinks.origin_figures import additions, inside_mlp, sinks_at_thresholds
 from pipeline.sinks.sequence_figures import activation_bars, attention_maps, token_name
+from pipeline.tracking.selection import named_trials
 
 OF_SEQUENCES = (attention_maps, activation_bars, additions, inside_mlp, sinks_at_thresholds)
 ROOT = Path(__file__).resolve().parents[1]

@@ -47,7 +47,7 @@ LIBRARIES = {
         "training.inputs",
         "trials",
     },
-    "comparison": {"scoring", "sinks.figures", "sinks.gallery", "tracking", "trials"},
+    "comparison": {"scoring", "sinks.figures", "sinks.gallery", "trials"},
     "differences": {"comparison.changes", "trials"},
     "analysis": {
         "model",

@@ -14,8 +14,8 @@ from browser import PATIENCE_SECONDS, Page, browser
 from trials import finish, make_trial
 
 from pipeline.comparison import rendering
-from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
+from pipeline.tracking.selection import named_trials
 from pipeline.tracking.views import CHARTS
 from pipeline.tracking.writer import write_sweep
 

@@ -368,9 +368,7 @@ def test_figures_of_a_trial_are_on_its_run(
 
 def test_names_of_files_agree_with_the_commands() -> None:
     from pipeline.analyze import RESULTS
-    from pipeline.reproduce import VERDICT
 
-    assert VERDICT == mlflow_content.REPRODUCTION
     assert mlflow_content.ANALYSIS == RESULTS
 
 

@@ -16,7 +16,6 @@ from sweeps import planned_trial
 from trials import finish, make_trial, with_hypotheses, write_manifest, write_sinks
 
 from pipeline.comparison.output import write_comparison
-from pipeline.comparison.selection import named_trials
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
 from pipeline.corpora.manifest import Utterance, read_manifest
@@ -28,6 +27,7 @@ from pipeline.reporting.page import MissingTrial, ReportSubject, render_page
 from pipeline.reporting.utterances import aligned, extremes
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.specification import Specification
+from pipeline.tracking.selection import named_trials
 from pipeline.trials import marks
 from pipeline.trials.folder import Trial
 
@@ -261,11 +261,11 @@ PROGRAM = """
 import sys
 sys.path.insert(0, TESTS)
 from trials import finish
-from pipeline.sweeping.plan import plan_trials
+from pipeline.sweeping.plan import trials_of_points
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.trials.folder import Trial
 from pipeline.training.inputs import TrialInputs
-for number, planned in enumerate(plan_trials(load_sweep("experiments/small.yaml"))):
+for number, planned in enumerate(trials_of_points(load_sweep("experiments/small.yaml"))):
     if number < 2:
         params = planned.params
         trial = Trial.create(params.train.runs, params, TrialInputs(params).training.digests)

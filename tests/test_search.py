@@ -15,7 +15,7 @@ from pipeline.sweeping import driver, plan
 from pipeline.sweeping.engine import Ended, Outcome, Started
 from pipeline.sweeping.results import publish_results, results_folder
 from pipeline.sweeping.search.search import Search
-from pipeline.sweeping.search.suggestions import Suggestions, planned_trials, suggested_params
+from pipeline.sweeping.search.suggestions import Suggestions, suggested_params, trials_and_suggestions
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.sweeping.worker_precision import PRECISION_FILE, with_worker_precision
@@ -329,7 +329,7 @@ def test_a_torn_journal_loses_only_its_last_line(searched):
 def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(searched):
     first, second = searched(trials=2), searched(trials=2, axes=WEIGHT)
     assert first.suggestions.journal != second.suggestions.journal
-    assert len(planned_trials(second.sweep)[0]) == 2
+    assert len(trials_and_suggestions(second.sweep)[0]) == 2
     # Of both, so that nothing of an earlier search is removed while its inputs are missing.
     assert len(list(suggested_params(second.sweep))) == 4
 

@@ -13,15 +13,13 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import Modality, streams
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.trials import marks
-from pipeline.trials.folder import Status, Trial
+from pipeline.trials.folder import IDENTITY_FILE, Status, Trial
 from pipeline.trials.identity import PAPER_NAMES, flattened, task_name
 from pipeline.trials.results import Hypotheses
 
 if TYPE_CHECKING:
     import numpy as np
 
-MARK = "identity.json"
-"""The file that identifies a folder as a trial's."""
 LOSS = "decorrelation."
 DECORRELATION_WEIGHT = f"{LOSS}weight"
 _OF_THE_TASK = ("model.modality", "model.rates.", "train.seed")
@@ -159,7 +157,7 @@ def _condition_parts(condition: str) -> tuple[str, float | None, str]:
 def read_entries(trials: Sequence[Trial], datasets: Mapping[str, str]) -> tuple[list[Entry], int]:
     """The trials that have started, each once, and the number of those that have not. `datasets` names corpora by
     identity, where the user named them. PipelineError if an `identity.json` is damaged."""
-    started = [trial for trial in trials if (trial.folder / MARK).exists()]
+    started = [trial for trial in trials if (trial.folder / IDENTITY_FILE).exists()]
     entries: dict[str, Entry] = {}
     for trial in started:
         entry = _read_entry(trial)

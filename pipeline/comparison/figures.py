@@ -22,7 +22,7 @@ from pipeline.comparison.table import Cell, Comparison, Value, Variant
 from pipeline.sinks import figures as sinks
 from pipeline.sinks.gallery import gallery
 
-TITLE_WIDTH, HEADLINE_WIDTH = 36, 44
+TITLE_WIDTH, COUNTS_WIDTH = 36, 44
 """Characters per line of a panel's title."""
 WIDTH, HEIGHT = drawing.PANEL
 COLOURS = (drawing.BLUE, drawing.ORANGE, drawing.GREEN, drawing.PURPLE, drawing.SKY, drawing.GREY)
@@ -109,7 +109,7 @@ def overview(comparison: Comparison) -> Figure | None:
     for column, panel, variant in zip(axes.T, panels, chosen, strict=True):
         sinks.draw_largest(column[0], panel.arrays)
         sinks.draw_cosine(column[1], panel.arrays)
-        column[0].set_title(_headline(comparison.cell(task, variant), variant))
+        column[0].set_title(_column_title(comparison.cell(task, variant), variant))
         sinks.number_layers(column[1])
     sinks.leave_room_above(axes[0, 0], panels)
     sinks.show_all_cosines(axes[1, 0], panels)
@@ -146,12 +146,12 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
     return [shown[0].without_loss(), *shown] if shown else []
 
 
-def _headline(cell: Cell, variant: Variant) -> str:
+def _column_title(cell: Cell, variant: Variant) -> str:
     lines = textwrap.wrap(str(variant), TITLE_WIDTH)
     change = cell.changes.get("test")
     lines += [f"{text}, change {change}" if change else text for text in _wer_text(cell)]
     if counts := sink_counts(cell):
-        lines += textwrap.wrap(f"sinks per utterance: {counts}", HEADLINE_WIDTH)
+        lines += textwrap.wrap(f"sinks per utterance: {counts}", COUNTS_WIDTH)
     if any(name in cell.metrics for name in RELOCATION_METRICS.values()):
         share = _largest(cell, tuple(RELOCATION_METRICS.values()))
         lines.append(f"dominant sink is not BOS: {share:.0%} of utterances")

@@ -47,7 +47,7 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
     """
     checked = claims(comparison)
     tables = {
-        "table.txt": f"{headline(comparison, search)}{rendering.table_text(comparison)}\n{claims_summary(checked)}",
+        "table.txt": f"{text_above_table(comparison, search)}{rendering.table_text(comparison)}\n{claims_summary(checked)}",
         "table.md": rendering.table_markdown(comparison),
         "table.tex": rendering.table_latex(comparison),
         "table.csv": rendering.table_csv(comparison),
@@ -61,7 +61,7 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
     return [folder / name for name in tables] + _figures(comparison, folder, search)
 
 
-def headline(comparison: Comparison, search: SearchResult | None = None) -> str:
+def text_above_table(comparison: Comparison, search: SearchResult | None = None) -> str:
     """The text above the table: the answer, and the outcome of a search."""
     parts = ["".join(f"{line}\n" for line in answers(comparison)), search_text(search) if search else ""]
     return "".join(f"{part}\n" for part in parts if part)

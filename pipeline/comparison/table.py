@@ -172,7 +172,7 @@ def compare(
     for (task, variant), group in grouped.items():
         at_zero = sum(not entry.gap for entry in grouped.get((task, variant.without_loss()), []))
         cells[task, variant] = _cell(group, baselines, at_zero, notes)
-    cells = _corrected(cells, primary)
+    _correct(cells, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
     notes += _trial_notes(entries, tasks, absent)
@@ -193,7 +193,8 @@ def _baseline_key(entry: Entry) -> str:
 
 
 def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, notes: list[str]) -> Cell:
-    """The cell of these trials; `at_zero` is the number of done trials in the cell at weight 0."""
+    """The cell of these trials; what a reader must know of it is added to `notes`. `at_zero` is the number of done
+    trials in the cell at weight 0."""
     done = [entry for entry in entries if not entry.gap]
     changes: dict[str, WERChange] = {}
     pairs = [(entry, baselines[_baseline_key(entry)]) for entry in done if _baseline_key(entry) in baselines]
@@ -210,8 +211,8 @@ def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, n
     return Cell(tuple(entries), _metrics(done), changes, None if done else entries[0].gap)
 
 
-def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> dict[tuple[Task, Variant], Cell]:
-    """The cells with p-values corrected for the number of changes of the test set, the primary one apart."""
+def _correct(cells: Mapping[tuple[Task, Variant], Cell], primary: str | None) -> None:
+    """Correct the p-values of the cells, in place, for the number of changes of the test set, the primary one apart."""
     tested = [
         (key, condition)
         for key, cell in cells.items()
@@ -223,7 +224,6 @@ def _corrected(cells: dict[tuple[Task, Variant], Cell], primary: str | None) -> 
         changes = with_corrected_p([cells[key].changes[condition] for key, condition in family])
         for (key, condition), change in zip(family, changes, strict=True):
             cells[key].changes[condition] = change
-    return cells
 
 
 def _metrics(entries: Sequence[Entry]) -> dict[str, Value]:

@@ -108,8 +108,9 @@ def wait_until_any_free(trials: Sequence[PlannedTrial], stop: Path) -> None:
         time.sleep(WAIT_SECONDS)
 
 
-def plan_trials(sweep: Sweep) -> list[PlannedTrial]:
-    """The trials of all points of a sweep, each once; raises PipelineError as `Planner.add`."""
+def trials_of_points(sweep: Sweep) -> list[PlannedTrial]:
+    """The trials of `sweep.points`, each once; of a search these are the corners of its space, not its suggestions.
+    PipelineError as `Planner.add`."""
     planner = Planner(sweep.specification)
     for point in sweep.points:
         planner.add(point)

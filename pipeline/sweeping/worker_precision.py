@@ -14,7 +14,7 @@ from pipeline.common.hardware import ResolvedPrecision, resolved_as
 from pipeline.sweeping.engine import Engine
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import results_folder
-from pipeline.sweeping.search.suggestions import Suggestions, planned_trials
+from pipeline.sweeping.search.suggestions import Suggestions, trials_and_suggestions
 from pipeline.sweeping.sweep_file import Sweep
 from pipeline.trials.folder import Status
 
@@ -60,12 +60,12 @@ def _recorded(path: Path, has_gpu: bool) -> dict[str, ResolvedPrecision] | None:
 
 def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestions | None]:
     """The trials of a sweep for a command that trains none: if none has started with what `auto` means here, those of a
-    machine where it means something else. Returns the sweep as it was run, and `planned_trials` of it."""
-    here = planned_trials(sweep)
+    machine where it means something else. Returns the sweep as it was run, and `trials_and_suggestions` of it."""
+    here = trials_and_suggestions(sweep)
     if _is_started(here[0]):
         return sweep, *here
     for variant in precision_variants(sweep):
-        trials, suggestions = planned_trials(variant)
+        trials, suggestions = trials_and_suggestions(variant)
         if _is_started(trials):
             return variant, trials, suggestions
     return sweep, *here

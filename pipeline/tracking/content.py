@@ -14,27 +14,26 @@ from pipeline.common.files import file_sha256, read_json
 from pipeline.common.strict_yaml import read_yaml
 from pipeline.tracking.views import TASK
 from pipeline.trials import marks
-from pipeline.trials.folder import Trial
+from pipeline.trials.folder import CONFIG_FILE, IDENTITY_FILE, PROVENANCE_FILE, REPRODUCTION_FILE, Trial
 from pipeline.trials.identity import flattened, task_of, trial_name
-from pipeline.trials.metrics_log import Record
+from pipeline.trials.metrics_log import LOG_FILE, Record
 from pipeline.trials.provenance import sessions
+from pipeline.trials.results import HYPOTHESES_FILE, METRICS_FILE, SINKS_FILE
 from pipeline.trials.trained import read_log
 
 MAX_PARAMETER_LENGTH = 6000
 """A limit of MLflow's interface."""
-TRIAL_ARTIFACTS = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
+TRIAL_ARTIFACTS = (METRICS_FILE, HYPOTHESES_FILE, CONFIG_FILE, PROVENANCE_FILE, SINKS_FILE)
 FIGURES_FOLDER = "figures"
 """The folder of figures, in the trial's folder and in MLflow."""
 ANALYSIS = Path("results/analysis")
 """The figures of `analyze`, in a folder named like the trial's."""
-REPRODUCTION = "reproduction.json"
-"""The verdict of `reproduce`, in the trial's folder."""
 SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
 """Tags that identify a run, and its name as long as no other run has the same."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """MLflow's statuses of a run."""
 _STATUS_OF_MARK = {marks.FAILED_FILE: FAILED, marks.STOPPED_FILE: KILLED}
-_READ = (*_STATUS_OF_MARK, "identity.json", "metrics.jsonl", REPRODUCTION)
+_READ = (*_STATUS_OF_MARK, IDENTITY_FILE, LOG_FILE, REPRODUCTION_FILE)
 
 
 @dataclass(frozen=True, order=True)
@@ -165,8 +164,8 @@ def _tags(trial: Trial, parts: dict[str, Any], result: dict[str, Any] | None, re
         tags |= {"commit": code["commit"], "mlflow.source.git.commit": code["commit"], "dirty": str(code["dirty"])}
     if result:
         tags["evaluation"] = result["evaluation"]
-    if (trial.folder / REPRODUCTION).exists():
-        verdict = read_json(trial.folder / REPRODUCTION, "remove it")
+    if (trial.folder / REPRODUCTION_FILE).exists():
+        verdict = read_json(trial.folder / REPRODUCTION_FILE, "remove it")
         tags |= {"reproduced": verdict["summary"], "reproduced/at": verdict["at"]}
     return tags
 

@@ -96,13 +96,13 @@ def saved_view(runs: Sequence[ShownRun], sweep: str, created: int) -> str:
     settings = [key for key in _differing([run.params for run in runs]) if key != DECORRELATION_WEIGHT]
     in_all = set.intersection(*(set(run.metrics) for run in runs)) if runs else set()
     metrics = sorted({name for run in runs for name in run.metrics})
-    headlines = _headlines(metrics)
+    columns_shown = _column_metrics(metrics)
     columns = [f"params.`{key}`" for key in (TASK, DECORRELATION_WEIGHT, *settings)] + [
-        f"metrics.`{name}`" for name in headlines
+        f"metrics.`{name}`" for name in columns_shown
     ]
     columns.append("attributes.`Dataset`")
     lines = [metric.name for metric in shown(CURVE) if metric.name in metrics]
-    axes = _distinct_titles([name for name in headlines if name in in_all])
+    axes = _distinct_titles([name for name in columns_shown if name in in_all])
     charts = [
         _chart(
             "PARALLEL",
@@ -114,12 +114,12 @@ def saved_view(runs: Sequence[ShownRun], sweep: str, created: int) -> str:
             selectedMetrics=axes,
         )
     ]
-    rates = [name for name in headlines if (metric := find(name)) and metric.name == WER]
+    rates = [name for name in columns_shown if (metric := find(name)) and metric.name == WER]
     counts = [name for name in _COUNTS if name in metrics]
     charts += [_scatter(count, rate) for rate in rates[:_MAX_SCATTERS] for count in counts]
-    charts += [_single("BAR", name) for name in headlines] + [_single("LINE", name) for name in lines]
+    charts += [_single("BAR", name) for name in columns_shown] + [_single("LINE", name) for name in lines]
     # MLflow adds a chart for each metric that no chart names, and there are seventy.
-    charts += [_single("BAR", name, deleted=True) for name in metrics if name not in (*headlines, *lines)]
+    charts += [_single("BAR", name, deleted=True) for name in metrics if name not in (*columns_shown, *lines)]
     state = {
         "searchFilter": f"tags.sweep = '{sweep}'",
         "orderByKey": "tags.`mlflow.runName`",
@@ -168,7 +168,7 @@ def _differing(params: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in different if not key.startswith(_TASK_SETTINGS)]
 
 
-def _headlines(metrics: Sequence[str]) -> list[str]:
+def _column_metrics(metrics: Sequence[str]) -> list[str]:
     """The error rates of clean splits and both counts of sinks, then noise conditions and the other metrics."""
     names = [name for name in metrics if not is_bound(name)]
     columns = [(name, metric) for name in names if (metric := find(name)) and COLUMN in metric.places]

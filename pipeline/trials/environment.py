@@ -22,7 +22,7 @@ from pipeline.common.hardware import CPU, value_of
 from pipeline.common.processes import available_cores
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, code_state
+from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, CodeState, code_state
 
 MODULES = (
     *("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate"),
@@ -51,7 +51,7 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
 
 
 @functools.cache
-def project_code(root: Path = SOURCE) -> Any:
+def project_code(root: Path = SOURCE) -> CodeState:
     """Commit and patch of the project, see `code_state`."""
     return code_state(root, _used_files(root))
 

@@ -50,6 +50,14 @@ from pipeline.trials.metrics_log import LOG_FILE, MetricsLog
 if TYPE_CHECKING:
     import numpy as np
 
+IDENTITY_FILE, LEASE_FILE, CONFIG_FILE, PROVENANCE_FILE = (
+    "identity.json",
+    "lease.json",
+    "config.yaml",
+    "provenance.json",
+)
+OUTPUT_FILE, REPRODUCTION_FILE = "log.txt", "reproduction.json"
+
 
 class Status(StrEnum):
     """How far a trial has come."""
@@ -65,15 +73,15 @@ class Trial:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.config = self.folder / "config.yaml"
-        self.provenance = self.folder / "provenance.json"
+        self.config = self.folder / CONFIG_FILE
+        self.provenance = self.folder / PROVENANCE_FILE
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter"
         self.hypotheses = self.folder / results.HYPOTHESES_FILE
         self.sinks = self.folder / results.SINKS_FILE
         self.metrics = self.folder / results.METRICS_FILE
         self.metrics_log = MetricsLog(self.folder / LOG_FILE)
-        self._identity_file = self.folder / "identity.json"
+        self._identity_file = self.folder / IDENTITY_FILE
 
     @classmethod
     def at(cls, runs: str | Path, identity: str) -> "Trial":
@@ -101,7 +109,7 @@ class Trial:
 
     def lease(self) -> Lease:
         """The right to run this trial, not yet acquired: `with trial.lease() as lease:`."""
-        return Lease(self.folder / "lease.json")
+        return Lease(self.folder / LEASE_FILE)
 
     def reproduction_lease(self) -> Lease:
         """The right to reproduce this trial, not yet acquired."""
@@ -208,7 +216,7 @@ class Trial:
 def trials_in(runs: str | Path) -> list[Trial]:
     """All trials in the folder `runs`, sorted. One with results but without an identity is among them: it is damaged,
     and reading it is an error."""
-    return [Trial(folder) for folder in folders_with(runs, "identity.json", results.METRICS_FILE)]
+    return [Trial(folder) for folder in folders_with(runs, IDENTITY_FILE, results.METRICS_FILE)]
 
 
 def _read_identity(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.journal import read_journal
 from pipeline.config import Params
 from pipeline.sweeping.narrowing import narrow
-from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, plan_trials
+from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, trials_of_points
 from pipeline.sweeping.specification import SettingsByKey
 from pipeline.sweeping.sweep_file import SEED, Sweep, SweepPoint
 
@@ -125,10 +125,10 @@ class Suggestions:
         self.all = [suggestion for suggestion in self.all if suggestion.trials]
 
 
-def planned_trials(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None]:
+def trials_and_suggestions(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None]:
     """The trials of a sweep; for a search, those suggested so far, and the suggestions."""
     suggestions = Suggestions(sweep) if sweep.space else None
-    return suggestions.trials if suggestions else plan_trials(sweep), suggestions
+    return suggestions.trials if suggestions else trials_of_points(sweep), suggestions
 
 
 def suggested_params(sweep: Sweep) -> Iterator[Params]:

@@ -1,4 +1,5 @@
-"""Selection of trials on a command line: by folder, folder of trials, identity or a prefix of it."""
+"""Selection of trials on a command line: by folder, folder of trials, identity or a prefix of it, or the id of a run
+in MLflow."""
 
 import re
 from argparse import Namespace
@@ -7,11 +8,12 @@ from pathlib import Path
 
 from pipeline.common.command import load_params_for_command
 from pipeline.common.errors import PipelineError
-from pipeline.comparison.entries import MARK
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.writer import identity_of_run
-from pipeline.trials.folder import Trial, trials_in
+from pipeline.trials.folder import IDENTITY_FILE, Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS
+
+TRIAL_HELP = "a trial: its folder, a prefix of its identity, or the id of its run in MLflow"
 
 
 def named_trials(names: Sequence[str], runs: str | Path) -> list[Trial]:
@@ -47,7 +49,7 @@ def requested_trial(name: str, arguments: Namespace) -> Trial:
 
 def _matching(name: str, runs: Path) -> list[Trial]:
     folder = Path(name)
-    if (folder / MARK).exists():
+    if (folder / IDENTITY_FILE).exists():
         return [Trial(folder)]
     if folder.is_dir():
         trials = trials_in(folder)
