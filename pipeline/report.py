@@ -58,13 +58,13 @@ def _subject(
             # The comparison of a search has the front only.
             if not (ending := planned.ending):
                 failure = planned.failure
-                missing.append(MissingTrial(planned.name, "failed" if failure else planned.state, failure or ""))
+                missing.append(MissingTrial(planned.name, "failed" if failure else planned.status, failure or ""))
             elif ending != "done":
                 missing.append(MissingTrial(planned.name, ending, ""))
         elif gap := gaps[planned.identity]:
-            missing.append(MissingTrial(planned.name, gap.state, gap.reason))
+            missing.append(MissingTrial(planned.name, gap.status, gap.reason))
     compared = [planned for planned in trials if planned.identity in gaps and not gaps[planned.identity]]
-    older = [planned.name for planned in compared if planned.state is not Status.DONE]
+    older = [planned.name for planned in compared if planned.status is not Status.DONE]
     return ReportSubject(
         name=sweep.specification.name,
         file=file,

@@ -140,7 +140,7 @@ def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) 
     require_valid_models(options)
     print("\n".join(plan_lines(trials)))
     model = CostModel(sweep.points[0].params.train.runs)
-    costs = [model.remaining(planned, planned.state) for planned in trials if not planned.is_over]
+    costs = [model.remaining(planned, planned.status) for planned in trials if not planned.is_over]
     if suggestions and sweep.only:
         print(f"{len(suggestions.points)} suggested points match --only, which suggests no others")
     elif suggestions:

@@ -247,7 +247,7 @@ def large() -> None:
     specify("large", 6, set={"train.steps": 1, "model.modality": "video", "corpus.out": "data/large"})
     plan = [sys.executable, "-m", "pipeline.sweep", "large.yaml", "--plan"]
     planned = [seconds(lambda: subprocess.run(plan, env=environment(), check=True, capture_output=True)) for _ in "12"]
-    for trial in plan_trials(load_sweep("large.yaml")):
+    for trial in trials_of_points(load_sweep("large.yaml")):
         if not trial.is_over:
             created = Trial.create(trial.params.train.runs, trial.params, planned_data(trial))
             created.finish(trial.evaluation, {"wer/validation": 0.5, "wer/test": 0.5})

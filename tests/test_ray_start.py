@@ -107,7 +107,7 @@ def test_the_watch_ends_ray_only_if_the_driver_lives(monkeypatch):
 @contextlib.contextmanager
 def queried_engine(*_: object, query_precision: bool) -> Iterator[SimpleNamespace]:
     assert query_precision
-    yield SimpleNamespace(native={"auto": "bfloat16", "cpu": "float32"})
+    yield SimpleNamespace(auto_precisions={"auto": "bfloat16", "cpu": "float32"})
 
 
 def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
@@ -129,11 +129,18 @@ def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
     # Without a GPU, `auto` was that of a CPU.
     assert with_worker_precision(with_gpu) is with_gpu
     monkeypatch.setattr(worker_precision, "Engine", queried_engine)
-    assert with_worker_precision(with_gpu, "10.0.0.1:6379").native == with_worker_precision(with_gpu).native
+    assert (
+        with_worker_precision(with_gpu, "10.0.0.1:6379").auto_precisions
+        == with_worker_precision(with_gpu).auto_precisions
+    )
     assert with_worker_precision(sweep) is sweep
     (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "bfloat16", "cpu": "float32"}}')
     # By an earlier version.
-    assert with_worker_precision(sweep).native == with_worker_precision(with_gpu).native == first.native
+    assert (
+        with_worker_precision(sweep).auto_precisions
+        == with_worker_precision(with_gpu).auto_precisions
+        == first.auto_precisions
+    )
     (tmp_path / "results/sweeps/some/workers.json").write_text('{"precision": {"auto": "float8"}}')
     with pytest.raises(PipelineError, match=r"workers\.json: is damaged; remove it"):
         with_worker_precision(sweep)

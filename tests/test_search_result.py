@@ -17,10 +17,10 @@ from pipeline.sweeping.search.key_importance import key_importance
 WER, OF_TEST, SINKS = "wer/validation", BY_ACTIVATION, f"{BY_ACTIVATION}/validation"
 
 
-def tried(number, weight, wer, sinks, state="done", **more):
+def tried(number, weight, wer, sinks, status="done", **more):
     values = {WER: tuple(wer), SINKS: tuple(sinks), **more} if wer else {}
     return SearchPoint(
-        number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, state
+        number, f"weight {weight:g}", {"decorrelation.weight": weight, "rate": 4 + number % 2}, values, status
     )
 
 

@@ -321,7 +321,7 @@ def test_each_error_is_one_line_that_names_key_and_value(load, specification, me
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"overrides": ["train.steps"]}, "'train.steps' has no '='; write key=value"),
+        ({"overrides": ["train.steps"]}, "'train.steps' has no '='; use --set key=value"),
         ({"overrides": ["train.stpes=1"]}, "--set: unknown parameter 'train.stpes'"),
         ({"overrides": ["decorrelation.weight=1"]}, "narrow it with --only decorrelation.weight=value"),
         ({"only": ["modality=smell"]}, "matches no trial; model.modality is one of: audiovisual"),

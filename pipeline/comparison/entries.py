@@ -74,13 +74,13 @@ class Task:
 class Gap:
     """Why a trial has no metrics."""
 
-    state: str
+    status: str
     """Status of the trial, for a cell of a table."""
     reason: str = ""
     """A line, for a note."""
 
     def __str__(self) -> str:
-        return f"{self.state}: {self.reason}".removesuffix(": ")
+        return f"{self.status}: {self.reason}".removesuffix(": ")
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,8 +46,9 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
     draw.
     """
     checked = claims(comparison)
+    text = text_above_table(comparison, search) + rendering.table_text(comparison)
     tables = {
-        "table.txt": f"{text_above_table(comparison, search)}{rendering.table_text(comparison)}\n{claims_summary(checked)}",
+        "table.txt": f"{text}\n{claims_summary(checked)}",
         "table.md": rendering.table_markdown(comparison),
         "table.tex": rendering.table_latex(comparison),
         "table.csv": rendering.table_csv(comparison),

@@ -70,7 +70,7 @@ def sink_counts(cell: Cell) -> str:
 def cell_text(cell: Cell, quantity: Quantity) -> str:
     """The text of a cell: a value, the status of its trials, or `–` if there is no such value."""
     if cell.gap:
-        return cell.gap.state
+        return cell.gap.status
     if quantity.detail == "change":
         return str(cell.changes.get(quantity.condition, ABSENT))
     value = cell.metrics.get(quantity.metric)

@@ -31,7 +31,7 @@ class SearchPoint:
     """Suggested values by dotted key."""
     values: Mapping[str, tuple[float, ...]]
     """By metric, the value of each seed that has one: minimised metrics, and the same of the test split."""
-    state: str
+    status: str
     """`done`, or why it has no values."""
 
     def mean(self, metric: str) -> float:
@@ -177,14 +177,14 @@ def search_csv(result: SearchResult) -> str:
     measured = [f"{name}{end}" for name in result.columns for end in ("", "/deviation")]
     lines = []
     for point in result.points:
-        line: dict[str, Any] = {"number": point.number, "state": point.state, "front": point in result.front}
+        line: dict[str, Any] = {"number": point.number, "status": point.status, "front": point in result.front}
         line |= point.settings
         for name in result.columns:
             if values := point.values.get(name):
                 line[name] = fmean(values)
                 line |= {f"{name}/deviation": stdev(values)} if len(values) > 1 else {}
         lines.append(line)
-    return csv_text(["number", "state", "front", *keys, *measured], lines)
+    return csv_text(["number", "status", "front", *keys, *measured], lines)
 
 
 def _head(result: SearchResult) -> list[str]:
@@ -215,4 +215,4 @@ def search_notes(result: SearchResult) -> list[str]:
         )
     elif result.done:
         lines.append(f"Importance is not estimated: fewer than {MIN_POINTS} points are done, or no key differs.")
-    return lines + [f"{point.name}: {point.state}." for point in result.points if point.state != "done"]
+    return lines + [f"{point.name}: {point.status}." for point in result.points if point.status != "done"]

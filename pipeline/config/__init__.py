@@ -12,7 +12,7 @@ from pipeline.config.corpus import Corpus
 from pipeline.config.evaluate import Evaluate, Sinks
 from pipeline.config.features import AudioEncoderSettings, Augmentation, EncoderLoRA, VideoEncoderSettings
 from pipeline.config.model import LLM, LoRA, Model, ProjectorSettings, Rates
-from pipeline.config.params import Params, assign, known_below, load_params, validate
+from pipeline.config.params import Params, assign, known_below, load_params, parse_assignment, validate
 from pipeline.config.section import Section, checked
 from pipeline.config.train import Decorrelation, Train
 from pipeline.config.weights import HubSource, PathSource, WeightsSource, WheelSource

@@ -35,12 +35,18 @@ def load_params(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read `params.yaml` with `a.b=value` overrides, of which the value is YAML (`model.rates.audio=4`,
     `evaluate.splits=[test]`). PipelineError if the file is missing, or a value in it or in an override is wrong."""
     values = read_mapping(path, "give the file with --params", "of sections")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise PipelineError("--set", f"{override!r} has no '='", "use --set section.key=value")
-        assign(values, key, parse_yaml(value, f"--set {key}"))
+    for key, value in map(parse_assignment, overrides):
+        assign(values, key, value)
     return validate(values, path)
+
+
+def parse_assignment(text: str, option: str = "--set") -> tuple[str, Any]:
+    """Key and value of `key=value`, of which the value is YAML. PipelineError without a `=`, or if the value is
+    invalid."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise PipelineError(option, f"{text!r} has no '='", f"use {option} key=value")
+    return key, parse_yaml(value, f"{option} {key}")
 
 
 def assign(values: dict[str, Any], key: str, value: Any, where: str | Path = "--set") -> None:

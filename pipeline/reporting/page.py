@@ -52,7 +52,7 @@ class MissingTrial:
     """A trial without metrics."""
 
     name: str
-    state: str
+    status: str
     reason: str
 
 

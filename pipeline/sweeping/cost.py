@@ -43,9 +43,9 @@ class CostModel:
         self._finished = [trial for trial in finished if trial]
         """Configuration of each trial, and its cost, that of training per unit of `training_amount`."""
 
-    def remaining(self, planned: PlannedTrial, state: Status) -> Cost | None:
-        """The remaining cost of a trial in a state, from the most similar ones; None without a similar one."""
-        if state is Status.DONE:
+    def remaining(self, planned: PlannedTrial, status: Status) -> Cost | None:
+        """The remaining cost of a trial with a status, from the most similar ones; None without a similar one."""
+        if status is Status.DONE:
             return Cost(0.0, 0.0, 0)
         parts = configuration(planned.params)
         model, (unit, amount) = parts["model"], training_amount(parts["train"])
@@ -59,8 +59,8 @@ class CostModel:
         each = mean_cost(cost for _, cost in similar)
         if each is None:
             return None
-        remaining = 0.0 if state is Status.TRAINED else 1.0
-        if state is Status.TRAINING:
+        remaining = 0.0 if status is Status.TRAINED else 1.0
+        if status is Status.TRAINING:
             remaining -= fraction_trained(planned)
         return replace(each, training=each.training * remaining * amount)
 

@@ -68,7 +68,7 @@ class EarlyStopping:
     def update(self, planned: PlannedTrial) -> None:
         """Read the progress of a trial."""
         self._losses[planned.identity] = losses_at(planned.trial, self._rungs)
-        if planned.state in (Status.TRAINED, Status.DONE):
+        if planned.status in (Status.TRAINED, Status.DONE):
             self._steps[planned.identity] = float("inf")
         else:
             records, _ = planned.trial.metrics_log.read()

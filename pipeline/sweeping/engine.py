@@ -19,7 +19,7 @@ class Ready(NamedTuple):
     """So many trials can run at once; and, if that was queried, what precision `auto` means on a worker, by device."""
 
     concurrency: int
-    native: dict[str, ResolvedPrecision] | None
+    auto_precisions: dict[str, ResolvedPrecision] | None
 
 
 class Slots(NamedTuple):
@@ -72,14 +72,15 @@ class EngineOptions(RayOptions):
 
     specification: Specification
     query_precision: bool
-    """Whether to query a worker for `Engine.native` at the start."""
+    """Whether to query a worker for `Engine.auto_precisions` at the start."""
 
 
 class Engine:
     """A running Ray, on this machine, where it ends with this context, or on the cluster at `address`.
 
     Once the file `stop` exists, the start is cancelled by a KeyboardInterrupt; `query_precision` says whether to query
-    a worker for `native`. PipelineError if Ray cannot be started or reached, or no node has the resources of a trial.
+    a worker for `auto_precisions`. PipelineError if Ray cannot be started or reached, or no node has the resources of
+    a trial.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Engine:
     ) -> None:
         self._options = EngineOptions(address, specification=specification, query_precision=query_precision)
         self._stop = stop
-        self.native: dict[str, ResolvedPrecision] | None = None
+        self.auto_precisions: dict[str, ResolvedPrecision] | None = None
         """What precision `auto` means on a worker, by device."""
         self.concurrency = 1
         """The number of trials that can run at once."""
@@ -103,7 +104,7 @@ class Engine:
                 if isinstance(event, Note):
                     self.notes.append(event.text)
                 elif event:
-                    self.concurrency, self.native = event
+                    self.concurrency, self.auto_precisions = event
                     break
             self._stack = stack.pop_all()
         return self

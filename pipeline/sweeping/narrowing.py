@@ -8,31 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.modality import streams
-from pipeline.common.strict_yaml import parse_yaml
-from pipeline.config import Params
+from pipeline.config import Params, parse_assignment
 from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration, flattened
 
 if TYPE_CHECKING:
     from pipeline.sweeping.sweep_file import SweepPoint
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Key and value of `key=value`; raises PipelineError without a `=`, or if the value is invalid YAML."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise PipelineError("the command line", f"{text!r} has no '='", "write key=value")
-    return key, parse_yaml(value, key)
-
-
 def narrow(points: list[SweepPoint], only: Sequence[str]) -> list[SweepPoint]:
     """The points, at least one, that use each key of `only` with its value. A key may be shortened to its end
     (`modality=audio`), or be an axis with named values (`dataset=LRS3`)."""
     for text in only:
-        key, value = parse_assignment(text)
+        key, value = parse_assignment(text, "--only")
         values: list[tuple[SweepPoint, Any]]
-        if any(key in point.labels for point in points):
+        if any(key in point.names_by_axis for point in points):
             name = key
-            values = [(point, point.labels[key]) for point in points if key in point.labels]
+            values = [(point, point.names_by_axis[key]) for point in points if key in point.names_by_axis]
             value = str(value)
         else:
             name = _full_key(key, points)

@@ -47,7 +47,7 @@ class PlannedTrial:
     """The name of its corpus."""
 
     @property
-    def state(self) -> Status:
+    def status(self) -> Status:
         """Its progress, read from disk."""
         return self.trial.status(self.evaluation)
 
@@ -65,7 +65,7 @@ class PlannedTrial:
     @property
     def ending(self) -> str | None:
         """`done`, or such as `stopped early after step 20`; None while it is not over."""
-        if self.state is Status.DONE:
+        if self.status is Status.DONE:
             return "done"
         step = self.stopped
         return None if step is None else f"stopped early after step {step}"
@@ -181,9 +181,9 @@ def point_name(point: SweepPoint, params: Params | None = None) -> str:
     """Name of a point's trial: task, weight, seed, and the settings of the axes that the task does not tell, by the
     name of the value if it has one, and without paths. `params` have `train.precision` resolved, if known."""
     others = [
-        point.named.get(key) or _setting_name(point, key, value)
+        point.names_by_key.get(key) or _setting_name(point, key, value)
         for key, value in point.settings.items()
-        if key in point.named or key not in _IN_NAME | point.told_by_task
+        if key in point.names_by_key or key not in _IN_NAME | point.told_by_task
     ]
     return " ".join([trial_name(configuration(params or point.params)), *dict.fromkeys(others)])
 
@@ -224,7 +224,7 @@ def plan_lines(trials: Sequence[PlannedTrial]) -> list[str]:
     width = max((len(planned.name) for planned in trials), default=0)
     endings = [planned.ending for planned in trials]
     for planned, ending in zip(trials, endings, strict=True):
-        status = ending or (f"failed: {reason}" if (reason := planned.failure) else planned.state)
+        status = ending or (f"failed: {reason}" if (reason := planned.failure) else planned.status)
         shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {status}{shared}")
     points, todo = sum(len(planned.settings) for planned in trials), endings.count(None)

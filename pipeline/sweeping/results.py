@@ -34,11 +34,11 @@ def results_folder(sweep: Sweep) -> Path:
 
 def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: Suggestions | None = None) -> None:
     """Print the table of the trials; write tables and figures unless they are up to date."""
-    if not any(planned.state is Status.DONE for planned in trials):
+    if not any(planned.status is Status.DONE for planned in trials):
         return
     folder = results_folder(sweep)
     state: dict[str, Any] = {
-        planned.identity: [planned.state, planned.evaluation, planned.failure, planned.stopped, planned.dataset]
+        planned.identity: [planned.status, planned.evaluation, planned.failure, planned.stopped, planned.dataset]
         for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
@@ -53,7 +53,7 @@ def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: S
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
-        if planned.state is not Status.DONE and (step := planned.stopped) is not None:
+        if planned.status is not Status.DONE and (step := planned.stopped) is not None:
             print(f"stopped early: {planned.name} (after step {step})")
     metric = sweep.specification.select.by
     for name, value in BestPoints(metric, trials).best():
@@ -63,7 +63,7 @@ def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: S
 def next_lines(file: str, options: Sequence[str], folder: Path, trials: Sequence[PlannedTrial]) -> list[str]:
     """Where the results of a sweep are, and commands that use them, which get the sweep's own `options`; empty while no
     trial is done."""
-    done = next((planned for planned in trials if planned.state is Status.DONE), None)
+    done = next((planned for planned in trials if planned.status is Status.DONE), None)
     if done is None:
         return []
     python = ".venv/bin/python" if Path(sys.executable).is_relative_to(Path.cwd() / ".venv") else "python"

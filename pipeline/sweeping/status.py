@@ -162,8 +162,8 @@ def status_lines(plan: RecordedPlan) -> list[str]:
 
 
 def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
-    state = planned.state
-    if state is Status.DONE:
+    status = planned.status
+    if status is Status.DONE:
         value = planned.metrics.get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if ending := planned.ending:
@@ -174,9 +174,9 @@ def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
         return "running", f"{running.progress()}  on {holder['host']}, process {holder['pid']}"
     if reason := planned.failure:
         return "failed", f"failed: {reason}"
-    if state is Status.NEW:
+    if status is Status.NEW:
         return "waiting", "waiting"
-    return "waiting", f"waiting; {'trained' if state is Status.TRAINED else f'training, step {running.step}'}"
+    return "waiting", f"waiting; {'trained' if status is Status.TRAINED else f'training, step {running.step}'}"
 
 
 def _driver_line(driver: dict[str, Any]) -> str:

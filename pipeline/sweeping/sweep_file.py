@@ -19,9 +19,9 @@ from pipeline.common.hardware import ResolvedPrecision, resolved_as
 from pipeline.common.modality import streams
 from pipeline.common.strict_yaml import read_mapping
 from pipeline.comparison.entries import dataset_of
-from pipeline.config import Params, checked, load_params
+from pipeline.config import Params, checked, load_params, parse_assignment
 from pipeline.sweeping.axes import axis_values, label_of, require_distinct
-from pipeline.sweeping.narrowing import narrow, parse_assignment
+from pipeline.sweeping.narrowing import narrow
 from pipeline.sweeping.search.space import Space, read_space
 from pipeline.sweeping.specification import (
     MAX_TRIALS,
@@ -46,9 +46,9 @@ class SweepPoint:
     settings: SettingsByKey
     """Values of the axes and the seed, by dotted key."""
     params: Params
-    labels: dict[str, str] = field(default_factory=dict)
-    """The names of those chosen values that have one, by axis."""
-    named: dict[str, str] = field(default_factory=dict)
+    names_by_axis: dict[str, str] = field(default_factory=dict)
+    """Names of the chosen values that have one, by axis."""
+    names_by_key: dict[str, str] = field(default_factory=dict)
     """The same names, by each dotted key that the value sets."""
     told_by_task: frozenset[str] = frozenset()
     """Keys of the axes whose values are different tasks each: the task tells their settings."""
@@ -56,7 +56,7 @@ class SweepPoint:
     @property
     def dataset(self) -> str:
         """Name of its corpus: that of the value that sets it, or the default."""
-        names = [self.named[key] for key in DATASET_KEYS if key in self.named]
+        names = [self.names_by_key[key] for key in DATASET_KEYS if key in self.names_by_key]
         return names[0] if names else dataset_of(self.params.corpus.kind, self.params.corpus.root)
 
 
@@ -74,7 +74,7 @@ class Sweep:
     common: SettingsByKey = field(default_factory=dict)
     """Settings of all points, over `base`."""
     path: str = ""
-    native: Mapping[str, ResolvedPrecision] | None = None
+    auto_precisions: Mapping[str, ResolvedPrecision] | None = None
     """What precision `auto` means on the workers of its cluster, see `pipeline.sweeping.worker_precision`."""
     only: tuple[str, ...] = ()
     """The values of `--only`, by which a search selects among its suggestions; the points of a grid are selected
@@ -93,10 +93,12 @@ class Sweep:
         if chosen is None:
             chosen = self.space.named_options(settings) if self.space else {}
         with_name = {axis: value for axis, value in chosen.items() if NAME in value}
-        labels = {axis: value[NAME] for axis, value in with_name.items()}
-        named = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
+        by_axis = {axis: value[NAME] for axis, value in with_name.items()}
+        by_key = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
         params = point_params(self.path, self._base_values, self.common, settings)
-        return SweepPoint(settings, resolved_as(params, self.native) if self.native else params, labels, named)
+        if self.auto_precisions:
+            params = resolved_as(params, self.auto_precisions)
+        return SweepPoint(settings, params, by_axis, by_key)
 
     @property
     def search(self) -> SearchSettings:

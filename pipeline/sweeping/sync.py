@@ -88,6 +88,6 @@ def charts_line(name: str) -> str | None:
 def _arguments(
     name: str, trials: Sequence[PlannedTrial], folder: Path
 ) -> tuple[list[Path], str, str, list[Path], bool]:
-    started = [planned.trial.folder for planned in trials if planned.state is not Status.NEW]
+    started = [planned.trial.folder for planned in trials if planned.status is not Status.NEW]
     artifacts = [path for pattern in SWEEP_ARTIFACTS for path in sorted(folder.glob(pattern))]
     return started, tracking_uri(), name, artifacts, all(planned.is_over for planned in trials)

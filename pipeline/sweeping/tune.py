@@ -49,8 +49,8 @@ def serve(connection: Connection, options: EngineOptions) -> None:
         resources, notes = trial_resources(options.specification.resources, node_resources(), options.address)
         for note in notes:
             channel.send(Note(note))
-        native = _worker_precision(resources) if options.query_precision else None
-        channel.send(Ready(concurrency(options.specification, resources, node_resources()), native))
+        precisions = _worker_precision(resources) if options.query_precision else None
+        channel.send(Ready(concurrency(options.specification, resources, node_resources()), precisions))
         threading.Thread(target=_watch, args=(channel, options, resources), daemon=True).start()
         _run(jobs, channel, resources, options.folder)
         ray.shutdown()

@@ -66,11 +66,11 @@ class View:
                 self._add(planned, costs.get(planned.identity))
 
     def _add(self, planned: PlannedTrial, cost: Cost | None) -> None:
-        state = planned.state
+        status = planned.status
         self._work[planned.identity] = workload(planned, cost)
-        if state is not Status.NEW:
-            self._fractions[planned.identity] = 1.0 if state is Status.TRAINED else fraction_trained(planned)
-        if state is Status.DONE:
+        if status is not Status.NEW:
+            self._fractions[planned.identity] = 1.0 if status is Status.TRAINED else fraction_trained(planned)
+        if status is Status.DONE:
             self._best.add(planned)
         elif planned.stopped is not None:
             self._stopped += 1
@@ -135,7 +135,7 @@ class View:
     def list_waiting(self, trials: Sequence[PlannedTrial]) -> None:
         """After an interrupt: the progress of the trials that are not over."""
         waiting = [planned for planned in trials if not planned.is_over]
-        started = [planned for planned in waiting if planned.state is not Status.NEW]
+        started = [planned for planned in waiting if planned.status is not Status.NEW]
         for planned in started:
             self.event(f"{planned.name:{self._width}}  {_waiting_status(planned)}")
         if others := len(waiting) - len(started):
@@ -214,7 +214,7 @@ class View:
 
 
 def _waiting_status(planned: PlannedTrial) -> str:
-    if planned.state is Status.TRAINED:
+    if planned.status is Status.TRAINED:
         return "is trained and waits for its evaluation"
     step = planned.checkpoint
     return "has no checkpoint yet and will start again" if step is None else f"waits after step {step}"

@@ -37,12 +37,12 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     queried the first time, and again once `resources.gpus` changed from or to 0: a trial without a GPU runs on the
     CPU."""
     path, has_gpu = results_folder(sweep) / PRECISION_FILE, sweep.specification.resources.gpus > 0
-    native = _recorded(path, has_gpu)
-    if address and native is None:
+    precisions = _recorded(path, has_gpu)
+    if address and precisions is None:
         with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
-            native = engine.native
-        write_json(path, {"precision": native, "has_gpu": has_gpu})
-    return _resolved(sweep, native) if native else sweep
+            precisions = engine.auto_precisions
+        write_json(path, {"precision": precisions, "has_gpu": has_gpu})
+    return _resolved(sweep, precisions) if precisions else sweep
 
 
 def _recorded(path: Path, has_gpu: bool) -> dict[str, ResolvedPrecision] | None:
@@ -52,10 +52,11 @@ def _recorded(path: Path, has_gpu: bool) -> dict[str, ResolvedPrecision] | None:
         return None
     remedy = "remove it; the next sweep with --address queries a worker again"
     content = read_json(path, remedy)
-    native = content.get("precision") if isinstance(content, dict) else None
-    if not isinstance(native, dict) or any(native.get(d) not in ("float32", "bfloat16") for d in ("auto", "cpu")):
+    precisions = content.get("precision") if isinstance(content, dict) else None
+    known = get_args(ResolvedPrecision)
+    if not isinstance(precisions, dict) or any(precisions.get(device) not in known for device in ("auto", "cpu")):
         raise PipelineError(path, "is damaged", remedy)
-    return native if content.get("has_gpu", has_gpu) == has_gpu else None
+    return precisions if content.get("has_gpu", has_gpu) == has_gpu else None
 
 
 def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestions | None]:
@@ -72,9 +73,9 @@ def planned_anywhere(sweep: Sweep) -> tuple[Sweep, list[PlannedTrial], Suggestio
 
 
 def _is_started(trials: list[PlannedTrial]) -> bool:
-    return any(planned.state is not Status.NEW for planned in trials)
+    return any(planned.status is not Status.NEW for planned in trials)
 
 
-def _resolved(sweep: Sweep, native: dict[str, ResolvedPrecision]) -> Sweep:
-    points = (replace(point, params=resolved_as(point.params, native)) for point in sweep.points)
-    return replace(sweep, points=tuple(points), native=native)
+def _resolved(sweep: Sweep, precisions: dict[str, ResolvedPrecision]) -> Sweep:
+    points = (replace(point, params=resolved_as(point.params, precisions)) for point in sweep.points)
+    return replace(sweep, points=tuple(points), auto_precisions=precisions)

@@ -50,13 +50,8 @@ from pipeline.trials.metrics_log import LOG_FILE, MetricsLog
 if TYPE_CHECKING:
     import numpy as np
 
-IDENTITY_FILE, LEASE_FILE, CONFIG_FILE, PROVENANCE_FILE = (
-    "identity.json",
-    "lease.json",
-    "config.yaml",
-    "provenance.json",
-)
-OUTPUT_FILE, REPRODUCTION_FILE = "log.txt", "reproduction.json"
+IDENTITY_FILE, CONFIG_FILE, PROVENANCE_FILE = "identity.json", "config.yaml", "provenance.json"
+LEASE_FILE, OUTPUT_FILE, REPRODUCTION_FILE = "lease.json", "log.txt", "reproduction.json"
 
 
 class Status(StrEnum):

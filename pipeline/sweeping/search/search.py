@@ -115,7 +115,7 @@ class Search:
         done: list[PlannedTrial] = []
         stopped: list[tuple[PlannedTrial, int]] = []
         for planned in suggestion.trials:
-            if planned.state is Status.DONE:
+            if planned.status is Status.DONE:
                 done.append(planned)
             elif (step := planned.stopped) is not None:
                 stopped.append((planned, step))
@@ -135,7 +135,7 @@ class Search:
 
     def _require_measured(self) -> None:
         """A metric that no trial has is a mistake; a single trial may lack one, such as a cosine without sinks."""
-        done = [planned for planned in self._suggestions.trials if planned.state is Status.DONE]
+        done = [planned for planned in self._suggestions.trials if planned.status is Status.DONE]
         for metric in self._metrics:
             if not any(metrics_of(planned, [metric]) for planned in done):
                 known = sorted({name for planned in done for name in planned.metrics})
@@ -145,7 +145,7 @@ class Search:
 
 def values_of(suggestion: Suggestion, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """By metric, the values of the seeds that are done; without metrics that no seed has."""
-    return _columns([planned for planned in suggestion.trials if planned.state is Status.DONE], names)
+    return _columns([planned for planned in suggestion.trials if planned.status is Status.DONE], names)
 
 
 def _columns(done: Sequence[PlannedTrial], names: Sequence[str]) -> dict[str, tuple[float, ...]]:

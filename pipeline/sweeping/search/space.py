@@ -143,8 +143,6 @@ def read_space(path: str | Path, axes: Mapping[str, Any]) -> Space:
 
 
 def _axis(where: str, name: str, axis: Any) -> SearchAxis:
-    if isinstance(axis, dict) and axis.keys() == {"choice"}:
-        axis = axis["choice"]
     if isinstance(axis, dict):
         require_key(name, where)
         axis = [axis]
