@@ -180,7 +180,7 @@ def run(arguments: Namespace) -> None:
             search = Search(sweep, suggestions) if suggestions and not sweep.only else None
             try:
                 with record_plan(results, sweep.specification, trials, bool(arguments.only)) as record:
-                    Driver(sweep, trials, results / SWEEP_LOG, search, record).run(arguments.address, WORK, sync)
+                    Driver(sweep, trials, WORK, results / SWEEP_LOG, search, record).run(arguments.address, sync)
             except PipelineError as error:
                 failure = error
             trials = suggestions.trials if suggestions else trials

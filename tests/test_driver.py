@@ -89,7 +89,7 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(driver, "Engine", engine)
         sweep = Sweep(Specification(name="s", retries=retries, scheduler=asha), trials[0].params, ())
         try:
-            Driver(sweep, trials, tmp_path / "log").run(None, "some:work", SimpleNamespace(start=lambda: None))
+            Driver(sweep, trials, "some:work", tmp_path / "log").run(None, SimpleNamespace(start=lambda: None))
         finally:
             engine.printed = capsys.readouterr().out
         return engine

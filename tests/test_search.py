@@ -105,10 +105,10 @@ def searched(tmp_path, monkeypatch, capsys):
 
         engine.place = placed
         search = None if only else Search(sweep, suggestions)
-        started = driver.Driver(sweep, suggestions.trials, tmp_path / "log", search)
+        started = driver.Driver(sweep, suggestions.trials, "some:work", tmp_path / "log", search)
         killed = False
         try:
-            started.run(None, "some:work", SimpleNamespace(start=lambda: None))
+            started.run(None, SimpleNamespace(start=lambda: None))
         except Killed:
             killed = True
         return SimpleNamespace(
@@ -250,12 +250,12 @@ def test_tpe_improves_over_random(searched):
 
 
 def test_the_sampler_gets_the_mean_over_seeds(searched, monkeypatch):
-    from pipeline.sweeping.search.searchers import Searcher
+    from pipeline.sweeping.search.sampler import Sampler
 
     reported = []
-    tell = Searcher.tell
+    tell = Sampler.tell
     monkeypatch.setattr(
-        Searcher, "tell", lambda self, number, outcome: (reported.append(outcome.values), tell(self, number, outcome))
+        Sampler, "tell", lambda self, number, outcome: (reported.append(outcome.values), tell(self, number, outcome))
     )
     ran = searched(trials=3, axes=WEIGHT, seeds=[0, 2], search={"minimise": WER})
     assert len(ran.trained) == 6

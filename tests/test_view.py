@@ -267,13 +267,13 @@ def test_a_damaged_mark_does_not_stop_a_sweep(four):
     rule = EarlyStoppingRule(kind="asha", grace=10)
     planned = replace(four[0], rule=rule)
     planned.mark_stopped(20)
-    assert planned.stopped == 20
+    assert planned.stopped_at == 20
     marks.write_failure(planned.trial.folder, "out of memory", "a\nb")
     assert planned.failure == "out of memory"
     for content in ("", "\0\0", "null", "{}"):
         for name in ("stopped.json", "failed.json"):
             (planned.trial.folder / name).write_text(content)
-        assert planned.stopped is None, "it continues"
+        assert planned.stopped_at is None, "it continues"
         assert planned.failure == "failed.json is damaged"
 
 

@@ -210,7 +210,7 @@ def search_notes(result: SearchResult) -> list[str]:
     if result.key_importance:
         lines.append(
             f"Importance: share of the variance that is due to a key (fANOVA on {len(result.done)} points, which the "
-            "searcher chose); [ ]: 95% interval over resamplings of the points. If intervals overlap, the order of the "
+            "sampler chose); [ ]: 95% interval over resamplings of the points. If intervals overlap, the order of the "
             "keys is inconclusive."
         )
     elif result.done:

@@ -113,7 +113,7 @@ def training_amount(train: Mapping[str, Any]) -> tuple[str, int]:
 
 def fraction_trained(planned: PlannedTrial) -> float:
     """The fraction of its training in its newest checkpoint, where the number of steps is if only epochs are set."""
-    step, steps = planned.checkpoint, planned.params.train.steps
+    step, steps = planned.checkpoint_step, planned.params.train.steps
     if step is None:
         return 0.0
     try:

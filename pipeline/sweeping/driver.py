@@ -41,19 +41,21 @@ class Driver:
     worker, or with all of Ray, and is repeated up to `retries` times. An attempt that its worker never started, such as
     one placed on a node that has just died, does not count against `retries`.
 
-    `log` is the file for the events; `record` is called with the trials that `search` suggests. PipelineError if the
-    trials would not fit on the disk.
+    `work` is the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`, `stop`,
+    and `until`: a step to pause after, or None) and returns an `Outcome`. `log` is the file for the events; `record` is
+    called with the trials that `search` suggests. PipelineError if the trials would not fit on the disk.
     """
 
     def __init__(
         self,
         sweep: Sweep,
         trials: Sequence[PlannedTrial],
+        work: str,
         log: Path,
         search: Search | None = None,
         record: Callable[[Sequence[PlannedTrial]], object] = lambda trials: None,
     ) -> None:
-        self._specification, self._search, self._record = sweep.specification, search, record
+        self._specification, self._work, self._search, self._record = sweep.specification, work, search, record
         todo = [planned for planned in trials if not planned.is_over]
         runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
         self._cost_model = CostModel(runs)
@@ -85,12 +87,10 @@ class Driver:
         self._crashes = 0
         """How often Ray has ended since a trial last ended."""
 
-    def run(self, address: str | None, work: str, sync: Sync) -> None:
+    def run(self, address: str | None, sync: Sync) -> None:
         """Run on this machine, or on the Ray cluster at `address`, until all trials have ended, or a stop is requested.
 
-        `work` is the function that workers call, `module:function`. It takes a job (`params`, `identity`, `folder`,
-        `stop`, and `until`: a step to pause after, or None) and returns an `Outcome`. `sync` updates MLflow at
-        intervals.
+        `sync` updates MLflow at intervals.
 
         Raises:
             KeyboardInterrupt: at the first `Ctrl-C` after checkpoints, at the second immediately; after SIGTERM within
@@ -111,7 +111,7 @@ class Driver:
                         break
                     try:
                         with Engine(self._specification, address, self._stop) as engine:
-                            self._serve(engine, work, request)
+                            self._serve(engine, request)
                     except RayLostError as error:
                         self._on_crash(error)
                 if request.received:
@@ -120,7 +120,7 @@ class Driver:
                 self._view.list_waiting(self._trials)
                 raise
 
-    def _serve(self, engine: Engine, work: str, request: StopRequest) -> None:
+    def _serve(self, engine: Engine, request: StopRequest) -> None:
         """Place trials and handle events until no trial is placed, or after a stop none runs."""
         for note in engine.notes:
             self._view.event(note)
@@ -134,11 +134,11 @@ class Driver:
                 if not self._running:
                     return
             else:
-                self._place_trials(engine, work)
+                self._place_trials(engine)
                 if not self._placed:
                     return
 
-    def _place_trials(self, engine: Engine, work: str) -> None:
+    def _place_trials(self, engine: Engine) -> None:
         """Place a trial for each free slot; without any to place, wait for those that other processes run.
 
         While a cluster has no slot at all, one trial is placed: it waits there for nodes, and the driver with it.
@@ -149,7 +149,7 @@ class Driver:
                 planned = self._queue.popleft()
                 self._placed[planned.identity] = planned
                 self._sessions_before[planned.identity] = _session_count(planned)
-                engine.place(self._job(planned, work))
+                engine.place(self._job(planned))
             elif self._elsewhere and not self._placed:
                 self._wait_elsewhere()
             else:
@@ -170,9 +170,9 @@ class Driver:
     def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
         return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}
 
-    def _job(self, planned: PlannedTrial, work: str) -> dict[str, Any]:
+    def _job(self, planned: PlannedTrial) -> dict[str, Any]:
         return {
-            "work": work,
+            "work": self._work,
             "params": planned.params.model_dump_json(),
             "identity": planned.identity,
             "folder": str(planned.trial.folder),

@@ -73,7 +73,7 @@ class EarlyStopping:
         else:
             records, _ = planned.trial.metrics_log.read()
             self._steps[planned.identity] = max((record["step"] for record in records), default=0)
-        self._checkpoints[planned.identity] = planned.checkpoint or 0
+        self._checkpoints[planned.identity] = planned.checkpoint_step or 0
 
     def fail(self, planned: PlannedTrial) -> None:
         """Exclude a trial that failed permanently from the mean of its point."""
@@ -94,7 +94,7 @@ class EarlyStopping:
         point, rung = point_key(planned), self.next_rung(planned)
         if rung not in self._losses[planned.identity]:
             return Decision.CONTINUE, rung or 0
-        stopped = [step for seed in self._points[point] if (step := seed.stopped) is not None]
+        stopped = [step for seed in self._points[point] if (step := seed.stopped_at) is not None]
         if stopped and min(stopped) <= rung:
             return Decision.STOP, rung
         loss = self._loss(point, rung)

@@ -52,7 +52,7 @@ class PlannedTrial:
         return self.trial.status(self.evaluation)
 
     @property
-    def stopped(self) -> int | None:
+    def stopped_at(self) -> int | None:
         """The step at which the early-stopping rule of this sweep stopped it; a damaged mark counts as none."""
         mark = marks.read_stop(self.trial.folder) if self.rule else None
         return mark[1] if mark and self.rule and mark[0] == self.rule.model_dump(mode="json") else None
@@ -67,11 +67,11 @@ class PlannedTrial:
         """`done`, or such as `stopped early after step 20`; None while it is not over."""
         if self.status is Status.DONE:
             return "done"
-        step = self.stopped
+        step = self.stopped_at
         return None if step is None else f"stopped early after step {step}"
 
     @property
-    def checkpoint(self) -> int | None:
+    def checkpoint_step(self) -> int | None:
         """The step of its newest complete checkpoint; None without one."""
         complete = (path for path in self.trial.checkpoints.glob("checkpoint-*") if is_sealed(path))
         return max(map(step_of, complete), default=None)

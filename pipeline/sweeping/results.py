@@ -38,7 +38,7 @@ def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: S
         return
     folder = results_folder(sweep)
     state: dict[str, Any] = {
-        planned.identity: [planned.status, planned.evaluation, planned.failure, planned.stopped, planned.dataset]
+        planned.identity: [planned.status, planned.evaluation, planned.failure, planned.stopped_at, planned.dataset]
         for planned in trials
     }
     state |= {"code": code_digest("pipeline.comparison.output"), "primary": sweep.specification.primary}
@@ -53,7 +53,7 @@ def publish_results(sweep: Sweep, trials: Sequence[PlannedTrial], suggestions: S
         write_json(folder / _STATE, {"state": state, "files": {path.name: sha256_of(path) for path in written}})
     print((folder / "table.txt").read_text(encoding="utf-8"), end="")
     for planned in trials:
-        if planned.status is not Status.DONE and (step := planned.stopped) is not None:
+        if planned.status is not Status.DONE and (step := planned.stopped_at) is not None:
             print(f"stopped early: {planned.name} (after step {step})")
     metric = sweep.specification.select.by
     for name, value in BestPoints(metric, trials).best():

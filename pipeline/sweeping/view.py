@@ -72,7 +72,7 @@ class View:
             self._fractions[planned.identity] = 1.0 if status is Status.TRAINED else fraction_trained(planned)
         if status is Status.DONE:
             self._best.add(planned)
-        elif planned.stopped is not None:
+        elif planned.stopped_at is not None:
             self._stopped += 1
         else:
             self._waiting[planned.identity] = None
@@ -91,7 +91,7 @@ class View:
         """A trial is done, or stopped early."""
         running = self._leave(planned)
         ending = planned.ending
-        if planned.stopped is not None:
+        if planned.stopped_at is not None:
             self._stopped += 1
         else:
             if running and running.evaluation_began is not None:
@@ -216,5 +216,5 @@ class View:
 def _waiting_status(planned: PlannedTrial) -> str:
     if planned.status is Status.TRAINED:
         return "is trained and waits for its evaluation"
-    step = planned.checkpoint
+    step = planned.checkpoint_step
     return "has no checkpoint yet and will start again" if step is None else f"waits after step {step}"

@@ -1,1 +1,1 @@
-"""The search of a sweep: its space, the searcher, what was suggested, and which keys matter."""
+"""The search of a sweep: its space, the sampler, what was suggested, and which keys matter."""

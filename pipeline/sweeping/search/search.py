@@ -39,16 +39,16 @@ class Search:
     @contextlib.contextmanager
     def opened(self, log: Callable[[str], None]) -> Iterator["Search"]:
         """Lock the journal, and give the sampler all known outcomes; `log` prints a line."""
-        from pipeline.sweeping.search.searchers import Searcher
+        from pipeline.sweeping.search.sampler import Sampler
 
         journal = self._suggestions.journal
         journal.parent.mkdir(parents=True, exist_ok=True)
-        self._log, self._searcher = log, Searcher(self._sweep.search, self._space)
+        self._log, self._sampler = log, Sampler(self._sweep.search, self._space)
         try:
             with Lease(journal.with_suffix(".lease")):
                 for suggestion in self._suggestions.all:
                     outcome = self._outcome(suggestion)
-                    self._searcher.add(suggestion.drawn, outcome)
+                    self._sampler.add(suggestion.drawn, outcome)
                     if outcome is None:
                         self._open[suggestion.number] = suggestion
                 yield self
@@ -83,9 +83,9 @@ class Search:
 
     def _suggest(self) -> Suggestion:
         # A sampler that repeats a point may do so forever: nothing new comes of it.
-        draw = self._searcher.ask(at_random=self._suggestions.repeats > 0)
+        draw = self._sampler.ask(at_random=self._suggestions.repeats > 0)
         settings = self._space.suggest(draw, self._is_used)
-        drawn = self._searcher.drawn(len(self._suggestions.all))
+        drawn = self._sampler.drawn(len(self._suggestions.all))
         suggestion = self._suggestions.add(settings, drawn)
         append_values(self._suggestions.journal, {"settings": settings, "drawn": drawn})
         self._open[suggestion.number] = suggestion
@@ -105,7 +105,7 @@ class Search:
     def _tell_known(self) -> None:
         for number, suggestion in list(self._open.items()):
             if outcome := self._outcome(suggestion):
-                self._searcher.tell(number, outcome)
+                self._sampler.tell(number, outcome)
                 del self._open[number]
 
     def _outcome(self, suggestion: Suggestion) -> SearchOutcome | None:
@@ -117,7 +117,7 @@ class Search:
         for planned in suggestion.trials:
             if planned.status is Status.DONE:
                 done.append(planned)
-            elif (step := planned.stopped) is not None:
+            elif (step := planned.stopped_at) is not None:
                 stopped.append((planned, step))
             elif planned.identity not in self._failed:
                 return None

@@ -1,4 +1,4 @@
-"""Optuna's samplers, as a search uses them.
+"""The sampler of a search, one of Optuna's.
 
 Optuna stores nothing: a suggestion follows from the seed, its number, the suggestions before it, and those outcomes of
 theirs that are known by then.
@@ -29,7 +29,7 @@ GP_EFFORT = {
 """Optuna's defaults (2048, 10, 128, 128) take more than twice as long for each suggestion of a Gaussian process."""
 
 
-class Searcher:
+class Sampler:
     """An in-memory study of a space, with the kind, seed and metrics of the settings."""
 
     def __init__(self, settings: SearchSettings, space: Space) -> None:
@@ -44,7 +44,7 @@ class Searcher:
         """The next suggestion, of the sampler or at random."""
         # Each suggestion has its own random numbers, so that a restart need not repeat the draws before it.
         seed = random.Random(f"{self._settings.seed}:{self._asked}").getrandbits(32)
-        self._study.sampler = _sampler("random" if at_random else self._settings.kind, seed)
+        self._study.sampler = _optuna_sampler("random" if at_random else self._settings.kind, seed)
         self._asked += 1
         return self._study.ask()
 
@@ -106,7 +106,7 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
     return distributions
 
 
-def _sampler(kind: str, seed: int) -> BaseSampler:
+def _optuna_sampler(kind: str, seed: int) -> BaseSampler:
     match kind:
         case "random":
             return RandomSampler(seed=seed)
