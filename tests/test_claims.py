@@ -90,7 +90,7 @@ def test_without_sinks_claims_about_their_properties_are_inconclusive(tmp_path: 
     assert by_name[0, "there are intermediate sinks, by activation"].verdict is ClaimVerdict.FAILS
     for statement in ("they occur at certain roles", "the MLP writes them", "they align with BOS"):
         assert (by_name[0, statement].verdict, by_name[0, statement].value) == (
-            ClaimVerdict.OPEN,
+            ClaimVerdict.INCONCLUSIVE,
             "there is no intermediate sink",
         )
 
@@ -99,11 +99,11 @@ def test_without_sinks_claims_about_their_properties_are_inconclusive(tmp_path: 
     ("name", "values", "statement", "verdict"),
     [
         ("feature_jaccard", [0.2] * 10, "they share massive dimensions with BOS", ClaimVerdict.FAILS),
-        ("feature_jaccard", [0, 1] * 5, "they share massive dimensions with BOS", ClaimVerdict.OPEN),
+        ("feature_jaccard", [0, 1] * 5, "they share massive dimensions with BOS", ClaimVerdict.INCONCLUSIVE),
         ("mlp_share/intermediate", [0.3] * 10, "the MLP writes them", ClaimVerdict.FAILS),
         ("bos_cosine/sink", [0.5] * 10, "they align with BOS", ClaimVerdict.FAILS),
         ("bos_cosine/other", [0.99] * 10, "they align with BOS", ClaimVerdict.FAILS),
-        (COUNT, [1, *[0] * 9], "there are intermediate sinks, by activation", ClaimVerdict.OPEN),
+        (COUNT, [1, *[0] * 9], "there are intermediate sinks, by activation", ClaimVerdict.INCONCLUSIVE),
     ],
 )
 def test_claims_that_do_not_hold_or_include_their_bound(
@@ -139,7 +139,7 @@ def test_a_loss_that_relocates_the_sink_or_leaves_some(tmp_path: Path) -> None:
 def test_with_too_few_sinks_removal_is_inconclusive(tmp_path: Path) -> None:
     by_name = checked(measured(tmp_path, metrics_of(NONE)), measured(tmp_path, metrics_of(MANY), LOSS))
     removed = by_name[0.1, "the loss removes them, by activation"]
-    assert removed.verdict is ClaimVerdict.OPEN
+    assert removed.verdict is ClaimVerdict.INCONCLUSIVE
     assert removed.value.startswith("too few sinks to test removal: 0.00 [0.00, 0.00] → 1.70")
 
 
@@ -155,7 +155,7 @@ def test_removal_is_inconclusive_if_seeds_vary_widely_and_not_for_want_of_sinks(
     # 5/3, and 4.303 times the standard error, sqrt(13/3) / sqrt(3); a count is not below 0.
     value = "1.67 [0.00, 6.84] (3) → 0.00 [0.00, 0.00] (3) per utterance"
     assert removed.value == f"whether there were sinks to remove is inconclusive: {value}"
-    assert removed.verdict is ClaimVerdict.OPEN
+    assert removed.verdict is ClaimVerdict.INCONCLUSIVE
 
 
 def test_no_token_takes_over_if_none_is_dominant_however_much_weight_0_varies(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_interval_of_a_share_is_within_0_and_1(tmp_path: Path) -> None:
     moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
     # 2/3, and 4.303 times the standard error 1/3.
     assert moved.value == "not BOS in 67% [0, 100] (3) of the utterances, +67% [-77, 100] (3) relative to weight 0"
-    assert moved.verdict is ClaimVerdict.OPEN
+    assert moved.verdict is ClaimVerdict.INCONCLUSIVE
 
 
 def at_roles(audio: int, end: int) -> dict[str, list]:
@@ -218,7 +218,7 @@ def test_alignment_is_inconclusive_if_the_intervals_overlap(tmp_path: Path) -> N
     others = [(0.86, 1), (1, 1), (1, 1), (1, 1), (1, 1)] * 2
     claim = checked(measured(tmp_path, metrics_of(MANY, **{"bos_cosine/other": others})))[0, "they align with BOS"]
     assert claim.value.startswith("cosine 0.97 [0.97, 0.97], other tokens 0.97 [0.9")
-    assert claim.verdict is ClaimVerdict.OPEN
+    assert claim.verdict is ClaimVerdict.INCONCLUSIVE
 
 
 def test_seeds_are_the_sample_and_paired(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_inconclusive_claims_have_reasons(tmp_path: Path) -> None:
     older = finish(make_trial(tmp_path, AUDIO, LOSS), {"test": NONE})
     write_sinks(older, 3000)
     by_name = checked(plain, older)
-    assert by_name[0.1, "every claim"].verdict is ClaimVerdict.OPEN
+    assert by_name[0.1, "every claim"].verdict is ClaimVerdict.INCONCLUSIVE
     assert by_name[0.1, "every claim"].value.endswith("has no records of single utterances; evaluate the trial again")
     older.sinks.unlink()
     assert "cannot be read" in checked(plain, older)[0.1, "every claim"].value
@@ -277,7 +277,7 @@ def test_a_claim_is_inconclusive_if_seeds_vary_widely(tmp_path: Path) -> None:
         measured(tmp_path, metrics_of([count] * 10), f"train.seed={seed}") for seed, count in enumerate((0, 1, 4))
     ]
     claim = checked(*trials)[0, "there are intermediate sinks, by activation"]
-    assert claim.verdict is ClaimVerdict.OPEN
+    assert claim.verdict is ClaimVerdict.INCONCLUSIVE
     assert claim.value == "1.67 [0.00, 6.84] (3) per utterance"
 
 
@@ -318,7 +318,7 @@ def test_word_error_rate_falls_at_the_highest_rate_and_stays_at_the_lowest(tmp_p
     assert by_name[16, 0.1, falls].verdict is ClaimVerdict.FAILS
     assert by_name[4, 0.1, stays].verdict is ClaimVerdict.FAILS
     by_name = rates(tmp_path / "once", {(16, 0): [40], (16, 0.1): [40], (4, 0): [40], (4, 0.1): [40]})
-    assert by_name[4, 0.1, stays].verdict is ClaimVerdict.OPEN
+    assert by_name[4, 0.1, stays].verdict is ClaimVerdict.INCONCLUSIVE
 
 
 def test_a_word_error_rate_whose_interval_includes_the_margin_is_inconclusive(tmp_path: Path) -> None:
@@ -326,4 +326,4 @@ def test_a_word_error_rate_whose_interval_includes_the_margin_is_inconclusive(tm
     errors = {(16, 0): [20, 21], (16, 0.1): [20, 21], (4, 0): [19, 20, 21], (4, 0.1): [22, 24, 26]}
     claim = rates(tmp_path, errors)[4, 0.1, "at the lowest rate the word error rate stays"]
     assert claim.value.startswith("change in points: +6.7 [+0.3, +13.7] (p=0.0")
-    assert claim.verdict is ClaimVerdict.OPEN
+    assert claim.verdict is ClaimVerdict.INCONCLUSIVE

@@ -223,7 +223,7 @@ def test_change_of_single_runs_has_an_interval_over_their_utterances_and_no_p_va
     assert change.p is None
     assert comparison.cell(comparison.tasks[0], comparison.variants[0]).changes == {}
     assert lines_of(rendering.table_text(comparison), "  change").split()[4:6] == ["–", "-11.7"]
-    assert "of these two runs alone" in rendering.table_text(comparison, 1000)
+    assert "of these two trials alone" in rendering.table_text(comparison, 1000)
     assert "p=" not in rendering.table_text(comparison)
 
 

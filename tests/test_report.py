@@ -167,7 +167,7 @@ def test_the_page_is_complete_and_escapes_quoted_text(written: Path) -> None:
     ):
         assert words in html
     assert html.count("<figure>") == 2 + 2 * 3
-    assert "of these two runs alone" in html
+    assert "of these two trials alone" in html
 
 
 def test_hypotheses_are_aligned_with_references() -> None:

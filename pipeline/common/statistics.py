@@ -1,8 +1,8 @@
-"""Confidence intervals and significance tests, over utterances, speakers or training runs.
+"""Confidence intervals and significance tests, over utterances, speakers or trials.
 
-A training run is what a reader wants to generalise to: another seed gives another word error rate. Utterances show
-how precisely two given runs are measured, and nothing about the next run. So several runs are compared over runs
-(`welch`), and single runs get an interval over utterances (`ratio_interval`), without a claim about other runs.
+Trials are what a reader wants to generalise to: another seed gives another word error rate. Utterances show how
+precisely two given trials are measured, and nothing about the next one. So several trials are compared over trials
+(`welch`), and single ones get an interval over utterances (`ratio_interval`), without a claim about others.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -105,9 +105,9 @@ def _t_quantile(degrees_of_freedom: float) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean over two runs or more, from Student's t."""
+    """95% interval of the mean over two trials or more, from Student's t."""
     if len(values) < 2:
-        raise ValueError("an interval over runs needs at least two")
+        raise ValueError("an interval over trials needs at least two")
     mean = float(np.mean(values))
     half_width = float(_t_quantile(len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return mean - half_width, mean + half_width
@@ -115,7 +115,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Welch:
-    """Result of Welch's t-test on two groups of runs."""
+    """Result of Welch's t-test on two groups of trials."""
 
     difference: float
     """Of the means, the first minus the second."""
@@ -129,14 +129,14 @@ class Welch:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Welch | None:
-    """Compare the means of two groups of two or more independent runs, of possibly unequal variance.
+    """Compare the means of two groups of two or more independent trials, of possibly unequal variance.
 
-    None if the runs of each group are equal: few equal runs do not show that the next is equal too, so without variance
-    the test is undefined.
+    None if the trials of each group are equal: few equal trials do not show that the next is equal too, so without
+    variance the test is undefined.
     """
     groups = [np.asarray(group, float) for group in (first, second)]
     if min(map(len, groups)) < 2:
-        raise ValueError(f"groups of {len(first)} and {len(second)} runs; each needs at least two")
+        raise ValueError(f"groups of {len(first)} and {len(second)} trials; each needs at least two")
     # Their computed variance may be above 0 by rounding.
     if all((group == group[0]).all() for group in groups):
         return None

@@ -1,7 +1,7 @@
-"""Changes of the word error rate by the decorrelation loss, with training runs as the sample.
+"""Changes of the word error rate by the decorrelation loss, with trials as the sample.
 
 With two seeds or more on each side a change is tested over seeds, unless the seeds of each side are equal; with one, it
-has an interval over the utterances of these two runs, and no p-value.
+has an interval over the utterances of these two trials, and no p-value.
 """
 
 import math
@@ -18,7 +18,7 @@ from pipeline.trials.results import ScoredHypothesis
 RESAMPLINGS = 1000
 """Bootstrap samples of the utterances."""
 SMOOTHING = 0.5
-"""Added to errors and words before the logarithm, so that a run without errors has one."""
+"""Added to errors and words before the logarithm, so that a trial without errors has one."""
 MARGIN_POINTS, MARGIN_SHARE = 0.05, 0.25
 """A word error rate counts as unchanged if it changes by less than five points and less than a quarter."""
 MAX_WIDTH = 1.0
@@ -34,11 +34,11 @@ class WERChange:
     interval: tuple[float, float] | None
     """95%, a fraction. Over several seeds: of the ratio of their geometric means less 1, times the mean at weight 0, so
     that `difference` need not be at its centre; None if the seeds of each side are equal. Otherwise over the utterances
-    of these two runs."""
+    of these two trials."""
     seeds: tuple[int, ...]
     """Seeds that both sides have; no others count."""
     p: float | None
-    """Welch's t-test on the logarithm of each run's word error rate; None for single runs and equal seeds."""
+    """Welch's t-test on the logarithm of each trial's word error rate; None for single trials and equal seeds."""
     corrected_p: float | None = None
     """Holm's correction over all changes of the table."""
     equivalence_p: float | None = None
@@ -154,7 +154,7 @@ def difference_over_utterances(
 ) -> tuple[float, tuple[float, float] | None]:
     """The difference of two word error rates, ours minus theirs, with its 95% interval over the same utterances.
 
-    The interval is of these two runs and says nothing about other seeds; None with fewer than ten utterances.
+    The interval is of these two trials and says nothing about other seeds; None with fewer than ten utterances.
     """
     differences = [ours[id].errors - theirs[id].errors for id in sorted(ours)]
     words, speakers = [ours[id].words for id in sorted(ours)], [ours[id].speaker for id in sorted(ours)]

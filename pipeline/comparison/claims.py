@@ -72,7 +72,7 @@ class ClaimVerdict(StrEnum):
 
     HOLDS = "holds"
     FAILS = "does not hold"
-    OPEN = "inconclusive"
+    INCONCLUSIVE = "inconclusive"
 
     @property
     def negated(self) -> "ClaimVerdict":
@@ -108,18 +108,18 @@ class Estimate:
     def above(self, bound: float) -> ClaimVerdict:
         """Whether the value is above a bound, with its interval."""
         if self.low is None or self.high is None:
-            return ClaimVerdict.OPEN
+            return ClaimVerdict.INCONCLUSIVE
         if self.low > bound:
             return ClaimVerdict.HOLDS
-        return ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.OPEN
+        return ClaimVerdict.FAILS if self.high <= bound else ClaimVerdict.INCONCLUSIVE
 
     def higher_than(self, other: "Estimate") -> ClaimVerdict:
         """Whether the value is higher than another, whose interval does not overlap."""
         if self.low is None or self.high is None or other.low is None or other.high is None:
-            return ClaimVerdict.OPEN
+            return ClaimVerdict.INCONCLUSIVE
         if self.low > other.high:
             return ClaimVerdict.HOLDS
-        return ClaimVerdict.FAILS if self.high < other.low else ClaimVerdict.OPEN
+        return ClaimVerdict.FAILS if self.high < other.low else ClaimVerdict.INCONCLUSIVE
 
     def text(self, percent: bool = False, sign: str = "") -> str:
         """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several."""
@@ -146,7 +146,7 @@ def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[F
     if not cell.entries:
         return []
     if cell.gap:
-        return [(EVERY_CLAIM, ClaimVerdict.OPEN, str(cell.gap))]
+        return [(EVERY_CLAIM, ClaimVerdict.INCONCLUSIVE, str(cell.gap))]
     done = [entry for entry in cell.entries if not entry.gap]
     try:
         if not variant.has_loss:
@@ -154,7 +154,7 @@ def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[F
         baselines = comparison.cell(task, variant.without_loss()).entries
         return list(_with_loss(*_read_pairs(done, baselines)))
     except PipelineError as error:
-        return [(EVERY_CLAIM, ClaimVerdict.OPEN, str(error))]
+        return [(EVERY_CLAIM, ClaimVerdict.INCONCLUSIVE, str(error))]
 
 
 def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list[Records], list[Records]]:
@@ -189,7 +189,7 @@ def _above(
     """Whether a metric is above a bound; inconclusive, with the reason `absent`, if no trial has the metric."""
     columns = _columns(trials, metric)
     if not columns:
-        return ClaimVerdict.OPEN, absent
+        return ClaimVerdict.INCONCLUSIVE, absent
     estimate = _estimate(columns, limits)
     return estimate.above(bound), estimate.text() + unit
 
@@ -201,7 +201,7 @@ def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     """
     with_sinks = [records for records in trials if _total([records], BY_ACTIVATION)]
     if not with_sinks:
-        return ClaimVerdict.OPEN, NO_SINK
+        return ClaimVerdict.INCONCLUSIVE, NO_SINK
     counts: Counter[str] = sum((Counter(records.tokens) for records in with_sinks), Counter())
     tokens = {role: count for role, count in counts.items() if count and role not in ("bos", "padding")}
     of_tokens = {role: count / sum(tokens.values()) for role, count in tokens.items()}
@@ -215,7 +215,7 @@ def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     if p_values[main] < SIGNIFICANCE_LEVEL:
         return ClaimVerdict.HOLDS, ", ".join([text, *others])
     # As both shares add up to 1, some role has more of the sinks unless they are equal, which no sample shows.
-    return ClaimVerdict.FAILS if len(tokens) == 1 else ClaimVerdict.OPEN, ", ".join([text, *others])
+    return ClaimVerdict.FAILS if len(tokens) == 1 else ClaimVerdict.INCONCLUSIVE, ", ".join([text, *others])
 
 
 def _share_of_sinks(records: Records, role: str) -> Column:
@@ -236,10 +236,10 @@ def _alignment(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     """Whether the cosine of sinks to BOS is above its bound, and above that of the other tokens."""
     of_sinks, of_others = (_columns(trials, f"sinks/bos_cosine/{kind}") for kind in ("sink", "other"))
     if not of_sinks or not of_others:
-        return ClaimVerdict.OPEN, NO_SINK
+        return ClaimVerdict.INCONCLUSIVE, NO_SINK
     sink, other = _estimate(of_sinks, SIGNED), _estimate(of_others, SIGNED)
     verdicts = {sink.above(ALIGNED), sink.higher_than(other)}
-    verdict = next(v for v in (ClaimVerdict.FAILS, ClaimVerdict.OPEN, ClaimVerdict.HOLDS) if v in verdicts)
+    verdict = next(v for v in (ClaimVerdict.FAILS, ClaimVerdict.INCONCLUSIVE, ClaimVerdict.HOLDS) if v in verdicts)
     return verdict, f"cosine {sink.text()}, other tokens {other.text()}"
 
 
@@ -260,13 +260,13 @@ def _with_loss(trials: Sequence[Records], baselines: Sequence[Records]) -> Itera
 def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
     """Whether fewer sinks than the share `REMAINING` of those at weight 0 remain."""
     if not pairs:
-        return ClaimVerdict.OPEN, "not measured"
+        return ClaimVerdict.INCONCLUSIVE, "not measured"
     after, before = (_estimate(side, COUNT) for side in zip(*pairs, strict=True))
     text = f"{before.text()} → {after.text()} per utterance"
     if before.above(MIN_SINKS) is not ClaimVerdict.HOLDS:
         is_rare = before.value <= MIN_SINKS
         reason = "too few sinks to test removal" if is_rare else "whether there were sinks to remove is inconclusive"
-        return ClaimVerdict.OPEN, f"{reason}: {text}"
+        return ClaimVerdict.INCONCLUSIVE, f"{reason}: {text}"
     # A difference in place of the share that remains, which is undefined for a seed without sinks.
     excess = _estimate(
         [np.stack([trial[0] - REMAINING * baseline[0], trial[1]]) for trial, baseline in pairs], UNLIMITED
@@ -278,7 +278,7 @@ def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str
     """Whether the dominant sink stays at BOS: another token is it neither in most utterances, nor in more than at
     weight 0."""
     if not pairs:
-        return ClaimVerdict.OPEN, "not measured"
+        return ClaimVerdict.INCONCLUSIVE, "not measured"
     share = _estimate([after for after, _ in pairs], SHARE)
     increase = _estimate([np.stack([after[0] - before[0], after[1]]) for after, before in pairs], SIGNED)
     # The share cannot have increased by more than it is, however much weight 0 varies.
@@ -287,7 +287,7 @@ def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str
     if ClaimVerdict.HOLDS in signs_of_relocation:
         verdict = ClaimVerdict.FAILS
     else:
-        verdict = ClaimVerdict.OPEN if ClaimVerdict.OPEN in signs_of_relocation else ClaimVerdict.HOLDS
+        verdict = ClaimVerdict.INCONCLUSIVE if ClaimVerdict.INCONCLUSIVE in signs_of_relocation else ClaimVerdict.HOLDS
     text = f"not BOS in {share.text(percent=True)} of the utterances"
     return verdict, f"{text}, {increase.text(percent=True, sign='+')} relative to weight 0"
 
@@ -298,7 +298,7 @@ def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> 
     all_rates = [other.rates for other in comparison.tasks if other.group == task.group]
     if change is None or len(all_rates) < 2:
         return
-    sample = f"over {len(change.seeds)} seeds" if change.is_over_seeds else "over the utterances of these two runs"
+    sample = f"over {len(change.seeds)} seeds" if change.is_over_seeds else "over the utterances of these two trials"
     text = f"change in points: {change}, {sample}"
     if all(own >= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
         yield "at the highest rate the word error rate falls", _falls(change), text
@@ -309,22 +309,22 @@ def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> 
 def _falls(change: WERChange) -> ClaimVerdict:
     """Whether the interval of the change is below 0."""
     if change.interval is None:
-        return ClaimVerdict.OPEN
+        return ClaimVerdict.INCONCLUSIVE
     low, high = change.interval
     if high < 0:
         return ClaimVerdict.HOLDS
-    return ClaimVerdict.FAILS if low >= 0 else ClaimVerdict.OPEN
+    return ClaimVerdict.FAILS if low >= 0 else ClaimVerdict.INCONCLUSIVE
 
 
 def _stays(change: WERChange) -> ClaimVerdict:
-    """Whether the change is within the margin, over seeds; it is not if its whole interval is beyond. Single runs are
-    not tested: two similar runs do not show the effect of the loss."""
+    """Whether the change is within the margin, over seeds; it is not if its whole interval is beyond. Single trials
+    are not tested: two similar trials do not show the effect of the loss."""
     if change.equivalence_p is None or change.interval is None:
-        return ClaimVerdict.OPEN
+        return ClaimVerdict.INCONCLUSIVE
     if change.equivalence_p < SIGNIFICANCE_LEVEL:
         return ClaimVerdict.HOLDS
     low, high = change.interval
-    return ClaimVerdict.FAILS if low > change.margin or high < -change.margin else ClaimVerdict.OPEN
+    return ClaimVerdict.FAILS if low > change.margin or high < -change.margin else ClaimVerdict.INCONCLUSIVE
 
 
 def _columns(trials: Sequence[Records], name: str) -> list[Column]:

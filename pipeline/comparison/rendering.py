@@ -26,17 +26,17 @@ LEGEND = (
     "more than sinks.epsilon, mean over heads. BOS not dominant: utterances whose dominant sink is another token."
 )
 SEEDS = "±: standard deviation over seeds, their number in parentheses."
-RUNS = (
+CHANGES_OVER_SEEDS = (
     "Changes over several seeds: the difference of the mean word error rates; [ ]: the 95% interval of the ratio of "
     "their geometric means less 1, times the mean at weight 0, so that the difference need not be at its centre. "
-    "Interval and p-value are of Welch's t-test on the logarithm of each run's word error rate{correction}."
+    "Interval and p-value are of Welch's t-test on the logarithm of each trial's word error rate{correction}."
 )
 TOO_WIDE = "Inconclusive: the 95% interval of a change includes 0 and more than 100 points; run more seeds."
 PRIMARY = "{task} on the clean test set is the planned, primary comparison; {correction}."
 NO_PRIMARY = "No change of {task}, the planned, primary comparison, is tested here."
-ONE_RUN = (
-    "Changes of single seeds: 95% interval over {sample}, of these two runs alone. It says nothing about other runs, "
-    "so there is no p-value; give the sweep several seeds."
+CHANGES_OF_ONE_SEED = (
+    "Changes of single seeds: 95% interval over {sample}, of these two trials alone. It says nothing about other "
+    "trials, so there is no p-value; give the sweep several seeds."
 )
 
 
@@ -65,7 +65,8 @@ def table_notes(comparison: Comparison) -> list[str]:
         ]
         primary = [change for change in primary if change in tested]
         others = len(tested) - len(primary)
-        lines.append(RUNS.format(correction=f", the p-values corrected for {others} comparisons (Holm)" * (others > 1)))
+        correction = f", the p-values corrected for {others} comparisons (Holm)" * (others > 1)
+        lines.append(CHANGES_OVER_SEEDS.format(correction=correction))
         if primary:
             correction = "its p-value is not corrected for others"
             if len(primary) > 1:
@@ -76,7 +77,7 @@ def table_notes(comparison: Comparison) -> list[str]:
     if any(change.is_too_wide for change in changes):
         lines.append(TOO_WIDE)
     if any(not change.is_over_seeds for change in changes):
-        lines.append(ONE_RUN.format(sample=sample))
+        lines.append(CHANGES_OF_ONE_SEED.format(sample=sample))
     return [*lines, *comparison.notes]
 
 

@@ -15,8 +15,8 @@ DIGITS = 12
 """Of a digest that is shown."""
 NUMBER = 11
 METRICS_NOTE = (
-    "Differences of percentages are points. [ ]: 95% interval over the utterances of these two runs. It does not "
-    "compare the settings with which they were trained: that takes several seeds of each."
+    "Differences of percentages are points. [ ]: 95% interval over the utterances of these two trials. It does "
+    "not compare the settings with which they were trained: that takes several seeds of each."
 )
 
 
