@@ -1,9 +1,9 @@
 """Disk usage of trials and features by sweep, and removal of those that no sweep uses.
 
-Sweeps are the files of `experiments/`, and what ran last under each name of `results/sweeps/`, with `--set` or from
-whatever file; a run with `--only` adds to that. What other code made of a sweep's configurations and data is kept,
-unless --other-code is given. Without --yes nothing is removed. A trial that is running or being reproduced is kept, and
-so are the features that it reads.
+A sweep is a file of `experiments/`, or the last run that a folder of `results/sweeps/` records: one with `--set` or of
+a file elsewhere, too; a run with `--only` adds to that record. Trials and features with the configuration and data of a
+sweep that another version of the code made are kept, unless --other-code is given. Without --yes nothing is removed. A
+trial that is running or being reproduced is kept, and so are the features that it reads.
 """
 
 import contextlib
@@ -48,6 +48,13 @@ EXPERIMENTS = Path("experiments")
 TRIAL, FEATURES, LEFTOVER = "trial", "features", "leftover"
 UNUSED, OTHER_CODE = "no sweep", ", other code"
 _DAY = 86_400.0
+_Data = dict[str, str]
+"""As in an identity, with the content of features in place of their digest, which includes the code of the encoder."""
+_StoredData = dict[str, str | None]
+"""The same of a stored trial; None for features that are not stored."""
+_StoredContent = tuple[str | None, str | None]
+"""Of stored features, `_content` and `_media`; None if their index is damaged or belongs to others."""
+_NO_CONTENT: _StoredContent = None, None
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,10 @@ class StoredFolder:
 def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
-    These are the sweeps, `params.yaml`, and whatever sweeps last ran with results in `results/sweeps`. A user has all
-    trials and features that differ from its own by their code alone, or by what precision `auto` means on a machine,
-    and the features that its trials have read. One that lacks inputs is taken to use every trial of its configurations,
-    and all features of the media of its corpus, if that is there, since their identities are unknown.
+    These are the sweeps, `params.yaml`, and the last run of each folder of `results/sweeps`. A user has all trials and
+    features that are its own but for the code, or but for what precision `auto` means on a machine, and the features
+    that its trials have read. If it lacks inputs, identities are unknown; then it counts as the user of every trial
+    with one of its configurations, and of all features of the media of its corpus, if that exists.
     """
     usages = [usage for sweep in (_sweep_of("params.yaml", params), *sweeps) for usage in _usages(sweep)]
     usages += [_Usage.of_record(folder) for folder in folders_with(RESULTS, TRIALS_FILE)]
@@ -186,7 +193,7 @@ class _Usage:
     def _add(self, params: Params) -> None:
         self._data[canonical(configuration(params))].append(self._read_data(params))
 
-    def _read_data(self, params: Params) -> "_Data":
+    def _read_data(self, params: Params) -> _Data:
         """The data of a training, the same for trials with equal inputs; its features are added."""
         inputs = params.model_dump(mode="json", include={"corpus", "features"})
         key = canonical([inputs, params.model.modality, params.model.llm.weights])
@@ -209,7 +216,7 @@ class _Usage:
         """Whether this is a trial of the present code, or one that ran last."""
         return trial.identity in self._identities
 
-    def has_trial(self, settings: dict[str, Any], data: "_StoredData") -> bool:
+    def has_trial(self, settings: dict[str, Any], data: _StoredData) -> bool:
         """Whether a trial of this configuration and data is one of the sweep, of whatever code."""
         key = canonical(settings)
         return key in self._data and (not self.is_known or any(_is_same(known, data) for known in self._data[key]))
@@ -234,17 +241,12 @@ def _cached_streams(params: Params) -> tuple[Stream, ...]:
     return streams(params.model.modality) if params.features.mode == "cached" else ()
 
 
-_Data = dict[str, str]
-"""As in an identity, with the content of features in place of their digest, which includes the code of the encoder."""
-_StoredData = dict[str, str | None]
-"""The same of a stored trial; None for features that are not stored."""
-
-
-def _users(trial: Trial, usages: Sequence[_Usage], contents: Mapping[str, "_StoredContent"]) -> list[_Usage]:
+def _users(trial: Trial, usages: Sequence[_Usage], contents: Mapping[str, _StoredContent]) -> list[_Usage]:
     """The sweeps that use a trial, given the content of all stored features by folder."""
     parts = trial.identity_parts()
+    kinds = get_args(Stream)
     data = {
-        name: contents.get(value[:FOLDER_DIGITS], _UNKNOWN)[0] if name.partition("/")[0] in get_args(Stream) else value
+        name: contents.get(value[:FOLDER_DIGITS], _NO_CONTENT)[0] if name.partition("/")[0] in kinds else value
         for name, value in parts["data"].items()
     }
     users = [u for u in usages if u.makes_trial(trial) or u.has_trial(parts["configuration"], data)]
@@ -271,19 +273,14 @@ def _media(stream: str, media: Iterable[str]) -> str:
     return digest([stream, sorted(media)])
 
 
-_StoredContent = tuple[str | None, str | None]
-"""Of stored features, `_content` and `_media`; None if their index is damaged or belongs to others."""
-_UNKNOWN: _StoredContent = None, None
-
-
 def _stored_content(folder: Path) -> _StoredContent:
     try:
         index, _ = read_sealed(folder / INDEX, "")
         stream, media = index["stream"], index["media"]
         is_own = index["digest"].startswith(folder.name)
-        return (_content(stream, index["encoder"], media), _media(stream, media)) if is_own else _UNKNOWN
+        return (_content(stream, index["encoder"], media), _media(stream, media)) if is_own else _NO_CONTENT
     except (PipelineError, KeyError):
-        return _UNKNOWN
+        return _NO_CONTENT
 
 
 def _features_read(trial: Trial) -> set[str]:
@@ -328,7 +325,7 @@ def unused(folders: Sequence[StoredFolder], older: float = 0, other_code: bool =
     ]
 
 
-def listing(folders: Sequence[StoredFolder], chosen: Sequence[StoredFolder]) -> list[str]:
+def usage_lines(folders: Sequence[StoredFolder], chosen: Sequence[StoredFolder]) -> list[str]:
     """A line for each user and kind, and one for each of the chosen folders."""
     users = {user for folder in folders for user in _shown_users(folder)}
     lines = []
@@ -406,7 +403,7 @@ def main() -> None:
     sweeps = [load_sweep(file, arguments.params, arguments.set) for file in sorted(EXPERIMENTS.rglob("*.yaml"))]
     folders = stored_folders(params, sweeps)
     chosen = unused(folders, arguments.older, arguments.other_code)
-    print("\n".join(listing(folders, chosen)))
+    print("\n".join(usage_lines(folders, chosen)))
     if arguments.yes:
         for line in remove(chosen, params.train.runs):
             print(line)
