@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.common.command import load_params_for_command, parser, run_command
+from pipeline.common.dvc_workspace import let_dvc_do_without_git
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import folders_with
 from pipeline.common.redaction import file_without_secrets
-from pipeline.common.version_control import DVC_LOCK, let_dvc_do_without_git
+from pipeline.common.version_control import DVC_LOCK
 from pipeline.config import Params
 from pipeline.encoders.store import INDEX
 from pipeline.trials.environment import locked_stages

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.common.command import ADDRESS, add_address, run_command
+from pipeline.common.dvc_workspace import let_dvc_do_without_git
 from pipeline.common.errors import PipelineError
-from pipeline.common.version_control import let_dvc_do_without_git
 
 END_SECONDS = 30.0
 """How long an interrupted stage may take to end in order."""

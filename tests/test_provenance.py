@@ -14,6 +14,7 @@ import pytest
 from trials import make_trial
 
 from pipeline.common.code import reached_files
+from pipeline.common.dvc_workspace import let_dvc_do_without_git
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.common.hardware import auto_precision
@@ -25,7 +26,7 @@ from pipeline.common.redaction import (
     without_secrets,
 )
 from pipeline.common.verified import write_sealed
-from pipeline.common.version_control import WITHHELD, code_state, let_dvc_do_without_git, require_clean
+from pipeline.common.version_control import WITHHELD, code_state, require_clean
 from pipeline.comparison.entries import read_entries
 from pipeline.config import load_params
 from pipeline.encoders.store import INDEX

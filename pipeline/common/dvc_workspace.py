@@ -1,7 +1,13 @@
-"""The temporary workspaces of DVC (`dvc exp run --temp`), which share some folders with their project."""
+"""DVC: its temporary workspaces (`dvc exp run --temp`), which share some folders with their project; and projects
+without git."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from pipeline.common.code import SOURCE
+from pipeline.common.errors import PipelineError
 
 _WORKSPACES = (".dvc", "tmp", "exps")
 """Workspaces are below this folder of a project."""
@@ -39,3 +45,17 @@ def project_of(folder: Path) -> Path | None:
         if parts[start : start + len(_WORKSPACES)] == _WORKSPACES:
             return Path(*parts[:start])
     return None
+
+
+def let_dvc_do_without_git(root: Path = SOURCE) -> None:
+    """Set `core.no_scm` in DVC's settings of this machine if there is no git repository.
+
+    A downloaded archive includes DVC's settings, with which DVC would require the repository. PipelineError if the
+    setting cannot be changed.
+    """
+    if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    words = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise PipelineError(root / ".dvc/config.local", ran.stderr.strip(), "run: git init")

@@ -36,6 +36,14 @@ def size_text(size: float) -> str:
     return f"{size / _BYTES[unit]:,.1f} {unit}"
 
 
+def duration_text(seconds: float) -> str:
+    """A duration, such as `45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def p_text(p: float) -> str:
     """A p-value, such as `p=0.031`."""
     return "p<0.001" if p < 0.001 else f"p={p:.3f}"

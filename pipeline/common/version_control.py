@@ -7,7 +7,6 @@ provenance. DVC's settings, which may contain the secrets of a remote, are not c
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,20 +82,6 @@ def _reason(message: str, root: Path) -> str:
     if "dubious ownership" in message:
         return "git does not read another user's folder; allow it: git config --global --add safe.directory PATH"
     return message.strip().partition("\n")[0].replace(str(root), ".")
-
-
-def let_dvc_do_without_git(root: Path = SOURCE) -> None:
-    """Set `core.no_scm` in DVC's settings of this machine if there is no git repository.
-
-    A downloaded archive includes DVC's settings, with which DVC would require the repository. PipelineError if the
-    setting cannot be changed.
-    """
-    if not (root / ".dvc").is_dir() or any((folder / ".git").exists() for folder in (root, *root.parents)):
-        return
-    words = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
-    ran = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise PipelineError(root / ".dvc/config.local", ran.stderr.strip(), "run: git init")
 
 
 def _without_secrets(patch: bytes) -> tuple[bytes, list[str]]:

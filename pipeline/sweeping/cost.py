@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json
-from pipeline.common.formatting import size_text
+from pipeline.common.formatting import duration_text, size_text
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.trials.folder import Status, Trial, trials_in
 from pipeline.trials.identity import configuration
@@ -89,17 +89,9 @@ def cost_line(costs: Sequence[Cost | None], concurrency: int | None) -> str:
     else:
         at_once = f"{concurrency} trials at once" if concurrency > 1 else "one trial at a time"
     return (
-        f"the rest takes about {format_duration(seconds)} ({at_once}) and {size_text(size)}, "
+        f"the rest takes about {duration_text(seconds)} ({at_once}) and {size_text(size)}, "
         "estimated from finished trials"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """Such as `45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def training_amount(train: Mapping[str, Any]) -> tuple[str, int]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TextIO
 
+from pipeline.common.formatting import duration_text
 from pipeline.common.redaction import open_redacted
-from pipeline.sweeping.cost import Cost, format_duration, fraction_trained
+from pipeline.sweeping.cost import Cost, fraction_trained
 from pipeline.sweeping.eta import RunningTrial, TimeEstimator, Workload, makespan, workload
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import BestPoints
@@ -210,7 +211,7 @@ class View:
         if seconds is None:
             return "time unknown"
         # With early stopping, fewer trials may run to the end.
-        return f"{'at most' if self._is_upper_bound else 'about'} {format_duration(seconds)}"
+        return f"{'at most' if self._is_upper_bound else 'about'} {duration_text(seconds)}"
 
 
 def _waiting_status(planned: PlannedTrial) -> str:
