@@ -89,9 +89,9 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
         needed = needed_stages(params)
         if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
             if Path(arguments.params).resolve() != Path("params.yaml").resolve():
-                missing_here = f"its inputs are missing: {' '.join(by_dvc)}"
-                by_hand = f"DVC runs params.yaml only; run each: python -m pipeline.STAGE --params {arguments.params}"
-                raise PipelineError(arguments.params, missing_here, by_hand)
+                found = f"its inputs are missing: {' '.join(by_dvc)}"
+                remedy = f"DVC runs params.yaml only; run each: python -m pipeline.STAGE --params {arguments.params}"
+                raise PipelineError(arguments.params, found, remedy)
             run_stages(by_dvc, arguments.address)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)
@@ -123,11 +123,11 @@ def _make_directly(params: Params, stages: Sequence[str], address: str | None) -
             extract_features(params, stream, address=address)
 
 
-def show_plan(sweep: Sweep, file: str, params: str, address: str | None = None) -> None:
+def show_plan(sweep: Sweep, file: str, params_file: str, address: str | None = None) -> None:
     """Print the trials with their status, and the estimated cost of the rest; run nothing."""
     if needed := sorted({stage for params in distinct_inputs(sweep) for stage in needed_stages(params)}):
         print(f"stages that run first: {' '.join(needed)}")
-        for error in missing_sources(sweep, file, params):
+        for error in missing_sources(sweep, file, params_file):
             print(f"warning: {error}")
         if sweep.space:
             print(f"{sweep.search.trials} points will be suggested; the bounds of their ranges:")

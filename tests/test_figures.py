@@ -169,7 +169,7 @@ def test_names_of_all_figures(tmp_path: Path) -> None:
     trial_of(tmp_path, 0)
     trial_of(tmp_path, 1)
     trial_of(tmp_path, 0, "model.rates.audio=4")
-    of_task = ("largest_activations", "cosine_to_bos", "importance")
+    of_task = ("largest_activations", "cosine_to_bos", "attention_to_sinks")
     names = {f"{name}_avsr_{rates}" for name in of_task for rates in ("16_5", "4_5")}
     assert set(figures_of(compared(tmp_path))) == names | {"wer_against_rate", "against_weight", "overview"}
 

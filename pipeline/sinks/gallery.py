@@ -1,4 +1,5 @@
-"""Registry of the sink figures, by file name. Importing this loads matplotlib."""
+"""Registry of the sink figures, by file name. A new one also needs a caption in `pipeline.reporting.page.CAPTIONS`.
+Importing this loads matplotlib."""
 
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from pipeline.sinks.figures import Panel
 FIGURES = {
     "largest_activations": (figures.largest_activations, ["largest"]),
     "cosine_to_bos": (figures.cosine_figure, ["cosine_quantiles_joined"]),
-    "importance": (figures.attention_to_sinks, ["importance_bos"]),
+    "attention_to_sinks": (figures.attention_to_sinks, ["importance_bos"]),
     "attention_map": (sequence_figures.attention_maps, ["exemplar_map"]),
     "activations": (sequence_figures.activation_bars, ["exemplar_map"]),
     "additions": (origin_figures.additions, ["origin_before", "origin_main"]),
