@@ -20,7 +20,7 @@ help: ## show available targets
 sweep: $(READY) ## all trials of SWEEP=experiments/demo.yaml that are not done, and their table; ARGS="--plan" shows what it takes
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m pipeline.sweep $(SWEEP) $(ARGS)
 
-report: $(READY) ## the page of SWEEP: table, figures, utterances to play, what is missing, where it comes from
+report: $(READY) ## the page of SWEEP: table, figures, utterances to play, missing trials, provenance
 	@$(BIN)/python -m pipeline.report $(SWEEP) $(ARGS)
 
 repro: $(READY) ## the trial of params.yaml, from weights and corpus to word error rate and sinks
@@ -35,7 +35,7 @@ test: $(READY) ## all tests; ARGS="-k prune" chooses, ARGS='-m "not slow"' leave
 lint: $(READY) ## style and types of the code
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY) ## what a sweep costs, beside Ray Tune and MLflow alone, what the sinks cost, a trial at the paper's sizes, and beam search
+bench: $(READY) ## benchmarks: a sweep against Ray Tune and MLflow alone, search, sinks, a trial of the paper's size, decoding
 	@PYTHONPATH=. $(BIN)/python tests/bench_sweep.py $(ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/bench_search.py
 	@PYTHONPATH=. $(BIN)/python tests/bench_sinks.py

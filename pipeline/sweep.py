@@ -30,7 +30,7 @@ from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import trials_and_suggestions
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
-from pipeline.sweeping.sync import Sync, charts_line, ingest_trials, is_synced
+from pipeline.sweeping.sync import Sync, charts_line, is_synced, sync_trials
 from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
 from pipeline.trials.folder import OUTPUT_FILE, Status, Trial
 from pipeline.trials.lease import LeaseTakenError
@@ -166,7 +166,7 @@ def run(arguments: Namespace) -> None:
     sweep, trials, suggestions = planned_anywhere(sweep) if arguments.sync else (sweep, *trials_and_suggestions(sweep))
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
-        ingest_trials(name, trials, results)
+        sync_trials(name, trials, results)
         if line := charts_line(name):
             print(line)
         return

@@ -54,7 +54,9 @@ def _start_error(address: str | None, folder: Path, error: Exception) -> Pipelin
             "command",
         )
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    remedy = "see --address" if address else "start the same command again"
+    remedy = "start the same command again"
+    if address:
+        remedy = f"check --address, and that Ray runs there: ray status --address {address}"
     return PipelineError(f"Ray at {address or 'this machine'}", reason, remedy)
 
 

@@ -13,7 +13,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.formatting import p_text, signed
 from pipeline.common.statistics import Welch, equivalence_p, holm, ratio_interval, welch
 from pipeline.comparison.entries import Entry
-from pipeline.trials.results import ScoredHypothesis
+from pipeline.trials.results import AGAIN, ScoredHypothesis
 
 RESAMPLINGS = 1000
 """Bootstrap samples of the utterances."""
@@ -100,7 +100,7 @@ def wer_p(ours: Sequence[Entry], theirs: Sequence[Entry], condition: str) -> flo
     damaged."""
     for entry in (*ours, *theirs):
         if condition not in entry.hypotheses:
-            raise PipelineError(entry.trial.hypotheses, f"has no hypotheses of {condition}", "evaluate the trial again")
+            raise PipelineError(entry.trial.hypotheses, f"has no hypotheses of {condition}", AGAIN)
     result = _welch(*([_totals(entry, condition) for entry in side] for side in (ours, theirs)))
     return result.p if result else None
 

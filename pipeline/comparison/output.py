@@ -27,7 +27,7 @@ from pipeline.comparison.claims import MIN_SINKS, claims, claims_markdown, claim
 from pipeline.comparison.entries import DATA, Entry, Task
 from pipeline.comparison.quantities import sink_counts
 from pipeline.comparison.search_result import SearchResult, search_csv, search_markdown, search_text
-from pipeline.comparison.table import Cell, Comparison, Variant, named
+from pipeline.comparison.table import Cell, Comparison, Variant, setting_text
 
 SELECTED_BY = "wer/validation"
 FIGURES_RECORD = "figures.json"
@@ -177,7 +177,7 @@ def answers(comparison: Comparison) -> list[str]:
             cell = comparison.cell(task, variant)
             if not cell.gap and {reported, BY_ACTIVATION} <= cell.metrics.keys():
                 data = variant.settings.get(DATA)
-                name = f"{task.group}, {named(DATA, data)}" if data else task.group
+                name = f"{task.group}, {setting_text(DATA, data)}" if data else task.group
                 groups.setdefault(name, []).append(_Candidate(task, variant, cell, reported))
     return [f"{name}: {'; '.join(_parts(candidates))}." for name, candidates in groups.items() if len(candidates) > 1]
 

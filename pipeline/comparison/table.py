@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from typing import Any
 
 from pipeline.common.errors import PipelineError
@@ -59,7 +60,7 @@ class Variant:
     @property
     def parts(self) -> list[str]:
         """Its name, a part for each setting: `weight 0.1`, `stop_gradient`."""
-        return [f"weight {self.decorrelation_weight:g}", *(named(key, value) for key, value in self.settings.items())]
+        return [f"weight {self.decorrelation_weight:g}", *starmap(setting_text, self.settings.items())]
 
     def __str__(self) -> str:
         return ", ".join(self.parts)
@@ -74,7 +75,7 @@ class Variant:
         return self.decorrelation_weight, settings
 
 
-def named(key: str, value: Any) -> str:
+def setting_text(key: str, value: Any) -> str:
     """A setting in words: `stop_gradient`, `no layer_norm`, `rank 16`, `layers 2 3`, `no lora`."""
     name = key.rpartition(".")[2]
     if value is None or value is False:

@@ -171,7 +171,7 @@ class Reproduction:
 
 def _last(trial: Trial, stage: str) -> dict[str, Any]:
     """The last finished session of a stage."""
-    remedy = "the trial cannot be reproduced"
+    remedy = "reproduce another trial, or train this one again"
     finished = [s for s in sessions(trial) if s.get("purpose") == stage and s.get("outcome") == "finished"]
     if not finished:
         raise PipelineError(trial.provenance, f"has no finished session of {stage}", remedy)

@@ -4,6 +4,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isnan
 
 from pipeline.common.modality import streams
 from pipeline.sweeping.cost import Cost, fraction_trained, training_amount
@@ -148,8 +149,8 @@ class RunningTrial:
         """Phase, step, loss and speed."""
         if self.evaluation_began is not None:
             return "evaluating"
-        loss = f"loss {self.loss:.3f}" if self.loss == self.loss else "loss -"
-        speed = f"{self.speed:.1f} utterances/s" if self.speed == self.speed else ""
+        loss = "loss -" if isnan(self.loss) else f"loss {self.loss:.3f}"
+        speed = "" if isnan(self.speed) else f"{self.speed:.1f} utterances/s"
         train = self.planned.params.train
         total = f"/{train.steps}" if train.steps else f" ({train.epochs} epochs)"
         return f"step {self.step}{total}  {loss}  {speed}".rstrip()

@@ -45,8 +45,8 @@ def record_plan(
 ) -> Iterator[Callable[[Sequence[PlannedTrial]], None]]:
     """Record the plan in the folder of results, and at the end of the context the time.
 
-    It replaces the plan that was recorded before; one narrowed by `--only` is added to it, since a prune removes trials
-    that were made by settings of the command line once they are not recorded.
+    It replaces the plan that was recorded before; one narrowed by `--only` is added to it: `prune` keeps trials that
+    were made with `--set` only as long as they are recorded here.
 
     Yields:
         A function that adds trials.

@@ -66,14 +66,14 @@ class Sync:
         return subprocess.Popen(self._command, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
 
 
-def ingest_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
+def sync_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
     """Write the current state of a sweep, with the tables and figures of `folder`, to MLflow; repeated, it changes
     nothing."""
     write_sweep(*_arguments(name, trials, folder))
 
 
 def is_synced(name: str, trials: Sequence[PlannedTrial], folder: Path) -> bool:
-    """Whether MLflow has the current state; arguments as `ingest_trials`. Does not import MLflow."""
+    """Whether MLflow has the current state; arguments as `sync_trials`. Does not import MLflow."""
     return is_sweep_synced(*_arguments(name, trials, folder))
 
 

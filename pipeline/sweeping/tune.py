@@ -204,7 +204,7 @@ class _Events(tune.Callback):
         self._channel = channel
 
     def __getstate__(self) -> dict:
-        # As for the jobs.
+        # Tune saves callbacks for its own restore, too, which is not used.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
@@ -224,9 +224,7 @@ def _identity(trial: TuneTrial) -> str:
 
 def _failure(trial: TuneTrial) -> tuple[str, str, bool]:
     """Reason and traceback of a failed attempt, and whether its worker was lost."""
-    error = text = None
-    if trial.error_file:
-        text = Path(trial.error_file).read_text(errors="replace")
+    text = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     try:
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:
@@ -235,7 +233,7 @@ def _failure(trial: TuneTrial) -> tuple[str, str, bool]:
     cause = getattr(error, "cause", None)
     if isinstance(cause, AttemptError):
         return *cause.args, False
-    return reason_of(error, text or ""), text or str(error), True
+    return reason_of(error, text), text or str(error), True
 
 
 def reason_of(error: Exception | None, text: str) -> str:

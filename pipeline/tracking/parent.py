@@ -68,7 +68,7 @@ def describe(client: Any, experiment_id: str, run: Any, files: Sequence[str | Pa
             client.set_tag(run_id, _NOTE, new)
 
 
-def present(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
+def arrange_trials(client: Any, experiment_id: str, parent: str, sweep: str, trials: Sequence[Any]) -> None:
     """Put the trials below their parent, name them by their differences, and save a view that compares them."""
     shown = {
         run.info.run_id: ShownRun(run.data.tags.get(NAME, run.info.run_name), run.data.params, run.data.metrics)

@@ -24,7 +24,7 @@ from pipeline.tracking.content import (
     trial_fingerprint,
 )
 from pipeline.tracking.database import artifacts_root, database, exists, stored_runs
-from pipeline.tracking.parent import PARENT_OF, describe, end_parent, escape_quotes, parent_run, present
+from pipeline.tracking.parent import PARENT_OF, arrange_trials, describe, end_parent, escape_quotes, parent_run
 from pipeline.tracking.run import SYNCED, has_artifacts, log_files, merge_runs, write_trial
 from pipeline.tracking.server import client_of, connected, wrap_errors
 from pipeline.trials.folder import Trial
@@ -74,7 +74,7 @@ def write_sweep(
         parent = run.info.run_id
         log_files(client, parent, files)
         describe(client, experiment_id, run, files)
-        present(client, experiment_id, parent, sweep, trials)
+        arrange_trials(client, experiment_id, parent, sweep, trials)
         end_parent(client, run, trials, complete)
         batch.raise_first()
         client.set_tag(parent, tag, fingerprint)

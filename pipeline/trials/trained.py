@@ -86,10 +86,10 @@ def _retrain(trial: Trial) -> str:
 
 def require_llm(trial: Trial, params: Params, digest: str) -> None:
     """Check that the LLM on disk, of this digest, is the one used in training; or raise a PipelineError."""
-    if digest != trial.identity_parts().get("data", {}).get("llm"):
-        raise PipelineError(
-            params.model.llm.weights, "is not the LLM that the trial was trained with", "put that one there"
-        )
+    trained = trial.identity_parts().get("data", {}).get("llm")
+    if digest != trained:
+        remedy = f"set model.llm.weights to that one, whose digest begins with {str(trained)[:16]}"
+        raise PipelineError(params.model.llm.weights, "is not the LLM that the trial was trained with", remedy)
 
 
 def require_encoders(trial: Trial, params: Params, are_needed: bool = True) -> None:
@@ -111,6 +111,6 @@ def require_encoders(trial: Trial, params: Params, are_needed: bool = True) -> N
             name.removeprefix(folder): {"sha256": sha256} for name, sha256 in inputs.items() if name.startswith(folder)
         }
         if files and files_digest(files) != weights_digest(now.weights):
-            raise PipelineError(
-                now.weights, f"is not the {stream} encoder that the trial was trained with", "put that one there"
-            )
+            found = f"is not the {stream} encoder that the trial was trained with"
+            remedy = f"set features.{stream}.weights to that one; provenance.json has the SHA-256 of its files"
+            raise PipelineError(now.weights, found, remedy)

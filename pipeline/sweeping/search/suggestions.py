@@ -63,8 +63,7 @@ class Suggestions:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._planner = Planner(sweep.specification)
-        reference = self._plan(self._points(sweep.points[0].settings))[0]
+        reference = Planner(sweep.specification).add(self._points(sweep.points[0].settings)[0])
         self._planner = Planner(sweep.specification)
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
         self.all: list[Suggestion] = []
