@@ -16,6 +16,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.verified import sha256_fault
 
 MANIFEST = "manifest.jsonl"
+"""As in `pipeline.corpora.manifest`."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.modality import is_noise_added, streams
 from pipeline.common.verified import sha256_of
 from pipeline.config import Params
-from pipeline.corpora.manifest import Utterance, read_manifest
+from pipeline.corpora.manifest import MANIFEST, Utterance, read_manifest
 from pipeline.corpora.noise.training import noise_digest, noise_sources
 from pipeline.corpora.prepared import require_prepared
 from pipeline.corpora.utterance_media import Media, evaluation_utterances, media_path, training_utterances
@@ -105,7 +105,7 @@ class TrialInputs:
         online are not included, up to 150,000 each time: the manifest has their SHA-256, see `media_files`.
         """
         params, inputs = self.params, self.training if purpose == "train" else self.evaluation
-        manifest = Path(params.corpus.out) / "manifest.jsonl"
+        manifest = Path(params.corpus.out) / MANIFEST
         files = {manifest: sha256_of(manifest)}
         encoders = (getattr(params.features, stream).weights for stream in inputs.groups)
         for folder in map(Path, filter(None, (params.model.llm.weights, *encoders))):
