@@ -84,8 +84,7 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
     the cluster cannot be used; or if a folder of `corpus.root` cannot be read now whose clips were prepared before.
     """
     folder = Path(params.corpus.out)
-    busy = PipelineError(folder, "another process is preparing it", "wait for that process to end")
-    with exclusive(folder, busy):
+    with exclusive(folder, "wait for that process to end", patience=0):
         return _prepare(params.corpus, workers, address)
 
 

@@ -362,8 +362,8 @@ def remove(chosen: Sequence[StoredFolder], runs: str) -> Iterator[str]:
     for stored in chosen:
         try:
             if stored.lock:
-                busy = PipelineError(stored.folder, "is being written", "run the same command again after that")
-                with exclusive(stored.lock, busy):
+                remedy = f"to remove {stored.folder}, run the same command again after that"
+                with exclusive(stored.lock, remedy, patience=0):
                     finish_removal(stored.folder)
             elif stored.kind == LEFTOVER:
                 finish_removal(stored.folder)

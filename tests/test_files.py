@@ -96,7 +96,7 @@ def test_a_link_is_written_without_syncing_its_target(tmp_path, monkeypatch):
     assert not synced
 
 
-def test_a_lock_is_waited_for_or_refused(tmp_path, capsys):
+def test_a_lock_is_waited_for_or_refused(tmp_path, capsys, monkeypatch):
     folder, entered = tmp_path / "some" / "folder", threading.Event()
 
     def enter() -> None:
@@ -104,15 +104,17 @@ def test_a_lock_is_waited_for_or_refused(tmp_path, capsys):
             entered.set()
 
     waiting = threading.Thread(target=enter)
-    busy = PipelineError(folder, "is being written", "wait")
+    monkeypatch.setattr("pipeline.common.files.LOCK_NOTICE_SECONDS", 0.2)
+    holder = rf"is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d \(.+\)"
     with exclusive(folder):
-        with pytest.raises(PipelineError, match="folder: is being written; wait"), exclusive(folder, busy):
+        with pytest.raises(PipelineError, match=f"folder: {holder}; wait$"), exclusive(folder, "wait", patience=0):
             pass
         waiting.start()
         line = ""
         while not line.endswith("\n"):
             line += capsys.readouterr().err
-        assert line == f"{folder}: waiting for the process that is writing it\n"
+        assert line.startswith(f"waiting for {folder}: process {os.getpid()} on ")
+        assert line.count("\n") == 1
         assert not entered.is_set()
     waiting.join()
     assert entered.is_set()

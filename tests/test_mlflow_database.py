@@ -19,9 +19,8 @@ from project import small_disk
 from trials import finish, make_trial
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import exclusive
 from pipeline.evaluate import write_to_mlflow
-from pipeline.tracking import database as mlflow_database
-from pipeline.tracking.database import exclusive_lock
 from pipeline.tracking.writer import identity_of_run, write_trials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,15 +132,15 @@ def test_two_processes_can_create_the_database_at_once(tmp_path: Path) -> None:
 def test_waiting_for_the_lock_names_its_holder_and_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(mlflow_database, "LOCK_NOTICE_SECONDS", 0.2)
-    monkeypatch.setattr(mlflow_database, "MAX_LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.common.files.LOCK_NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.tracking.server.MAX_LOCK_SECONDS", 0.5)
     path = tmp_path / "mlflow.db"
-    with exclusive_lock(path), pytest.raises(PipelineError, match=rf"process {os.getpid()} on .*nothing is lost"):
+    with exclusive(path), pytest.raises(PipelineError, match=rf"process {os.getpid()} on .*nothing is lost"):
         write_trials([], f"sqlite:///{path}", "e", "s")
     waited = capsys.readouterr().err
     assert waited.count("\n") == 1
     assert waited.startswith(f"waiting for {path}: process {os.getpid()} on ")
-    with exclusive_lock(path):
+    with exclusive(path):
         pass
 
 
@@ -151,11 +150,11 @@ def test_waiting_for_the_lock_ends_when_it_is_released(tmp_path: Path, monkeypat
 
     def second() -> None:
         waiting.set()
-        with exclusive_lock(path):
+        with exclusive(path):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with exclusive_lock(path):
+    with exclusive(path):
         thread.start()
         waiting.wait()
         assert not entered.wait(0.3)

@@ -325,7 +325,8 @@ def test_two_processes_do_not_prepare_one_corpus(tmp_path: Path) -> None:
     wait_for_media(folder, first, 1)
     second = subprocess.run(command(folder, "corpus.seed=5"), cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 1
-    assert second.stderr == f"error: {folder}: another process is preparing it; wait for that process to end\n"
+    assert second.stderr.startswith(f"error: {folder}: is being written by process {first.pid} on ")
+    assert second.stderr.endswith("; wait for that process to end\n")
     assert first.wait(timeout=240) == 0, first.stderr.read()
     assert len(read_manifest(folder)) == 36 + 2 + 4 * 3
 

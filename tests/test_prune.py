@@ -1,5 +1,6 @@
 """Which trials and features a prune keeps: those of sweeps, however these were run, and of earlier code."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -261,7 +262,9 @@ def test_what_killed_processes_left_is_removed_unless_a_sweep_resumes_it(monkeyp
     assert {folder.kind for folder in stored().values() if folder.folder.name in left} == {"leftover"}
     with group_writer(group, 2):
         lines = list(prune.remove(unused(list(stored().values())), "runs"))
-    assert f"kept: {group.folder}.partial: is being written; run the same command again after that" in lines
+    [kept] = (line for line in lines if line.startswith("kept: "))
+    assert kept.startswith(f"kept: {group.folder}: is being written by process {os.getpid()} on ")
+    assert kept.endswith(f"; to remove {group.folder}.partial, run the same command again after that")
     assert {line.rpartition("/")[2] for line in lines if line.startswith("removed: ")} == left - {
         f"{group.folder.name}.partial"
     }

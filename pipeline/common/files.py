@@ -7,41 +7,76 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
+import shlex
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.common.errors import PipelineError, UnreadableError
 from pipeline.common.formatting import size_text
+from pipeline.common.redaction import command_without_secrets
 
+LOCK_NOTICE_SECONDS = 3.0
+"""Waiting time for a lock after which its holder is printed."""
+_POLL_SECONDS = 0.1
 _TEMPORARY = re.compile(r"\.[0-9a-f]+\.(.+)")
 _REMOVED = ".removed-"
 """The names of folders that are being removed begin with it."""
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, busy: PipelineError | None = None) -> Iterator[None]:
-    """Lock a folder by a file next to it, since DVC tracks the files inside, and a folder may be replaced. If another
-    process has the lock, raise `busy`, or without it say so and wait.
+def lock(opened: IO[bytes], where: str | Path, wait: bool = True) -> bool:
+    """Lock an open file until it is closed; False if another process has the lock, unless `wait`.
 
     Between machines it works where the locks of the file system do: not on NFS mounted with nolock, Lustre with
     localflock, or BeeGFS by default, for which trials have a lease.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "ab") as opened:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        remedy = (
+            "put it on one that has (a local disk, NFS 4, Lustre with flock) in params.yaml or MLFLOW_TRACKING_URI"
+        )
+        raise PipelineError(where, f"the file system has no locks ({error.strerror})", remedy) from None
+    return True
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, remedy: str = "", patience: float = math.inf) -> Iterator[None]:
+    """Lock a file or a folder by a file next to it, since DVC tracks the files inside a folder, which may be replaced.
+    Another process is waited for; after `patience` seconds that is a PipelineError with this remedy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "a+b", buffering=0) as opened:
+        began, printed = time.monotonic(), False
+        while not lock(opened, path, wait=False):
+            waited = time.monotonic() - began
+            opened.seek(0)
+            holder = opened.read().decode(errors="replace") or "another process"
+            if waited >= patience:
+                raise PipelineError(path, f"is being written by {holder}", remedy)
+            if waited >= LOCK_NOTICE_SECONDS and not printed:
+                printed = True
+                print(f"waiting for {path}: {holder} is writing to it", file=sys.stderr, flush=True)
+            time.sleep(_POLL_SECONDS)
+        opened.truncate(0)
+        command = shlex.join(command_without_secrets(sys.orig_argv))[:200]
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %H:%M')} ({command})"
+        # A full disk is no reason not to work: `prune` frees it.
+        with contextlib.suppress(OSError):
+            opened.write(holder.encode())
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if busy:
-                raise busy from None
-            print(f"{folder}: waiting for the process that is writing it", file=sys.stderr, flush=True)
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
+            yield
+        finally:
+            opened.truncate(0)
 
 
 @contextlib.contextmanager

@@ -5,32 +5,18 @@ MLflow instead.
 """
 
 import contextlib
-import fcntl
-import os
 import re
-import shlex
 import shutil
-import socket
 import sqlite3
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, interrupted_writes
-from pipeline.common.redaction import command_without_secrets
 
 ARTIFACTS_FOLDER = "mlartifacts"
-LOCK_NOTICE_SECONDS = 3.0
-"""Waiting time for the lock after which its holder is printed."""
-MAX_LOCK_SECONDS = 60.0
-"""Waiting time for the lock after which an error is raised."""
-_POLL_SECONDS = 0.1
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
 
 
@@ -65,57 +51,6 @@ def local_folder(address: str) -> Path | None:
     """The folder of artifacts at a `file:` address; None for any other address."""
     parts = urlsplit(address)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """The right to write a database file; two processes that create it at once would damage it.
-
-    PipelineError if another process holds it for over `MAX_LOCK_SECONDS`, or the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "a+b", buffering=0) as opened:
-        _wait_for_lock(opened, path)
-        command = shlex.join(command_without_secrets(sys.orig_argv))[:200]
-        opened.truncate(0)
-        opened.write(f"process {os.getpid()} on {socket.gethostname()} ({command})".encode())
-        try:
-            yield
-        finally:
-            opened.truncate(0)
-
-
-def _wait_for_lock(opened: BinaryIO, path: Path) -> None:
-    began, printed = time.monotonic(), False
-    while not _try_lock(opened, path):
-        waited = time.monotonic() - began
-        opened.seek(0)
-        holder = opened.read().decode(errors="replace") or "another process"
-        if waited >= MAX_LOCK_SECONDS:
-            raise PipelineError(
-                path,
-                f"MLflow cannot be written: {holder} has held {path.name}.lock for over {MAX_LOCK_SECONDS:g} s",
-                "nothing is lost, all results are in the trial folders: wait for that process or end it, then run the "
-                "same command again",
-            )
-        if waited >= LOCK_NOTICE_SECONDS and not printed:
-            printed = True
-            print(f"waiting for {path}: {holder} is writing to it", file=sys.stderr, flush=True)
-        time.sleep(_POLL_SECONDS)
-
-
-def _try_lock(opened: BinaryIO, path: Path) -> bool:
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise PipelineError(
-            path,
-            f"the file system has no locks ({error.strerror})",
-            "set MLFLOW_TRACKING_URI to sqlite:/// and a path on a file system that has (a local disk, NFS 4)",
-        ) from None
-    return True
 
 
 def create_database(path: Path, create_schema: Callable[[str], None]) -> None:

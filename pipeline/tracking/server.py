@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import PipelineError
+from pipeline.common.files import exclusive
 from pipeline.common.redaction import without_secrets
 from pipeline.tracking.database import (
     create_database,
     database,
-    exclusive_lock,
     exists,
     relocate_artifacts,
     require_readable,
 )
 
+MAX_LOCK_SECONDS = 60.0
+"""Waiting time for the database's lock after which an error is raised."""
 DEFAULT_URI = "sqlite:///mlflow.db"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,7 +103,8 @@ def connected(uri: str) -> Iterator[Any]:
     """A client with write access. A database file is locked, created if missing, and adapted if it was moved. Errors as
     `wrap_errors`."""
     path = database(uri)
-    with wrap_errors(uri), exclusive_lock(path) if path else contextlib.nullcontext():
+    remedy = f"{_KEPT}: wait for that process or end it, then run the same command again"
+    with wrap_errors(uri), exclusive(path, remedy, MAX_LOCK_SECONDS) if path else contextlib.nullcontext():
         if path:
             if not exists(uri):
                 create_database(path, lambda plain: _client(plain).search_experiments(max_results=1))

@@ -11,7 +11,6 @@ A lock held for the whole trial would be simpler, but on many shared file system
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import write_json
+from pipeline.common.files import lock, write_json
 from pipeline.common.processes import start_of, this_process
 
 BEAT_SECONDS = 10.0
@@ -158,14 +157,7 @@ class Lease:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with open(self.path.with_name(self.path.name + ".lock"), "ab") as opened:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX)
-            except OSError as error:
-                raise PipelineError(
-                    self.path.parent,
-                    f"the file system has no locks ({error.strerror})",
-                    "put train.runs on one that has (a local disk, NFS 4, Lustre mounted with flock)",
-                ) from None
+            lock(opened, self.path.parent)
             yield
 
 
