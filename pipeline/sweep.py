@@ -30,8 +30,9 @@ from pipeline.sweeping.search.search import Search
 from pipeline.sweeping.search.suggestions import trials_and_suggestions
 from pipeline.sweeping.status import read_plan, record_plan, status_lines
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
-from pipeline.sweeping.sync import Sync, charts_line, is_synced, sync_trials
+from pipeline.sweeping.sync import Sync, charts_line, mlflow_arguments
 from pipeline.sweeping.worker_precision import planned_anywhere, with_worker_precision
+from pipeline.tracking.writer import is_sweep_synced, write_sweep
 from pipeline.trials.folder import OUTPUT_FILE, Status, Trial
 from pipeline.trials.lease import LeaseTakenError
 from pipeline.trials.marks import FAILED_FILE
@@ -166,7 +167,7 @@ def run(arguments: Namespace) -> None:
     sweep, trials, suggestions = planned_anywhere(sweep) if arguments.sync else (sweep, *trials_and_suggestions(sweep))
     name, results = sweep.specification.name, results_folder(sweep)
     if arguments.sync:
-        sync_trials(name, trials, results)
+        write_sweep(*mlflow_arguments(name, trials, results))
         if line := charts_line(name):
             print(line)
         return
@@ -207,7 +208,7 @@ def show_in_mlflow(name: str, trials: Sequence[PlannedTrial], results: Path, syn
     """Update MLflow if needed, and print the address of the charts; a failure is a warning."""
     try:
         warning = None
-        if not is_synced(name, trials, results):
+        if not is_sweep_synced(*mlflow_arguments(name, trials, results)):
             warning = sync.finish()
         elif line := charts_line(name):
             print(line)

@@ -43,9 +43,7 @@ def lock(opened: IO[bytes], where: str | Path, wait: bool = True) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        remedy = (
-            "put it on one that has (a local disk, NFS 4, Lustre with flock) in params.yaml or MLFLOW_TRACKING_URI"
-        )
+        remedy = "put it on one that has (a local disk, NFS 4, Lustre with flock) in params.yaml or MLFLOW_TRACKING_URI"
         raise PipelineError(where, f"the file system has no locks ({error.strerror})", remedy) from None
     return True
 

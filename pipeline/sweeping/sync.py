@@ -9,7 +9,6 @@ from pathlib import Path
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.tracking.server import is_server, tracking_uri
 from pipeline.tracking.views import charts_of
-from pipeline.tracking.writer import is_sweep_synced, write_sweep
 from pipeline.trials.folder import Status
 
 LOWEST_PRIORITY = 19
@@ -66,17 +65,6 @@ class Sync:
         return subprocess.Popen(self._command, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
 
 
-def sync_trials(name: str, trials: Sequence[PlannedTrial], folder: Path) -> None:
-    """Write the current state of a sweep, with the tables and figures of `folder`, to MLflow; repeated, it changes
-    nothing."""
-    write_sweep(*_arguments(name, trials, folder))
-
-
-def is_synced(name: str, trials: Sequence[PlannedTrial], folder: Path) -> bool:
-    """Whether MLflow has the current state; arguments as `sync_trials`. Does not import MLflow."""
-    return is_sweep_synced(*_arguments(name, trials, folder))
-
-
 def charts_line(name: str) -> str | None:
     """The address of a sweep's charts, as a line; None if MLflow does not have it."""
     uri = tracking_uri()
@@ -85,9 +73,10 @@ def charts_line(name: str) -> str | None:
     return address and f"charts in MLflow: {first}{address}"
 
 
-def _arguments(
+def mlflow_arguments(
     name: str, trials: Sequence[PlannedTrial], folder: Path
 ) -> tuple[list[Path], str, str, list[Path], bool]:
+    """Arguments of `write_sweep` for the current state of a sweep, with the tables and figures of `folder`."""
     started = [planned.trial.folder for planned in trials if planned.status is not Status.NEW]
     artifacts = [path for pattern in SWEEP_ARTIFACTS for path in sorted(folder.glob(pattern))]
     return started, tracking_uri(), name, artifacts, all(planned.is_over for planned in trials)
