@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.common.errors import PipelineError
-from pipeline.common.files import exclusive, file_sha256
+from pipeline.common.files import atomic_write, exclusive, file_sha256
+from pipeline.common.journal import append_values, read_journal
 from pipeline.common.verified import write_sealed
 from pipeline.encoders.store import ARRAY, DTYPE, INDEX, FeatureGroup
 
@@ -27,31 +27,24 @@ class GroupWriter:
     first line that is incomplete or whose rows differ, so usually at most one batch is encoded again.
     """
 
-    def __init__(self, group: FeatureGroup, dimension: int, array: BinaryIO, journal: BinaryIO) -> None:
+    def __init__(self, group: FeatureGroup, dimension: int, array: BinaryIO) -> None:
         self.group, self.dimension = group, dimension
         self.media: dict[str, list[int]] = {}
         """`[first frame, frames]` of the finished media, by their SHA-256."""
         self.frames = 0
-        self._array, self._journal = array, journal
+        self._array, self._journal = array, Path(array.name).with_name(JOURNAL)
         self._recover()
 
     def _recover(self) -> None:
         row = self.dimension * DTYPE.itemsize
-        kept = 0
-        self._journal.seek(0)
-        self._array.seek(0)
-        for line in self._journal:
-            try:
-                sha256, frames, check = json.loads(line)
-                intact = line.endswith(b"\n") and _check(sha256, self._array.read(frames * row)) == check
-            except (ValueError, TypeError):
-                break
-            if not intact:
+        kept = []
+        for sha256, frames, check in read_journal(self._journal):
+            if _check(sha256, self._array.read(frames * row)) != check:
                 break
             self._add(sha256, frames)
-            kept += len(line)
-        self._journal.seek(kept)
-        self._journal.truncate()
+            kept.append([sha256, frames, check])
+        with atomic_write(self._journal) as temporary:
+            append_values(temporary, *kept)
         self._array.seek(self.frames * row)
         self._array.truncate()
 
@@ -67,8 +60,7 @@ class GroupWriter:
             self._array.writelines(rows.values())
             _flush(self._array)
             lines = ([sha256, len(batch[sha256]), _check(sha256, content)] for sha256, content in rows.items())
-            self._journal.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
-            _flush(self._journal)
+            append_values(self._journal, *lines)
         except OSError as error:
             raise PipelineError(
                 self._array.name,
@@ -119,8 +111,8 @@ def group_writer(group: FeatureGroup, dimension: int) -> Iterator[GroupWriter]:
     folder = group.folder.with_name(f"{group.folder.name}{PARTIAL}")
     with exclusive(group.folder):
         folder.mkdir(exist_ok=True)
-        with _opened(folder / ARRAY) as array, _opened(folder / JOURNAL) as journal:
-            yield GroupWriter(group, dimension, array, journal)
+        with _opened(folder / ARRAY) as array:
+            yield GroupWriter(group, dimension, array)
 
 
 @contextlib.contextmanager
