@@ -108,7 +108,6 @@ def _interventions(target: "AnalysisTarget", surveyed: "Survey", sinks: Sinks, f
     rows = effects(target, tests, item_results(target, tests, sinks, journal))
     text = table.effects_text(rows, target.score_kind, target.item)
     write_text(folder / "interventions.txt", text)
-    write_text(folder / "interventions.md", table.effects_markdown(rows, target.score_kind, target.item))
     write_text(folder / "interventions.csv", table.effects_csv(rows))
     records = [{"test": asdict(effect), "control": control and asdict(control)} for effect, control in rows]
     write_json(folder / "interventions.json", {"source": source, "score": target.score_kind, "effects": records})

@@ -36,7 +36,7 @@ FILES = {"summary.txt", "sinks.json"} | {
     for name in FIGURES
     for suffix in ("png", "pdf")
 }  # fmt: skip
-TABLES = {f"interventions.{suffix}" for suffix in ("txt", "md", "csv", "json", "png", "pdf")}
+TABLES = {f"interventions.{suffix}" for suffix in ("txt", "csv", "json", "png", "pdf")}
 
 
 @pytest.fixture(scope="module")

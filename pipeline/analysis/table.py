@@ -1,4 +1,4 @@
-"""Effects of interventions as text, Markdown and CSV."""
+"""Effects of interventions as text and CSV."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pipeline.analysis.effects import Effect
 from pipeline.analysis.items import ScoreKind
 from pipeline.common.files import csv_text
-from pipeline.common.formatting import ABSENT, markdown_table, p_text, rounded, signed, text_table
+from pipeline.common.formatting import ABSENT, p_text, rounded, signed, text_table
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 WIDTH = 120
@@ -56,11 +56,6 @@ def effects_text(rows: Rows, score: ScoreKind, item: str) -> str:
     """For a terminal."""
     table = text_table(header(score), cells(rows, score), WIDTH)
     return "\n".join([*table, "", textwrap.fill(legend(item), WIDTH)]) + "\n"
-
-
-def effects_markdown(rows: Rows, score: ScoreKind, item: str) -> str:
-    """One table, and the explanation of its columns."""
-    return "\n".join([*markdown_table(header(score), cells(rows, score)), "", legend(item)]) + "\n"
 
 
 def effects_csv(rows: Rows) -> str:
