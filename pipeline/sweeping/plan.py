@@ -21,7 +21,6 @@ from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
 from pipeline.trials.folder import Status, Trial
 from pipeline.trials.identity import configuration, evaluation_digest, training_identity, trial_name
-from pipeline.trials.lease import LeaseTakenError
 
 WAIT_SECONDS = 2.0
 _IN_NAME = {"model.modality", "model.rates.audio", "model.rates.video", "decorrelation.weight", "train.seed"}
@@ -93,13 +92,7 @@ class PlannedTrial:
 
     def is_free(self) -> bool:
         """Whether it is over, or no process runs it."""
-        if self.is_over:
-            return True
-        try:
-            with self.trial.lease():
-                return True
-        except LeaseTakenError:
-            return False
+        return self.is_over or self.trial.lease().holder() is None
 
 
 def wait_until_any_free(trials: Sequence[PlannedTrial], stop: Path) -> None:

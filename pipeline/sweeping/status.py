@@ -123,7 +123,7 @@ def _planned(line: dict[str, Any], rule: EarlyStoppingRule | None) -> PlannedTri
     try:
         return PlannedTrial(
             line["name"],
-            _params(line),
+            Params.model_validate_json(json.dumps(line["params"])),
             tuple(line["settings"]),
             line["identity"],
             line["evaluation"],
@@ -137,16 +137,8 @@ def _planned(line: dict[str, Any], rule: EarlyStoppingRule | None) -> PlannedTri
 
 def recorded_trials(folder: Path) -> dict[str, Params | None]:
     """The recorded trials of a folder of results: their parameters by identity; None for those of another version."""
-    trials: dict[str, Params | None] = {}
-    for line in _recorded_lines(folder):
-        trials[line["identity"]] = None
-        with contextlib.suppress(ValueError):
-            trials[line["identity"]] = _params(line)
-    return trials
-
-
-def _params(line: dict[str, Any]) -> Params:
-    return Params.model_validate_json(json.dumps(line["params"]))
+    planned = {line["identity"]: _planned(line, None) for line in _recorded_lines(folder)}
+    return {identity: trial.params if trial else None for identity, trial in planned.items()}
 
 
 def status_lines(plan: RecordedPlan) -> list[str]:
