@@ -23,7 +23,7 @@ from pipeline.config import load_params
 from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups, read_index
-from pipeline.sweeping.engine import Ended, Engine, Failed, Outcome
+from pipeline.sweeping.engine import Ended, Failed, Outcome, start_engine
 from pipeline.sweeping.plan import PlannedTrial, trials_of_points
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import load_sweep
@@ -58,15 +58,15 @@ def interval(specification: Specification, work: str, trials: list[PlannedTrial]
         for planned in trials
     ]
     ends: list[float] = []
-    with Engine(specification, None, stop) as engine:
-        engine.place(jobs[0])
-        for event in engine.events():
+    with start_engine(specification, None, stop) as engine:
+        engine.ray.send(jobs[0])
+        for event in engine.ray.events():
             assert not isinstance(event, Failed), event
             if isinstance(event, Ended):
                 ends.append(time.perf_counter())
                 if len(ends) == len(jobs):
                     break
-                engine.place(jobs[len(ends)])
+                engine.ray.send(jobs[len(ends)])
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 

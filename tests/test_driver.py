@@ -36,13 +36,13 @@ class ScriptedEngine:
         self.starts += 1
         if self.script.get("start"):
             raise self.script["start"].pop()
-        self.placed, self.notes, self.concurrency = [], [], 2
+        self.placed, self.notes, self.concurrency, self.ray = [], [], 2, self
         return self
 
     def __exit__(self, *exception):
         pass
 
-    def place(self, job):
+    def send(self, job):
         self.placed.append(job)
         self.jobs.append(job)
 
@@ -86,7 +86,7 @@ def run(tmp_path, monkeypatch, capsys):
             for seed, name in enumerate(names)
         ]
         engine = ScriptedEngine(trials, script)
-        monkeypatch.setattr(driver, "Engine", engine)
+        monkeypatch.setattr(driver, "start_engine", engine)
         sweep = Sweep(Specification(name="s", retries=retries, scheduler=asha), trials[0].params, ())
         try:
             Driver(sweep, trials, "some:work", tmp_path / "log").run(None, SimpleNamespace(start=lambda: None))

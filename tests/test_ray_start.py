@@ -117,18 +117,18 @@ def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
     )
     sweep = load_sweep("sweep.yaml", ROOT / "params.yaml")
     assert with_worker_precision(sweep) is sweep
-    monkeypatch.setattr(worker_precision, "Engine", queried_engine)
+    monkeypatch.setattr(worker_precision, "start_engine", queried_engine)
     first = with_worker_precision(sweep, "10.0.0.1:6379")
     assert [point.params.train.precision for point in first.points] == ["bfloat16", "float32"]
     assert {point.params.features.video.precision for point in first.points} == {"bfloat16"}
     assert {point.params.features.audio.precision for point in first.points} == {"float32"}
     # Not queried again.
-    monkeypatch.setattr(worker_precision, "Engine", None)
+    monkeypatch.setattr(worker_precision, "start_engine", None)
     assert with_worker_precision(sweep, "10.0.0.1:6379") == with_worker_precision(sweep) == first
     with_gpu = replace(sweep, specification=Specification(name="some", resources=Resources(gpus=0.5)))
     # Without a GPU, `auto` was that of a CPU.
     assert with_worker_precision(with_gpu) is with_gpu
-    monkeypatch.setattr(worker_precision, "Engine", queried_engine)
+    monkeypatch.setattr(worker_precision, "start_engine", queried_engine)
     assert (
         with_worker_precision(with_gpu, "10.0.0.1:6379").auto_precisions
         == with_worker_precision(with_gpu).auto_precisions

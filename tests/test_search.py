@@ -51,13 +51,13 @@ class FakeEngine:
         return self
 
     def __enter__(self):
-        self.placed, self.notes, self.concurrency = [], [], self.slots
+        self.placed, self.notes, self.concurrency, self.ray = [], [], self.slots, self
         return self
 
     def __exit__(self, *exception):
         pass
 
-    def place(self, job):
+    def send(self, job):
         self.placed.append(job)
 
     def events(self):
@@ -95,15 +95,15 @@ def searched(tmp_path, monkeypatch, capsys):
         path.write_text(yaml.safe_dump({"name": "s", "set": common, "axes": axes, "search": search, **more}))
         sweep = load_sweep(path, ROOT / "params.yaml", only=only)
         suggestions, engine = Suggestions(sweep), FakeEngine(slots, lives)
-        monkeypatch.setattr(driver, "Engine", engine)
-        place = engine.place
+        monkeypatch.setattr(driver, "start_engine", engine)
+        place = engine.send
 
         def placed(job):
             planned = next(planned for planned in suggestions.trials if planned.identity == job["identity"])
             Trial.create(planned.trial.folder.parent, planned.params, DIGESTS)
             place(job)
 
-        engine.place = placed
+        engine.send = placed
         search = None if only else Search(sweep, suggestions)
         started = driver.Driver(sweep, suggestions.trials, "some:work", tmp_path / "log", search)
         killed = False

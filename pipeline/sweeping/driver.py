@@ -13,7 +13,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space
 from pipeline.sweeping.cost import Cost, CostModel
 from pipeline.sweeping.early_stopping import Decision, EarlyStopping
-from pipeline.sweeping.engine import Ended, Engine, Event, Failed, Outcome, Slots, Started
+from pipeline.sweeping.engine import Ended, Engine, Event, Failed, Outcome, Slots, Started, start_engine
 from pipeline.sweeping.interruption import POLL_SECONDS, StopRequest, handle_stop_signals, run_every
 from pipeline.sweeping.plan import PlannedTrial, wait_until_any_free
 from pipeline.sweeping.search.search import Search
@@ -110,7 +110,7 @@ class Driver:
                     if not self._queue and not self._elsewhere:
                         break
                     try:
-                        with Engine(self._specification, address, self._stop) as engine:
+                        with start_engine(self._specification, address, self._stop) as engine:
                             self._serve(engine, request)
                     except RayLostError as error:
                         self._on_crash(error)
@@ -125,7 +125,7 @@ class Driver:
         for note in engine.notes:
             self._view.event(note)
         self._view.concurrency = engine.concurrency
-        for event in engine.events():
+        for event in engine.ray.events():
             if event:
                 self._handle(event)
             if self._stop.exists():
@@ -149,7 +149,7 @@ class Driver:
                 planned = self._queue.popleft()
                 self._placed[planned.identity] = planned
                 self._sessions_before[planned.identity] = _session_count(planned)
-                engine.place(self._job(planned))
+                engine.ray.send(self._job(planned))
             elif self._elsewhere and not self._placed:
                 self._wait_elsewhere()
             else:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.cluster.connection import Note, RayOptions, ray_process
+from pipeline.cluster.connection import Note, RayConnection, RayOptions, ray_process
 from pipeline.common.hardware import ResolvedPrecision
 from pipeline.sweeping.specification import Specification
 
@@ -75,49 +75,38 @@ class EngineOptions(RayOptions):
     """Whether to query a worker for `Engine.auto_precisions` at the start."""
 
 
-class Engine:
-    """A running Ray, on this machine, where it ends with this context, or on the cluster at `address`.
+class Engine(NamedTuple):
+    """A running Ray that is ready for jobs. A job has `work`, the function that a worker calls (`module:function`); its
+    input `params`, `identity`, `folder`, `stop`, `until`; and `root`, the working directory. It runs once a slot is
+    free."""
+
+    ray: RayConnection
+    concurrency: int
+    """The number of trials that can run at once."""
+    auto_precisions: dict[str, ResolvedPrecision] | None
+    """What precision `auto` means on a worker, by device."""
+    notes: list[str]
+    """Lines that Ray's process sent while it started."""
+
+
+@contextlib.contextmanager
+def start_engine(
+    specification: Specification, address: str | None, stop: Path, query_precision: bool = False
+) -> Iterator[Engine]:
+    """Start Ray on this machine, where it ends with this context, or connect to the cluster at `address`.
 
     Once the file `stop` exists, the start is cancelled by a KeyboardInterrupt; `query_precision` says whether to query
     a worker for `auto_precisions`. PipelineError if Ray cannot be started or reached, or no node has the resources of
     a trial.
     """
-
-    def __init__(
-        self, specification: Specification, address: str | None, stop: Path, query_precision: bool = False
-    ) -> None:
-        self._options = EngineOptions(address, specification=specification, query_precision=query_precision)
-        self._stop = stop
-        self.auto_precisions: dict[str, ResolvedPrecision] | None = None
-        """What precision `auto` means on a worker, by device."""
-        self.concurrency = 1
-        """The number of trials that can run at once."""
-        self.notes: list[str] = []
-        """Lines that Ray's process sent while it started."""
-
-    def __enter__(self) -> "Engine":
-        with contextlib.ExitStack() as stack:
-            self._ray = stack.enter_context(ray_process("pipeline.sweeping.tune:serve", self._options))
-            for event in self._ray.events():
-                if self._stop.exists():
-                    raise KeyboardInterrupt
-                if isinstance(event, Note):
-                    self.notes.append(event.text)
-                elif event:
-                    self.concurrency, self.auto_precisions = event
-                    break
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def place(self, job: dict[str, Any]) -> None:
-        """Run a trial as soon as a slot is free. `job` has `work`, the function that a worker calls
-        (`module:function`); its input `params`, `identity`, `folder`, `stop`, `until`; and `root`, the working
-        directory."""
-        self._ray.send(job)
-
-    def events(self) -> Iterator[Event | None]:
-        """As `RayConnection.events`."""
-        return self._ray.events()
+    options = EngineOptions(address, specification=specification, query_precision=query_precision)
+    notes: list[str] = []
+    with ray_process("pipeline.sweeping.tune:serve", options) as ray:
+        for event in ray.events():
+            if stop.exists():
+                raise KeyboardInterrupt
+            if isinstance(event, Ready):
+                yield Engine(ray, *event, notes)
+                return
+            if event:
+                notes.append(event.text)

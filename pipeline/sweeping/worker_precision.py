@@ -11,7 +11,7 @@ from typing import get_args
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.hardware import ResolvedPrecision, resolved_as
-from pipeline.sweeping.engine import Engine
+from pipeline.sweeping.engine import start_engine
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import results_folder
 from pipeline.sweeping.search.suggestions import Suggestions, trials_and_suggestions
@@ -39,7 +39,7 @@ def with_worker_precision(sweep: Sweep, address: str | None = None) -> Sweep:
     path, has_gpu = results_folder(sweep) / PRECISION_FILE, sweep.specification.resources.gpus > 0
     precisions = _recorded(path, has_gpu)
     if address and precisions is None:
-        with Engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
+        with start_engine(sweep.specification, address, path.with_name(".stop"), query_precision=True) as engine:
             precisions = engine.auto_precisions
         write_json(path, {"precision": precisions, "has_gpu": has_gpu})
     return _resolved(sweep, precisions) if precisions else sweep
