@@ -15,8 +15,9 @@ from typing import Any
 
 from pipeline.common.command import parser, run_command
 from pipeline.common.files import write_json
+from pipeline.reproduction.data import Problem
 from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
-from pipeline.reproduction.run import Problem, Reproduction
+from pipeline.reproduction.run import Reproduction
 from pipeline.tracking.selection import TRIAL_HELP, requested_trial
 from pipeline.tracking.server import errors_as_warnings, tracking_uri
 from pipeline.tracking.writer import tag_trial

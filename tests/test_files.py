@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,8 @@ def test_a_lock_is_waited_for_or_refused(tmp_path, capsys, monkeypatch):
         waiting.start()
         line = ""
         while not line.endswith("\n"):
+            # Text that is printed while it is read is lost.
+            time.sleep(0.1)
             line += capsys.readouterr().err
         assert line.startswith(f"waiting for {folder}: process {os.getpid()} on ")
         assert line.count("\n") == 1

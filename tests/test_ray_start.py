@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster.channel import Channel
-from pipeline.cluster.connection import Lost
-from pipeline.cluster.slots import slots
+from pipeline.cluster.connection import Channel, Lost
+from pipeline.cluster.pool import slots
 from pipeline.cluster.start import require_gpus
 from pipeline.common.errors import PipelineError
 from pipeline.sweeping import tune, worker_precision

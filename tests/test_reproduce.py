@@ -21,8 +21,8 @@ from pipeline.common.version_control import code_state
 from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check, report_lines
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
+from pipeline.reproduction.data import Problem
 from pipeline.reproduction.results import judge
-from pipeline.reproduction.run import Problem
 from pipeline.reproduction.stages import query_identity, settings_of
 from pipeline.trials.environment import environment as environment_of
 from pipeline.trials.environment import source_archive

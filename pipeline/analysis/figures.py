@@ -61,7 +61,7 @@ def draw_effects(rows: Sequence[tuple[Effect, Effect | None]], score: ScoreKind,
 
 
 def _scale_axis(axes: Axes, score: ScoreKind) -> None:
-    if score.changes_by_factor:
+    if score is ScoreKind.PERPLEXITY:
         axes.set_xscale("log")
         axes.axvline(1, color=GREY, linewidth=0.8)
         axes.set_xlabel(f"perplexity relative to the baseline, 95% interval,\n{NOT_CORRECTED}")

@@ -20,12 +20,7 @@ class ItemBatch:
 
 
 class ScoreKind(StrEnum):
-    """What the score of a target is, by its name in tables."""
+    """What the score of a target is, by its name in tables; a perplexity changes by a factor, a WER by points."""
 
     WER = "WER %"
     PERPLEXITY = "perplexity"
-
-    @property
-    def changes_by_factor(self) -> bool:
-        """Whether a change is given as a factor, not as a difference in points."""
-        return self is ScoreKind.PERPLEXITY

@@ -16,7 +16,7 @@ CONTROL_OF_NON_SINKS = "for non-sinks rotated to BOS, of the same tokens toward 
 
 def header(score: ScoreKind) -> list[str]:
     """Names of the columns."""
-    change = "change, factor" if score.changes_by_factor else "change, points"
+    change = "change, factor" if score is ScoreKind.PERPLEXITY else "change, points"
     return ["intervention", "tokens", score, change, "at random", "sinks", "BOS ratio"]
 
 
@@ -78,7 +78,7 @@ def _change(effect: Effect, score: ScoreKind) -> str:
 
 def _with_interval(value: float, bounds: tuple[float, float] | None, score: ScoreKind, is_change: bool) -> str:
     def written(number: float) -> str:
-        if not score.changes_by_factor:
+        if score is not ScoreKind.PERPLEXITY:
             return signed(number, decimals=1) if is_change else f"{number:.1f}"
         if abs(number) >= 1e6:
             return f"{number:.1e}"

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -154,6 +155,27 @@ def _session_members(leader: int) -> list[int]:
             if int(session) == leader and state not in "ZX" and pid != os.getpid():
                 pids.append(pid)
     return pids
+
+
+class Channel:
+    """Sends events to the driver, the process that started this one, from several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def send(self, event: Any) -> bool:
+        """Returns whether the driver lives. If it does not, the thread that receives from it ends this process."""
+        with contextlib.suppress(OSError), self._lock:
+            self._connection.send(event)
+            return True
+        return False
+
+
+def ignore_signals() -> None:
+    """The driver ends this process. An empty handler, since SIG_IGN would be inherited by all of Ray's processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def _serve(connection: Connection, serve: str, options: RayOptions) -> None:

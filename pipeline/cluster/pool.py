@@ -40,6 +40,12 @@ class PoolOptions(RayOptions):
     """Of a job, on a cluster that has any."""
 
 
+def slots(resources: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """The number of trials or jobs that can run at once, each on one node; resources are `CPU` and `GPU`."""
+    kinds = [kind for kind, amount in resources.items() if amount]
+    return sum(min(int(node.get(kind, 0) / resources[kind] + 1e-9) for kind in kinds) for node in nodes)
+
+
 @contextlib.contextmanager
 def parallel_run(address: str | None, processes: int) -> Iterator[Run]:
     """The function that runs jobs in parallel: on the Ray cluster at `address`, or in `processes` of this machine."""

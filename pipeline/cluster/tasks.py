@@ -18,10 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from pipeline.cluster.channel import Channel, ignore_signals
-from pipeline.cluster.connection import Lost, Refused
-from pipeline.cluster.pool import Done, Killed, PoolOptions, Ready
-from pipeline.cluster.slots import slots
+from pipeline.cluster.connection import Channel, Lost, Refused, ignore_signals
+from pipeline.cluster.pool import Done, Killed, PoolOptions, Ready, slots
 from pipeline.cluster.start import node_resources, require_gpus, start_ray
 from pipeline.common.errors import PipelineError, error_line, from_os_error
 

@@ -121,7 +121,7 @@ class Entry:
 
     @functools.cached_property
     def sink_records(self) -> "dict[str, np.ndarray]":
-        """The arrays of `sinks.npz` that `pipeline.comparison.sink_records` reads. PipelineError if it is missing or
+        """The arrays of `sinks.npz` that `pipeline.comparison.claims` reads. PipelineError if it is missing or
         damaged."""
         return self.trial.read_sinks(SINK_RECORDS)
 

@@ -20,21 +20,20 @@ MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class ChangedFile:
-    """A file that is not the one that the session read."""
+class Problem:
+    """What prevents a reproduction, or may."""
 
-    path: str
-    reason: str
-    """Such as `is missing`."""
-    decisive: bool
-    """Whether it prevents a reproduction. A manifest may have changed in lines that no trial reads; those that are read
-    count in the trial's identity."""
+    text: str
+    is_file: bool = True
+    """Whether it goes away when files are restored."""
+    is_decisive: bool = True
+    """A manifest may have changed in lines that no trial reads; those that are read count in the trial's identity."""
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
+        return self.text
 
 
-def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[ChangedFile], list[str]]:
+def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Problem], list[str]]:
     """Place each folder that a session read in its tree, which has its code and `dvc.lock`, under the same name.
     `inputs` are SHA-256 by path, relative to the project, the first source of the data.
 
@@ -58,7 +57,7 @@ def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[
             (tree / folder).parent.mkdir(parents=True, exist_ok=True)
             os.symlink((project / folder).resolve(), tree / folder)
     remaining = [
-        ChangedFile((folder / name).as_posix(), reason, decisive=name != MANIFEST)
+        Problem(f"{(folder / name).as_posix()} {reason}", is_decisive=name != MANIFEST)
         for folder in reasons
         for name, reason in reasons[folder].items()
     ]

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pipeline.common.verified import sha256_fault
 from pipeline.config import load_params
 from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
 from pipeline.reproduction.code import remove_tree, restore_code, same_code
-from pipeline.reproduction.data import ChangedFile, place_data
+from pipeline.reproduction.data import Problem, place_data
 from pipeline.reproduction.results import ReproductionVerdict, judge
 from pipeline.reproduction.stages import query_identity, run_stage, settings_of
 from pipeline.training.inputs import TrialInputs, media_files
@@ -23,18 +22,6 @@ from pipeline.trials.provenance import sessions
 STAGES = ("train", "evaluate")
 _REQUIRED = ("code", "source", "packages")
 """Entries of a session that a reproduction needs."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What prevents a reproduction."""
-
-    text: str
-    is_file: bool
-    """Whether it goes away when files are restored."""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Reproduction:
@@ -61,8 +48,8 @@ class Reproduction:
             self._say("code", restore_code(self.sessions[stage], self.trial.folder, self.project, tree))
         inputs = self._inputs()
         changed = self._place(inputs)
-        if problems := [*(str(file) for file in changed if file.decisive), *self._changed_results()]:
-            return [Problem(text, is_file=True) for text in problems]
+        if problems := [*(file for file in changed if file.is_decisive), *self._changed_results()]:
+            return problems
         self.settings = {
             stage: settings_of(session, inputs, self.workspace / "runs", self.trees[stage])
             for stage, session in self.sessions.items()
@@ -70,8 +57,8 @@ class Reproduction:
         identity = self._changed_identity()
         return [Problem("; ".join([text, *map(str, changed)]), is_file=bool(changed)) for text in identity]
 
-    def _place(self, inputs: dict[str, str]) -> list[ChangedFile]:
-        changed: dict[ChangedFile, None] = {}
+    def _place(self, inputs: dict[str, str]) -> list[Problem]:
+        changed: dict[Problem, None] = {}
         fetched: dict[str, None] = {}
         for tree in dict.fromkeys(self.trees.values()):
             remaining, pulled = place_data(inputs, self.project, tree)
@@ -105,10 +92,11 @@ class Reproduction:
         files = {path: sha256 for stage in STAGES for path, sha256 in inputs.files(stage).items()}
         return {shown_path(path, self.project): sha256 for path, sha256 in files.items()}
 
-    def _changed_results(self) -> list[str]:
+    def _changed_results(self) -> list[Problem]:
         recorded = self.sessions["evaluate"].get("outputs", {})
         files = {self.trial.folder / name: sha256 for name, sha256 in recorded.items()}
-        changed = [f"{file} {reason}" for file, sha256 in files.items() if (reason := sha256_fault(file, sha256))]
+        faults = {file: sha256_fault(file, sha256) for file, sha256 in files.items()}
+        changed = [Problem(f"{file} {fault}") for file, fault in faults.items() if fault]
         self._say("results", f"{len(files) - len(changed)} of {len(files)} files unchanged")
         return changed
 

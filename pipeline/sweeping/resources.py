@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.cluster.slots import slots
+from pipeline.cluster.pool import slots
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import gpu_count
 from pipeline.common.processes import available_cores

@@ -21,8 +21,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
-from pipeline.cluster.channel import Channel, ignore_signals
-from pipeline.cluster.connection import Lost, Note, Refused, kill_session
+from pipeline.cluster.connection import Channel, Lost, Note, Refused, ignore_signals, kill_session
 from pipeline.cluster.start import dead_process, node_resources, require_answer, require_gpus, start_ray
 from pipeline.common.errors import PipelineError, error_line
 from pipeline.common.hardware import ResolvedPrecision, auto_precision
