@@ -86,13 +86,10 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     # Before hours are spent on the first stages.
     if incomplete and (missing_paths := missing_sources(sweep, arguments.file, arguments.params)):
         raise missing_paths[0]
+    uses_dvc = Path(arguments.params).resolve() == Path("params.yaml").resolve()
     for params in incomplete:
         needed = needed_stages(params)
-        if by_dvc := [stage for stage in needed if _is_dvc_stage(stage, params, sweep.base)]:
-            if Path(arguments.params).resolve() != Path("params.yaml").resolve():
-                found = f"its inputs are missing: {' '.join(by_dvc)}"
-                remedy = f"DVC runs params.yaml only; run each: python -m pipeline.STAGE --params {arguments.params}"
-                raise PipelineError(arguments.params, found, remedy)
+        if by_dvc := [stage for stage in needed if uses_dvc and _is_dvc_stage(stage, params, sweep.base)]:
             run_stages(by_dvc, arguments.address)
             # DVC checks its pointer files only, and so misses that features were removed.
             needed = needed_stages(params)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from pipeline.cluster.environment import OUTPUT, RAY, set_environment
 from pipeline.cluster.temporary import temporary_folder
 from pipeline.common.errors import PipelineError
+from pipeline.common.processes import start_of
 
 TICK_SECONDS = 0.25
 """The driver is called at this interval, whether or not Ray reports anything."""
@@ -147,12 +148,9 @@ def kill_session(leader: int) -> None:
 def _session_members(leader: int) -> list[int]:
     """Living processes of a session. Ray's processes have their own groups, but no session of their own."""
     pids = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # After the name in parentheses: state, parent, group, session.
-            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
-            pid = int(path.parent.name)
-            if int(session) == leader and state not in "ZX" and pid != os.getpid():
+    for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(ProcessLookupError):
+            if pid != os.getpid() and os.getsid(pid) == leader and start_of(pid) is not None:
                 pids.append(pid)
     return pids
 

@@ -22,11 +22,6 @@ def write_failure(folder: Path, reason: str, traceback: str) -> None:
     write_json(folder / FAILED_FILE, {"reason": without_secrets(reason), "traceback": lines, "time": now})
 
 
-def remove_failure(folder: Path) -> None:
-    """Remove `failed.json`: the trial runs again."""
-    (folder / FAILED_FILE).unlink(missing_ok=True)
-
-
 def read_failure(folder: Path) -> str | None:
     """Why a trial failed permanently, or None."""
     content = _read(folder / FAILED_FILE)

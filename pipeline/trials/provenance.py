@@ -30,7 +30,7 @@ from pipeline.trials.environment import (
 )
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease, LeaseLostError
-from pipeline.trials.marks import remove_failure
+from pipeline.trials.marks import FAILED_FILE
 from pipeline.trials.results import output_files
 
 
@@ -69,7 +69,7 @@ def record_session(
         session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if is_kept else _description(None, patch)
     write_sealed(path, {"sessions": [*before, session]})
     # Now, not at the end: until then, and after a kill, the trial is one that runs or was interrupted.
-    remove_failure(trial.folder)
+    (trial.folder / FAILED_FILE).unlink(missing_ok=True)
     try:
         yield
     except LeaseLostError:

@@ -63,8 +63,8 @@ class Suggestions:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        reference = Planner(sweep.specification).add(self._points(sweep.points[0].settings)[0])
         self._planner = Planner(sweep.specification)
+        reference = Planner(sweep.specification).add(self._points(sweep.points[0].settings)[0])
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
         self.all: list[Suggestion] = []
         self._known: set[tuple[str, ...]] = set()
@@ -77,7 +77,7 @@ class Suggestions:
 
     def add(self, settings: SettingsByKey, drawn: dict[str, Any]) -> Suggestion:
         """Add a suggestion; the caller writes it to the journal."""
-        trials = self._plan(self._points(settings))
+        trials = tuple(map(self._planner.add, self._points(settings)))
         identities = tuple(planned.identity for planned in trials)
         suggestion = Suggestion(len(self.all), settings, drawn, trials, identities in self._known)
         self.repeats = self.repeats + 1 if suggestion.is_repeated else 0
@@ -107,9 +107,6 @@ class Suggestions:
 
     def _points(self, settings: SettingsByKey) -> list[SweepPoint]:
         return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
-
-    def _plan(self, points: Sequence[SweepPoint]) -> tuple[PlannedTrial, ...]:
-        return tuple(map(self._planner.add, points))
 
     def _narrow(self, only: Sequence[str]) -> None:
         points = {suggestion.number: self._points(suggestion.settings) for suggestion in self.all}
