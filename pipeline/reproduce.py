@@ -1,4 +1,4 @@
-"""Reproduce a recorded trial: its code in a work tree, its data by hash, its stages, and all results compared.
+"""Reproduce a recorded trial: its code from its archive, its data by hash, its stages, and all results compared.
 
 Prints PASS or FAIL for each metric and all hypotheses, writes the verdict to the trial's folder and to MLflow, and
 exits with 0 or 1. After Ctrl-C or a kill the same command resumes. The code stored with the trial is run, even with
@@ -24,7 +24,7 @@ from pipeline.tracking.writer import tag_trial
 from pipeline.trials.folder import REPRODUCTION_FILE, Trial
 
 WORKSPACE = "reproduction"
-"""In the trial's folder: the work trees, and the reproduced trial."""
+"""In the trial's folder: the restored code, and the reproduced trial."""
 
 
 def check(trial: Trial, project: Path) -> bool:
@@ -46,8 +46,8 @@ def check(trial: Trial, project: Path) -> bool:
 
 
 def reproduce(trial: Trial, project: Path, keep: bool) -> bool:
-    """Reproduce a done trial with the repository and data of a project, and compare the results; the verdict is
-    printed, and written to the trial's folder and MLflow. `keep` keeps code and reproduced trial in the trial's folder.
+    """Reproduce a done trial with the data of a project, and compare the results; the verdict is printed, and written
+    to the trial's folder and MLflow. `keep` keeps code and reproduced trial in the trial's folder.
 
     PipelineError as `check`, or if another process reproduces the trial or a stage fails; KeyboardInterrupt after a
     checkpoint, from which the next call resumes.
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("trial", metavar="TRIAL", help=TRIAL_HELP)
     options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
-    options.add_argument("--keep", action="store_true", help="keep the work tree and the reproduced trial")
+    options.add_argument("--keep", action="store_true", help="keep the restored code and the reproduced trial")
     arguments = options.parse_args()
     trial, project = requested_trial(arguments.trial, arguments), Path.cwd()
     trial.require_config()

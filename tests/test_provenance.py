@@ -26,7 +26,7 @@ from pipeline.common.redaction import (
     without_secrets,
 )
 from pipeline.common.verified import write_sealed
-from pipeline.common.version_control import WITHHELD, code_state, require_clean
+from pipeline.common.version_control import code_state, require_clean
 from pipeline.comparison.entries import read_entries
 from pipeline.config import load_params
 from pipeline.encoders.store import INDEX
@@ -88,60 +88,50 @@ def sessions(trial: Trial) -> list[dict]:
 
 def test_a_clean_tree_is_its_commit(project: Path) -> None:
     state = code_state(project, (project / "pipeline/train.py",))
-    assert state.record == {
+    assert state == {
         "version_control": "git", "commit": git(project, "rev-parse", "HEAD"), "branch": "main", "remote": None,
         "dirty": False, "changed": [], "untracked": {},
     }  # fmt: skip
-    assert state.patch == b""
 
 
-def test_commit_and_patch_restore_the_files(project: Path, tmp_path: Path) -> None:
+def test_changed_files_are_recorded_whatever_the_settings_of_git(project: Path) -> None:
+    for setting in ("color.ui=always", "diff.noprefix=true", "diff.external=false"):
+        git(project, "config", *setting.split("="))
     (project / "pipeline/model.py").write_text("width = 2\n")
     (project / "picture.bin").write_bytes(bytes(range(256)) * 10)
     (project / "pipeline/apart.py").unlink()
     git(project, "add", "picture.bin")
     state = code_state(project, ())
-    assert state.record["dirty"]
-    assert state.record["changed"] == ["picture.bin", "pipeline/apart.py", "pipeline/model.py"]
-    git(tmp_path, "clone", "-q", str(project), "again")
-    again = tmp_path / "again"
-    git(again, "checkout", "-q", state.record["commit"])
-    subprocess.run(["git", "apply", "-"], cwd=again, input=state.patch, check=True)
-    assert (again / "pipeline/model.py").read_text() == "width = 2\n"
-    assert (again / "picture.bin").read_bytes() == bytes(range(256)) * 10
-    assert not (again / "pipeline/apart.py").exists()
+    assert state["dirty"]
+    assert state["changed"] == ["picture.bin", "pipeline/apart.py", "pipeline/model.py"]
 
 
-def test_git_settings_do_not_change_the_patch(project: Path) -> None:
-    git(project, "config", "color.ui", "always")
-    git(project, "config", "diff.noprefix", "true")
-    git(project, "config", "diff.external", "false")
-    (project / "pipeline/model.py").write_text("width = 2\n")
-    state = code_state(project, ())
-    git(project, "checkout", "-q", "pipeline/model.py")
-    subprocess.run(["git", "apply", "-"], cwd=project, input=state.patch, check=True)
-    assert (project / "pipeline/model.py").read_text() == "width = 2\n"
-
-
-def test_untracked_files_of_the_code_are_recorded(project: Path) -> None:
+def test_untracked_files_of_the_code_are_recorded_and_archived(project: Path) -> None:
     (project / "pipeline/model.py").write_text("from pipeline.new import width\n")
     (project / "pipeline/new.py").write_text("width = 3\n")
     (project / "notes.txt").write_text("mine\n")
     untracked = environment(project)["code"]["untracked"]
     assert untracked == {"pipeline/new.py": file_sha256(project / "pipeline/new.py")}
+    with tarfile.open(fileobj=io.BytesIO(source_archive(project)[0])) as archive:
+        kept = {name: archive.extractfile(name).read() for name in ("pipeline/model.py", "pipeline/new.py")}
+        assert "notes.txt" not in archive.getnames()
+    assert kept == {name: (project / name).read_bytes() for name in kept}
 
 
 def test_files_of_dvc_do_not_make_a_tree_dirty(project: Path) -> None:
     (project / "data.dvc").write_text("outs: []\n")
-    git(project, "add", "data.dvc")
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[core]\n")
+    git(project, "add", ".")
     git(project, "commit", "-qm", "data")
     (project / "data.dvc").write_text("outs: [{path: data}]\n")
+    (project / ".dvc/config").write_text("['remote \"s\"']\n    secret_access_key = hunter2\n")
     (project / "dvc.lock").write_text("schema: '2.0'\n")
     recorded_environment = environment(project)
     assert not recorded_environment["code"]["dirty"]
     assert recorded_environment["code"]["untracked"] == {}
-    with tarfile.open(fileobj=io.BytesIO(source_archive(project))) as archive:
-        assert "dvc.lock" in archive.getnames()
+    with tarfile.open(fileobj=io.BytesIO(source_archive(project)[0])) as archive:
+        assert {"dvc.lock", ".dvc/config", "data.dvc"} & set(archive.getnames()) == {"dvc.lock"}
     require_clean(project)
 
 
@@ -183,13 +173,12 @@ def test_a_project_inside_another_repository_is_not_that_repository(tmp_path: Pa
     git(tmp_path, "commit", "-qm", "outer")
     subprocess.run(["rm", "-rf", project / ".git"], check=True)
     state = code_state(project, ())
-    assert state.record["version_control"].startswith("none: ")
-    assert state.patch == b""
+    assert state["version_control"].startswith("none: ")
 
 
 def test_without_git_the_reason_is_recorded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert code_state(project, ()).record == {"version_control": "none: git is not installed"}
+    assert code_state(project, ()) == {"version_control": "none: git is not installed"}
 
 
 def test_a_folder_of_another_user_is_reported(project: Path) -> None:
@@ -197,14 +186,14 @@ def test_a_folder_of_another_user_is_reported(project: Path) -> None:
         pytest.skip("only root can give a folder away")
     for path in (project, *project.rglob("*")):
         os.lchown(path, 65534, 65534)
-    recorded_environment = code_state(project, ()).record["version_control"]
+    recorded_environment = code_state(project, ())["version_control"]
     assert recorded_environment.startswith("none: git does not read another user's folder; allow it: git config")
 
 
 def test_git_reads_this_project_even_inside_a_hook(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
-    assert "commit" in code_state(project, ()).record
+    assert "commit" in code_state(project, ())
 
 
 def test_dvc_works_in_a_downloaded_archive_and_is_not_changed_in_a_repository(project: Path) -> None:
@@ -296,7 +285,7 @@ def test_only_literals_are_removed_from_code(code: str, clean: str) -> None:
 
 
 def test_no_file_of_the_code_or_its_settings_looks_like_a_secret() -> None:
-    assert provenance.redacted_sources(ROOT) == ()
+    assert source_archive(ROOT)[1] == ()
     for file in (ROOT / "pipeline").rglob("*.py"):
         assert file_without_secrets(file.name, file.read_bytes()) == file.read_bytes(), file
 
@@ -315,17 +304,6 @@ def test_long_text_is_cleaned_in_a_bounded_time() -> None:
 
 
 # Secrets in the recorded code.
-
-
-def test_dvc_settings_are_not_in_the_patch(project: Path) -> None:
-    (project / ".dvc").mkdir()
-    (project / ".dvc/config").write_text("[core]\n")
-    git(project, "add", ".")
-    git(project, "commit", "-qm", "dvc")
-    (project / ".dvc/config").write_text("['remote \"s\"']\n    secret_access_key = hunter2\n")
-    state = code_state(project, ())
-    assert (state.patch, state.record["dirty"]) == (b"", False)
-    require_clean(project)
 
 
 def test_auto_is_the_precision_in_which_the_features_of_a_trial_were_encoded(tmp_path: Path) -> None:
@@ -358,36 +336,19 @@ def test_a_secret_in_the_settings_of_a_remote_is_detected(tmp_path: Path) -> Non
         assert holds_secret(settings) is held
 
 
-def test_a_change_with_a_secret_is_withheld_from_the_patch_and_recorded(project: Path) -> None:
-    (project / "remote.ini").write_text("[remote]\n")
-    git(project, "add", ".")
-    git(project, "commit", "-qm", "remote")
-    (project / "remote.ini").write_text("[remote]\npassword = hunter2\n")
-    (project / "pipeline/model.py").write_text("width = 2\n")
-    state = code_state(project, ())
-    assert b"hunter2" not in state.patch
-    assert state.patch.startswith(f"{WITHHELD}: remote.ini\n".encode())
-    assert state.record["withheld"] == ["remote.ini"]
-    assert state.record["changed"] == ["pipeline/model.py", "remote.ini"]
-    git(project, "checkout", "-q", ".")
-    subprocess.run(["git", "apply", "-"], cwd=project, input=state.patch, check=True)
-    assert (project / "pipeline/model.py").read_text() == "width = 2\n"
-
-
 def test_no_file_of_a_trial_contains_a_secret(project: Path, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "params.yaml").write_text("a: 1\nurl: https://me:hunter2@host/?sig=hunter2\n")
     (project / "pipeline/model.py").write_text("width = 2\npassword = 'hunter2'\n")
     (project / "dvc.lock").write_text("stages: {}\n")
     git(project, "remote", "add", "origin", "https://me:hunter2@host/x")
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "pipeline.train", "-p", "hunter2", "--password=hunter2 x"])
-    for name in ("environment", "source_archive", "redacted_sources", "project_code"):
+    for name in ("environment", "source_archive"):
         here = getattr(provenance, name)
         monkeypatch.setattr(provenance, name, lambda root=project, here=here: here(root))
     with record_session(trial, "train"):
         pass
     [session] = sessions(trial)
     assert session["source"]["redacted"] == ["params.yaml", "pipeline/model.py"]
-    assert session["code"]["withheld"] == ["params.yaml", "pipeline/model.py"]
     kept = [file.read_bytes() for file in trial.folder.rglob("*") if file.is_file()]
     with tarfile.open(trial.folder / "source.tar.gz") as archive:
         kept += [archive.extractfile(member).read() for member in archive.getmembers()]
@@ -426,7 +387,7 @@ def test_the_environment_contains_data_packages_and_hardware(project: Path) -> N
 
 
 def test_the_archive_is_complete_and_equal_for_equal_files(project: Path, tmp_path: Path) -> None:
-    packed = source_archive(project)
+    packed, _ = source_archive(project)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         names = archive.getnames()
         archive.extractall(tmp_path / "out", filter="data")
@@ -439,7 +400,7 @@ def test_the_archive_is_complete_and_equal_for_equal_files(project: Path, tmp_pa
     for file in project.rglob("*.py"):
         os.utime(file, (1, 1))
     source_archive.cache_clear()
-    assert source_archive(project) == packed
+    assert source_archive(project)[0] == packed
 
 
 def test_a_session_has_start_end_and_outcome(trial: Trial) -> None:
@@ -486,15 +447,10 @@ def test_a_process_without_the_lease_writes_nothing(trial: Trial) -> None:
     assert trial.provenance.read_text() == "of the new holder"
 
 
-def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Changed:
-        patch = b"first"
-
-    monkeypatch.setattr(provenance, "project_code", lambda: Changed)
+def test_changed_sources_do_not_replace_older_ones(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     with record_session(trial, "train"):
         pass
-    Changed.patch = b"second"
-    monkeypatch.setattr(provenance, "source_archive", lambda: b"another")
+    monkeypatch.setattr(provenance, "source_archive", lambda: (b"another", ()))
     for _ in range(2):
         with record_session(trial, "evaluate"):
             pass
@@ -502,22 +458,20 @@ def test_changed_sources_and_patches_do_not_replace_older_ones(trial: Trial, mon
     for session in later:
         assert session["source"]["file"].startswith("source-")
         assert (trial.folder / session["source"]["file"]).read_bytes() == b"another"
-        assert (trial.folder / session["patch"]["file"]).read_bytes() == b"second"
-    assert (trial.folder / first["patch"]["file"]).read_bytes() == b"first"
+    assert file_sha256(trial.folder / first["source"]["file"]) == first["source"]["sha256"]
     assert len(list(trial.folder.glob("source*.tar.gz"))) == 2
 
 
-def test_a_huge_patch_is_described_but_not_stored(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Huge:
-        patch = b"x" * (provenance.MAX_PATCH_BYTES + 1)
-
-    monkeypatch.setattr(provenance, "project_code", lambda: Huge)
+def test_a_record_of_an_earlier_version_is_read_and_kept(trial: Trial) -> None:
     with record_session(trial, "train"):
         pass
-    [session] = sessions(trial)
-    assert session["patch"]["file"] is None
-    assert session["patch"]["bytes"] == provenance.MAX_PATCH_BYTES + 1
-    assert not (trial.folder / "uncommitted.patch").exists()
+    [earlier] = sessions(trial)
+    earlier["code"] |= {"withheld": ["remote.ini"]}
+    earlier["patch"] = {"file": None, "sha256": "a" * 64, "bytes": 20_000_000}
+    trial.provenance.write_text(json.dumps({"sessions": [earlier]}))
+    with record_session(trial, "evaluate"):
+        pass
+    assert provenance.sessions(trial)[0] == earlier
 
 
 @pytest.mark.parametrize(
@@ -532,7 +486,7 @@ def test_a_huge_patch_is_described_but_not_stored(trial: Trial, monkeypatch: pyt
         '{"sessions": [1]}',
         '{"sessions": [{"source": {"file": "../x", "sha256": "%s"}}]}' % ("a" * 64),
         '{"sessions": [{"source": {"file": "/etc/passwd", "sha256": "%s"}}]}' % ("a" * 64),
-        '{"sessions": [{"patch": {"file": "x", "sha256": "a"}}]}',
+        '{"sessions": [{"source": {"file": "x", "sha256": "a"}}]}',
         '{"sessions": [{"inputs": {"../../x": "%s"}}]}' % ("a" * 64),
         '{"sessions": [{"outputs": {"/etc/passwd": "%s"}}]}' % ("a" * 64),
         '{"sessions": [{"code": {"commit": "--output=x"}}]}',

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,17 +18,17 @@ from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256, write_json
-from pipeline.common.version_control import code_state
 from pipeline.differences.sessions import reasons_against_equality
 from pipeline.reproduce import check, report_lines
-from pipeline.reproduction.code import remove_tree, restore_code, same_code
+from pipeline.reproduction.code import restore_code, same_code
 from pipeline.reproduction.data import Problem
 from pipeline.reproduction.results import judge
 from pipeline.reproduction.stages import query_identity, settings_of
-from pipeline.trials.environment import environment as environment_of
-from pipeline.trials.environment import source_archive
+from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
+
+LOST = r"source\.tar\.gz: with the code, is missing or damaged; restore it from a copy, or by dvc pull"
 
 
 def shell(folder: Path, line: str) -> str:
@@ -117,7 +118,6 @@ def test_a_killed_reproduction_resumes_and_ends_with_equal_bits(project):
     assert not (again / "adapter").exists()
     done = command(project, "reproduce", trial.identity[:6])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "and uncommitted.patch" in done.stdout
     assert "resuming where it was stopped" in done.stdout
     assert "PASS: equal in every bit" in done.stdout.splitlines()[-1]
     assert any(line.split()[:3] == ["PASS", "equal", "wer/test"] for line in done.stdout.splitlines())
@@ -125,7 +125,6 @@ def test_a_killed_reproduction_resumes_and_ends_with_equal_bits(project):
     assert verdict["passed"]
     assert {one["name"] for one in verdict["verdicts"]} >= {"trained weights", "hypotheses", "wer/test", "cer/test"}
     assert not (trial.folder / "reproduction").exists()
-    assert len(shell(project, "git worktree list").splitlines()) == 1
     assert program(project, client).strip() == f"{run_id} PASS: equal in every bit"
 
 
@@ -156,7 +155,6 @@ def test_a_pull_makes_another_clone_complete(project, tmp_path, capsys):
     (clone / "data/corpus/manifest.jsonl").write_text("of another corpus\n")
     assert check(trial, clone)
     printed = capsys.readouterr().out
-    assert "is not in this repository" in printed
     assert "fetched by DVC: data/corpus" in printed
     assert (clone / "data/corpus/manifest.jsonl").read_text() == "of another corpus\n", "the project is not changed"
     shell(clone, "git checkout -q . && dvc pull --quiet --allow-missing --force")
@@ -182,7 +180,6 @@ def test_changed_and_missing_files_are_reported(project, capsys):
     for line in (f"{first} has changed", f"{last} is missing", f"{weights} has changed"):
         assert f"FAIL       {line}" in printed
     assert "FAIL: the trial cannot be reproduced" in printed
-    assert len(shell(project, "git worktree list").splitlines()) == 1
 
 
 def test_a_changed_corpus_is_reported(project, capsys):
@@ -195,23 +192,34 @@ def test_a_changed_corpus_is_reported(project, capsys):
     assert "utterances/train: not the data of the training; data/corpus/manifest.jsonl has changed" in printed
 
 
-def test_versions_are_reported_and_the_archive_replaces_a_lost_commit(project, capsys):
+def test_versions_are_reported_and_no_repository_is_needed(project, capsys):
     trial = the_trial(project)
     forged = sessions(trial)
     for session in forged:
         session["packages"] |= {"torch": "1.0.0", "ruff": "0.0.1"}
     trial.provenance.write_text(json.dumps({"sessions": forged}))
-    shell(project, "rm -rf .git && git init -q")
+    shutil.rmtree(project / ".git")
     assert check(trial, project)
     printed = capsys.readouterr().out
-    assert "from source.tar.gz: commit " in printed
     assert "  torch 1.0.0, now " in printed
     assert "1 packages without effect on results differ: ruff" in printed
     (trial.folder / "source.tar.gz").unlink()
-    with pytest.raises(
-        PipelineError, match=r"its code cannot be restored: commit .* is not in this repository, and source"
-    ):
+    with pytest.raises(PipelineError, match=LOST):
         check(trial, project)
+
+
+def test_a_secret_that_the_archive_lacks_is_named(project, capsys):
+    trial = the_trial(project)
+    forged = sessions(trial)
+    sources = {name: content.decode() for name, content in archived_sources(trial.folder, forged[-1]).items()}
+    kept = session_with(trial.folder, "redacted", sources | {"pipeline/model/gain.py": "GAIN = '***'\n"})["source"]
+    for session in forged:
+        session["source"] = kept | {"redacted": ["params.yaml", "pipeline/model/gain.py"]}
+    trial.provenance.write_text(json.dumps({"sessions": forged}))
+    printed = failing(capsys, project)
+    assert "code       a secret in pipeline/model/gain.py was not kept" in printed
+    assert "FAIL       the code has changed" in printed
+    assert "FAIL       a secret in pipeline/model/gain.py was not kept, so this code is incomplete" in printed
 
 
 def test_a_trial_that_is_not_done_is_one_error(project):
@@ -224,85 +232,26 @@ def test_a_trial_that_is_not_done_is_one_error(project):
 # Parts.
 
 
-@pytest.fixture
-def dirty(tmp_path):
-    """A repository with changes, a trial's folder with their record, and the session."""
-    project, trial = tmp_path / "project", tmp_path / "trial"
-    names = ["__init__", "weights", "prepare", "features", "evaluate", "reproduction/__init__", "reproduction/stages"]
-    texts = dict.fromkeys(names, "")
-    texts |= {"train": "import pipeline.model\n", "model": "width = 1\n"}
-    for name, text in texts.items():
-        file = project / f"pipeline/{name}.py"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    shell(project, "git init -q -b main")
-    commit(project, "first")
-    (project / "pipeline/model.py").write_text("from pipeline.gain import gain\nwidth = 2\n")
-    (project / "pipeline/gain.py").write_text("gain = 0.5\n")
+def test_code_is_restored_from_the_archive_alone(tmp_path):
+    trial, tree = tmp_path / "trial", tmp_path / "work/tree"
     trial.mkdir()
-    (trial / "source.tar.gz").write_bytes(source_archive(project))
-    (trial / "uncommitted.patch").write_bytes(code_state(project, ()).patch)
-    kept = {
-        name: {"file": name, "sha256": file_sha256(trial / name)} for name in ("source.tar.gz", "uncommitted.patch")
-    }
-    session = {
-        "code": environment_of(project)["code"],
-        "source": kept["source.tar.gz"],
-        "patch": kept["uncommitted.patch"],
-    }
-    (project / "pipeline/gain.py").unlink()
-    (project / "pipeline/model.py").write_text("width = 3\n")
-    commit(project, "later")
-    return project, trial, session
-
-
-def is_as_it_ran(tree: Path) -> bool:
-    width, gain = (tree / "pipeline" / name for name in ("model.py", "gain.py"))
-    return width.read_text().endswith("width = 2\n") and gain.read_text() == "gain = 0.5\n"
-
-
-def test_code_is_restored_from_commit_and_patch_without_a_trace(dirty, tmp_path):
-    project, trial, session = dirty
-    tree = tmp_path / "tree"
-    how = restore_code(session, trial, project, tree)
-    assert how == f"commit {session['code']['commit'][:12]} and uncommitted.patch"
-    assert is_as_it_ran(tree)
-    (tree / "of an earlier call").touch()
-    assert restore_code(session, trial, project, tree) == how
-    assert (tree / "of an earlier call").exists(), "the tree was restored already"
-    remove_tree(project, tree)
-    assert not tree.exists()
-    assert len(shell(project, "git worktree list").splitlines()) == 1
-    assert shell(project, "git status --short") == ""
-
-
-def test_code_is_restored_from_the_archive_without_commit_or_patch(dirty, tmp_path):
-    project, trial, session = dirty
-    tree = tmp_path / "tree"
-    (trial / "uncommitted.patch").write_text("of another tree\n")
-    how = restore_code(session, trial, project, tree)
-    assert how == "from source.tar.gz: uncommitted.patch is missing or damaged"
-    assert is_as_it_ran(tree)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shell(elsewhere, "git init -q")
-    how = restore_code(session, trial, elsewhere, tmp_path / "other")
-    commit_name = session["code"]["commit"][:12]
-    assert how == f"from source.tar.gz: commit {commit_name} (branch main) is not in this repository"
-    assert is_as_it_ran(tmp_path / "other")
-    (trial / "source.tar.gz").write_bytes(b"of another run")
-    with pytest.raises(PipelineError, match=r"is not in this repository, and source\.tar\.gz is missing or damaged"):
-        restore_code(session, trial, elsewhere, tmp_path / "none")
-
-
-def test_code_without_its_secrets_is_reported(dirty, tmp_path):
-    project, trial, session = dirty
-    session["code"] |= {"withheld": ["remote.ini", "pipeline/model.py"]}
-    session["source"] |= {"redacted": ["pipeline/model.py"]}
-    how = restore_code(session, trial, project, tmp_path / "tree")
-    assert how.endswith(
-        "without the changes of remote.ini, which held a secret; a secret in pipeline/model.py was not kept"
-    )
+    first = session_with(trial, "source", {"pipeline/a.py": "a = 1\n", "pipeline/gone.py": "", "params.yaml": "a: 1\n"})
+    # As earlier versions recorded them.
+    first |= {"code": {"commit": "a" * 40, "withheld": ["b.ini"]}, "patch": {"file": "lost", "sha256": "b" * 64}}
+    restore_code(first, trial, tmp_path, tree)
+    assert (tree / "pipeline/a.py").read_text() == "a = 1\n"
+    assert (tree / "params.yaml").read_text() == "a: 1\n"
+    (tree / "data").mkdir()
+    restore_code(first, trial, tmp_path, tree)
+    assert (tree / "data").exists(), "the tree was restored already"
+    second = session_with(trial, "source-2", {"pipeline/a.py": "a = 2\n"})
+    restore_code(second, trial, tmp_path, tree)
+    assert (tree / "pipeline/a.py").read_text() == "a = 2\n"
+    assert not (tree / "pipeline/gone.py").exists()
+    for lose in (lambda file: file.write_bytes(b"of another trial"), Path.unlink):
+        lose(trial / "source.tar.gz")
+        with pytest.raises(PipelineError, match=LOST):
+            restore_code(first, trial, tmp_path, tree)
 
 
 def test_sessions_of_the_same_sources_need_one_tree(tmp_path):
@@ -313,12 +262,12 @@ def test_sessions_of_the_same_sources_need_one_tree(tmp_path):
     assert not same_code(evaluate, later, tmp_path)
 
 
-def session_with(folder: Path, name: str, files: dict[str, str]) -> dict[str, object]:
+def session_with(folder: Path, name: str, files: dict[str, str]) -> dict[str, Any]:
     packed = folder / f"{name}.tar.gz"
     with tarfile.open(packed, "w:gz") as archive:
         for path, text in files.items():
             entry = tarfile.TarInfo(path)
-            entry.size = len(text)
+            entry.size = len(text.encode())
             archive.addfile(entry, io.BytesIO(text.encode()))
     return {"source": {"file": packed.name, "sha256": file_sha256(packed)}}
 

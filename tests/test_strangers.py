@@ -16,7 +16,6 @@ from pipeline.common.files import file_sha256
 from pipeline.common.verified import sha256_fault
 from pipeline.config import LLM
 from pipeline.model.llm import load_llm, load_tokenizer
-from pipeline.reproduction import code as code_module
 from pipeline.reproduction.code import restore_code
 from pipeline.reproduction.data import place_data
 from pipeline.trials.environment import archived_sources
@@ -70,22 +69,19 @@ def test_archived_links_are_skipped(packed, tmp_path):
     members = link("out", str(outside)), ("out/x", b"x"), link("hard", "../secret", tarfile.LNKTYPE)
     arguments = packed(*members)
     restore_code(*arguments)
-    assert files_of(arguments[3]) == {"out", "out/x", ".restored.json"}
+    assert files_of(arguments[3]) == {"out", "out/x", ".restored"}
     assert not arguments[3].joinpath("out").is_symlink()
     assert not any(outside.iterdir())
 
 
-def test_a_link_from_a_patch_or_commit_is_refused(packed, tmp_path, monkeypatch):
+def test_a_link_in_a_tree_that_was_restored_before_is_refused(packed, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-
-    def checked_out(session, trial, project, tree):
-        tree.mkdir(parents=True)
-        (tree / "data").symlink_to(outside)
-
-    monkeypatch.setattr(code_module, "_from_commit", checked_out)
-    with pytest.raises(PipelineError, match="tree/data: is a link that leads out of the restored code"):
-        restore_code(*packed(("data/x", b"x")))
+    arguments = packed(("data/x", b"x"))
+    restore_code(*arguments)
+    (arguments[3] / "out").symlink_to(outside)
+    with pytest.raises(PipelineError, match="tree/out: is a link that leads out of the restored code"):
+        restore_code(*arguments)
     assert not any(outside.iterdir())
 
 

@@ -1,6 +1,6 @@
 """Redaction of secrets: users and passwords in URLs, URL signatures, values with secret names, known token formats.
 
-Provenance, patches, archives, logs and tags are passed on; secrets in them become `***`.
+Provenance, archives, logs and tags are passed on; secrets in them become `***`.
 """
 
 import io
@@ -51,7 +51,7 @@ _NAMED_LINE = re.compile(
     rf"""^([+-]?\s*(?:export\s+)?{_SECRET_NAME}\s*(?:=(?!=)|:(?!//))[ \t]*){_NO_REFERENCE}[^\s'"].*$""",
     re.IGNORECASE | re.MULTILINE,
 )
-"""`export TOKEN=SECRET` alone in a line (`+` and `-`: of a patch); blanks may be part of the value."""
+"""`export TOKEN=SECRET` alone in a line (`+` and `-`: of a diff); blanks may be part of the value."""
 _TOKEN_FORMATS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|npm_[A-Za-z0-9]{20,}|"

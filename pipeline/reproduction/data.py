@@ -1,4 +1,4 @@
-"""Place the data of a recorded session in its work tree: linked from the project if unchanged, else fetched by DVC.
+"""Place the data of a recorded session beside its code: linked from the project if unchanged, else fetched by DVC.
 
 The project itself is not changed.
 """

@@ -10,7 +10,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.verified import sha256_fault
 from pipeline.config import load_params
 from pipeline.differences.sessions import changed_packages, is_numeric, reasons_against_equality
-from pipeline.reproduction.code import remove_tree, restore_code, same_code
+from pipeline.reproduction.code import restore_code, same_code
 from pipeline.reproduction.data import Problem, place_data
 from pipeline.reproduction.results import ReproductionVerdict, judge
 from pipeline.reproduction.stages import query_identity, run_stage, settings_of
@@ -26,8 +26,7 @@ _REQUIRED = ("code", "source", "packages")
 
 class Reproduction:
     """The reproduction of one recorded trial, in a workspace for code, data and the reproduced trial; the project has
-    its repository and data. `say` is called with a topic and a message. PipelineError if the trial is not done or lacks
-    provenance."""
+    the data. `say` is called with a topic and a message. PipelineError if the trial is not done or lacks provenance."""
 
     def __init__(self, trial: Trial, project: Path, workspace: Path, say: Callable[[str, str], None]) -> None:
         self.trial, self.project, self.workspace, self._say = trial, project, workspace, say
@@ -45,7 +44,9 @@ class Reproduction:
         """Restore code and data in the workspace, check them, and return the problems; without any, `run` may
         follow."""
         for tree, stage in {tree: stage for stage, tree in self.trees.items()}.items():
-            self._say("code", restore_code(self.sessions[stage], self.trial.folder, self.project, tree))
+            restore_code(self.sessions[stage], self.trial.folder, self.project, tree)
+        if secrets := self._code_without_secrets():
+            self._say("code", f"a secret in {', '.join(secrets)} was not kept")
         inputs = self._inputs()
         changed = self._place(inputs)
         if problems := [*(file for file in changed if file.is_decisive), *self._changed_results()]:
@@ -151,9 +152,7 @@ class Reproduction:
         return judge(self.trial, reproduced, exact=not reasons), reasons
 
     def remove(self) -> None:
-        """Remove the workspace, from git too."""
-        for tree in self.trees.values():
-            remove_tree(self.project, tree)
+        """Remove the workspace."""
         shutil.rmtree(self.workspace, ignore_errors=True)
 
 

@@ -22,7 +22,7 @@ from pipeline.common.hardware import CPU, value_of
 from pipeline.common.processes import available_cores
 from pipeline.common.redaction import command_without_secrets, file_without_secrets, values_without_secrets
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, CodeState, code_state
+from pipeline.common.version_control import DVC_LOCK, SETTINGS_FILES, code_state
 
 MODULES = (
     *("pipeline.weights", "pipeline.prepare", "pipeline.features", "pipeline.train", "pipeline.evaluate"),
@@ -40,7 +40,7 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
     """`code` (from git), `data` (from `dvc.lock`), `command`, `python`, `packages`, `system` and `hardware` of this
     process."""
     return {
-        "code": values_without_secrets(project_code(root).record),
+        "code": values_without_secrets(code_state(root, _used_files(root))),
         "data": _locked_data(root),
         "command": _command(root),
         "python": platform.python_version(),
@@ -51,28 +51,22 @@ def environment(root: Path = SOURCE) -> dict[str, Any]:
 
 
 @functools.cache
-def project_code(root: Path = SOURCE) -> CodeState:
-    """Commit and patch of the project, see `code_state`."""
-    return code_state(root, _used_files(root))
-
-
-@functools.cache
-def source_archive(root: Path = SOURCE) -> bytes:
-    """The sources that a trial uses, `SETTINGS_FILES` and `dvc.lock`, as a gzipped tar: equal bytes for equal files.
-
-    Secrets are replaced by `***`; `redacted_sources` lists these files.
-    """
-    packed = io.BytesIO()
+def source_archive(root: Path = SOURCE) -> tuple[bytes, tuple[str, ...]]:
+    """The sources that a trial uses, `SETTINGS_FILES` and `dvc.lock`, as a gzipped tar (equal bytes for equal files) in
+    which `***` replaces secrets, and the names of the files that had some."""
+    packed, redacted = io.BytesIO(), []
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for file in _used_files(root):
-            content = _without_secrets(file.name, file.read_bytes())
-            entry = tarfile.TarInfo(file.relative_to(root).as_posix())
+            name, was = file.relative_to(root).as_posix(), file.read_bytes()
+            content = file_without_secrets(file.name, was)
+            redacted += [name] if content != was else []
+            entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
+    return packed.getvalue(), tuple(redacted)
 
 
 def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] | None:
@@ -91,16 +85,6 @@ def archived_sources(trial: Path, session: dict[str, Any]) -> dict[str, bytes] |
             return {name: file.read() for name, file in files if file is not None}
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError):
         return None
-
-
-@functools.cache
-def redacted_sources(root: Path = SOURCE) -> tuple[str, ...]:
-    """The files in `source_archive` from which a secret was removed."""
-    files = ((file, file.read_bytes()) for file in _used_files(root))
-    return tuple(file.relative_to(root).as_posix() for file, was in files if _without_secrets(file.name, was) != was)
-
-
-_without_secrets = functools.cache(file_without_secrets)
 
 
 def _used_files(root: Path) -> tuple[Path, ...]:

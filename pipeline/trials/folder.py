@@ -5,7 +5,7 @@ runs/<first 16 digits of the identity>/
     identity.json       the identity and its parts: configuration, data, code
     config.yaml         all parameters, as --params takes them
     provenance.json     where, when and how each session ran
-    source.tar.gz       the code that trained it; with uncommitted.patch, the changes since the last commit
+    source.tar.gz       the code that trained it
     lease.json          the process that runs it
     log.txt             the output of its stages in a sweep
     metrics.jsonl       the metrics log

@@ -18,16 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import atomic_write, file_sha256
 from pipeline.common.verified import read_sealed, write_sealed
-from pipeline.common.version_control import MAX_PATCH_BYTES
-from pipeline.trials.environment import (
-    device_name,
-    environment,
-    project_code,
-    redacted_sources,
-    shown_path,
-    source_archive,
-    threads,
-)
+from pipeline.trials.environment import device_name, environment, shown_path, source_archive, threads
 from pipeline.trials.folder import Trial
 from pipeline.trials.lease import Lease, LeaseLostError
 from pipeline.trials.marks import FAILED_FILE
@@ -46,10 +37,9 @@ def record_session(
 
     `provenance.json` is `{"sessions": [...]}`, the oldest first. A session that was killed has no end; a finished one
     has `inputs` and `outputs`, the SHA-256 of each file that was read (returned by `read`, at the end; for media, that
-    of their manifest) and of each result. The archive of the sources and the patch of uncommitted changes are stored in
-    the same folder; another content gets another name. The mark of an earlier failure, `failed.json`, is removed.
-    `purpose` is `train` or `evaluate`. After the loss of the `lease` nothing is written: the file is that of the new
-    holder.
+    of their manifest) and of each result. The archive of the sources is stored in the same folder; another content gets
+    another name. The mark of an earlier failure, `failed.json`, is removed. `purpose` is `train` or `evaluate`. After
+    the loss of the `lease` nothing is written: the file is that of the new holder.
     """
     path = trial.provenance
     before = _undamaged_sessions(trial)
@@ -61,12 +51,7 @@ def record_session(
         "threads": threads(),
     }
     session |= environment()
-    session["source"] = _keep(trial.folder, "source.tar.gz", source_archive())
-    if redacted := redacted_sources():
-        session["source"]["redacted"] = list(redacted)
-    if patch := project_code().patch:
-        is_kept = len(patch) <= MAX_PATCH_BYTES
-        session["patch"] = _keep(trial.folder, "uncommitted.patch", patch) if is_kept else _description(None, patch)
+    session["source"] = _kept_sources(trial.folder)
     write_sealed(path, {"sessions": [*before, session]})
     # Now, not at the end: until then, and after a kill, the trial is one that runs or was interrupted.
     (trial.folder / FAILED_FILE).unlink(missing_ok=True)
@@ -118,22 +103,16 @@ def _undamaged_sessions(trial: Trial) -> list[dict[str, Any]]:
         return []
 
 
-def _keep(folder: Path, name: str, content: bytes) -> dict[str, Any]:
-    """Write the content under the name, with digits of its hash added if the name is taken by another content."""
-    description = _description(name, content)
-    path = folder / name
-    if path.exists() and file_sha256(path) != description["sha256"]:
-        stem, dot, suffix = name.partition(".")
-        description["file"] = f"{stem}-{description['sha256'][:8]}{dot}{suffix}"
-        path = folder / description["file"]
-    if not path.exists():
-        with atomic_write(path) as temporary:
+def _kept_sources(folder: Path) -> dict[str, Any]:
+    """Write the archive of the sources, under a name with digits of its hash if another one has the plain name."""
+    content, redacted = source_archive()
+    file, sha256 = "source.tar.gz", hashlib.sha256(content).hexdigest()
+    if (folder / file).exists() and file_sha256(folder / file) != sha256:
+        file = f"source-{sha256[:8]}.tar.gz"
+    if not (folder / file).exists():
+        with atomic_write(folder / file) as temporary:
             temporary.write_bytes(content)
-    return description
-
-
-def _description(file: str | None, content: bytes) -> dict[str, Any]:
-    return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"file": file, "sha256": sha256, "bytes": len(content)} | ({"redacted": list(redacted)} if redacted else {})
 
 
 def _now() -> str:
@@ -188,7 +167,6 @@ class _CodeRecord(_RecordPart):
     remote: str | None = None
     dirty: bool = False
     untracked: dict[str, str] = {}
-    withheld: list[str] = []
 
 
 class _HardwareRecord(_RecordPart):
@@ -212,7 +190,6 @@ class _SessionRecord(_RecordPart):
     hardware: _HardwareRecord = _HardwareRecord()
     code: _CodeRecord = _CodeRecord()
     source: _FileRecord | None = None
-    patch: _FileRecord | None = None
     inputs: dict[FilePath, Sha256] = {}
     outputs: dict[Name, Sha256] = {}
 
