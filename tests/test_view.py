@@ -283,8 +283,8 @@ def test_a_damaged_mark_does_not_stop_a_sweep(four):
         ("model.llm.blocks=9", "model.llm.blocks: wrong keeps 9 layers of llm; keep at most 4"),
         (
             "decorrelation.layers=[1, 3]",
-            "decorrelation.layers of wrong: is [1, 3] and the LLM has 4 layers (model.llm.blocks), of which all but "
-            "the last count; list some of 0 to 2, or all",
+            "decorrelation.layers of wrong: is [1, 3] and the LLM has 4 layers (model.llm.blocks), of which the "
+            "loss can use all but the last; list some of 0 to 2, or all",
         ),
     ],
 )
