@@ -1,6 +1,7 @@
 """How the code is laid out: imports point one way, commands start at once, set-up is pinned, CI skips nothing."""
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -85,14 +86,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "api"))
 
 
-def imported(file: Path) -> Iterator[str]:
+@functools.cache
+def imported(file: Path) -> list[str]:
     """Every module that a file names in an import, at its top or in a function."""
+    names = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def ours(file: Path) -> Iterator[str]:
@@ -154,12 +158,22 @@ def test_one_place_imports(package: str, places: tuple[str, ...]) -> None:
     assert all(file.relative_to(PACKAGE).as_posix().startswith(places) for file in users), users
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
-    program = f"import sys, pipeline.{command}; print(*sorted({HEAVY!r} & {{n.split('.')[0] for n in sys.modules}}))"
+def test_importing_a_command_loads_nothing_heavy() -> None:
+    """Each in its own fork, so that none profits from the imports of another; pydantic and yaml, which all load, are
+    loaded once."""
+    program = f"""
+import importlib, os, pydantic, sys, yaml
+failed = False
+for command in {COMMANDS}:
+    if os.fork() == 0:
+        importlib.import_module(f"pipeline.{{command}}")
+        heavy = {HEAVY} & {{name.split(".")[0] for name in sys.modules}}
+        sys.exit(f"pipeline.{{command}} loads {{heavy}}" if heavy else 0)
+    failed |= os.wait()[1] != 0
+sys.exit(failed)
+"""
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == []
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -253,19 +267,30 @@ def test_make_alone_lists_its_targets() -> None:
     assert re.findall(r"make ([a-z]+) ", ran.stdout) == targets
 
 
-@pytest.mark.parametrize(
-    ("body", "code", "closing"),
-    [
+def test_on_ci_a_skip_is_a_failure(tmp_path: Path) -> None:
+    cases = [
         ("def test_a(): pass", 0, "1 passed"),
         ("def test_a(): pytest.skip('no package')", 1, "1 failed"),
         ("@pytest.mark.skipif(True, reason='no package')\ndef test_a(): pass", 1, "1 error"),
         ("pytest.importorskip('no_such_package')", 2, "1 error"),
         ("@pytest.mark.xfail\ndef test_a(): assert False", 0, "1 xfailed"),
-    ],
-)
-def test_on_ci_a_skip_is_a_failure(tmp_path: Path, body: str, code: int, closing: str) -> None:
-    (tmp_path / "test_some.py").write_text(f"import pytest\n{body}\n")
-    words = [sys.executable, "-m", "pytest", "-p", "tests.no_skips", "--rootdir", str(tmp_path), str(tmp_path)]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == code, ran.stdout
-    assert closing in ran.stdout.splitlines()[-1]
+    ]
+    for number, (body, _, _) in enumerate(cases):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/test_some.py").write_text(f"import pytest\n{body}\n")
+    # Each in its own fork of a process that has loaded the installed plugins, which takes longest.
+    program = f"""
+import importlib.metadata, os, pytest
+plugins = [plugin.load() for plugin in importlib.metadata.entry_points(group="pytest11")]
+for number in range({len(cases)}):
+    if os.fork() == 0:
+        folder = f"{tmp_path}/{{number}}"
+        raise SystemExit(pytest.main(["-p", "tests.no_skips", "--rootdir", folder, folder]))
+    print("ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    results = re.findall(r"(.*)\nended with (-?\d+)\n", ran.stdout)
+    assert len(results) == len(cases), ran.stderr
+    for (body, code, closing), (last, ended) in zip(cases, results, strict=True):
+        assert int(ended) == code, (body, ran.stdout)
+        assert closing in last, body
