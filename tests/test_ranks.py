@@ -128,7 +128,12 @@ def unreadable(ranks, is_stopped, path: Path) -> None:
     path.read_bytes()
 
 
-def test_an_unreadable_file_of_a_rank_is_one_line_that_names_it(tmp_path):
+def test_an_unreadable_file_of_a_rank_is_one_line_that_names_it(tmp_path, monkeypatch):
+    """By a rank that is forked: one that is spawned imports PyTorch again, as those of the other tests do."""
+    spawned = launch.start_processes
+    monkeypatch.setattr(launch, "start_processes", lambda *arguments, start_method, **options: spawned(
+        *arguments, start_method="fork", **options
+    ))  # fmt: skip
     with pytest.raises(PipelineError, match=r"a\.wav: no such file or directory; fix that"):
         launch.launch(unreadable, (tmp_path / "a.wav",), 1, "cpu", bool)
 
