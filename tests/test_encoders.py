@@ -36,6 +36,11 @@ def whisper(settings) -> Whisper:
 
 
 @pytest.fixture(scope="module")
+def encoded(whisper, spoken) -> list[np.ndarray]:
+    return whisper.encode(spoken)
+
+
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A small complete Whisper with a head, as transformers saves it."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -50,50 +55,47 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def assert_equals_ctranslate2(whisper: Whisper, source: Path, audio: list[np.ndarray]) -> None:
+def assert_equals_ctranslate2(
+    whisper: Whisper, source: Path, audio: list[np.ndarray], encoded: list[np.ndarray]
+) -> None:
     import ctranslate2
 
     reference = ctranslate2.models.Whisper(str(source), compute_type="float32")
-    for samples, features in zip(audio, whisper.encode(audio), strict=True):
+    for samples, features in zip(audio, encoded, strict=True):
         mel = whisper.log_mel(samples, sampling_rate=16_000, return_tensors="np").input_features
         expected = np.array(reference.encode(ctranslate2.StorageView.from_array(mel)))[0]
         assert np.abs(features).max() > 5
         assert np.abs(features - expected[: len(features)]).max() < 1e-4
 
 
-def test_whisper_equals_ctranslate2_on_speech(whisper, real_sources, spoken):
-    assert_equals_ctranslate2(whisper, real_sources["whisper-tiny.en"], spoken)
+def test_whisper_equals_ctranslate2_on_speech(whisper, real_sources, spoken, encoded):
+    assert_equals_ctranslate2(whisper, real_sources["whisper-tiny.en"], spoken, encoded)
 
 
 def test_whisper_equals_ctranslate2_on_recorded_speech(whisper, real_sources):
     files = sorted(RECORDED.rglob("*.wav"))[:3]
     if not files:
         pytest.skip(f"no recorded speech in {RECORDED}: install the Debian package pocketsphinx-testdata")
-    audio = [soundfile.read(file, dtype="float32") for file in files]
-    assert_equals_ctranslate2(
-        whisper, real_sources["whisper-tiny.en"], [resample(samples, rate) for samples, rate in audio]
-    )
+    audio = [resample(*soundfile.read(file, dtype="float32")) for file in files]
+    assert_equals_ctranslate2(whisper, real_sources["whisper-tiny.en"], audio, whisper.encode(audio))
 
 
-def test_whisper_does_not_depend_on_the_batch(whisper, spoken):
-    together = whisper.encode(spoken)
+def test_whisper_does_not_depend_on_the_batch(whisper, spoken, encoded):
     backwards = whisper.encode(spoken[::-1])[::-1]
     alone = [whisper.encode([samples])[0] for samples in spoken]
-    for first, second, third in zip(together, backwards, alone, strict=True):
+    for first, second, third in zip(encoded, backwards, alone, strict=True):
         assert np.array_equal(first, second)
         assert np.array_equal(first, third)
 
 
-def test_whisper_does_not_depend_on_the_number_of_threads(whisper, spoken):
+def test_whisper_does_not_depend_on_the_number_of_threads(whisper, spoken, encoded):
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        one = whisper.encode(spoken)
-        torch.set_num_threads(2)
-        two = whisper.encode(spoken)
+        torch.set_num_threads(2 if threads == 1 else 1)
+        other = whisper.encode(spoken)
     finally:
         torch.set_num_threads(threads)
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(encoded, other, strict=True))
 
 
 # 0.58 s: 29 frames, where int(9280 / 16000 * 50) is 28 by rounding.
@@ -138,9 +140,9 @@ def test_identity_includes_the_window(settings):
     assert Whisper.identity(settings) != Whisper.identity(fitted)
 
 
-def test_bfloat16_is_close_to_float32(whisper, settings, spoken):
+def test_bfloat16_is_close_to_float32(settings, spoken, encoded):
     rounded = Whisper(settings.model_copy(update={"precision": "bfloat16"}))
-    for exact, near in zip(whisper.encode(spoken), rounded.encode(spoken), strict=True):
+    for exact, near in zip(encoded, rounded.encode(spoken), strict=True):
         assert 0 < np.linalg.norm(near - exact) / np.linalg.norm(exact) < 0.02
 
 

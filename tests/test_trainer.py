@@ -55,6 +55,18 @@ def trainer_of(llm: Path, folder: Path, device: torch.device = torch.device("cpu
     )
 
 
+@pytest.fixture(scope="module")
+def short(llm, tmp_path_factory) -> LossTrainer:
+    """After its training of `SHORT`."""
+    trainer = trainer_of(llm, tmp_path_factory.mktemp("short"))
+    trainer.train()
+    return trainer
+
+
+def folder_of(trainer: LossTrainer) -> Path:
+    return Path(trainer.args.output_dir).parent
+
+
 def weights_of(trainer: LossTrainer) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in trainer.model.trainable().values()]
 
@@ -100,26 +112,25 @@ def test_buffers_of_a_downsampling_are_saved_in_checkpoints_and_with_the_model(l
 
 
 @pytest.mark.parametrize("settings", [SHORT, GROUPED])
-def test_a_resumed_training_has_equal_bits_and_an_equal_log(llm, tmp_path, settings):
-    whole = trainer_of(llm, tmp_path / "whole", **settings)
-    whole.train()
-    steps = whole.state.global_step
-    checkpoint = min((tmp_path / "whole/checkpoints").iterdir(), key=step_of)
+def test_a_resumed_training_has_equal_bits_and_an_equal_log(llm, short, tmp_path, settings):
+    whole = short
+    if settings is not SHORT:
+        whole = trainer_of(llm, tmp_path / "whole", **settings)
+        whole.train()
+    checkpoint = min((folder_of(whole) / "checkpoints").iterdir(), key=step_of)
     first = step_of(checkpoint)
     again = trainer_of(llm, tmp_path / "again", **settings)
     again.train(resume_from_checkpoint=str(checkpoint))
     assert all(torch.equal(one, other) for one, other in zip(weights_of(whole), weights_of(again), strict=True))
     # A mean that the cut went through is of the steps before it, too.
     assert first % SHORT["log_every"]
-    assert log_of(tmp_path / "again") == [line for line in log_of(tmp_path / "whole") if line["step"] > first]
-    assert {line["step"] for line in log_of(tmp_path / "whole")} >= {4, 8}
-    assert steps == whole.batches.steps == again.state.global_step
+    log = log_of(folder_of(whole))
+    assert log_of(tmp_path / "again") == [line for line in log if line["step"] > first]
+    assert {line["step"] for line in log} >= {4, 8}
+    assert whole.state.global_step == whole.batches.steps == again.state.global_step
 
 
-def test_training_uses_one_of_several_gpus(llm, tmp_path, monkeypatch):
-    alone = trainer_of(llm, tmp_path / "alone")
-    alone.train()
-
+def test_training_uses_one_of_several_gpus(llm, short, tmp_path, monkeypatch):
     def several(made: TrainingArguments) -> torch.device:
         device = original(made)
         made._n_gpu = 3
@@ -132,7 +143,7 @@ def test_training_uses_one_of_several_gpus(llm, tmp_path, monkeypatch):
     among = trainer_of(llm, tmp_path / "among")
     among.train()
     assert among.model_wrapped is among.model
-    assert all(torch.equal(one, other) for one, other in zip(weights_of(alone), weights_of(among), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(weights_of(short), weights_of(among), strict=True))
 
 
 def test_the_model_stays_on_its_gpu_which_becomes_the_current_one(llm, tmp_path, monkeypatch):
@@ -148,10 +159,9 @@ def test_the_model_stays_on_its_gpu_which_becomes_the_current_one(llm, tmp_path,
     assert trainer.model.device == torch.device("cpu")
 
 
-def test_a_resumed_training_has_the_intervals_of_its_arguments(llm, tmp_path):
+def test_a_resumed_training_has_the_intervals_of_its_arguments(llm, short, tmp_path):
     """They are no part of a trial's identity, so they may differ from those of the checkpoint."""
-    trainer_of(llm, tmp_path).train()
-    checkpoint = tmp_path / "checkpoints/checkpoint-6"
+    checkpoint = folder_of(short) / "checkpoints/checkpoint-6"
     again = trainer_of(llm, tmp_path / "again", checkpoint_every=1, log_every=1, validate_every=1)
     again.train(resume_from_checkpoint=str(checkpoint))
     lines = log_of(tmp_path / "again")
