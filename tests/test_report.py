@@ -15,6 +15,8 @@ from project import command, program
 from sweeps import planned_trial
 from trials import finish, make_trial, with_hypotheses, write_manifest, write_sinks
 
+from pipeline.common import drawing
+from pipeline.comparison import output
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import compare
 from pipeline.config import load_params
@@ -112,7 +114,11 @@ def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> s
 @pytest.fixture(scope="module")
 def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    made(runs, folder, drawn=True)
+    with pytest.MonkeyPatch.context() as patch:
+        # The page embeds no PDF, and processes that draw start slowly.
+        patch.delitem(drawing.FORMATS, "pdf")
+        patch.setattr(output, "available_cores", lambda: 1)
+        made(runs, folder, drawn=True)
     return folder
 
 
