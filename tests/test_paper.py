@@ -43,7 +43,7 @@ SMALL = {
     "train.checkpoint_every": 3,
     "train.validate_every": 6,
     "train.log_every": 1,
-    "train.loaders": 1,
+    "train.loaders": 0,
     "evaluate.max_new_tokens": 6,
     "evaluate.bootstrap": 20,
 }
@@ -113,6 +113,7 @@ def over(folder):
     return len(list(folder.glob("runs/*/metrics.json")))
 
 
+@pytest.mark.timeout(2400)
 def test_the_grid_of_the_paper(laboratory, tmp_path):
     plan = command(laboratory, "sweep", "paper.yaml", "--plan")
     assert plan.returncode == 0, plan.stderr
@@ -120,10 +121,10 @@ def test_the_grid_of_the_paper(laboratory, tmp_path):
     with cluster_of_two() as (cluster, nodes):
         driver = start(laboratory, "sweep", "paper.yaml", "--address", cluster.address)
         # Trials that read lips, which take longest.
-        wait_until(lambda: over(laboratory) >= 6 and halfway(laboratory), driver, "a trial in the middle", 400)
+        wait_until(lambda: over(laboratory) >= 6 and halfway(laboratory), driver, "a trial in the middle", 900)
         lost = lose_the_node(halfway(laboratory), cluster, nodes)
         add_node(cluster)
-        wait_until(lambda: over(laboratory) >= 8, driver, "further trials", 400)
+        wait_until(lambda: over(laboratory) >= 8, driver, "further trials", 600)
         assert f"{GRID} trials" in status(laboratory)
         driver.send_signal(signal.SIGINT)
         printed, errors = driver.communicate(timeout=120)
@@ -131,7 +132,7 @@ def test_the_grid_of_the_paper(laboratory, tmp_path):
         assert "is retried after" in printed
         assert "lora" not in printed
         finished = {path: path.stat().st_mtime_ns for path in laboratory.glob("runs/*/metrics.json")}
-        done = command(laboratory, "sweep", "paper.yaml", "--address", cluster.address, timeout=900)
+        done = command(laboratory, "sweep", "paper.yaml", "--address", cluster.address, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
     assert over(laboratory) == GRID
@@ -141,7 +142,7 @@ def test_the_grid_of_the_paper(laboratory, tmp_path):
     # The trial that lost its node has the bytes of one that nobody disturbed.
     calm = shutil.copytree(laboratory, tmp_path / "calm", ignore=shutil.ignore_patterns("runs", "results"))
     chosen = [word for setting in point_of(laboratory, lost) for word in ("--only", setting)]
-    alone = command(calm, "sweep", "paper.yaml", *chosen, timeout=400)
+    alone = command(calm, "sweep", "paper.yaml", *chosen, timeout=600)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     (again,) = trials(calm)
     assert again.name == lost.name
