@@ -106,7 +106,10 @@ def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> s
         (MissingTrial("VSR 5", "failed", "no <memory> & no hope"),),
     )  # fmt: skip
     files = write_comparison(comparison, folder / "comparison") if drawn else []
-    html = render_page(subject, comparison, files, media)
+    # A page embeds no PDF.
+    pdf = folder / "overview.pdf"
+    pdf.touch()
+    html = render_page(subject, comparison, [*files, pdf], media)
     (folder / "report.html").write_text(html)
     return html
 
@@ -115,7 +118,7 @@ def made(runs: Path, folder: Path, media: bool = True, drawn: bool = False) -> s
 def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        # The page embeds no PDF, and processes that draw start slowly.
+        # Only what the page embeds, and here: processes that draw start slowly.
         patch.delitem(drawing.FORMATS, "pdf")
         patch.setattr(output, "available_cores", lambda: 1)
         made(runs, folder, drawn=True)
