@@ -25,6 +25,19 @@ def weights_params(out: Path, source: dict[str, Any], format: str, name: str = "
     return validate({"weights": {"out": str(out), "sources": sources}, "corpus": corpus}, "params.yaml")
 
 
+def small_whisper(folder: Path, **sizes: int) -> None:
+    """Write a random Whisper of width 16, complete, as transformers saves it; `sizes` are added."""
+    # Slow to import, and few tests need it.
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1, decoder_attention_heads=2,
+        decoder_ffn_dim=16, vocab_size=51865, **sizes,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+
+
 def official(sizes: Sizes, heads: bool = True) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a published checkpoint; `heads` adds those of pre-training."""
     width, hidden = sizes.width, sizes.hidden

@@ -60,6 +60,13 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=1, **free_ports())
 
 
+def lose_the_node_of(trial, cluster, nodes):
+    """Removes the node, one of `nodes`, whose worker holds the lease of a trial's folder."""
+    raylet = psutil.Process(json.loads((trial / "lease.json").read_text())["pid"]).parent().pid
+    (node,) = [n for n in nodes if raylet in [p.process.pid for p in n.all_processes["raylet"]]]
+    cluster.remove_node(node, allow_graceful=False)
+
+
 def free_ports():
     return {name: free_port() for name in AGENTS}
 

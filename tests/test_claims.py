@@ -12,7 +12,6 @@ from pipeline.comparison.claims import Claim, ClaimVerdict, claims, claims_markd
 from pipeline.comparison.output import write_comparison
 from pipeline.comparison.table import compare
 from pipeline.trials.folder import Trial
-from pipeline.trials.results import AGAIN
 
 COUNT = "intermediate_tokens_per_utterance"
 ROLES = {"padding": 0, "bos": 10, "audio": 150, "prompt": 10, "response": 40}
@@ -240,7 +239,10 @@ def test_inconclusive_claims_have_reasons(tmp_path: Path) -> None:
     write_sinks(older, 3000)
     by_name = checked(plain, older)
     assert by_name[0.1, "every claim"].verdict is ClaimVerdict.INCONCLUSIVE
-    assert by_name[0.1, "every claim"].value.endswith(f"has no records of single utterances; {AGAIN}")
+    assert by_name[0.1, "every claim"].value.endswith(
+        "has no records of single utterances; evaluate the trial again: python -m pipeline.evaluate --params "
+        "FOLDER/config.yaml"
+    )
     older.sinks.unlink()
     assert "cannot be read" in checked(plain, older)[0.1, "every claim"].value
     shorter = {name: values[:9] for name, values in metrics_of(NONE).items()}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,16 @@ def test_truncated_hypotheses_are_a_note_and_a_count(tmp_path: Path) -> None:
     [note] = compare([*trials, *(finish(trial, {"test": FEW}, **counts) for trial in more)]).notes
     assert note.count("of test/snr_0") == 3
     assert note.endswith("; and of 3 more trials, see cut_hypotheses in metrics.csv. Raise it.")
+
+
+def test_a_trial_goes_to_another_process_without_what_was_read_of_it(tmp_path: Path) -> None:
+    trial = finish(make_trial(tmp_path, "model.modality=video"), {"test": FEW})
+    (entry,) = compare([trial]).entries
+    read = entry.hypotheses
+    again = pickle.loads(pickle.dumps(entry))
+    assert "hypotheses" in vars(entry)
+    assert "hypotheses" not in vars(again)
+    assert again.hypotheses == read
 
 
 def two_corpora(folder: Path) -> list[Trial]:

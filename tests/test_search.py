@@ -263,20 +263,13 @@ def test_the_sampler_gets_the_mean_over_seeds(searched, monkeypatch):
     assert reported == [[pytest.approx((point["decorrelation.weight"] - 0.1) ** 2 + 0.01)] for point in ran.points]
 
 
+@pytest.mark.parametrize("minimise", [WER, [WER, SINKS], "loss/validation"])
 @pytest.mark.parametrize(
-    ("kind", "grace", "minimise"),
-    [
-        ("asha", 20, WER),
-        ("asha", 20, "loss/validation"),
-        ("median", 40, WER),
-        ("hyperband", 20, WER),
-        ("hyperband", 20, [WER, SINKS]),
-    ],
+    "rule", [{"kind": "asha", "grace": 20}, {"kind": "median", "grace": 40}, {"kind": "hyperband", "grace": 20}]
 )
-def test_a_search_continues_after_points_that_were_stopped_early(searched, kind, grace, minimise):
+def test_a_search_continues_after_points_that_were_stopped_early(searched, minimise, rule):
     common = {"train.steps": 100, "train.validate_every": 20}
-    scheduler = {"kind": kind, "grace": grace}
-    options = {"axes": WEIGHT, "scheduler": scheduler, "set": common, "search": {"minimise": minimise}}
+    options = {"axes": WEIGHT, "scheduler": rule, "set": common, "search": {"minimise": minimise}}
     whole = searched("whole", trials=16, **options)
     assert len(whole.points) == 16
     assert 0 < len(whole.trained) < 16

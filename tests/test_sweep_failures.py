@@ -12,7 +12,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 from project import command, environment, small_disk, start
 from sweeps import (
@@ -23,6 +22,7 @@ from sweeps import (
     descendants,
     free_port,
     is_alive,
+    lose_the_node_of,
     results,
     specify,
     table,
@@ -101,9 +101,7 @@ def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch
         driver = start(project, "sweep", "sweep.yaml", "--address", cluster.address)
         wait_until(lambda: checkpoint_of(project, 20), driver, "a checkpoint")
         (lease,) = [path for path in project.glob("runs/*/lease.json") if (path.parent / "checkpoints").is_dir()][:1]
-        raylet = psutil.Process(json.loads(lease.read_text())["pid"]).parent().pid
-        (node,) = [n for n in nodes if raylet in [p.process.pid for p in n.all_processes["raylet"]]]
-        cluster.remove_node(node, allow_graceful=False)
+        lose_the_node_of(lease.parent, cluster, nodes)
         printed, errors = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed + errors
         assert "is retried after" in printed

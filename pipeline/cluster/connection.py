@@ -149,7 +149,7 @@ def _session_members(leader: int) -> list[int]:
     """Living processes of a session. Ray's processes have their own groups, but no session of their own."""
     pids = []
     for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*")):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             if pid != os.getpid() and os.getsid(pid) == leader and start_of(pid) is not None:
                 pids.append(pid)
     return pids

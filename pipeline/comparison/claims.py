@@ -20,8 +20,8 @@ from pipeline.common.metrics import BY_ACTIVATION, RELOCATED, RELOCATED_BY_RATIO
 from pipeline.common.statistics import SIGNIFICANCE_LEVEL, holm, mean_interval, ratio_interval, share_p
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
+from pipeline.comparison.sink_records import Column, Records, read_records
 from pipeline.comparison.table import Comparison, Variant
-from pipeline.trials.results import AGAIN
 
 MIN_SINKS = 0.1
 """Intermediate sinks per utterance from which on they count as present: one in ten utterances."""
@@ -34,8 +34,6 @@ RELOCATION = 0.5
 INCREASE = 0.05
 """And so does an increase of that share over weight 0 by so much."""
 
-Column = np.ndarray
-"""(2, utterances): numerators and denominators of a metric in one trial."""
 Range = tuple[float, float]
 """Smallest and largest possible value of a metric, at which its interval ends."""
 COUNT: Range = (0.0, np.inf)
@@ -132,22 +130,6 @@ class Estimate:
         return text if self.seeds == 1 else f"{text} ({self.seeds})"
 
 
-@dataclass(frozen=True)
-class Records:
-    """Metrics of each utterance of one trial, as stored by the sink instrument."""
-
-    ids: tuple[str, ...]
-    columns: dict[str, Column]
-    """By metric."""
-    tokens: dict[str, int]
-    """Number of tokens of each role."""
-
-    def column(self, name: str) -> Column | None:
-        """A metric; None if all its denominators are 0."""
-        column = self.columns.get(name)
-        return None if column is None or not column[1].any() else column
-
-
 def claims(comparison: Comparison) -> list[Claim]:
     """All claims about all cells with trials, in the order of the table."""
     return [
@@ -168,7 +150,7 @@ def _about_sinks(comparison: Comparison, task: Task, variant: Variant) -> list[F
     done = [entry for entry in cell.entries if not entry.gap]
     try:
         if not variant.has_loss:
-            return list(_without_loss(_read_records(done)))
+            return list(_without_loss(read_records(done)))
         baselines = comparison.cell(task, variant.without_loss()).entries
         return list(_with_loss(*_read_pairs(done, baselines)))
     except PipelineError as error:
@@ -181,31 +163,8 @@ def _read_pairs(done: Sequence[Entry], baselines: Sequence[Entry]) -> tuple[list
     paired = [entry for entry in done if entry.seed in by_seed]
     if not paired:
         raise PipelineError("weight 0", "has no done trial of this task and seed", "run it")
-    records = _read_records([*paired, *(by_seed[entry.seed] for entry in paired)])
+    records = read_records([*paired, *(by_seed[entry.seed] for entry in paired)])
     return records[: len(paired)], records[len(paired) :]
-
-
-def _read_records(entries: Sequence[Entry]) -> list[Records]:
-    """The records of some trials, all of the same utterances. PipelineError if `sinks.npz` of a trial is missing,
-    damaged or has no records, or the utterances differ."""
-    records = [_read(entry) for entry in entries]
-    for entry, other in zip(entries, records, strict=True):
-        if other.ids != records[0].ids:
-            raise PipelineError(entry.trial.sinks, "was measured on other utterances than the compared trials", AGAIN)
-    return records
-
-
-def _read(entry: Entry) -> Records:
-    path = entry.trial.sinks
-    arrays = entry.sink_records
-    try:
-        if "records" not in arrays:
-            raise PipelineError(path, "has no records of single utterances", AGAIN)
-        columns = dict(zip(arrays["record_names"].tolist(), arrays["records"].astype(float), strict=True))
-        tokens = dict(zip(arrays["roles"].tolist(), arrays["role_tokens"].tolist(), strict=True))
-        return Records(tuple(arrays["record_ids"].tolist()), columns, tokens)
-    except (ValueError, KeyError) as error:
-        raise PipelineError(path, f"cannot be read ({error})", AGAIN) from None
 
 
 def _without_loss(trials: Sequence[Records]) -> Iterator[Finding]:

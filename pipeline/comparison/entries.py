@@ -4,7 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +121,13 @@ class Entry:
 
     @functools.cached_property
     def sink_records(self) -> "dict[str, np.ndarray]":
-        """The arrays of `sinks.npz` that `pipeline.comparison.claims` reads. PipelineError if it is missing or
+        """The arrays of `sinks.npz` that `pipeline.comparison.sink_records` reads. PipelineError if it is missing or
         damaged."""
         return self.trial.read_sinks(SINK_RECORDS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read, megabytes of a trial, which another process reads if it needs it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def dataset_of(kind: str, root: str | None) -> str:

@@ -37,14 +37,13 @@ class GroupWriter:
 
     def _recover(self) -> None:
         row = self.dimension * DTYPE.itemsize
-        kept = []
-        for sha256, frames, check in read_journal(self._journal):
+        recorded = read_journal(self._journal)
+        for number, (sha256, frames, check) in enumerate(recorded):
             if _check(sha256, self._array.read(frames * row)) != check:
+                with atomic_write(self._journal) as temporary:
+                    append_values(temporary, *recorded[:number])
                 break
             self._add(sha256, frames)
-            kept.append([sha256, frames, check])
-        with atomic_write(self._journal) as temporary:
-            append_values(temporary, *kept)
         self._array.seek(self.frames * row)
         self._array.truncate()
 

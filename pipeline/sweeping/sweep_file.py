@@ -32,7 +32,7 @@ from pipeline.sweeping.specification import (
     point_params,
     require_key,
 )
-from pipeline.trials.identity import configuration, task_of
+from pipeline.trials.identity import task_name
 
 SEED, RANKS = "train.seed", "train.ranks"
 DATASET_KEYS = ("corpus.root", "corpus.kind", "corpus.out")
@@ -52,6 +52,12 @@ class SweepPoint:
     """The same names, by each dotted key that the value sets."""
     told_by_task: frozenset[str] = frozenset()
     """Keys of the axes whose values are different tasks each: the task tells their settings."""
+
+    @property
+    def task(self) -> str:
+        """The paper's name of its modality and rates, see `task_name`."""
+        model = self.params.model
+        return task_name(model.modality, (getattr(model.rates, stream) for stream in streams(model.modality)))
 
     @property
     def dataset(self) -> str:
@@ -150,24 +156,19 @@ def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> 
     if (count := prod(map(len, axes.values()))) > MAX_TRIALS:
         raise PipelineError(path, f"expands to {count} trials", f"reduce it to at most {MAX_TRIALS}")
     points = []
-    tasks: dict[str, dict[str, set[Any]]] = {name: {label_of(value): set() for value in axes[name]} for name in axes}
+    tasks: dict[str, dict[str, set[str]]] = {name: {label_of(value): set() for value in axes[name]} for name in axes}
     for chosen in itertools.product(*axes.values()):
         settings = {key: setting for value in chosen for key, setting in value.items() if key != NAME}
         points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
         for name, value in zip(axes, chosen, strict=True):
-            tasks[name][label_of(value)].add(_task(points[-1].params))
+            tasks[name][label_of(value)].add(points[-1].task)
     told = {key for name, of_values in tasks.items() if _are_disjoint(of_values.values()) for key in keys[name]}
     points = [replace(point, told_by_task=frozenset(told)) for point in points]
     _require_consistent(path, specification, points)
     return replace(sweep, points=tuple(narrow(points, only)))
 
 
-def _task(params: Params) -> tuple[Any, ...]:
-    model = params.model
-    return model.modality, *(getattr(model.rates, stream) for stream in streams(model.modality))
-
-
-def _are_disjoint(sets: Collection[set[Any]]) -> bool:
+def _are_disjoint(sets: Collection[set[str]]) -> bool:
     return len(sets) > 1 and sum(map(len, sets)) == len(set().union(*sets))
 
 
@@ -219,7 +220,7 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
         return
     # As tables name them: of several corpora, a task starts with the name of its corpus, `LRS3 VSR 5`.
     has_several = len({point.dataset for point in points}) > 1
-    tasks = {f"{point.dataset * has_several} {task_of(configuration(point.params))}".lstrip() for point in points}
+    tasks = {f"{point.dataset * has_several} {point.task}".lstrip() for point in points}
     if primary not in tasks:
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
 
