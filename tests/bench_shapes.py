@@ -3,9 +3,11 @@
 Run by `make bench`. Llama-3.2-1B, the encoder of Whisper medium and AV-HuBERT large are written as folders of weights
 to the paths in that file, and loaded like any weights; sizes are read from configurations and tensors. The tokenizer is
 SmolLM2's, whose vocabulary is smaller, so texts have other tokens than with Llama's. Each part is a separate process,
-since peak memory is measured per process.
+since peak memory is measured per process. The last part counts what Llama-3.2-3B stores for the backward pass of 16
+utterances of 16 seconds.
 """
 
+import itertools
 import os
 import resource
 import shutil
@@ -24,7 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
-from pipeline.config import Params
+from pipeline.common.rates import FRAME_RATE
+from pipeline.config import Params, Rates
 from pipeline.encoders.avhubert_network import AVHuBERTNetwork, Sizes
 from pipeline.encoders.protocol import encoder_kind
 from pipeline.model.audiovisual import AudioVisualLLM
@@ -51,6 +54,11 @@ LLAMA = LlamaConfig(
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     },
 )  # fmt: skip
+LLAMA_3B = LlamaConfig(
+    **LLAMA.to_dict() | {"hidden_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 24, "head_dim": 128}
+)
+"""Three of its 28 layers."""
+LAYERS_3B = 28
 WHISPER = WhisperConfig(
     d_model=1024, encoder_layers=24, encoder_attention_heads=16, encoder_ffn_dim=4096, num_mel_bins=80
 )
@@ -103,9 +111,13 @@ def encode(params: Params, stream: str) -> None:
     print_line(f"{stream}: {settings.encoder}, {encoder.precision}, vectors {features[0].shape}", network, 0, seconds)
 
 
-def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
-    """The model as a trial builds it, and a batch of the encoded utterances."""
-    features = {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
+def encoded() -> dict[str, Encoded]:
+    """The features of each stream that an earlier part has written."""
+    return {stream: Encoded(np.load(f"{stream}.npz")) for stream in ("audio", "video")}
+
+
+def built(params: Params, features: dict[str, Encoded]) -> tuple[AudioVisualLLM, Batch]:
+    """The model as a trial builds it, and a batch of all utterances."""
     model = build_model(params, Inputs((), features, {"llm": weights_digest(params.model.llm.weights)}))
     examples = [
         Example(u, {s: f[u] for s, f in features.items()}, model.tokenize_response(TEXT)) for u in features["audio"]
@@ -115,7 +127,7 @@ def built(params: Params) -> tuple[AudioVisualLLM, Batch]:
 
 def train(params: Params) -> None:
     """Forward, backward and the optimizer's step, the decorrelation loss included."""
-    model, batch = built(params)
+    model, batch = built(params, encoded())
     trained = list(model.train().trainable().values())
     settings = params.train
     optimizer = torch.optim.AdamW(trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
@@ -141,11 +153,66 @@ def train(params: Params) -> None:
 
 def decode(params: Params) -> None:
     """Beam search, as in an evaluation."""
-    model, batch = built(params)
+    model, batch = built(params, encoded())
     beams = params.evaluate.beams
     decode_texts(model.eval(), batch, beams, 1)
     _, seconds = timed(lambda: decode_texts(model, batch, beams, NEW_TOKENS))
     print_line(f"decoding: {beams} beams, {NEW_TOKENS} new tokens", model, 0, seconds)
+
+
+def activations(params: Params) -> None:
+    """Bytes that autograd stores for the backward pass of Llama-3.2-3B, without and with activation checkpointing.
+
+    Two layers and three are run at their real widths. All layers are equal, so the others are counted, not run.
+    """
+    model = params.model
+    llm = model.llm.model_copy(update={"weights": "llama-3b"})
+    lora = model.lora.model_copy(update={"rank": 96, "alpha": 12})
+    AutoModelForCausalLM.from_config(LLAMA_3B, dtype=torch.bfloat16).save_pretrained(llm.weights)
+    for file in TOKENIZER.glob("token*"):
+        shutil.copy(file, llm.weights)
+    features = {
+        stream: Encoded({f"u{number}": np.zeros((16 * rate, 1024), np.float16) for number in range(16)})
+        for stream, rate in (("audio", 2 * FRAME_RATE), ("video", FRAME_RATE))
+    }
+    print(f"\nstored for the backward pass of a batch of 16 utterances of 16 s: Llama-3.2-3B, {LAYERS_3B} layers")
+    print(f"{'':52}{'stored':>12}{'with checkpointing':>30}")
+    for rates in (Rates(audio=4, video=2), Rates(audio=16, video=5)):
+        for weight in (0.0, params.decorrelation.weight):
+            stored = {}
+            for blocks, is_checkpointed in itertools.product((2, 3), (False, True)):
+                settings = {"llm": llm.model_copy(update={"blocks": blocks}), "lora": lora, "rates": rates}
+                trial = params.model_copy(update={"model": model.model_copy(update=settings)})
+                stored[blocks, is_checkpointed] = stored_bytes(trial, features, weight, is_checkpointed)
+            layer, checkpointed = (stored[3, kind] - stored[2, kind] for kind in (False, True))
+            full = stored[2, False] + (LAYERS_3B - 2) * layer
+            # In the backward pass the layer at hand is computed again.
+            least = stored[2, True] + (LAYERS_3B - 2) * checkpointed + layer
+            print(f"{f'audio {rates.audio}, video {rates.video}, decorrelation weight {weight:g}':52}"
+                  f"{full / 1e9:9.3f} GB{least / 1e9:27.3f} GB", flush=True)  # fmt: skip
+
+
+def stored_bytes(params: Params, features: dict[str, Encoded], weight: float, is_checkpointed: bool) -> int:
+    """Bytes of all tensors that autograd stores in a forward pass, but those of the model itself."""
+    model, batch = built(params, features)
+    # As on a GPU.
+    model.llm.set_attn_implementation("sdpa")
+    if is_checkpointed:
+        model.checkpoint_activations()
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.train().state_dict().values()}
+    stored = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            stored[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = model(batch, params.decorrelation.model_copy(update={"weight": weight}))
+    # The losses keep what was stored until here, so no address is used twice.
+    assert torch.isfinite(losses.cross_entropy)
+    return sum(stored.values())
 
 
 def timed(action: Callable[[], object]) -> tuple[object, np.ndarray]:
@@ -176,6 +243,7 @@ PARTS: dict[str, Callable[[Params], None]] = {
     "video": lambda params: encode(params, "video"),
     "train": train,
     "decode": decode,
+    "activations": activations,
 }
 
 

@@ -16,6 +16,10 @@ SMALL = {
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
     ),
+    "LLAMA_3B": LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+    ),
     "WHISPER": WhisperConfig(
         d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, num_mel_bins=80
     ),
@@ -32,13 +36,18 @@ def test_a_trial_of_the_paper_is_encoded_trained_and_decoded(
     monkeypatch.chdir(tmp_path)
     for part in bench_shapes.PARTS.values():
         part(bench_shapes.paper())
-    audio, video, train, decode = capsys.readouterr().out.splitlines()
+    audio, video, train, decode, _, _, columns, *stored = capsys.readouterr().out.splitlines()
     assert audio.startswith("audio: whisper, ")
     assert "vectors (200, 32)" in audio
     assert video.startswith("video: avhubert, ")
     assert f"vectors (100, {NARROW.width})" in video
     assert train.startswith("training step: ")
     assert decode.startswith("decoding: 15 beams, 8 new tokens ")
+    assert columns.split() == ["stored", "with", "checkpointing"]
+    for line, weight in zip(stored, ["0", "10000"] * 2, strict=True):
+        *_, shown, full, _, least, _ = line.split()
+        assert shown == weight
+        assert float(least) < float(full)
 
 
 @pytest.mark.parametrize("way", bench_sinks.WAYS)
