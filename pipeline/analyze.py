@@ -25,7 +25,7 @@ RESULTS = Path("results/analysis")
 def main() -> None:
     """The command."""
     options = parser(__doc__)
-    options.add_argument("--trial", metavar="ID", help=TRIAL_HELP)
+    options.add_argument("--trial", metavar="TRIAL", help=TRIAL_HELP)
     options.add_argument(
         "--model", type=Path, metavar="FOLDER", help="a language model: config.json, weights, tokenizer"
     )

@@ -203,7 +203,7 @@ def encoder_shape(settings: EncoderSettings) -> tuple[int, int, int]:
 
 
 def _shape(encoder: Any) -> tuple[int, int, int]:
-    """Frame rate and dimension of an encoder, and the utterances on which its network always runs."""
+    """Frame rate and dimension of an encoder, and to how many inputs its network pads a batch; 1 for none."""
     return encoder.frame_rate, encoder.dimension, getattr(encoder, "windows", 1)
 
 

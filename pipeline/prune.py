@@ -1,9 +1,9 @@
 """Disk usage of trials and features by sweep, and removal of those that no sweep uses.
 
 A sweep is a file of `experiments/`, or the last run that a folder of `results/sweeps/` records: one with `--set` or of
-a file elsewhere, too; a run with `--only` adds to that record. Trials and features with the configuration and data of a
-sweep that another version of the code made are kept, unless --other-code is given. Without --yes nothing is removed. A
-trial that is running or being reproduced is kept, and so are the features that it reads.
+a file elsewhere, too; a run with `--only` adds to that record. Trials and features that another version of the code
+made, with the configuration and data of a sweep, are kept, unless --other-code is given. Without --yes nothing is
+removed. A trial that is running or being reproduced is kept, and so are the features that it reads.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from pipeline.sweeping.results import RESULTS
 from pipeline.sweeping.search.suggestions import suggested_params, trials_and_suggestions
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.status import TRIALS_FILE, recorded_trials
-from pipeline.sweeping.sweep_file import Sweep, SweepPoint, load_sweep
+from pipeline.sweeping.sweep_file import SeededPoint, Sweep, load_sweep
 from pipeline.sweeping.worker_precision import precision_variants
 from pipeline.trials.folder import LEASE_FILE, Trial, trials_in
 from pipeline.trials.identity import FOLDER_DIGITS, configuration, trial_name
@@ -135,7 +135,7 @@ def _unfinished_features(out: Path) -> list[Path]:
 
 def _sweep_of(name: str, params: Params) -> Sweep:
     """A sweep of one trial."""
-    return Sweep(Specification(name=name), params, (SweepPoint({}, params),))
+    return Sweep(Specification(name=name), params, (SeededPoint({}, params),))
 
 
 def _usages(sweep: Sweep) -> list["_Usage"]:

@@ -1,7 +1,8 @@
 """Push weights, corpora, features and done trials to the DVC remote; another clone gets them by `dvc pull`.
 
-Trials and features are not outputs of a stage. Each of their folders is named by its content and has its own pointer,
-`runs/<identity>.dvc`, so that `dvc pull` changes no other trial, and pointers of several people do not conflict.
+Trials and features are not outputs of a stage. Each of their folders is named by what it was made of and has its own
+pointer, `runs/<identity>.dvc`, so that `dvc pull` changes no other trial, and pointers of several people do not
+conflict.
 """
 
 import subprocess

@@ -55,7 +55,7 @@ def _subject(
     missing = []
     for planned in trials:
         if planned.identity not in gaps:
-            # The comparison of a search has the front only.
+            # It has not started, or a search did not choose it for the comparison: not of its front, nor at weight 0.
             if not (ending := planned.ending):
                 failure = planned.failure
                 missing.append(MissingTrial(planned.name, "failed" if failure else planned.status, failure or ""))

@@ -82,7 +82,9 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
     input is missing and stages may not run (`--no-repro`, `--sync`), or if a stage failed."""
     incomplete = [params for params in distinct_inputs(sweep) if needed_stages(params)]
     if incomplete and (arguments.no_repro or arguments.sync):
-        raise missing_inputs_error(needed_stages(incomplete[0]))
+        raise missing_inputs_error(
+            needed_stages(incomplete[0]), "start the sweep without --no-repro or --sync, and it makes them"
+        )
     # Before hours are spent on the first stages.
     if incomplete and (missing_paths := missing_sources(sweep, arguments.file, arguments.params)):
         raise missing_paths[0]
@@ -95,7 +97,7 @@ def make_inputs(sweep: Sweep, arguments: Namespace) -> None:
             needed = needed_stages(params)
         _make_directly(params, needed, arguments.address)
         if missing := needed_stages(params):
-            raise missing_inputs_error(missing)
+            raise missing_inputs_error(missing, "see above what these stages printed, and start the same command again")
 
 
 def _is_dvc_stage(stage: str, params: Params, base: Params) -> bool:
@@ -174,14 +176,15 @@ def run(arguments: Namespace) -> None:
         sweep = replace(sweep, specification=specification)
     with Sync(_sync_command(arguments)) as sync:
         failure = None
-        if not all(planned.is_over for planned in trials) or (suggestions and suggestions.points_left):
-            search = Search(sweep, suggestions) if suggestions and not sweep.only else None
-            try:
-                with record_plan(results, sweep.specification, trials, bool(arguments.only)) as record:
+        try:
+            # Recorded even if nothing is left to do, since another --set may have been recorded here in between.
+            with record_plan(results, sweep.specification, trials, bool(arguments.only)) as record:
+                if not all(planned.is_over for planned in trials) or (suggestions and suggestions.points_left):
+                    search = Search(sweep, suggestions) if suggestions and not sweep.only else None
                     Driver(sweep, trials, WORK, results / SWEEP_LOG, search, record).run(arguments.address, sync)
-            except PipelineError as error:
-                failure = error
-            trials = suggestions.trials if suggestions else trials
+        except PipelineError as error:
+            failure = error
+        trials = suggestions.trials if suggestions else trials
         # A KeyboardInterrupt passes by, so that an interrupted process ends soon; the next one writes the results.
         publish_results(sweep, trials, suggestions)
         show_in_mlflow(name, trials, results, sync)

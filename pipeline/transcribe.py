@@ -17,9 +17,11 @@ def main() -> None:
     """The command."""
     options = parser(__doc__)
     options.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio or video in any format")
-    options.add_argument("--trial", required=True, metavar="ID", help=TRIAL_HELP)
+    options.add_argument("--trial", required=True, metavar="TRIAL", help=TRIAL_HELP)
     options.add_argument("--beams", type=int, metavar="N", help="beam size; by default that of the trial's evaluation")
-    options.add_argument("--sinks", action="store_true", help="also list the sinks while the model reads its own text")
+    options.add_argument(
+        "--sinks", action="store_true", help="also list the sinks, measured with the transcribed text as the response"
+    )
     transcribe(options.parse_args())
 
 

@@ -20,7 +20,7 @@ from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = {"utterances": "1" * 64}
+DATA = {"utterances": "1" * 64, "llm": "1" * 64}
 WER, SINKS = "wer/validation", "sinks/intermediate_tokens_per_utterance/validation"
 AXES = {"decorrelation.weight": [0, {"loguniform": [0.001, 1]}], "model.rates.audio": {"int": [1, 32]}}
 GRID, MANY = 100, 1000

@@ -21,7 +21,7 @@ SLOW_FILES = {
     "test_mlflow_ui", "test_mlflow_writer", "test_paper", "test_prepare", "test_repro", "test_second_device",
     "test_strangers", "test_weights",
 }  # fmt: skip
-"""Tests that train, or wait for commands, servers or a browser, are known by what they take or where they stand."""
+"""Tests that train, or wait for commands, servers or a browser, are known by their fixtures or their file."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

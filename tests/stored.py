@@ -1,4 +1,4 @@
-"""Everything that a small Llama computes for one utterance, stored."""
+"""All that a small Llama computes for one utterance, as arrays: the reference of tests by brute force."""
 
 import numpy as np
 import torch

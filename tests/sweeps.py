@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import yaml
 from project import program
-from trials import ROOT, make_trial
+from trials import DATA, ROOT, make_trial
 
 from pipeline.config import load_params
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
@@ -35,7 +35,7 @@ def planned_trial(runs: Path, name: str, *settings: str, rule: EarlyStoppingRule
     """A trial that has not started, with the parameters of the repository and these settings."""
     trial = make_trial(runs, *settings)
     params = load_params(ROOT / "params.yaml", settings)
-    return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule)
+    return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule, llm=DATA["llm"])
 
 
 AGENTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")

@@ -108,7 +108,7 @@ def test_a_language_model_on_a_text(analyze, llm: Path, text: Path, tmp_path: Pa
 def test_the_legend_of_interventions_says_what_they_are_measured_on() -> None:
     for item in ("utterance", "sequence"):
         words = legend(item)
-        assert "sign-flip test over the same, not corrected for the number of tests." in words
+        assert "sign-flip test over the same, not corrected for the number of interventions." in words
         assert "for non-sinks rotated to BOS, of the same tokens toward a random non-sink" in words
         assert ("in the input before the response" in words) == (item == "utterance")
 

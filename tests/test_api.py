@@ -171,7 +171,7 @@ def test_the_readme_transcribes_an_array(
     assert len(expected) == 2
     for name, hypothesis in expected.items():
         capsys.readouterr()
-        run_block(readme_blocks()[1], trial=("runs/IDENTITY", "audio"), file=("speech.wav", f"data/corpus/{name}.wav"))
+        run_block(readme_blocks()[1], trial=("TRIAL", "audio"), file=("speech.wav", f"data/corpus/{name}.wav"))
         assert capsys.readouterr().out == f"{hypothesis}\n"
 
 

@@ -121,7 +121,7 @@ def test_a_loss_that_removes_the_sinks(tmp_path: Path) -> None:
     )
     stays = by_name[0.1, "no other token takes over from BOS, by attention"]
     assert stays.verdict is ClaimVerdict.HOLDS
-    assert stays.value.startswith("not BOS in 0% [0, 0] of the utterances, -90% [-100, -70] relative to weight 0")
+    assert stays.value.startswith("not BOS in 0% [0, 0] of the utterances, -90 points [-100, -70] against weight 0")
 
 
 def test_a_loss_that_relocates_the_sink_or_leaves_some(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_loss_that_relocates_the_sink_or_leaves_some(tmp_path: Path) -> None:
     assert "41% remain" in by_name[0.1, "the loss removes them, by activation"].value
     moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
     assert moved.verdict is ClaimVerdict.FAILS
-    assert "+80% [" in moved.value
+    assert "+80 points [" in moved.value
 
 
 def test_with_too_few_sinks_removal_is_inconclusive(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_no_token_takes_over_if_none_is_dominant_however_much_weight_0_varies(tm
     by_name = checked(*before, *with_seeds(tmp_path, [metrics_of(NONE)] * 5, LOSS))
     stays = by_name[0.1, "no other token takes over from BOS, by attention"]
     # The mean of -0.6, -0.1, 0, 0 and 0, and 2.776 times its standard error, sqrt(0.068 / 5).
-    assert stays.value == "not BOS in 0% [0, 0] (5) of the utterances, -14% [-46, 18] (5) relative to weight 0"
+    assert stays.value == "not BOS in 0% [0, 0] (5) of the utterances, -14 points [-46, 18] (5) against weight 0"
     assert stays.verdict is ClaimVerdict.HOLDS
 
 
@@ -173,7 +173,7 @@ def test_the_interval_of_a_share_is_within_0_and_1(tmp_path: Path) -> None:
     by_name = checked(*with_seeds(tmp_path, [metrics_of(MANY)] * 3), *with_seeds(tmp_path, after, LOSS))
     moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
     # 2/3, and 4.303 times the standard error 1/3.
-    assert moved.value == "not BOS in 67% [0, 100] (3) of the utterances, +67% [-77, 100] (3) relative to weight 0"
+    assert moved.value == "not BOS in 67% [0, 100] (3) of the utterances, +67 points [-77, 100] (3) against weight 0"
     assert moved.verdict is ClaimVerdict.INCONCLUSIVE
 
 

@@ -678,7 +678,7 @@ def test_speakers_are_those_of_the_shown_split(tmp_path: Path) -> None:
     for number, line in enumerate(lines):
         line["speaker"] = "one" if line["split"] == "validation" else f"s{number}"
     with_hypotheses(trial, "".join(json.dumps(line) + "\n" for line in lines))
-    note = "95% interval over 10 speakers (utterances for metrics of fewer than 8)."
+    note = "95% interval over 10 speakers (utterances where a metric has fewer than 8)."
     assert note in rendering.table_text(compare([trial]), 1000)
 
 

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from trials import finish, make_trial, with_hypotheses
+from trials import DATA, finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -19,6 +19,7 @@ CODE = b"""
 import os
 
 LIMIT = 3
+RATE: float = 5.0
 
 
 class Fit:
@@ -37,10 +38,15 @@ def train():
 
 
 def test_different_definitions_are_listed() -> None:
-    other = CODE.replace(b"return 1", b"return 7").replace(b"LIMIT = 3", b"LIMIT = 4").replace(b"stop", b"end")
+    other = (
+        CODE.replace(b"return 1", b"return 7")
+        .replace(b"LIMIT = 3", b"LIMIT = 4")
+        .replace(b"5.0", b"6.0")
+        .replace(b"stop", b"end")
+    )
     other = other.replace(b"def train", b"def fit")
     changes, cosmetic = changed_files({"pipeline/a.py": CODE}, {"pipeline/a.py": other})
-    assert changes == [FileChange("pipeline/a.py", "LIMIT, Fit.step, +Fit.end, +fit, -Fit.stop, -train")]
+    assert changes == [FileChange("pipeline/a.py", "LIMIT, RATE, Fit.step, +Fit.end, +fit, -Fit.stop, -train")]
     assert cosmetic == 0
 
 
@@ -61,7 +67,7 @@ def test_comments_do_not_count_and_missing_files_are_listed() -> None:
 def pair(tmp_path: Path) -> tuple[Trial, Trial]:
     """Two trials of different weights: B makes six errors more, in three utterances, and one less in another."""
     one = make_trial(tmp_path)
-    other = make_trial(tmp_path, "decorrelation.weight=0.1", data={"utterances": "2" * 64})
+    other = make_trial(tmp_path, "decorrelation.weight=0.1", data=DATA | {"utterances": "2" * 64})
     finish(one, {"test": [1, 0, 0, 0, 0, 1], "test/snr_0": [1, 1]}, **{"sinks/bos_sink_rate": 0.5})
     finish(other, {"test": [0, 2, 2, 2, 0, 1], "test/snr_0": [1, 1]}, **{"sinks/bos_sink_rate": 0.25})
     record(one, CODE, numpy="2.4.6", torch="2.13.0")

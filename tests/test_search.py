@@ -23,7 +23,7 @@ from pipeline.sweeping.worker_precision import PRECISION_FILE, with_worker_preci
 from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
-DIGESTS = {"utterances": "1" * 64}
+DIGESTS = {"utterances": "1" * 64, "llm": "1" * 64}
 WER, SINKS = "wer/validation", "sinks/intermediate_tokens_per_utterance/validation"
 WEIGHT = {"decorrelation.weight": {"loguniform": [0.001, 1]}}
 AXES = {

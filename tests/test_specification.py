@@ -125,6 +125,13 @@ def test_missing_sources_are_listed_with_the_file_that_names_them(load, tmp_path
         f"sweep.yaml: corpus.root: /some/where/lrs2 does not exist; {remedy}",
         f"sweep.yaml: corpus.root: /some/where/lrs3 does not exist; {remedy}",
     ]
+    given = load(
+        set={"weights.sources": sources, **made}, overrides=["corpus.kind=lrs3", "corpus.root=/no/lrs3", "corpus.out=x"]
+    )
+    assert [error.where for error in missing_sources(given, "sweep.yaml", "params.yaml")] == [
+        "sweep.yaml: weights.sources[llm]",
+        "--set: corpus.root",
+    ]
     # Sources of the base parameters are listed with their own file.
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["corpus"] |= {"kind": "lrs3", "root": "/no/lrs3"}

@@ -28,6 +28,7 @@ from sweeps import (
 )
 
 from pipeline.common.verified import read_sealed
+from pipeline.sweeping.status import PLAN_FILE, TRIALS_FILE
 
 HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
 
@@ -81,14 +82,14 @@ def test_the_plan_shows_done_shared_and_remaining_trials(swept, tmp_path):
     *lines, count, cost = planned.stdout.splitlines()
     assert [line.split("  ")[1:] for line in lines if "done" in line] != []
     audio, fast, slow = lines
-    assert "done  shared by 2 points" in audio
+    assert "done  shared by 2 settings" in audio
     assert fast.endswith("done")
     assert slow.endswith("new")
-    assert count == "4 points, 1 of them shared: 3 trials, 2 done, 1 to do"
+    assert count == "4 settings share trials: 3 trials, 2 done, 1 to do"
     assert "the rest takes about" in cost
     assert len(trials(folder)) == 2
     narrowed = command(folder, "sweep", "sweep.yaml", "--plan", "--only", "modality=audio")
-    assert "2 points, 1 of them shared: 1 trials, 1 done, 0 to do" in narrowed.stdout
+    assert "2 settings share trials: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
 def test_another_evaluation_trains_nothing_and_updates_the_table(swept, tmp_path):
@@ -120,6 +121,16 @@ def test_the_status_of_an_ended_sweep_needs_no_inputs(swept, tmp_path):
     unknown = command(folder, "sweep", "sweep.yaml", "--status")
     assert unknown.returncode == 1
     assert "this sweep has run no trial yet; start it, or see --plan" in unknown.stderr
+
+
+def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, tmp_path):
+    """Another sweep, or one with another `--set`, may have been recorded in its folder."""
+    folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
+    for name in (PLAN_FILE, TRIALS_FILE):
+        (folder / "results/sweeps/small" / name).unlink()
+    again = command(folder, "sweep", "sweep.yaml")
+    assert again.returncode == 0, again.stderr
+    assert status(folder)[2] == "2 trials: 2 done"
 
 
 def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept):

@@ -245,6 +245,7 @@ def test_the_cost_of_a_training_in_epochs_is_estimated_from_others_in_epochs(tmp
     seal(checkpoint)
     assert CostModel(tmp_path / "runs").remaining(planned, Status.TRAINING).training == pytest.approx(30)
     assert CostModel(tmp_path / "runs").remaining(planned, Status.NEW).training == pytest.approx(120), "complete"
+    assert CostModel(tmp_path / "runs").remaining(replace(planned, llm="another"), Status.NEW) is None
 
 
 def test_damaged_tables_are_written_again(four, tmp_path, monkeypatch, capsys):
@@ -376,12 +377,14 @@ def test_the_status_counts_the_trials_of_another_version(tmp_path, monkeypatch):
         assert others == "1 more, recorded by another version of the code; see --plan"
 
 
-def test_the_status_of_a_search_shows_the_metric_that_it_minimises(tmp_path):
+@pytest.mark.parametrize("metric", ["cer/validation", "loss/validation"])
+def test_the_status_of_a_search_shows_the_metric_that_it_minimises(tmp_path, metric):
     planned = planned_trial(tmp_path / "runs", "seed 0")
+    planned.trial.metrics_log.append(10, {"loss/validation": 0.125})
     finish(planned.trial, {"validation": [3]}, **{"cer/validation": 0.125})
-    search = SearchSettings(trials=1, minimise=("cer/validation", "wer/validation"))
+    search = SearchSettings(trials=1, minimise=(metric, "wer/validation"))
     with record_plan(tmp_path / "results", Specification(name="some", search=search), [planned]):
-        assert status_lines(read_plan(tmp_path / "results"))[0] == "seed 0  done  cer/validation 0.125"
+        assert status_lines(read_plan(tmp_path / "results"))[0] == f"seed 0  done  {metric} 0.125"
 
 
 def test_the_best_trial_of_each_task_is_shown(four, tmp_path, clock, capsys):

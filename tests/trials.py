@@ -12,7 +12,7 @@ from pipeline.trials.folder import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = 6
-DATA = {"utterances": "1" * 64}
+DATA = {"utterances": "1" * 64, "llm": "1" * 64}
 
 
 def make_trial(runs: Path, *settings: str, data: dict[str, str] = DATA) -> Trial:

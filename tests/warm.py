@@ -1,4 +1,4 @@
-"""Processes of Python whose slow imports were made before: forked from one that has them, otherwise as new.
+"""Python processes that start fast: forked from one that has made the slow imports, and otherwise like new ones.
 
 Each has a pid, a folder, an environment, signals and an exit code of its own, and finds `pipeline` where a new one
 would. Only the seed of its hashes is that of the process it comes from.
@@ -104,7 +104,7 @@ def _server() -> tuple[socket.socket, str]:
 
 
 def _serve(control: socket.socket) -> list[str]:
-    """Fork for each request, until the control end is closed. Returns in the processes that are asked for: words."""
+    """Fork for each request, until the control end is closed. Returns in each forked process only: the words to run."""
     while length := control.recv(8, socket.MSG_WAITALL):
         request, fds, _, _ = socket.recv_fds(control, 1, 3)
         request += control.recv(int.from_bytes(length) - 1, socket.MSG_WAITALL)
@@ -117,7 +117,7 @@ def _serve(control: socket.socket) -> list[str]:
 
 
 def _attended(request: dict, output: int, errors: int, status: int) -> list[str]:
-    """Fork again, tell the pid and then the exit code; returns in the child, made to what was asked for."""
+    """Fork again. The parent sends the child's pid and later its exit code; returns in the child, as requested."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid:

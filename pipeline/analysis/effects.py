@@ -1,8 +1,8 @@
 """Effects of interventions: results under each causal test and its control, and the change of the score.
 
-A *test* is one intervention. A *treatment* is a test, its control (the same at random) or neither (the baseline). Each
-item has a *result* under each treatment; a treatment's *effect* is the change of the score over all items. Results are
-appended to a journal, so that an interrupted analysis resumes.
+A *test* is one intervention, a `CausalTest`; it is not a test of significance. A *treatment* is a test, its control
+(the same at random) or neither (the baseline). Each item has a *result* under each treatment; a treatment's *effect* is
+the change of the score over all items. Results are appended to a journal, so that an interrupted analysis resumes.
 """
 
 import math

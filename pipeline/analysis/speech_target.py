@@ -1,4 +1,4 @@
-"""A trained trial as the analysis target: utterances of its test set, scored by word error rate."""
+"""A trained trial as the analysis target: clean utterances of `sinks.split`, scored by word error rate."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -38,6 +38,7 @@ class SpeechTarget:
         require_encoders(trial, self.params, are_needed=self.params.features.mode == "online")
         limit = utterances or self.params.sinks.utterances
         self._utterances = self._inputs.chosen(self.params.sinks.split)[:limit]
+        self.speakers = {u.id: u.speaker for u in self._utterances}
         self.model = build_model(self.params, self._inputs, trial).eval()
         self.llm = self.model.llm
         self.name = trial.folder.name

@@ -41,7 +41,7 @@ class Survey:
 
 @torch.no_grad()
 def survey(target: AnalysisTarget, settings: Sinks, bootstrap: int) -> Survey:
-    """Run the instrument over all items, with 95% intervals from `bootstrap` resamplings of the items."""
+    """Run the instrument over all items, with the 95% intervals of `SinkStatistics.summary`."""
     statistics: SinkStatistics | None = None
     means, intermediate, lengths = GroupMeans(), dict[str, LabelledSinks](), Counter[int]()
     with progress(len(target), "sinks", target.item) as bar:
@@ -56,7 +56,7 @@ def survey(target: AnalysisTarget, settings: Sinks, bootstrap: int) -> Survey:
             lengths.update(captured.mask.sum(1).tolist())
             bar.update(len(batch.ids))
     assert statistics is not None, "a target has at least one item"
-    return Survey(statistics.summary(bootstrap), means, intermediate, (min(lengths), max(lengths)))
+    return Survey(statistics.summary(bootstrap, target.speakers), means, intermediate, (min(lengths), max(lengths)))
 
 
 def _add_labelled(by_label: dict[str, LabelledSinks], batch: MeasuredBatch, labels: dict[str, list[str]]) -> None:

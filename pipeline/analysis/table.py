@@ -10,7 +10,7 @@ from pipeline.common.formatting import ABSENT, p_text, rounded, signed, text_tab
 
 Rows = Sequence[tuple[Effect, Effect | None]]
 WIDTH = 120
-NOT_CORRECTED = "not corrected for the number of tests"
+NOT_CORRECTED = "not corrected for the number of interventions"
 CONTROL_OF_NON_SINKS = "for non-sinks rotated to BOS, of the same tokens toward a random non-sink"
 
 

@@ -38,6 +38,7 @@ class TextTarget:
 
     item: Literal["sequence"] = "sequence"
     score_kind = ScoreKind.PERPLEXITY
+    speakers = None
 
     def __init__(self, folder: Path, file: Path, tokens: int, params: Params, sequences: int | None) -> None:
         text = read_text(file, "give a text file with --text")

@@ -24,7 +24,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.processes import start_of
 
 TICK_SECONDS = 0.25
-"""The driver is called at this interval, whether or not Ray reports anything."""
+"""`events` yields at least at this interval: None if Ray has reported nothing."""
 DISCONNECT_SECONDS = 3.0
 """Time to leave a cluster in order."""
 KILL_SECONDS = 5.0

@@ -42,7 +42,7 @@ except AuthenticationError:
     sys.exit({_REFUSED})
 """
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Restricts Ray to the loopback device on any system; given an address of that device, it takes another."""
+"""Keeps Ray on the loopback device on any system. The address 127.0.0.1 does not: Ray replaces it by another."""
 
 
 def has_token() -> bool:

@@ -84,7 +84,8 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def require_gpus(assigned: Sequence[int | str]) -> None:
-    """Restrict a worker to the GPUs that Ray assigned to it."""
+    """Hide all GPUs from a worker to which Ray assigned none. PipelineError if torch does not see those that it did
+    assign."""
     if not assigned:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.common.digests import digest
 
 SOURCE = Path(__file__).resolve().parents[2]
-"""The folder of this package."""
+"""The project: the folder that contains this package."""
 
 MODULES_LEFT_OUT = {
     "pipeline.common.code": "this digest itself",
@@ -42,7 +42,7 @@ def code_digest(*modules: str, without: tuple[str, ...] = (), source: Path = SOU
     Imports may be absolute or relative, at the top or inside functions, or the name of a kind in a registry, such as
     `pipeline.encoders.dct:MouthDCT`; a package's `__init__` is imported with any of its modules. `MODULES_LEFT_OUT` and
     `without` are not followed. Cached for the life of the process, so that it describes the loaded code, not later
-    edits. ModuleNotFoundError if a module is not in `source`, the folder of the package.
+    edits. ModuleNotFoundError if a module is not below `source`, the folder that contains the package.
     """
     return _code_digest(tuple(sorted(set(modules))), without, source)
 

@@ -17,9 +17,9 @@ def share_with_project(folders: Iterable[str], here: Path) -> None:
     """In a temporary workspace of DVC, link folders to those of the project; elsewhere do nothing. `here` is the
     working folder. `folders` are relative to the project; absolute ones are the same everywhere.
 
-    Features and trials are named by their content and are not outputs of a stage, so DVC copies none of them into the
-    workspace; and trials that are trained there must outlive it. A folder that already exists, with the pointers that
-    git tracks, gets links to the entries that it lacks.
+    Features and trials are named by what they are made of and are not outputs of a stage, so DVC copies none of them
+    into the workspace; and trials that are trained there must outlive it. A folder that already exists, with the
+    pointers that git tracks, gets links to the entries that it lacks.
     """
     project = project_of(here)
     if project is None:

@@ -1,7 +1,7 @@
 """The registry of metrics: name, label, unit, definition, and where each is shown.
 
 A new metric is a function that computes it (for sinks, in `pipeline.sinks.metrics`) and a line here. Tables,
-figures, MLflow, metrics during training and the list in pipeline/README.md follow from these lines.
+figures, MLflow and metrics during training follow from these lines; a test compares the list in pipeline/README.md.
 """
 
 import re
@@ -110,8 +110,8 @@ METRICS: list[Metric] = [
            "Cosine to BOS of intermediate sinks, each in its strongest layer."),
     Metric("sinks/bos_cosine/other", "cosine to BOS, others", COSINE, "lower", MAIN,
            "Cosine to BOS of the tokens that are not sinks, in the layers where the utterance's intermediate sinks are "
-           "strongest; without these in the strongest layer of BOS, so that trials with and without sinks differ in "
-           "the layers."),
+           "strongest; of an utterance without any, in the strongest layer of BOS, if BOS is a sink. Values with and "
+           "without intermediate sinks are thus of different layers."),
     Metric("sinks/bos_sink_rate", "BOS sink rate %", PERCENT, "", TABLE | FIGURE | FOLLOWED,
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
     Metric(RELOCATED, "BOS not dominant, by attention %", PERCENT, "lower", MAIN,
@@ -128,7 +128,8 @@ METRICS: list[Metric] = [
     Metric(f"{BY_ACTIVATION}/outlier", "outliers / utterance", TOKENS, "lower", CSV_ONLY,
            "Tokens other than BOS above `sinks.outlier` times the median of the tokens (PrefixQuant)."),
     Metric(f"{BY_ACTIVATION}/secondary", "secondary sinks / utterance", TOKENS, "lower", CSV_ONLY,
-           "Tokens whose cosine to BOS exceeds `sinks.alignment` in some layer (Secondary-Attention-Sinks)."),
+           "Tokens other than BOS whose absolute cosine to BOS exceeds `sinks.alignment` in some layer "
+           "(Secondary-Attention-Sinks)."),
     Metric(BY_ACTIVATION + "/{role}", "intermediate sinks / utterance, {role}", TOKENS, "lower", CSV_ONLY,
            "Intermediate sinks of one role, over the utterances with this role."),
     Metric("sinks/max_ratio/bos/max", "largest ratio of all, BOS", RATIO, "", CSV_ONLY,

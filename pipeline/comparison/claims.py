@@ -3,7 +3,7 @@
 Trials are the sample: with several seeds a value is their mean, with Student's interval; with one seed it is that of
 the trial, with an interval over its utterances. Trials with the loss are paired with weight 0 by seed. A claim is
 inconclusive if the 95% interval includes values on both sides of its bound. The role with more of the sinks than of the
-tokens is selected among several, so this claim is tested with a corrected p-value instead.
+tokens is selected among several, so this claim is tested with a corrected p-value instead of an interval.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ REMAINING = 0.1
 RELOCATION = 0.5
 """From this share of the utterances on, a dominant sink that is not BOS counts as relocation."""
 INCREASE = 0.05
-"""And so does an increase of that share over weight 0 by so much."""
+"""And so does an increase of that share over weight 0, a difference of shares, by so much."""
 
 Range = tuple[float, float]
 """Smallest and largest possible value of a metric, at which its interval ends."""
@@ -57,7 +57,8 @@ NOTES = (
     f"BOS if the mean Jaccard index is above {SHARED:g}, and the MLP writes them if its share is above {WRITTEN:g}. "
     f"They align if their cosine to BOS is above {ALIGNED:g} and above that of the other tokens.",
     f"The loss removes them if less than {REMAINING:.0%} of those at weight 0 remain. Another token takes over if the "
-    f"dominant sink is not BOS in {RELOCATION:.0%} of the utterances, or in {INCREASE:.0%} more than at weight 0.",
+    f"dominant sink is not BOS in {RELOCATION:.0%} of the utterances, or in {100 * INCREASE:g} points more than at "
+    "weight 0.",
     f"For a modality with several rates: at the highest the word error rate falls, at the lowest it stays within "
     f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 "
     f"(two one-sided tests, {SIGNIFICANCE_LEVEL:.0%}).",
@@ -121,9 +122,10 @@ class Estimate:
             return ClaimVerdict.HOLDS
         return ClaimVerdict.FAILS if self.high < other.low else ClaimVerdict.INCONCLUSIVE
 
-    def text(self, percent: bool = False, sign: str = "") -> str:
-        """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several."""
-        factor, unit, decimals = (100, "%", 0) if percent else (1, "", 2)
+    def text(self, unit: str = "", sign: str = "") -> str:
+        """Such as `0.54 [0.45, 0.63]`, with the number of seeds if there are several; with a unit, `%` or ` points`,
+        a share times 100."""
+        factor, decimals = (100, 0) if unit else (1, 2)
         text = f"{sign if self.value > 0 else ''}{rounded(factor * self.value, decimals)}{unit}"
         if self.low is not None and self.high is not None:
             text += f" [{', '.join(rounded(factor * bound, decimals) for bound in (self.low, self.high))}]"
@@ -210,7 +212,7 @@ def _roles(trials: Sequence[Records]) -> tuple[ClaimVerdict, str]:
     p_values = dict(zip(tokens, corrected, strict=True))
     of_sinks = {role: _estimate(columns[role], SHARE) for role in tokens}
     main = min(tokens, key=lambda role: (p_values[role], of_tokens[role] - of_sinks[role].value))
-    text = f"{main} {of_sinks[main].text(percent=True)} (of the tokens {of_tokens[main]:.0%}, {p_text(p_values[main])})"
+    text = f"{main} {of_sinks[main].text('%')} (of the tokens {of_tokens[main]:.0%}, {p_text(p_values[main])})"
     others = [f"{role} {share.value:.0%}" for role, share in of_sinks.items() if role != main and share.value > 0]
     if p_values[main] < SIGNIFICANCE_LEVEL:
         return ClaimVerdict.HOLDS, ", ".join([text, *others])
@@ -288,8 +290,8 @@ def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str
         verdict = ClaimVerdict.FAILS
     else:
         verdict = ClaimVerdict.INCONCLUSIVE if ClaimVerdict.INCONCLUSIVE in signs_of_relocation else ClaimVerdict.HOLDS
-    text = f"not BOS in {share.text(percent=True)} of the utterances"
-    return verdict, f"{text}, {increase.text(percent=True, sign='+')} relative to weight 0"
+    text = f"not BOS in {share.text('%')} of the utterances"
+    return verdict, f"{text}, {increase.text(' points', '+')} against weight 0"
 
 
 def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> Iterator[Finding]:

@@ -41,9 +41,9 @@ def write_comparison(comparison: Comparison, folder: Path, search: SearchResult 
 
     `table.txt`, `table.md`, `table.tex`, `table.csv` (a line for each task and variant), `metrics.csv` (a line for each
     trial and metric), `claims.md` (the claims of the paper, checked against the trials), and each figure as PNG, PDF
-    and SVG. With the outcome of a `search`, whose front the comparison has: also `search.md`, `search.csv` (a line for
-    each point), its figures, and its table above that of `table.txt`. Loads matplotlib only if there is something to
-    draw.
+    and SVG. With the outcome of a `search`, of which the comparison has the front and the trials at weight 0: also
+    `search.md`, `search.csv` (a line for each point), its figures, and its table above that of `table.txt`. Loads
+    matplotlib only if there is something to draw.
     """
     checked = claims(comparison)
     text = text_above_table(comparison, search) + rendering.table_text(comparison)

@@ -110,7 +110,7 @@ def _sample_of(entry: Entry, condition: str) -> str | None:
     speakers = {count.speaker for count in edits.values()} - {None}
     if len(speakers) >= MIN_SPEAKERS:
         # Sinks are measured on the first `sinks.utterances`, which may have fewer.
-        return f"{len(speakers)} speakers (utterances for metrics of fewer than {MIN_SPEAKERS})"
+        return f"{len(speakers)} speakers (utterances where a metric has fewer than {MIN_SPEAKERS})"
     return f"utterances of these {len(speakers)} speakers" if speakers else "utterances"
 
 

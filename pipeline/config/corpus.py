@@ -39,7 +39,8 @@ class HeldOut(Section):
     """Minimum number of utterances; for kind `folder` only. (The others define a test split, GRID by keys of its own.)
     """
     by: Literal["speaker", "text"] = "speaker"
-    """speaker: no speaker is in two splits. text: no text is in two splits; for kind `folder`, with few speakers."""
+    """speaker: whole speakers are held out. text: all utterances of a text are; for kind `folder`, with few speakers.
+    (GRID with `split: overlapped` holds out texts, whatever stands here.)"""
 
 
 class Corpus(Section):

@@ -28,12 +28,12 @@ class ProjectorSettings(Section):
 
 
 class LLM(Section):
-    """The decoder."""
+    """The LLM: a causal language model."""
 
     weights: str = "data/weights/smollm2-135m"
     """Folder of its pretrained weights."""
     blocks: Count | None = None
-    """Number of layers kept, from the first; null keeps all."""
+    """Number of layers (Transformer blocks) kept, from the first; null keeps all."""
 
 
 class LoRA(Section):

@@ -19,7 +19,7 @@ VIDEO_ENCODERS = {
     "avhubert": "pipeline.encoders.avhubert:AVHuBERT",
 }
 NEED_WEIGHTS = ("avhubert",)
-"""Encoders of both streams, which have no `Settings` where `weights: str` would say so."""
+"""Encoders that need weights, although they have no `Settings` to say so by `weights: str`: they serve both streams."""
 CORPORA = {
     "synthetic": "pipeline.corpora.synthetic.corpus:SyntheticCorpus",
     "lrs3": "pipeline.corpora.formats.lrs:LRS3",

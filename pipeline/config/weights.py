@@ -27,7 +27,7 @@ class PathSource(Section):
     kind: Literal["path"]
     path: str
     sha256: Sha256 | None = None
-    """SHA-256 of the file; null records it without a check (required for a folder)."""
+    """SHA-256 of the file; with null it is recorded, not checked. For a folder it must be null."""
 
 
 class HubSource(Section):
@@ -45,7 +45,8 @@ class WeightsSource(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of its folder."""
     format: Literal["gguf", "ctranslate2_whisper", "avhubert", "huggingface", "tflite"]
-    """Format of the source; all are converted to a folder of safetensors, except `tflite`, which is copied."""
+    """Format of the source. `huggingface` and `tflite` are copied or linked (pickled tensors become safetensors), the
+    others are converted to safetensors."""
     source: Annotated[WheelSource | PathSource | HubSource, Field(discriminator="kind")]
 
 

@@ -1,10 +1,10 @@
-"""The record of prepared clips `clips.jsonl`, from which a stopped or repeated `prepare` resumes.
+"""The journal of prepared clips, `clips.jsonl`, from which a stopped or repeated `prepare` resumes.
 
-A line is appended when a clip is finished; a complete corpus has its lines in the order of the listing. Each line
-starts with the SHA-256 of its JSON, so torn and changed lines are ignored, and has the digest of the settings and the
-sources of the clip as they were before it was read. Media of other sources are removed.
+A record is appended when a clip is finished; a complete corpus has them in the order of the listing. Each starts with
+the SHA-256 of its JSON, so torn and changed lines are ignored. It has the digest of the settings, and the source files
+of the clip as they were before it was read: if they have changed, its media are removed.
 
-Media older than the record are trusted unread. Newer ones are compared with their SHA-256, so a copied corpus is read
+Media older than the journal are trusted unread. Newer ones are compared with their SHA-256, so a copied corpus is read
 once; files that differ are removed.
 """
 

@@ -61,7 +61,7 @@ class Utterance:
 
     @property
     def condition(self) -> str:
-        """`clean`, `snr_0`, `snr_-5` …, as in metrics and tables."""
+        """`clean`, `snr_0`, `snr_-5` …; metrics have `test` for clean, and `test/snr_0`."""
         return "clean" if self.snr is None else f"snr_{self.snr:g}"
 
 

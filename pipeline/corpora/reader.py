@@ -147,7 +147,10 @@ class Listing:
 
 
 class Reader(ABC):
-    """A corpus of one kind with its settings. It is cheap to construct: every worker process has its own."""
+    """A corpus of one kind with its settings. It is cheap to construct: every worker process has its own.
+
+    A kind with settings of its own has them as `Settings`, a `Section`: they stand in `corpus.<kind>`, or in
+    `corpus.<section>` if the class has a `section`, which several kinds may share."""
 
     requires_all = False
     """Whether a clip that cannot be prepared is an error instead of a skipped clip."""

@@ -165,6 +165,8 @@ def _definitions(tree: ast.Module) -> dict[str, str]:
             digests[node.name] = tree_digest(node)
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             digests[node.targets[0].id] = tree_digest(node)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            digests[node.target.id] = tree_digest(node)
         else:
             rest.append(node)
     return digests | {REST: tree_digest(ast.Module(rest, []))}

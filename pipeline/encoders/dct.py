@@ -41,7 +41,7 @@ class MouthDCT:
         """Of `features.video`."""
 
         coefficients: Annotated[int, Field(ge=1)] = 44
-        """Number of DCT coefficients, in zigzag order; their first and second deltas are added."""
+        """Number of DCT coefficients, in zigzag order. Their first and second deltas follow them: three values each."""
 
     def __init__(self, settings: Settings, device: str = "auto") -> None:
         # Always on the CPU: the transform is cheaper than a copy to a device.

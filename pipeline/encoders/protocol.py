@@ -20,11 +20,12 @@ class Encoder(Protocol):
     - `vectors(inputs) -> list[Tensor]`: the output of the network for a batch of these, on its device, (frames,
       dimension) float32 each.
 
-    One whose network always runs on the same number of utterances, and pads a smaller batch, has it as `windows`.
+    One whose network always runs on the same number of inputs (Whisper: windows, one per 30 s of an utterance), and
+    pads a smaller batch, has that number as `windows`.
     """
 
     frame_rate: int
-    """Vectors per second."""
+    """Frames per second: vectors of the output, not frames of a video."""
     dimension: int
     supports: ClassVar[frozenset[str]]
     """Optional capabilities: `lora` (it has a `network`, `prepare`, and `vectors` with gradients), and the

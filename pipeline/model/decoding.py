@@ -70,9 +70,10 @@ def _default_generation_config(llm: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def prompt_read_once(llm: PreTrainedModel, beams: int) -> Iterator[None]:
-    """Beam search whose first pass reads each prompt once and repeats its output for the beams.
+    """Beam search whose first pass reads the input of each utterance, all tokens before the response, once and repeats
+    its output for the beams.
 
-    Without it, `generate` repeats the prompt and reads it once per beam. The LLM's `generate` is called once inside the
+    Without it, `generate` repeats the input and reads it once per beam. The LLM's `generate` is called once inside the
     `with`, with this number of beams; those of an utterance are adjacent.
     """
     if beams == 1:

@@ -75,7 +75,7 @@ class ReportSubject:
     remarks: tuple[str, ...] = ()
     """Sentences that are added to the notes below the table."""
     search: SearchResult | None = None
-    """Outcome of its search; then the comparison has the trials of the front."""
+    """Outcome of its search; the comparison then has only its front and the trials at weight 0."""
 
 
 def render_page(subject: ReportSubject, comparison: Comparison, figures: Sequence[Path], media: bool = True) -> str:

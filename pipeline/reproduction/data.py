@@ -27,7 +27,8 @@ class Problem:
     is_file: bool = True
     """Whether it goes away when files are restored."""
     is_decisive: bool = True
-    """A manifest may have changed in lines that no trial reads; those that are read count in the trial's identity."""
+    """Whether it prevents the reproduction by itself. A manifest does not: it may have changed in lines that this trial
+    does not read, and the check of the identity covers the others."""
 
     def __str__(self) -> str:
         return self.text
@@ -35,7 +36,7 @@ class Problem:
 
 def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Problem], list[str]]:
     """Place each folder that a session read in its tree, which has its code and `dvc.lock`, under the same name.
-    `inputs` are SHA-256 by path, relative to the project, the first source of the data.
+    `inputs` are SHA-256 by path, relative to `project`, where data are looked for first; the second place is DVC.
 
     Returns the files that are still not those that it read, and the folders that were fetched.
     """

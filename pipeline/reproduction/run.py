@@ -64,7 +64,7 @@ class Reproduction:
         for tree in dict.fromkeys(self.trees.values()):
             remaining, pulled = place_data(inputs, self.project, tree)
             if media := self._media(tree):
-                # Recorded by earlier versions; now those of the manifest, which had to be placed first.
+                # Media are listed in the manifest, which is in place now; earlier versions recorded them themselves.
                 inputs = media | inputs
                 remaining, more = place_data(inputs, self.project, tree)
                 pulled += more

@@ -1,7 +1,8 @@
 """Run the restored code in a separate process: to compute the identity of a trial, and to train and evaluate it.
 
 The restored code may have other modules than this version, so the process runs the script in its own copy of this file:
-names and arguments of the two scripts stay the same in all versions.
+names and arguments of the two scripts must not change. (Until 30 November 2026 `_IDENTITY` was `_TOLD`, which `_own`
+tries, too.)
 """
 
 import json

@@ -92,7 +92,7 @@ class Score:
     """In the order of the input."""
 
     def metrics(self, condition: str) -> dict[str, float]:
-        """All rates and intervals by name; `condition` is for example `test` or `test/snr_0`."""
+        """All rates and intervals by name; `condition` includes the split: `test` (clean) or `test/snr_0`."""
         rates = {"wer": self.wer, "cer": self.cer, "wer_normalised": self.wer_normalised}
         return {k: v for name, rate in rates.items() if rate for k, v in rate.metrics(f"{name}/{condition}").items()}
 
@@ -108,8 +108,8 @@ def score(
     An empty hypothesis counts as deletions only. An empty reference adds no words to the length, and each word of its
     hypothesis counts as an insertion.
 
-    The 95% intervals come from `bootstrap` resamplings of the utterances; with 0 there are none.
-    `speakers` has the speaker of each utterance; None if unknown.
+    The 95% intervals are over `speakers`, one name for each utterance, if these are eight or more; else they come from
+    `bootstrap` resamplings of the utterances. With `bootstrap` 0 there are none in either case.
 
     Raises:
         PipelineError: the references have no words, so there is no error rate.

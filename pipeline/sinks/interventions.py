@@ -4,9 +4,10 @@ with set_activations(decoder, layer, where, values):
     decoder.generate(…)  # or a teacher-forced pass
 
 Works on the decoders that `capture` takes. Tensors (batch, time, …) select the positions to change; padding, on either
-side, is a position like any other. In generation the positions are those of the prompt: residuals change in the pass
-that reads it, and later tokens see the changed keys and values in the cache; masked keys stay masked to the end. All
-beams of an utterance share its intervention. If nothing is selected, no hook is set and the output is bit-identical.
+side, is a position like any other. In generation the positions are those of the input (all before the response):
+residuals change in the pass that reads it, and later tokens see the changed keys and values in the cache; masked keys
+stay masked to the end. All beams of an utterance share its intervention. If nothing is selected, no hook is set and the
+output is bit-identical.
 """
 
 import inspect

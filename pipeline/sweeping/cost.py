@@ -41,7 +41,8 @@ class CostModel:
         done.sort(key=lambda trial: trial.metrics.stat().st_mtime, reverse=True)
         finished = map(_finished, done[:MAX_FINISHED])
         self._finished = [trial for trial in finished if trial]
-        """Configuration of each trial, and its cost, that of training per unit of `training_amount`."""
+        """Configuration of each trial, digest of its LLM, and its cost, that of training per unit of
+        `training_amount`."""
 
     def remaining(self, planned: PlannedTrial, status: Status) -> Cost | None:
         """The remaining cost of a trial with a status, from the most similar ones; None without a similar one."""
@@ -51,8 +52,9 @@ class CostModel:
         model, (unit, amount) = parts["model"], training_amount(parts["train"])
         similar = [
             (theirs["model"], cost)
-            for theirs, cost in self._finished
-            if theirs["model"]["llm"] == model["llm"] and training_amount(theirs["train"])[0] == unit
+            for theirs, their_llm, cost in self._finished
+            if (their_llm, theirs["model"]["llm"]) == (planned.llm, model["llm"])
+            and training_amount(theirs["train"])[0] == unit
         ]
         for keys in (("modality",), ("modality", "rates")):
             similar = [each for each in similar if all(each[0][key] == model[key] for key in keys)] or similar
@@ -66,7 +68,7 @@ class CostModel:
 
 
 def mean_cost(costs: Iterable[Cost | None], trials: int = 1) -> Cost | None:
-    """The cost of some trials, each with the mean of those that are known; None if none is."""
+    """`trials` times the mean of the costs that are known; None if none is."""
     known = [cost for cost in costs if cost]
     if not known:
         return None
@@ -78,7 +80,7 @@ def mean_cost(costs: Iterable[Cost | None], trials: int = 1) -> Cost | None:
 
 
 def cost_line(costs: Sequence[Cost | None], concurrency: int | None) -> str:
-    """The total of all costs, as a line, if a number of trials, None if that is unknown, run at once."""
+    """A line with the total of all costs. `concurrency` trials run at once; None if it is unknown."""
     known = [cost for cost in costs if cost]
     if len(known) < len(costs):
         return f"time and disk of {len(costs) - len(known)} trials: unknown until a similar one is finished here"
@@ -104,7 +106,7 @@ def training_amount(train: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def fraction_trained(planned: PlannedTrial) -> float:
-    """The fraction of its training in its newest checkpoint, where the number of steps is if only epochs are set."""
+    """The fraction of its training that its newest checkpoint has. If only epochs are set, that file has the steps."""
     step, steps = planned.checkpoint_step, planned.params.train.steps
     if step is None:
         return 0.0
@@ -116,14 +118,15 @@ def fraction_trained(planned: PlannedTrial) -> float:
         return 0.0
 
 
-def _finished(trial: Trial) -> tuple[dict[str, Any], Cost] | None:
+def _finished(trial: Trial) -> tuple[dict[str, Any], str, Cost] | None:
     try:
         sessions = read_json(trial.provenance, "")["sessions"]
-        parts = trial.identity_parts()["configuration"]
+        identity = trial.identity_parts()
+        parts, llm = identity["configuration"], identity["data"]["llm"]
         training = [_seconds(session) for session in sessions if session["purpose"] == "train"]
         evaluation = [_seconds(s) for s in sessions if s["purpose"] == "evaluate" and s["outcome"] == "finished"]
         _, amount = training_amount(parts["train"])
-        return parts, Cost(sum(training) / amount, evaluation[-1], sum(map(_bytes, trial.folder.rglob("*"))))
+        return parts, llm, Cost(sum(training) / amount, evaluation[-1], sum(map(_bytes, trial.folder.rglob("*"))))
     except (PipelineError, KeyError, TypeError, IndexError, ValueError):
         # A session was killed, so that its duration is unknown.
         return None

@@ -52,13 +52,15 @@ def needed_stages(params: Params) -> list[str]:
 
 def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineError]:
     """An error for each missing path that the stages of a sweep, or its trials, would read, at the key that names it in
-    `file` (of the sweep) or `params_file`."""
+    `--set`, `file` (of the sweep) or `params_file`."""
     own_keys = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
+    given_keys = {key for key, value in sweep.common.items() if sweep.specification.set.get(key) != value}
     missing: dict[str, PipelineError] = {}
 
     def add(key: str, path: str, remedy: str) -> None:
-        where = f"{file if any(key.startswith(own_key) for own_key in own_keys) else params_file}: {key}"
-        missing.setdefault(path, PipelineError(where, f"{path} does not exist", remedy))
+        places = (("--set", given_keys), (file, own_keys), (params_file, [""]))
+        place = next(place for place, keys in places if any(key.startswith(set_key) for set_key in keys))
+        missing.setdefault(path, PipelineError(f"{place}: {key}", f"{path} does not exist", remedy))
 
     for params in distinct_inputs(sweep):
         needed = needed_stages(params)
@@ -114,8 +116,6 @@ def _has_features(params: Params, stream: Stream) -> bool:
         return False
 
 
-def missing_inputs_error(stages: Iterable[str]) -> PipelineError:
-    """The error for stages that are needed and may not run."""
-    names = " ".join(stages)
-    remedy = "start the sweep without --no-repro or --sync, and it makes them"
-    return PipelineError("the inputs of this sweep", f"are missing or stale: {names}", remedy)
+def missing_inputs_error(stages: Iterable[str], remedy: str) -> PipelineError:
+    """The error for outputs of stages without which no trial can start."""
+    return PipelineError("the inputs of this sweep", f"are missing or stale: {' '.join(stages)}", remedy)

@@ -12,15 +12,15 @@ from pipeline.config import Params, parse_assignment
 from pipeline.trials.identity import KEYS_LEFT_OUT, TRAINING_SECTIONS, configuration, flattened
 
 if TYPE_CHECKING:
-    from pipeline.sweeping.sweep_file import SweepPoint
+    from pipeline.sweeping.sweep_file import SeededPoint
 
 
-def narrow(points: list[SweepPoint], only: Sequence[str]) -> list[SweepPoint]:
+def narrow(points: list[SeededPoint], only: Sequence[str]) -> list[SeededPoint]:
     """The points, at least one, that use each key of `only` with its value. A key may be shortened to its end
     (`modality=audio`), or be an axis with named values (`dataset=LRS3`)."""
     for text in only:
         key, value = parse_assignment(text, "--only")
-        values: list[tuple[SweepPoint, Any]]
+        values: list[tuple[SeededPoint, Any]]
         if any(key in point.names_by_axis for point in points):
             name = key
             values = [(point, point.names_by_axis[key]) for point in points if key in point.names_by_axis]
@@ -46,7 +46,7 @@ def is_used(params: Params, key: str) -> bool:
     return section not in TRAINING_SECTIONS or key in KEYS_LEFT_OUT or key in flattened(configuration(params))
 
 
-def _full_key(key: str, points: Sequence[SweepPoint]) -> str:
+def _full_key(key: str, points: Sequence[SeededPoint]) -> str:
     """The only key with this ending; keys that an axis sets come first."""
     matching = [name for name in flattened(points[0].params.model_dump(mode="json")) if f".{name}".endswith(f".{key}")]
     matching = [name for name in matching if any(name in point.settings for point in points)] or matching

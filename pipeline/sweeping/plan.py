@@ -15,7 +15,7 @@ from pipeline.encoders.store import FeatureGroup
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.input_cache import cached
 from pipeline.sweeping.specification import SettingsByKey, Specification
-from pipeline.sweeping.sweep_file import DATASET_KEYS, Sweep, SweepPoint
+from pipeline.sweeping.sweep_file import DATASET_KEYS, SeededPoint, Sweep
 from pipeline.training.checkpoints import is_sealed, step_of
 from pipeline.training.inputs import TrialInputs
 from pipeline.trials import marks
@@ -44,6 +44,8 @@ class PlannedTrial:
     """The early stopping of its sweep."""
     dataset: str = ""
     """The name of its corpus."""
+    llm: str = ""
+    """The digest of its LLM's weights; "" if read from a record."""
 
     @property
     def status(self) -> Status:
@@ -125,7 +127,7 @@ class Planner:
         """The trials of all points so far, each once."""
         return list(self._trials.values())
 
-    def add(self, point: SweepPoint) -> PlannedTrial:
+    def add(self, point: SeededPoint) -> PlannedTrial:
         """The trial of a point. PipelineError if an input is missing or damaged, or another point needs another
         evaluation of this trial."""
         params = resolved_here(point.params, self._has_gpu)
@@ -135,7 +137,7 @@ class Planner:
             trial = Trial.at(Path(params.train.runs).absolute(), identity)
             name = point_name(point, params)
             planned = PlannedTrial(
-                name, params, (point.settings,), identity, evaluation, trial, self._rule, point.dataset
+                name, params, (point.settings,), identity, evaluation, trial, self._rule, point.dataset, training["llm"]
             )
         elif known.evaluation == evaluation:
             planned = replace(known, settings=(*known.settings, point.settings))
@@ -170,7 +172,7 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
     return training, evaluation
 
 
-def point_name(point: SweepPoint, params: Params | None = None) -> str:
+def point_name(point: SeededPoint, params: Params | None = None) -> str:
     """Name of a point's trial: task, weight, seed, and the settings of the axes that the task does not tell, by the
     name of the value if it has one, and without paths. `params` have `train.precision` resolved, if known."""
     others = [
@@ -181,7 +183,7 @@ def point_name(point: SweepPoint, params: Params | None = None) -> str:
     return " ".join([trial_name(configuration(params or point.params)), *dict.fromkeys(others)])
 
 
-def _setting_name(point: SweepPoint, key: str, value: Any) -> str:
+def _setting_name(point: SeededPoint, key: str, value: Any) -> str:
     if key in DATASET_KEYS:
         return point.dataset
     shown = Path(value).name if isinstance(value, str) and "/" in value else value
@@ -218,10 +220,11 @@ def plan_lines(trials: Sequence[PlannedTrial]) -> list[str]:
     endings = [planned.ending for planned in trials]
     for planned, ending in zip(trials, endings, strict=True):
         status = ending or (f"failed: {reason}" if (reason := planned.failure) else planned.status)
-        shared = f"  shared by {len(planned.settings)} points" if len(planned.settings) > 1 else ""
+        shared = f"  shared by {len(planned.settings)} settings" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {status}{shared}")
-    points, todo = sum(len(planned.settings) for planned in trials), endings.count(None)
+    settings, todo = sum(len(planned.settings) for planned in trials), endings.count(None)
     done = endings.count("done")
     early = f"{len(trials) - todo - done} stopped early, " if todo + done < len(trials) else ""
     counts = f"{len(trials)} trials, {done} done, {early}{todo} to do"
-    return [*lines, f"{points} points, {points - len(trials)} of them shared: {counts}"]
+    shared = f"{settings} settings share trials: " if settings > len(trials) else ""
+    return [*lines, f"{shared}{counts}"]

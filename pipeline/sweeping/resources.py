@@ -36,7 +36,7 @@ def trial_resources(
     wanted = {"CPU": requested.cpus, "GPU": requested.gpus}
     resources = dict(wanted)
     for kind, amount in available.items():
-        # With several GPUs, each has a rank, so that fewer are not an option, but for none at all.
+        # Of several GPUs, each runs a rank, so fewer are no way out; none at all (a run on the CPU) is one.
         is_short_of_ranks = kind == "GPU" and amount and wanted[kind] > 1
         if not is_short_of_ranks and (not address or (kind == "GPU" and not amount)):
             resources[kind] = min(wanted[kind], amount)

@@ -18,6 +18,7 @@ from pipeline.config import Params
 from pipeline.sweeping.early_stopping_rule import EarlyStoppingRule
 from pipeline.sweeping.eta import RunningTrial
 from pipeline.sweeping.plan import PlannedTrial
+from pipeline.sweeping.search.search import metrics_of
 from pipeline.sweeping.specification import Specification
 from pipeline.trials.folder import Status, Trial
 
@@ -156,7 +157,7 @@ def status_lines(plan: RecordedPlan) -> list[str]:
 def _status(planned: PlannedTrial, metric: str) -> tuple[str, str]:
     status = planned.status
     if status is Status.DONE:
-        value = planned.metrics.get(metric)
+        value = metrics_of(planned, [metric]).get(metric)
         return "done", "done" if value is None else f"done  {metric} {value:.3f}"
     if ending := planned.ending:
         return "stopped early", ending

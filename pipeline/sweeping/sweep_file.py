@@ -1,9 +1,9 @@
 """A sweep file, read, checked and expanded to points.
 
 An axis is a key of `params.yaml` with its values, or any name with a list of joint settings, each of which may have a
-`name`, such as LRS3. A point is one choice of a value on each axis, with a seed. The points of a grid are the product
-of all axes and seeds; those of a search are suggested later, within its space. Keys, values, and the parameters of each
-point are checked here.
+`name`, such as LRS3. A point is one choice of a value on each axis, and is trained with every seed. The points of a
+grid are the product of all axes; those of a search are suggested later, within its space. Keys, values, and the
+parameters of each point are checked here.
 """
 
 import itertools
@@ -40,8 +40,8 @@ DATASET_KEYS = ("corpus.root", "corpus.kind", "corpus.out")
 
 
 @dataclass(frozen=True)
-class SweepPoint:
-    """A point of a sweep: what one trial sets."""
+class SeededPoint:
+    """A point of a sweep with one of its seeds: what one trial sets."""
 
     settings: SettingsByKey
     """Values of the axes and the seed, by dotted key."""
@@ -51,7 +51,7 @@ class SweepPoint:
     names_by_key: dict[str, str] = field(default_factory=dict)
     """The same names, by each dotted key that the value sets."""
     told_by_task: frozenset[str] = frozenset()
-    """Keys of the axes whose values are different tasks each: the task tells their settings."""
+    """Keys of the axes on which no two values have a task in common: the task in a trial's name tells the value."""
 
     @property
     def task(self) -> str:
@@ -73,7 +73,7 @@ class Sweep:
     specification: Specification
     base: Params
     """params.yaml without any setting of the sweep, for which `dvc repro` runs the stages."""
-    points: tuple[SweepPoint, ...]
+    points: tuple[SeededPoint, ...]
     """All points; for a search, the corners of its space, which need every input that it can need."""
     space: Space | None = None
     """The space of a search."""
@@ -90,7 +90,7 @@ class Sweep:
     def _base_values(self) -> dict[str, Any]:
         return self.base.model_dump(mode="json")
 
-    def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SweepPoint:
+    def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SeededPoint:
         """The point with these settings of the axes and the seed.
 
         `chosen` is the value of each axis, with its name; by default the names are looked up in the search's space.
@@ -104,7 +104,7 @@ class Sweep:
         params = point_params(self.path, self._base_values, self.common, settings)
         if self.auto_precisions:
             params = resolved_as(params, self.auto_precisions)
-        return SweepPoint(settings, params, by_axis, by_key)
+        return SeededPoint(settings, params, by_axis, by_key)
 
     @property
     def search(self) -> SearchSettings:
@@ -206,7 +206,7 @@ def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: Setti
             raise PipelineError("--set", f"{key} is an axis of {path}", f"narrow it with --only {key}=value")
 
 
-def _require_consistent(path: str, specification: Specification, points: Sequence[SweepPoint]) -> None:
+def _require_consistent(path: str, specification: Specification, points: Sequence[SeededPoint]) -> None:
     """Check that the GPUs match the ranks of each point, and that `primary` is a task of the sweep."""
     gpus, primary = specification.resources.gpus, specification.primary
     for ranks in (point.params.train.ranks for point in points):
@@ -225,7 +225,7 @@ def _require_consistent(path: str, specification: Specification, points: Sequenc
         raise PipelineError(f"{path}: primary", f"unknown task {primary!r}", f"expected one of: {sorted(tasks)}")
 
 
-def _require_unbiased_sinks(path: str, metrics: Sequence[str], points: Sequence[SweepPoint]) -> None:
+def _require_unbiased_sinks(path: str, metrics: Sequence[str], points: Sequence[SeededPoint]) -> None:
     """Check that sinks which a search minimises on validation are reported on test, where the selection has no bias."""
     minimised = next((metric for metric in metrics if metric.startswith("sinks/")), None)
     if minimised and any(point.params.sinks.split == "validation" for point in points):

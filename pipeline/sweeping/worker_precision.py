@@ -23,7 +23,7 @@ PRECISION_FILE = "workers.json"
 
 
 def precision_variants(sweep: Sweep) -> list[Sweep]:
-    """The sweep as any machine may run it: with every precision `auto` as one and as the other, each sweep once."""
+    """The sweep as each kind of machine would run it: with every precision that `auto` may mean, without duplicates."""
     variants: list[Sweep] = []
     for auto, cpu in product(get_args(ResolvedPrecision), repeat=2):
         variant = _resolved(sweep, {"auto": auto, "cpu": cpu})

@@ -15,7 +15,8 @@ from pipeline.training.launch import end_with_parent
 def loader_options(count: int) -> dict[str, Any]:
     """Arguments of a `DataLoader` with this number of loader processes; 0 loads in the process itself.
 
-    They live as long as one iteration over the loader, which is an entire training, and end with this process. Batches
+    They live as long as one iteration over the loader, which is an entire training or one validation, and end with this
+    process. Batches
     and their order do not depend on the number.
     """
     if not count:

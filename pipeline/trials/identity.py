@@ -1,4 +1,5 @@
-"""The identity of a trial: one digest of its configuration, data and code. Equal identities give equal results.
+"""The identity of a trial: one digest of its configuration, data and code. Equal identities give equal weights, but for
+rounding on another device or by another version of a library.
 
 Where and how a trial runs is recorded in its provenance. Keys that its modality or losses do not use are dropped, so an
 audio trial at two video rates is one trial. All other keys count, defaults too: a default that is edited later must not

@@ -56,8 +56,8 @@ class MetricsLog:
         return records, max(position, end)
 
     def up_to(self, step: int) -> list[Record]:
-        """The records up to a step, without damaged lines, of which a later one need not matter: the digest of a
-        checkpoint shows whether one of these is lost."""
+        """The records up to a step, without damaged lines. A damaged line after the step does not matter; one before
+        it is found by the checkpoint, which has a digest of these records."""
         content = self._content()
         records = map(_parsed, content[: content.rfind(b"\n") + 1].splitlines())
         return [record for record in records if record is not None and record["step"] <= step]

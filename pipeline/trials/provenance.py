@@ -1,6 +1,7 @@
 """`provenance.json`: one entry for each session of work on a trial, with its environment, inputs and outputs.
 
-The file may come from another person, so each entry is validated: its types, and names that lead out of no folder.
+The file may come from another person, so each entry is validated: its types, and that no name in it
+leads out of its folder.
 """
 
 import contextlib

@@ -56,7 +56,8 @@ class Grid(RecordedCorpus):
     keys = ("grid", "held_out")
 
     class Settings(Section):
-        """The test split of GRID, which has no official one; validation is held out of the rest, as `held_out` says."""
+        """The test split of GRID, which has no official one. Of the rest, `held_out.validation` utterances are
+        validation, held out by speaker if disjoint, by text if overlapped."""
 
         split: Literal["disjoint", "overlapped"] = "disjoint"
         """disjoint: `test_speakers`, who are in no other split. overlapped: `test_sentences` of each speaker."""

@@ -24,10 +24,12 @@ MAX_PEAK = 16.0
 def read_track(path: Path, with_video: bool = False) -> tuple[np.ndarray, int]:
     """Read the first track that is not silent of an audio or video file.
 
-    With `with_video`, the audio must start with the first video frame, since the video is used as well.
+    If there is a video, audio that starts later is padded and earlier audio is cut, but for offsets over
+    `MAX_OFFSET_SECONDS` and, without `with_video`, for a lead of over `MAX_LEAD_SECONDS`. `with_video`: the video is
+    used as well.
 
     Returns:
-        (samples,) float32, the mean of the channels, starting with the video if there is one; sample rate.
+        (samples,) float32, the mean of the channels; sample rate.
 
     Raises:
         PipelineError: the file is truncated or damaged, or has no audio.

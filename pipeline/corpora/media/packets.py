@@ -70,7 +70,7 @@ def _truncated_program_stream(file: BinaryIO, size: int) -> str | None:
 
 
 def _truncated_mp3(file: BinaryIO, size: int) -> str | None:
-    """Fewer bytes than stated, and an incomplete last frame; a clip truncated between frames has only the first."""
+    """Fewer bytes than stated, and an incomplete last frame; one that ends between frames counts as whole."""
     begin = 0
     if (tag := file.read(10))[:3] == ID3:
         begin = 10 + sum((byte & 127) << 7 * (3 - place) for place, byte in enumerate(tag[6:10]))

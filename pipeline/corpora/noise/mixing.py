@@ -16,7 +16,7 @@ NOISE_LEVEL = 0.1
 
 
 def noise_path(split: str) -> str:
-    """Path of the noise of a split in the corpus folder: in `babble`, of noise from a folder, too."""
+    """Path of the noise of a split in the corpus folder: in `babble`, even if it comes from a folder of noise."""
     return f"babble/{split}.wav"
 
 

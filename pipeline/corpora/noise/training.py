@@ -34,8 +34,9 @@ def noise_sources(corpus: Corpus) -> list[Path]:
 
 
 def training_noise(corpus: Corpus, utterances: Iterable[Utterance]) -> np.ndarray:
-    """Generate the noise of training utterances as `prepare` does for the training split. PipelineError if the folder
-    has no noise, or no talker is readable.
+    """Generate the noise that augmentation mixes with training utterances: the training part of the folder of noise,
+    or babble of clean training utterances of the corpus. `prepare` mixes other noise: it has other speech to choose
+    talkers from. PipelineError if the folder has no noise, or no talker is readable.
 
     Returns:
         (samples,) float32 at 16 kHz, at least as long as the longest utterance.

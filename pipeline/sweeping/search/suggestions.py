@@ -17,7 +17,7 @@ from pipeline.config import Params
 from pipeline.sweeping.narrowing import narrow
 from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, trials_of_points
 from pipeline.sweeping.specification import SettingsByKey
-from pipeline.sweeping.sweep_file import SEED, Sweep, SweepPoint
+from pipeline.sweeping.sweep_file import SEED, SeededPoint, Sweep
 
 FOLDER = "searches"
 """In the folder of trials, so that it moves with them."""
@@ -105,7 +105,7 @@ class Suggestions:
             return 0
         return max(0, self._sweep.search.trials - len(self.points))
 
-    def _points(self, settings: SettingsByKey) -> list[SweepPoint]:
+    def _points(self, settings: SettingsByKey) -> list[SeededPoint]:
         return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
 
     def _narrow(self, only: Sequence[str]) -> None:
