@@ -5,8 +5,11 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -130,6 +133,36 @@ def group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def wait_until(
+    true: Callable[[], object],
+    process: subprocess.Popen | warm.Process | None,
+    what: str,
+    seconds: float = 240,
+    every: float = 0.05,
+) -> None:
+    """Wait until a condition is true; a failure if a process, unless it is None, ends before that."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        time.sleep(every)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(address: str) -> bool:
+    """Whether a server answers at an address."""
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> warm.Process:

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import socket
-import time
 from pathlib import Path
 
 import psutil
 import yaml
-from project import program
+from project import free_port, program
 from trials import DATA, ROOT, make_trial
 
 from pipeline.config import load_params
@@ -71,12 +69,6 @@ def free_ports():
     return {name: free_port() for name in AGENTS}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def specify(folder, **changes):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes, sort_keys=False))
 
@@ -103,14 +95,6 @@ def results(folder):
 
 def table(folder):
     return (folder / "results/sweeps/small/table.txt").read_text()
-
-
-def wait_until(true, process, what, seconds=240):
-    until = time.monotonic() + seconds
-    while not true():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
 
 
 def checkpoint_of(folder, step):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import ROOT, command, environment, program, start
-from sweeps import add_node, cluster_of_two, make_inputs, wait_until
+from project import ROOT, command, environment, program, start, wait_until
+from sweeps import add_node, cluster_of_two, make_inputs
 
 from pipeline.common.files import file_sha256
 

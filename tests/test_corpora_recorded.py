@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -20,7 +19,7 @@ import av
 import numpy as np
 import pytest
 import trees
-from project import group_lives
+from project import group_lives, wait_until
 from trees import TREES, Spoken, params
 
 from pipeline.common.digests import canonical, text_sha256
@@ -729,25 +728,18 @@ def test_an_unreadable_talker_is_missing_from_the_babble(spoken: list[Spoken], t
 
 
 def test_a_killed_run_is_resumed_without_repeated_work(spoken: list[Spoken], tmp_path: Path) -> None:
-    root = tmp_path / "root"
+    root, folder = tmp_path / "root", tmp_path / "out"
     for number in range(30):
         for part, one in (("train", spoken[number % 8]), ("validation", spoken[9]), ("test", spoken[11])):
             trees.write_mpg(root / part / f"p{number % 5}" / f"{number}.mpg", *_short(one))
             (root / part / f"p{number % 5}" / f"{number}.txt").write_text(one.text)
-    settings = ["corpus.kind=folder", f"corpus.root={root}", f"corpus.out={tmp_path / 'out'}", trees.QUIET]
+    settings = ["corpus.kind=folder", f"corpus.root={root}", f"corpus.out={folder}", trees.QUIET]
     words = [sys.executable, "-m", "pipeline.prepare", *(f"--set={value}" for value in settings)]
     process = subprocess.Popen(words, cwd=trees.ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while len(list((tmp_path / "out").rglob("[0-9]*.mp4"))) < 8:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(list(folder.rglob("[0-9]*.mp4"))) >= 8, process, "eight clips", every=0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while group_lives(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    folder = tmp_path / "out"
+    wait_until(lambda: not group_lives(process.pid), None, "all workers end with their parent")
     assert not (folder / "manifest.jsonl").exists()
     records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
     finished = {path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}

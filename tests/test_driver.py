@@ -4,7 +4,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from sweeps import planned_trial, wait_until
+from project import wait_until
+from sweeps import planned_trial
 from trials import finish
 
 from pipeline.cluster.connection import RayLostError

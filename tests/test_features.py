@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import warm
-from project import no_more_files
+from project import no_more_files, wait_until
 from published import small_whisper
 from trials import write_manifest
 
@@ -282,12 +282,14 @@ def test_the_command_writes_results_and_is_idempotent(folder):
     assert contents(folder) == made
 
 
+def journals(folder: Path) -> Iterator[Path]:
+    return (folder / "features").glob("*.partial/journal.jsonl")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_a_stopped_run_is_resumed(params, folder, finished, number, code):
     going = begin(folder, "audio")
-    while not any(len(j.read_bytes().splitlines()) >= 2 for j in (folder / "features").glob("*.partial/journal.jsonl")):
-        assert going.poll() is None
-        time.sleep(0.001)
+    wait_until(lambda: any(len(j.read_bytes().splitlines()) >= 2 for j in journals(folder)), going, "two", every=0.001)
     going.send_signal(number)
     assert going.wait(timeout=240) == code
     (partial,) = (folder / "features").glob("*.partial")

@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import PATIENCE_SECONDS, Page, browser
+from project import answers, free_port, wait_until
 from trials import finish, make_trial
 
 from pipeline.comparison import rendering
@@ -83,31 +83,11 @@ def server(tracked: tuple[str, str, str], tmp_path_factory: pytest.TempPathFacto
     try:
         charts = process.stdout.readline()
         assert charts.startswith(f"small: http://127.0.0.1:{port}/#/"), errors.read_text()
-        _wait_for(f"http://127.0.0.1:{port}/", process)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/"), process, "the server answers", PATIENCE_SECONDS, 0.2)
         yield charts.removeprefix("small: ").strip()
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-
-
-def _wait_for(address: str, process: subprocess.Popen) -> None:
-    import time
-
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        assert process.poll() is None, "the server has ended"
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < end, "the server does not answer"
-            time.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import torch
 import trees
 import yaml
-from project import ROOT, command, make_project, start
+from project import ROOT, command, make_project, start, wait_until
 from published import NARROW, drawn, official, small_whisper
-from sweeps import add_node, cluster_of_two, lose_the_node_of, sessions, trials, wait_until
+from sweeps import add_node, cluster_of_two, lose_the_node_of, sessions, trials
 from test_mouth_region import CARPHONE, frames_of
 from torch.nn import functional
 

@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from project import group_lives
+from project import group_lives, wait_until
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -274,11 +273,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 def wait_for_media(folder: Path, process: subprocess.Popen, count: int) -> None:
-    deadline = time.monotonic() + 240
-    while len(list(folder.rglob("*.mp4"))) < count:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(list(folder.rglob("*.mp4"))) >= count, process, "media", every=0.02)
 
 
 MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
@@ -302,11 +297,7 @@ def test_a_stopped_run_is_resumed(tmp_path: Path, number: signal.Signals) -> Non
         assert "interrupted: finished work is kept" in errors
         assert "Traceback" not in errors
     assert not (folder / "manifest.jsonl").exists()
-    # No worker outlives its parent.
-    deadline = time.monotonic() + 120
-    while group_lives(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not group_lives(process.pid), None, "all workers end with their parent", 120)
     records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
     finished = {folder / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
     kept = {path: path.stat().st_mtime_ns for path in finished}

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from project import command, start
-from sweeps import is_alive, wait_until
+from project import command, start, wait_until
+from sweeps import is_alive
 from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
 
 from pipeline.common.errors import PipelineError

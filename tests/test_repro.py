@@ -6,8 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from project import ROOT, command, environment, make_project, start
-from sweeps import checkpoint_of, is_alive, make_inputs, wait_until, worker
+from project import ROOT, command, environment, make_project, start, wait_until
+from sweeps import checkpoint_of, is_alive, make_inputs, worker
 
 STAGES = ["weights", "prepare", "features@audio", "features@video", "train", "evaluate"]
 

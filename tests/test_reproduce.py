@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from project import ROOT, command, environment, program, rewrite_manifest, start
-from sweeps import wait_until
+from project import ROOT, command, environment, program, rewrite_manifest, start, wait_until
 from trials import finish, make_trial, with_hypotheses
 
 from pipeline.common.errors import PipelineError

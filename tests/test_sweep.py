@@ -10,7 +10,7 @@ import sys
 
 import psutil
 import pytest
-from project import command, environment, start
+from project import command, environment, start, wait_until
 from sweeps import (
     SWEEP,
     checkpoint_of,
@@ -23,7 +23,6 @@ from sweeps import (
     table,
     temporary,
     trials,
-    wait_until,
     worker,
 )
 

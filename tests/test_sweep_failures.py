@@ -8,19 +8,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from project import command, environment, small_disk, start
+from project import answers, command, environment, free_port, small_disk, start, wait_until
 from sweeps import (
     SWEEP,
     checkpoint_of,
     cluster_of_two,
     descendant,
     descendants,
-    free_port,
     is_alive,
     lose_the_node_of,
     results,
@@ -28,7 +26,6 @@ from sweeps import (
     table,
     temporary,
     trials,
-    wait_until,
     worker,
 )
 
@@ -267,16 +264,7 @@ def serve(folder: Path, port: int) -> subprocess.Popen:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     settings = environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=settings, **quiet)
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as response:
-                return response.status == 200
-        except OSError:
-            time.sleep(0.5)
-            return False
-
-    wait_until(answers, None, "the MLflow server answers", 120)
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), None, "the MLflow server answers", 120, 0.5)
     return server
 
 

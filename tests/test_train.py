@@ -5,11 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from project import command, environment, program, rewrite_manifest, small_disk, start
-from sweeps import checkpoint_of, wait_until
+from project import command, environment, program, rewrite_manifest, small_disk, start, wait_until
+from sweeps import checkpoint_of
 from trials import finish, make_trial
 
 from pipeline.evaluate import dvc_metrics, publish_metrics
@@ -272,9 +271,7 @@ def test_a_killed_evaluation_decodes_only_the_rest(project):
     (trial / "metrics.json").unlink()
     process = start(project, "evaluate")
     journal = trial / f"hypotheses.{metrics['evaluation'][:16]}.journal"
-    while not (journal.exists() and journal.read_text().count("\n") >= 2):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 2, process, "two lines", every=0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (trial / "metrics.json").exists()
