@@ -80,11 +80,13 @@ def _done(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="session")
 def prepared(made_once, real_weights) -> Path:
-    """A small project as it is before its first training. Copy it before you change it."""
+    """A small project with a sweep, as it is before its first training. Copy it before you change it."""
     from project import make_project
+    from sweeps import specify
 
     def make(folder: Path) -> None:
         make_project(folder, real_weights)
+        specify(folder)
         for stage in ("weights", "prepare", "features"):
             _done(folder, stage)
 
@@ -98,19 +100,11 @@ def project(prepared, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def specified(made_once, prepared) -> Path:
-    """A small project with a sweep, as it is before its first trial. Copy it before you change it."""
-    from sweeps import specify
-
-    return made_once("specified", lambda folder: specify(shutil.copytree(prepared, folder, symlinks=True)))
-
-
-@pytest.fixture(scope="session")
-def swept(made_once, specified) -> Path:
-    """A project with a sweep that nobody disturbed, and what it printed, in `printed.txt`."""
+def swept(made_once, prepared) -> Path:
+    """A project whose sweep nobody disturbed, and what it printed, in `printed.txt`."""
 
     def make(folder: Path) -> None:
-        shutil.copytree(specified, folder, symlinks=True)
+        shutil.copytree(prepared, folder, symlinks=True)
         (folder / "printed.txt").write_text(_done(folder, "sweep", "sweep.yaml"))
 
     return made_once("swept", make)

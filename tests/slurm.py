@@ -5,7 +5,6 @@ Not of the suite, since few machines may make namespaces: `python -m pytest test
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +57,7 @@ def nodes() -> Iterator[str]:
                 subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def test_the_example_runs_a_sweep_on_two_nodes(specified, swept, nodes, tmp_path):
-    project = shutil.copytree(specified, tmp_path / "project", symlinks=True)
+def test_the_example_runs_a_sweep_on_two_nodes(project, swept, nodes, tmp_path):
     specify(project, concurrency=2, resources={"cpus": 1, "gpus": 0})
     tools = tmp_path / "tools"
     tools.mkdir()

@@ -65,10 +65,10 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
-def test_a_cluster_gives_the_bytes_of_one_machine(specified, tmp_path, cluster):
+def test_a_cluster_gives_the_bytes_of_one_machine(prepared, tmp_path, cluster):
     """All stages, run by DVC, whose digests do not depend on the cluster."""
     for name, address in (("alone", None), ("together", cluster.address)):
-        project = shutil.copytree(specified, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("data"))
+        project = shutil.copytree(prepared, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("data"))
         shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
         subprocess.run(["git", "init", "-q"], cwd=project, check=True)
         assert "dvc repro weights prepare features@audio" in make_inputs(project, address)
@@ -79,8 +79,7 @@ def test_a_cluster_gives_the_bytes_of_one_machine(specified, tmp_path, cluster):
     assert (together / "dvc.lock").read_text() == (alone / "dvc.lock").read_text()
 
 
-def test_jobs_run_on_all_nodes_and_are_repeated_or_refused(specified, tmp_path, cluster):
-    project = shutil.copytree(specified, tmp_path / "project", symlinks=True)
+def test_jobs_run_on_all_nodes_and_are_repeated_or_refused(project, cluster):
     (project / "jobs.py").write_text(JOBS)
     printed = program(
         project,
@@ -117,8 +116,8 @@ print(json.dumps([len(nodes), errors]))
     assert "in refuse" in unknown[2]
 
 
-def test_a_stage_that_is_interrupted_and_loses_a_node_continues(specified, tmp_path, cluster):
-    project, calm = (shutil.copytree(specified, tmp_path / name, symlinks=True) for name in ("project", "calm"))
+def test_a_stage_that_is_interrupted_and_loses_a_node_continues(prepared, tmp_path, cluster):
+    project, calm = (shutil.copytree(prepared, tmp_path / name, symlinks=True) for name in ("project", "calm"))
     for folder in (project, calm):
         shutil.rmtree(folder / "data/corpus")
     sets = [word for setting in MORE for word in ("--set", setting)]
@@ -169,8 +168,7 @@ def media(journal: Path) -> set[Path]:
     return {journal.parent / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
 
 
-def test_an_unreachable_cluster_is_an_error_of_the_stage(specified, tmp_path):
-    project = shutil.copytree(specified, tmp_path / "project", symlinks=True)
+def test_an_unreachable_cluster_is_an_error_of_the_stage(project):
     shutil.rmtree(project / "data/corpus")
     for words in (["--address", "127.0.0.1:1"], []):
         variables = environment() | ({} if words else {"PIPELINE_ADDRESS": "127.0.0.1:1"})
@@ -180,8 +178,7 @@ def test_an_unreachable_cluster_is_an_error_of_the_stage(specified, tmp_path):
         assert refused.stderr.startswith("error: Ray at 127.0.0.1:1: does not answer (Connection refused); start it")
 
 
-def test_one_machine_needs_no_ray(specified, tmp_path):
-    project = shutil.copytree(specified, tmp_path / "project", symlinks=True)
+def test_one_machine_needs_no_ray(project):
     for name in ("corpus", "features", "weights"):
         shutil.rmtree(project / "data" / name)
     program(

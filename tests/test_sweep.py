@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import psutil
-import pytest
 from project import command, environment, start, wait_until
 from sweeps import (
     SWEEP,
@@ -30,12 +29,6 @@ from pipeline.common.verified import read_sealed
 from pipeline.sweeping.status import PLAN_FILE, TRIALS_FILE
 
 HEAVY = ("ray", "torch", "mlflow", "transformers", "dvc")
-
-
-@pytest.fixture
-def project(specified, tmp_path):
-    """A copy of the small project with a sweep."""
-    return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
 def test_a_sweep_runs_its_trials_and_compares_them(swept):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,12 +30,6 @@ from sweeps import (
 
 from pipeline.common.hardware import auto_precision
 from pipeline.sweeping.status import read_plan
-
-
-@pytest.fixture
-def project(specified, tmp_path):
-    """A copy of the small project with a sweep."""
-    return shutil.copytree(specified, tmp_path / "project", symlinks=True)
 
 
 def test_a_full_disk_fails_trials_and_loses_nothing(project, swept):
