@@ -70,6 +70,14 @@ def real_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {weights.name: fetch(weights.source, tmp_path_factory.mktemp(weights.name)) for weights in sources}
 
 
+@pytest.fixture(scope="session")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random LLM with four layers and 512 positions. Copy it before you change it."""
+    from tiny import make_llm
+
+    return make_llm(tmp_path_factory.mktemp("models") / "tiny")
+
+
 def _done(folder: Path, *words: str) -> str:
     from project import command
 

@@ -39,11 +39,6 @@ FILES = {"summary.txt", "sinks.json"} | {
 TABLES = {f"interventions.{suffix}" for suffix in ("txt", "csv", "json", "png", "pdf")}
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_llm(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "words.txt"

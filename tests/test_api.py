@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,11 +45,6 @@ def run_block(code: str, **places: str) -> None:
         assert code.count(f'"{name}"') == 1
         code = code.replace(f'"{name}"', repr(str(path)))
     exec(compile(code, "README.md", "exec"), {})
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_llm(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -83,8 +83,8 @@ class Counted(Media):
         return np.zeros(3, np.float32)
 
 
-def test_media_of_decoded_utterances_are_not_read_again(tmp_path):
-    own = tiny.settings(tiny.make_llm(tmp_path / "llm"))
+def test_media_of_decoded_utterances_are_not_read_again(llm, tmp_path):
+    own = tiny.settings(llm)
     model = AudioVisualLLM(load_llm(own.llm, torch.float32), load_tokenizer(own.llm), tiny.DIMENSIONS, own, "float32")
     utterances = tuple(
         Utterance(name, "test", "s1", "set red", f"{name}.wav", None, 1.0, None, None, "0", None) for name in IDS

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from families import small_model
 from trials import ROOT
@@ -18,12 +17,6 @@ from pipeline.training.build import build_model
 from pipeline.training.inputs import Inputs
 
 TEXT = "bin blue at f two"
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small LLM with four layers and 512 positions."""
-    return tiny.make_llm(tmp_path_factory.mktemp("llm"))
 
 
 def parameters(llm: Path, *settings: str) -> Params:

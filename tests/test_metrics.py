@@ -30,9 +30,8 @@ NAME = "sinks/bos_norm"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[AudioVisualLLM, Inputs]:
+def trained(llm: Path) -> tuple[AudioVisualLLM, Inputs]:
     """A model with a tiny LLM, and two validation utterances."""
-    llm = tiny.make_llm(tmp_path_factory.mktemp("llm"))
     settings = [f"model.llm={{weights: {llm}, blocks: null}}", "model.lora.rank=4", "model.modality=audio"]
     params = load_params(ROOT / "params.yaml", [*settings, "train.precision=float32", "train.device=cpu"])
 

@@ -29,11 +29,6 @@ SECONDS = [0.5, 1.3, 0.24, 1.0]
 NO_DECORRELATION = Decorrelation()
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    return tiny.make_llm(tmp_path_factory.mktemp("llm"))
-
-
 def build(llm, precision="float32", seed=0, **changes):
     settings = tiny.settings(llm, **changes)
     torch.manual_seed(seed)

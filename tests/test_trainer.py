@@ -29,11 +29,6 @@ GROUPED = SHORT | {"steps": None, "epochs": 6, "group_by_length": True, "batch_f
 DECORRELATION = Decorrelation(weight=0.1)
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    return tiny.make_llm(tmp_path_factory.mktemp("llm"))
-
-
 def trainer_of(llm: Path, folder: Path, device: torch.device = torch.device("cpu"), **settings) -> LossTrainer:  # noqa: B008
     train = Train(**SHORT | settings)
     model_settings = tiny.settings(llm)
