@@ -1,9 +1,7 @@
 """Identity, trial folder and metrics log."""
 
-import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -427,25 +425,6 @@ def test_a_damaged_line_is_named_by_its_number_in_the_log(tmp_path: Path) -> Non
         opened.write("GARBAGE\n")
     with pytest.raises(PipelineError, match=r"metrics\.jsonl:4: "):
         log.read(position)
-
-
-def test_a_full_disk_leaves_complete_lines(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append(1, {"a": 1.0})
-    size = log.path.stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
-    try:
-        with pytest.raises(OSError) as raised:  # noqa: PT011
-            log.append(2, {"a": 2.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert raised.value.errno in (errno.EFBIG, errno.ENOSPC)
-    assert log.path.stat().st_size == size
-    log.append(2, {"a": 2.0})
-    assert steps_of(log) == [1, 2]
 
 
 def test_a_killed_writer_loses_no_complete_line(tmp_path: Path) -> None:

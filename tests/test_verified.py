@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from pipeline.common.verified import (
     with_seal_line,
     write_sealed,
 )
+from pipeline.trials.metrics_log import MetricsLog
 
 VALUE = {"metrics": {"wer/test": 1e-05, "seal": "x"}, "name": "Zürich"}
 
@@ -152,17 +154,29 @@ def test_a_corrupt_line_of_a_journal_is_ignored(tmp_path: Path) -> None:
         assert read_journal(path) == []
 
 
-def test_a_full_disk_leaves_complete_lines_in_a_journal(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
+@pytest.mark.parametrize(
+    ("append", "read"),
+    [
+        (append_values, read_journal),
+        (
+            lambda path, step: MetricsLog(path).append(step, {"a": 1.0}),
+            lambda path: [record["step"] for record in MetricsLog(path).read()[0]],
+        ),
+    ],
+)
+def test_a_full_disk_leaves_complete_lines(tmp_path: Path, append: Callable, read: Callable) -> None:
+    path = tmp_path / "lines"
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    append_values(path, ["a", "yes"])
+    append(path, 1)
     size = path.stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
     try:
         with pytest.raises(OSError) as raised:  # noqa: PT011
-            append_values(path, ["b", "no"])
+            append(path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert raised.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert path.stat().st_size == size
+    append(path, 2)
+    assert read(path) == [1, 2]
