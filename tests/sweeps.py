@@ -1,4 +1,5 @@
-"""A small sweep under a real Ray: its file, and access to its trials; and planned trials without a sweep file."""
+"""A small sweep under a real Ray: its file, and access to its trials; planned trials without a sweep file; an engine
+without Ray."""
 
 import contextlib
 import json
@@ -34,6 +35,25 @@ def planned_trial(runs: Path, name: str, *settings: str, rule: EarlyStoppingRule
     trial = make_trial(runs, *settings)
     params = load_params(ROOT / "params.yaml", settings)
     return PlannedTrial(name, params, (), trial.identity, "e" * 64, trial, rule, llm=DATA["llm"])
+
+
+class FakeEngine:
+    """An engine without Ray: what is sent is in `placed`, and a subclass gives its events."""
+
+    slots = 2
+
+    def __call__(self, specification, address, stop):
+        return self
+
+    def __enter__(self):
+        self.placed, self.notes, self.concurrency, self.ray = [], [], self.slots, self
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def send(self, job):
+        self.placed.append(job)
 
 
 AGENTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")

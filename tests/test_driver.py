@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from project import wait_until
-from sweeps import planned_trial
+from sweeps import FakeEngine, planned_trial
 from trials import finish
 
 from pipeline.cluster.connection import RayLostError
@@ -22,7 +22,7 @@ LOST = RayLostError("Ray", "ended unexpectedly (killed)", "the same command cont
 DEAD_NODE, DEAD_WORKER = "its node died", "its worker died"
 
 
-class ScriptedEngine:
+class ScriptedEngine(FakeEngine):
     """An engine with two slots. The script has what comes next of each trial by name: an outcome, the loss at a pause,
     the reason of a failure, or the end of Ray. Without
     a script a trial is done."""
@@ -30,21 +30,14 @@ class ScriptedEngine:
     def __init__(self, trials, script):
         self.trials, self.script, self.starts, self.jobs = {p.identity: p for p in trials}, script, 0, []
 
-    def __call__(self, specification, address, stop):
-        return self
-
     def __enter__(self):
         self.starts += 1
         if self.script.get("start"):
             raise self.script["start"].pop()
-        self.placed, self.notes, self.concurrency, self.ray = [], [], 2, self
-        return self
-
-    def __exit__(self, *exception):
-        pass
+        return super().__enter__()
 
     def send(self, job):
-        self.placed.append(job)
+        super().send(job)
         self.jobs.append(job)
 
     def events(self):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from sweeps import FakeEngine
 from trials import finish
 
 from pipeline.common.errors import PipelineError
@@ -41,25 +42,12 @@ class Killed(BaseException):
     """Kills the driver."""
 
 
-class FakeEngine:
+class InstantEngine(FakeEngine):
     """An engine with `slots` whose trials end in the order of their start, with metrics computed from their parameters;
     after `lives` trials the driver is killed."""
 
     def __init__(self, slots, lives):
         self.slots, self.lives, self.trained = slots, lives, []
-
-    def __call__(self, specification, address, stop):
-        return self
-
-    def __enter__(self):
-        self.placed, self.notes, self.concurrency, self.ray = [], [], self.slots, self
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def send(self, job):
-        self.placed.append(job)
 
     def events(self):
         yield None
@@ -95,7 +83,7 @@ def searched(tmp_path, monkeypatch, capsys):
         common = {"train.runs": str(tmp_path / folder), "train.precision": "float32", **more.pop("set", {})}
         path.write_text(yaml.safe_dump({"name": "s", "set": common, "axes": axes, "search": search, **more}))
         sweep = load_sweep(path, ROOT / "params.yaml", only=only)
-        suggestions, engine = Suggestions(sweep), FakeEngine(slots, lives)
+        suggestions, engine = Suggestions(sweep), InstantEngine(slots, lives)
         monkeypatch.setattr(driver, "start_engine", engine)
         place = engine.send
 
