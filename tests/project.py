@@ -92,10 +92,10 @@ def program(folder: Path, code: str) -> str:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
-    """A disk of 800 kB at a new folder; what is given makes it large. Skips where it cannot be mounted."""
+def small_disk(folder: Path, options: str = "size=800k") -> Iterator[Callable[[], None]]:
+    """A disk at a new folder; what is given makes it large. Skips where it cannot be mounted."""
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", folder]
+    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
     mounted = subprocess.run(words, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from project import small_disk
 
 from pipeline.common.digests import digest
 from pipeline.common.dvc_workspace import project_of, share_with_project
@@ -188,44 +189,28 @@ def test_a_command_ends_in_one_line(body, code, message):
     assert ended.stderr.count("\n") == bool(message)
 
 
-@pytest.fixture
-def mounted(tmp_path):
-    """Mounts a small disk at a folder, with options; skips where that is not allowed."""
-    folders = []
-
-    def mount(name: str, options: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-        folders.append(folder)
-        return folder
-
-    yield mount
-    for folder in folders:
-        subprocess.run(["umount", folder], check=True)
-
-
-def test_a_read_only_folder_is_named(mounted):
-    folder = mounted("runs", "ro")
-    done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/a/b.json', 1)")
+def test_a_read_only_folder_is_named(tmp_path):
+    with small_disk(tmp_path / "runs", "ro"):
+        done = in_command(tmp_path, "from pipeline.common.files import write_json; write_json('runs/a/b.json', 1)")
+        again = in_command(tmp_path, "from pipeline.common.files import write_json; write_json('runs/b.json', 1)")
     assert done.stderr.startswith("error: runs/a: read-only file system; mount it writable, or set another folder")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    done = in_command(folder.parent, "from pipeline.common.files import write_json; write_json('runs/b.json', 1)")
-    assert done.stderr.startswith("error: runs/b.json: read-only file system; mount it writable")
+    assert again.stderr.startswith("error: runs/b.json: read-only file system; mount it writable")
 
 
-def test_a_full_disk_is_named_even_if_the_error_names_no_file(mounted):
-    folder = mounted("runs", "size=400k")
-    done = in_command(folder.parent, "open('runs/x', 'wb', buffering=0).write(bytes(390_000))")
-    assert done.stderr == ""
-    for body in ("raise OSError(28, 'full')", "file = open('runs/y', 'wb'); file.write(bytes(99_999)); file.flush()"):
-        done = in_command(folder.parent, body)
-        assert done.stderr.startswith(f"error: {folder}: the disk is full; free some space"), done.stderr
-    done = in_command(folder.parent, "from pipeline.common.files import write_text; write_text('runs/z', 'x' * 99_999)")
-    assert done.stderr.startswith("error: runs/z: the disk is full; free some space"), done.stderr
+def test_a_full_disk_is_named_even_if_the_error_names_no_file(tmp_path):
+    bodies = (
+        "open('runs/x', 'wb', buffering=0).write(bytes(390_000))",
+        "raise OSError(28, 'full')",
+        "file = open('runs/y', 'wb'); file.write(bytes(99_999)); file.flush()",
+        "from pipeline.common.files import write_text; write_text('runs/z', 'x' * 99_999)",
+    )
+    with small_disk(tmp_path / "runs", "size=400k"):
+        filled, *unnamed, named = (in_command(tmp_path, body).stderr for body in bodies)
+    assert filled == ""
+    for error in unnamed:
+        assert error.startswith(f"error: {tmp_path / 'runs'}: the disk is full; free some space")
+    assert named.startswith("error: runs/z: the disk is full; free some space")
 
 
 def test_a_closed_pipe_is_not_an_error():
