@@ -87,6 +87,14 @@ class Page:
         self.complaints.clear()
         self.call("Page.navigate", url=address)
 
+    def open_file(self, file: Path, size: tuple[int, int]) -> None:
+        """Open a file and its images in a window of this size, which the page must not exceed in width."""
+        self.resize(size)
+        self.open(f"file://{file}")
+        self.wait_for("document.readyState === 'complete'")
+        self.wait_for("[...document.images].every(i => (i.loading = 'eager') && i.complete && i.naturalWidth > 0)")
+        assert self.value("document.documentElement.scrollWidth") <= size[0]
+
     def value(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
         # With a user gesture, without which nothing plays.

@@ -50,10 +50,7 @@ def test_axes_can_be_brushed_and_no_other_script_runs(result, tmp_path: Path):
     assert "search by tpe: 4 of 4 points done" in file.read_text()
     with browser(tmp_path / "profile") as page:
         for size in (PHONE, DESKTOP):
-            page.resize(size)
-            page.open(f"file://{file}")
-            page.wait_for("document.readyState === 'complete'")
-            assert page.value("document.documentElement.scrollWidth") <= size[0]
+            page.open_file(file, size)
         assert page.value("document.querySelectorAll('polyline').length") == 4
         assert page.value("document.scripts.length") == 1
         # Along the upper half of the first axis: weights 0.1 and 1.

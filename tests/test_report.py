@@ -248,11 +248,7 @@ def test_the_page_is_self_contained_fits_a_phone_and_plays(written: Path, tmp_pa
     alone = shutil.copy(written / "report.html", tmp_path / "alone.html")
     with browser(tmp_path / "profile") as page:
         for size in (PHONE, DESKTOP):
-            page.resize(size)
-            page.open(f"file://{alone}")
-            page.wait_for("document.readyState === 'complete'")
-            page.wait_for("[...document.images].every(i => (i.loading = 'eager') && i.complete && i.naturalWidth > 0)")
-            assert page.value("document.documentElement.scrollWidth") <= size[0]
+            page.open_file(alone, size)
             page.screenshot(tmp_path / f"report-{size[0]}.png", whole=True)
         asked = [address for address in page.requested if not address.startswith("data:")]
         assert asked == [f"file://{alone}"]
