@@ -22,6 +22,7 @@ from sweeps import (
     table,
     temporary,
     trials,
+    with_figures,
     worker,
 )
 
@@ -126,6 +127,7 @@ def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, tmp_path):
 
 
 def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept):
+    with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     first, second, counts, who = status(project)
@@ -175,6 +177,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
 
 
 def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept):
+    with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     driver.send_signal(signal.SIGINT)

@@ -25,6 +25,7 @@ from sweeps import (
     table,
     temporary,
     trials,
+    with_figures,
     worker,
 )
 
@@ -40,6 +41,7 @@ def test_a_full_disk_fails_trials_and_loses_nothing(project, swept):
         assert "free some space" in full.stdout
         assert "Traceback" not in full.stdout + full.stderr
         enlarge()
+        with_figures(project, swept)
         again = command(project, "sweep", "sweep.yaml")
         assert again.returncode == 0, again.stderr
         assert results(project) == results(swept)
@@ -52,6 +54,7 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
     address = f"http://127.0.0.1:{port}"
     # Overrides the setting of the small project.
     tracked = environment() | {"MLFLOW_TRACKING_URI": address}
+    with_figures(project, swept)
     server = serve(project, port)
     try:
         driver = start(project, "sweep", "sweep.yaml", env=tracked)
@@ -85,6 +88,7 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
 def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
     # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
+    with_figures(project, swept)
     with cluster_of_two() as (cluster, nodes):
         # The token of another cluster has no effect on one without a token.
         monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
@@ -207,6 +211,7 @@ def test_an_attempt_that_the_memory_monitor_ends_has_failed(project):
 def test_a_killed_ray_is_started_again(project, swept):
     """Its control store, then its raylet: without either, Ray itself would hang for a minute and end the driver."""
     specify(project, retries=2)
+    with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     first = worker(project)
