@@ -107,6 +107,14 @@ def project(prepared, tmp_path) -> Path:
     return shutil.copytree(prepared, tmp_path / "project", symlinks=True)
 
 
+@pytest.fixture
+def untracked(monkeypatch) -> None:
+    """Commands of a small project do not write to MLflow, which takes seconds: they print a warning."""
+    from project import TRACKING
+
+    monkeypatch.setitem(TRACKING, "MLFLOW_TRACKING_URI", "none")
+
+
 @pytest.fixture(scope="session")
 def swept(made_once, prepared) -> Path:
     """A project whose sweep nobody disturbed, and what it printed, in `printed.txt`."""

@@ -72,11 +72,15 @@ def make_project(folder: Path, real_weights: Path) -> Path:
     return folder
 
 
+TRACKING = {"MLFLOW_TRACKING_URI": ""}
+"""By default a small project is tracked in a database of its own."""
+
+
 def environment() -> dict[str, str]:
     """The variables that a command of the project runs under: our interpreter's tools first, no bytecode."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"PATH": path, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1", "MLFLOW_TRACKING_URI": ""}
-    return os.environ | own
+    own = {"PATH": path, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | own | TRACKING
 
 
 def command(folder: Path, *words: str, timeout: float | None = None) -> subprocess.CompletedProcess:

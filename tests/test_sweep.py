@@ -126,7 +126,7 @@ def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, tmp_path):
     assert status(folder)[2] == "2 trials: 2 done"
 
 
-def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept):
+def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept, untracked):
     with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
@@ -176,7 +176,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     assert table(project) == table(swept)
 
 
-def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept):
+def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept, untracked):
     with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
@@ -204,7 +204,7 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     assert table(project) == table(swept)
 
 
-def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, tmp_path):
+def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, untracked, tmp_path):
     """The temporary folder is that of a batch job, whose path is too long for sockets; no file is left there or in the
     home folder."""
     home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
@@ -331,7 +331,7 @@ def test_inputs_of_an_axis_are_prepared_and_used(project):
     assert trained.returncode == 0, trained.stderr
 
 
-def test_trials_that_are_stopped_early_stay_stopped(project):
+def test_trials_that_are_stopped_early_stay_stopped(project, untracked):
     halving = {"kind": "asha", "grace": 4, "factor": 2}
     axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9]}
     specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1], scheduler=halving)

@@ -33,7 +33,7 @@ from pipeline.common.hardware import auto_precision
 from pipeline.sweeping.status import read_plan
 
 
-def test_a_full_disk_fails_trials_and_loses_nothing(project, swept):
+def test_a_full_disk_fails_trials_and_loses_nothing(project, swept, untracked):
     with small_disk(project / "runs") as enlarge:
         full = command(project, "sweep", "sweep.yaml", "--retries", "0")
         assert full.returncode == 1, full.stdout
@@ -85,7 +85,7 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
         assert finals[identity]["data"]["metrics"]["wer/test"] == expected["wer/test"]
 
 
-def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, monkeypatch):
+def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, untracked, monkeypatch):
     # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
     with_figures(project, swept)
@@ -208,7 +208,7 @@ def test_an_attempt_that_the_memory_monitor_ends_has_failed(project):
     assert "memory monitor" in json.loads(mark.read_text())["reason"]
 
 
-def test_a_killed_ray_is_started_again(project, swept):
+def test_a_killed_ray_is_started_again(project, swept, untracked):
     """Its control store, then its raylet: without either, Ray itself would hang for a minute and end the driver."""
     specify(project, retries=2)
     with_figures(project, swept)
