@@ -4,15 +4,16 @@ code of its model card."""
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -251,8 +252,8 @@ def run_card(folder: Path, weights: Path, afterwards: str, *words: Path) -> subp
     for name in ("llm", "whisper-tiny.en"):
         assert code.count(f'Path("{name}")') == 1
         code = code.replace(f'Path("{name}")', repr(weights / name).replace("PosixPath", "Path"))
-    line = [sys.executable, "-I", "-c", code + afterwards, *words]
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return warm.run(["-c", code + afterwards, *map(str, words)], folder, environment)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
