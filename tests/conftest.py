@@ -1,5 +1,6 @@
 """What tests share. Everything here is made once in a session, whichever of its workers is first."""
 
+import json
 import os
 import shutil
 import signal
@@ -61,13 +62,19 @@ def real_weights(made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def real_sources(made_once) -> dict[str, Path]:
     """By name, the file or folder that the weights of the repository's params.yaml are converted from."""
     from pipeline.config import load_params
     from pipeline.weights import fetch
 
-    sources = load_params(ROOT / "params.yaml").weights.sources
-    return {weights.name: fetch(weights.source, tmp_path_factory.mktemp(weights.name)) for weights in sources}
+    def make(folder: Path) -> None:
+        sources = load_params(ROOT / "params.yaml").weights.sources
+        folder.mkdir()
+        paths = {weights.name: str(fetch(weights.source, folder / weights.name)) for weights in sources}
+        (folder / "paths.json").write_text(json.dumps(paths))
+
+    paths = json.loads((made_once("sources", make) / "paths.json").read_text())
+    return {name: Path(path) for name, path in paths.items()}
 
 
 @pytest.fixture(scope="session")
