@@ -145,10 +145,10 @@ def project(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def audiovisual(project: Path, monkeypatch: pytest.MonkeyPatch) -> Transcriber:
-    monkeypatch.chdir(project)
-    return load_trial("audiovisual")
+@pytest.fixture(scope="module")
+def audiovisual(project: Path) -> Transcriber:
+    with contextlib.chdir(project):
+        return load_trial("audiovisual")
 
 
 def clean_hypotheses(trial: Path) -> dict[str, str]:
