@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from project import command, start, wait_until
-from sweeps import is_alive
+from sweeps import is_alive, sessions
 from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
 
 from pipeline.common.errors import PipelineError
@@ -122,6 +122,7 @@ def test_an_error_of_a_rank_is_one_line(project):
     assert failed.returncode == 1
     assert "the loss is nan; lower train.learning_rate" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert sessions(the_trial(project))[-1].startswith("failed")
 
 
 def unreadable(ranks, is_stopped, path: Path) -> None:
