@@ -35,7 +35,7 @@ from pipeline.corpora.journal import (
 )
 from pipeline.corpora.manifest import MANIFEST, Utterance, manifest_text
 from pipeline.corpora.noise.folder import folder_noise
-from pipeline.corpora.noise.mixing import noise_path, noisy_copies, splits_with_noise
+from pipeline.corpora.noise.mixing import copy_count, noise_path, splits_with_noise
 from pipeline.corpora.prepared import (
     MANIFEST_KEY,
     MEDIA_FOLDERS,
@@ -244,12 +244,12 @@ def _prepare_clip(corpus: Corpus, clip: Any, folder: Path, known: dict[str, File
 def _outputs(
     corpus: Corpus, listing: Listing, results: list[PreparedClip]
 ) -> tuple[list[Utterance], list[SkippedClip]]:
-    """Lines of the manifest and skipped clips. The lines are ordered by split; within validation and test all clean
-    utterances come first, then all of them again at each SNR. A training utterance has one line, clean or noisy."""
+    """Lines of the manifest and skipped clips. The lines are ordered by split; within one all utterances come first
+    (some of training may be noisy), then all of them again as each noisy copy."""
     lines: list[Utterance] = []
     for split in SPLITS:
         own = [line for result in results for line in result.lines if line.split == split]
-        conditions = 1 + len(noisy_copies(corpus, split))
+        conditions = 1 + copy_count(corpus, split)
         for condition in range(conditions):
             lines += own[condition::conditions]
     return lines, listing.skipped + [result.skipped for result in results if result.skipped]
@@ -292,7 +292,7 @@ def _finish(
 
 def _summary(corpus: Corpus, split: str, lines: list[Utterance], skipped: list[SkippedClip]) -> dict[str, Any]:
     own = [line for line in lines if line.split == split]
-    own = own[: len(own) // (1 + len(noisy_copies(corpus, split)))]
+    own = own[: len(own) // (1 + copy_count(corpus, split))]
     return {
         "utterances": len(own),
         "hours": round(sum(line.audio_seconds for line in own) / 3600, 4),

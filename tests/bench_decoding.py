@@ -9,7 +9,7 @@ import time
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from pipeline.model.decoding import prompt_read_once
+from pipeline.model.decoding import input_read_once
 
 LAYERS, HEADS, WIDTH = 12, 8, 256
 BATCH, PROMPT, NEW_TOKENS, PAIRS = 4, 200, 24, 5
@@ -34,7 +34,7 @@ def searched(model: LlamaForCausalLM, embeddings: torch.Tensor, beams: int, once
     )
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
     began = time.perf_counter()
-    with prompt_read_once(model, beams if once else 1):
+    with input_read_once(model, beams if once else 1):
         tokens = model.generate(inputs_embeds=embeddings, attention_mask=mask, generation_config=parameters)
     return tokens, time.perf_counter() - began
 

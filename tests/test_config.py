@@ -35,6 +35,7 @@ REFUSED = [
     ("evaluate.splits=[train]", "evaluate.splits[0] is 'train'; it must be 'validation' or 'test'"),
     ("evaluate.splits=[validation]", "sinks.split is 'test' and evaluate.splits is ['validation']; add it to"),
     ("corpus.noise.train_snrs=[]", "corpus.noise.train_share is 0.3 and corpus.noise.train_snrs is empty"),
+    ("corpus.noise={train_copies: 2}", "corpus.noise.train_copies is 2 and corpus.noise.train_snrs is empty"),
     ("corpus.held_out.by=text", "corpus.held_out.by is 'text' and corpus.kind is 'synthetic'; use it with kind folder"),
     ("corpus.synthetic.utterances.test=1", "corpus.synthetic.utterances.test is 1; it must be at least the 4 voices"),
     ("train.betas=[0.9, 0.98, 0.99]", "train.betas is [0.9, 0.98, 0.99]; it must have at most 2 items"),

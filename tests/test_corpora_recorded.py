@@ -38,7 +38,7 @@ from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
 from pipeline.prepare import _prepare_clip, prepare
 
 MORE = {"grid": ["corpus.grid.test_speakers=[s6]"]}
-NOISY = "corpus.noise={talkers: 2, train_share: 0.5, train_snrs: [5], validation_snrs: [], test_snrs: [5, 0, -5]}"
+NOISY = "corpus.noise={talkers: 2, train_share: 0.5, train_copies: 1, train_snrs: [5], test_snrs: [5, 0, -5]}"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,8 @@ def test_each_format_gives_the_same_manifest(kind: str, spoken: list[Spoken], tm
         ("clean", "snr_5", "snr_0", "snr_-5"), sum(u.split == "test" for u in own)
     )
     assert {u.snr for u in lines if u.split == "train"} == {None, 5.0}
+    assert {u.id.partition("+")[2] for u in lines if u.split == "train"} == {"", "1+5dB"}
+    assert sum(u.split == "train" for u in lines) == 2 * sum(u.split == "train" for u in own)
     for line in lines:
         frames = read_video_gray(folder / str(line.video))
         assert frames.shape == (line.video_frames, 96, 96)

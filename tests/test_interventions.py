@@ -19,7 +19,7 @@ from transformers import (
 
 from pipeline.common.errors import PipelineError
 from pipeline.model.backbone import llm_layers
-from pipeline.model.decoding import prompt_read_once
+from pipeline.model.decoding import input_read_once
 from pipeline.model.roles import Role
 from pipeline.sinks.capture import Captured, capture
 from pipeline.sinks.causal_tests import (
@@ -236,7 +236,7 @@ def test_attention_with_another_mask_is_refused() -> None:
 # Generation: the intervention stays in the cache.
 
 
-@pytest.mark.parametrize(("beams", "prompt"), [(1, nullcontext), (3, nullcontext), (3, prompt_read_once)])
+@pytest.mark.parametrize(("beams", "prompt"), [(1, nullcontext), (3, nullcontext), (3, input_read_once)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_decodes_under_the_intervention(
     model: nn.Module, kind: str, beams: int, prompt: Callable[..., AbstractContextManager]
@@ -244,7 +244,7 @@ def test_generation_decodes_under_the_intervention(
     """The score that generation gives a hypothesis is that of a teacher-forced pass under the same intervention."""
     embeddings, mask, _ = prompts()
     where = some_tokens(mask)
-    once = prompt(model, beams) if prompt is prompt_read_once else prompt()
+    once = prompt(model, beams) if prompt is input_read_once else prompt()
     with interventions(model, mask, where)[kind], once:
         found = model.generate(
             inputs_embeds=embeddings, attention_mask=mask.long(), num_beams=beams, max_new_tokens=6, min_new_tokens=6,

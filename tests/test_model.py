@@ -17,7 +17,7 @@ from pipeline.config import LLM, Decorrelation, LoRA, ProjectorSettings
 from pipeline.config.registry import Kind
 from pipeline.model.audiovisual import AudioVisualLLM
 from pipeline.model.backbone import backbone_of
-from pipeline.model.decoding import decode, decode_texts, prompt_read_once
+from pipeline.model.decoding import decode, decode_texts, input_read_once
 from pipeline.model.decorrelation import counted_layers, decorrelation_loss
 from pipeline.model.downsampling import downsampled_length, new_downsampling
 from pipeline.model.examples import Examples, collate
@@ -260,7 +260,7 @@ def test_reading_a_prompt_once_gives_the_same_tokens_as_reading_it_per_beam(fami
     handle = backbone_of(decoder).register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
     found = []
     for once in (False, True):
-        with torch.inference_mode(), prompt_read_once(decoder, beams if once else 1):
+        with torch.inference_mode(), input_read_once(decoder, beams if once else 1):
             found.append(decoder.generate(
                 inputs_embeds=embeddings, attention_mask=mask, generation_config=parameters
             ))  # fmt: skip
@@ -273,7 +273,7 @@ def test_reading_a_prompt_once_gives_the_same_tokens_as_reading_it_per_beam(fami
 
 def test_an_error_while_a_prompt_is_read_leaves_no_hook(llm):
     model = with_random_lora(build(llm))
-    with pytest.raises(RuntimeError, match="in the middle"), prompt_read_once(model.llm, 3):
+    with pytest.raises(RuntimeError, match="in the middle"), input_read_once(model.llm, 3):
         raise RuntimeError("in the middle")
     assert no_hooks(model)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from pipeline.corpora.manifest import read_manifest
 from pipeline.corpora.media.read_write import read_audio, read_video_gray
 from pipeline.corpora.noise.mixing import root_mean_square
 from pipeline.corpora.synthetic.plan import plan_corpus
+from pipeline.corpora.utterance_media import training_utterances
 from pipeline.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +112,34 @@ def test_noisy_copies_have_their_snr(corpus: Path) -> None:
         added = noisy - clean
         measured = 20 * np.log10(root_mean_square(clean) / root_mean_square(added))
         assert measured == pytest.approx(snr, abs=0.05)
+
+
+def test_copies_of_training_utterances_have_noise_of_their_own(tmp_path: Path) -> None:
+    noise = "corpus.noise={train_share: 0, train_copies: 3, train_snrs: [0, 5], test_snrs: [0]}"
+    folder = prepare(small(tmp_path / "out", noise), workers=1)
+    lines = [line for line in read_manifest(folder) if line.split == "train"]
+    clean, *copies = (lines[first : first + 6] for first in range(0, 24, 6))
+    assert {line.snr for line in clean} == {None}
+    assert {line.snr for line in lines} == {None, 0.0, 5.0}
+    for number, copied in enumerate(copies, 1):
+        assert [line.id for line in copied] == [
+            f"{u.id}+{number}+{c.snr:g}dB" for u, c in zip(clean, copied, strict=True)
+        ]
+        assert [(line.text, line.video) for line in copied] == [(line.text, line.video) for line in clean]
+    for same in zip(clean, *copies, strict=True):
+        speech, *mixtures = (read_audio(folder / line.audio) for line in same)
+        added = [mixture - speech for mixture in mixtures]
+        for line, noise in zip(same[1:], added, strict=True):
+            assert 20 * np.log10(root_mean_square(speech) / root_mean_square(noise)) == pytest.approx(
+                line.snr, abs=0.05
+            )
+        for one, other in itertools.combinations(added, 2):
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.5
+    summary = json.loads((folder / "prepare.json").read_text())["splits"]["train"]
+    assert summary["utterances"] == 6
+    # Lips have no noise to be trained with.
+    assert list(training_utterances(lines, ("video",))) == clean
+    assert list(training_utterances(lines, ("audio", "video"))) == lines
 
 
 def test_lips_move_during_speech(corpus: Path) -> None:

@@ -47,6 +47,11 @@ def _corpus(params: "Params") -> Iterator[Contradiction]:
             f"corpus.noise.train_share is {noise.train_share} and corpus.noise.train_snrs is empty",
             "set at least one ratio in dB, or set the share to 0",
         )
+    if noise.train_copies and not noise.train_snrs:
+        yield (
+            f"corpus.noise.train_copies is {noise.train_copies} and corpus.noise.train_snrs is empty",
+            "set at least one ratio in dB, or set the copies to 0",
+        )
     if (corpus.root is None) == getattr(resolve_name(CORPORA[corpus.kind]), "has_root", True):
         yield (
             f"corpus.root is {corpus.root!r} and corpus.kind is {corpus.kind!r}",

@@ -1,6 +1,6 @@
 """Media of a manifest, read when they are used and compared with their recorded SHA-256."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +34,11 @@ def read_media(folder: str | Path, stream: str, utterance: Utterance) -> np.ndar
     return content
 
 
-def training_utterances(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
-    """The training split in all noise conditions, and the clean validation split."""
-    return tuple(u for u in utterances if u.split == "train" or (u.split == "validation" and u.snr is None))
+def training_utterances(utterances: Iterable[Utterance], streams: Collection[str]) -> tuple[Utterance, ...]:
+    """The training split in all noise conditions, and the clean validation split; without the audio stream, noisy
+    copies with the same video are dropped."""
+    chosen = tuple(u for u in utterances if u.split == "train" or (u.split == "validation" and u.snr is None))
+    return chosen if "audio" in streams else _without_copies(chosen)
 
 
 def evaluation_utterances(
@@ -44,8 +46,11 @@ def evaluation_utterances(
 ) -> tuple[Utterance, ...]:
     """The splits in all noise conditions; without the audio stream, noisy copies with the same video are dropped."""
     chosen = tuple(u for u in utterances if u.split in splits)
-    if "audio" in streams:
-        return chosen
+    return chosen if "audio" in streams else _without_copies(chosen)
+
+
+def _without_copies(chosen: Sequence[Utterance]) -> tuple[Utterance, ...]:
+    """One utterance for each video, as clean: that which is, if there is one."""
     seen = {u.video for u in chosen if u.snr is None}
     kept = []
     for utterance in chosen:

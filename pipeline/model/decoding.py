@@ -45,7 +45,7 @@ def decode(model: AudioVisualLLM, batch: Batch, beams: int, max_new_tokens: int)
         eos_token_id=model.eos,
         pad_token_id=model.eos,
     )
-    with model.autocast(), _default_generation_config(model.llm), prompt_read_once(model.llm, beams):
+    with model.autocast(), _default_generation_config(model.llm), input_read_once(model.llm, beams):
         llm: Any = model.llm
         tokens = llm.generate(
             inputs_embeds=sequence.embeddings, attention_mask=sequence.mask.long(), generation_config=parameters
@@ -69,7 +69,7 @@ def _default_generation_config(llm: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def prompt_read_once(llm: PreTrainedModel, beams: int) -> Iterator[None]:
+def input_read_once(llm: PreTrainedModel, beams: int) -> Iterator[None]:
     """Beam search whose first pass reads the input of each utterance, all tokens before the response, once and repeats
     its output for the beams.
 

@@ -84,8 +84,9 @@ class TrialInputs:
 
     @cached_property
     def training(self) -> Inputs:
-        """The training split in all its conditions, and the clean validation split."""
-        inputs = self._of(training_utterances(self._manifest), ("train", "validation"))
+        """The training split in all its conditions (one, without audio), and the clean validation split."""
+        used = streams(self.params.model.modality)
+        inputs = self._of(training_utterances(self._manifest, used), ("train", "validation"))
         if not self._has_noise:
             return inputs
         noise = noise_digest(self.params.corpus, inputs.utterances)
@@ -150,7 +151,8 @@ def media_files(params: Params, root: Path) -> dict[Path, str]:
     used, folder = streams(params.model.modality), Path(params.corpus.out)
     manifest = read_manifest(root / folder)
     files: dict[Path, str] = {}
-    for utterance in (*training_utterances(manifest), *evaluation_utterances(manifest, params.evaluate.splits, used)):
+    evaluated = evaluation_utterances(manifest, params.evaluate.splits, used)
+    for utterance in (*training_utterances(manifest, used), *evaluated):
         if "audio" in used:
             files[media_path(folder, "audio", utterance)] = utterance.audio_sha256
         if "video" in used and utterance.video_sha256:

@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.config import Corpus
-from pipeline.corpora.splits import SPLITS
+from pipeline.corpora.splits import SPLITS, random_generator
 
 PEAK = 0.99
 """Largest sample of a mixture."""
@@ -20,27 +21,53 @@ def noise_path(split: str) -> str:
     return f"babble/{split}.wav"
 
 
-def noisy_copies(corpus: Corpus, split: str) -> tuple[float, ...]:
-    """SNRs in dB of the noisy copies of each utterance of a split."""
-    noise = corpus.noise
-    return tuple(dict.fromkeys({"train": (), "validation": noise.validation_snrs, "test": noise.test_snrs}[split]))
+class Mixture(NamedTuple):
+    """How a noisy utterance, or a noisy copy of one, is mixed."""
+
+    snr: float
+    """In dB."""
+    number: int | None = None
+    """That of a copy of a training utterance, beside which there may be others with the same SNR."""
+
+    def name(self, clean: str) -> str:
+        """Its name, from that of the utterance without noise."""
+        return f"{clean}{'' if self.number is None else f'+{self.number}'}+{self.snr:g}dB"
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """What its excerpt of the noise depends on, beside the utterance."""
+        return (self.snr,) if self.number is None else (self.snr, self.number)
 
 
-def possible_snrs(corpus: Corpus, split: str) -> tuple[float, ...]:
-    """SNRs in dB that an utterance of a split, or a copy of it, may have."""
+def copy_count(corpus: Corpus, split: str) -> int:
+    """Number of noisy copies of each utterance of a split."""
+    return corpus.noise.train_copies if split == "train" else len(_copied_snrs(corpus, split))
+
+
+def noisy_copies(corpus: Corpus, split: str, *names: str) -> list[Mixture]:
+    """The noisy copies of an utterance of a split; `names` seed the SNRs that are drawn for copies in training."""
+    if split != "train":
+        return [Mixture(snr) for snr in _copied_snrs(corpus, split)]
+    random = random_generator("copies", corpus.seed, *names)
+    numbers = range(1, corpus.noise.train_copies + 1)
+    return [Mixture(float(random.choice(corpus.noise.train_snrs)), number) for number in numbers]
+
+
+def possible_mixtures(corpus: Corpus, split: str) -> list[Mixture]:
+    """All that an utterance of a split, or a copy of it, may be."""
     if split != "train":
         return noisy_copies(corpus, split)
-    return corpus.noise.train_snrs if corpus.noise.train_share else ()
+    numbers = [*range(1, corpus.noise.train_copies + 1)] + [None] * (corpus.noise.train_share > 0)
+    return [Mixture(snr, number) for snr in corpus.noise.train_snrs for number in numbers]
 
 
-def noisy_name(name: str, snr: float) -> str:
-    """The name of an utterance with noise, from its name without."""
-    return f"{name}+{snr:g}dB"
+def _copied_snrs(corpus: Corpus, split: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys({"validation": corpus.noise.validation_snrs, "test": corpus.noise.test_snrs}[split]))
 
 
 def splits_with_noise(corpus: Corpus) -> list[str]:
     """Splits with noisy utterances."""
-    return [split for split in SPLITS if possible_snrs(corpus, split)]
+    return [split for split in SPLITS if possible_mixtures(corpus, split)]
 
 
 def mix_babble(tracks: Sequence[np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from pipeline.config import Corpus
 from pipeline.corpora.formats.tree import file_fault
 from pipeline.corpora.noise.babble import SECONDS, SpeakerClip, choose_talkers, recorded_babble
 from pipeline.corpora.noise.folder import noise_settings
-from pipeline.corpora.noise.mixing import noisy_copies, noisy_name, possible_snrs
+from pipeline.corpora.noise.mixing import copy_count, possible_mixtures
 from pipeline.corpora.prepared import MEDIA_FOLDERS, ROOT
 from pipeline.corpora.reader import (
     NOISE_MEDIA,
@@ -158,7 +158,8 @@ class RecordedCorpus(Reader):
         faults += [(clip, different) for clip in unique if ids[clip.id] == 1 < paths[clip.path]]
         faults += [(clip, Unusable("another clip has its name", clip.id)) for clip in unique if ids[clip.id] > 1]
         # A clip named `a+0dB` would collide with the noisy copy of `a`.
-        copies = {noisy_name(clip.id, snr) for clip in clips for snr in possible_snrs(self.corpus, clip.split)}
+        mixtures = {split: possible_mixtures(self.corpus, split) for split in SPLITS}
+        copies = {mixture.name(clip.id) for clip in clips for mixture in mixtures[clip.split]}
         faults += [
             (clip, Unusable("another clip has its name", f"{clip.id}, with noise"))
             for clip in clips
@@ -191,8 +192,8 @@ class RecordedCorpus(Reader):
         return self.root.parent if self.root.is_file() else self.root
 
     def estimated_bytes(self, clips: list[RecordedClip]) -> int:
-        copies: dict[str, float] = {split: len(noisy_copies(self.corpus, split)) for split in SPLITS}
-        copies["train"] = self.corpus.noise.train_share
+        copies: dict[str, float] = {split: copy_count(self.corpus, split) for split in SPLITS}
+        copies["train"] += self.corpus.noise.train_share
         # Wavs are probably linked.
         sizes = ((clip, clip.audio.stat().st_size) for clip in clips if file_fault(clip.audio) is None)
         return int(sum(size * ((clip.audio.suffix != ".wav") + copies[clip.split]) for clip, size in sizes))

@@ -11,7 +11,7 @@ from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import write_audio
-from pipeline.corpora.noise.mixing import mix_with_file, noise_path, noisy_copies, noisy_name
+from pipeline.corpora.noise.mixing import Mixture, mix_with_file, noise_path, noisy_copies
 from pipeline.corpora.reader import SILENCE, FileInfo, Unusable
 from pipeline.corpora.recorded.corpus import RecordedClip
 from pipeline.corpora.recorded.pieces import Piece
@@ -44,33 +44,35 @@ def prepare_utterances(
         yield from _lines(corpus, clip, piece, infos)
 
 
-def _snrs(corpus: Corpus, clip: RecordedClip, piece: Piece) -> list[float | None]:
-    """SNR of the utterance and of its copies. A training utterance is clean or noisy, independent of other clips."""
+def _noises(corpus: Corpus, clip: RecordedClip, piece: Piece) -> list[Mixture | None]:
+    """Noise of the utterance, None for clean, and of its copies. A training utterance is clean or noisy, independent of
+    other clips."""
+    copies = noisy_copies(corpus, clip.split, clip.id, piece.suffix)
     if clip.split == "train":
         random = random_generator("noise", corpus.seed, clip.id, piece.suffix)
-        noisy = random.random() < corpus.noise.train_share
-        return [float(random.choice(corpus.noise.train_snrs)) if noisy else None]
-    return [None, *noisy_copies(corpus, clip.split)]
+        if random.random() < corpus.noise.train_share:
+            return [Mixture(float(random.choice(corpus.noise.train_snrs))), *copies]
+    return [None, *copies]
 
 
-def _wav(clip: RecordedClip, piece: Piece, snr: float | None) -> str:
+def _wav(clip: RecordedClip, piece: Piece, noise: Mixture | None) -> str:
     name = f"{clip.id}{piece.suffix}"
-    return f"{name if snr is None else noisy_name(name, snr)}.wav"
+    return f"{noise.name(name) if noise else name}.wav"
 
 
 def _write_audio(
     corpus: Corpus, clip: RecordedClip, piece: Piece, recording: Recording, folder: Path, infos: dict[str, FileInfo]
 ) -> None:
-    for snr in _snrs(corpus, clip, piece):
-        path = _wav(clip, piece, snr)
+    for noise in _noises(corpus, clip, piece):
+        path = _wav(clip, piece, noise)
         if path in infos:
             continue
         speech = recording.audio_between(piece.begin, piece.end)
         _check_length(corpus, len(speech) / SAMPLE_RATE)
-        if snr is None:
+        if noise is None:
             infos[path] = recording.write_audio_between(folder / path, piece.begin, piece.end)
         else:
-            write_audio(folder / path, _in_noise(corpus, clip, piece, speech, snr, folder))
+            write_audio(folder / path, _in_noise(corpus, clip, piece, speech, noise, folder))
             infos[path] = FileInfo(file_sha256(folder / path), len(speech) / SAMPLE_RATE)
 
 
@@ -82,27 +84,27 @@ def _check_length(corpus: Corpus, seconds: float) -> None:
 
 
 def _in_noise(
-    corpus: Corpus, clip: RecordedClip, piece: Piece, speech: np.ndarray, snr: float, folder: Path
+    corpus: Corpus, clip: RecordedClip, piece: Piece, speech: np.ndarray, noise: Mixture, folder: Path
 ) -> np.ndarray:
     if not speech.any():
         raise Unusable(SILENCE)
-    random = random_generator("mix", corpus.seed, clip.id, piece.suffix, snr)
-    return mix_with_file(speech, folder / noise_path(clip.split), snr, random)
+    random = random_generator("mix", corpus.seed, clip.id, piece.suffix, *noise.key)
+    return mix_with_file(speech, folder / noise_path(clip.split), noise.snr, random)
 
 
 def _lines(corpus: Corpus, clip: RecordedClip, piece: Piece, infos: dict[str, FileInfo]) -> Iterator[Utterance]:
     name = f"{clip.id}{piece.suffix}"
     video = infos[f"{name}.mp4"] if clip.video is not None and corpus.video else None
-    snrs = _snrs(corpus, clip, piece)
-    wavs = [infos[_wav(clip, piece, snr)] for snr in snrs]
+    noises = _noises(corpus, clip, piece)
+    wavs = [infos[_wav(clip, piece, noise)] for noise in noises]
     _check_length(corpus, wavs[0].length)
     if video is not None:
         _check_video(clip, wavs[0].length, int(video.length))
-    for number, (snr, wav) in enumerate(zip(snrs, wavs, strict=True)):
+    for number, (noise, wav) in enumerate(zip(noises, wavs, strict=True)):
         yield Utterance(
-            id=noisy_name(name, snr) if number and snr is not None else name, split=clip.split, speaker=clip.speaker,
-            text=piece.text, audio=_wav(clip, piece, snr), video=f"{name}.mp4" if video else None,
-            audio_seconds=wav.length, video_frames=int(video.length) if video else None, snr=snr,
+            id=noise.name(name) if number and noise else name, split=clip.split, speaker=clip.speaker,
+            text=piece.text, audio=_wav(clip, piece, noise), video=f"{name}.mp4" if video else None,
+            audio_seconds=wav.length, video_frames=int(video.length) if video else None, snr=noise and noise.snr,
             audio_sha256=wav.sha256, video_sha256=video.sha256 if video else None,
         )  # fmt: skip
 

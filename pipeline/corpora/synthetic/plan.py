@@ -7,7 +7,7 @@ utterance does not depend on the process or the order in which it is generated.
 from dataclasses import dataclass
 
 from pipeline.config import Corpus
-from pipeline.corpora.noise.mixing import noisy_copies, noisy_name
+from pipeline.corpora.noise.mixing import Mixture, noisy_copies
 from pipeline.corpora.splits import SPLITS, random_generator
 from pipeline.corpora.synthetic.sentences import Sentence, draw, sentences_of
 from pipeline.corpora.synthetic.speech import choose_voices
@@ -24,10 +24,10 @@ class Plan:
     """Accent and variant, as espeak names them."""
     sentence: Sentence
     seed: int
-    snr: float | None
-    """Of the utterance itself, in dB; null for clean."""
-    copies: tuple[float, ...]
-    """SNRs of its noisy copies."""
+    noise: Mixture | None
+    """Of the utterance itself; None for clean."""
+    copies: list[Mixture]
+    """Its noisy copies."""
 
     @property
     def video(self) -> str:
@@ -35,9 +35,9 @@ class Plan:
         return f"{self.id}.mp4"
 
     @property
-    def wavs(self) -> dict[str, float | None]:
-        """SNR of each wav by the id of its line; the path is the id with `.wav`."""
-        return {self.id: self.snr} | {noisy_name(self.id, snr): snr for snr in self.copies}
+    def wavs(self) -> dict[str, Mixture | None]:
+        """How each wav is mixed, by the id of its line; the path is the id with `.wav`."""
+        return {self.id: self.noise} | {copy.name(self.id): copy for copy in self.copies}
 
 
 def plan_corpus(corpus: Corpus) -> list[Plan]:
@@ -51,21 +51,22 @@ def plan_corpus(corpus: Corpus) -> list[Plan]:
     for split in SPLITS:
         count = getattr(settings.utterances, split)
         drawn = draw(sentences_of(settings.sentences), count, random_generator("sentences", seed, split))
-        snrs = _training_snrs(corpus, count) if split == "train" else [None] * count
+        noises = _training_noise(corpus, count) if split == "train" else [None] * count
         for index, sentence in enumerate(drawn):
             number, voice = divmod(index, len(voices[split]))
             speaker = f"s{first_speaker + voice:02d}"
-            name, copies = f"{split}/{speaker}/{number:04d}", noisy_copies(corpus, split)
-            plans.append(Plan(name, split, speaker, voices[split][voice], sentence, seed, snrs[index], copies))
+            name = f"{split}/{speaker}/{number:04d}"
+            copies = noisy_copies(corpus, split, name)
+            plans.append(Plan(name, split, speaker, voices[split][voice], sentence, seed, noises[index], copies))
         first_speaker += len(voices[split])
     return plans
 
 
-def _training_snrs(corpus: Corpus, count: int) -> list[float | None]:
+def _training_noise(corpus: Corpus, count: int) -> list[Mixture | None]:
     """A random share `train_share` of the training utterances is noisy."""
     random = random_generator("noise", corpus.seed)
     chosen = random.permutation(count)[: round(corpus.noise.train_share * count)]
-    snrs: list[float | None] = [None] * count
+    noises: list[Mixture | None] = [None] * count
     for index in chosen:
-        snrs[index] = float(random.choice(corpus.noise.train_snrs))
-    return snrs
+        noises[index] = Mixture(float(random.choice(corpus.noise.train_snrs)))
+    return noises

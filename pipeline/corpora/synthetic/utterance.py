@@ -10,7 +10,7 @@ from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from pipeline.config import Corpus
 from pipeline.corpora.manifest import Utterance
 from pipeline.corpora.media.read_write import resample, write_audio, write_video
-from pipeline.corpora.noise.mixing import PEAK, mix_babble, mix_with_file, noise_path, root_mean_square
+from pipeline.corpora.noise.mixing import PEAK, Mixture, mix_babble, mix_with_file, noise_path, root_mean_square
 from pipeline.corpora.splits import SPLITS, random_generator
 from pipeline.corpora.synthetic.appearance import draw_appearance, head_motion
 from pipeline.corpora.synthetic.articulation import trajectory
@@ -85,13 +85,13 @@ def generate_utterance(plan: Plan, folder: Path, with_video: bool = True) -> lis
     if with_video:
         write_video(folder / plan.video, _frames(plan, phonemes, frames), speech)
         video_sha256 = file_sha256(folder / plan.video)
-    for name, snr in plan.wavs.items():
+    for name, noise in plan.wavs.items():
         wav = folder / f"{name}.wav"
-        write_audio(wav, _in_noise(speech, snr, plan, folder))
+        write_audio(wav, _in_noise(speech, noise, plan, folder))
         lines.append(Utterance(
             id=name, split=plan.split, speaker=plan.speaker, text=plan.sentence.text, audio=f"{name}.wav",
             video=plan.video if with_video else None, audio_seconds=len(speech) / SAMPLE_RATE,
-            video_frames=frames if with_video else None, snr=snr,
+            video_frames=frames if with_video else None, snr=noise and noise.snr,
             audio_sha256=file_sha256(wav), video_sha256=video_sha256,
         ))  # fmt: skip
     return lines
@@ -109,11 +109,11 @@ def _speech(plan: Plan) -> tuple[np.ndarray, list[Phoneme]]:
     return padded, [Phoneme(phoneme.name, phoneme.start + before / SAMPLE_RATE) for phoneme in phonemes]
 
 
-def _in_noise(speech: np.ndarray, snr: float | None, plan: Plan, folder: Path) -> np.ndarray:
-    if snr is None:
+def _in_noise(speech: np.ndarray, noise: Mixture | None, plan: Plan, folder: Path) -> np.ndarray:
+    if noise is None:
         return speech
     path = folder / noise_path(plan.split)
-    return mix_with_file(speech, path, snr, random_generator("mix", plan.seed, plan.id, snr))
+    return mix_with_file(speech, path, noise.snr, random_generator("mix", plan.seed, plan.id, *noise.key))
 
 
 def _frames(plan: Plan, phonemes: list[Phoneme], frames: int) -> np.ndarray:
