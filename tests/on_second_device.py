@@ -26,7 +26,9 @@ from pipeline.model.decoding import decode
 from pipeline.model.examples import Batch, Examples, MediaExamples, batch_to, collate
 from pipeline.model.llm import load_llm, load_tokenizer
 from pipeline.model.online_encoders import OnlineEncoder
+from pipeline.sinks.capture import Captured
 from pipeline.sinks.instrument import SinkStatistics
+from pipeline.sinks.interventions import mask_keys, rotate, set_activations
 from pipeline.training.batches import Batches
 from pipeline.training.evaluation import teacher_forced
 from pipeline.training.trainer import LossTrainer, training_arguments
@@ -111,10 +113,37 @@ def capture(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
     with torch.no_grad():
         captured = teacher_forced(model.eval(), batch)
     during = by_file("pipeline/")
-    statistics = SinkStatistics(Sinks(), model.llm.config.num_hidden_layers, 4)
+    return metrics_of(captured), {"during": during}
+
+
+def metrics_of(captured: Captured) -> list[float]:
+    layers, _, heads, _ = captured.attention_to_key.shape
+    statistics = SinkStatistics(Sinks(), layers, heads)
     statistics.add(captured, [f"u{number}" for number in range(len(TEXTS))])
     metrics = statistics.summary(0).metrics
-    return [metrics[name] for name in sorted(metrics)], {"during": during}
+    return [metrics[name] for name in sorted(metrics)]
+
+
+def interventions(model: AudioVisualLLM, batch: Batch) -> tuple[Any, dict[str, int]]:
+    """Each on the token after BOS: sink metrics with the reference, and decoded texts."""
+    results: list[Any] = []
+    with torch.no_grad():
+        for response in (True, False):
+            sequence = model.eval().sequence(batch, response)
+            where = (sequence.positions == 1) & sequence.mask
+            dimensions = where[..., None].expand_as(sequence.embeddings)
+            bos = sequence.mask.long().argmax(1, keepdim=True).expand_as(sequence.roles)
+            for intervention in (
+                set_activations(model.llm, 1, dimensions, torch.zeros_like(sequence.embeddings)),
+                rotate(model.llm, 1, where, bos, 60.0),
+                mask_keys(model.llm, where),
+            ):
+                with intervention:
+                    if response:
+                        results += metrics_of(teacher_forced(model, batch))
+                    else:
+                        results += [text for text, _ in decode.__wrapped__(model, batch, 3, 8)]
+    return results, {}
 
 
 class Count(TrainerCallback):
@@ -194,7 +223,7 @@ def trained(llm: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     llm = tiny.make_llm(folder / "llm")
-    parts = {part.__name__: on_both(llm, part) for part in (step, checkpointed_step, decoding, capture)}
+    parts = {part.__name__: on_both(llm, part) for part in (step, checkpointed_step, decoding, capture, interventions)}
     parts["lips"] = lips(llm, folder)
     parts["trained"] = trained(llm, folder)
     write_json(folder / "found.json", parts)

@@ -50,3 +50,7 @@ def test_the_capture_gives_equal_metrics(results):
     assert results["capture"]["difference"] < ROUNDING
     # Five for the batch, and of each of the four layers one for its map, and one to see which children it adds.
     assert results["capture"]["during"] == 5 + 4 + 4
+
+
+def test_interventions_give_equal_metrics_and_texts(results):
+    assert results["interventions"]["difference"] < ROUNDING
