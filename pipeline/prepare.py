@@ -91,7 +91,7 @@ def prepare(params: Params, workers: int | None = None, address: str | None = No
 def _prepare(corpus: Corpus, workers: int | None, address: str | None) -> Path:
     folder, reader = Path(corpus.out), reader_of(corpus)
     # Lists are digested before they are read, so that an edit in between is noticed at the next start.
-    settings, listing = reader.settings(), reader.listing()
+    settings, listing = reader.causes(), reader.listing()
     clips = {clip.id: clip for clip in listing.clips}
     sources = {id_: tuple(map(reader.describe, reader.sources(clip))) for id_, clip in clips.items()}
     settings |= listing.extra | {SOURCES: _sources_digest(sources), TALKERS: _talkers_digest(reader, listing)}

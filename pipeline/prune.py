@@ -82,10 +82,10 @@ class StoredFolder:
 def stored_folders(params: Params, sweeps: Sequence[Sweep]) -> list[StoredFolder]:
     """All trials of `train.runs` and all features of `features.out`, with their users.
 
-    These are the sweeps, `params.yaml`, and the last run of each folder of `results/sweeps`. A user has all trials and
-    features that are its own but for the code, or but for what precision `auto` means on a machine, and the features
-    that its trials have read. If it lacks inputs, identities are unknown; then it counts as the user of every trial
-    with one of its configurations, and of all features of the media of its corpus, if that exists.
+    These are the sweeps, `params.yaml`, and the last run of each folder of `results/sweeps`. A user has its trials and
+    features, those that differ from them only in the code or in what precision `auto` means on a machine, and the
+    features that its trials have read. If it lacks inputs, identities are unknown; then it counts as the user of every
+    trial with one of its configurations, and of all features of the media of its corpus, if that exists.
     """
     usages = [usage for sweep in (_sweep_of("params.yaml", params), *sweeps) for usage in _usages(sweep)]
     usages += [_Usage.of_record(folder) for folder in folders_with(RESULTS, TRIALS_FILE)]

@@ -146,8 +146,8 @@ def show_plan(sweep: Sweep, file: str, params_file: str, address: str | None = N
     elif suggestions:
         made, left = len(suggestions.points), suggestions.points_left
         print(f"{made} of {sweep.search.trials} points suggested, {left} left to suggest")
-        each = mean_cost([model.remaining(option, Status.NEW) for option in options], len(sweep.seeds))
-        costs += suggestions.points_left * [each]
+        each = mean_cost(model.remaining(option, Status.NEW) for option in options)
+        costs += suggestions.points_left * len(sweep.seeds) * [each]
     if costs:
         print(cost_line(costs, planned_concurrency(sweep.specification, address)))
 

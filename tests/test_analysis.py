@@ -115,7 +115,7 @@ def test_summary_without_sinks(llm: Path, text: Path) -> None:
     printed = summary_text(target, found, params.sinks)
     assert "BOS is not a sink by activation" in printed
     assert "No other token is a sink" in printed
-    with pytest.raises(PipelineError, match=r"no token is a sink; lower the threshold"):
+    with pytest.raises(PipelineError, match=r"no token is a sink; set sinks.tau below the largest ratio, "):
         applicable_tests(found, target.title)
 
 

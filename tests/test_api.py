@@ -290,6 +290,18 @@ def test_card_code_without_the_base_model_fails_with_one_line(exported: dict[str
     assert result.stderr == f"{tmp_path}/llm: the base model llm is missing; set BASE to its folder\n"
 
 
+def test_card_code_gives_a_tokenizer_without_eos_that_of_the_trial(
+    exported: dict[str, Path], project: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(project / "data/weights", tmp_path / "weights")
+    file = tmp_path / "weights/llm/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": None}))
+    same = "print(tokenizer.decode([40, config['eos_token_id']], skip_special_tokens=True) == tokenizer.decode([40]))"
+    result = run_card(exported["audio"], tmp_path / "weights", same)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "True\n"
+
+
 def test_the_card_is_filled_from_the_trial(exported: dict[str, Path], project: Path) -> None:
     folder, trial = exported["audiovisual"], Trial(project / "audiovisual")
     card = ModelCard.load(folder / "README.md")

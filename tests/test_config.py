@@ -63,7 +63,10 @@ REFUSED = [
         "features.augmentation.mirror=true",
         "augmentation.mirror'; expected one of: crop, flip, time_mask, noise_share",
     ),
-    ("features.video.lora={rank: 4, alpha: 8}", "features.video.lora is 'rank 4' and features.mode is 'cached'"),
+    (
+        "features.video.lora={rank: 4, alpha: 8}",
+        "features.video.lora is {'rank': 4, 'alpha': 8.0} and features.mode is 'cached'",
+    ),
     ("features.video.lora={rank: 4}", "features.video.lora.alpha is missing; add it"),
     (
         "features.video.lora={rank: 4, alpha: 8, depth: 1}",

@@ -355,13 +355,25 @@ def test_invalid_rows_of_labels_are_skipped(tmp_path: Path) -> None:
         "lrs3,lrs3_video_seg16s/trainval/s9/00001.mp4,²,hi", "lrs3,lrs3_video_seg16s/trainval/s9/00001.mp4,٣,hi",
         row("s9", "nul\0").strip(), "x" * 200_000,
     ]  # fmt: skip
-    found = auto_avsr(tmp_path, "\n".join(bad) + "\n" + row("s1", "HELLO, you") + row("s2", "17 4,good day"))
-    assert {clip.speaker: clip.text for clip in found.clips} == {"s1": "hello, you", "s2": "good day", "s3": "last"}
+    found = auto_avsr(tmp_path, "\n".join(bad) + "\n" + row("s1", "HELLO, you") + row("s2", "10,000 people"))
+    assert {clip.speaker: clip.text for clip in found.clips} == {
+        "s1": "hello, you",
+        "s2": "10,000 people",
+        "s3": "last",
+    }
     assert [s.path for s in found.skipped] == [f"lrs3_train_x.csv, line {n}" for n in range(1, len(bad) + 1)]
     with pytest.raises(PipelineError, match=r"lrs3_train_x\.csv:1: 'a;b'; a row is dataset,path,frames"):
         auto_avsr(tmp_path, "a;b\nc\n")
     with pytest.raises(PipelineError, match=r"lrs3_train_x\.csv: has no rows"):
         auto_avsr(tmp_path, "\n")
+
+
+def test_a_label_file_has_token_ids_or_texts_in_all_rows(tmp_path: Path) -> None:
+    found = auto_avsr(tmp_path / "ids", row("s1", "17 4,10,000 people") + row("s2", "5,good day") + row("s2", "9 x,no"))
+    assert {clip.speaker: clip.text for clip in found.clips} == {"s1": "10,000 people", "s2": "good day", "s3": "last"}
+    assert [s.path for s in found.skipped] == ["lrs3_train_x.csv, line 3"]
+    found = auto_avsr(tmp_path / "texts", row("s1", "2009") + row("s2", "so far"))
+    assert {clip.speaker: clip.text for clip in found.clips} == {"s1": "2009", "s2": "so far", "s3": "last"}
 
 
 # Transcripts, sentences, the manifest.

@@ -209,7 +209,7 @@ def test_media_are_limited_in_size_and_optional(runs: Path, tmp_path: Path, monk
     monkeypatch.setattr(media_module, "MAX_MEDIA_BYTES", 60_000)
     html = made(runs, tmp_path)
     assert 0 < html.count(" controls ") < 12
-    assert "further utterances are silent" in html
+    assert "further utterances cannot be played" in html
     silent = made(runs, tmp_path, media=False)
     assert " controls " not in silent
     assert "omitted on request" in silent
@@ -339,7 +339,7 @@ def test_prune_lists_first_and_keeps_used_and_running_trials(project: Path) -> N
         done = command(project, "prune", "--yes")
         assert done.returncode == 0, done.stderr
         assert f"removed: {old.folder.relative_to(project)}" in done.stdout
-        assert "is being run by process" in done.stdout
+        assert "is being run or reproduced by process" in done.stdout
     assert {folder.name for folder in runs.iterdir()} == {*kept, running.folder.name}
     assert not other.exists()
     assert any(features.glob("*/index.json"))

@@ -367,7 +367,8 @@ def test_a_plan_knows_how_many_trials_this_machine_runs_at_once(monkeypatch):
     monkeypatch.setattr(resources, "gpu_count", lambda: 0)
     assert planned_concurrency(asked, None) == 8
     assert planned_concurrency(asked.model_copy(update={"concurrency": 3}), None) == 3
-    assert "(3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)
+    assert "about 60 s (3 trials at once)" in cost_line([Cost(60, 0, 0)], 3)
+    assert "about 2 min (3 trials at once)" in cost_line([Cost(60, 0, 0)] * 4, 3)
     assert "about 2 min (added up; " in cost_line([Cost(60, 0, 0)] * 2, None)
 
 

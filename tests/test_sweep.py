@@ -75,14 +75,14 @@ def test_the_plan_shows_done_shared_and_remaining_trials(swept, tmp_path):
     *lines, count, cost = planned.stdout.splitlines()
     assert [line.split("  ")[1:] for line in lines if "done" in line] != []
     audio, fast, slow = lines
-    assert "done  shared by 2 settings" in audio
+    assert "done  shared by 2 combinations" in audio
     assert fast.endswith("done")
     assert slow.endswith("new")
-    assert count == "4 settings share trials: 3 trials, 2 done, 1 to do"
+    assert count == "4 combinations share trials: 3 trials, 2 done, 1 to do"
     assert "the rest takes about" in cost
     assert len(trials(folder)) == 2
     narrowed = command(folder, "sweep", "sweep.yaml", "--plan", "--only", "modality=audio")
-    assert "2 settings share trials: 1 trials, 1 done, 0 to do" in narrowed.stdout
+    assert "2 combinations share trials: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
 def test_another_evaluation_trains_nothing_and_updates_the_table(swept, tmp_path):

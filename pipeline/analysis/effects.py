@@ -106,7 +106,9 @@ def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
         )
     main, first = (arrays[name].sum(1) for name in ("origin_main", "origin_first"))
     if not main.sum():
-        raise PipelineError(title, "no token is a sink", "lower the threshold: --set sinks.tau=300")
+        metrics = survey.summary.metrics
+        largest = max(metrics[f"sinks/max_ratio/{token}/max"] for token in ("bos", "intermediate"))
+        raise PipelineError(title, "no token is a sink", f"set sinks.tau below the largest ratio, {largest:.3g}")
     return causal_tests(int(first.argmax()), int(main.argmax()), survey.means)
 
 

@@ -50,7 +50,7 @@ def lock(opened: IO[bytes], where: str | Path, wait: bool = True) -> bool:
 
 @contextlib.contextmanager
 def exclusive(path: Path, remedy: str = "", patience: float = math.inf) -> Iterator[None]:
-    """Lock a file or a folder by a file next to it, since DVC tracks the files inside a folder, which may be replaced.
+    """Lock a file or a folder by a file next to it: DVC would track one inside a folder, which may also be replaced.
     Another process is waited for; after `patience` seconds that is a PipelineError with this remedy."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f"{path.name}.lock"), "a+b", buffering=0) as opened:

@@ -48,7 +48,7 @@ def autocast(precision: str, device: "torch.device") -> "torch.autocast":
 
 def resolved_here(params: Params, has_gpu: bool = True) -> Params:
     """The parameters with a `train.precision` of `auto` resolved for `train.device` of this machine; with `has_gpu`
-    false, for its CPU, on which a process trains that may not use a GPU.
+    false, for its CPU: a process that may not use a GPU trains there.
 
     In mode online the precision of the encoders, too, which then run inside the trial; that of cached features is in
     their index.

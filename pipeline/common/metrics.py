@@ -116,7 +116,7 @@ METRICS: list[Metric] = [
            "Share of heads in which BOS is an attention sink: mean attention to it above `sinks.epsilon`."),
     Metric(RELOCATED, "BOS not dominant, by attention %", PERCENT, "lower", MAIN,
            "Share of the utterances in which the response (in plain text, all tokens) attends most to a token other "
-           "than BOS: a loss that only moves the sink raises it."),
+           "than BOS, for whatever reason: a loss that only moves the sink raises it."),
     Metric(RELOCATED_BY_RATIO, "BOS not dominant, by ratio %", PERCENT, "lower", TABLE | FIGURE,
            "Share of the utterances in which a token other than BOS has the largest ratio."),
     Metric(f"{BY_ACTIVATION}/tau_100", "ratio > 100, tokens / utterance", TOKENS, "lower", CSV_ONLY,

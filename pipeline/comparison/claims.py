@@ -277,8 +277,8 @@ def _removal(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]
 
 
 def _takeover(pairs: Sequence[tuple[Column, Column]]) -> tuple[ClaimVerdict, str]:
-    """Whether the dominant sink stays at BOS: another token is it neither in most utterances, nor in more than at
-    weight 0."""
+    """Whether the dominant sink stays at BOS: it is another token neither in `RELOCATION` of the utterances, nor in
+    `INCREASE` more of them than at weight 0."""
     if not pairs:
         return ClaimVerdict.INCONCLUSIVE, "not measured"
     share = _estimate([after for after, _ in pairs], SHARE)

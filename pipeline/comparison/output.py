@@ -140,7 +140,8 @@ class _Candidate:
 
     @property
     def sinks(self) -> float:
-        """On validation if measured there, since test is reported, not used for selection."""
+        """On validation if measured there (`sinks.validation`), so that test is not used for selection; else on
+        `sinks.split`, by default test."""
         name = f"{BY_ACTIVATION}/validation"
         return self.cell.metrics[name if name in self.cell.metrics else BY_ACTIVATION].mean
 

@@ -130,7 +130,7 @@ def _online(params: "Params") -> Iterator[Contradiction]:
     off = Augmentation().model_dump(mode="json")
     chosen = augmentation.model_dump(mode="json")
     wanted = {f"augmentation.{key}": value for key, value in chosen.items() if value != off[key]}
-    wanted |= {f"{stream}.lora": f"rank {adapter.rank}" for stream, adapter in lora.items() if adapter}
+    wanted |= {f"{stream}.lora": adapter.model_dump(mode="json") for stream, adapter in lora.items() if adapter}
     if wanted and features.mode == "cached":
         key, value = next(iter(wanted.items()))
         yield (

@@ -23,7 +23,7 @@ class Noise(Section):
     corpus, the probability of each utterance in recorded ones."""
     train_copies: Annotated[int, Field(ge=0)] = 0
     """Noisy copies that are added to each training utterance, each at a ratio drawn from `train_snrs` and with noise
-    of its own. For cached features these are the draws that a training has: n copies take n times the disk and the
+    of its own. For cached features these are the draws that a training has: n copies add n times the disk and the
     encoder's time of the audio, once for all trials. (`features.augmentation` draws anew at each step, at which
     encoders then run, too.)"""
     train_snrs: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""The manifest `manifest.jsonl`: one JSON line per utterance and noise condition.
+"""The manifest `manifest.jsonl`: one JSON line per utterance and noisy copy.
 
 A noisy copy of an utterance is a separate line with the same video, so each line is one item to encode and to score.
 """
@@ -42,7 +42,8 @@ class Utterance:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     id: Name
-    """Unique in the manifest, such as `test/s15/0003` or, for a noisy copy, `test/s15/0003+0dB`."""
+    """Unique in the manifest, such as `test/s15/0003` or, for a noisy copy, `test/s15/0003+0dB`; in training
+    `train/s01/0003+1+0dB`."""
     split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")]
     """`train`, `validation` or `test`."""
     speaker: Name

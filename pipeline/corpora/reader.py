@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 REFUSED = "the system could not read it"
-"""A reason to skip a clip, such as an unmounted share."""
+"""A reason to skip a clip: its file is there, but cannot be read, as on a share that is not mounted."""
 DEADLY = "kills the process that reads it"
 """A reason to skip a clip; the process may also have been killed for lack of memory."""
 OUT_OF_MEMORY = "there is too little memory"
@@ -163,8 +163,9 @@ class Reader(ABC):
         self.corpus = corpus
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Everything the corpus depends on, as JSON, with the `digest` of all. Reads no clip."""
+    def causes(self) -> dict[str, Any]:
+        """Everything the corpus depends on: parameters, lists, code and weights, as JSON, with the `digest` of all.
+        Reads no clip."""
 
     @abstractmethod
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -214,7 +215,7 @@ def is_current(corpus: Corpus) -> bool:
         recorded = read_settings(folder) or {}
         # At a new root, `prepare` checks whether it is the same corpus.
         is_same = bool(recorded) and recorded.get(ROOT) == corpus.root
-        is_same = is_same and recorded.get("digest") == reader_of(corpus).settings()["digest"]
+        is_same = is_same and recorded.get("digest") == reader_of(corpus).causes()["digest"]
     except (PipelineError, OSError):
         return False
     return is_same and (folder / MANIFEST).exists()

@@ -14,6 +14,9 @@ from pipeline.pretrained.folder import weights_digest
 class Encoder(Protocol):
     """A frozen model or a fixed transform that maps the audio or video of an utterance to a sequence of vectors.
 
+    Its settings are a class `Settings` in it, of `AudioEncoderSettings` or `VideoEncoderSettings`. One that serves both
+    streams has none; if it needs weights, its name is in `NEED_WEIGHTS` of the registry.
+
     An encoder may also divide `encode` into two parts, the first of which training runs in loader processes:
 
     - `prepare(medium) -> EncoderInput`: the part on the CPU, without the network;

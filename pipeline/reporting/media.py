@@ -53,12 +53,12 @@ class Players:
                 self._corpora[folder] = {utterance.id: utterance for utterance in read_manifest(folder)}
             utterance = self._corpora[folder].get(id)
             if utterance is None or utterance.text != reference:
-                return f"The corpus in {folder} is not the one of these trials: some utterances are silent."
+                return f"The corpus in {folder} is not the one of these trials: some utterances cannot be played."
             media_type, content = _clip(folder, utterance, entry.task.modality)
         except PipelineError as error:
-            return f"Some utterances are silent: {error}."
+            return f"Some utterances cannot be played: {error}."
         if len(content) > self._remaining:
-            return f"Audio and video end after {MAX_MEDIA_BYTES / 1e6:g} MB; further utterances are silent."
+            return f"Audio and video end after {MAX_MEDIA_BYTES / 1e6:g} MB; further utterances cannot be played."
         self._remaining -= len(content)
         return Player(media_type.partition("/")[0], data_url(media_type, content))
 

@@ -35,7 +35,7 @@ CAPTIONS = {
     "against_weight": "Error rates and sink metrics against the decorrelation weight.",
     "largest_activations": "{task}: the three largest |h| and the median after each layer, mean over utterances.",
     "cosine_to_bos": "{task}: cosine to BOS after each layer, of intermediate sinks and of the other tokens.",
-    "attention_to_sinks": "{task}: mean attention to BOS, and to the dominant other token, by layer and head.",
+    "attention_to_sinks": "{task}: mean attention to BOS, and to the most attended other token, by layer and head.",
     "attention_map": "{task}: attention of one utterance, mean over the heads of a layer.",
     "activations": "{task}: |h| of one utterance by token and dimension.",
     "additions": "{task}: contribution of attention and MLP of each layer to the massive dimension.",

@@ -35,10 +35,11 @@ class Problem:
 
 
 def place_data(inputs: dict[str, str], project: Path, tree: Path) -> tuple[list[Problem], list[str]]:
-    """Place each folder that a session read in its tree, which has its code and `dvc.lock`, under the same name.
-    `inputs` are SHA-256 by path, relative to `project`, where data are looked for first; the second place is DVC.
+    """Put each folder that a session read into `tree`, which has the session's code and `dvc.lock`, under the same
+    name: a link to that of `project` if its files have not changed, else fetched by DVC. `inputs` are the SHA-256 of
+    the files that were read, by path relative to `project`.
 
-    Returns the files that are still not those that it read, and the folders that were fetched.
+    Returns the files that are still missing or different, and the folders that were fetched.
     """
     folders = _by_folder(inputs)
     relative = [folder for folder in folders if not folder.expanduser().is_absolute()]

@@ -87,7 +87,7 @@ class Score:
     cer: ErrorRate
     """Over characters after `normalise`, including spaces."""
     wer_normalised: ErrorRate | None
-    """Over words after Whisper's normaliser of English, as papers report; None if that leaves none in a reference."""
+    """Over words after Whisper's normaliser of English, as papers report; None if that leaves no reference a word."""
     utterances: tuple[ScoredUtterance, ...]
     """In the order of the input."""
 

@@ -5,7 +5,8 @@ for test in causal_tests(first, main, means):
         ...
 
 Every test has a control of equal size: the same operation on as many tokens (and dimensions) that are neither BOS nor
-sinks. They are drawn from the id of the utterance, so the draw does not depend on the rest of the batch.
+sinks; only `rotate_non_sinks` takes the same tokens and another direction. They are drawn from the id of the utterance,
+so the draw does not depend on the rest of the batch.
 """
 
 from collections.abc import Callable, Sequence

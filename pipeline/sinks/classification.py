@@ -152,7 +152,7 @@ def classify_tokens(captured: Captured, settings: Sinks) -> Tokens:
 
 def attention_ranking(captured: Captured, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """How much each key is attended to, mean over layers and heads: by the response, or, in a sequence without an input
-    before a response (such as plain text), by all tokens that see it.
+    before a response (such as plain text) or longer than the window of every layer, by all tokens that see it.
 
     Returns:
         (batch, time), -1 at keys that are not comparable; and (batch,), bool, whether any key is.

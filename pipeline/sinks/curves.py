@@ -47,7 +47,7 @@ class Curves:
         self._add_dimensions(tokens)
 
     def _add_attention(self, captured: Captured, tokens: Tokens) -> None:
-        """Attention to BOS, and to the intermediate token most attended to by `attention_ranking`."""
+        """Attention to BOS, and to the other token most attended to by `attention_ranking`."""
         best, position = attention_ranking(captured, tokens)[0].masked_fill(tokens.is_bos, -1).max(1)
         for group, (token, exists) in enumerate(((tokens.bos, tokens.eligible.any(1)), (position, best >= 0))):
             values = captured.attention_to(token)[:, exists].transpose(1, 2).flatten(0, 1)
@@ -73,8 +73,8 @@ class Curves:
           of intermediate sinks. `cosine_count` (roles, 2): their number. `cosine_*_joined` (layers, 2, …): over all
           roles but BOS.
         - `largest` (layers, 3), `median` (layers,): of |h|.
-        - `importance_bos`, `importance_intermediate` (layers, heads): mean attention of all queries to BOS, and to the
-          intermediate token most attended to by `attention_ranking`.
+        - `importance_bos`, `importance_intermediate` (layers, heads): mean attention of all queries (the
+          importance score of Gu et al.) to BOS, and to the other token most attended to by `attention_ranking`.
         - `norm_*` (layers, 3): L2 norms of h at BOS, at intermediate sinks, at others. `norm_key_*`, `norm_value_*`:
           the same of keys and values, mean over heads.
         - `role_share` (layers, roles): attention of the response. `role_ratio` (layers, roles): largest ratio of the

@@ -39,8 +39,8 @@ class _RoleCounts:
 
 
 class DominantSinks:
-    """Running counts of the dominant sink, by attention (of the response; in plain text of all tokens) and by ratio,
-    and the most massive tokens overall."""
+    """Running counts of the dominant sink: by attention (`importance`, of the response; in plain text of all tokens),
+    by ratio, and by ratio among the tokens other than BOS (`ratio_intermediate`); and the most massive tokens."""
 
     def __init__(self) -> None:
         self._roles = {name: _RoleCounts() for name in ("importance", "ratio", "ratio_intermediate")}

@@ -76,8 +76,8 @@ def _drawn_panels(
 
 @matplotlib.rc_context(STYLE)
 def attention_to_sinks(panels: Sequence[Panel]) -> Figure:
-    """Mean attention to BOS and to the most attended intermediate token, by layer and head, on one colour scale."""
-    names = {"importance_bos": "BOS", "importance_intermediate": "most attended intermediate token"}
+    """Mean attention to BOS and to the most attended token other than BOS, by layer and head, on one colour scale."""
+    names = {"importance_bos": "BOS", "importance_intermediate": "most attended token other than BOS"}
     top = max(np.nanmax(panel.arrays[name], initial=0) for panel in panels for name in names)
     figure, axes = panels_figure(len(panels), rows=len(names), height=2.4)
     for column, panel in zip(axes, panels, strict=True):

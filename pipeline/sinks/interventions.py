@@ -87,7 +87,7 @@ def mask_keys(decoder: nn.Module, where: Tensor) -> Iterator[None]:
 
 
 class _CachedPositions:
-    """The number of positions that earlier passes put into the cache; 0 in the pass that reads the prompt."""
+    """The number of positions that earlier passes put into the cache; 0 in the pass that reads the input."""
 
     count = 0
 
@@ -107,7 +107,7 @@ def _counting_cached(base: Any) -> Iterator[_CachedPositions]:
 def _changed_residual(
     decoder: nn.Module, layer: int, where: Tensor, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Apply `change` to the output of a layer, in the pass that reads the prompt."""
+    """Apply `change` to the output of a layer, in the pass that reads the input."""
     if not bool(where.any()):
         yield
         return

@@ -1,7 +1,8 @@
 """Forward hooks that record one pass of a decoder: residuals, what each layer adds, attention maps, key-value norms.
 
 Layers are found by their number, attention by its map, keys and values by the cache that receives them, and the MLP by
-arithmetic, so no model needs to be named. The hooks only read. They and every changed setting are undone on exit.
+arithmetic, so no model needs to be named. The hooks only read, but for one that asks older attention modules for
+their map. They and every changed setting are undone on exit.
 """
 
 import inspect

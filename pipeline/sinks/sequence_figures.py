@@ -82,7 +82,7 @@ def activation_bars(panels: Sequence[Panel]) -> Figure:
 
 
 def most_attended_layer(arrays: Mapping[str, np.ndarray]) -> int:
-    """The layer whose heads, on average, attend most to BOS or to the most attended intermediate token."""
+    """The layer whose heads, on average, attend most to BOS or to the most attended other token."""
     attention = np.stack([arrays["importance_bos"], arrays["importance_intermediate"]])
     return int(np.nan_to_num(attention).mean(2).max(0).argmax())
 

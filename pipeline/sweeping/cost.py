@@ -1,5 +1,6 @@
 """Time and disk space that trials will take, estimated from finished ones in the same folder."""
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -67,16 +68,24 @@ class CostModel:
         return replace(each, training=each.training * remaining * amount)
 
 
-def mean_cost(costs: Iterable[Cost | None], trials: int = 1) -> Cost | None:
-    """`trials` times the mean of the costs that are known; None if none is."""
+def mean_cost(costs: Iterable[Cost | None]) -> Cost | None:
+    """The mean of the costs that are known; None if none is."""
     known = [cost for cost in costs if cost]
     if not known:
         return None
     return Cost(
-        trials * fmean(cost.training for cost in known),
-        trials * fmean(cost.evaluation for cost in known),
-        trials * round(fmean(cost.bytes for cost in known)),
+        fmean(cost.training for cost in known),
+        fmean(cost.evaluation for cost in known),
+        round(fmean(cost.bytes for cost in known)),
     )
+
+
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last of some trials ends, if each starts, in order, as soon as a slot is free."""
+    free = [0.0] * max(slots, 1)
+    for duration in seconds:
+        heapq.heappush(free, heapq.heappop(free) + duration)
+    return max(free)
 
 
 def cost_line(costs: Sequence[Cost | None], concurrency: int | None) -> str:
@@ -84,7 +93,7 @@ def cost_line(costs: Sequence[Cost | None], concurrency: int | None) -> str:
     known = [cost for cost in costs if cost]
     if len(known) < len(costs):
         return f"time and disk of {len(costs) - len(known)} trials: unknown until a similar one is finished here"
-    seconds = sum(cost.seconds for cost in known) / (concurrency or 1)
+    seconds = makespan((cost.seconds for cost in known), concurrency or 1)
     size = sum(cost.bytes for cost in known)
     if concurrency is None:
         at_once = "added up; how many trials run at once depends on the cluster"

@@ -1,8 +1,7 @@
 """Progress of running trials, and the remaining time of a sweep, estimated from its own trials and earlier ones."""
 
-import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan
 
@@ -97,14 +96,6 @@ def _estimate(
         return earlier(work.known) * (sum(each.seconds for each, _ in both) / before if before > 0 else 1.0)
     done = sum(each.fraction * amount(each.work) * each.work.tokens for each in timed)
     return amount(work) * work.tokens * sum(each.seconds for each in timed) / done if done else None
-
-
-def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When the last of some trials ends, if each starts, in order, as soon as a slot is free."""
-    free = [0.0] * max(slots, 1)
-    for duration in seconds:
-        heapq.heappush(free, heapq.heappop(free) + duration)
-    return max(free)
 
 
 class RunningTrial:

@@ -35,7 +35,7 @@ class PlannedTrial:
     params: Params
     """All parameters, with `train.precision` resolved, so that every machine trains the same trial."""
     settings: tuple[SettingsByKey, ...]
-    """The settings of its points, by dotted key: several if they differ in keys that the trial does not use."""
+    """The settings of its seeded points, by dotted key: several if they differ in keys that the trial does not use."""
     identity: str
     evaluation: str
     """The digest of its evaluation: if it was evaluated otherwise, it counts as trained only."""
@@ -113,7 +113,7 @@ def trials_of_points(sweep: Sweep) -> list[PlannedTrial]:
 
 
 class Planner:
-    """Assigns a trial to each point; points that differ only in keys that the trial does not use share one."""
+    """Assigns a trial to each seeded point; those that differ only in keys that the trial does not use share one."""
 
     def __init__(self, specification: Specification) -> None:
         self._rule = specification.scheduler
@@ -173,8 +173,8 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def point_name(point: SeededPoint, params: Params | None = None) -> str:
-    """Name of a point's trial: task, weight, seed, and the settings of the axes that the task does not tell, by the
-    name of the value if it has one, and without paths. `params` have `train.precision` resolved, if known."""
+    """Name of the trial of a seeded point: task, weight, seed, and the settings of the axes that the task does not
+    tell, by the name of the value if it has one, without paths. `params` have `train.precision` resolved, if known."""
     others = [
         point.names_by_key.get(key) or _setting_name(point, key, value)
         for key, value in point.settings.items()
@@ -220,11 +220,11 @@ def plan_lines(trials: Sequence[PlannedTrial]) -> list[str]:
     endings = [planned.ending for planned in trials]
     for planned, ending in zip(trials, endings, strict=True):
         status = ending or (f"failed: {reason}" if (reason := planned.failure) else planned.status)
-        shared = f"  shared by {len(planned.settings)} settings" if len(planned.settings) > 1 else ""
+        shared = f"  shared by {len(planned.settings)} combinations" if len(planned.settings) > 1 else ""
         lines.append(f"{planned.trial.folder.name}  {planned.name:{width}}  {status}{shared}")
     settings, todo = sum(len(planned.settings) for planned in trials), endings.count(None)
     done = endings.count("done")
     early = f"{len(trials) - todo - done} stopped early, " if todo + done < len(trials) else ""
     counts = f"{len(trials)} trials, {done} done, {early}{todo} to do"
-    shared = f"{settings} settings share trials: " if settings > len(trials) else ""
+    shared = f"{settings} combinations share trials: " if settings > len(trials) else ""
     return [*lines, f"{shared}{counts}"]

@@ -74,7 +74,8 @@ class Sweep:
     base: Params
     """params.yaml without any setting of the sweep, for which `dvc repro` runs the stages."""
     points: tuple[SeededPoint, ...]
-    """All points; for a search, the corners of its space, which need every input that it can need."""
+    """All points, each with each of its seeds; for a search, the corners of its space, which need every input that it
+    can need."""
     space: Space | None = None
     """The space of a search."""
     common: SettingsByKey = field(default_factory=dict)

@@ -12,8 +12,8 @@ from typing import TextIO
 
 from pipeline.common.formatting import duration_text
 from pipeline.common.redaction import open_redacted
-from pipeline.sweeping.cost import Cost, fraction_trained
-from pipeline.sweeping.eta import RunningTrial, TimeEstimator, Workload, makespan, workload
+from pipeline.sweeping.cost import Cost, fraction_trained, makespan
+from pipeline.sweeping.eta import RunningTrial, TimeEstimator, Workload, workload
 from pipeline.sweeping.plan import PlannedTrial
 from pipeline.sweeping.results import BestPoints
 from pipeline.trials.folder import Status
@@ -59,7 +59,7 @@ class View:
         self.add(trials, costs, unsuggested)
 
     def add(self, trials: Sequence[PlannedTrial], costs: dict[str, Cost | None], unsuggested: int) -> None:
-        """Add trials, such as a search suggests; `unsuggested` of them are still to come."""
+        """Add trials, such as a search suggests; `unsuggested` more are still to come."""
         with self._lock:
             self._total, self._unsuggested = self._total + len(trials), unsuggested
             self._width = max([self._width, *(len(planned.name) for planned in trials)])

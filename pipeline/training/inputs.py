@@ -103,7 +103,7 @@ class TrialInputs:
         """SHA-256 of each file that stage `train` or `evaluate` reads: the manifest, features, and weights.
 
         Large files are not read; their SHA-256 is in their index or in `weights.json`. Media that are read in mode
-        online are not included, up to 150,000 each time: the manifest has their SHA-256, see `media_files`.
+        online are not included, since there may be 150,000: the manifest has their SHA-256, see `media_files`.
         """
         params, inputs = self.params, self.training if purpose == "train" else self.evaluation
         manifest = Path(params.corpus.out) / MANIFEST

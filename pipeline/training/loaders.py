@@ -16,8 +16,7 @@ def loader_options(count: int) -> dict[str, Any]:
     """Arguments of a `DataLoader` with this number of loader processes; 0 loads in the process itself.
 
     They live as long as one iteration over the loader, which is an entire training or one validation, and end with this
-    process. Batches
-    and their order do not depend on the number.
+    process. Batches and their order do not depend on the number.
     """
     if not count:
         return {}

@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of the processes that train a trial. A single process does not communicate."""
+    """This process among those that train a trial. A single process does not communicate."""
 
     number: int = 0
     count: int = 1

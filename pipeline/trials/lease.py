@@ -55,7 +55,7 @@ class Lease:
             if holder := self.holder():
                 raise LeaseTakenError(
                     self.path.parent,
-                    f"is being run by process {holder['pid']} on {holder['host']}",
+                    f"is being run or reproduced by process {holder['pid']} on {holder['host']}",
                     "wait for it, or end that process; then start the same command again",
                 )
             self._token = secrets.token_hex(8)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE, HYPOTHESES_FILE, SINKS_FILE = "metrics.json", "hypotheses.jsonl", "sinks.npz"
 TRUNCATED = "cut_hypotheses"
-"""The metric that counts, per condition, the hypotheses that reached `evaluate.max_new_tokens`."""
+"""The metric that counts, per condition, the truncated hypotheses, those that reached `evaluate.max_new_tokens`."""
 AGAIN = "evaluate the trial again: python -m pipeline.evaluate --params FOLDER/config.yaml"
 _EARLIER_NAMES = {
     "exemplar_features": "exemplar_dimensions",

@@ -7,6 +7,7 @@ validate on the test list; here, without a validation list, speakers of the trai
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.common.errors import PipelineError
@@ -20,7 +21,7 @@ from pipeline.corpora.recorded.corpus import RecordedClip, RecordedCorpus
 from pipeline.corpora.recorded.pieces import Piece
 from pipeline.corpora.splits import SPLITS
 
-ROW = "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text"
+ROW = "a row is dataset,path,frames,token ids or dataset,path,frames,token ids,text or dataset,path,frames,text"
 TOKEN_IDS = re.compile(r"[\d\s]*|_")
 NAMES = {"train": r"train|trainval", "validation": r"val|valid|validation|dev", "test": r"test"}
 """Words in the name of a label file, between underscores, by split."""
@@ -81,9 +82,11 @@ class AutoAVSR(RecordedCorpus):
     def _listed(self, split: str, path: Path, skipped: list[SkippedClip]) -> list[RecordedClip]:
         """The clips of a label file; invalid rows are skipped, unless all are invalid."""
         clips, first = [], None
-        for number, row in list_lines(path):
+        rows = list(list_lines(path))
+        has_ids = _has_token_ids(row for _, row in rows)
+        for number, row in rows:
             try:
-                clips.append(self._clip(split, row))
+                clips.append(self._clip(split, row, has_ids))
             except Unusable as error:
                 skipped.append(error.skip(f"{path.name}, line {number}", split))
                 first = first or PipelineError(f"{path}:{number}", f"{row[:80]!r}", ROW)
@@ -91,22 +94,20 @@ class AutoAVSR(RecordedCorpus):
             raise first or PipelineError(path, "has no rows", ROW)
         return clips
 
-    def _clip(self, split: str, row: str) -> RecordedClip:
+    def _clip(self, split: str, row: str, has_ids: bool) -> RecordedClip:
         """The clip of a row of a label file, such as `lrs3,lrs3_video_seg16s/trainval/0Fi83BHQsMA/00002.mp4,45,412 77`.
         Unusable if the row is damaged or incomplete, or a name in it is invalid."""
         require_undamaged(row)
-        fields = [field.strip() for field in row.split(",", 4)]
-        if len(fields) == 5 and not TOKEN_IDS.fullmatch(fields[3]):
-            # A text that contains a comma.
-            fields[3:] = [row.split(",", 3)[3].strip()]
-        if len(fields) < 4 or not re.fullmatch("[0-9]{1,9}", fields[2]) or len(Path(fields[1]).parts) < 3:
+        # A text may contain commas.
+        fields = [field.strip() for field in row.split(",", 4 if has_ids else 3)]
+        is_complete_row = len(fields) > 3 and (not has_ids or TOKEN_IDS.fullmatch(fields[3]))
+        if not is_complete_row or not re.fullmatch("[0-9]{1,9}", fields[2]) or len(Path(fields[1]).parts) < 3:
             raise Unusable(UNREADABLE_LINE, f"{row[:80]!r}; {ROW}")
         names = [*PurePosixPath(fields[0]).parts, *PurePosixPath(fields[1]).parts]
         if (fault := name_fault(names)) is not None:
             raise fault
-        dataset, relative, text = fields[0], Path(fields[1]), fields[-1]
-        if len(fields) == 4 and TOKEN_IDS.fullmatch(text):
-            text = ""
+        dataset, relative = fields[0], Path(fields[1])
+        text = "".join(fields[4:]) if has_ids else fields[3]
         media_folder, (part, speaker) = relative.parts[0], relative.parts[-3:-1]
         video = self.root / dataset / relative
         audio = video.with_suffix(".wav")
@@ -139,3 +140,10 @@ def _refuse_shared(clips: list[RecordedClip], labels: dict[str, Path]) -> None:
                 f"{clip.path} is also in {labels[split].name}",
                 f"{clip.split} and {split} must share no clip; without a list, validation is held out of training",
             )
+
+
+def _has_token_ids(rows: Iterable[str]) -> bool:
+    """Whether the fourth field of most rows of a label file has token ids. One row does not tell: a text may be a
+    number, or begin with one, as in `10,000 people`."""
+    fields = [row.split(",", 4)[3].strip() for row in rows if row.count(",") > 2]
+    return 2 * sum(TOKEN_IDS.fullmatch(field) is not None for field in fields) > len(fields)

@@ -101,7 +101,7 @@ class Folder(RecordedCorpus):
         text = normalise(row.values["text"])
         if not text:
             raise Unusable("empty transcript")
-        # The path of the media, without the steps up to the source file.
+        # The clip is named by the path in the table, without `..` and the root.
         below = PurePosixPath(named.replace("\\", "/")).with_suffix("")
         names = [part for part in below.parts if part not in ("/", "..")]
         speaker = row.values.get("speaker", "").replace("/", "-") or UNKNOWN_SPEAKER

@@ -24,8 +24,8 @@ MAX_PEAK = 16.0
 def read_track(path: Path, with_video: bool = False) -> tuple[np.ndarray, int]:
     """Read the first track that is not silent of an audio or video file.
 
-    If there is a video, audio that starts later is padded and earlier audio is cut, but for offsets over
-    `MAX_OFFSET_SECONDS` and, without `with_video`, for a lead of over `MAX_LEAD_SECONDS`. `with_video`: the video is
+    If there is a video, audio that starts later is padded and earlier audio is cut; neither at an offset of
+    over `MAX_OFFSET_SECONDS` or, without `with_video`, at a lead of over `MAX_LEAD_SECONDS`. `with_video`: the video is
     used as well.
 
     Returns:

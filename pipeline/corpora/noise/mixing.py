@@ -22,12 +22,12 @@ def noise_path(split: str) -> str:
 
 
 class Mixture(NamedTuple):
-    """How a noisy utterance, or a noisy copy of one, is mixed."""
+    """The noise of a noisy utterance or of a noisy copy: its SNR and, for copies in training, a number."""
 
     snr: float
     """In dB."""
     number: int | None = None
-    """That of a copy of a training utterance, beside which there may be others with the same SNR."""
+    """1, 2, … for the copies of a training utterance, of which several may have the same SNR; else None."""
 
     def name(self, clean: str) -> str:
         """Its name, from that of the utterance without noise."""
@@ -54,7 +54,7 @@ def noisy_copies(corpus: Corpus, split: str, *names: str) -> list[Mixture]:
 
 
 def possible_mixtures(corpus: Corpus, split: str) -> list[Mixture]:
-    """All that an utterance of a split, or a copy of it, may be."""
+    """Every mixture that an utterance of a split, or a copy of it, can have."""
     if split != "train":
         return noisy_copies(corpus, split)
     numbers = [*range(1, corpus.noise.train_copies + 1)] + [None] * (corpus.noise.train_share > 0)

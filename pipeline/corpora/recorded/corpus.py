@@ -40,7 +40,7 @@ TRANSCRIPTS = "pipeline.corpora.formats.transcripts"
 
 @dataclass(frozen=True)
 class RecordedClip:
-    """The files of a clip."""
+    """A clip of the listing: its id, split, speaker, files and text."""
 
     id: str
     """Such as `test/s15/0003`."""
@@ -91,7 +91,7 @@ class RecordedCorpus(Reader):
         """Maximum seconds of a piece of the clips in `piece_media`."""
         return None
 
-    def settings(self) -> dict[str, Any]:
+    def causes(self) -> dict[str, Any]:
         """Everything the corpus depends on, in parts:
 
         - `digest`: all; another one makes the manifest anew.

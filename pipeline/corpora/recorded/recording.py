@@ -48,7 +48,7 @@ def skip_on_error(path: Path, reason: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Recording:
-    """The files of a clip. Decoded audio is cached."""
+    """Reads the files of a clip and writes the media of its utterances. Decoded audio is cached."""
 
     audio: Path
     """A wav, or a video with audio."""

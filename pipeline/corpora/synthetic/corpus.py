@@ -58,7 +58,7 @@ class SyntheticCorpus(Reader):
                     raise wrong_value(f"at least the {voices} voices of that split", count, "utterances", split)
             return self
 
-    def settings(self) -> dict[str, Any]:
+    def causes(self) -> dict[str, Any]:
         file, noise = self.corpus.synthetic.sentences, self.corpus.noise
         causes: dict[str, Any] = {
             "corpus": self.corpus.model_dump(mode="json", include={"kind", "seed", "synthetic", "noise"}),
