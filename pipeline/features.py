@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.cluster.pool import ClusterPool, cluster_pool
 from pipeline.common.command import add_address, load_params_for_command, parser, run_command
+from pipeline.common.encoder_input import EncoderInput
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import require_space, write_json
 from pipeline.common.hardware import resolve_precision
@@ -137,7 +138,7 @@ def _encoding(params: Params, stream: Stream, address: str | None) -> Iterator["
 
 
 class _Local:
-    """Encodes on this machine; the next batch is read while the current one is encoded."""
+    """Encodes on this machine; the next batch is read and prepared while the network runs on the current one."""
 
     def __init__(self, params: Params, settings: EncoderSettings, stream: Stream) -> None:
         self._folder, self._stream = params.corpus.out, stream
@@ -148,13 +149,17 @@ class _Local:
     def encode(self, media: UtteranceByMedium) -> Iterator[dict[str, np.ndarray]]:
         """Batches of features (frames, dimension) float16 by the SHA-256 of the media, in their order."""
         with ThreadPoolExecutor(READERS) as pool:
-            ready: dict[str, Future[np.ndarray]] = {}
+            ready: dict[str, Future[np.ndarray | EncoderInput]] = {}
             for batch in [*_batches(media, self._size), {}]:
-                coming = {s: pool.submit(read_media, self._folder, self._stream, u) for s, u in batch.items()}
+                coming = {s: pool.submit(self._read, utterance) for s, utterance in batch.items()}
                 if ready:
                     features = self._encoder.encode([content.result() for content in ready.values()])
                     yield {s: _half(f, media[s]) for s, f in zip(ready, features, strict=True)}
                 ready = coming
+
+    def _read(self, utterance: Utterance) -> np.ndarray | EncoderInput:
+        content = read_media(self._folder, self._stream, utterance)
+        return self._encoder.prepare(content) if hasattr(self._encoder, "prepare") else content
 
 
 class _Remote:

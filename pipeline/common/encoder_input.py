@@ -3,7 +3,8 @@
 Not in `pipeline.encoders`, which `pipeline.model` does not import: the model only passes it on.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,3 +18,8 @@ class EncoderInput(NamedTuple):
     """On the CPU; only the encoder knows its shape."""
     length: int
     """Samples or frames of the medium."""
+
+
+def prepared(encoder: Any, media: "Iterable[np.ndarray | EncoderInput]") -> list[EncoderInput]:
+    """The media, each prepared by an encoder that divides `encode`, unless that is done already."""
+    return [content if isinstance(content, EncoderInput) else encoder.prepare(content) for content in media]

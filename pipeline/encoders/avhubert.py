@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.encoder_input import EncoderInput, prepared
 from pipeline.common.errors import PipelineError
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.common.rates import FRAME_RATE, SAMPLE_RATE
@@ -62,7 +62,7 @@ class AVHuBERT:
     def identity(settings: AudioEncoderSettings | VideoEncoderSettings) -> dict[str, Any]:
         return pretrained_identity(settings.encoder, settings.precision, _folder(settings))
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, inputs: Sequence[np.ndarray | EncoderInput]) -> list[np.ndarray]:
         """Encode utterances. PipelineError if a video is smaller than 88x88.
 
         Returns:
@@ -71,7 +71,7 @@ class AVHuBERT:
         import torch
 
         with torch.inference_mode():
-            return [self.vectors([self.prepare(content)])[0].cpu().numpy() for content in inputs]
+            return [self.vectors([content])[0].cpu().numpy() for content in prepared(self, inputs)]
 
     def prepare(self, content: np.ndarray) -> EncoderInput:
         """The network's input for an utterance; arguments and errors are those of `encode`."""

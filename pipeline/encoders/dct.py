@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.encoder_input import EncoderInput, prepared
 from pipeline.common.errors import PipelineError
 from pipeline.common.rates import FRAME_RATE
 from pipeline.config import VideoEncoderSettings
@@ -52,13 +52,13 @@ class MouthDCT:
     def identity(settings: Settings) -> dict[str, Any]:
         return {"encoder": settings.encoder, "coefficients": settings.coefficients}
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, inputs: Sequence[np.ndarray | EncoderInput]) -> list[np.ndarray]:
         """Encode videos.
 
         Returns:
             Per input (frames, 3 x coefficients) float32: coefficients, first and second derivatives.
         """
-        return [self._encode(frames) for frames in inputs]
+        return [np.asarray(item.values) for item in prepared(self, inputs)]
 
     def prepare(self, content: np.ndarray) -> EncoderInput:
         """All of `encode`, for one video."""

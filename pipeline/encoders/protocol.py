@@ -17,7 +17,8 @@ class Encoder(Protocol):
     Its settings are a class `Settings` in it, of `AudioEncoderSettings` or `VideoEncoderSettings`. One that serves both
     streams has none; if it needs weights, its name is in `NEED_WEIGHTS` of the registry.
 
-    An encoder may also divide `encode` into two parts, the first of which training runs in loader processes:
+    An encoder may also divide `encode` into two parts. The first runs in threads or, in training, in loader processes,
+    while the network runs on the batch before; `encode` takes its results, too (see `common.encoder_input`):
 
     - `prepare(medium) -> EncoderInput`: the part on the CPU, without the network;
     - `vectors(inputs) -> list[Tensor]`: the output of the network for a batch of these, on its device, (frames,
@@ -42,11 +43,12 @@ class Encoder(Protocol):
     def identity(settings: Any) -> dict[str, Any]:
         """Everything the output depends on except input and code: settings with `auto` resolved, digests of weights."""
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, inputs: list[Any]) -> list[np.ndarray]:
         """Encode a batch; each result depends only on its own input.
 
         Args:
-            inputs: audio (samples,) float32 at 16 kHz, or video (frames, height, width) uint8 at 25 frames per second.
+            inputs: audio (samples,) float32 at 16 kHz, or video (frames, height, width) uint8 at 25 frames per second;
+                or what `prepare` made of these.
 
         Returns:
             Per input (frames, dimension) float32.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.encoder_input import EncoderInput, prepared
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import AudioEncoderSettings
@@ -55,13 +55,13 @@ class SelfSupervised:
     def identity(settings: Settings) -> dict[str, Any]:
         return pretrained_identity(settings.encoder, settings.precision, settings.weights)
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, inputs: Sequence[np.ndarray | EncoderInput]) -> list[np.ndarray]:
         """Encode utterances.
 
         Returns:
             Per input (frames, dimension) float32.
         """
-        return [vectors.cpu().numpy() for vectors in self.vectors([self.prepare(samples) for samples in inputs])]
+        return [vectors.cpu().numpy() for vectors in self.vectors(prepared(self, inputs))]
 
     def prepare(self, content: np.ndarray) -> EncoderInput:
         """The waveform as the model takes it, (samples,) float32: normalised, and at least one frame long."""

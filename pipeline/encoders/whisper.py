@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.encoder_input import EncoderInput, prepared
 from pipeline.common.hardware import autocast, resolve_device, resolve_precision
 from pipeline.common.rates import SAMPLE_RATE
 from pipeline.config import AudioEncoderSettings
@@ -75,13 +75,13 @@ class Whisper:
     def identity(settings: Settings) -> dict[str, Any]:
         return pretrained_identity(settings.encoder, settings.precision, settings.weights) | {"window": settings.window}
 
-    def encode(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def encode(self, inputs: Sequence[np.ndarray | EncoderInput]) -> list[np.ndarray]:
         """Encode utterances; a result depends neither on the batch nor on the number of CPU threads.
 
         Returns:
             Per input (max(samples // 320, 25), dimension) float32.
         """
-        return [vectors.cpu().numpy() for vectors in self.vectors([self.prepare(samples) for samples in inputs])]
+        return [vectors.cpu().numpy() for vectors in self.vectors(prepared(self, inputs))]
 
     def prepare(self, content: np.ndarray) -> EncoderInput:
         """The log-mel spectrograms of the windows of an utterance, one after the other: (bins, 100 per second)

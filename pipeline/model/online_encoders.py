@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.common.encoder_input import EncoderInput
+from pipeline.common.encoder_input import EncoderInput, prepared
 from pipeline.config import EncoderLoRA
 from pipeline.model.lora import add_encoder_lora, load_lora
 
@@ -66,7 +66,7 @@ class FrozenEncoder(EncoderModule):
         if not hasattr(self.encoder, "prepare"):
             return [torch.from_numpy(features) for features in self.encoder.encode(list(media))]
         with torch.no_grad():
-            return self.encoder.vectors(_inputs(self.encoder, media))
+            return self.encoder.vectors(prepared(self.encoder, media))
 
 
 class AdaptedEncoder(EncoderModule):
@@ -81,7 +81,7 @@ class AdaptedEncoder(EncoderModule):
 
     def forward(self, media: Sequence[np.ndarray | EncoderInput]) -> list[Tensor]:
         """Features (frames, dimension) float32 of each medium."""
-        return self.encoder.vectors(_inputs(self.encoder, media))
+        return self.encoder.vectors(prepared(self.encoder, media))
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
         """Stay in evaluation mode: the frozen batch normalisation must not update its statistics."""
@@ -92,11 +92,6 @@ class AdaptedEncoder(EncoderModule):
     def save(self, folder: Path) -> None:
         """Write the PEFT adapter."""
         self.network.save_pretrained(str(folder))
-
-
-def _inputs(encoder: Any, media: Sequence[np.ndarray | EncoderInput]) -> list[EncoderInput]:
-    """Media prepared for the encoder, unless a loader did that already."""
-    return [content if isinstance(content, EncoderInput) else encoder.prepare(content) for content in media]
 
 
 def encoder_module(online: OnlineEncoder, adapter: Path | None) -> FrozenEncoder | AdaptedEncoder:
