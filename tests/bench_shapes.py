@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import tiny
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -74,16 +75,20 @@ def paper() -> Params:
 
 def write_weights(params: Params) -> None:
     """Write random weights to the trial's paths, in bfloat16."""
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    llm = params.model.llm.weights
-    AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16).save_pretrained(llm)
-    for file in TOKENIZER.glob("token*"):
-        shutil.copy(file, llm)
+    write_llm(LLAMA, params.model.llm.weights)
     WhisperEncoder(WHISPER).bfloat16().save_pretrained(params.features.audio.weights)
     folder = Path(params.features.video.weights)
     folder.mkdir(parents=True)
     save_file(AVHuBERTNetwork(AVHUBERT).bfloat16().state_dict(), folder / "model.safetensors")
+
+
+def write_llm(config: LlamaConfig, folder: str) -> None:
+    """Write a random LLM in bfloat16, with the tokenizer."""
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    for file in TOKENIZER.glob("token*"):
+        shutil.copy(file, folder)
 
 
 class Encoded(dict[str, np.ndarray]):
@@ -168,9 +173,7 @@ def activations(params: Params) -> None:
     model = params.model
     llm = model.llm.model_copy(update={"weights": "llama-3b"})
     lora = model.lora.model_copy(update={"rank": 96, "alpha": 12})
-    AutoModelForCausalLM.from_config(LLAMA_3B, dtype=torch.bfloat16).save_pretrained(llm.weights)
-    for file in TOKENIZER.glob("token*"):
-        shutil.copy(file, llm.weights)
+    write_llm(LLAMA_3B, llm.weights)
     features = {
         stream: Encoded({f"u{number}": np.zeros((16 * rate, 1024), np.float16) for number in range(16)})
         for stream, rate in (("audio", 2 * FRAME_RATE), ("video", FRAME_RATE))
@@ -193,26 +196,14 @@ def activations(params: Params) -> None:
 
 
 def stored_bytes(params: Params, features: dict[str, Encoded], weight: float, is_checkpointed: bool) -> int:
-    """Bytes of all tensors that autograd stores in a forward pass, but those of the model itself."""
+    """Bytes that autograd stores in a forward pass of a trial's model, as on a GPU."""
     model, batch = built(params, features)
-    # As on a GPU.
     model.llm.set_attn_implementation("sdpa")
     if is_checkpointed:
         model.checkpoint_activations()
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.train().state_dict().values()}
-    stored = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            stored[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = model(batch, params.decorrelation.model_copy(update={"weight": weight}))
-    # The losses keep what was stored until here, so no address is used twice.
-    assert torch.isfinite(losses.cross_entropy)
-    return sum(stored.values())
+    decorrelation = params.decorrelation.model_copy(update={"weight": weight})
+    _, stored = tiny.stored_in_pass(model.train(), batch, decorrelation)
+    return stored
 
 
 def timed(action: Callable[[], object]) -> tuple[object, np.ndarray]:

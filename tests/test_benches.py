@@ -11,15 +11,13 @@ import tiny
 from published import NARROW
 from transformers import LlamaConfig, WhisperConfig
 
+LLAMA = LlamaConfig(
+    vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+)  # fmt: skip
 SMALL = {
-    "LLAMA": LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
-    ),
-    "LLAMA_3B": LlamaConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
-    ),
+    "LLAMA": LLAMA,
+    "LLAMA_3B": LlamaConfig(**LLAMA.to_dict() | {"num_hidden_layers": 3}),
     "WHISPER": WhisperConfig(
         d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, num_mel_bins=80
     ),

@@ -455,15 +455,8 @@ def test_activation_checkpointing_is_bit_identical_and_stores_less(llm, attentio
         if is_checkpointed:
             model.checkpoint_activations()
         model.train()
-        sizes = {}
-
-        def keep(tensor, sizes=sizes):
-            sizes[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = model(batch_of(model), settings)
-        kept.append(sum(sizes.values()))
+        losses, stored = tiny.stored_in_pass(model, batch_of(model), settings)
+        kept.append(stored)
         total = losses.cross_entropy + (losses.decorrelation if weight else 0)
         total.backward()
         results.append([total.detach(), *(parameter.grad for parameter in model.trainable().values())])

@@ -7,7 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.config import LLM, LoRA, Model, Rates
+from pipeline.config import LLM, Decorrelation, LoRA, Model, Rates
+from pipeline.model.audiovisual import AudioVisualLLM, Losses
+from pipeline.model.examples import Batch
 
 DIMENSIONS = {"audio": 12, "video": 9}
 
@@ -28,6 +30,23 @@ def make_llm(folder: Path, blocks: int = 4) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def stored_in_pass(model: AudioVisualLLM, batch: Batch, decorrelation: Decorrelation) -> tuple[Losses, int]:
+    """The losses of a batch, and the bytes that autograd stores for their backward pass, beside the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    stored: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            stored[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = model(batch, decorrelation)
+    # The losses keep what is stored, so that no address is used twice.
+    return losses, sum(stored.values())
 
 
 def settings(llm: Path, **changes: object) -> Model:

@@ -106,8 +106,8 @@ def applicable_tests(survey: Survey, title: str) -> list[CausalTest]:
         )
     main, first = (arrays[name].sum(1) for name in ("origin_main", "origin_first"))
     if not main.sum():
-        metrics = survey.summary.metrics
-        largest = max(metrics[f"sinks/max_ratio/{token}/max"] for token in ("bos", "intermediate"))
+        ratios = (f"sinks/max_ratio/{token}/max" for token in ("bos", "intermediate"))
+        largest = max(survey.summary.metrics.get(name, 0.0) for name in ratios)
         raise PipelineError(title, "no token is a sink", f"set sinks.tau below the largest ratio, {largest:.3g}")
     return causal_tests(int(first.argmax()), int(main.argmax()), survey.means)
 

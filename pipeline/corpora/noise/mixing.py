@@ -44,21 +44,21 @@ def copy_count(corpus: Corpus, split: str) -> int:
     return corpus.noise.train_copies if split == "train" else len(_copied_snrs(corpus, split))
 
 
-def noisy_copies(corpus: Corpus, split: str, *names: str) -> list[Mixture]:
+def noisy_copies(corpus: Corpus, split: str, *names: str) -> tuple[Mixture, ...]:
     """The noisy copies of an utterance of a split; `names` seed the SNRs that are drawn for copies in training."""
     if split != "train":
-        return [Mixture(snr) for snr in _copied_snrs(corpus, split)]
+        return tuple(map(Mixture, _copied_snrs(corpus, split)))
     random = random_generator("copies", corpus.seed, *names)
     numbers = range(1, corpus.noise.train_copies + 1)
-    return [Mixture(float(random.choice(corpus.noise.train_snrs)), number) for number in numbers]
+    return tuple(Mixture(float(random.choice(corpus.noise.train_snrs)), number) for number in numbers)
 
 
-def possible_mixtures(corpus: Corpus, split: str) -> list[Mixture]:
+def possible_mixtures(corpus: Corpus, split: str) -> tuple[Mixture, ...]:
     """Every mixture that an utterance of a split, or a copy of it, can have."""
     if split != "train":
         return noisy_copies(corpus, split)
     numbers = [*range(1, corpus.noise.train_copies + 1)] + [None] * (corpus.noise.train_share > 0)
-    return [Mixture(snr, number) for snr in corpus.noise.train_snrs for number in numbers]
+    return tuple(Mixture(snr, number) for snr in corpus.noise.train_snrs for number in numbers)
 
 
 def _copied_snrs(corpus: Corpus, split: str) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ class Plan:
     seed: int
     noise: Mixture | None
     """Of the utterance itself; None for clean."""
-    copies: list[Mixture]
+    copies: tuple[Mixture, ...]
     """Its noisy copies."""
 
     @property
