@@ -236,8 +236,8 @@ def test_a_split_without_usable_clips_is_an_error(spoken: list[Spoken], tmp_path
 # auto_avsr.
 
 
-@pytest.mark.parametrize("columns", ["ids", "ids,text"])
-def test_other_variants_of_labels_give_the_text(columns: str, spoken: list[Spoken], tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", ["ids", "text", "ids,text"])
+def test_all_variants_of_labels_give_the_text(columns: str, spoken: list[Spoken], tmp_path: Path) -> None:
     root = trees.make_auto_avsr(tmp_path / "root", spoken, columns)
     lines = read_manifest(prepare(params("auto_avsr", root, tmp_path / "out"), workers=1))
     assert sorted(u.text for u in lines) == sorted(one.text for one in spoken)

@@ -118,9 +118,10 @@ def test_results_do_not_depend_on_the_number_of_loaders(folder, tmp_path, lora):
     before = children()
     alone = trainer_of(folder, tmp_path / "0", 0, lora)
     alone.train()
-    among = trainer_of(folder, tmp_path / "3", 3, lora)
-    among.train()
-    assert equal(weights_of(alone), weights_of(among))
+    for loaders in (1, 3):
+        among = trainer_of(folder, tmp_path / str(loaders), loaders, lora)
+        among.train()
+        assert equal(weights_of(alone), weights_of(among))
     assert [process for process in children() if process not in before] == []
 
 

@@ -68,7 +68,9 @@ def test_a_sweep_runs_missing_stages_through_dvc(finished, tmp_path):
         assert "dvc repro features@video" in made
         assert "Running stage" not in made
         assert "git add" not in made
-    assert "1 trials, 0 done, 1 to do" in command(project, "sweep", "sweep.yaml", "--plan").stdout
+    done = command(project, "sweep", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "best by wer/validation: VSR 5 weight 0" in done.stdout
 
 
 def test_a_changed_beam_evaluates_again_and_a_comment_runs_nothing(finished):

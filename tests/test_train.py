@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from project import command, environment, program, rewrite_manifest, small_disk, start, wait_until
-from sweeps import checkpoint_of
+from sweeps import checkpoint_of, sessions
 from trials import finish, make_trial
 
 from pipeline.evaluate import dvc_metrics, publish_metrics
@@ -167,6 +167,14 @@ except PipelineError as error:
     print(error)
 """
     assert "the training: needs more memory than is free (" in in_process(project, code, str)
+
+
+def test_a_loss_that_is_not_finite_is_one_error(project):
+    failed = command(project, "train", "--set", "train.learning_rate=1e30", "--set", "train.gradient_clip=1e30")
+    assert failed.returncode == 1
+    assert "the loss is nan; lower train.learning_rate" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert sessions(the_trial(project))[-1].startswith("failed")
 
 
 def test_a_full_disk_is_one_error_and_training_resumes_with_space(project, undisturbed):
