@@ -20,7 +20,7 @@ SWEEP = {
     "set": {"train.checkpoint_every": 10, "train.batch_size": 6},
     "axes": {
         "task": [
-            {"model.modality": "audio", "model.rates.audio": 1, "train.steps": 240},
+            {"model.modality": "audio", "model.rates.audio": 4, "train.steps": 240},
             {"model.modality": "audiovisual", "train.steps": 10},
         ]
     },

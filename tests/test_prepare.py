@@ -309,29 +309,30 @@ def wait_for_media(folder: Path, process: subprocess.Popen, count: int) -> None:
 MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
-    folder = tmp_path / "out"
-    process = subprocess.Popen(
-        command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for_media(folder, process, 4)
-    # Ctrl-C in a terminal reaches the process group; the other signals only the command.
-    if number is signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == (-9 if number is signal.SIGKILL else 130)
-    if number is not signal.SIGKILL:
-        assert "interrupted: finished work is kept" in errors
-        assert "Traceback" not in errors
-    assert not (folder / "manifest.jsonl").exists()
-    wait_until(lambda: not group_lives(process.pid), None, "all workers end with their parent", 120)
-    records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
-    finished = {folder / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
-    kept = {path: path.stat().st_mtime_ns for path in finished}
-    assert 0 < len(records) < 42
+def test_a_run_that_is_stopped_again_and_again_is_resumed(tmp_path: Path) -> None:
+    folder, kept, done = tmp_path / "out", {}, 0
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for_media(folder, process, done + 4)
+        # Ctrl-C in a terminal reaches the process group; the other signals only the command.
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == (-9 if number is signal.SIGKILL else 130)
+        if number is not signal.SIGKILL:
+            assert "interrupted: finished work is kept" in errors
+            assert "Traceback" not in errors
+        assert not (folder / "manifest.jsonl").exists()
+        wait_until(lambda group=process.pid: not group_lives(group), None, "all workers end with their parent", 120)
+        assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
+        records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
+        finished = {folder / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
+        assert done < len(records) < 42
+        kept, done = {path: path.stat().st_mtime_ns for path in finished}, len(records)
     assert subprocess.run(command(folder, MANY), cwd=ROOT, capture_output=True).returncode == 0
     lines = read_manifest(folder)
     assert len(lines) == 36 + 2 + 4 * 3

@@ -1,5 +1,6 @@
 """Data-parallel training: two processes over gloo compared with one, and kills, stops and errors."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from pipeline.common.errors import PipelineError
 from pipeline.training import launch
 
 TWO = ("--set", "train.ranks=2", "--set", "decorrelation.weight=0.1", "--set", "train.checkpoint_every=5")
-LONG = (*TWO, "--set", "train.steps=30")
+LONG = (*TWO, "--set", "train.steps=80")
+"""Enough steps to be interrupted four times."""
 UNEVEN = ("--set", "train.batch_size=5")
 """Of six utterances, so that each second batch has one, and leaves a rank with nothing."""
 
@@ -69,51 +71,45 @@ def test_two_ranks_train_as_one_process_does(project, more, monkeypatch):
             assert other[name] == pytest.approx(one[name], rel=close), (one["step"], name)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_one_error_and_training_resumes_to_equal_bits(project, undisturbed, rank):
+def newest_checkpoint(project) -> int:
+    """The step of it, 0 before the first."""
+    return max((int(path.name.rpartition("-")[2]) for path in project.glob("runs/*/checkpoints/*-*")), default=0)
+
+
+@contextlib.contextmanager
+def interrupted(project):
+    """A training that has made a further checkpoint, and its ranks; after the block, all of them end."""
+    before = newest_checkpoint(project)
     process = start(project, "train", *LONG)
-    wait_for_checkpoint(project, process, 5)
+    wait_for_checkpoint(project, process, before + 5)
     ranks = ranks_of(process)
-    os.kill(ranks[rank], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert f"error: rank {rank} of 2: was killed by SIGKILL" in errors
-    assert "Traceback" not in errors
+    yield process, ranks
+    process.wait(timeout=120)
     wait_for_exit(ranks)
-    again = command(project, "train", *LONG)
-    assert again.returncode == 0, again.stderr
-    assert weights_of(the_trial(project)) == weights_of(undisturbed)
-    assert losses_of(the_trial(project)) == losses_of(undisturbed)
 
 
-def test_ranks_do_not_outlive_their_parent(project, undisturbed):
-    process = start(project, "train", *LONG, "--set", "train.checkpoint_every=4")
-    wait_for_checkpoint(project, process, 4)
-    ranks = ranks_of(process)
-    process.kill()
-    process.communicate()
-    wait_for_exit(ranks)
-    again = command(project, "train", *LONG)
-    assert again.returncode == 0, again.stderr
-    assert weights_of(the_trial(project)) == weights_of(undisturbed)
-
-
-def test_an_interrupted_training_of_two_ranks_keeps_its_last_step(project, undisturbed):
-    process = start(project, "train", *LONG)
-    wait_for_checkpoint(project, process, 5)
-    ranks = ranks_of(process)
-    # As a terminal does.
-    for pid in (process.pid, *ranks):
-        os.kill(pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    wait_for_exit(ranks)
+def test_killed_ranks_a_killed_parent_and_ctrl_c_lose_no_bit(project, undisturbed):
+    for rank in (0, 1):
+        with interrupted(project) as (process, ranks):
+            os.kill(ranks[rank], signal.SIGKILL)
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 1
+            assert f"error: rank {rank} of 2: was killed by SIGKILL" in errors
+            assert "Traceback" not in errors
+    with interrupted(project) as (process, ranks):
+        process.kill()
+    with interrupted(project) as (process, ranks):
+        # As a terminal does.
+        for pid in (process.pid, *ranks):
+            os.kill(pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 130, errors
     trial = the_trial(project)
-    steps = [int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir()]
-    assert max(steps) == losses_of(trial)[-1][0]
+    assert newest_checkpoint(project) == losses_of(trial)[-1][0]
     again = command(project, "train", *LONG)
     assert again.returncode == 0, again.stderr
     assert weights_of(trial) == weights_of(undisturbed)
+    assert losses_of(trial) == losses_of(undisturbed)
 
 
 def test_an_error_of_a_rank_is_one_line(project):

@@ -1,6 +1,7 @@
 """`dvc repro` on a small project in a real DVC repository, with the real dvc.yaml."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -91,34 +92,33 @@ def test_a_changed_beam_evaluates_again_and_a_comment_runs_nothing(finished):
     assert list((finished / "runs").iterdir()) == [trial]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_repro_resumes(finished, tmp_path, ending):
+def test_a_repro_that_is_killed_and_interrupted_resumes(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "project", symlinks=True)
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("steps: 8", "steps: 60"))
-    process = subprocess.Popen(
-        ["dvc", "repro"], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    wait_until(lambda: checkpoint_of(folder, 0), process, "a checkpoint")
-    (trial,) = (path.parent for path in folder.glob("runs/*/checkpoints"))
-    # A terminal sends Ctrl-C to all processes of the group; a machine that dies takes all with it.
-    subprocess.run(["kill", f"-{int(ending)}", "--", f"-{process.pid}"], check=True)
-    process.communicate(timeout=240)
-    assert not (trial / "adapter").exists()
-    steps = max(int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir())
-
-    def before_the_cut():
-        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["step"] <= steps]
-
-    kept = before_the_cut()
-    assert kept
+    params.write_text(params.read_text().replace("steps: 8", "steps: 120"))
+    step, kept = 0, []
+    # A machine that dies takes all processes of the group with it; a terminal sends Ctrl-C to all of them.
+    for ending in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(
+            ["dvc", "repro"], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        wait_until(lambda further=step + 1: checkpoint_of(folder, further), process, "a further checkpoint")
+        os.killpg(process.pid, ending)
+        process.communicate(timeout=240)
+        (trial,) = (path.parent for path in folder.glob("runs/*/checkpoints"))
+        assert not (trial / "adapter").exists()
+        log = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        assert log[: len(kept)] == kept, "the steps before the interruption were repeated"
+        step = max(int(path.name.rpartition("-")[2]) for path in (trial / "checkpoints").iterdir())
+        kept = [line for line in log if line["step"] <= step]
+        assert kept
     done = dvc(folder, "repro")
     assert done.returncode == 0, done.stderr + done.stdout
     assert stages_run(done) == ["train", "evaluate"]
     assert (trial / "metrics.json").exists()
-    assert before_the_cut() == kept, "the steps before the interruption were repeated"
+    log = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    assert log[: len(kept)] == kept, "the steps before the interruption were repeated"
 
 
 def test_an_interruption_ends_the_stage_too(finished, tmp_path):

@@ -13,7 +13,7 @@ SECONDS = 12.0
 SINKS = "sinks/intermediate_tokens_per_utterance/validation"
 SEARCH = {
     "set": {"model.modality": "video", "train.steps": 6, "train.checkpoint_every": 2},
-    "axes": {"decorrelation.weight": [0, {"loguniform": [0.01, 1]}], "model.rates.video": {"int": [2, 5]}},
+    "axes": {"decorrelation.weight": [0, {"loguniform": [0.01, 1]}], "train.batch_size": {"int": [3, 6]}},
     "search": {"kind": "random", "trials": 3, "minimise": ["wer/validation", SINKS]},
 }
 

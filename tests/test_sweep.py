@@ -55,7 +55,7 @@ def test_repeated_it_prints_the_same_and_imports_nothing_heavy(swept):
     ran = subprocess.run([sys.executable, "-c", program], cwd=swept, env=environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     *shown, audio, both, charts, where, page, look, hear, last = ran.stdout.splitlines()
-    assert audio.startswith("best by wer/validation: ASR 1")
+    assert audio.startswith("best by wer/validation: ASR 4")
     assert both.startswith("best by wer/validation: AVSR ")
     assert charts.startswith("charts in MLflow: make ui, then http://127.0.0.1:5000/#/experiments/")
     assert where.startswith("results: results/sweeps/small (table.txt, ")
@@ -106,7 +106,7 @@ def status(folder):
 def test_the_status_of_an_ended_sweep_needs_no_inputs(swept, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True, ignore=shutil.ignore_patterns("data"))
     first, second, counts, who = status(folder)
-    assert re.fullmatch(r"ASR 1 .*  done  wer/validation \d\.\d{3}", first)
+    assert re.fullmatch(r"ASR 4 .*  done  wer/validation \d\.\d{3}", first)
     assert "  done  wer/validation " in second
     assert counts == "2 trials: 2 done"
     assert " ended " in who
@@ -131,7 +131,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     first, second, counts, who = status(project)
-    assert re.fullmatch(r"ASR 1 .*  step \d+/240  loss .* utterances/s  on \S+, process \d+", first)
+    assert re.fullmatch(r"ASR 4 .*  step \d+/240  loss .* utterances/s  on \S+, process \d+", first)
     assert second.endswith("  waiting")
     assert counts == "2 trials: 1 running, 1 waiting"
     assert who.startswith(f"driver: process {driver.pid} on ")
