@@ -119,7 +119,7 @@ def test_a_loss_that_removes_the_sinks(tmp_path: Path) -> None:
         ClaimVerdict.HOLDS,
         "0% remain: 1.70 [1.40, 2.00] → 0.00 [0.00, 0.00] per utterance",
     )
-    stays = by_name[0.1, "no other token takes over from BOS, by attention"]
+    stays = by_name[0.1, "no sink is relocated, by attention"]
     assert stays.verdict is ClaimVerdict.HOLDS
     assert stays.value.startswith("not BOS in 0% [0, 0] of the utterances, -90 points [-100, -70] against weight 0")
 
@@ -131,9 +131,19 @@ def test_a_loss_that_relocates_the_sink_or_leaves_some(tmp_path: Path) -> None:
     )
     assert by_name[0.1, "the loss removes them, by activation"].verdict is ClaimVerdict.FAILS
     assert "41% remain" in by_name[0.1, "the loss removes them, by activation"].value
-    moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
+    moved = by_name[0.1, "no sink is relocated, by ratio"]
     assert moved.verdict is ClaimVerdict.FAILS
     assert "+80 points [" in moved.value
+
+
+def test_a_sink_that_is_elsewhere_without_the_loss_too_is_not_relocated(tmp_path: Path) -> None:
+    elsewhere = [1] * 9 + [0]
+    by_name = checked(
+        measured(tmp_path, metrics_of(MANY, elsewhere)), measured(tmp_path, metrics_of(NONE, elsewhere), LOSS)
+    )
+    stays = by_name[0.1, "no sink is relocated, by attention"]
+    assert stays.verdict is ClaimVerdict.HOLDS
+    assert stays.value.startswith("not BOS in 90% [70, 100] of the utterances, 0 points [0, 0] against weight 0")
 
 
 def test_with_too_few_sinks_removal_is_inconclusive(tmp_path: Path) -> None:
@@ -158,11 +168,11 @@ def test_removal_is_inconclusive_if_seeds_vary_widely_and_not_for_want_of_sinks(
     assert removed.verdict is ClaimVerdict.INCONCLUSIVE
 
 
-def test_no_token_takes_over_if_none_is_dominant_however_much_weight_0_varies(tmp_path: Path) -> None:
+def test_no_sink_is_relocated_if_none_is_dominant_however_much_weight_0_varies(tmp_path: Path) -> None:
     shares = [[1] * count + [0] * (10 - count) for count in (6, 1, 0, 0, 0)]
     before = with_seeds(tmp_path, [metrics_of(MANY, share) for share in shares])
     by_name = checked(*before, *with_seeds(tmp_path, [metrics_of(NONE)] * 5, LOSS))
-    stays = by_name[0.1, "no other token takes over from BOS, by attention"]
+    stays = by_name[0.1, "no sink is relocated, by attention"]
     # The mean of -0.6, -0.1, 0, 0 and 0, and 2.776 times its standard error, sqrt(0.068 / 5).
     assert stays.value == "not BOS in 0% [0, 0] (5) of the utterances, -14 points [-46, 18] (5) against weight 0"
     assert stays.verdict is ClaimVerdict.HOLDS
@@ -171,7 +181,7 @@ def test_no_token_takes_over_if_none_is_dominant_however_much_weight_0_varies(tm
 def test_the_interval_of_a_share_is_within_0_and_1(tmp_path: Path) -> None:
     after = [metrics_of(NONE, [share] * 10) for share in (1, 1, 0)]
     by_name = checked(*with_seeds(tmp_path, [metrics_of(MANY)] * 3), *with_seeds(tmp_path, after, LOSS))
-    moved = by_name[0.1, "no other token takes over from BOS, by ratio"]
+    moved = by_name[0.1, "no sink is relocated, by ratio"]
     # 2/3, and 4.303 times the standard error 1/3.
     assert moved.value == "not BOS in 67% [0, 100] (3) of the utterances, +67 points [-77, 100] (3) against weight 0"
     assert moved.verdict is ClaimVerdict.INCONCLUSIVE

@@ -41,8 +41,6 @@ def trained(runs: Path, seed: int, steps: int = 4, done: bool = True) -> Trial:
             trial.metrics_log.append(step, {"loss/cross_entropy": 1 / step, "learning_rate": 0.001}, at=BEGAN + step)
     if done:
         trial.hypotheses.write_text("{}\n")
-        (trial.folder / "figures").mkdir()
-        (trial.folder / "figures" / "cosine.svg").write_text("<svg/>")
         trial.finish("e" * 64, METRICS)
     return trial
 
@@ -96,7 +94,7 @@ def test_a_run_has_all_content_of_the_trial(tmp_path: Path, database: str, exper
     assert history(database, run.info.run_id, "loss/cross_entropy") == expected
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"llm", "utterances/train"}
     there = {item.path for item in MlflowClient(database).list_artifacts(run.info.run_id)}
-    assert there == {"metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "figures"}
+    assert there == {"metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json"}
     beside = Path(database.removeprefix("sqlite:///")).parent / "mlartifacts"
     assert run.info.artifact_uri.startswith(beside.as_uri())
 
@@ -189,10 +187,10 @@ def require_shown(uri: str, run: Any, trial: Trial) -> None:
     assert points == {name: sorted(measured) for name, measured in expected.items()}
     assert finals == {name: [value] for name, value in result["metrics"].items()}
     there = {item.path for item in MlflowClient(uri).list_artifacts(run.info.run_id)}
-    kept = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz", "figures")
+    kept = ("metrics.json", "hypotheses.jsonl", "config.yaml", "provenance.json", "sinks.npz")
     assert there == {name for name in kept if (trial.folder / name).exists()}
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
-    for name in there - {"figures"}:
+    for name in there:
         assert (artifacts / name).read_bytes() == (trial.folder / name).read_bytes()
     sessions = json.loads(trial.provenance.read_text())["sessions"]
     begun = datetime.fromisoformat(sessions[0]["started"]).timestamp()
@@ -363,7 +361,7 @@ def test_figures_of_a_trial_are_on_its_run(
         ids = write_trials([trial.folder], database, experiment, "sweep")
         (drawn / "importance.png").write_bytes(b"png")
     paths = [item.path for item in MlflowClient(database).list_artifacts(ids[trial.identity], "figures")]
-    assert paths == ["figures/cosine.svg", "figures/importance.png"]
+    assert paths == ["figures/importance.png"]
 
 
 def test_names_of_files_agree_with_the_commands() -> None:

@@ -312,6 +312,15 @@ def test_different_weights_and_hypotheses_fail_if_bits_must_be_equal(tmp_path):
     assert words == {"trained weights": "PASS near", "hypotheses": "PASS near", "wer/test": "PASS equal"}
 
 
+def test_lora_of_an_encoder_is_compared_too(tmp_path):
+    trials = [made(tmp_path / name, {"wer/test": 0.5}) for name in ("one", "other")]
+    for trial, content in zip(trials, (b"a", b"b"), strict=True):
+        (trial.adapter / "video").mkdir()
+        (trial.adapter / "video/adapter_model.safetensors").write_bytes(content)
+    weights = judge(*trials, exact=True)[0]
+    assert (weights.word, weights.again) == ("FAIL", "other bits in video/adapter_model.safetensors")
+
+
 def test_each_encoder_gets_the_precision_of_its_recorded_features(tmp_path):
     """In whatever order the folders are named, and for an encoder without a precision none."""
     encoders = {"1": ("video", {"precision": "float32"}), "2": ("audio", {"precision": "bfloat16"}), "3": ("video", {})}

@@ -70,9 +70,7 @@ def _bos(target: AnalysisTarget, survey: Survey, settings: Sinks, length: str) -
             "them."
         )
         lines += _dimensions_and_origin("BOS", bos)
-        mlp = _metric(survey, "sinks/mlp_share", percent=True)
-        if mlp:
-            lines.append(f"The MLP writes {mlp} of the massive activations, attention the rest.")
+        lines += _share_of_mlp(survey, "bos", "BOS's massive activation")
     if rate:
         lines.append(
             f"By attention: {rate} of all heads give BOS more than {settings.epsilon:g} of their attention, on average "
@@ -103,6 +101,7 @@ def _intermediate(target: AnalysisTarget, survey: Survey, settings: Sinks) -> li
     if len(labels) > LISTED:
         lines.append(f"  and {len(labels) - LISTED} other tokens")
     lines += _dimensions_and_origin("The other sinks", sinks)
+    lines += _share_of_mlp(survey, "intermediate", "their massive activations")
     jaccard = _metric(survey, "sinks/feature_jaccard")
     if jaccard:
         lines.append(f"Jaccard index of their massive dimensions and those of BOS: {jaccard} (1: the same).")
@@ -145,6 +144,11 @@ def _dimensions_and_origin(subject: str, sinks: dict) -> list[str]:
             f"{_layers(sinks['first_origin'])}."
         )
     return lines
+
+
+def _share_of_mlp(survey: Survey, which: str, whose: str) -> list[str]:
+    share = _metric(survey, f"sinks/mlp_share/{which}", percent=True)
+    return [f"The MLP writes {share} of {whose}, attention the rest."] if share else []
 
 
 def _layers(counts: list[dict[str, int]]) -> str:

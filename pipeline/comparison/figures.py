@@ -138,7 +138,7 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
         return _largest(comparison.cell(task, variant), tuple(RELOCATION_METRICS.values()))
 
     relocating = [
-        variant for variant in after if relocated(variant) > max(RELOCATION, relocated(variant.without_loss()))
+        variant for variant in after if relocated(variant) > relocated(variant.without_loss()) + RELOCATION
     ]
     keeping = [variant for variant in after if variant not in relocating]
     shown = [min(keeping, key=validation)] if keeping else []

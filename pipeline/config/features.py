@@ -86,7 +86,8 @@ class Augmentation(Section):
     flip: Share = 0.0
     """Share of the utterances whose video is mirrored; not for dct, which does not distinguish left from right."""
     time_mask: Share = 0.0
-    """Maximum seconds per second of media that are masked: one span of silence and one of black frames."""
+    """Maximum seconds of a mask. For each second of an utterance there is one of silence in the audio, and one of black
+    frames in the video, at a random place."""
     noise_share: Share = 0.0
     """Share of the utterances that are mixed with noise of `corpus.noise.folder`, or babble of training speakers, at a
     ratio drawn from `noise_snrs`; utterances that are noisy in the corpus are not."""

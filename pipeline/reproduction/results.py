@@ -37,7 +37,8 @@ def judge(recorded: Trial, reproduced: Trial, exact: bool) -> list[ReproductionV
     reported. PipelineError if a trial is not done, or its hypotheses are damaged.
     """
     weights = [
-        {file.name: file.read_bytes() for file in t.adapter.glob("*.safetensors")} for t in (recorded, reproduced)
+        {file.relative_to(t.adapter).as_posix(): file.read_bytes() for file in t.adapter.rglob("*.safetensors")}
+        for t in (recorded, reproduced)
     ]
     differing = _differing(*weights)
     text = f"other bits in {', '.join(differing)}" if differing else "equal bits"

@@ -25,9 +25,9 @@ MAX_PARAMETER_LENGTH = 6000
 """A limit of MLflow's interface."""
 TRIAL_ARTIFACTS = (METRICS_FILE, HYPOTHESES_FILE, CONFIG_FILE, PROVENANCE_FILE, SINKS_FILE)
 FIGURES_FOLDER = "figures"
-"""The folder of figures, in the trial's folder and in MLflow."""
+"""The folder of figures in MLflow."""
 ANALYSIS = Path("results/analysis")
-"""The figures of `analyze`, in a folder named like the trial's."""
+"""Where `analyze` writes the figures of a trial, in a folder named like the trial's."""
 SWEEP, IDENTITY, NAME = "sweep", "identity", "name"
 """Tags that identify a run, and its name as long as no other run has the same."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
@@ -136,7 +136,7 @@ def _read_content(trial: Trial, sweep: str) -> RunContent:
 def present_artifacts(trial: Trial) -> dict[str, Path]:
     """The files and figures of a trial that MLflow stores, by their paths in MLflow."""
     files = {name: trial.folder / name for name in TRIAL_ARTIFACTS if (trial.folder / name).exists()}
-    figures = [*_files(trial.folder / FIGURES_FOLDER), *sorted((ANALYSIS / trial.folder.name).glob("*.png"))]
+    figures = sorted((ANALYSIS / trial.folder.name).glob("*.png"))
     return files | {f"{FIGURES_FOLDER}/{file.name}": file for file in figures}
 
 

@@ -189,8 +189,7 @@ class _SinkCallback(TrainerCallback):
         self.params, self.inputs, self.metrics_log, self.model = params, inputs, metrics_log, model
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        # A training that was killed before its first checkpoint starts again and has the first line already.
-        if state.global_step == 0 and not self.metrics_log.read()[0]:
+        if state.global_step == 0:
             self._record(0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:

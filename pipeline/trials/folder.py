@@ -13,7 +13,6 @@ runs/<first 16 digits of the identity>/
     adapter/            the trained weights: renamed into place when training has ended
     hypotheses.jsonl    the hypothesis of each utterance
     sinks.npz           the arrays of the sink instrument
-    figures/            images for its page in MLflow, if there are any
     metrics.json        written last: the trial is done
     stopped.json        why early stopping ended its training
     failed.json         its error in a sweep; removed as soon as it runs again

@@ -61,7 +61,7 @@ class RecordedClip:
 class RecordedCorpus(Reader):
     """A recorded corpus; each format is a subclass.
 
-    Since mouth detection takes hours, the parts have separate digests (see `settings`), and after a change only the
+    Since mouth detection takes hours, the parts have separate digests (see `causes`), and after a change only the
     affected parts are prepared again.
     """
 
