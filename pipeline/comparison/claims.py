@@ -30,7 +30,8 @@ SHARED, WRITTEN, ALIGNED = 0.5, 0.5, 0.9
 REMAINING = 0.1
 """Share of the sinks at weight 0 that may remain if the loss removes them."""
 RELOCATION = 0.05
-"""The sink is relocated if BOS is not dominant in so many more of the utterances than at weight 0: a difference of shares."""
+"""The sink is relocated if BOS is not dominant in so much more of the utterances than at weight 0, a difference of
+shares."""
 
 Range = tuple[float, float]
 """Smallest and largest possible value of a metric, at which its interval ends."""

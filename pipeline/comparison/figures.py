@@ -137,9 +137,7 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
     def relocated(variant: Variant) -> float:
         return _largest(comparison.cell(task, variant), tuple(RELOCATION_METRICS.values()))
 
-    relocating = [
-        variant for variant in after if relocated(variant) > relocated(variant.without_loss()) + RELOCATION
-    ]
+    relocating = [variant for variant in after if relocated(variant) > relocated(variant.without_loss()) + RELOCATION]
     keeping = [variant for variant in after if variant not in relocating]
     shown = [min(keeping, key=validation)] if keeping else []
     shown += [max(relocating, key=relocated)] if relocating else []
