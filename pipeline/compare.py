@@ -6,7 +6,7 @@ also writes the table as Markdown, CSV and LaTeX, the claims and the figures.
 
 from pathlib import Path
 
-from pipeline.common.command import load_params_for_command, parser, run_command
+from pipeline.common.command import load_params_for_command, parser, require_only_runs_set, run_command
 from pipeline.comparison.output import text_above_table, write_comparison
 from pipeline.comparison.rendering import table_text
 from pipeline.comparison.table import compare
@@ -24,6 +24,7 @@ def main() -> None:
     )
     options.add_argument("--out", type=Path, metavar="FOLDER", help="write tables and figures here")
     arguments = options.parse_args()
+    require_only_runs_set(arguments)
     comparison = compare(named_trials(arguments.trials, load_params_for_command(arguments).train.runs))
     print(text_above_table(comparison) + table_text(comparison), end="")
     if arguments.out:

@@ -1,6 +1,6 @@
 """Differences between two trials: parameters, code, data, versions, metrics and hypotheses."""
 
-from pipeline.common.command import from_zero, parser, run_command
+from pipeline.common.command import from_zero, parser, require_only_runs_set, run_command
 from pipeline.differences.pair import find_differences
 from pipeline.differences.text import differences_text, terminal_width
 from pipeline.tracking.selection import TRIAL_HELP, requested_trial
@@ -14,6 +14,7 @@ def main() -> None:
         "--utterances", type=from_zero, default=5, metavar="N", help="how many to show per condition and direction"
     )
     arguments = options.parse_args()
+    require_only_runs_set(arguments)
     a, b = (requested_trial(name, arguments) for name in arguments.trials)
     print(differences_text(find_differences(a, b), arguments.utterances, terminal_width()), end="")
 

@@ -29,7 +29,7 @@ DVC_NAMES = {
     "wer_val": "wer/validation",
     "sinks_tau": BY_ACTIVATION,
     "sinks_att": BY_ATTENTION,
-    "moved": RELOCATED,
+    "not_bos": RELOCATED,
 }
 """The main metrics by their short names in `dvc metrics`; `wer_snr` is that of the test set with the loudest noise."""
 DECIMALS = 4

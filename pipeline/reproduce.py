@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.command import parser, run_command
+from pipeline.common.command import parser, require_only_runs_set, run_command
 from pipeline.common.files import write_json
 from pipeline.reproduction.data import Problem
 from pipeline.reproduction.results import TOLERANCE, ReproductionVerdict
@@ -128,6 +128,7 @@ def main() -> None:
     options.add_argument("--check-only", action="store_true", help="only check whether code and data are available")
     options.add_argument("--keep", action="store_true", help="keep the restored code and the reproduced trial")
     arguments = options.parse_args()
+    require_only_runs_set(arguments)
     trial, project = requested_trial(arguments.trial, arguments), Path.cwd()
     trial.require_config()
     if not (check(trial, project) if arguments.check_only else reproduce(trial, project, arguments.keep)):

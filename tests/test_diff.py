@@ -4,11 +4,13 @@ import gzip
 import io
 import json
 import tarfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from trials import DATA, finish, make_trial, with_hypotheses
 
+from pipeline.common.command import require_only_runs_set
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
 from pipeline.differences.pair import FileChange, changed_files, find_differences
@@ -35,6 +37,14 @@ class Fit:
 def train():
     return Fit()
 """
+
+
+def test_a_parameter_without_effect_is_refused() -> None:
+    """As in `compare` and `reproduce`."""
+    given = Namespace(set=["train.runs=there", "train.device=cpu"])
+    with pytest.raises(PipelineError, match=r"--set train\.device=cpu: has no effect on this command; set train\.runs"):
+        require_only_runs_set(given)
+    require_only_runs_set(Namespace(set=given.set[:1]))
 
 
 def test_different_definitions_are_listed() -> None:

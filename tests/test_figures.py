@@ -221,7 +221,17 @@ def test_the_overview_also_shows_the_weight_that_moves_the_sink(tmp_path: Path) 
         write_sinks(trial, 300.0)
     titles = [axes.get_title() for axes in overview(compared(tmp_path)).axes[:3]]
     assert [title.splitlines()[0] for title in titles] == ["weight 0", "weight 0.5", "weight 2"]
-    assert titles[2].endswith("dominant sink is not BOS: 90% of utterances")
+    assert titles[2].endswith("BOS not dominant: 90% by attention")
+
+
+def test_a_sink_is_relocated_by_one_measure_whatever_the_other_was_at_weight_0(tmp_path: Path) -> None:
+    for weight, by_ratio, by_attention in ((0, 0.5, 0.0), (1, 0.0, 0.4), (2, 0.5, 0.0)):
+        trial = make_trial(tmp_path, f"decorrelation.weight={weight}")
+        shares = {"sinks/relocated_share/ratio": by_ratio, "sinks/relocated_share": by_attention}
+        finish(trial, {"test": MANY, "validation": FEW}, **shares)
+        write_sinks(trial, 300.0)
+    titles = [axes.get_title() for axes in overview(compared(tmp_path)).axes[:3]]
+    assert [title.splitlines()[0] for title in titles] == ["weight 0", "weight 2", "weight 1"]
 
 
 def test_each_line_has_its_own_style_and_skips_gaps(tmp_path: Path) -> None:

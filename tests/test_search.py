@@ -94,7 +94,8 @@ def searched(tmp_path, monkeypatch, capsys):
 
         engine.send = placed
         search = None if only else Search(sweep, suggestions)
-        started = driver.Driver(sweep, suggestions.trials, "some:work", tmp_path / "log", search)
+        recorded = list(suggestions.trials)
+        started = driver.Driver(sweep, suggestions.trials, "some:work", tmp_path / "log", search, recorded.extend)
         killed = False
         try:
             started.run(None, SimpleNamespace(start=lambda: None))
@@ -107,6 +108,7 @@ def searched(tmp_path, monkeypatch, capsys):
             killed=killed,
             sweep=sweep,
             suggestions=suggestions,
+            recorded={planned.identity for planned in recorded},
         )
 
     return run
@@ -207,6 +209,7 @@ def test_a_point_that_is_done_already_is_reported_at_once(searched):
     assert again.trained == []
     assert again.points == first.points
     assert again.printed.count("already evaluated") == 15
+    assert again.recorded == {planned.identity for planned in again.suggestions.trials}
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga-ii"])

@@ -312,7 +312,7 @@ def test_planted_dimensions_and_layers_are_discovered(summary: SinkSummary) -> N
         "relative_position": 0.0,
     }
     relocated = summary.metrics["sinks/relocated_share"]
-    assert sum(one["share"] for role, one in strongest["importance"].items() if role != "bos") == pytest.approx(
+    assert sum(one["share"] for role, one in strongest["attention"].items() if role != "bos") == pytest.approx(
         relocated
     )
 
@@ -434,7 +434,7 @@ def test_a_sink_inside_a_plain_text_is_dominant() -> None:
         texts.append((f"text {length}", embeddings, torch.tensor([Role.BOS, *[Role.RESPONSE] * (length - 1)])))
     found = streamed(model, [texts])
     assert found.metrics["sinks/relocated_share"] == 1
-    ((role, dominant),) = found.description["strongest"]["importance"].items()
+    ((role, dominant),) = found.description["strongest"]["attention"].items()
     assert (role, dominant["share"]) == ("response", 1)
     assert dominant["relative_position"] == pytest.approx((6 / 15 + 6 / 19) / 2)
     _, captured = captured_batch(model, texts)

@@ -75,6 +75,13 @@ def load_params_for_command(arguments: argparse.Namespace) -> Params:
     return params
 
 
+def require_only_runs_set(arguments: argparse.Namespace) -> None:
+    """For a command that uses no parameter but `train.runs`. PipelineError if `--set` names another one."""
+    for setting in arguments.set:
+        if setting.partition("=")[0] != "train.runs":
+            raise PipelineError(f"--set {setting}", "has no effect on this command", "set train.runs, or nothing")
+
+
 def run_command(body: Callable[[], object]) -> None:
     """Run a command's body and exit with its code.
 

@@ -143,7 +143,8 @@ METRICS: list[Metric] = [
     Metric("sinks/mlp_share/intermediate", "written by the MLP %, intermediate", PERCENT, "", CSV_ONLY,
            "Share of the massive activations of intermediate sinks written by the MLP."),
     Metric("sinks/unit_share", "written by one unit %", PERCENT, "", CSV_ONLY,
-           "Share of a massive activation written by one unit of the MLP."),
+           "Contribution of the strongest unit to a massive activation, over the absolute contributions of all units, "
+           "in the MLP of the layer that wrote most."),
     Metric("sinks/feature_jaccard", "dimensions shared with BOS", NUMBER, "", CSV_ONLY,
            "Jaccard index of the massive dimensions of intermediate sinks and of BOS."),
     Metric("sinks/definition_jaccard", "agreement of definitions", NUMBER, "", CSV_ONLY,
@@ -151,7 +152,8 @@ METRICS: list[Metric] = [
     Metric("sinks/secondary_lifetime", "lifetime of secondary sinks", Unit("layers"), "", CSV_ONLY,
            "Number of layers in which a secondary sink persists."),
     Metric("sinks/decorrelation", "decorrelation loss", NUMBER, "lower", CSV_ONLY,
-           "The decorrelation loss on the evaluated utterances, whatever its weight in training."),
+           "The decorrelation loss on the evaluated utterances, over all layers but the last and all roles, whatever "
+           "weight, layers and roles were trained with."),
     Metric("sinks/tokens_per_utterance", "tokens / utterance", TOKENS, "", CSV_ONLY,
            "Tokens of the whole sequence."),
     Metric("loss/cross_entropy", "cross-entropy", NATS, "lower", CURVE,

@@ -1,8 +1,9 @@
 """Confidence intervals and significance tests, over utterances, speakers or trials.
 
-Trials are what a reader wants to generalise to: another seed gives another word error rate. Utterances show how
-precisely two given trials are measured, and nothing about the next one. So several trials are compared over trials
-(`welch`), and single ones get an interval over utterances (`ratio_interval`), without a claim about others.
+Trials are what a reader wants to generalise to: another seed gives another word error rate. Speakers and utterances
+show how precisely two given trials are measured, and nothing about the next one. So several trials are compared over
+trials (`welch`), and single ones get an interval over speakers or utterances (`ratio_interval`), without a claim about
+others.
 """
 
 from collections.abc import Hashable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Changes of the word error rate by the decorrelation loss, with trials as the sample.
 
 With two seeds or more on each side a change is tested over seeds, unless the seeds of each side are equal; with one, it
-has an interval over the utterances of these two trials, and no p-value.
+has an interval of these two trials, over their speakers or utterances, and no p-value.
 """
 
 import math
@@ -33,8 +33,8 @@ class WERChange:
     """Of the means, a fraction; positive if the loss increases errors."""
     interval: tuple[float, float] | None
     """95%, a fraction. Over several seeds: of the ratio of their geometric means less 1, times the mean at weight 0, so
-    that `difference` need not be at its centre; None if the seeds of each side are equal. Otherwise over the utterances
-    of these two trials."""
+    that `difference` need not be at its centre; None if the seeds of each side are equal. Otherwise over the speakers
+    or utterances of these two trials (`ratio_interval`)."""
     seeds: tuple[int, ...]
     """Seeds that both sides have; no others count."""
     p: float | None
@@ -89,7 +89,7 @@ def wer_changes(pairs: Sequence[tuple[Entry, Entry]]) -> dict[str, WERChange]:
         if not all(words for _, words in (*after, *before)):
             continue
         if len(pairs) == 1:
-            changes[condition] = _over_utterances(*pairs[0], condition)
+            changes[condition] = _of_two_trials(*pairs[0], condition)
         else:
             changes[condition] = _over_seeds(after, before, tuple(entry.seed for entry, _ in pairs))
     return changes
@@ -143,18 +143,19 @@ def _over_seeds(after: list[tuple[int, int]], before: list[tuple[int, int]], see
     return WERChange(wer - baseline, (low, high), seeds, result.p, equivalence_p=equivalence, margin=share * baseline)
 
 
-def _over_utterances(after: Entry, before: Entry, condition: str) -> WERChange:
+def _of_two_trials(after: Entry, before: Entry, condition: str) -> WERChange:
     ours, theirs = after.hypotheses[condition], before.hypotheses[condition]
-    difference, interval = difference_over_utterances(ours, theirs)
+    difference, interval = difference_of_two_trials(ours, theirs)
     return WERChange(difference, interval, (after.seed,), None)
 
 
-def difference_over_utterances(
+def difference_of_two_trials(
     ours: Mapping[str, ScoredHypothesis], theirs: Mapping[str, ScoredHypothesis]
 ) -> tuple[float, tuple[float, float] | None]:
-    """The difference of two word error rates, ours minus theirs, with its 95% interval over the same utterances.
+    """The difference of two word error rates, ours minus theirs, on the same utterances, with its 95% interval.
 
-    The interval is of these two trials and says nothing about other seeds; None with fewer than ten utterances.
+    The interval is over their speakers or utterances (`ratio_interval`) and says nothing about other seeds; None with
+    fewer than ten utterances.
     """
     differences = [ours[id].errors - theirs[id].errors for id in sorted(ours)]
     words, speakers = [ours[id].words for id in sorted(ours)], [ours[id].speaker for id in sorted(ours)]

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.common.errors import PipelineError
 from pipeline.common.formatting import markdown_table, p_text, rounded
 from pipeline.common.metrics import BY_ACTIVATION, RELOCATED, RELOCATED_BY_RATIO
-from pipeline.common.statistics import SIGNIFICANCE_LEVEL, holm, mean_interval, ratio_interval, share_p
+from pipeline.common.statistics import MIN_SPEAKERS, SIGNIFICANCE_LEVEL, holm, mean_interval, ratio_interval, share_p
 from pipeline.comparison.changes import MARGIN_POINTS, MARGIN_SHARE, RESAMPLINGS, WERChange
 from pipeline.comparison.entries import Entry, Task
 from pipeline.comparison.sink_records import Column, Records, read_records
@@ -61,8 +61,8 @@ NOTES = (
     f"{100 * MARGIN_POINTS:g} points and {MARGIN_SHARE:.0%} of that at weight 0 "
     f"(two one-sided tests, {SIGNIFICANCE_LEVEL:.0%}).",
     "[ ]: 95% interval, over seeds if there are several (number in parentheses), else over the utterances of this one "
-    "trial, which says nothing about other trials. If it includes the bound, the claim is inconclusive; for roles, p "
-    "decides.",
+    f"trial (of a word error rate over its speakers, if there are {MIN_SPEAKERS} or more), which says nothing about "
+    "other trials. If it includes the bound, the claim is inconclusive; for roles, p decides.",
 )
 
 
@@ -294,7 +294,7 @@ def _about_error_rates(comparison: Comparison, task: Task, variant: Variant) -> 
     all_rates = [other.rates for other in comparison.tasks if other.group == task.group]
     if change is None or len(all_rates) < 2:
         return
-    sample = f"over {len(change.seeds)} seeds" if change.is_over_seeds else "over the utterances of these two trials"
+    sample = f"over {len(change.seeds)} seeds" if change.is_over_seeds else "of these two trials alone"
     text = f"change in points: {change}, {sample}"
     if all(own >= other for rates in all_rates for own, other in zip(task.rates, rates, strict=True)):
         yield "at the highest rate the word error rate falls", _falls(change), text

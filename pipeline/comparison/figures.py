@@ -40,7 +40,7 @@ def summary_figures(comparison: Comparison) -> dict[str, Figure]:
     """The figures of all tasks together that the trials allow, by file name.
 
     `wer_against_rate` if a modality has several rates, `against_weight` if a task has several weights, and `overview`:
-    weight 0, one that keeps BOS dominant and one that relocates the sink.
+    weight 0, one that does not relocate the sink and one that does.
     """
     drawn = {
         "wer_against_rate": wer_against_rate(comparison),
@@ -87,9 +87,8 @@ def overview(comparison: Comparison) -> Figure | None:
     """Without and with decorrelation, a column each: largest |h| above, cosine to BOS below.
 
     The task is the one with most intermediate sinks at weight 0, by activation or by attention; of equals the one with
-    more streams. The columns are weight 0; of the weights that keep the dominant sink at BOS, the one with the lowest
-    word error rate on validation, whatever metric `select` of a sweep file names; and the one that most often relocates
-    the sink.
+    more streams. The columns are weight 0; of the weights that do not relocate the sink, the one with the lowest word
+    error rate on validation, whatever metric `select` of a sweep file names; and the one that relocates it most often.
     None if no task has a done trial at weight 0 and at another.
     """
     columns = {task: chosen for task in comparison.tasks if (chosen := _before_and_after(comparison, task))}
@@ -125,7 +124,7 @@ def _largest(cell: Cell, names: Sequence[str]) -> float:
 
 
 def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
-    """Weight 0, the best that keeps BOS dominant and the one that most often relocates the sink, as available; none
+    """Weight 0, the best that does not relocate the sink and the one that relocates it most often, as available; none
     without weight 0."""
     done = [variant for variant in comparison.variants if not comparison.cell(task, variant).gap]
     after = [variant for variant in done if comparison.cell(task, variant).changes]
@@ -135,9 +134,11 @@ def _before_and_after(comparison: Comparison, task: Task) -> list[Variant]:
         return value.mean if value else np.inf
 
     def relocated(variant: Variant) -> float:
-        return _largest(comparison.cell(task, variant), tuple(RELOCATION_METRICS.values()))
+        """By how much BOS is dominant in fewer utterances than without the loss, by attention or by ratio."""
+        now, before = (comparison.cell(task, each) for each in (variant, variant.without_loss()))
+        return max(_largest(now, [name]) - _largest(before, [name]) for name in RELOCATION_METRICS.values())
 
-    relocating = [variant for variant in after if relocated(variant) > relocated(variant.without_loss()) + RELOCATION]
+    relocating = [variant for variant in after if relocated(variant) > RELOCATION]
     keeping = [variant for variant in after if variant not in relocating]
     shown = [min(keeping, key=validation)] if keeping else []
     shown += [max(relocating, key=relocated)] if relocating else []
@@ -150,9 +151,11 @@ def _column_title(cell: Cell, variant: Variant) -> str:
     lines += [f"{text}, change {change}" if change else text for text in _wer_text(cell)]
     if counts := sink_counts(cell):
         lines += textwrap.wrap(f"sinks per utterance: {counts}", COUNTS_WIDTH)
-    if any(name in cell.metrics for name in RELOCATION_METRICS.values()):
-        share = _largest(cell, tuple(RELOCATION_METRICS.values()))
-        lines.append(f"dominant sink is not BOS: {share:.0%} of utterances")
+    shares = [
+        f"{cell.metrics[name].mean:.0%} by {kind}" for kind, name in RELOCATION_METRICS.items() if name in cell.metrics
+    ]
+    if shares:
+        lines += textwrap.wrap(f"BOS not dominant: {', '.join(shares)}", COUNTS_WIDTH)
     return "\n".join([*lines, *_seed_text(cell)])
 
 

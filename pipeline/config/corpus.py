@@ -58,7 +58,7 @@ class Corpus(Section):
     out: str = "data/corpus"
     """Folder of the prepared corpus."""
     seed: int = 0
-    """Seed of the splits and the noise."""
+    """Seed of the splits and the noise; in the synthetic corpus of everything: voices, sentences, faces."""
     video: bool = True
     """Whether videos are prepared; false prepares audio only: mouths are neither detected nor drawn."""
     face_detector: str = "data/weights/face-detector"

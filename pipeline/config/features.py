@@ -105,7 +105,8 @@ class FeaturesSection(Section):
     """Folder of cached features."""
     batch_size: Count = 8
     """Utterances that are read, and held in memory, per batch of the encoders. Rounded up to 16 or a multiple for
-    Whisper on a GPU, which encodes 16 windows at a time; AV-HuBERT and HuBERT encode one utterance at a time."""
+    Whisper with padded windows on a GPU, which encodes 16 of them at a time; other encoders take one utterance at a
+    time."""
     audio: Audio = Field(default={}, validate_default=True)
     video: Video = Field(default={}, validate_default=True)
     augmentation: Augmentation = Augmentation()

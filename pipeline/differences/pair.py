@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.common.code import tree_digest
 from pipeline.common.metrics import METRICS, find, is_bound
 from pipeline.common.strict_yaml import read_yaml
-from pipeline.comparison.changes import difference_over_utterances
+from pipeline.comparison.changes import difference_of_two_trials
 from pipeline.differences.sessions import ABSENT, changed_packages, changed_surroundings
 from pipeline.trials.environment import archived_sources
 from pipeline.trials.folder import Trial
@@ -182,7 +182,7 @@ def _compare_results(a: Trial, b: Trial, notes: list[str]) -> tuple[list[MetricC
     for condition in lines_a.keys() & lines_b.keys():
         references = [{id: line.reference for id, line in lines[condition].items()} for lines in (lines_a, lines_b)]
         if references[0] == references[1]:
-            _, intervals[f"wer/{condition}"] = difference_over_utterances(lines_b[condition], lines_a[condition])
+            _, intervals[f"wer/{condition}"] = difference_of_two_trials(lines_b[condition], lines_a[condition])
         else:
             notes.append(f"The utterances of {condition} are not the same in both: they are not paired.")
     names = sorted((name for name in metrics_a | metrics_b if not is_bound(name)), key=_order)

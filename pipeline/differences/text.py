@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator
 
 from pipeline.common.metrics import PERCENT, find
+from pipeline.common.statistics import MIN_SPEAKERS
 from pipeline.differences.pair import Differences, Disagreement, MetricChange, Values
 from pipeline.differences.sessions import ABSENT
 from pipeline.trials.folder import Trial
@@ -15,8 +16,9 @@ DIGITS = 12
 """Of a digest that is shown."""
 NUMBER = 11
 METRICS_NOTE = (
-    "Differences of percentages are points. [ ]: 95% interval over the utterances of these two trials. It does "
-    "not compare the settings with which they were trained: that takes several seeds of each."
+    "Differences of percentages are points. [ ]: 95% interval over the speakers of these two trials (their utterances, "
+    f"with fewer than {MIN_SPEAKERS} speakers). It does not compare the settings with which they were trained: that "
+    "takes several seeds of each."
 )
 
 

@@ -31,8 +31,8 @@ MEL_WINDOW = WINDOW // FRAME * MEL_FRAMES
 MIN_FRAMES = 25
 """Minimum number of vectors: half a second."""
 CUDA_WINDOWS = 16
-"""Windows per batch on a GPU. On a CPU it is one: its 1,500 positions occupy all cores, and larger batches are slower
-(tiny.en, two cores, bfloat16: 0.055 s per window alone, 0.068 s in a batch of eight)."""
+"""Padded windows per batch on a GPU. On a CPU it is one: its 1,500 positions occupy all cores, and larger batches are
+slower (tiny.en, two cores, bfloat16: 0.055 s per window alone, 0.068 s in a batch of eight)."""
 
 
 class Whisper:

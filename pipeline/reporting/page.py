@@ -30,8 +30,8 @@ CAPTIONS = {
     "against_keys": "Each metric against each searched key; points of the Pareto front in blue.",
     "overview": "Without and with the decorrelation loss: the largest activations after each layer, and the cosine of "
     "each token's hidden state to that of BOS.",
-    "wer_against_rate": "Word error rate against the downsampling rate, with 95% intervals over utterances (or the "
-    "standard deviation over seeds).",
+    "wer_against_rate": "Word error rate against the downsampling rate, with 95% intervals over speakers or "
+    "utterances (or the standard deviation over seeds).",
     "against_weight": "Error rates and sink metrics against the decorrelation weight.",
     "largest_activations": "{task}: the three largest |h| and the median after each layer, mean over utterances.",
     "cosine_to_bos": "{task}: cosine to BOS after each layer, of intermediate sinks and of the other tokens.",

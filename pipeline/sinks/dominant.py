@@ -39,17 +39,17 @@ class _RoleCounts:
 
 
 class DominantSinks:
-    """Running counts of the dominant sink: by attention (`importance`, of the response; in plain text of all tokens),
+    """Running counts of the dominant sink: by `attention` (of the response; in plain text of all tokens),
     by ratio, and by ratio among the tokens other than BOS (`ratio_intermediate`); and the most massive tokens."""
 
     def __init__(self) -> None:
-        self._roles = {name: _RoleCounts() for name in ("importance", "ratio", "ratio_intermediate")}
+        self._roles = {name: _RoleCounts() for name in ("attention", "ratio", "ratio_intermediate")}
         self._most_massive: dict[str, dict[str, Any]] = {}
 
     def add(self, captured: Captured, tokens: Tokens, utterance_ids: Sequence[str]) -> None:
         """Add one batch."""
         ranking, is_ranked = attention_ranking(captured, tokens)
-        self._roles["importance"].add(captured, ranking.argmax(1), is_ranked & captured.has_response)
+        self._roles["attention"].add(captured, ranking.argmax(1), is_ranked & captured.has_response)
         if not captured.has_inner_layers:
             return
         bos_ratio = tokens.of_bos(tokens.max_ratio)

@@ -156,7 +156,7 @@ class Driver:
                 return
 
     def _suggest(self) -> None:
-        """Add the search's next point to an empty queue."""
+        """Add the search's next points, up to one with something to do, to an empty queue."""
         if self._queue or not self._search:
             return
         suggested = self._search.next()
@@ -165,7 +165,7 @@ class Driver:
         self._view.add(suggested, self._costs(suggested), self._search.trials_left)
         if self._early_stopping:
             self._early_stopping.add(suggested)
-        self._queue.extend(suggested)
+        self._queue.extend(planned for planned in suggested if not planned.is_over)
 
     def _costs(self, trials: Iterable[PlannedTrial]) -> dict[str, Cost | None]:
         return {planned.identity: self._cost_model.remaining(planned, Status.NEW) for planned in trials}

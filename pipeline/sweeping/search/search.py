@@ -61,19 +61,20 @@ class Search:
         return self._suggestions.points_left * len(self._sweep.seeds)
 
     def next(self) -> list[PlannedTrial]:
-        """The new trials of the next point that has any; empty once all points are suggested."""
+        """The new trials of the next points, up to the first with one that is not over, or to the last."""
+        new: list[PlannedTrial] = []
         while self._suggestions.points_left:
             known = {planned.identity for planned in self._suggestions.trials}
             suggestion = self._suggest()
-            new = [planned for planned in suggestion.trials if planned.identity not in known]
+            new += [planned for planned in suggestion.trials if planned.identity not in known]
             self._tell_known()
-            if todo := [planned for planned in new if not planned.is_over]:
-                return todo
+            if not all(planned.is_over for planned in new):
+                break
             if not suggestion.is_repeated:
                 self._log(f"{suggestion.name}  already evaluated")
             elif self._suggestions.repeats == MAX_REPEATS:
                 self._log(f"the search ends: its last {MAX_REPEATS} suggestions were points that it had tried before")
-        return []
+        return new
 
     def ended(self, planned: PlannedTrial, failed: bool = False) -> None:
         """A trial is over, or failed permanently: report the outcome of its point once all seeds have ended."""
