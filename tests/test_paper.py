@@ -38,8 +38,8 @@ SMALL = {
     "model.lora": {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]},
     "train.epochs": 3,
     "train.batch_frames": 250,
-    "train.checkpoint_every": 3,
-    "train.validate_every": 6,
+    "train.checkpoint_every": 1,
+    "train.validate_every": 3,
     "train.log_every": 1,
     "train.loaders": 0,
     "evaluate.max_new_tokens": 6,
@@ -52,7 +52,9 @@ GRID = 36
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory):
-    return trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out")
+    """An utterance of each speaker."""
+    own = trees.speakers(trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out"))
+    return [one for one, *_ in own.values()]
 
 
 def filmed(spoken, carphone, side, folder):
