@@ -115,8 +115,16 @@ def project(prepared, tmp_path) -> Path:
 
 
 @pytest.fixture
-def untracked(monkeypatch) -> None:
-    """Commands of a small project do not write to MLflow, which takes seconds: they print a warning."""
+def figureless(monkeypatch) -> None:
+    """Sweeps of a small project draw no figures, which takes seconds."""
+    from project import PROGRAMS, WITHOUT_FIGURES
+
+    monkeypatch.setitem(PROGRAMS, "sweep", WITHOUT_FIGURES)
+
+
+@pytest.fixture
+def bare(figureless, monkeypatch) -> None:
+    """Nor do commands write to MLflow: they print a warning."""
     from project import TRACKING
 
     monkeypatch.setitem(TRACKING, "MLFLOW_TRACKING_URI", "none")

@@ -83,9 +83,23 @@ def environment() -> dict[str, str]:
     return os.environ | own | TRACKING
 
 
+PROGRAMS: dict[str, str] = {}
+"""Programs that are run in place of commands."""
+WITHOUT_FIGURES = """
+import runpy
+from pipeline.comparison import output
+output._figures = lambda *_: []
+runpy.run_module("pipeline.sweep", run_name="__main__", alter_sys=True)
+"""
+
+
+def _line(name: str, *words: str) -> list[str]:
+    return [*(["-c", PROGRAMS[name]] if name in PROGRAMS else ["-m", f"pipeline.{name}"]), *words]
+
+
 def command(folder: Path, *words: str, timeout: float | None = None) -> subprocess.CompletedProcess:
     """Run `python -m pipeline.<words>` in a project; its output is captured as text."""
-    return warm.run(["-m", f"pipeline.{words[0]}", *words[1:]], folder, environment(), timeout)
+    return warm.run(_line(*words), folder, environment(), timeout)
 
 
 def program(folder: Path, code: str) -> str:
@@ -171,4 +185,4 @@ def answers(address: str) -> bool:
 
 def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> warm.Process:
     """Begin `python -m pipeline.<words>` in a project, under other variables than those of `environment` if given."""
-    return warm.Process(["-m", f"pipeline.{words[0]}", *words[1:]], folder, env or environment())
+    return warm.Process(_line(*words), folder, env or environment())

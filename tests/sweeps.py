@@ -3,7 +3,6 @@ without Ray."""
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 
 import psutil
@@ -116,14 +115,6 @@ def results(folder):
 
 def table(folder):
     return (folder / "results/sweeps/small/table.txt").read_text()
-
-
-def with_figures(folder, swept):
-    """Copy the figures of a sweep to another that will have equal results: it draws them again only if they differ."""
-    here, there = (path / "results/sweeps/small" for path in (folder, swept))
-    here.mkdir(parents=True, exist_ok=True)
-    for name in ("figures.json", *json.loads((there / "figures.json").read_text())["files"]):
-        shutil.copy(there / name, here)
 
 
 def checkpoint_of(folder, step):

@@ -19,6 +19,7 @@ import av
 import numpy as np
 import pytest
 import trees
+from jobs import double_or_die
 from project import group_lives, wait_until
 from trees import TREES, Spoken, params
 
@@ -779,12 +780,6 @@ def test_a_file_written_before_a_kill_is_not_taken_for_the_one_recorded_at_its_p
 
 def _short(one: Spoken) -> tuple[np.ndarray, np.ndarray]:
     return read_video_gray(one.mp4)[:15], read_audio(one.wav)[: 15 * 640]
-
-
-def double_or_die(number: int) -> int:
-    if number == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
 
 
 def test_a_job_that_kills_its_process_stops_no_other() -> None:

@@ -37,7 +37,7 @@ SMALL = {
     "corpus.held_out": {"validation": 2, "test": 2, "by": "speaker"},
     "model.lora": {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]},
     "train.epochs": 3,
-    "train.batch_frames": 250,
+    "train.batch_frames": 100,
     "train.checkpoint_every": 1,
     "train.validate_every": 3,
     "train.log_every": 1,
@@ -52,9 +52,11 @@ GRID = 36
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory):
-    """An utterance of each speaker."""
-    own = trees.speakers(trees.make_spoken(tmp_path_factory.mktemp("spoken") / "out"))
-    return [one for one, *_ in own.values()]
+    """A short utterance of each speaker."""
+    folder = tmp_path_factory.mktemp("spoken")
+    (folder / "sentences.txt").write_text("good morning\nsee you later\n")
+    said = trees.make_spoken(folder / "out", f"corpus.synthetic.sentences={folder}/sentences.txt")
+    return [one for one, *_ in trees.speakers(said).values()]
 
 
 def filmed(spoken, carphone, side, folder):

@@ -23,7 +23,7 @@ def journal(folder):
     return file.read_text()
 
 
-def test_killed_at_random_times_it_has_the_results_of_an_undisturbed_search(prepared, untracked, tmp_path):
+def test_killed_at_random_times_it_has_the_results_of_an_undisturbed_search(prepared, bare, tmp_path):
     undisturbed, killed = (
         shutil.copytree(prepared, tmp_path / name, symlinks=True) for name in ("undisturbed", "killed")
     )

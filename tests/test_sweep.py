@@ -22,7 +22,6 @@ from sweeps import (
     table,
     temporary,
     trials,
-    with_figures,
     worker,
 )
 
@@ -85,7 +84,7 @@ def test_the_plan_shows_done_shared_and_remaining_trials(swept, tmp_path):
     assert "2 combinations share trials: 1 trials, 1 done, 0 to do" in narrowed.stdout
 
 
-def test_another_evaluation_trains_nothing_and_updates_the_table(swept, tmp_path):
+def test_another_evaluation_trains_nothing_and_updates_the_table(swept, bare, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
     ran = command(folder, "sweep", "sweep.yaml", "--set", "evaluate.max_new_tokens=1")
     assert ran.returncode == 0, ran.stderr
@@ -116,7 +115,7 @@ def test_the_status_of_an_ended_sweep_needs_no_inputs(swept, tmp_path):
     assert "this sweep has run no trial yet; start it, or see --plan" in unknown.stderr
 
 
-def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, tmp_path):
+def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, bare, tmp_path):
     """Another sweep, or one with another `--set`, may have been recorded in its folder."""
     folder = shutil.copytree(swept, tmp_path / "project", symlinks=True)
     for name in (PLAN_FILE, TRIALS_FILE):
@@ -126,8 +125,7 @@ def test_a_sweep_with_nothing_left_to_do_is_recorded(swept, tmp_path):
     assert status(folder)[2] == "2 trials: 2 done"
 
 
-def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept, untracked):
-    with_figures(project, swept)
+def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interval_at_most(project, swept, bare):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     first, second, counts, who = status(project)
@@ -176,8 +174,7 @@ def test_killed_worker_killed_driver_and_damaged_files_lose_a_checkpoint_interva
     assert table(project) == table(swept)
 
 
-def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept, untracked):
-    with_figures(project, swept)
+def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(project, swept, bare):
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     driver.send_signal(signal.SIGINT)
@@ -204,7 +201,7 @@ def test_interrupted_it_ends_after_a_checkpoint_and_two_drivers_finish_it_once(p
     assert table(project) == table(swept)
 
 
-def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, untracked, tmp_path):
+def test_one_diverges_another_is_interrupted_twice_and_ray_keeps_to_itself(project, bare, tmp_path):
     """The temporary folder is that of a batch job, whose path is too long for sockets; no file is left there or in the
     home folder."""
     home, job = tmp_path / "home", tmp_path / "slurm_jobdir/1355700/tmp.node0016"
@@ -331,7 +328,7 @@ def test_inputs_of_an_axis_are_prepared_and_used(project):
     assert trained.returncode == 0, trained.stderr
 
 
-def test_trials_that_are_stopped_early_stay_stopped(project, untracked):
+def test_trials_that_are_stopped_early_stay_stopped(project, bare):
     halving = {"kind": "asha", "grace": 4, "factor": 2}
     axes = {"model.modality": ["audio"], "train.learning_rate": [3e-3, 1e-9]}
     specify(project, set={"train.steps": 16}, axes=axes, seeds=[0, 1], scheduler=halving)

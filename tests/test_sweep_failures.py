@@ -25,7 +25,6 @@ from sweeps import (
     table,
     temporary,
     trials,
-    with_figures,
     worker,
 )
 
@@ -33,7 +32,7 @@ from pipeline.common.hardware import auto_precision
 from pipeline.sweeping.status import read_plan
 
 
-def test_a_full_disk_fails_trials_and_loses_nothing(project, swept, untracked):
+def test_a_full_disk_fails_trials_and_loses_nothing(project, swept, bare):
     with small_disk(project / "runs") as enlarge:
         full = command(project, "sweep", "sweep.yaml", "--retries", "0")
         assert full.returncode == 1, full.stdout
@@ -41,20 +40,18 @@ def test_a_full_disk_fails_trials_and_loses_nothing(project, swept, untracked):
         assert "free some space" in full.stdout
         assert "Traceback" not in full.stdout + full.stderr
         enlarge()
-        with_figures(project, swept)
         again = command(project, "sweep", "sweep.yaml")
         assert again.returncode == 0, again.stderr
         assert results(project) == results(swept)
         assert table(project) == table(swept)
 
 
-def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatch):
+def test_a_tracking_server_that_dies_is_updated_later(project, swept, figureless, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     # Overrides the setting of the small project.
     tracked = environment() | {"MLFLOW_TRACKING_URI": address}
-    with_figures(project, swept)
     server = serve(project, port)
     try:
         driver = start(project, "sweep", "sweep.yaml", env=tracked)
@@ -85,10 +82,9 @@ def test_a_tracking_server_that_dies_is_updated_later(project, swept, monkeypatc
         assert finals[identity]["data"]["metrics"]["wer/test"] == expected["wer/test"]
 
 
-def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, untracked, monkeypatch):
+def test_a_node_of_a_cluster_is_killed_in_the_middle(project, swept, bare, monkeypatch):
     # Until Ray detects the loss of a node, it may place further attempts there.
     specify(project, concurrency=2, retries=4)
-    with_figures(project, swept)
     with cluster_of_two() as (cluster, nodes):
         # The token of another cluster has no effect on one without a token.
         monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
@@ -130,7 +126,7 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_missing_resources_of_a_cluster_are_an_error(project, head, tmp_path):
+def test_missing_resources_of_a_cluster_are_an_error(project, bare, head, tmp_path):
     port, own = head
 
     def refused(settings, **changes):
@@ -195,7 +191,7 @@ def test_an_unreachable_cluster_is_an_error(project):
     assert "Traceback" not in refused.stderr
 
 
-def test_an_attempt_that_the_memory_monitor_ends_has_failed(project):
+def test_an_attempt_that_the_memory_monitor_ends_has_failed(project, bare):
     low = environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
     driver = start(project, "sweep", "sweep.yaml", "--only", "steps=240", env=low)
     printed, errors = driver.communicate(timeout=240)
@@ -208,10 +204,9 @@ def test_an_attempt_that_the_memory_monitor_ends_has_failed(project):
     assert "memory monitor" in json.loads(mark.read_text())["reason"]
 
 
-def test_a_killed_ray_is_started_again(project, swept, untracked):
+def test_a_killed_ray_is_started_again(project, swept, bare):
     """Its control store, then its raylet: without either, Ray itself would hang for a minute and end the driver."""
     specify(project, retries=2)
-    with_figures(project, swept)
     driver = start(project, "sweep", "sweep.yaml")
     wait_until(lambda: checkpoint_of(project, 10), driver, "a checkpoint")
     first = worker(project)

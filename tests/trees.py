@@ -28,11 +28,11 @@ class Spoken:
     mp4: Path
 
 
-def make_spoken(folder: Path) -> list[Spoken]:
-    """Twelve utterances of six speakers."""
+def make_spoken(folder: Path, *more: str) -> list[Spoken]:
+    """Twelve utterances of six speakers, with these settings."""
     sizes = "{train: 4, validation: 1, test: 1}", "{train: 8, validation: 2, test: 2}"
     settings = [f"corpus.synthetic.voices={sizes[0]}", f"corpus.synthetic.utterances={sizes[1]}", QUIET]
-    prepare(load_params(ROOT / "params.yaml", [*settings, f"corpus.out={folder}"]), workers=1)
+    prepare(load_params(ROOT / "params.yaml", [*settings, f"corpus.out={folder}", *more]), workers=1)
     return [Spoken(u.speaker, u.text, folder / u.audio, folder / str(u.video)) for u in read_manifest(folder)]
 
 
