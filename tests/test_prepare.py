@@ -306,6 +306,12 @@ def wait_for_media(folder: Path, process: subprocess.Popen, count: int) -> None:
     wait_until(lambda: len(list(folder.rglob("*.mp4"))) >= count, process, "media", every=0.02)
 
 
+def recorded(folder: Path) -> int:
+    """The number of clips that the journal has."""
+    journal = folder / "clips.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
 
 
@@ -315,7 +321,7 @@ def test_a_run_that_is_stopped_again_and_again_is_resumed(tmp_path: Path) -> Non
         process = subprocess.Popen(
             command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        wait_for_media(folder, process, done + 4)
+        wait_until(lambda more=done + 4: recorded(folder) >= more, process, "further clips", every=0.02)
         # Ctrl-C in a terminal reaches the process group; the other signals only the command.
         if number is signal.SIGINT:
             os.killpg(process.pid, number)

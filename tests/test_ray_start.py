@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from project import free_port
 
+from pipeline.cluster import environment
 from pipeline.cluster.connection import Channel, Lost
 from pipeline.cluster.pool import slots
 from pipeline.cluster.start import require_gpus
@@ -25,6 +27,12 @@ from pipeline.sweeping.worker_precision import with_worker_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 16.0, "node:10.0.0.1": 1.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+def test_a_wrong_address_is_not_queried_for_its_token(monkeypatch):
+    """Which takes half a minute, with a token of another cluster in the home folder."""
+    monkeypatch.setattr(environment.subprocess, "run", None)
+    assert not environment.requires_token(f"127.0.0.1:{free_port()}")
 
 
 def test_slots_are_counted_per_node():

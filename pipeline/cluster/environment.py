@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ RAY = "r"
 """Ray's folder, in a temporary folder that only this user can read (`temporary.py`): Ray lets all read its own."""
 OUTPUT = "ray.txt"
 """The output of Ray's processes, in the temporary folder."""
+ANSWER_SECONDS = 10.0
 QUERY_SECONDS = 30.0
 _REFUSED = 3
 _QUERY = f"""
@@ -52,11 +54,24 @@ def has_token() -> bool:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").exists()
 
 
+def no_answer(address: str) -> str | None:
+    """Why nothing answers at an address, or None. Ray itself needs minutes to detect a wrong one."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        return f"does not answer ({error.strerror or error})"
+    return None
+
+
 def requires_token(address: str) -> bool:
     """Whether a cluster refuses clients without its token; False if it does not answer.
 
     Queried in another process, since Ray reads its authentication mode once per process.
     """
+    if no_answer(address):
+        return False
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr", "stdin"), subprocess.DEVNULL)
     try:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.cluster.environment import OUTPUT, RAY, has_token
+from pipeline.cluster.environment import OUTPUT, RAY, has_token, no_answer
 from pipeline.common.errors import PipelineError
 
 OBJECT_STORE_BYTES = 100 << 20
 """Little is sent through Ray: features are memory-mapped files."""
-ANSWER_SECONDS = 10
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
@@ -61,15 +59,9 @@ def _start_error(address: str | None, folder: Path, error: Exception) -> Pipelin
 
 
 def require_answer(address: str) -> None:
-    """Connect once, since Ray itself needs minutes to detect a wrong address."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        reason = f"does not answer ({error.strerror or error})"
-        raise PipelineError(f"Ray at {address}", reason, "start it there: ray start --head --port=PORT") from None
+    """PipelineError if nothing answers at an address."""
+    if reason := no_answer(address):
+        raise PipelineError(f"Ray at {address}", reason, "start it there: ray start --head --port=PORT")
 
 
 def dead_process() -> str | None:
