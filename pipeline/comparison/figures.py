@@ -150,13 +150,19 @@ def _column_title(cell: Cell, variant: Variant) -> str:
     change = cell.changes.get("test")
     lines += [f"{text}, change {change}" if change else text for text in _wer_text(cell)]
     if counts := sink_counts(cell):
-        lines += textwrap.wrap(f"sinks per utterance: {counts}", COUNTS_WIDTH)
+        lines += _wrapped(f"sinks per utterance: {counts}")
     shares = [
         f"{cell.metrics[name].mean:.0%} by {kind}" for kind, name in RELOCATION_METRICS.items() if name in cell.metrics
     ]
     if shares:
-        lines += textwrap.wrap(f"BOS not dominant: {', '.join(shares)}", COUNTS_WIDTH)
+        lines += _wrapped(f"BOS not dominant: {', '.join(shares)}")
     return "\n".join([*lines, *_seed_text(cell)])
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of `COUNTS_WIDTH` letters that keep "0.41 by attention" together."""
+    lines = textwrap.wrap(text.replace(" by ", "\N{NO-BREAK SPACE}by\N{NO-BREAK SPACE}"), COUNTS_WIDTH)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 @matplotlib.rc_context(drawing.STYLE)
