@@ -22,7 +22,7 @@ python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOK
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address="$head:$((20000 + SLURM_JOB_ID % 20000))"
-# Nodes that only work are ended soon after the sweep is; whether it went well, it says itself.
+# Nodes that only work are ended soon after the sweep is, and srun calls that a failure: the file FINISHED tells of the sweep.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=30 \
   ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- \

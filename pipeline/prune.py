@@ -162,7 +162,7 @@ class _Usage:
     @classmethod
     def of_sweep(cls, sweep: Sweep) -> Self:
         usage = cls(sweep.specification.name)
-        all_params = list(suggested_params(sweep)) if sweep.space else [point.params for point in sweep.points]
+        all_params = list(suggested_params(sweep)) if sweep.space else [point.params for point in sweep.seeded_points]
         try:
             usage._identities = {planned.identity for planned in trials_and_suggestions(sweep)[0]}
             for params in distinct_inputs(sweep):

@@ -22,7 +22,7 @@ from pipeline.sweeping.driver import Driver
 from pipeline.sweeping.engine import Outcome
 from pipeline.sweeping.inputs import distinct_inputs, missing_inputs_error, missing_sources, needed_stages
 from pipeline.sweeping.interruption import interrupted_by
-from pipeline.sweeping.plan import PlannedTrial, plan_lines, point_name, trials_of_points
+from pipeline.sweeping.plan import PlannedTrial, plan_lines, seeded_point_name, trials_of_seeded_points
 from pipeline.sweeping.preflight import require_valid_models
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.results import SWEEP_LOG, next_lines, publish_results, results_folder
@@ -130,22 +130,22 @@ def show_plan(sweep: Sweep, file: str, params_file: str, address: str | None = N
         for error in missing_sources(sweep, file, params_file):
             print(f"warning: {error}")
         if sweep.space:
-            print(f"{sweep.search.trials} points will be suggested; the bounds of their ranges:")
-        print(*dict.fromkeys(point_name(point) for point in sweep.points), sep="\n")
+            print(f"{sweep.search.points} points will be suggested; the bounds of their ranges:")
+        print(*dict.fromkeys(seeded_point_name(point) for point in sweep.seeded_points), sep="\n")
         print("their status and cost are known once these stages have run")
         return
     trials, suggestions = trials_and_suggestions(sweep)
     # For a search, each combination of options.
-    options = trials_of_points(sweep) if suggestions else trials
+    options = trials_of_seeded_points(sweep) if suggestions else trials
     require_valid_models(options)
     print("\n".join(plan_lines(trials)))
-    model = CostModel(sweep.points[0].params.train.runs)
+    model = CostModel(sweep.seeded_points[0].params.train.runs)
     costs = [model.remaining(planned, planned.status) for planned in trials if not planned.is_over]
     if suggestions and sweep.only:
         print(f"{len(suggestions.points)} suggested points match --only, which suggests no others")
     elif suggestions:
         made, left = len(suggestions.points), suggestions.points_left
-        print(f"{made} of {sweep.search.trials} points suggested, {left} left to suggest")
+        print(f"{made} of {sweep.search.points} points suggested, {left} left to suggest")
         each = mean_cost(model.remaining(option, Status.NEW) for option in options)
         costs += suggestions.points_left * len(sweep.seeds) * [each]
     if costs:
@@ -170,7 +170,7 @@ def run(arguments: Namespace) -> None:
         if line := charts_line(name):
             print(line)
         return
-    require_valid_models(trials_of_points(sweep) if suggestions else trials)
+    require_valid_models(trials_of_seeded_points(sweep) if suggestions else trials)
     if arguments.retries is not None:
         specification = sweep.specification.model_copy(update={"retries": arguments.retries})
         sweep = replace(sweep, specification=specification)

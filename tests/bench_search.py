@@ -82,7 +82,7 @@ def grid(count: int) -> Stopwatch:
     loaded = sweep("grid", axes={"decorrelation.weight": {"loguniform": [0.001, 1], "samples": count}})
     watch = Stopwatch()
     with watch:
-        for planned in plan.trials_of_points(loaded):
+        for planned in plan.trials_of_seeded_points(loaded):
             assert not planned.is_over
     return watch
 

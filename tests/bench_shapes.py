@@ -68,7 +68,7 @@ AVHUBERT = Sizes(width=1024, layers=24, hidden=4096)
 
 def paper() -> Params:
     """The parameters of one trial of the paper's grid; its paths are relative to the working folder."""
-    params = load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).points[0].params
+    params = load_sweep(ROOT / "experiments/paper.yaml", ROOT / "params.yaml", only=CHOSEN).seeded_points[0].params
     # Each part is measured separately: the LLM gets cached features.
     return params.model_copy(update={"features": params.features.model_copy(update={"mode": "cached"})})
 

@@ -24,7 +24,7 @@ from pipeline.corpora.manifest import read_manifest
 from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups, read_index
 from pipeline.sweeping.engine import Ended, Failed, Outcome, start_engine
-from pipeline.sweeping.plan import PlannedTrial, trials_of_points
+from pipeline.sweeping.plan import PlannedTrial, trials_of_seeded_points
 from pipeline.sweeping.specification import Specification
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.tracking.writer import write_trials
@@ -75,7 +75,7 @@ def specify(name: str, seeds: int, **more: Any) -> list[PlannedTrial]:
     common = {"train.steps": 1, "model.modality": "video", "train.checkpoint_every": 1}
     text = {"name": name, "set": common, "seeds": list(range(seeds)), **more}
     Path(f"{name}.yaml").write_text(yaml.safe_dump(text))
-    return trials_of_points(load_sweep(f"{name}.yaml"))
+    return trials_of_seeded_points(load_sweep(f"{name}.yaml"))
 
 
 def sweep(name: str) -> tuple[float, list[str]]:
@@ -247,7 +247,7 @@ def large() -> None:
     specify("large", 6, set={"train.steps": 1, "model.modality": "video", "corpus.out": "data/large"})
     plan = [sys.executable, "-m", "pipeline.sweep", "large.yaml", "--plan"]
     planned = [seconds(lambda: subprocess.run(plan, env=environment(), check=True, capture_output=True)) for _ in "12"]
-    for trial in trials_of_points(load_sweep("large.yaml")):
+    for trial in trials_of_seeded_points(load_sweep("large.yaml")):
         if not trial.is_over:
             created = Trial.create(trial.params.train.runs, trial.params, planned_data(trial))
             created.finish(trial.evaluation, {"wer/validation": 0.5, "wer/test": 0.5})

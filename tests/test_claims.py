@@ -91,7 +91,7 @@ def test_without_sinks_claims_about_their_properties_are_inconclusive(tmp_path: 
     for statement in ("they occur at certain roles", "the MLP writes them", "they align with BOS"):
         assert (by_name[0, statement].verdict, by_name[0, statement].value) == (
             ClaimVerdict.INCONCLUSIVE,
-            "there is no intermediate sink",
+            "there is no intermediate sink by activation",
         )
 
 

@@ -16,7 +16,7 @@ from test_train import losses_of, the_trial, wait_for_checkpoint
 from pipeline.config import load_params
 from pipeline.reproduce import check
 from pipeline.sweeping.inputs import distinct_inputs, needed_stages
-from pipeline.sweeping.plan import trials_of_points
+from pipeline.sweeping.plan import trials_of_seeded_points
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.trials.folder import Trial
 from pipeline.trials.provenance import sessions
@@ -332,7 +332,7 @@ def test_a_sweep_over_modes_computes_features_for_cached_trials_only(prepared, t
     Path("sweep.yaml").write_text(yaml.safe_dump({"name": "small", "axes": axes}))
     sweep = load_sweep("sweep.yaml", "params.yaml", [], [])
     assert not [stage for params in distinct_inputs(sweep) for stage in needed_stages(params)]
-    trials = trials_of_points(sweep)
+    trials = trials_of_seeded_points(sweep)
     # Noise is not seen.
     assert len(trials) == 7
     assert sorted(len(planned.settings) for planned in trials) == [1] * 6 + [2]

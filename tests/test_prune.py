@@ -21,7 +21,7 @@ from pipeline.encoders import store
 from pipeline.encoders.resumable import group_writer
 from pipeline.encoders.store import feature_groups
 from pipeline.prune import StoredFolder, stored_folders, unused
-from pipeline.sweeping.plan import trials_of_points
+from pipeline.sweeping.plan import trials_of_seeded_points
 from pipeline.sweeping.status import read_plan, record_plan
 from pipeline.sweeping.sweep_file import Sweep, load_sweep
 from pipeline.sweeping.worker_precision import planned_anywhere, precision_variants
@@ -70,7 +70,7 @@ def extract(params: Params) -> set[str]:
 def run(path: str = SWEEP, *overrides: str, record: bool = True, only: Sequence[str] = ()) -> set[str]:
     """Create the trials of a sweep, and record them as its driver does; returns the names of their folders."""
     sweep = load_sweep(path, overrides=overrides, only=only)
-    planned = trials_of_points(sweep)
+    planned = trials_of_seeded_points(sweep)
     for one in planned:
         Trial.create("runs", one.params, TrialInputs(one.params).training.digests)
     if record:
@@ -280,7 +280,7 @@ def test_a_command_that_trains_nothing_finds_the_trials_of_another_precision() -
     sweep = load_sweep(SWEEP)
     assert planned_anywhere(sweep)[0] is sweep
     [other] = [one for one in precision_variants(sweep) if identities(one) != identities(sweep)]
-    for planned in trials_of_points(other):
+    for planned in trials_of_seeded_points(other):
         Trial.create("runs", planned.params, TrialInputs(planned.params).training.digests)
         planned.trial.metrics_log.append(1, {"loss/cross_entropy": 1.0})
     found, trials, _ = planned_anywhere(sweep)
@@ -296,8 +296,8 @@ def test_without_gpus_auto_is_the_precision_of_the_cpu(
     Path(SWEEP).write_text(
         f"name: small\nset: {{train.precision: auto, train.device: auto}}\nresources: {{gpus: {gpus}}}\n"
     )
-    assert [planned.params.train.precision for planned in trials_of_points(load_sweep(SWEEP))] == [expected]
+    assert [planned.params.train.precision for planned in trials_of_seeded_points(load_sweep(SWEEP))] == [expected]
 
 
 def identities(sweep: Sweep) -> set[str]:
-    return {planned.identity for planned in trials_of_points(sweep)}
+    return {planned.identity for planned in trials_of_seeded_points(sweep)}

@@ -126,9 +126,9 @@ def test_the_precision_of_workers_is_queried_once(tmp_path, monkeypatch):
     assert with_worker_precision(sweep) is sweep
     monkeypatch.setattr(worker_precision, "start_engine", queried_engine)
     first = with_worker_precision(sweep, "10.0.0.1:6379")
-    assert [point.params.train.precision for point in first.points] == ["bfloat16", "float32"]
-    assert {point.params.features.video.precision for point in first.points} == {"bfloat16"}
-    assert {point.params.features.audio.precision for point in first.points} == {"float32"}
+    assert [point.params.train.precision for point in first.seeded_points] == ["bfloat16", "float32"]
+    assert {point.params.features.video.precision for point in first.seeded_points} == {"bfloat16"}
+    assert {point.params.features.audio.precision for point in first.seeded_points} == {"float32"}
     # Not queried again.
     monkeypatch.setattr(worker_precision, "start_engine", None)
     assert with_worker_precision(sweep, "10.0.0.1:6379") == with_worker_precision(sweep) == first

@@ -266,11 +266,11 @@ PROGRAM = """
 import sys
 sys.path.insert(0, TESTS)
 from trials import finish
-from pipeline.sweeping.plan import trials_of_points
+from pipeline.sweeping.plan import trials_of_seeded_points
 from pipeline.sweeping.sweep_file import load_sweep
 from pipeline.trials.folder import Trial
 from pipeline.training.inputs import TrialInputs
-for number, planned in enumerate(trials_of_points(load_sweep("experiments/small.yaml"))):
+for number, planned in enumerate(trials_of_seeded_points(load_sweep("experiments/small.yaml"))):
     if number < 2:
         params = planned.params
         trial = Trial.create(params.train.runs, params, TrialInputs(params).training.digests)

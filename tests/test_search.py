@@ -156,7 +156,7 @@ def test_the_precision_of_workers_applies_to_suggestions(searched, tmp_path, mon
     sweep = searched(trials=1, axes=WEIGHT, set={"train.precision": "auto"}).sweep
     for native in ("float32", "bfloat16"):
         write_json(results_folder(sweep) / PRECISION_FILE, {"precision": {"auto": native, "cpu": native}})
-        assert with_worker_precision(sweep).point({"decorrelation.weight": 0.3}).params.train.precision == native
+        assert with_worker_precision(sweep).seeded_point({"decorrelation.weight": 0.3}).params.train.precision == native
 
 
 def test_the_recorded_plan_includes_later_suggestions(searched, tmp_path):
@@ -366,8 +366,8 @@ def test_minimised_sinks_are_measured_on_validation(tmp_path):
     for metrics, measured in ((WER, False), ([WER, SINKS], True)):
         path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": metrics}}))
         sweep = load_sweep(path, ROOT / "params.yaml")
-        assert {point.params.sinks.validation for point in sweep.points} == {measured}
-        assert {point.params.sinks.split for point in sweep.points} == {"test"}
+        assert {point.params.sinks.validation for point in sweep.seeded_points} == {measured}
+        assert {point.params.sinks.split for point in sweep.seeded_points} == {"test"}
 
 
 def test_the_table_of_a_search_is_printed_and_written_once(searched, monkeypatch, tmp_path, capsys):

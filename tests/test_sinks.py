@@ -305,7 +305,7 @@ def test_planted_dimensions_and_layers_are_discovered(summary: SinkSummary) -> N
         assert (found["units"][0]["layer"], found["units"][0]["unit"]) == (SECOND_WRITER, 0)
     assert summary.metrics["sinks/mlp_share"] > 0.9
     assert summary.description["most_massive"]["bos"]["dimension"] == PLANTED
-    strongest = summary.description["strongest"]
+    strongest = summary.description["dominant"]
     assert set(strongest["ratio_intermediate"]) >= {"audio", "prompt"}
     assert strongest["ratio"]["bos"] == {
         "share": pytest.approx(1 - summary.metrics["sinks/relocated_share/ratio"]),
@@ -434,7 +434,7 @@ def test_a_sink_inside_a_plain_text_is_dominant() -> None:
         texts.append((f"text {length}", embeddings, torch.tensor([Role.BOS, *[Role.RESPONSE] * (length - 1)])))
     found = streamed(model, [texts])
     assert found.metrics["sinks/relocated_share"] == 1
-    ((role, dominant),) = found.description["strongest"]["attention"].items()
+    ((role, dominant),) = found.description["dominant"]["attention"].items()
     assert (role, dominant["share"]) == ("response", 1)
     assert dominant["relative_position"] == pytest.approx((6 / 15 + 6 / 19) / 2)
     _, captured = captured_batch(model, texts)

@@ -11,7 +11,7 @@ from pipeline.sweep import main
 from pipeline.sweeping import resources
 from pipeline.sweeping.cost import Cost, cost_line
 from pipeline.sweeping.inputs import missing_sources
-from pipeline.sweeping.plan import name_without_seed, point_name
+from pipeline.sweeping.plan import name_without_seed, seeded_point_name
 from pipeline.sweeping.resources import planned_concurrency
 from pipeline.sweeping.specification import Resources, Specification
 from pipeline.sweeping.sweep_file import load_sweep
@@ -33,41 +33,41 @@ def load(tmp_path):
 
 
 def settings(sweep):
-    return [point.settings for point in sweep.points]
+    return [point.settings for point in sweep.seeded_points]
 
 
 def test_axes_are_multiplied_in_their_order(load):
     tasks = [{"model.modality": "audio", "model.rates.audio": 4}, {"model.modality": "video"}]
     sweep = load(axes={"task": tasks, **WEIGHTS}, seeds=[0, 1])
-    assert len(sweep.points) == 8
+    assert len(sweep.seeded_points) == 8
     assert settings(sweep)[0] == {**tasks[0], "decorrelation.weight": 0, "train.seed": 0}
     assert settings(sweep)[1]["train.seed"] == 1
-    assert [p.params.model.modality for p in sweep.points] == ["audio"] * 4 + ["video"] * 4
-    assert sweep.points[0].params.model.rates.audio == 4
-    assert sweep.points[-1].params.model.rates.audio == sweep.base.model.rates.audio
+    assert [p.params.model.modality for p in sweep.seeded_points] == ["audio"] * 4 + ["video"] * 4
+    assert sweep.seeded_points[0].params.model.rates.audio == 4
+    assert sweep.seeded_points[-1].params.model.rates.audio == sweep.base.model.rates.audio
 
 
 def test_keys_of_a_section_that_is_null_are_set(load):
     alpha = {"features.mode": "online", "features.video.encoder": "avhubert", "features.video.weights": "weights"}
     sweep = load(set=alpha | {"features.video.lora.alpha": 8}, axes={"features.video.lora.rank": [4, 8]})
-    assert [point.params.features.video.lora.rank for point in sweep.points] == [4, 8]
+    assert [point.params.features.video.lora.rank for point in sweep.seeded_points] == [4, 8]
     assert sweep.base.features.video.lora is None
 
 
 def test_without_axes_it_has_the_trial_of_the_parameters(load):
     sweep = load()
-    assert [point.params for point in sweep.points] == [sweep.base]
+    assert [point.params for point in sweep.seeded_points] == [sweep.base]
 
 
 def test_nested_axis_values_do_not_leak_between_trials(load):
     rates = {"model.rates": {"audio": 4, "video": 2}}
     sweep = load(set=rates, axes={"task": [{"model.rates.audio": 16}, {"model.modality": "video"}]})
-    assert [p.params.model.rates.audio for p in sweep.points] == [16, 4]
+    assert [p.params.model.rates.audio for p in sweep.seeded_points] == [16, 4]
 
 
 def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
     axes = {"model.modality": ["audio", "video"]}
-    assert len(load(axes=axes, primary="ASR 16", only=["modality=video"]).points) == 1
+    assert len(load(axes=axes, primary="ASR 16", only=["modality=video"]).seeded_points) == 1
     with pytest.raises(
         PipelineError, match=r"primary: unknown task 'audio 16'; expected one of: \['ASR 16', 'VSR 5'\]"
     ):
@@ -75,9 +75,9 @@ def test_the_planned_comparison_is_of_a_task_of_the_sweep(load):
 
 
 def test_several_gpus_have_a_rank_each(load):
-    assert load(resources={"gpus": 4}).points[0].params.train.ranks == 4
-    assert [load(resources={"gpus": gpus}).points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
-    assert load(set={"train.ranks": 2}).points[0].params.train.ranks == 2
+    assert load(resources={"gpus": 4}).seeded_points[0].params.train.ranks == 4
+    assert [load(resources={"gpus": gpus}).seeded_points[0].params.train.ranks for gpus in (0, 0.5, 1)] == [1, 1, 1]
+    assert load(set={"train.ranks": 2}).seeded_points[0].params.train.ranks == 2
 
 
 CORPORA = [
@@ -88,11 +88,11 @@ CORPORA = [
 
 def test_values_of_an_axis_can_have_names(load):
     sweep = load(axes={"dataset": CORPORA, **WEIGHTS})
-    assert [point.params.corpus.kind for point in sweep.points] == ["lrs2", "lrs2", "lrs3", "lrs3"]
-    assert "name" not in sweep.points[0].settings
-    assert point_name(sweep.points[-1]).endswith("weight 0.1 seed 0 LRS3")
-    assert [point.dataset for point in sweep.points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
-    assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).points) == 2
+    assert [point.params.corpus.kind for point in sweep.seeded_points] == ["lrs2", "lrs2", "lrs3", "lrs3"]
+    assert "name" not in sweep.seeded_points[0].settings
+    assert seeded_point_name(sweep.seeded_points[-1]).endswith("weight 0.1 seed 0 LRS3")
+    assert [point.dataset for point in sweep.seeded_points] == ["LRS2", "LRS2", "LRS3", "LRS3"]
+    assert len(load(axes={"dataset": CORPORA, **WEIGHTS}, only=["dataset=LRS3"]).seeded_points) == 2
     with pytest.raises(PipelineError, match="matches no trial; dataset is one of: LRS2, LRS3"):
         load(axes={"dataset": CORPORA}, only=["dataset=GRID"])
 
@@ -101,7 +101,7 @@ def test_values_of_an_axis_can_have_names(load):
 def test_the_planned_comparison_of_several_corpora_names_the_corpus_as_tables_do(load, primary):
     renamed = [CORPORA[0] | {"name": "mine"}, CORPORA[1]]
     axes = {"model.modality": ["audio", "video"], "dataset": renamed}
-    assert len(load(axes=axes, primary="mine ASR 16", only=["dataset=LRS3"]).points) == 2
+    assert len(load(axes=axes, primary="mine ASR 16", only=["dataset=LRS3"]).seeded_points) == 2
     expected = r"expected one of: \['LRS3 ASR 16', 'LRS3 VSR 5', 'mine ASR 16', 'mine VSR 5'\]"
     with pytest.raises(PipelineError, match=rf"primary: unknown task '{primary}'; {expected}"):
         load(axes=axes, primary=primary)
@@ -161,8 +161,8 @@ def test_weights_that_no_source_makes_are_listed(load, tmp_path, monkeypatch):
 
 
 def test_the_name_of_a_point_keeps_the_seed_of_another_axis(load, tmp_path):
-    (point,) = load(axes={"corpus.seed": [12]}, set={"corpus.out": "data/mine"}, seeds=[1]).points
-    planned = planned_trial(tmp_path, point_name(point), "train.seed=1")
+    (point,) = load(axes={"corpus.seed": [12]}, set={"corpus.out": "data/mine"}, seeds=[1]).seeded_points
+    planned = planned_trial(tmp_path, seeded_point_name(point), "train.seed=1")
     assert planned.name == "AVSR 16, 5 weight 0 seed 1 seed 12"
     assert name_without_seed(planned) == "AVSR 16, 5 weight 0 seed 12"
 
@@ -170,38 +170,38 @@ def test_the_name_of_a_point_keeps_the_seed_of_another_axis(load, tmp_path):
 def test_names_have_no_settings_that_the_task_tells(load):
     tasks = [{"model.modality": "audio"}, {"model.modality": "video", "train.learning_rate": 5e-4}]
     sweep = load(axes={"task": tasks, "model.lora.rank": [4, 8]})
-    assert [point_name(point) for point in sweep.points] == [
+    assert [seeded_point_name(point) for point in sweep.seeded_points] == [
         f"{task} weight 0 seed 0 rank {rank}" for task in ("ASR 16", "VSR 5") for rank in (4, 8)
     ]
     # Here two values are the same task.
     again = [*tasks, {"model.modality": "video", "train.learning_rate": 1e-3}]
-    names = [point_name(point) for point in load(axes={"task": again}).points]
+    names = [seeded_point_name(point) for point in load(axes={"task": again}).seeded_points]
     assert names[1:] == [f"VSR 5 weight 0 seed 0 learning_rate {rate}" for rate in (5e-4, 1e-3)]
 
 
 def test_names_have_no_paths(load):
     unnamed = [{key: value for key, value in corpus.items() if key != "name"} for corpus in CORPORA]
     sweep = load(axes={"dataset": unnamed, "features.audio.weights": ["/my/weights/whisper", "/my/weights/tiny"]})
-    assert [point_name(point).partition(" seed 0 ")[2] for point in sweep.points] == [
+    assert [seeded_point_name(point).partition(" seed 0 ")[2] for point in sweep.seeded_points] == [
         "LRS2 weights whisper", "LRS2 weights tiny", "LRS3 weights whisper", "LRS3 weights tiny"
     ]  # fmt: skip
 
 
 def test_a_section_can_be_an_axis(load):
     sweep = load(axes={"model.rates": [{"audio": 4, "video": 2}, {"audio": 16, "video": 5}]})
-    assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.points] == [(4, 2), (16, 5)]
+    assert [(p.params.model.rates.audio, p.params.model.rates.video) for p in sweep.seeded_points] == [(4, 2), (16, 5)]
 
 
 def test_axes_override_common_settings_and_the_command_line_overrides_the_file(load):
     sweep = load(set={"train.steps": 300, "train.batch_size": 4}, axes=WEIGHTS, overrides=["train.steps=7"])
-    assert {(p.params.train.steps, p.params.train.batch_size) for p in sweep.points} == {(7, 4)}
-    assert load(set={"decorrelation.weight": 3}, axes=WEIGHTS).points[1].params.decorrelation.weight == 0.1
+    assert {(p.params.train.steps, p.params.train.batch_size) for p in sweep.seeded_points} == {(7, 4)}
+    assert load(set={"decorrelation.weight": 3}, axes=WEIGHTS).seeded_points[1].params.decorrelation.weight == 0.1
 
 
 def test_draws_are_reproducible_and_more_samples_begin_with_the_same(load):
     def drawn(kind, samples, bounds):
         sweep = load(axes={"train.learning_rate": {kind: bounds, "samples": samples}})
-        return [point.params.train.learning_rate for point in sweep.points]
+        return [point.params.train.learning_rate for point in sweep.seeded_points]
 
     for kind in ("uniform", "loguniform"):
         few, many = drawn(kind, 3, [1e-5, 1e-1]), drawn(kind, 50, [1e-5, 1e-1])
@@ -215,11 +215,11 @@ def test_draws_are_reproducible_and_more_samples_begin_with_the_same(load):
 
 def test_only_narrows_by_the_end_of_a_key(load):
     axes = {"model.modality": ["audio", "video"], **WEIGHTS}
-    assert len(load(axes=axes, only=["modality=audio"]).points) == 2
-    (point,) = load(axes=axes, only=["modality=audio", "decorrelation.weight=0.1"]).points
+    assert len(load(axes=axes, only=["modality=audio"]).seeded_points) == 2
+    (point,) = load(axes=axes, only=["modality=audio", "decorrelation.weight=0.1"]).seeded_points
     assert point.settings == {"model.modality": "audio", "decorrelation.weight": 0.1}
     # An axis comes before other keys with the same ending.
-    assert len(load(axes=axes, only=["weight=0"]).points) == 2
+    assert len(load(axes=axes, only=["weight=0"]).seeded_points) == 2
 
 
 def test_only_keeps_trials_that_use_the_key(load):
@@ -231,7 +231,7 @@ def test_only_keeps_trials_that_use_the_key(load):
     axes = {"task": tasks, **WEIGHTS}
 
     def kept(*only):
-        points = load(axes=axes, only=only, set={"model.rates": {"audio": 16, "video": 5}}).points
+        points = load(axes=axes, only=only, set={"model.rates": {"audio": 16, "video": 5}}).seeded_points
         return [(p.params.model.modality, p.params.decorrelation.weight) for p in points]
 
     # Video trials have an audio rate, and do not use it.
@@ -248,7 +248,7 @@ def test_only_keeps_trials_that_use_the_key(load):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_specifications_of_the_repository_are_valid(file):
-    assert load_sweep(file, ROOT / "params.yaml").points
+    assert load_sweep(file, ROOT / "params.yaml").seeded_points
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ METRICS: list[Metric] = [
     Metric("sinks/feature_jaccard", "dimensions shared with BOS", NUMBER, "", CSV_ONLY,
            "Jaccard index of the massive dimensions of intermediate sinks and of BOS."),
     Metric("sinks/definition_jaccard", "agreement of definitions", NUMBER, "", CSV_ONLY,
-           "Jaccard index of the sinks by activation and by attention."),
+           "Jaccard index of the sinks by activation and by attention, BOS included, mean over utterances."),
     Metric("sinks/secondary_lifetime", "lifetime of secondary sinks", Unit("layers"), "", CSV_ONLY,
            "Number of layers in which a secondary sink persists."),
     Metric("sinks/decorrelation", "decorrelation loss", NUMBER, "lower", CSV_ONLY,

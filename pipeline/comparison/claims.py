@@ -45,11 +45,12 @@ SINK_DEFINITIONS = {"activation": "", "attention": "/attention", "activation ove
 """Ends of the metrics that count intermediate sinks, by the definition of a sink."""
 RELOCATION_METRICS = {"attention": RELOCATED, "ratio": RELOCATED_BY_RATIO}
 """The metrics that find the dominant sink, by the value in which it is dominant."""
-NO_SINK = "there is no intermediate sink"
+NO_SINK = "there is no intermediate sink by activation"
 EVERY_CLAIM = "every claim"
 NOTES = (
     f"Intermediate sinks are present if there are more than {MIN_SINKS:g} per utterance; by activation: above "
     "sinks.tau (or 300) times the median, by attention: above sinks.epsilon of the heads' mean.",
+    "They, in the other claims at weight 0: the intermediate sinks by activation. "
     "They occur at certain roles if one role has a larger share of them than of the tokens; p: Hoeffding's bound over "
     f"seeds, or over the utterances with sinks of one trial, corrected for the roles (Holm), {SIGNIFICANCE_LEVEL:.0%}. "
     "Other shares are means over the same seeds. They share dimensions with "

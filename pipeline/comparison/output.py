@@ -190,7 +190,7 @@ def _parts(candidates: Sequence[_Candidate]) -> Iterator[str]:
         yield str(best)
     else:
         best = min(candidates, key=lambda candidate: (candidate.sinks, candidate.selection_wer))
-        yield f"every setting has {MIN_SINKS:g} or more intermediate sinks per utterance"
+        yield f"every weight and rate has {MIN_SINKS:g} or more intermediate sinks per utterance"
         yield f"the fewest are at {best}"
     rest = [other for other in candidates if other.variant.has_loss is not best.variant.has_loss]
     if not rest:

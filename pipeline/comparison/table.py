@@ -172,7 +172,7 @@ def compare(
     cells = {}
     for (task, variant), group in grouped.items():
         at_zero = sum(not entry.gap for entry in grouped.get((task, variant.without_loss()), []))
-        cells[task, variant] = _cell(group, baselines, at_zero, notes)
+        cells[task, variant] = _cell(f"{task} at {variant}", group, baselines, at_zero, notes)
     _correct(cells, primary)
     tasks = sorted({task for task, _ in cells}, key=lambda task: task.order)
     variants = sorted({variant for _, variant in cells}, key=lambda variant: variant.order)
@@ -193,14 +193,13 @@ def _baseline_key(entry: Entry) -> str:
     return json.dumps([str(entry.task), entry.seed, rest], sort_keys=True)
 
 
-def _cell(entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, notes: list[str]) -> Cell:
+def _cell(name: str, entries: Sequence[Entry], baselines: dict[str, Entry], at_zero: int, notes: list[str]) -> Cell:
     """The cell of these trials; what a reader must know of it is added to `notes`. `at_zero` is the number of done
     trials in the cell at weight 0."""
     done = [entry for entry in entries if not entry.gap]
     changes: dict[str, WERChange] = {}
     pairs = [(entry, baselines[_baseline_key(entry)]) for entry in done if _baseline_key(entry) in baselines]
     if pairs and done[0].decorrelation_weight > 0:
-        name = f"{done[0].task} at weight {done[0].decorrelation_weight:g}"
         try:
             changes = wer_changes(pairs)
         except PipelineError as error:

@@ -29,7 +29,8 @@ class Sinks(Section):
     """Split that sinks are measured on."""
     validation: bool = False
     """Whether sinks are measured on validation too, as `sinks/…/validation`, so that they can be used for selection.
-    A search that minimises such a metric sets it."""
+    A search that minimises such a metric sets it. Those of `sinks.every` are of the first utterances alone: in MLflow
+    the last point of such a curve is then of the whole split."""
     utterances: Count | None = None
     """Number of utterances measured, from the first; null measures all."""
     batch_size: Count = 8

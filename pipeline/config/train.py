@@ -36,8 +36,8 @@ class Train(Section):
     batch_size: Count = 16
     """Utterances per batch, of the validation loss too."""
     batch_frames: Count | None = None
-    """Maximum frames (25 per second, padding included) per training batch, in place of a number of utterances; a longer
-    utterance is a batch by itself. null uses `batch_size`."""
+    """Maximum video frames (25 per second, with audio alone too; padding included) per training batch, in place of a
+    number of utterances; a longer utterance is a batch by itself. null uses `batch_size`."""
     group_by_length: bool = False
     """Whether utterances of similar length form batches, to reduce padding."""
     accumulate: Count = 1

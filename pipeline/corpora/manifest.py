@@ -62,7 +62,8 @@ class Utterance:
 
     @property
     def condition(self) -> str:
-        """`clean`, `snr_0`, `snr_-5` …; metrics have `test` for clean, and `test/snr_0`."""
+        """Its noise: `clean`, `snr_0`, `snr_-5` …; a condition of results is the split with it, `test` for clean, and
+        `test/snr_0`."""
         return "clean" if self.snr is None else f"snr_{self.snr:g}"
 
 

@@ -165,11 +165,11 @@ class Reader(ABC):
     @abstractmethod
     def causes(self) -> dict[str, Any]:
         """Everything the corpus depends on: parameters, lists, code and weights, as JSON, with the `digest` of all.
-        Reads no clip."""
+        They are recorded as `settings` in prepare.json and with each clip. Reads no clip."""
 
     @abstractmethod
     def stale_media(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        """Patterns, for `remove_media`, of media that a change of settings makes invalid."""
+        """Patterns, for `remove_media`, of media that a change of what the corpus depends on makes invalid."""
 
     @abstractmethod
     def listing(self) -> Listing:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WINDOW = 30 * SAMPLE_RATE
 """Samples of the input length that Whisper was trained on."""
 VECTOR_RATE = 50
-"""Vectors per second."""
+"""Vectors, which are the encoder's frames, per second."""
 FRAME = SAMPLE_RATE // VECTOR_RATE
 """Samples per vector."""
 MEL_FRAMES = 2

@@ -66,9 +66,9 @@ class ReportSubject:
     specification: str
     """Its text."""
     by: str
-    """The metric that selects the best setting, such as `wer/validation`."""
+    """The metric that selects the best point, such as `wer/validation`."""
     best: Sequence[tuple[str, float]]
-    """Name of the best setting of each task, and its value."""
+    """Name of the best point of each task, and its value."""
     names: dict[str, str]
     """Names of the trials by identity."""
     missing: tuple[MissingTrial, ...]

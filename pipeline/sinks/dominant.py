@@ -75,6 +75,6 @@ class DominantSinks:
     def description(self) -> dict[str, Any]:
         """The roles of dominant sinks, as shares of utterances, and the most massive tokens overall."""
         return {
-            "strongest": {name: counts.description() for name, counts in self._roles.items()},
+            "dominant": {name: counts.description() for name, counts in self._roles.items()},
             "most_massive": self._most_massive,
         }

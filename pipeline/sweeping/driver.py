@@ -57,7 +57,7 @@ class Driver:
     ) -> None:
         self._specification, self._work, self._search, self._record = sweep.specification, work, search, record
         todo = [planned for planned in trials if not planned.is_over]
-        runs = trials[0].trial.folder.parent if trials else Path(sweep.points[0].params.train.runs).absolute()
+        runs = trials[0].trial.folder.parent if trials else Path(sweep.seeded_points[0].params.train.runs).absolute()
         self._cost_model = CostModel(runs)
         costs = self._costs(todo)
         require_space(runs, sum(cost.bytes for cost in costs.values() if cost), "the rest of this sweep")

@@ -21,7 +21,7 @@ def distinct_inputs(sweep: Sweep) -> list[Params]:
     """The parameters of one point for each distinct set of inputs."""
     distinct: dict[str, Params] = {}
     corpora: dict[str, Corpus] = {sweep.base.corpus.out: sweep.base.corpus}
-    for params in (point.params for point in sweep.points):
+    for params in (point.params for point in sweep.seeded_points):
         corpus = corpora.setdefault(params.corpus.out, params.corpus)
         if corpus != params.corpus:
             own = ", one of them that of params.yaml" if corpus is sweep.base.corpus else ""
@@ -53,7 +53,7 @@ def needed_stages(params: Params) -> list[str]:
 def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineError]:
     """An error for each missing path that the stages of a sweep, or its trials, would read, at the key that names it in
     `--set`, `file` (of the sweep) or `params_file`."""
-    own_keys = {key for point in sweep.points for key in point.settings} | sweep.specification.set.keys()
+    own_keys = {key for point in sweep.seeded_points for key in point.settings} | sweep.specification.set.keys()
     given_keys = {key for key, value in sweep.common.items() if sweep.specification.set.get(key) != value}
     missing: dict[str, PipelineError] = {}
 
@@ -81,7 +81,7 @@ def missing_sources(sweep: Sweep, file: str, params_file: str) -> list[PipelineE
 def _missing_weights(sweep: Sweep) -> Iterator[tuple[str, str]]:
     """The key and the folder of weights that a trial uses, which neither exists nor will be made from a source."""
     cases: dict[tuple[str, str, WeightsSection], None] = {}
-    for params in (point.params for point in sweep.points):
+    for params in (point.params for point in sweep.seeded_points):
         used = {"model.llm.weights": params.model.llm.weights}
         used |= {f"features.{s}.weights": getattr(params.features, s).weights for s in streams(params.model.modality)}
         cases |= {(key, folder, params.weights): None for key, folder in used.items() if folder}

@@ -103,11 +103,11 @@ def wait_until_any_free(trials: Sequence[PlannedTrial], stop: Path) -> None:
         time.sleep(WAIT_SECONDS)
 
 
-def trials_of_points(sweep: Sweep) -> list[PlannedTrial]:
-    """The trials of `sweep.points`, each once; of a search these are the corners of its space, not its suggestions.
-    PipelineError as `Planner.add`."""
+def trials_of_seeded_points(sweep: Sweep) -> list[PlannedTrial]:
+    """The trials of `sweep.seeded_points`, each once; of a search these are the corners of its space, not its
+    suggestions. PipelineError as `Planner.add`."""
     planner = Planner(sweep.specification)
-    for point in sweep.points:
+    for point in sweep.seeded_points:
         planner.add(point)
     return planner.trials
 
@@ -135,7 +135,7 @@ class Planner:
         identity, evaluation = training_identity(params, training), evaluation_digest(params, evaluated)
         if not (known := self._trials.get(identity)):
             trial = Trial.at(Path(params.train.runs).absolute(), identity)
-            name = point_name(point, params)
+            name = seeded_point_name(point, params)
             planned = PlannedTrial(
                 name, params, (point.settings,), identity, evaluation, trial, self._rule, point.dataset, training["llm"]
             )
@@ -172,7 +172,7 @@ def read_digests(params: Params) -> tuple[dict[str, str], dict[str, str]]:
     return training, evaluation
 
 
-def point_name(point: SeededPoint, params: Params | None = None) -> str:
+def seeded_point_name(point: SeededPoint, params: Params | None = None) -> str:
     """Name of the trial of a seeded point: task, weight, seed, and the settings of the axes that the task does not
     tell, by the name of the value if it has one, without paths. `params` have `train.precision` resolved, if known."""
     others = [

@@ -96,7 +96,7 @@ def search_result(sweep: Sweep, suggestions: Suggestions) -> "SearchResult":
     names = [*search.minimise, *map(of_test, search.minimise)]
     suggested = suggestions.points
     points = tuple(SearchPoint(s.number, s.name, s.settings, values_of(s, names), _status(s)) for s in suggested)
-    result = SearchResult(search.kind, search.trials, search.minimise, points, {})
+    result = SearchResult(search.kind, search.points, search.minimise, points, {})
     if len(result.done) < MIN_POINTS or not result.keys:
         return result
     from pipeline.sweeping.search.key_importance import key_importance

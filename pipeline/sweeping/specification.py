@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator
 
 from pipeline.common.errors import PipelineError
 from pipeline.config import Params, Section, assign, known_below, validate
@@ -57,8 +57,8 @@ class SearchSettings(Section):
     kind: Literal["tpe", "random", "gp", "nsga-ii"] = "tpe"
     """Optuna's samplers: tpe (tree-structured Parzen estimator), random, gp (Gaussian process; up to a second of one
     core per suggestion), nsga-ii (a genetic algorithm for several metrics)."""
-    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
-    """The number of points to suggest, each a trial per seed. It can be raised later."""
+    points: Annotated[int, Field(ge=1, le=MAX_TRIALS, validation_alias=AliasChoices("points", "trials"))]
+    """The number of points to suggest, each a trial per seed; formerly `trials`. It can be raised later."""
     minimise: tuple[Annotated[str, AfterValidator(_on_validation)], ...]
     """One or several metrics of the validation split, as means over the seeds of a point. Sink metrics
     (`sinks/intermediate_tokens_per_utterance/validation`) are measured on validation if they are named here."""
@@ -119,8 +119,10 @@ class LogUniform(Section):
     samples: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
 
 
-def point_params(path: str | Path, base: dict[str, Any], common: SettingsByKey, settings: SettingsByKey) -> Params:
-    """The parameters of a point: `base`, overridden by `common`, overridden by its own settings."""
+def seeded_point_params(
+    path: str | Path, base: dict[str, Any], common: SettingsByKey, settings: SettingsByKey
+) -> Params:
+    """The parameters of a seeded point: `base`, overridden by `common`, overridden by its own settings."""
     shown = ", ".join(f"{key}={value}" for key, value in settings.items())
     where = f"{path} at {shown}" if shown else path
     values = _copied(base)

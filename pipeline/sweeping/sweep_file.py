@@ -29,8 +29,8 @@ from pipeline.sweeping.specification import (
     SearchSettings,
     SettingsByKey,
     Specification,
-    point_params,
     require_key,
+    seeded_point_params,
 )
 from pipeline.trials.identity import task_name
 
@@ -73,7 +73,7 @@ class Sweep:
     specification: Specification
     base: Params
     """params.yaml without any setting of the sweep, for which `dvc repro` runs the stages."""
-    points: tuple[SeededPoint, ...]
+    seeded_points: tuple[SeededPoint, ...]
     """All points, each with each of its seeds; for a search, the corners of its space, which need every input that it
     can need."""
     space: Space | None = None
@@ -91,8 +91,8 @@ class Sweep:
     def _base_values(self) -> dict[str, Any]:
         return self.base.model_dump(mode="json")
 
-    def point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SeededPoint:
-        """The point with these settings of the axes and the seed.
+    def seeded_point(self, settings: SettingsByKey, chosen: Mapping[str, SettingsByKey] | None = None) -> SeededPoint:
+        """The seeded point with these settings of the axes and the seed.
 
         `chosen` is the value of each axis, with its name; by default the names are looked up in the search's space.
         PipelineError if the settings contradict each other.
@@ -102,7 +102,7 @@ class Sweep:
         with_name = {axis: value for axis, value in chosen.items() if NAME in value}
         by_axis = {axis: value[NAME] for axis, value in with_name.items()}
         by_key = {key: value[NAME] for value in with_name.values() for key in value.keys() - {NAME}}
-        params = point_params(self.path, self._base_values, self.common, settings)
+        params = seeded_point_params(self.path, self._base_values, self.common, settings)
         if self.auto_precisions:
             params = resolved_as(params, self.auto_precisions)
         return SeededPoint(settings, params, by_axis, by_key)
@@ -160,13 +160,13 @@ def _with_grid(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) -> 
     tasks: dict[str, dict[str, set[str]]] = {name: {label_of(value): set() for value in axes[name]} for name in axes}
     for chosen in itertools.product(*axes.values()):
         settings = {key: setting for value in chosen for key, setting in value.items() if key != NAME}
-        points.append(sweep.point(settings, dict(zip(axes, chosen, strict=True))))
+        points.append(sweep.seeded_point(settings, dict(zip(axes, chosen, strict=True))))
         for name, value in zip(axes, chosen, strict=True):
             tasks[name][label_of(value)].add(points[-1].task)
     told = {key for name, of_values in tasks.items() if _are_disjoint(of_values.values()) for key in keys[name]}
     points = [replace(point, told_by_task=frozenset(told)) for point in points]
     _require_consistent(path, specification, points)
-    return replace(sweep, points=tuple(narrow(points, only)))
+    return replace(sweep, seeded_points=tuple(narrow(points, only)))
 
 
 def _are_disjoint(sets: Collection[set[str]]) -> bool:
@@ -187,10 +187,10 @@ def _with_space(sweep: Sweep, overridden: SettingsByKey, only: Sequence[str]) ->
     if any(metric.startswith("sinks/") for metric in metrics):
         common = common | {"sinks.validation": True}
     sweep = replace(sweep, space=space, common=common, only=tuple(only))
-    points = tuple(map(sweep.point, space.corners()))
+    points = tuple(map(sweep.seeded_point, space.corners()))
     _require_consistent(path, specification, points)
     _require_unbiased_sinks(path, metrics, points)
-    return replace(sweep, points=points)
+    return replace(sweep, seeded_points=points)
 
 
 def _require_disjoint(path: str, axes: Mapping[str, set[str]], overridden: SettingsByKey) -> None:
@@ -243,12 +243,12 @@ def _require_comparable_lengths(sweep: Sweep) -> None:
     if rule is None:
         return
     where = f"{sweep.path}: scheduler"
-    lengths = sorted({point.params.train.steps or 0 for point in sweep.points})
+    lengths = sorted({point.params.train.steps or 0 for point in sweep.seeded_points})
     if len(lengths) > 1 or not lengths[0]:
         # The steps of an epoch are not known yet.
         reason = f"compares trials of {lengths} steps" if lengths[-1] else "compares trials of epochs"
         raise PipelineError(where, reason, "give all the same train.steps")
-    for interval in (point.params.train.validate_every for point in sweep.points):
+    for interval in (point.params.train.validate_every for point in sweep.seeded_points):
         for rung in rule.rungs(lengths[0]):
             if rung % interval:
                 reason = f"compares after {rung} steps, and train.validate_every is {interval}"

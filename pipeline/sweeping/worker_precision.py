@@ -27,7 +27,7 @@ def precision_variants(sweep: Sweep) -> list[Sweep]:
     variants: list[Sweep] = []
     for auto, cpu in product(get_args(ResolvedPrecision), repeat=2):
         variant = _resolved(sweep, {"auto": auto, "cpu": cpu})
-        if variant.points not in [known.points for known in variants]:
+        if variant.seeded_points not in [known.seeded_points for known in variants]:
             variants.append(variant)
     return variants
 
@@ -77,5 +77,5 @@ def _is_started(trials: list[PlannedTrial]) -> bool:
 
 
 def _resolved(sweep: Sweep, precisions: dict[str, ResolvedPrecision]) -> Sweep:
-    points = (replace(point, params=resolved_as(point.params, precisions)) for point in sweep.points)
-    return replace(sweep, points=tuple(points), auto_precisions=precisions)
+    points = (replace(point, params=resolved_as(point.params, precisions)) for point in sweep.seeded_points)
+    return replace(sweep, seeded_points=tuple(points), auto_precisions=precisions)

@@ -105,7 +105,7 @@ def _summary(model: AudioVisualLLM, params: Params, inputs: Inputs, split: str) 
 
 def followed_metrics(model: AudioVisualLLM, params: Params, inputs: Inputs) -> dict[str, float]:
     """The sink metrics that are followed during training, of the current model on the first validation utterances, by
-    the names of that split. Undefined ones are absent.
+    the names of that split; the evaluation measures all of it (`sinks.validation`). Undefined ones are absent.
 
     Weights, gradients and random numbers are not changed.
     """

@@ -25,7 +25,7 @@ from pipeline.trials.lease import Lease, LeaseTakenError
 
 
 class Search:
-    """Suggests points until there are `search.trials`. Use it within `opened`."""
+    """Suggests points until there are `search.points`. Use it within `opened`."""
 
     def __init__(self, sweep: Sweep, suggestions: Suggestions) -> None:
         assert sweep.space is not None
@@ -98,7 +98,7 @@ class Search:
         options = {name: value for name, value in settings.items() if not isinstance(value, float) or not value}
         case = f"{key} {options}"
         if case not in self._used_keys:
-            params = self._sweep.point(self._sweep.points[0].settings | settings).params
+            params = self._sweep.seeded_point(self._sweep.seeded_points[0].settings | settings).params
             # Every trial uses a part of each section.
             self._used_keys[case] = isinstance(attrgetter(key)(params), Section) or is_used(params, key)
         return self._used_keys[case]

@@ -15,7 +15,7 @@ from pipeline.common.errors import PipelineError
 from pipeline.common.journal import read_journal
 from pipeline.config import Params
 from pipeline.sweeping.narrowing import narrow
-from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, trials_of_points
+from pipeline.sweeping.plan import PlannedTrial, Planner, name_without_seed, trials_of_seeded_points
 from pipeline.sweeping.specification import SettingsByKey
 from pipeline.sweeping.sweep_file import SEED, SeededPoint, Sweep
 
@@ -64,7 +64,7 @@ class Suggestions:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._planner = Planner(sweep.specification)
-        reference = Planner(sweep.specification).add(self._points(sweep.points[0].settings)[0])
+        reference = Planner(sweep.specification).add(self._points(sweep.seeded_points[0].settings)[0])
         self.journal = _folder(reference.params) / f"{sweep.specification.name}-{_key(sweep, reference)}.jsonl"
         self.all: list[Suggestion] = []
         self._known: set[tuple[str, ...]] = set()
@@ -103,10 +103,10 @@ class Suggestions:
         """The number of points still to suggest."""
         if self._sweep.only or self.repeats >= MAX_REPEATS:
             return 0
-        return max(0, self._sweep.search.trials - len(self.points))
+        return max(0, self._sweep.search.points - len(self.points))
 
     def _points(self, settings: SettingsByKey) -> list[SeededPoint]:
-        return [self._sweep.point(settings | {SEED: seed}) for seed in self._sweep.seeds]
+        return [self._sweep.seeded_point(settings | {SEED: seed}) for seed in self._sweep.seeds]
 
     def _narrow(self, only: Sequence[str]) -> None:
         points = {suggestion.number: self._points(suggestion.settings) for suggestion in self.all}
@@ -124,18 +124,18 @@ class Suggestions:
 def trials_and_suggestions(sweep: Sweep) -> tuple[list[PlannedTrial], Suggestions | None]:
     """The trials of a sweep; for a search, those suggested so far, and the suggestions."""
     suggestions = Suggestions(sweep) if sweep.space else None
-    return suggestions.trials if suggestions else trials_of_points(sweep), suggestions
+    return suggestions.trials if suggestions else trials_of_seeded_points(sweep), suggestions
 
 
 def suggested_params(sweep: Sweep) -> Iterator[Params]:
     """The parameters of all points that searches of this name ever suggested, even if their inputs are missing."""
-    folder = _folder(sweep.points[0].params)
+    folder = _folder(sweep.seeded_points[0].params)
     for journal in sorted(folder.glob(f"{sweep.specification.name}-*.jsonl")):
         for line in read_journal(journal):
             for seed in sweep.seeds:
                 # An older journal can have keys that no longer exist, and then no trial can be its own.
                 with contextlib.suppress(PipelineError):
-                    yield sweep.point(line["settings"] | {SEED: seed}).params
+                    yield sweep.seeded_point(line["settings"] | {SEED: seed}).params
 
 
 def _folder(params: Params) -> Path:
