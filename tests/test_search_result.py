@@ -122,7 +122,8 @@ def test_the_answer_names_inconclusive_comparisons(tmp_path):
     assert answers(compare(one))[0].endswith("whether WER differs is inconclusive, with one seed.")
     many = [finished(tmp_path / "many", 0.1, 0, 3, 1.3), finished(tmp_path / "many", 0.2, 0, 2, 0.5)]
     assert answers(compare(many)) == [
-        "ASR: every weight and rate has 0.1 or more intermediate sinks per utterance; the fewest are at weight 0.2 at rate 16: "
+        "ASR: every weight and rate has 0.1 or more intermediate sinks per utterance; the fewest are at weight 0.2 at "
+        "rate 16: "
         "WER 3.3, sinks per utterance 0.50 by activation, 0.25 by attention; "
         "there is no trial at weight 0 to compare it with."
     ]
