@@ -59,7 +59,7 @@ def test_dvc_shows_metrics_and_plots(finished):
     assert not plots.get("errors")
 
 
-def test_a_sweep_runs_missing_stages_through_dvc(finished, tmp_path):
+def test_a_sweep_runs_missing_stages_through_dvc(finished, bare, tmp_path):
     project = shutil.copytree(finished, tmp_path / "project", symlinks=True)
     (project / "sweep.yaml").write_text("name: small\nset: {train.steps: 2}\naxes: {model.modality: [video]}\n")
     for lost in ("data/features", "results/features"):

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from project import answers, command, environment, free_port, small_disk, start, wait_until
+from project import WITHOUT_FIGURES, answers, command, environment, free_port, small_disk, start, wait_until
 from sweeps import (
     SWEEP,
     checkpoint_of,
@@ -150,24 +150,21 @@ def test_missing_resources_of_a_cluster_are_an_error(project, bare, head, tmp_pa
 
 
 ELSEWHERE = """
-import sys
 from pipeline.common import hardware
 # The driver's machine differs from its workers.
 here = hardware.auto_precision("cpu")
 hardware.auto_precision.cache_clear()
 hardware.is_bfloat16_faster = lambda: here != "bfloat16"
-sys.argv = ["sweep", *sys.argv[1:]]
-from pipeline.sweep import main
-main()
 """
 
 
-def test_workers_decide_the_precision(project, head):
+def test_workers_decide_the_precision(project, bare, head):
     port, own = head
     changes = {"set": SWEEP["set"] | {"train.precision": "auto"}, "resources": {"cpus": 1, "gpus": 0}}
     specify(project, **changes)
     words = ["sweep.yaml", "--only", "steps=10", "--address", f"127.0.0.1:{port}"]
-    line = [sys.executable, "-c", ELSEWHERE, *words]
+    program = ELSEWHERE + WITHOUT_FIGURES
+    line = [sys.executable, "-c", program, *words]
     done = subprocess.run(line, cwd=project, env=own, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     on_workers = auto_precision("cpu")
@@ -179,7 +176,7 @@ def test_workers_decide_the_precision(project, head):
     assert planned.params.train.precision == on_workers
     # Later commands use the same precision.
     plan = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, *words[:3], "--plan"], cwd=project, env=own, capture_output=True, text=True
+        [sys.executable, "-c", program, *words[:3], "--plan"], cwd=project, env=own, capture_output=True, text=True
     )
     assert "1 trials, 1 done, 0 to do" in plan.stdout, plan.stdout + plan.stderr
 
