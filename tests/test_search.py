@@ -195,6 +195,7 @@ def test_killed_with_several_running_no_trial_is_lost_or_trained_twice(searched)
 def test_more_trials_continue_a_search_and_fewer_train_nothing(searched):
     few = searched(trials=8)
     more = searched(trials=14)
+    assert more.suggestions.journal == few.suggestions.journal
     assert more.points[:8] == few.points
     assert len(more.points) == 14
     assert not set(more.trained) & set(few.trained)

@@ -144,5 +144,5 @@ def _folder(params: Params) -> Path:
 
 def _key(sweep: Sweep, reference: PlannedTrial) -> str:
     specification = sweep.specification
-    search = sweep.search.model_dump(mode="json", exclude={"trials"})
+    search = sweep.search.model_dump(mode="json", exclude={"points"})
     return digest([search, specification.axes, list(sweep.seeds), reference.identity])[:_KEY_DIGITS]
