@@ -62,7 +62,7 @@ class Stopwatch:
 
 def searched(kind: str, count: int, name: str) -> Stopwatch:
     """Time of all suggestions and of reporting their outcomes."""
-    search = {"kind": kind, "trials": count, "minimise": [WER, SINKS]}
+    search = {"kind": kind, "points": count, "minimise": [WER, SINKS]}
     loaded = sweep(name, axes=AXES, search=search)
     watch = Stopwatch()
     with Search(loaded, Suggestions(loaded)).opened(lambda line: None) as opened:
@@ -101,7 +101,7 @@ def main() -> None:
                 f"a point suggested by {kind}: {searched(kind, count, kind).each(count)}; aim: {aim} ms over a grid's"
             )
         searched("random", MANY, "thousand")
-        loaded = sweep("thousand", axes=AXES, search={"kind": "random", "trials": MANY + 1, "minimise": [WER, SINKS]})
+        loaded = sweep("thousand", axes=AXES, search={"kind": "random", "points": MANY + 1, "minimise": [WER, SINKS]})
         watch = Stopwatch()
         with watch, Search(loaded, Suggestions(loaded)).opened(lambda line: None):
             pass

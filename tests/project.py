@@ -144,6 +144,17 @@ def rewrite_manifest(corpus: Path, lines: list[dict]) -> None:
     (corpus / "prepare.json").write_text(json.dumps(settings))
 
 
+def line_count(path: Path) -> int:
+    """The number of complete lines of a file; 0 without it."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def recorded_media(journal: Path) -> set[Path]:
+    """The media of all clips that a corpus's journal has as finished."""
+    records = [json.loads(line.partition(" ")[2]) for line in journal.read_text().splitlines()]
+    return {journal.parent / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
+
+
 def group_lives(group: int) -> bool:
     """Whether any process of a group is left."""
     try:

@@ -123,6 +123,11 @@ def checkpoint_of(folder, step):
     return any(int(path.parent.name.rpartition("-")[2]) >= step for path in complete)
 
 
+def newest_checkpoint(folder):
+    """The step of the newest checkpoint of the unfinished trials, whole or not; 0 without any."""
+    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("runs/*/checkpoints/*-*")), default=0)
+
+
 def worker(folder):
     """Process id of the holder of the lease."""
     (lease,) = folder.glob("runs/*/lease.json")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import ROOT, command, environment, program, start, wait_until
+from project import ROOT, command, environment, line_count, program, recorded_media, start, wait_until
 from sweeps import add_node, cluster_of_two, make_inputs
 
 from pipeline.common.files import file_sha256
@@ -131,20 +131,20 @@ def test_a_stage_that_is_interrupted_and_loses_a_node_continues(prepared, tmp_pa
     journal = project / "data/corpus/clips.jsonl"
 
     process = start(project, "prepare", *words)
-    wait_until(lambda: lines(journal) >= 3, process, "three clips")
+    wait_until(lambda: line_count(journal) >= 3, process, "three clips")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted: finished work is kept; the same command continues from there"
-    before = lines(journal)
-    kept = {path: path.stat().st_mtime_ns for path in media(journal)}
+    before = line_count(journal)
+    kept = {path: path.stat().st_mtime_ns for path in recorded_media(journal)}
     assert 3 <= before < CLIPS
 
     extra = add_node(cluster)
     process = start(project, "prepare", *words)
-    wait_until(lambda: lines(journal) >= before + 4, process, "more clips")
+    wait_until(lambda: line_count(journal) >= before + 4, process, "more clips")
     cluster.remove_node(extra, allow_graceful=False)
-    assert lines(journal) < CLIPS
+    assert line_count(journal) < CLIPS
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
@@ -153,22 +153,14 @@ def test_a_stage_that_is_interrupted_and_loses_a_node_continues(prepared, tmp_pa
     extra = add_node(cluster)
     process = start(project, "features", "audio", *words)
     partial = project / "data/features"
-    wait_until(lambda: any(lines(path) > 3 for path in partial.glob("*.partial/journal.jsonl")), process, "features")
+    wait_until(
+        lambda: any(line_count(path) > 3 for path in partial.glob("*.partial/journal.jsonl")), process, "features"
+    )
     cluster.remove_node(extra, allow_graceful=False)
     assert process.poll() is None
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert content(project / "data/features") == content(calm / "data/features")
-
-
-def lines(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-def media(journal: Path) -> set[Path]:
-    """The media of all clips that are recorded as finished."""
-    records = [json.loads(line.partition(" ")[2]) for line in journal.read_text().splitlines()]
-    return {journal.parent / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
 
 
 def test_an_unreachable_cluster_is_an_error_of_the_stage(project):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from project import group_lives, wait_until
+from project import group_lives, line_count, recorded_media, wait_until
 
 from pipeline.common.errors import PipelineError
 from pipeline.common.files import file_sha256
@@ -306,22 +306,17 @@ def wait_for_media(folder: Path, process: subprocess.Popen, count: int) -> None:
     wait_until(lambda: len(list(folder.rglob("*.mp4"))) >= count, process, "media", every=0.02)
 
 
-def recorded(folder: Path) -> int:
-    """The number of clips that the journal has."""
-    journal = folder / "clips.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
 MANY = "corpus.synthetic.utterances={train: 36, validation: 2, test: 4}"
 
 
 def test_a_run_that_is_stopped_again_and_again_is_resumed(tmp_path: Path) -> None:
     folder, kept, done = tmp_path / "out", {}, 0
+    journal = folder / "clips.jsonl"
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
             command(folder, MANY), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        wait_until(lambda more=done + 4: recorded(folder) >= more, process, "further clips", every=0.02)
+        wait_until(lambda more=done + 4: line_count(journal) >= more, process, "further clips", every=0.02)
         # Ctrl-C in a terminal reaches the process group; the other signals only the command.
         if number is signal.SIGINT:
             os.killpg(process.pid, number)
@@ -335,10 +330,9 @@ def test_a_run_that_is_stopped_again_and_again_is_resumed(tmp_path: Path) -> Non
         assert not (folder / "manifest.jsonl").exists()
         wait_until(lambda group=process.pid: not group_lives(group), None, "all workers end with their parent", 120)
         assert all(path.stat().st_mtime_ns == made for path, made in kept.items())
-        records = [json.loads(line.partition(" ")[2]) for line in (folder / "clips.jsonl").read_text().splitlines(True)]
-        finished = {folder / path for record in records for u in record["lines"] for path in (u["audio"], u["video"])}
-        assert done < len(records) < 42
-        kept, done = {path: path.stat().st_mtime_ns for path in finished}, len(records)
+        assert done < line_count(journal) < 42
+        kept = {path: path.stat().st_mtime_ns for path in recorded_media(journal)}
+        done = line_count(journal)
     assert subprocess.run(command(folder, MANY), cwd=ROOT, capture_output=True).returncode == 0
     lines = read_manifest(folder)
     assert len(lines) == 36 + 2 + 4 * 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from project import command, start, wait_until
-from sweeps import is_alive, sessions
+from sweeps import is_alive, newest_checkpoint, sessions
 from test_train import losses_of, the_trial, wait_for_checkpoint, weights_of
 
 from pipeline.common.errors import PipelineError
@@ -69,11 +69,6 @@ def test_two_ranks_train_as_one_process_does(project, more, monkeypatch):
         close = 1e-5 if one["step"] == 1 else 2e-3
         for name in one.keys() - {"time", "throughput/utterances_per_second"}:
             assert other[name] == pytest.approx(one[name], rel=close), (one["step"], name)
-
-
-def newest_checkpoint(project) -> int:
-    """The step of it, 0 before the first."""
-    return max((int(path.name.rpartition("-")[2]) for path in project.glob("runs/*/checkpoints/*-*")), default=0)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def searched(tmp_path, monkeypatch, capsys):
 
     def run(folder="one", slots=1, lives=-1, trials=12, axes=AXES, only=(), **more):
         path = tmp_path / f"{folder}.yaml"
-        search = {"trials": trials, "minimise": [WER, SINKS], **more.pop("search", {})}
+        search = {"points": trials, "minimise": [WER, SINKS], **more.pop("search", {})}
         common = {"train.runs": str(tmp_path / folder), "train.precision": "float32", **more.pop("set", {})}
         path.write_text(yaml.safe_dump({"name": "s", "set": common, "axes": axes, "search": search, **more}))
         sweep = load_sweep(path, ROOT / "params.yaml", only=only)
@@ -339,13 +339,13 @@ def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(se
         ({"axes": {"corpus.seed": {"int": [0, 5]}}}, "corpus.seed is a range, and a stage runs for each value"),
         ({"axes": {"decorrelation.weight": [0.1, 0.1]}}, "twice"),
         ({"axes": {"decorrelation.weight": {"uniform": [-1, 1]}}}, "decorrelation.weight is -1"),
-        ({"search": {"trials": 0, "minimise": WER}}, "search.trials is 0"),
-        ({"search": {"trials": 3, "minimise": "wer/test"}}, "a metric of the validation split"),
-        ({"search": {"trials": 3, "minimise": [WER, WER]}}, "list each metric once"),
-        ({"search": {"trials": 3, "minimise": []}}, "search.minimise is []"),
-        ({"search": {"trials": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
+        ({"search": {"points": 0, "minimise": WER}}, "search.points is 0"),
+        ({"search": {"points": 3, "minimise": "wer/test"}}, "a metric of the validation split"),
+        ({"search": {"points": 3, "minimise": [WER, WER]}}, "list each metric once"),
+        ({"search": {"points": 3, "minimise": []}}, "search.minimise is []"),
+        ({"search": {"points": 3, "minimise": WER, "kind": "grid"}}, "search.kind is 'grid'"),
         (
-            {"search": {"trials": 3, "minimise": [WER, SINKS]}, "set": {"sinks.split": "validation"}},
+            {"search": {"points": 3, "minimise": [WER, SINKS]}, "set": {"sinks.split": "validation"}},
             f"search.minimise: has {SINKS} and sinks.split is 'validation'",
         ),
         ({"seeds": [0, 0]}, "seeds: has"),
@@ -354,7 +354,7 @@ def test_other_axes_begin_another_search_and_the_parameters_of_both_are_known(se
 )
 def test_each_error_of_the_file_is_one_line(tmp_path, change, message):
     path = tmp_path / "sweep.yaml"
-    file = {"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": WER}} | change
+    file = {"name": "s", "axes": WEIGHT, "search": {"points": 3, "minimise": WER}} | change
     path.write_text(yaml.safe_dump(file))
     with pytest.raises(PipelineError) as raised:
         load_sweep(path, ROOT / "params.yaml")
@@ -362,10 +362,16 @@ def test_each_error_of_the_file_is_one_line(tmp_path, change, message):
     assert str(path) in str(raised.value)
 
 
+def test_the_number_of_points_has_a_former_name(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"trials": 7, "minimise": WER}}))
+    assert load_sweep(path, ROOT / "params.yaml").search.points == 7
+
+
 def test_minimised_sinks_are_measured_on_validation(tmp_path):
     path = tmp_path / "sweep.yaml"
     for metrics, measured in ((WER, False), ([WER, SINKS], True)):
-        path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"trials": 3, "minimise": metrics}}))
+        path.write_text(yaml.safe_dump({"name": "s", "axes": WEIGHT, "search": {"points": 3, "minimise": metrics}}))
         sweep = load_sweep(path, ROOT / "params.yaml")
         assert {point.params.sinks.validation for point in sweep.seeded_points} == {measured}
         assert {point.params.sinks.split for point in sweep.seeded_points} == {"test"}

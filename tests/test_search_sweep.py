@@ -14,7 +14,7 @@ SINKS = "sinks/intermediate_tokens_per_utterance/validation"
 SEARCH = {
     "set": {"model.modality": "video", "train.steps": 6, "train.checkpoint_every": 2},
     "axes": {"decorrelation.weight": [0, {"loguniform": [0.01, 1]}], "train.batch_size": {"int": [3, 6]}},
-    "search": {"kind": "random", "trials": 3, "minimise": ["wer/validation", SINKS]},
+    "search": {"kind": "random", "points": 3, "minimise": ["wer/validation", SINKS]},
 }
 
 
@@ -49,7 +49,7 @@ def test_killed_at_random_times_it_has_the_results_of_an_undisturbed_search(prep
         assert SINKS in metrics
         assert SINKS.replace("/validation", "") in metrics
 
-    specify(killed, **SEARCH | {"search": SEARCH["search"] | {"trials": 5}})
+    specify(killed, **SEARCH | {"search": SEARCH["search"] | {"points": 5}})
     planned = command(killed, "sweep", "sweep.yaml", "--plan")
     assert planned.returncode == 0, planned.stderr
     *_, counted, cost = planned.stdout.splitlines()
